@@ -1,0 +1,45 @@
+# Every target but help and clean first makes .venv, if it is missing or stale.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Written only after a complete installation: a .venv that was interrupted stays stale. Its name
+# holds the checkout's path, because a .venv that was moved points at the old one.
+STAMP := $(VENV)/.installed-$(shell pwd | cksum | cut -d ' ' -f 1)
+
+.PHONY: help demo test lint venv clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   train a small detector on the built-in data set and draw what it finds"
+	@echo "make test   lint, then all tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make venv   only set up .venv (PYTHON=... chooses the interpreter, >= 3.10)"
+	@echo "make clean  remove .venv, caches and build files"
+
+demo: venv
+	$(BIN)/python tools/demo.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+venv: $(STAMP)
+
+# A .venv whose Python doesn't start is made anew; any other is brought up to date in place, since
+# torch alone is 5 GB.
+$(STAMP): setup.py pyproject.toml tools/install.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+		"randwire_d2 needs Python 3.10 or newer: make PYTHON=/path/to/python3")'
+	@rm -f $(VENV)/.installed-*
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python tools/install.py --extras test
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,24 @@
+"""Randomly wired networks (Xie et al., 2019) as a Detectron2 backbone."""
+
+try:
+    import detectron2.modeling  # noqa: F401
+except Exception as e:  # a broken build fails in ways of its own: missing symbols, pkg_resources, …
+    raise ImportError(
+        f"randwire_d2 needs Detectron2, which could not be imported here "
+        f"({type(e).__name__}: {e}). Install it with: python tools/install.py"
+    ) from e
+
+from .config import add_randwire_config
+from .modeling import RandWire, RandWireClassifier
+from .wiring import NetworkGenerator, NetworkSpec, complexity
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NetworkGenerator",
+    "NetworkSpec",
+    "RandWire",
+    "RandWireClassifier",
+    "add_randwire_config",
+    "complexity",
+]

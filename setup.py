@@ -1,0 +1,45 @@
+"""What randwire_d2 is made of and what it needs: the one list of its requirements."""
+
+from setuptools import find_packages, setup
+
+# Detectron2 is needed but can't be listed: it is not on PyPI under its own name, and it must be
+# built against the torch that is already installed. tools/install.py sees to both.
+INSTALL_REQUIRES = [
+    "torch>=2.1",  # the first with torch.compiler, which Detectron2 calls
+    "torchvision>=0.16",  # the partner of torch 2.1
+    "fvcore>=0.1.5,<0.1.6",  # Detectron2's own bounds for fvcore and iopath
+    "iopath>=0.1.7,<0.1.10",
+    "matplotlib>=3.5",
+    "networkx>=3.0",
+    "numpy>=1.23",
+    "pillow>=9.1",
+    "pycocotools>=2.0.6",
+    "shapely>=2.0",
+    "tabulate>=0.9",
+    "termcolor>=1.1",
+]
+
+EXTRAS_REQUIRE = {
+    # Detectron2's Visualizer needs some build of OpenCV. An extra, because this one would
+    # overwrite the files of another: tools/install.py asks for it where `cv2` is missing.
+    "opencv": ["opencv-python-headless>=4.6"],
+    "test": [
+        "hypothesis>=6.80",
+        "mypy>=1.11",
+        "pytest>=7.4",
+        "pytest-timeout>=2.2",
+        "ruff~=0.17.6",  # another minor version formats differently
+    ],
+}
+
+setup(
+    name="randwire_d2",
+    version="0.1.0",
+    description="Randomly wired neural networks as a Detectron2 backbone",
+    author="randwire_d2 authors",
+    license="Apache-2.0",
+    packages=find_packages(include=["randwire_d2", "randwire_d2.*"]),
+    python_requires=">=3.10",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)
