@@ -1,0 +1,20 @@
+"""Wirings: graphs, DAGs and the symbolic networks made of them. Nothing here knows of torch."""
+
+from .complexity import NODE_OP_COMPLEXITY_REGISTRY, Complexity, NetworkComplexity, complexity
+from .dag import Dag
+from .network import ConvSpec, NetworkGenerator, NetworkSpec, StageSpec
+from .random_graphs import GRAPH_REGISTRY, random_graph
+
+__all__ = [
+    "GRAPH_REGISTRY",
+    "NODE_OP_COMPLEXITY_REGISTRY",
+    "Complexity",
+    "ConvSpec",
+    "Dag",
+    "NetworkComplexity",
+    "NetworkGenerator",
+    "NetworkSpec",
+    "StageSpec",
+    "complexity",
+    "random_graph",
+]

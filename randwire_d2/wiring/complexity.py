@@ -1,0 +1,126 @@
+"""Parameters, multiply-adds and activations of a network, from its spec alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fvcore.common.registry import Registry
+
+from .network import HEAD_CHANNELS, NetworkSpec, StageSpec
+
+NODE_OP_COMPLEXITY_REGISTRY = Registry("NODE_OP_COMPLEXITY")
+NODE_OP_COMPLEXITY_REGISTRY.__doc__ = """
+The cost of one node operation without its norm: ``(in_channels, out_channels, height, width) ->
+Complexity``, with the size of the operation's output. It has the name of the operation.
+"""
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What a network, or a part of it, costs for one image.
+
+    Attributes:
+        params: learnable parameters, those of the norms and weighted sums included.
+        flops: multiply-adds of convolutions, fully connected layers, and weighted sums (one per
+            element and input edge of a node that has more than one).
+        activations: elements in the outputs of convolutions and fully connected layers.
+    """
+
+    params: int = 0
+    flops: int = 0
+    activations: int = 0
+
+    def __add__(self, other: "Complexity") -> "Complexity":
+        return Complexity(
+            self.params + other.params,
+            self.flops + other.flops,
+            self.activations + other.activations,
+        )
+
+
+@dataclass(frozen=True)
+class NetworkComplexity(Complexity):
+    """The totals of a network, and ``stages``: the part of ``"stem"``, ``"res2"`` … ``"head"``."""
+
+    stages: Mapping[str, Complexity] = field(default_factory=dict)
+
+
+def complexity(
+    spec: NetworkSpec, height: int = 224, width: int = 224, num_classes: int = 1000
+) -> NetworkComplexity:
+    """Count what the classifier of a spec costs for one image of height × width pixels.
+
+    Reproduces the FLOPs and parameters of Tables 2 to 4. ``RandWireClassifier(spec, num_classes)``
+    has exactly ``params`` parameters; fvcore's counter finds the same multiply-adds, except those
+    of the weighted sums, which it does not count.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be at least 1; got {height}×{width}")
+    stages: dict[str, Complexity] = {}
+    for conv_spec in spec.convs:
+        height, width = _halve(height), _halve(width)
+        stages[conv_spec.name] = conv(
+            3, conv_spec.in_channels, conv_spec.channels, height, width
+        ) + norm(conv_spec.channels)
+    for stage in spec.stages:
+        height, width = _halve(height), _halve(width)
+        stages[stage.name] = _stage_complexity(stage, spec.node_op, height, width)
+    stages["head"] = (
+        conv(1, spec.stages[-1].channels, HEAD_CHANNELS, height, width)
+        + norm(HEAD_CHANNELS)
+        + Complexity((HEAD_CHANNELS + 1) * num_classes, HEAD_CHANNELS * num_classes, num_classes)
+    )
+    total = sum(stages.values(), Complexity())
+    return NetworkComplexity(total.params, total.flops, total.activations, stages)
+
+
+def _stage_complexity(stage: StageSpec, node_op: str, height: int, width: int) -> Complexity:
+    if node_op not in NODE_OP_COMPLEXITY_REGISTRY:
+        known = sorted(name for name, _ in NODE_OP_COMPLEXITY_REGISTRY)
+        raise ValueError(f"the complexity of node_op {node_op!r} is unknown; known are {known}")
+    op_complexity = NODE_OP_COMPLEXITY_REGISTRY.get(node_op)
+    total = Complexity()
+    for predecessors in stage.dag.predecessors:
+        in_channels = stage.channels if predecessors else stage.in_channels
+        total += op_complexity(in_channels, stage.channels, height, width) + norm(stage.channels)
+        if len(predecessors) > 1:
+            weights = len(predecessors)
+            total += Complexity(weights, weights * stage.channels * height * width)
+    return total
+
+
+def _halve(size: int) -> int:
+    """The output size of a 3×3 window with stride 2 and padding 1."""
+    return (size + 1) // 2
+
+
+def conv(
+    kernel: int, in_channels: int, out_channels: int, height: int, width: int, groups: int = 1
+) -> Complexity:
+    """A convolution without bias whose output is height × width."""
+    weights = kernel * kernel * (in_channels // groups) * out_channels
+    pixels = height * width
+    return Complexity(weights, weights * pixels, out_channels * pixels)
+
+
+def norm(channels: int) -> Complexity:
+    """A batch norm: two parameters per channel; it can be folded away, so no multiply-adds."""
+    return Complexity(params=2 * channels)
+
+
+@NODE_OP_COMPLEXITY_REGISTRY.register()
+def sep_conv3x3(in_channels: int, out_channels: int, height: int, width: int) -> Complexity:
+    depthwise = conv(3, in_channels, in_channels, height, width, groups=in_channels)
+    return depthwise + conv(1, in_channels, out_channels, height, width)
+
+
+@NODE_OP_COMPLEXITY_REGISTRY.register()
+def conv3x3(in_channels: int, out_channels: int, height: int, width: int) -> Complexity:
+    return conv(3, in_channels, out_channels, height, width)
+
+
+def _pool_conv(in_channels: int, out_channels: int, height: int, width: int) -> Complexity:
+    return conv(1, in_channels, out_channels, height, width)
+
+
+NODE_OP_COMPLEXITY_REGISTRY._do_register("max_pool3x3", _pool_conv)
+NODE_OP_COMPLEXITY_REGISTRY._do_register("avg_pool3x3", _pool_conv)

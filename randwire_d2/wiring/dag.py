@@ -1,0 +1,85 @@
+"""A directed acyclic graph: the wiring of one stage (§3.2 and appendix)."""
+
+import operator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+
+
+@dataclass(frozen=True)
+class Dag:
+    """Nodes 0 … N-1 and edges that point from the smaller index to the larger one.
+
+    That direction makes a cycle impossible. The extra input and output nodes of §3.2 are implied:
+    the stage's input goes to every node in ``input_nodes``, and its output is the mean over
+    ``output_nodes``. An isolated node is both.
+
+    Attributes:
+        num_nodes: N, at least 1.
+        edges: pairs (u, v) with 0 <= u < v < N, without duplicates; kept sorted.
+
+    Raises:
+        ValueError: for any edge or node count that breaks these rules.
+    """
+
+    num_nodes: int
+    edges: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_nodes", as_integer("num_nodes", self.num_nodes))
+        if self.num_nodes < 1:
+            raise ValueError(f"a DAG needs at least one node; got num_nodes={self.num_nodes}")
+        edges = sorted(_as_edge(edge) for edge in self.edges)
+        for u, v in edges:
+            if not 0 <= u < v < self.num_nodes:
+                raise ValueError(
+                    f"edge ({u}, {v}) must point from a smaller index to a larger one, "
+                    f"within 0 … {self.num_nodes - 1}"
+                )
+        for edge, following in zip(edges, edges[1:], strict=False):
+            if edge == following:
+                raise ValueError(f"edge {edge} occurs twice")
+        object.__setattr__(self, "edges", tuple(edges))
+
+    @classmethod
+    def from_graph(cls, graph: nx.Graph) -> "Dag":
+        """Direct every edge of an undirected graph from the smaller index to the larger one."""
+        return cls(len(graph), tuple((min(edge), max(edge)) for edge in graph.edges))
+
+    @cached_property
+    def predecessors(self) -> tuple[tuple[int, ...], ...]:
+        """For each node, the nodes it reads from, ascending."""
+        return tuple(tuple(u for u, v in self.edges if v == node) for node in range(self.num_nodes))
+
+    @cached_property
+    def successors(self) -> tuple[tuple[int, ...], ...]:
+        """For each node, the nodes that read from it, ascending."""
+        return tuple(tuple(v for u, v in self.edges if u == node) for node in range(self.num_nodes))
+
+    @cached_property
+    def input_nodes(self) -> tuple[int, ...]:
+        """The nodes that read the stage's input: those without predecessors."""
+        return tuple(n for n in range(self.num_nodes) if not self.predecessors[n])
+
+    @cached_property
+    def output_nodes(self) -> tuple[int, ...]:
+        """The nodes that make up the stage's output: those without successors."""
+        return tuple(n for n in range(self.num_nodes) if not self.successors[n])
+
+
+def as_integer(name: str, value: Any) -> int:
+    """A plain int, from whatever integer type: equal values must have equal JSON."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer; got {value!r}") from None
+
+
+def _as_edge(edge: Any) -> tuple[int, int]:
+    try:
+        u, v = edge
+        return operator.index(u), operator.index(v)
+    except (TypeError, ValueError):
+        raise ValueError(f"an edge must be a pair of integers; got {edge!r}") from None

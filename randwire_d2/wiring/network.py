@@ -1,0 +1,193 @@
+"""The network generator g(θ, s) of §3.1 and the symbolic networks n that it returns (Table 1)."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from .dag import Dag, as_integer
+from .random_graphs import random_graph
+
+# Table 1, conv2 to conv5, as (name, channels / C, nodes / N). conv1 is a single convolution with
+# C/2 channels in both regimes, and so is conv2, with C channels, in the small one.
+REGIMES: dict[str, tuple[tuple[str, int, float], ...]] = {
+    "small": (("res3", 1, 1), ("res4", 2, 1), ("res5", 4, 1)),
+    "regular": (("res2", 1, 0.5), ("res3", 2, 1), ("res4", 4, 1), ("res5", 8, 1)),
+}
+HEAD_CHANNELS = 1280  # Table 1, classifier: "1×1 conv, 1280-d"
+JSON_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """A single dense 3×3 convolution with stride 2: conv1, and conv2 in the small regime."""
+
+    name: str
+    in_channels: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A randomly wired stage: one random graph, ``channels`` channels in each of its nodes."""
+
+    name: str
+    in_channels: int
+    channels: int
+    dag: Dag
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A symbolic network: "the type of operations … and the flow of data", no weights (§3.1).
+
+    Modules are built from it, complexity is computed from it, checkpoints carry it. Two specs are
+    equal exactly if they describe the same network, whatever drew them.
+
+    Attributes:
+        regime: ``"small"`` or ``"regular"`` (Table 1).
+        channels: C.
+        node_op: the convolution of every node, a name such as ``"sep_conv3x3"``.
+        dags: the wiring of each randomly wired stage, from high to low resolution.
+
+    Raises:
+        ValueError: for an unknown regime, a wrong number of stages, or C < 2.
+    """
+
+    regime: str
+    channels: int
+    node_op: str
+    dags: tuple[Dag, ...]
+
+    def __post_init__(self) -> None:
+        _check_regime(self.regime)
+        object.__setattr__(self, "channels", _check_channels(self.channels))
+        object.__setattr__(self, "dags", tuple(self.dags))
+        names = [name for name, _, _ in REGIMES[self.regime]]
+        if len(self.dags) != len(names):
+            raise ValueError(
+                f"the {self.regime} regime has {len(names)} randomly wired stages "
+                f"({', '.join(names)}); got {len(self.dags)}"
+            )
+
+    @cached_property
+    def convs(self) -> tuple[ConvSpec, ...]:
+        """conv1 as ``"stem"``, followed in the small regime by conv2 as ``"res2"``."""
+        stem = ConvSpec("stem", 3, self.channels // 2)
+        if self.regime == "regular":
+            return (stem,)
+        return (stem, ConvSpec("res2", stem.channels, self.channels))
+
+    @cached_property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """The randomly wired stages, named after the strides they have in Detectron2."""
+        stages: list[StageSpec] = []
+        in_channels = self.convs[-1].channels
+        for (name, width, _), dag in zip(REGIMES[self.regime], self.dags, strict=True):
+            stages.append(StageSpec(name, in_channels, width * self.channels, dag))
+            in_channels = stages[-1].channels
+        return tuple(stages)
+
+    @property
+    def layers(self) -> tuple[ConvSpec | StageSpec, ...]:
+        """``convs`` and ``stages``, in order; layer i has stride 2^(i+1)."""
+        return (*self.convs, *self.stages)
+
+    def to_json(self) -> str:
+        """The canonical JSON text: same spec, same text, to the byte."""
+        spec = {
+            "format": JSON_FORMAT,
+            "regime": self.regime,
+            "channels": self.channels,
+            "node_op": self.node_op,
+            "stages": [{"num_nodes": dag.num_nodes, "edges": dag.edges} for dag in self.dags],
+        }
+        return json.dumps(spec, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "NetworkSpec":
+        """The inverse of ``to_json``.
+
+        Raises:
+            ValueError: if the text is not the JSON of a spec; the message says what is wrong.
+        """
+        try:
+            spec = json.loads(text)
+            if spec["format"] != JSON_FORMAT:
+                raise ValueError(f"format {spec['format']!r} is unknown; known is {JSON_FORMAT}")
+            return cls(
+                regime=spec["regime"],
+                channels=spec["channels"],
+                node_op=spec["node_op"],
+                dags=tuple(Dag(s["num_nodes"], tuple(s["edges"])) for s in spec["stages"]),
+            )
+        except KeyError as e:
+            raise ValueError(f"not the JSON of a NetworkSpec: the key {e} is missing") from None
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"not the JSON of a NetworkSpec: {e}") from e
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON, in hexadecimal: the identity of the network."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class NetworkGenerator:
+    """The stochastic network generator g: fix θ here, then call with a seed s.
+
+    Every stage's graph is drawn with the same seed, as the paper's authors did: the parameters
+    and FLOPs of the networks so drawn match Tables 2 to 4 to the last digit.
+
+    Attributes:
+        regime: ``"small"`` or ``"regular"`` (Table 1).
+        channels: C.
+        num_nodes: N. The regular regime's conv2 has N/2 nodes, rounded down, but at least 1.
+        graph: a name in ``GRAPH_REGISTRY``: ``"ER"``, ``"BA"``, ``"WS"`` or a project's own.
+        graph_params: the graph model's parameters: ``{"p": …}``, ``{"m": …}``,
+            ``{"k": …, "p": …}``.
+        node_op: the convolution of every node.
+
+    Raises:
+        ValueError: from the constructor for a wrong regime, C or N; from the call for parameters
+            that the graph model refuses.
+    """
+
+    regime: str = "regular"
+    channels: int = 109
+    num_nodes: int = 32
+    graph: str = "WS"
+    graph_params: Mapping[str, Any] = field(default_factory=lambda: {"k": 4, "p": 0.75})
+    node_op: str = "sep_conv3x3"
+
+    def __post_init__(self) -> None:
+        _check_regime(self.regime)
+        _check_channels(self.channels)
+        if as_integer("num_nodes (N)", self.num_nodes) < 1:
+            raise ValueError(f"num_nodes (N) must be at least 1; got {self.num_nodes}")
+
+    def __call__(self, seed: int) -> NetworkSpec:
+        """Draw the network n = g(θ, s)."""
+        dags = []
+        for name, _, fraction in REGIMES[self.regime]:
+            num_nodes = max(1, int(self.num_nodes * fraction))
+            try:
+                graph = random_graph(self.graph, num_nodes, seed, **self.graph_params)
+            except ValueError as e:
+                raise ValueError(f"{name} of the {self.regime} regime: {e}") from e
+            dags.append(Dag.from_graph(graph))
+        return NetworkSpec(self.regime, self.channels, self.node_op, tuple(dags))
+
+
+def _check_regime(regime: str) -> None:
+    if regime not in REGIMES:
+        raise ValueError(f"regime must be one of {sorted(REGIMES)}; got {regime!r}")
+
+
+def _check_channels(channels: int) -> int:
+    channels = as_integer("channels (C)", channels)
+    if channels < 2:
+        raise ValueError(f"channels (C) must be at least 2, for conv1 has C/2; got {channels}")
+    return channels

@@ -1,0 +1,83 @@
+"""The random graph models of §3.3: ER(P), BA(M) and WS(K, P), and the registry they live in.
+
+A graph model is a function ``(num_nodes, seed, **params) -> networkx.Graph`` whose nodes are the
+integers 0 … N-1 in the order in which the paper indexes them (appendix, "Converting undirected
+graphs into DAGs"). A project adds its own one with ``@GRAPH_REGISTRY.register()``; the function's
+name is the name of the model, and its keyword parameters are the model's parameters.
+"""
+
+import inspect
+
+import networkx as nx
+from fvcore.common.registry import Registry
+
+GRAPH_REGISTRY = Registry("GRAPH")
+GRAPH_REGISTRY.__doc__ = "Random graph models: ``(num_nodes, seed, **params) -> networkx.Graph``."
+
+
+def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.Graph:
+    """Draw one undirected graph from a registered model.
+
+    Args:
+        model: a name in ``GRAPH_REGISTRY``, such as ``"WS"``.
+        num_nodes: N, without the extra input and output nodes of §3.2.
+        seed: the s of g(θ, s).
+        params: the model's own parameters, such as ``k=4, p=0.75``.
+
+    Raises:
+        ValueError: for an unknown model, missing or superfluous parameters, or values out of range.
+    """
+    if model not in GRAPH_REGISTRY:
+        known = sorted(name for name, _ in GRAPH_REGISTRY)
+        raise ValueError(f"unknown graph model {model!r}; registered are {known}")
+    if num_nodes < 1:
+        raise ValueError(f"a graph needs at least one node; got num_nodes={num_nodes}")
+    draw = GRAPH_REGISTRY.get(model)
+    try:
+        inspect.signature(draw).bind(num_nodes, seed, **params)
+    except TypeError as e:
+        wanted = list(inspect.signature(draw).parameters)[2:]
+        raise ValueError(f"{model} takes the parameters {wanted}; got {params} ({e})") from None
+    graph = draw(num_nodes, seed, **params)
+    if set(graph) != set(range(num_nodes)):
+        raise ValueError(f"{model} must return a graph whose nodes are 0 … {num_nodes - 1}")
+    return graph
+
+
+def _check_probability(model: str, p: float) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"{model} needs a probability 0 <= P <= 1; got P={p}")
+
+
+@GRAPH_REGISTRY.register()
+def ER(num_nodes: int, seed: int, p: float) -> nx.Graph:
+    """Erdős-Rényi: each of the N(N-1)/2 possible edges with probability ``p``, independently.
+
+    The graph may be disconnected, as in the paper. Its nodes are exchangeable, so networkx's own
+    numbering is the paper's "random order".
+    """
+    _check_probability("ER", p)
+    return nx.gnp_random_graph(num_nodes, p, seed=seed)
+
+
+@GRAPH_REGISTRY.register()
+def BA(num_nodes: int, seed: int, m: int) -> nx.Graph:
+    """Barabási-Albert: nodes join one by one, each with ``m`` edges to existing nodes, preferring
+    those of high degree; exactly M·(N-M) edges."""
+    if not 1 <= m < num_nodes:
+        raise ValueError(f"BA needs 1 <= M < N; got M={m}, N={num_nodes}")
+    graph = nx.barabasi_albert_graph(num_nodes, m, seed=seed)
+    # networkx starts from a star and calls its centre node 0. The centre is the node that the
+    # paper adds first, to M initial nodes without edges, so it comes after them.
+    order = {0: m, **{leaf: leaf - 1 for leaf in range(1, m + 1)}}
+    return nx.relabel_nodes(graph, {node: order.get(node, node) for node in graph})
+
+
+@GRAPH_REGISTRY.register()
+def WS(num_nodes: int, seed: int, k: int, p: float) -> nx.Graph:
+    """Watts-Strogatz: a ring where each node is joined to its ``k`` nearest, each edge rewired
+    with probability ``p``; exactly N·K/2 edges (the paper's "N·K" counts each edge twice)."""
+    if k % 2 or not 0 < k < num_nodes:
+        raise ValueError(f"WS needs an even K with 0 < K < N; got K={k}, N={num_nodes}")
+    _check_probability("WS", p)
+    return nx.watts_strogatz_graph(num_nodes, k, p, seed=seed)
