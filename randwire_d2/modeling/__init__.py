@@ -1,0 +1,23 @@
+"""Networks built from specs. Importing this registers the backbones in Detectron2."""
+
+from .backbone import (
+    RandWire,
+    build_randwire_backbone,
+    build_randwire_fpn_backbone,
+    build_randwire_retinanet_fpn_backbone,
+)
+from .classifier import RandWireClassifier
+from .node import NODE_OP_REGISTRY, Node
+from .stage import ConvStage, RandWireStage
+
+__all__ = [
+    "NODE_OP_REGISTRY",
+    "ConvStage",
+    "Node",
+    "RandWire",
+    "RandWireClassifier",
+    "RandWireStage",
+    "build_randwire_backbone",
+    "build_randwire_fpn_backbone",
+    "build_randwire_retinanet_fpn_backbone",
+]

@@ -1,0 +1,180 @@
+"""RandWire as a Detectron2 backbone, and the builders that Detectron2 configs name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import CNNBlockBase, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor
+
+from ..config import spec_from_config
+from ..wiring import NetworkSpec, StageSpec
+from .stage import ConvStage, RandWireStage
+
+
+class RandWire(Backbone):
+    """A randomly wired network without its classifier (Table 1), for any image size.
+
+    It is built from a spec, ``RandWire(spec)``, or from a config, ``RandWire(cfg, input_shape)``.
+
+    Args:
+        spec: the symbolic network.
+        out_features: any of ``"stem"``, ``"res2"`` … ``"res5"``: strides 2, 4, 8, 16 and 32, the
+            paper's conv1 … conv5. Stages after the last of them are not built.
+        norm: any of Detectron2's: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, …
+        edge_drop_prob: the probability with which a training mini-batch loses one edge whose
+            target has input degree > 1 (§4.2, "Regular computation regime": 0.1).
+        freeze_at: see ``freeze``.
+
+    Raises:
+        ValueError: for unknown features, norms or node operations, or values out of range.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        *,
+        out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        norm: str = "BN",
+        edge_drop_prob: float = 0.0,
+        freeze_at: int = 0,
+    ) -> None:
+        super().__init__()
+        names = [layer.name for layer in spec.layers]
+        unknown = [name for name in out_features if name not in names]
+        if unknown or not out_features:
+            raise ValueError(f"out_features must name some of {names}; got {list(out_features)}")
+        if not 0 <= edge_drop_prob <= 1:
+            raise ValueError(f"edge_drop_prob must be within 0 … 1; got {edge_drop_prob}")
+        self.spec = spec
+        self.edge_drop_prob = edge_drop_prob
+        self._out_features = [name for name in names if name in out_features]
+        self._stage_names = names[: names.index(self._out_features[-1]) + 1]
+        self._shapes = {}
+        for i, layer in enumerate(spec.layers[: len(self._stage_names)]):
+            stage: CNNBlockBase = (
+                RandWireStage(layer, spec.node_op, norm)
+                if isinstance(layer, StageSpec)
+                else ConvStage(layer, norm)
+            )
+            self.add_module(layer.name, stage)
+            self._shapes[layer.name] = ShapeSpec(channels=layer.channels, stride=2 ** (i + 1))
+        self.freeze(freeze_at)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        if input_shape.channels != 3:
+            raise ValueError(
+                f"RandWire reads images of 3 channels; MODEL.PIXEL_MEAN has {input_shape.channels}"
+            )
+        return {
+            "spec": spec_from_config(cfg),
+            "out_features": cfg.MODEL.RANDWIRE.OUT_FEATURES,
+            "norm": cfg.MODEL.RANDWIRE.NORM,
+            "edge_drop_prob": cfg.MODEL.RANDWIRE.EDGE_DROP_PROB,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            x: images (N, 3, H, W), of any size.
+
+        Returns:
+            dict[str, Tensor]: feature name to (N, C, ceil(H / stride), ceil(W / stride)).
+        """
+        if x.dim() != 4:
+            raise ValueError(f"RandWire takes an input of shape (N, 3, H, W); got {tuple(x.shape)}")
+        dropped = self._draw_dropped_edge() if self.training and self.edge_drop_prob else None
+        features = {}
+        for name in self._stage_names:
+            stage = getattr(self, name)
+            if dropped is not None and dropped[0] == name:
+                x = stage(x, dropped_edge=dropped[1])
+            else:
+                x = stage(x)
+            if name in self._out_features:
+                features[name] = x
+        return features
+
+    def _draw_dropped_edge(self) -> tuple[str, tuple[int, int]] | None:
+        """With probability ``edge_drop_prob``, one edge, uniformly over all that may be dropped.
+
+        The draw comes from torch's CPU generator, whose state a seed or a checkpoint restores.
+        """
+        if not self._droppable or torch.rand(()).item() >= self.edge_drop_prob:
+            return None
+        return self._droppable[int(torch.randint(len(self._droppable), ()).item())]
+
+    def freeze(self, freeze_at: int = 0) -> "RandWire":
+        """Freeze the first stages: 1 freezes the stem, 2 also res2, and so on; 0 freezes nothing.
+
+        A frozen stage gets no gradients, its batch norms become FrozenBN, and no edge of it is
+        dropped. The same meaning as ``MODEL.BACKBONE.FREEZE_AT`` has for Detectron2's ResNet.
+
+        Returns:
+            RandWire: itself.
+        """
+        for name in self._stage_names[: max(freeze_at, 0)]:
+            getattr(self, name).freeze()
+        # Not by freeze_at: an earlier call may have frozen more.
+        self._droppable = [
+            (stage.name, (u, v))
+            for stage in self.spec.stages
+            if stage.name in self._stage_names
+            and any(p.requires_grad for p in getattr(self, stage.name).parameters())
+            for u, v in stage.dag.edges
+            if len(stage.dag.predecessors[v]) > 1
+        ]
+        return self
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every feature that ``forward`` returns."""
+        return {name: self._shapes[name] for name in self._out_features}
+
+
+@BACKBONE_REGISTRY.register()
+def build_randwire_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RandWire:
+    """A plain RandWire from ``cfg.MODEL.RANDWIRE``."""
+    return RandWire(cfg, input_shape)
+
+
+@BACKBONE_REGISTRY.register()
+def build_randwire_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """RandWire under an FPN with p2 … p6, as Faster, Mask and Cascade R-CNN use it."""
+    return _fpn(cfg, RandWire(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_randwire_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """RandWire under an FPN with p3 … p7, as RetinaNet uses it."""
+    bottom_up = RandWire(cfg, input_shape)
+    _check_features(cfg, bottom_up, {*cfg.MODEL.FPN.IN_FEATURES, "res5"})  # p6 is made of res5
+    in_channels = bottom_up.output_shape()["res5"].channels
+    return _fpn(cfg, bottom_up, LastLevelP6P7(in_channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+def _check_features(cfg: CfgNode, bottom_up: RandWire, read: set[str]) -> None:
+    missing = read - set(bottom_up.output_shape())
+    if missing:
+        raise ValueError(
+            f"the FPN (MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)}) reads "
+            f"{sorted(missing)}, which MODEL.RANDWIRE.OUT_FEATURES "
+            f"({list(bottom_up.output_shape())}) does not hand out"
+        )
+
+
+def _fpn(cfg: CfgNode, bottom_up: RandWire, top_block: torch.nn.Module) -> FPN:
+    _check_features(cfg, bottom_up, set(cfg.MODEL.FPN.IN_FEATURES))
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -1,0 +1,56 @@
+"""The image classifier of Table 1: RandWire and its last row."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..wiring import NetworkSpec
+from ..wiring.network import HEAD_CHANNELS
+from .backbone import RandWire
+from .node import build_norm, conv2d
+
+
+class RandWireClassifier(nn.Module):
+    """A randomly wired network with its classifier.
+
+    ReLU, 1×1 conv to 1280 channels, BN, global average pool, dropout, fc; the softmax is the
+    loss's. It has exactly ``complexity(spec, num_classes=num_classes).params`` parameters.
+
+    Args:
+        spec: the symbolic network.
+        num_classes: the number of classes.
+        norm: any of Detectron2's.
+        dropout: before the fc layer; by default the paper's: 0.2 in the regular regime, else none.
+        edge_drop_prob: see ``RandWire``; by default the paper's: 0.1 in the regular regime, else 0.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        num_classes: int = 1000,
+        *,
+        norm: str = "BN",
+        dropout: float | None = None,
+        edge_drop_prob: float | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1; got {num_classes}")
+        regular = spec.regime == "regular"
+        if dropout is None:
+            dropout = 0.2 if regular else 0.0
+        if edge_drop_prob is None:
+            edge_drop_prob = 0.1 if regular else 0.0
+        self.backbone = RandWire(
+            spec, out_features=("res5",), norm=norm, edge_drop_prob=edge_drop_prob
+        )
+        self.conv = conv2d(spec.stages[-1].channels, HEAD_CHANNELS, 1)
+        self.norm = build_norm(norm, HEAD_CHANNELS)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(HEAD_CHANNELS, num_classes)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to logits (N, num_classes)."""
+        x = self.norm(self.conv(F.relu(self.backbone(x)["res5"])))
+        return self.fc(self.dropout(x.mean(dim=(2, 3))))

@@ -1,0 +1,165 @@
+"""A node of a random graph: weighted sum, then a ReLU-convolution-BN triplet (§3.2, Figure 2)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, get_norm
+from fvcore.common.registry import Registry
+from torch import Tensor, nn
+
+NODE_OP_REGISTRY = Registry("NODE_OP")
+NODE_OP_REGISTRY.__doc__ = """
+Node operations: ``(in_channels, out_channels, stride) -> nn.Module`` without bias, norm or
+activation, mapping (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
+A project's own operation also joins ``NODE_OP_COMPLEXITY_REGISTRY``, under the same name, if its
+complexity shall be counted.
+"""
+
+
+def conv2d(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
+) -> Conv2d:
+    """A convolution without bias, padded so that only the stride changes the size; He init."""
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        groups=groups,
+        bias=False,
+    )
+    # Fan-in, not fan-out: it alone gives a depthwise convolution the right scale.
+    nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
+    return conv
+
+
+class SepConv3x3(nn.Sequential):
+    """3×3 depthwise, then 1×1 convolution, "with no non-linearity in between" (footnote 5)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = conv2d(in_channels, in_channels, 3, stride, groups=in_channels)
+        self.pointwise = conv2d(in_channels, out_channels, 1)
+
+
+class PoolConv(nn.Sequential):
+    """3×3 pooling, then 1×1 convolution (§4.1, "Node operations")."""
+
+    def __init__(self, pool: nn.Module, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.pool = pool
+        self.pointwise = conv2d(in_channels, out_channels, 1)
+
+
+@NODE_OP_REGISTRY.register()
+def sep_conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    return SepConv3x3(in_channels, out_channels, stride)
+
+
+@NODE_OP_REGISTRY.register()
+def conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    return conv2d(in_channels, out_channels, 3, stride)
+
+
+@NODE_OP_REGISTRY.register()
+def max_pool3x3(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    return PoolConv(nn.MaxPool2d(3, stride, padding=1), in_channels, out_channels)
+
+
+@NODE_OP_REGISTRY.register()
+def avg_pool3x3(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    # Padding is no data: at the border the mean is over the pixels that exist.
+    pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+    return PoolConv(pool, in_channels, out_channels)
+
+
+def build_node_op(name: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Build a registered node operation.
+
+    Raises:
+        ValueError: if no operation of that name is registered.
+    """
+    if name not in NODE_OP_REGISTRY:
+        known = sorted(registered for registered, _ in NODE_OP_REGISTRY)
+        raise ValueError(f"unknown node_op {name!r}; registered are {known}")
+    return NODE_OP_REGISTRY.get(name)(in_channels, out_channels, stride)
+
+
+def build_norm(norm: str, channels: int) -> nn.Module:
+    """Any norm of Detectron2's ``get_norm``; ``""`` is none.
+
+    ``"GN"`` has 32 groups where C is a multiple of 32, else as many as divide C: 109 has no
+    divisor but 1.
+
+    Raises:
+        ValueError: if Detectron2 does not know the norm.
+    """
+    if norm == "GN":
+        groups = max(g for g in range(1, 33) if channels % g == 0)
+        return nn.GroupNorm(groups, channels)
+    try:
+        return get_norm(norm, channels) or nn.Identity()
+    except KeyError:
+        raise ValueError(
+            f"unknown norm {norm!r}; Detectron2 has BN, SyncBN, FrozenBN, GN, LN and others: "
+            "see detectron2.layers.get_norm"
+        ) from None
+
+
+class Node(nn.Module):
+    """Aggregation and transformation; distribution is up to the stage.
+
+    Args:
+        in_degree: the number of input edges; a node that reads the stage's input has one.
+        in_channels, out_channels: channels of its inputs and of its output.
+        stride: 2 for a node that reads the stage's input, else 1.
+        node_op: a name in ``NODE_OP_REGISTRY``.
+        norm: see ``build_norm``.
+    """
+
+    def __init__(
+        self,
+        in_degree: int,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        node_op: str,
+        norm: str,
+    ) -> None:
+        super().__init__()
+        # "Applying sigmoid on unrestricted weights ensures they are positive" (footnote 3).
+        # A sum of one needs no weight: the norm that follows would undo it.
+        self.weight = nn.Parameter(torch.zeros(in_degree)) if in_degree > 1 else None
+        self.conv = build_node_op(node_op, in_channels, out_channels, stride)
+        self.norm = build_norm(norm, out_channels)
+
+    def forward(self, inputs: Sequence[Tensor], dropped: int | None = None) -> Tensor:
+        """
+        Args:
+            inputs: one tensor (N, in_channels, H, W) for each input edge.
+            dropped: the input to leave out of the weighted sum, as an index into ``inputs``.
+
+        Returns:
+            Tensor: (N, out_channels, ceil(H / stride), ceil(W / stride)).
+        """
+        return self.norm(self.conv(F.relu(self.aggregate(inputs, dropped))))
+
+    def aggregate(self, inputs: Sequence[Tensor], dropped: int | None = None) -> Tensor:
+        """The weighted sum of the inputs, weights being sigmoid(w)."""
+        if self.weight is None:
+            return inputs[0]
+        weights = torch.sigmoid(self.weight)
+        if dropped is not None:
+            # A zero, not a shorter sum: DistributedDataParallel waits for the gradient of every
+            # parameter, so the edge's weight and what it hangs on must still get one.
+            mask = torch.ones_like(weights)
+            mask[dropped] = 0
+            weights = weights * mask
+        # Under autocast the inputs are of lower precision than the weights.
+        weights = weights.to(inputs[0].dtype)
+        total = inputs[0] * weights[0]
+        for x, weight in zip(inputs[1:], weights[1:], strict=True):
+            total = torch.addcmul(total, x, weight)
+        return total
