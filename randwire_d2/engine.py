@@ -1,0 +1,213 @@
+"""Training on Detectron2's engine: config checks, evaluators, and a trainer for GPUs and CPUs."""
+
+import argparse
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    launch,
+)
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from .checkpoint import RandWireCheckpointer
+from .config import add_randwire_config, spec_from_config
+from .data import builtin  # noqa: F401 (registers the built-in data set)
+
+# By a data set's ``evaluator_type``, as Detectron2's own tools/train_net.py chooses them.
+_EVALUATORS: dict[str, tuple[Callable[[str, str], DatasetEvaluator], ...]] = {
+    "coco": (lambda name, folder: COCOEvaluator(name, output_dir=folder),),
+    "coco_panoptic_seg": (
+        lambda name, folder: SemSegEvaluator(name, distributed=True, output_dir=folder),
+        lambda name, folder: COCOEvaluator(name, output_dir=folder),
+        lambda name, folder: COCOPanopticEvaluator(name, folder),
+    ),
+    "sem_seg": (lambda name, folder: SemSegEvaluator(name, distributed=True, output_dir=folder),),
+    "cityscapes_instance": (lambda name, folder: CityscapesInstanceEvaluator(name),),
+    "cityscapes_sem_seg": (lambda name, folder: CityscapesSemSegEvaluator(name),),
+    "pascal_voc": (lambda name, folder: PascalVOCDetectionEvaluator(name),),
+    "lvis": (lambda name, folder: LVISEvaluator(name, output_dir=folder),),
+}
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # In place of DefaultTrainer's, which hands DistributedDataParallel a GPU index on any
+        # device and fixes the class of the checkpointer; the steps are the same.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        ddp_options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_class(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = RandWireCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """The evaluator of a data set, by its ``evaluator_type``.
+
+        Raises:
+            ValueError: if the type is unknown.
+        """
+        kind = getattr(MetadataCatalog.get(dataset_name), "evaluator_type", None)
+        if kind not in _EVALUATORS:
+            raise ValueError(
+                f"no evaluator for {dataset_name!r}: its evaluator_type is {kind!r}, known are "
+                f"{sorted(_EVALUATORS)}"
+            )
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        evaluators = [build(dataset_name, folder) for build in _EVALUATORS[kind]]
+        return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a command line (Detectron2's ``default_argument_parser``), checked.
+
+    Raises:
+        ValueError: for whatever would make the run fail later: an unknown key, a missing file, data
+            set or device, a network that can't be built, a training that can't succeed. The message
+            is one line that names the value and the way out.
+    """
+    cfg = get_cfg()
+    add_randwire_config(cfg)
+    if args.config_file:
+        if not PathManager.isfile(args.config_file):
+            raise ValueError(f"--config-file {args.config_file!r} does not exist")
+        _merge(args.config_file, lambda: cfg.merge_from_file(args.config_file))
+    if len(args.opts) % 2:
+        raise ValueError(f"options come as pairs KEY VALUE; got {' '.join(args.opts)!r}")
+    _merge("the command line", lambda: cfg.merge_from_list(args.opts))
+    cfg.freeze()
+    _check_device(cfg, args)
+    _check_datasets(cfg, args)
+    _check_model(cfg, args)
+    return cfg
+
+
+def _merge(source: str, merge: Callable[[], Any]) -> None:
+    try:
+        merge()
+    # yacs raises KeyError for unknown keys, and ValueError or AssertionError for wrong types
+    # and for versions it does not know.
+    except (KeyError, ValueError, AssertionError) as e:
+        raise ValueError(f"{source}: {e.args[0] if e.args else e}") from e
+
+
+def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda":
+        gpus = torch.cuda.device_count()
+        if gpus == 0:
+            raise ValueError(
+                f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no GPU; to train on the "
+                "CPU, add MODEL.DEVICE cpu"
+            )
+        if args.num_gpus > gpus:
+            raise ValueError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
+    elif device.type == "cpu" and cfg.SOLVER.AMP.ENABLED and not args.eval_only:
+        raise ValueError("SOLVER.AMP.ENABLED needs a GPU: Detectron2's AMPTrainer has no CPU path")
+    workers = args.num_gpus * args.num_machines
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and cfg.SOLVER.IMS_PER_BATCH % max(workers, 1):
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all {workers} "
+            "processes together, and must be a multiple of their number"
+        )
+
+
+def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> None:
+    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+        if args.eval_only and key == "TRAIN":
+            continue
+        if not names and (key == "TRAIN" or args.eval_only):
+            raise ValueError(f"DATASETS.{key} is empty")
+        for name in names:
+            if name not in DatasetCatalog:
+                raise ValueError(f"DATASETS.{key}: no data set {name!r} is registered")
+            metadata = MetadataCatalog.get(name)
+            for path in (metadata.get("json_file"), metadata.get("image_root")):
+                # To ask for its path makes the built-in set: once, before there are processes.
+                if (
+                    path
+                    and "://" not in path
+                    and not os.path.exists(PathManager.get_local_path(path))
+                ):
+                    raise ValueError(
+                        f"DATASETS.{key}: {name!r} needs {path!r}, which does not exist; set the "
+                        "environment variable DETECTRON2_DATASETS to the folder that holds it"
+                    )
+
+
+def _check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
+    name = cfg.MODEL.BACKBONE.NAME
+    family = "RANDWIRE" if "randwire" in name else "RESNETS" if "resnet" in name else None
+    if family == "RANDWIRE":
+        spec_from_config(cfg)
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not os.path.isfile(weights.split("?")[0]):
+        raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist")
+    resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if weights or resumes or family is None:
+        return
+    if args.eval_only:
+        raise ValueError("--eval-only needs weights: set MODEL.WEIGHTS, or --resume a run")
+    if cfg.MODEL[family].NORM == "FrozenBN" or cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+        raise ValueError(
+            f"training starts without MODEL.WEIGHTS, but MODEL.{family}.NORM is "
+            f"{cfg.MODEL[family].NORM!r} and MODEL.BACKBONE.FREEZE_AT is "
+            f"{cfg.MODEL.BACKBONE.FREEZE_AT}: a batch norm that is frozen before it was trained "
+            "diverges, and a frozen random stage learns nothing. Set MODEL.WEIGHTS to a "
+            f"pretrained backbone, or MODEL.{family}.NORM BN (or SyncBN, GN) and "
+            "MODEL.BACKBONE.FREEZE_AT 0"
+        )
+
+
+def run_distributed(main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace) -> Any:
+    """Call ``main(cfg, args)`` in ``--num-gpus`` processes on each of ``--num-machines`` machines.
+
+    With ``MODEL.DEVICE cpu`` the processes share the machine's cores.
+    """
+    if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
+        # Inherited by the processes. Each would otherwise start a thread for every core.
+        threads = max(1, (os.cpu_count() or 1) // args.num_gpus)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    return launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(cfg, args),
+    )

@@ -1,0 +1,26 @@
+"""Files that are written whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+
+@contextmanager
+def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a local file for writing; it takes its name only once it is complete and on disk.
+
+    Until then it is ``path`` with ``.tmp`` appended, which a later attempt overwrites. If the block
+    raises, that file is removed and whatever was at ``path`` stays.
+    """
+    temporary = f"{os.fspath(path)}.tmp"
+    try:
+        with open(temporary, mode) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise

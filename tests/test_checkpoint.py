@@ -1,0 +1,128 @@
+"""Checkpoints appear whole, run no code when loaded, and refuse another wiring."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from randwire_d2 import NetworkGenerator, RandWire
+from randwire_d2.checkpoint import WIRING_KEY, RandWireCheckpointer
+from randwire_d2.files import atomic_open
+from randwire_d2.wiring import NetworkSpec
+
+GENERATOR = NetworkGenerator(channels=8, num_nodes=8)
+
+
+def small_backbone(seed: int = 1) -> RandWire:
+    return RandWire(GENERATOR(seed))
+
+
+def test_atomic_open_leaves_the_old_file_when_the_writer_fails(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_open(path) as f:
+        f.write("half of the new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_checkpoint_round_trip_carries_the_spec(tmp_path: Path) -> None:
+    model = small_backbone()
+    RandWireCheckpointer(model, str(tmp_path)).save("model", iteration=3)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model.pth"]
+
+    file = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert NetworkSpec.from_json(file[WIRING_KEY]["spec"]) == model.spec
+    assert file[WIRING_KEY]["fingerprint"] == model.spec.fingerprint
+
+    torch.manual_seed(7)
+    other = small_backbone()
+    rest = RandWireCheckpointer(other, str(tmp_path)).resume_or_load("", resume=True)
+    assert rest["iteration"] == 3
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_another_wiring_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
+    model, other = small_backbone(1), small_backbone(2)
+    RandWireCheckpointer(model, str(tmp_path)).save("model")
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(ValueError) as e:
+        RandWireCheckpointer(other).load(str(tmp_path / "model.pth"))
+    assert model.spec.fingerprint in str(e.value)
+    assert other.spec.fingerprint in str(e.value)
+    assert "SPEC_FILE" in str(e.value)
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in before.items())
+
+
+class RunsCode:
+    """What an attacker's pickle does: it calls a function when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, suffix: str) -> None:
+    proof = tmp_path / "code-has-run"
+    path = tmp_path / f"model.{suffix}"
+    data = {"model": {"weight": RunsCode(proof)}, "__author__": "a stranger"}
+    if suffix == "pth":
+        torch.save(data, path)
+    else:
+        path.write_bytes(pickle.dumps(data))
+    with pytest.raises(pickle.UnpicklingError, match="mkdir"):
+        RandWireCheckpointer(small_backbone()).load(str(path))
+    assert not proof.exists()
+
+
+def test_pickles_of_arrays_load_as_detectron2_writes_them(tmp_path: Path) -> None:
+    model, other = small_backbone(), small_backbone()
+    path = tmp_path / "model.pkl"
+    arrays = {name: np.asarray(value) for name, value in model.state_dict().items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "test"}))
+    RandWireCheckpointer(other).load(str(path))
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys, torch
+from randwire_d2 import NetworkGenerator, RandWire
+from randwire_d2.checkpoint import RandWireCheckpointer
+
+checkpointer = RandWireCheckpointer(
+    RandWire(NetworkGenerator(channels=8, num_nodes=8)(1)), sys.argv[1]
+)
+checkpointer.save("model_0000001", iteration=1)
+save = torch.save
+
+def save_half(data, f):
+    save(data, f)
+    f.truncate(f.tell() // 2)
+    f.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = save_half
+checkpointer.save(sys.argv[2], iteration=2)
+"""
+
+
+@pytest.mark.parametrize("name", ["model_0000002", "model_0000001"])
+def test_kill_in_the_middle_of_a_save_leaves_the_last_complete_one(
+    tmp_path: Path, name: str
+) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path), name])
+    assert killed.returncode == -signal.SIGKILL
+    rest = RandWireCheckpointer(small_backbone(), str(tmp_path)).resume_or_load("", resume=True)
+    assert rest["iteration"] == 1

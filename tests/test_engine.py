@@ -1,0 +1,127 @@
+"""A run that can't succeed is refused before any work; evaluators fit their data sets."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+
+from randwire_d2.engine import Trainer, load_config
+
+ROOT = Path(__file__).parents[1]
+C109 = "configs/faster_rcnn_randwire_c109_fpn_1x.yaml"
+SHAPES = "configs/faster_rcnn_randwire_shapes.yaml"
+CONFIGS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("configs/**/*.yaml"))
+
+
+def parse(config: str, *args: str) -> argparse.Namespace:
+    path = str(ROOT / config) if config else ""
+    return default_argument_parser().parse_args(["--config-file", path, *args])
+
+
+@pytest.mark.parametrize(
+    ("config", "args", "says"),
+    [
+        (C109, ["MODEL.RANDWIRE.CHANELS", "109"], ["CHANELS"]),
+        (C109, ["MODEL.RANDWIRE.CHANNELS"], ["pairs", "MODEL.RANDWIRE.CHANNELS"]),
+        (C109, ["MODEL.RANDWIRE.CHANNELS", "wide"], ["CHANNELS", "wide"]),
+        ("configs/no_such.yaml", [], ["no_such.yaml", "does not exist"]),
+        (SHAPES, ["DATASETS.TRAIN", "('no_such_set',)"], ["DATASETS.TRAIN", "no_such_set"]),
+        (SHAPES, ["DATASETS.TRAIN", "()"], ["DATASETS.TRAIN", "empty"]),
+        (SHAPES, ["DATASETS.TEST", "('nowhere_set',)"], ["/nowhere", "DETECTRON2_DATASETS"]),
+        (SHAPES, ["MODEL.WEIGHTS", "no_such.pth"], ["MODEL.WEIGHTS", "no_such.pth"]),
+        (SHAPES, ["--eval-only"], ["--eval-only", "MODEL.WEIGHTS"]),
+        (SHAPES, ["--num-gpus", "3"], ["IMS_PER_BATCH", "3 processes"]),
+        (SHAPES, ["SOLVER.AMP.ENABLED", "True"], ["AMP", "GPU"]),
+        (SHAPES, ["MODEL.RANDWIRE.WS.K", "3"], ["MODEL.RANDWIRE", "K=3"]),
+        (SHAPES, ["MODEL.RANDWIRE.GRAPH", "XX"], ["MODEL.RANDWIRE", "XX", "WS"]),
+        (SHAPES, ["MODEL.RANDWIRE.SPEC_FILE", "no.json"], ["SPEC_FILE", "no.json"]),
+        (SHAPES, ["MODEL.RANDWIRE.NORM", "FrozenBN"], ["FrozenBN", "MODEL.WEIGHTS", "NORM BN"]),
+        (SHAPES, ["MODEL.BACKBONE.FREEZE_AT", "2"], ["FREEZE_AT", "MODEL.WEIGHTS"]),
+        (C109, ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('randwire_shapes_train',)",
+                "DATASETS.TEST", "('randwire_shapes_val',)"], ["FrozenBN", "NORM BN"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_in_one_line(
+    config: str, args: list[str], says: list[str], nowhere_set: None
+) -> None:
+    with pytest.raises(ValueError) as e:
+        load_config(parse(config, *args))
+    assert "\n" not in str(e.value)
+    for words in says:
+        assert words in str(e.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_named_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match="MODEL.DEVICE cpu"):
+        load_config(parse(C109))
+
+
+@pytest.fixture
+def nowhere_set():
+    """A registered data set whose files do not exist."""
+    MetadataCatalog.get("nowhere_set").set(json_file="/nowhere/a.json", image_root="/nowhere")
+    DatasetCatalog.register("nowhere_set", list)
+    yield
+    DatasetCatalog.remove("nowhere_set")
+    MetadataCatalog.remove("nowhere_set")
+
+
+def test_resuming_a_run_needs_no_weights(tmp_path: Path) -> None:
+    """A run that was started from weights resumes without them being there any more."""
+    options = ["MODEL.RANDWIRE.NORM", "FrozenBN", "OUTPUT_DIR", str(tmp_path)]
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    load_config(parse(SHAPES, "--resume", *options))
+    with pytest.raises(ValueError, match="FrozenBN"):
+        load_config(parse(SHAPES, *options))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_of_the_project_loads(config: str, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(weights),
+               "DATASETS.TRAIN", "('randwire_shapes_train',)",
+               "DATASETS.TEST", "('randwire_shapes_val',)"]  # fmt: skip
+    assert load_config(parse(config, *options)).is_frozen()
+
+
+def test_the_1x_recipe_is_the_original_detectrons() -> None:
+    """Every row of Table 5 has the same recipe, whose numbers are those of Detectron's 1x."""
+    rows = [c for c in CONFIGS if c.endswith("_1x.yaml") and "/Base" not in c]
+    assert len(rows) == 6
+    for config in rows:
+        from detectron2.config import get_cfg
+
+        from randwire_d2 import add_randwire_config
+
+        cfg = get_cfg()
+        add_randwire_config(cfg)
+        cfg.merge_from_file(str(ROOT / config))
+        assert cfg.INPUT.MIN_SIZE_TRAIN == (800,)
+        assert (cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.FORMAT) == (1333, "RGB")
+        assert abs(cfg.MODEL.RPN.SMOOTH_L1_BETA - 1 / 9) < 1e-3
+        assert cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA == 1.0
+        assert cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "ROIAlign"
+        assert cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO == 2
+        assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
+        assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((60000, 80000), 90000)
+        assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY) == (0.9, 0.0001)
+        assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
+        assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.RANDWIRE.NORM == "FrozenBN"
+        assert cfg.OUTPUT_DIR.endswith(Path(config).stem)
+
+
+def test_evaluators_follow_the_data_set(tmp_path: Path) -> None:
+    cfg = load_config(parse(SHAPES, "OUTPUT_DIR", str(tmp_path)))
+    assert isinstance(Trainer.build_evaluator(cfg, "randwire_shapes_val"), COCOEvaluator)
+    panoptic = Trainer.build_evaluator(cfg, "coco_2017_val_panoptic_separated")
+    assert isinstance(panoptic, DatasetEvaluators)
+    MetadataCatalog.get("of_no_kind").set(evaluator_type="smell")
+    with pytest.raises(ValueError, match="of_no_kind.*smell"):
+        Trainer.build_evaluator(cfg, "of_no_kind")
+    MetadataCatalog.remove("of_no_kind")
