@@ -170,6 +170,7 @@ class NetworkGenerator:
 
     def __call__(self, seed: int) -> NetworkSpec:
         """Draw the network n = g(θ, s)."""
+        seed = as_integer("seed (s)", seed)  # None would draw another network each time
         dags = []
         for name, _, fraction in REGIMES[self.regime]:
             num_nodes = max(1, int(self.num_nodes * fraction))

@@ -1,0 +1,336 @@
+"""Scenes of textured, rotated, partly hidden shapes over clutter, drawn with numpy and shapely.
+
+A scene is painted back to front: background, distractors, then objects among which a few more
+distractors lie. Everything comes from one random generator, and every vertex lies on a grid of
+1/16 pixel: the last bits in which two platforms' sines or two versions of GEOS differ change
+neither a pixel nor an annotation.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import shapely
+from shapely import MultiPolygon, Polygon
+from shapely.geometry.base import BaseGeometry
+
+Array = np.ndarray
+Window = tuple[slice, slice]
+
+GRID = 1 / 16  # pixels
+SUBSAMPLES = 4  # per pixel and axis, for anti-aliasing
+PLACEMENT_TRIES = 20  # then the object is left out
+MIN_PIECE = 4.0  # pixels; a smaller visible piece is a crumb that nobody could label
+
+
+@dataclass(frozen=True)
+class ShapesConfig:
+    """How many images are drawn, and how hard they are.
+
+    Raises:
+        ValueError: a value is out of range; names it and the limit.
+    """
+
+    seed: int = 0
+    num_train: int = 2000
+    num_val: int = 240
+    image_size: int = 128  # pixels; images are square
+    objects: tuple[int, int] = (1, 6)  # per image, both inclusive
+    scale: tuple[float, float] = (0.16, 0.6)  # an object's diameter in image sizes
+    stretch: float = 1.25  # largest ratio of an object's two axes
+    clutter: int = 10  # most distractors behind the objects
+    occluders: int = 2  # most distractors among and before them
+    min_visible: float = 0.4  # least part of an object's area that stays visible
+    contrast: float = 60.0  # of 255; least difference of an object's colours to what lies below
+    noise: int = 12  # of 255; largest noise of a pixel
+
+    def __post_init__(self) -> None:
+        limits = {
+            "seed": (self.seed >= 0, "at least 0"),
+            "num_train": (self.num_train >= 1, "at least 1"),
+            "num_val": (self.num_val >= 1, "at least 1"),
+            "image_size": (self.image_size >= 16, "at least 16 pixels"),
+            "objects": (1 <= self.objects[0] <= self.objects[1], "1 <= least <= most"),
+            "scale": (0 < self.scale[0] <= self.scale[1] <= 1, "0 < least <= most <= 1"),
+            "stretch": (self.stretch >= 1, "at least 1"),
+            "clutter": (self.clutter >= 0, "at least 0"),
+            "occluders": (self.occluders >= 0, "at least 0"),
+            "min_visible": (0 < self.min_visible < 1, "between 0 and 1, both excluded"),
+            "contrast": (0 <= self.contrast <= 120, "0 to 120: no colour is 128 from mid-grey"),
+            "noise": (0 <= self.noise <= 127, "0 to 127"),
+        }
+        for name, (within, limit) in limits.items():
+            if not within:
+                value = getattr(self, name)
+                raise ValueError(f"ShapesConfig.{name} is {value}; it must be {limit}")
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits that tell configs apart."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object of a scene, hidden and cut-off parts left out of all but ``area``."""
+
+    category: int  # index into CLASSES
+    area: float  # pixels, of the whole shape
+    visible: Polygon | MultiPolygon  # in pixels; (0, 0) is the image's upper left corner
+    coverage: Array  # (H, W) in [0, 1]: the part of each pixel that shows the object
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image (H, W, 3), uint8, RGB, and its objects from back to front."""
+
+    image: Array
+    objects: tuple[SceneObject, ...]
+
+
+def draw_scene(config: ShapesConfig, rng: np.random.Generator) -> Scene:
+    """Draw one scene; generators in equal states give equal scenes."""
+    size = config.image_size
+    canvas = np.zeros((size, size, 3))
+    _paint(rng, canvas, np.ones((size, size)))
+    for _ in range(rng.integers(config.clutter + 1)):
+        window, alpha = _coverage(_place(rng, config, _distractor(rng)), size)
+        _paint(rng, canvas[window], alpha)
+
+    objects: list[SceneObject] = []
+    layers = [True] * rng.integers(*config.objects, endpoint=True)
+    layers += [False] * rng.integers(config.occluders + 1)
+    for is_object in rng.permutation(layers):
+        for _ in range(PLACEMENT_TRIES):
+            category = int(rng.integers(len(CLASSES))) if is_object else None
+            added = _add_layer(rng, config, canvas, objects, category)
+            if added is not None:
+                objects = added
+                break
+    canvas += rng.integers(-config.noise, config.noise, canvas.shape, endpoint=True)
+    return Scene(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), tuple(objects))
+
+
+def _add_layer(
+    rng: np.random.Generator,
+    config: ShapesConfig,
+    canvas: Array,
+    objects: list[SceneObject],
+    category: int | None,
+) -> list[SceneObject] | None:
+    """Paint an object, or a distractor if ``category`` is None, over a scene, in place.
+
+    Returns the objects as they are to be seen then, or None, with nothing painted, where the
+    place drawn would leave one of them (or the new one) that cannot be labelled.
+    """
+    size = config.image_size
+    outline = _distractor(rng) if category is None else OUTLINES[CLASSES[category]]
+    ring = _place(rng, config, outline)
+    shape = Polygon(ring)
+    if not shape.is_valid:  # a stroke that crosses itself
+        return None
+    seen = [
+        replace(o, visible=shapely.difference(o.visible, shape, grid_size=GRID)) for o in objects
+    ]
+    if category is not None:
+        visible = shapely.intersection(shape, shapely.box(0, 0, size, size), grid_size=GRID)
+        seen.append(SceneObject(category, shape.area, visible, np.zeros((size, size))))
+    if not all(_can_label(o.visible, config.min_visible * o.area) for o in seen):
+        return None
+    window, alpha = _coverage(ring, size)
+    _paint(rng, canvas[window], alpha, 0 if category is None else config.contrast)
+    for o in seen:
+        o.coverage[window] *= 1 - alpha
+    if category is not None:
+        seen[-1].coverage[window] = alpha
+    return seen
+
+
+def _can_label(visible: BaseGeometry, min_area: float) -> bool:
+    """Whether polygons without holes, none of them tiny, describe the region."""
+    if not isinstance(visible, Polygon | MultiPolygon) or visible.area < min_area:
+        return False
+    pieces = shapely.get_parts(visible)
+    return all(not p.interiors and p.area >= MIN_PIECE for p in pieces)
+
+
+# -------------------------------------------------------------------------------------------------
+# Outlines: (V, 2) vertices inside the circle of radius 1 around (0, 0)
+# -------------------------------------------------------------------------------------------------
+
+
+def _polar(angles: Array, radius: Array | float = 1.0) -> Array:
+    return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+
+
+def _turn(n: int) -> Array:
+    """n angles evenly spaced over a full turn."""
+    return np.arange(n) * (2 * math.pi / n)
+
+
+def _polygon(points: str) -> Array:
+    return np.array([point.split() for point in points.split(",")], float)
+
+
+def _crescent() -> Array:
+    # Both arcs end at the tips, at +-60 degrees of the outer, unit circle.
+    tip, inner_centre = math.radians(60), 0.35
+    inner_tip = math.atan2(math.sin(tip), math.cos(tip) - inner_centre)
+    inner_radius = math.sin(tip) / math.sin(inner_tip)
+    outer = _polar(np.linspace(tip, 2 * math.pi - tip, 24))
+    inner = _polar(np.linspace(2 * math.pi - inner_tip, inner_tip, 20)[1:-1], inner_radius)
+    return np.concatenate([outer, inner + np.array([inner_centre, 0])])
+
+
+def _heart() -> Array:
+    t = _turn(32)
+    x = 16 * np.sin(t) ** 3
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([x, y + 2], axis=1) / 17.5
+
+
+OUTLINES: dict[str, Array] = {
+    "circle": _polar(_turn(32)),
+    "triangle": _polar(_turn(3)),
+    "square": _polar(_turn(4)),
+    "star": _polar(_turn(10), np.tile([1.0, 0.42], 5)),
+    "cross": _polygon("3 1, 1 1, 1 3, -1 3, -1 1, -3 1, -3 -1, -1 -1, -1 -3, 1 -3, 1 -1, 3 -1")
+    / math.sqrt(10),
+    "crescent": _crescent(),
+    "heart": _heart(),
+    "arrow": _polygon("10 0, 1 8.5, 1 3, -9.5 3, -9.5 -3, 1 -3, 1 -8.5") / 10,
+}
+CLASSES: tuple[str, ...] = tuple(OUTLINES)
+
+
+def _distractor(rng: np.random.Generator) -> Array:
+    """The outline of something that is no class: a lobed blob or a tapering, bent stroke."""
+    if rng.random() < 0.5:
+        angles = _turn(28)
+        radius = np.ones(28)
+        for frequency in (2, 3, 4):
+            amplitude, phase = rng.uniform(0.12, 0.3), rng.uniform(0, 2 * math.pi)
+            radius += amplitude * np.cos(frequency * angles + phase)
+        return _polar(angles, radius / radius.max())
+    # A quadratic Bezier curve from (-1, 0) to (1, 0), given a width by its normals.
+    t = np.linspace(0, 1, 12)
+    bend, width = rng.uniform(-1.2, 1.2), rng.uniform(0.06, 0.2)
+    spine = np.stack([2 * t - 1, 2 * t * (1 - t) * bend], axis=1)
+    normal = np.stack([-(1 - 2 * t) * bend, np.ones(12)], axis=1)
+    normal *= (width * (1 - 0.7 * t) / np.sqrt((normal**2).sum(axis=1)))[:, None]
+    return np.concatenate([spine + normal, (spine - normal)[::-1]])
+
+
+def _place(rng: np.random.Generator, config: ShapesConfig, outline: Array) -> Array:
+    """Stretch, turn, scale and move an outline; its centre lies inside the image."""
+    low, high = config.scale
+    radius = config.image_size / 2 * low * (high / low) ** rng.random()  # log-uniform
+    stretch = config.stretch ** rng.uniform(-0.5, 0.5)
+    angle, axis = rng.uniform(0, 2 * math.pi, 2)
+    points = outline @ _rotation(axis) @ np.diag([stretch, 1 / stretch]) @ _rotation(angle)
+    centre = rng.uniform(0, config.image_size, 2)
+    return np.rint((radius * points + centre) / GRID) * GRID
+
+
+def _rotation(angle: float) -> Array:
+    c, s = math.cos(angle), math.sin(angle)
+    return np.array([[c, s], [-s, c]])
+
+
+# -------------------------------------------------------------------------------------------------
+# Paint
+# -------------------------------------------------------------------------------------------------
+
+
+def _coverage(ring: Array, size: int) -> tuple[Window, Array]:
+    """What part of each pixel lies inside a ring (V, 2), by the even-odd rule.
+
+    Returns the window of the (size, size) image that the ring touches, and (h, w) in [0, 1] there.
+    """
+    left, top = np.clip(np.floor(ring.min(axis=0)), 0, size).astype(int)
+    right, bottom = np.clip(np.ceil(ring.max(axis=0)), 0, size).astype(int)
+    n = SUBSAMPLES
+    h, w = (bottom - top) * n, (right - left) * n
+    # Where each edge (x0, y0)-(x1, y1) crosses each line of samples, inside and outside swap.
+    x0, y0 = ((ring - [left, top]) * n - 0.5).T[:, :, None]
+    x1, y1 = np.roll(x0, -1, axis=0), np.roll(y0, -1, axis=0)
+    rows = np.arange(h)
+    edge, row = np.nonzero((y0 <= rows) != (y1 <= rows))
+    x0, y0, x1, y1 = (v[edge, 0] for v in (x0, y0, x1, y1))
+    column = np.ceil(x0 + (row - y0) * (x1 - x0) / (y1 - y0))
+    swaps = np.zeros((h, w + 1), np.int8)
+    np.add.at(swaps, (row, np.clip(column, 0, w).astype(int)), 1)
+    inside = np.cumsum(swaps[:, :w], axis=1, dtype=np.int8) & 1
+    alpha = inside.reshape(h // n, n, w // n, n).sum(axis=(1, 3), dtype=np.float32) / n**2
+    return (slice(top, bottom), slice(left, right)), alpha
+
+
+def _paint(rng: np.random.Generator, canvas: Array, alpha: Array, contrast: float = 0) -> None:
+    """Blend a random texture into the canvas (h, w, 3), in place, by alpha (h, w)."""
+    ground = np.zeros(3)
+    if contrast > 0:
+        ground = (canvas * alpha[..., None]).sum(axis=(0, 1)) / max(alpha.sum(), 1)
+    first, second = (_colour(rng, ground, contrast) for _ in range(2))
+    u, v = np.meshgrid(np.arange(alpha.shape[1]), np.arange(alpha.shape[0]))
+    texture = TEXTURES[rng.integers(len(TEXTURES))]
+    period, angle = rng.uniform(5, 14), rng.uniform(0, 2 * math.pi)
+    c, s = math.cos(angle) / period, math.sin(angle) / period
+    mix = texture(c * u + s * v, c * v - s * u, period, rng)
+    paint = first + (second - first) * mix[..., None]
+    canvas += (paint - canvas) * alpha[..., None]
+
+
+def _colour(rng: np.random.Generator, ground: Array, contrast: float) -> Array:
+    """A colour (3,) with some channel at least ``contrast`` away from the ground's."""
+    while True:
+        colour = rng.integers(256, size=3).astype(np.float32)
+        if np.abs(colour - ground).max() >= contrast:
+            return colour
+
+
+# A texture maps coordinates u, v (h, w), in periods, to the share in [0, 1] of the second of two
+# colours; ``period`` is in pixels, so that an edge is one pixel wide.
+
+
+def _bands(u: Array, period: float) -> Array:
+    return np.clip((np.abs(u % 1 - 0.5) - 0.25) * period + 0.5, 0, 1)
+
+
+def _plain(u: Array, v: Array, period: float, rng: np.random.Generator) -> Array:
+    return np.zeros_like(u)
+
+
+def _gradient(u: Array, v: Array, period: float, rng: np.random.Generator) -> Array:
+    return (u - u.min()) / max(np.ptp(u), 1)
+
+
+def _stripes(u: Array, v: Array, period: float, rng: np.random.Generator) -> Array:
+    return _bands(u, period)
+
+
+def _checks(u: Array, v: Array, period: float, rng: np.random.Generator) -> Array:
+    a, b = _bands(u, period), _bands(v, period)
+    return a + b - 2 * a * b
+
+
+def _dots(u: Array, v: Array, period: float, rng: np.random.Generator) -> Array:
+    distance = np.sqrt((u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2)
+    return np.clip((0.3 - distance) * period + 0.5, 0, 1)
+
+
+def _noise(u: Array, v: Array, period: float, rng: np.random.Generator) -> Array:
+    """Values drawn on a grid, interpolated linearly."""
+    u, v = u - u.min(), v - v.min()
+    i, j = v.astype(int), u.astype(int)
+    y, x = v - i, u - j
+    z = rng.random((int(v.max()) + 2, int(u.max()) + 2))
+    upper = z[i, j] * (1 - x) + z[i, j + 1] * x
+    lower = z[i + 1, j] * (1 - x) + z[i + 1, j + 1] * x
+    return upper * (1 - y) + lower * y
+
+
+Texture = Callable[[Array, Array, float, np.random.Generator], Array]
+TEXTURES: tuple[Texture, ...] = (_plain, _gradient, _stripes, _checks, _dots, _noise)

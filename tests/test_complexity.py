@@ -1,0 +1,127 @@
+"""Parameters, multiply-adds and activations: the paper's, the built modules', fvcore's."""
+
+from statistics import mean, stdev
+
+import pytest
+import torch
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+
+from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, RandWireClassifier, complexity
+from randwire_d2.wiring import Complexity
+
+GRAPHS = {"ER": {"p": 0.35}, "BA": {"m": 2}, "WS": {"k": 2, "p": 0.75}}
+NODE_OPS = ("sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3")
+
+
+def draw_spec(
+    regime: str, graph: str = "WS", node_op: str = "sep_conv3x3", channels: int = 7
+) -> NetworkSpec:
+    return NetworkGenerator(regime, channels, 9, graph, GRAPHS[graph], node_op)(4)
+
+
+def weighted_sums(spec: NetworkSpec, height: int, width: int) -> int:
+    """Multiply-adds of the weighted sums: one per element and input edge, where there are several.
+
+    Written anew from DESIGN.md, for fvcore does not count them.
+    """
+    total = 0
+    for stage, log_stride in zip(reversed(spec.stages), (5, 4, 3, 2)):
+        pixels = -(-height // 2**log_stride) * -(-width // 2**log_stride)
+        targets = [v for _, v in stage.dag.edges]
+        edges = sum(targets.count(v) for v in set(targets) if targets.count(v) > 1)
+        total += edges * stage.channels * pixels
+    return total
+
+
+@pytest.mark.parametrize(
+    "regime, channels, size, params, flops",
+    [
+        ("small", 78, 224, "5.60±0.08", "583.8±6.3"),
+        ("regular", 109, 224, "31.93±0.66", "4.005±0.089"),
+        ("regular", 154, 224, "61.51±1.32", "7.865±0.175"),
+        ("regular", 154, 320, "61.51±1.32", "16.05±0.36"),
+    ],
+)
+def test_the_papers_networks_have_the_papers_complexity(
+    regime: str, channels: int, size: int, params: str, flops: str
+) -> None:
+    """Else the networks, or the way they are counted, are not those of Tables 2 to 4."""
+    counts = [
+        complexity(NetworkGenerator(regime, channels)(seed), size, size) for seed in range(1, 6)
+    ]
+
+    def formatted(values: list[float], like: str) -> str:
+        digits = [len(number.partition(".")[2]) for number in like.split("±")]
+        return f"{mean(values):.{digits[0]}f}±{stdev(values):.{digits[1]}f}"
+
+    unit = 1e6 if regime == "small" else 1e9
+    assert formatted([c.params / 1e6 for c in counts], params) == params
+    assert formatted([c.flops / unit for c in counts], flops) == flops
+
+
+@pytest.mark.parametrize("node_op", NODE_OPS)
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("regime", ["small", "regular"])
+def test_built_modules_have_the_counted_parameters(regime: str, graph: str, node_op: str) -> None:
+    """Else a module has a parameter too many or too few, or the count is wrong; per stage too."""
+    spec = draw_spec(regime, graph, node_op)
+    model = RandWireClassifier(spec, num_classes=11)
+    counted = complexity(spec, 64, 64, num_classes=11)
+    assert sum(p.numel() for p in model.parameters()) == counted.params
+    for name, stage in counted.stages.items():
+        if name == "head":
+            modules = [model.conv, model.norm, model.fc]
+        else:
+            modules = [model.backbone.get_submodule(name)]
+        built = sum(p.numel() for module in modules for p in module.parameters())
+        assert built == stage.params, name
+
+
+def test_the_default_classifier_has_1000_classes() -> None:
+    """Else complexity(spec) and RandWireClassifier(spec) speak of different networks."""
+    spec = draw_spec("small")
+    built = sum(p.numel() for p in RandWireClassifier(spec).parameters())
+    assert built == complexity(spec).params
+
+
+@pytest.mark.parametrize("size", [(64, 64), (97, 131), (33, 32)])
+@pytest.mark.parametrize("node_op", NODE_OPS)
+@pytest.mark.parametrize("regime", ["small", "regular"])
+def test_fvcore_counts_the_same(regime: str, node_op: str, size: tuple[int, int]) -> None:
+    """Else multiply-adds or activations of convolutions and fc are wrong, odd sizes included."""
+    spec = draw_spec(regime, "BA", node_op)
+    model = RandWireClassifier(spec, num_classes=11).eval()
+    images = torch.zeros(1, 3, *size)
+    counted = complexity(spec, *size, num_classes=11)
+
+    flops = FlopCountAnalysis(model, images).unsupported_ops_warnings(False)
+    by_operator = flops.by_operator()
+    assert by_operator["conv"] + by_operator["linear"] == counted.flops - weighted_sums(spec, *size)
+
+    activations = ActivationCountAnalysis(model, images).unsupported_ops_warnings(False)
+    assert activations.total() == counted.activations
+
+
+@pytest.mark.parametrize("regime", ["small", "regular"])
+def test_stages_add_up_to_the_total(regime: str) -> None:
+    """Else a stage is missing from the parts or from the total."""
+    counted = complexity(draw_spec(regime), 65, 100)
+    assert list(counted.stages) == ["stem", "res2", "res3", "res4", "res5", "head"]
+    total = sum(counted.stages.values(), Complexity())
+    assert total == Complexity(counted.params, counted.flops, counted.activations)
+
+
+def test_a_backbone_has_the_parameters_of_its_stages() -> None:
+    """Else the per-stage parts can't be used for a backbone that ends early."""
+    spec = draw_spec("regular", "ER")
+    backbone = RandWire(spec, out_features=["res3"])
+    stages = complexity(spec).stages
+    built = sum(p.numel() for p in backbone.parameters())
+    assert built == sum(stages[name].params for name in ("stem", "res2", "res3"))
+
+
+@pytest.mark.parametrize("size", [(0, 224), (224, -1)])
+def test_impossible_sizes_are_refused(size: tuple[int, int]) -> None:
+    """Else the complexity of no image is a number."""
+    with pytest.raises(ValueError, match=f"at least 1; got {size[0]}×{size[1]}"):
+        complexity(draw_spec("small"), *size)

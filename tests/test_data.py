@@ -1,0 +1,336 @@
+"""The built-in data set: what is drawn, how it is written, and that Detectron2 can use it."""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import shapely
+import torch
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+)
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from randwire_d2.data import builtin, shapes
+from randwire_d2.data.shapes import CLASSES, ShapesConfig
+
+SMALL = ShapesConfig(num_train=6, num_val=4)
+# Every value is given, so that tuning the defaults does not look like a change of the drawing.
+GOLDEN = ShapesConfig(
+    seed=0,
+    num_train=4,
+    num_val=4,
+    image_size=128,
+    objects=(1, 6),
+    scale=(0.14, 0.56),
+    stretch=1.25,
+    clutter=12,
+    occluders=2,
+    min_visible=0.4,
+    contrast=60.0,
+    noise=12,
+)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [builtin.draw_image(ShapesConfig(), "train", i) for i in range(60)]
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """As if this process had not verified any set."""
+    monkeypatch.setattr(builtin, "_checked", set())
+
+
+def raster(annotation: dict, size: int) -> np.ndarray:
+    """pycocotools' mask (size, size), bool, of an annotation's polygons."""
+    rles = coco_mask.frPyObjects(annotation["segmentation"], size, size)
+    return coco_mask.decode(coco_mask.merge(rles)).astype(bool)
+
+
+# -------------------------------------------------------------------------------------------------
+# Drawing
+# -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "split, pixels, annotations",
+    [
+        ("train", "cb946f60bb4fc646", "9dea86d1a6b6deaf"),
+        ("val", "611ee24c103fa2d8", "43a9f35ab0b74d6f"),
+    ],
+)
+def test_golden(split, pixels, annotations):
+    """If this fails, the drawing changed: other images under the name of the old ones.
+
+    Raise builtin.VERSION, look at what is drawn, and pin the new hashes.
+    """
+    drawn, noted = hashlib.sha256(), hashlib.sha256()
+    for i in range(4):
+        scene = builtin.draw_image(GOLDEN, split, i)
+        drawn.update(scene.image.tobytes())
+        noted.update(json.dumps(builtin.coco_annotations(scene, i + 1, first_id=1)).encode())
+    assert (drawn.hexdigest()[:16], noted.hexdigest()[:16]) == (pixels, annotations)
+
+
+def test_images_differ():
+    """A seed, split or index that does not reach the generator would repeat images."""
+    keys = [(seed, split, i) for seed in (0, 1) for split in builtin.SPLITS for i in (0, 1)]
+    images = {builtin.draw_image(ShapesConfig(seed=s), t, i).image.tobytes() for s, t, i in keys}
+    assert len(images) == len(keys)
+
+
+def test_polygons_match_pixels(scenes):
+    """Polygons shifted by half a pixel, or blind to what hides an object, would teach wrongly."""
+    ious = []
+    for scene in scenes:
+        for o, a in zip(scene.objects, builtin.coco_annotations(scene, 1, 1), strict=True):
+            mask, drawn = raster(a, len(scene.image)), o.coverage > 0.5
+            ious.append((mask & drawn).sum() / (mask | drawn).sum())
+    assert min(ious) > 0.9 and np.mean(ious) > 0.97, (min(ious), np.mean(ious))
+
+
+def test_coverage_is_what_was_painted(monkeypatch):
+    """Coverage that differs from the pixels would make the test above compare two wrongs."""
+    monkeypatch.setattr(shapes, "TEXTURES", shapes.TEXTURES[:1])  # plain
+    config = ShapesConfig(clutter=0, occluders=0, noise=0)
+    for i in range(20):
+        scene = builtin.draw_image(config, "train", i)
+        covered = sum(o.coverage for o in scene.objects)
+        regions = [o.coverage == 1 for o in scene.objects] + [covered == 0]
+        colours = [np.unique(scene.image[region], axis=0) for region in regions if region.any()]
+        assert all(len(c) == 1 for c in colours), f"image {i}: a region has several colours"
+
+
+def test_objects_can_be_seen(scenes):
+    """Objects nearly hidden or lost, holes, crumbs: nobody could label or detect these."""
+    for scene in scenes:
+        assert scene.objects, "an image without objects"
+        for o in scene.objects:
+            assert o.visible.is_valid
+            assert o.visible.area >= ShapesConfig().min_visible * o.area
+            for piece in shapely.get_parts(o.visible):
+                assert not piece.interiors and piece.area >= shapes.MIN_PIECE
+    counts = np.bincount([o.category for s in scenes for o in s.objects], minlength=len(CLASSES))
+    assert counts.min() > 0.4 * counts.mean(), dict(zip(CLASSES, counts, strict=True))
+    hidden = [o.visible.area < 0.9 * o.area for s in scenes for o in s.objects]
+    assert 0.15 < np.mean(hidden) < 0.7, "occlusion is part of what makes the set hard"
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("objects", (3, 2)), ("scale", (0.0, 0.5)), ("min_visible", 1.0), ("contrast", 200.0)],
+)
+def test_config_limits(field, value):
+    """Values that cannot be drawn would hang or fail somewhere deep inside."""
+    with pytest.raises(ValueError, match=f"{field} is .*; it must be"):
+        ShapesConfig(**{field: value})
+
+
+# -------------------------------------------------------------------------------------------------
+# Writing
+# -------------------------------------------------------------------------------------------------
+
+
+def test_coco_format(tmp_path):
+    """What COCO's and Detectron2's readers take for granted."""
+    folder = builtin.make_dataset(tmp_path, SMALL)
+    for split, size in (("train", 6), ("val", 4)):
+        coco = json.loads((folder / "annotations" / f"instances_{split}.json").read_text())
+        assert [c["id"] for c in coco["categories"]] == list(range(1, len(CLASSES) + 1))
+        assert {f.name for f in (folder / split).iterdir()} == {
+            image["file_name"] for image in coco["images"]
+        }
+        image_ids = {image["id"] for image in coco["images"]}
+        assert len(image_ids) == len(coco["images"]) == size
+        assert len({a["id"] for a in coco["annotations"]}) == len(coco["annotations"])
+        assert {a["image_id"] for a in coco["annotations"]} == image_ids
+        drawn = [
+            o.category for i in range(size) for o in builtin.draw_image(SMALL, split, i).objects
+        ]
+        assert [a["category_id"] for a in coco["annotations"]] == [c + 1 for c in drawn]
+        for a in coco["annotations"]:
+            pieces = [shapely.Polygon(np.reshape(ring, (-1, 2))) for ring in a["segmentation"]]
+            region = shapely.MultiPolygon(pieces)
+            x, y, w, h = a["bbox"]
+            assert (x, y, x + w, y + h) == region.bounds
+            assert min(x, y) >= 0 and max(x + w, y + h) <= SMALL.image_size
+            assert a["area"] == region.area
+            assert a["iscrowd"] == 0
+
+
+def test_reused_and_checked(tmp_path, monkeypatch, unchecked):
+    """A set drawn anew each time costs the user time; a damaged one, wrong results."""
+    folder = builtin.make_dataset(tmp_path, SMALL)
+    manifest = (folder / "manifest.json").read_text()
+    image = folder / "val" / "000001.jpg"
+    original = image.read_bytes()
+
+    def check_again():
+        builtin._checked.clear()
+        return builtin.make_dataset(tmp_path, SMALL)
+
+    with monkeypatch.context() as m:
+        m.delattr(builtin, "_write")
+        assert check_again() == folder, "the set was drawn again"
+
+    extra = folder / "val" / "extra.jpg"
+    damages = {
+        "changed": lambda: image.write_bytes(original[:-1] + b"x"),
+        "missing": lambda: image.unlink(),
+        "added": lambda: (image.write_bytes(original), extra.touch()),
+        "without manifest": lambda: (extra.unlink(), (folder / "manifest.json").unlink()),
+    }
+    for name, damage in damages.items():
+        damage()
+        with pytest.raises(RuntimeError, match=f"{folder}.*Delete that folder"):
+            check_again()
+            pytest.fail(f"not noticed: {name}")
+
+    # The way out that the message names; and the same content, or it would not be deterministic.
+    shutil.rmtree(folder)
+    assert (check_again() / "manifest.json").read_text() == manifest
+
+
+def test_configs_do_not_share_a_folder(tmp_path):
+    """A changed difficulty or seed would silently get the images of the old one."""
+    configs = [SMALL, ShapesConfig(), ShapesConfig(seed=1), ShapesConfig(clutter=3)]
+    assert len({builtin.dataset_folder(tmp_path, c) for c in configs}) == len(configs)
+
+
+def _make_at_once(barrier, root, config):
+    barrier.wait()
+    builtin.make_dataset(root, config)
+
+
+def test_processes_that_start_at_once(tmp_path):
+    """The ranks of a distributed run would break each other's set, or draw it once each."""
+    fork = multiprocessing.get_context("fork")
+    barrier = fork.Barrier(3)
+    config = ShapesConfig(num_train=30, num_val=10)
+    processes = [
+        fork.Process(target=_make_at_once, args=(barrier, tmp_path, config)) for _ in range(3)
+    ]
+    for p in processes:
+        p.start()
+    for p in processes:
+        p.join(60)
+    assert [p.exitcode for p in processes] == [0, 0, 0]
+    folder = builtin.make_dataset(tmp_path, config)  # checks the content
+    assert {p.name for p in tmp_path.iterdir()} == {folder.name, folder.name + ".lock"}
+
+
+def test_killed_writer(tmp_path):
+    """Half a set would be taken for the whole, or block everyone who comes later."""
+    config = ShapesConfig(num_train=100, num_val=4)
+    folder = builtin.dataset_folder(tmp_path, config)
+    part = folder.with_name(folder.name + ".part")
+    writer = multiprocessing.get_context("fork").Process(
+        target=builtin.make_dataset, args=(tmp_path, config)
+    )
+    writer.start()
+    while writer.is_alive() and len(list(part.glob("train/*.jpg"))) < 5:
+        time.sleep(0.005)
+    assert writer.pid is not None
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join(60)
+    assert writer.exitcode == -signal.SIGKILL and part.exists() and not folder.exists()
+
+    assert builtin.make_dataset(tmp_path, config) == folder
+    assert len(list(folder.glob("train/*.jpg"))) == 100 and not part.exists()
+
+
+def test_progress(tmp_path, monkeypatch, caplog):
+    """A user would take the silence while the set is drawn for a hang."""
+    monkeypatch.setattr(builtin, "LOG_PERIOD", 0)
+    monkeypatch.setattr(builtin, "logger", logging.getLogger("test_data"))
+    with caplog.at_level(logging.INFO, "test_data"):
+        builtin.make_dataset(tmp_path, SMALL)
+    assert "Drew 5 of 10 images, 0 seconds left" in caplog.text
+    assert builtin.LOG_PERIOD < 5
+
+
+# -------------------------------------------------------------------------------------------------
+# Detectron2
+# -------------------------------------------------------------------------------------------------
+
+
+def test_registered_under_detectron2_datasets(tmp_path):
+    """The set would be drawn elsewhere than the user said, or on import, or clash on a reload."""
+    code = (
+        "import importlib, randwire_d2.data.builtin as b; importlib.reload(b)\n"
+        "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
+        "for n in ('randwire_shapes_train', 'randwire_shapes_val'):\n"
+        "    assert n in DatasetCatalog\n"
+        "    print(MetadataCatalog.get(n).json_file)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    folder = builtin.dataset_folder(tmp_path, ShapesConfig())
+    assert run.stdout.split() == [
+        str(folder / "annotations" / f"instances_{split}.json") for split in builtin.SPLITS
+    ]
+    assert not list(tmp_path.iterdir()), "drawn before it was needed"
+
+
+@pytest.fixture
+def registered(tmp_path):
+    """Names of a small set registered like the built-in one."""
+    prefix = f"shapes_{tmp_path.name}"
+    builtin.register_shapes(str(tmp_path), SMALL, prefix)
+    names = [f"{prefix}_{split}" for split in builtin.SPLITS]
+    yield names
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_evaluator_before_loader(registered, tmp_path):
+    """Evaluation alone, on a fresh machine, builds the evaluator maybe before the loader.
+
+    Ground truth given as predictions must score 100; less says that boxes, masks or category ids
+    do not survive the way through Detectron2 and pycocotools.
+    """
+    name = registered[1]
+    assert MetadataCatalog.get(name).evaluator_type == "coco"
+    evaluator = COCOEvaluator(name, ("bbox", "segm"), distributed=False)
+    evaluator.reset()
+    coco = COCO(MetadataCatalog.get(name).json_file)
+    truth = {d["image_id"]: d["annotations"] for d in DatasetCatalog.get(name)}
+    mapper = DatasetMapper(is_train=False, augmentations=[], image_format="RGB")
+    for batch in build_detection_test_loader(DatasetCatalog.get(name), mapper=mapper):
+        image = batch[0]
+        height, width = image["image"].shape[1:]
+        annotations = truth[image["image_id"]]
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        instances = Instances((height, width))
+        instances.pred_boxes = Boxes(torch.tensor(boxes))
+        instances.pred_classes = torch.tensor([a["category_id"] for a in annotations])
+        instances.scores = torch.ones(len(annotations))
+        instances.pred_masks = torch.tensor(np.stack([raster(a, height) for a in annotations]))
+        evaluator.process([image], [{"instances": instances}])
+    results = evaluator.evaluate()
+    assert len(coco.imgs) == SMALL.num_val
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP"] == pytest.approx(100)

@@ -1,0 +1,346 @@
+"""The report of a training run, and tools/demo.py: real data set, real files, real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.figure import Figure
+from PIL import Image
+
+from randwire_d2 import add_randwire_config
+from randwire_d2.report import draw_detections, plot_training, read_metrics, write_report
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ["cat", "dog", "owl"]
+DATASET_IDS = {7: 0, 3: 1, 90: 2}  # neither contiguous nor in order, as in COCO
+
+
+def line(iteration: int, **values: float) -> str:
+    return json.dumps({"iteration": iteration, **values})
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Iterator[str]:
+    """Three images of different shapes, one without objects."""
+    records = []
+    for i, (height, width) in enumerate([(40, 60), (64, 32), (50, 50)]):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(np.full((height, width, 3), 90 + 40 * i, np.uint8)).save(path)
+        box = {"bbox": [4.0, 6.0, 20.0, 16.0], "bbox_mode": 1, "category_id": i, "iscrowd": 0}
+        box["segmentation"] = [[4.0, 6.0, 24.0, 6.0, 24.0, 22.0]]
+        records.append(
+            {
+                "file_name": str(path), "height": height, "width": width, "image_id": 100 + i,
+                "annotations": [box] if i < 2 else [],
+            }
+        )  # fmt: skip
+    name = f"report_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(
+        thing_classes=CLASSES, thing_dataset_id_to_contiguous_id=DATASET_IDS
+    )
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def detection(image: int, category: int, score: float, **more: object) -> dict[str, object]:
+    box = [5.0, 7.0, 19.0, 15.0]
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score, **more}
+
+
+def written(path: Path, results: list[dict[str, object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results))
+    return path
+
+
+def finished_run(folder: Path, dataset: str) -> Path:
+    """What tools/train_net.py leaves in its OUTPUT_DIR, as far as the report reads it."""
+    cfg = get_cfg()
+    add_randwire_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = "build_randwire_fpn_backbone"
+    cfg.MODEL.RANDWIRE.NUM_NODES = 12
+    cfg.DATASETS.TEST = (dataset,)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(cfg.dump())
+    evaluations = [line(20, **{"bbox/AP": 11.0, "bbox/AP50": 22.0}), line(40, total_loss=1.0)]
+    evaluations += [line(41, **{"bbox/AP": 12.5, "bbox/AP50": 33.25})]
+    (folder / "metrics.json").write_text("\n".join(evaluations) + "\n")
+    written(folder / "inference" / "coco_instances_results.json", [detection(100, 7, 0.9)])
+    return folder
+
+
+# -------------------------------------------------------------------------------------------------
+# Curves
+# -------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_keeps_the_last_of_each_iteration(tmp_path: Path) -> None:
+    """Wrong: a curve that goes back in time, or shows what a killed run did after the checkpoint
+    from which the training went on."""
+    path = tmp_path / "metrics.json"
+    before = [line(i, total_loss=9.0) for i in (19, 39, 59, 79)]
+    before.insert(2, line(40, **{"bbox/AP": 1.0}))
+    after = [line(49, total_loss=3.0), line(49, **{"bbox/AP": 5.0}), line(69, total_loss=2.0)]
+    path.write_text("\n".join(before + after) + "\n")
+    metrics = read_metrics(path)
+    assert [(i, m.get("total_loss"), m.get("bbox/AP")) for i, m in metrics.items()] == [
+        (19, 9.0, None), (39, 9.0, None), (40, None, 1.0), (49, 3.0, 5.0), (69, 2.0, None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", ['{"iterat', '{"iteration": 4', "4", "null", "\udcff{", ""])
+def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path, cut: str) -> None:
+    """Wrong: a run that was killed can't be drawn any more. The next run of JSONWriter goes on in
+    the same line, which is lost with it."""
+    path = tmp_path / "metrics.json"
+    whole = "\n".join([line(19, total_loss=2.0), line(39, total_loss=1.0)])
+    path.write_text(f"{whole}\n{cut}", errors="surrogateescape")
+    assert list(read_metrics(path)) == [19, 39]
+    path.write_text(
+        f"{whole}\n{cut}{line(39, total_loss=0.5)}\n{line(59, total_loss=0.25)}\n",
+        errors="surrogateescape",
+    )
+    assert list(read_metrics(path)) == [19, 39, 59]
+
+
+def curves(figure: Figure) -> list[list[tuple[float, float]]]:
+    return [
+        [(float(x), float(y)) for x, y in curve.get_xydata()]
+        for ax in figure.axes
+        for curve in ax.lines
+    ]
+
+
+def test_the_curves_show_the_numbers(tmp_path: Path) -> None:
+    """Wrong: a panel that shows something else than the loss, its running mean, AP50 and AP; or
+    one NaN (no detection at all) that spoils it."""
+    path = tmp_path / "metrics.json"
+    lines = [line(i, total_loss=loss) for i, loss in enumerate([5.0, 3.0, 4.0, 2.0])]
+    lines.append(line(3, **{"bbox/AP": float("nan"), "bbox/AP50": float("nan")}))
+    lines.append(line(4, **{"bbox/AP": 20.0, "bbox/AP50": 50.0}))
+    path.write_text("\n".join(lines))
+    raw, smoothed, ap50, ap = curves(plot_training(path))
+    assert raw == [(0, 5), (1, 3), (2, 4), (3, 2)]
+    assert smoothed == [(0, 5), (1, 4), (2, 3), (3, 2)]
+    assert (ap50, ap) == ([(4, 50)], [(4, 20)])
+
+
+def test_a_run_without_evaluation_can_be_drawn(tmp_path: Path) -> None:
+    """Wrong: curves only after the first evaluation."""
+    path = tmp_path / "metrics.json"
+    path.write_text(line(19, total_loss=2.0))
+    plot_training(path).canvas.draw()
+
+
+# -------------------------------------------------------------------------------------------------
+# Detections
+# -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """What the Visualizer is asked to draw: the ground truth and the detections of each image."""
+    calls: list[dict] = []
+    original = Visualizer.overlay_instances
+
+    def overlay(self: Visualizer, **kwargs: object) -> object:
+        calls.append(kwargs)
+        return original(self, **kwargs)
+
+    monkeypatch.setattr(Visualizer, "overlay_instances", overlay)
+    return calls
+
+
+def test_detections_have_the_data_sets_names(
+    dataset: str, tmp_path: Path, drawn: list[dict]
+) -> None:
+    """Wrong: COCO's category ids taken for class numbers, boxes taken for corners, detections on
+    another image, or below the threshold."""
+    results = [detection(100, 7, 0.9), detection(101, 90, 0.6), detection(101, 3, 0.49)]
+    figure = draw_detections(dataset, written(tmp_path / "r.json", results))
+    figure.canvas.draw()
+    assert [call["labels"] for call in drawn] == [
+        ["cat"], ["cat 90%"], ["dog"], ["owl 60%"], [], [],
+    ]  # fmt: skip
+    assert drawn[0]["boxes"].tolist() == [[4, 6, 24, 22]]
+    assert drawn[1]["boxes"].tolist() == [[5, 7, 24, 22]]
+    assert all(call["masks"] is None for call in drawn)
+    assert drawn[0]["assigned_colors"] == drawn[1]["assigned_colors"] != drawn[3]["assigned_colors"]
+
+
+def test_masks_are_drawn_where_the_results_have_them(
+    dataset: str, tmp_path: Path, drawn: list[dict]
+) -> None:
+    """Wrong: a Mask R-CNN's report without masks."""
+    rle = {"size": [40, 60], "counts": "P3:o01O"}
+    results = written(tmp_path / "r.json", [detection(100, 7, 0.9, segmentation=rle)])
+    draw_detections(dataset, results)
+    assert drawn[0]["masks"] == [[[4.0, 6.0, 24.0, 6.0, 24.0, 22.0]]]
+    assert drawn[1]["masks"] == [rle]
+
+
+def test_the_sheet_is_deterministic_and_shows_images_enlarged(
+    dataset: str, tmp_path: Path, drawn: list[dict]
+) -> None:
+    """Wrong: random colors, or 40-pixel images that nobody can read."""
+    results = written(tmp_path / "r.json", [detection(100, 7, 0.9)])
+    sheets = []
+    for _ in range(2):
+        figure = draw_detections(dataset, results)
+        figure.canvas.draw()
+        sheets.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+    assert np.array_equal(*sheets)
+    assert np.sum(np.all(sheets[0] == 90, axis=2)) > 2 * 0.7 * 300 * 200  # the first image, grey
+    drawn.clear()
+    draw_detections(dataset, results, max_images=2)
+    assert len(drawn) == 4
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([detection(555, 7, 0.9)], "image_id 555"),
+        ([detection(100, 0, 0.9)], "category_id 0"),
+        ([{"image_id": 100}], "COCOEvaluator"),
+        ({"AP": 1}, "COCOEvaluator"),
+    ],
+)
+def test_results_of_another_data_set_are_refused(
+    dataset: str, tmp_path: Path, results: list, message: str
+) -> None:
+    """Wrong: boxes under wrong names, or a KeyError that tells a user nothing."""
+    with pytest.raises(ValueError, match=message):
+        draw_detections(dataset, written(tmp_path / "r.json", results))
+
+
+def test_half_written_results_and_wrong_arguments_are_named(dataset: str, tmp_path: Path) -> None:
+    """Wrong: errors without the file, the value or the way out."""
+    path = tmp_path / "r.json"
+    path.write_text('[{"image_id": 1')
+    with pytest.raises(ValueError, match=r"r\.json.*evaluate"):
+        draw_detections(dataset, path)
+    with pytest.raises(ValueError, match="no_such_set"):
+        draw_detections("no_such_set", path)
+    with pytest.raises(ValueError, match="got 0"):
+        draw_detections(dataset, path, max_images=0)
+
+
+# -------------------------------------------------------------------------------------------------
+# The report
+# -------------------------------------------------------------------------------------------------
+
+
+def test_report(dataset: str, tmp_path: Path) -> None:
+    """Wrong: figures of another than the last evaluation, or a picture missing."""
+    report = write_report(finished_run(tmp_path / "run", dataset), tmp_path / "pictures")
+    assert (report.ap, report.ap50) == (12.5, 33.25)
+    assert {p.name for p in report.pictures} == {"detections.png", "training.png", "wiring.png"}
+    for path in report.pictures:
+        assert min(Image.open(path).size) > 300
+
+
+@pytest.mark.parametrize(
+    "missing", ["config.yaml", "metrics.json", "inference/coco_instances_results.json"]
+)
+def test_a_missing_file_is_named_with_the_way_out(
+    dataset: str, tmp_path: Path, missing: str
+) -> None:
+    """Wrong: a report of half a run, or an error that does not say what to do."""
+    run = finished_run(tmp_path / "run", dataset)
+    (run / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{missing}.*train_net\.py"):
+        write_report(run, tmp_path / "pictures")
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_a_run_that_has_not_ended_is_refused(dataset: str, tmp_path: Path) -> None:
+    """Wrong: an AP of nothing."""
+    run = finished_run(tmp_path / "run", dataset)
+    (run / "metrics.json").write_text(line(19, total_loss=2.0))
+    with pytest.raises(ValueError, match="no evaluation"):
+        write_report(run, tmp_path)
+    (run / "metrics.json").write_text("")
+    with pytest.raises(ValueError, match="train first"):
+        write_report(run, tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------
+# tools/demo.py
+# -------------------------------------------------------------------------------------------------
+
+SMALL = [
+    "MODEL.RANDWIRE.CHANNELS", "8", "MODEL.RANDWIRE.NUM_NODES", "10", "SOLVER.IMS_PER_BATCH", "2",
+    "SOLVER.WARMUP_ITERS", "1", "DATALOADER.NUM_WORKERS", "0", "TEST.EVAL_PERIOD", "0",
+    "INPUT.MIN_SIZE_TEST", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "10",
+]  # fmt: skip
+
+
+def demo(output: Path, *options: str) -> list[str]:
+    return [sys.executable, str(ROOT / "tools/demo.py"), "--output", str(output), *options]
+
+
+@pytest.mark.slow
+def test_demo_trains_anew_and_draws(tmp_path: Path) -> None:
+    """Wrong: `make demo` fails, mixes two runs' metrics, or removes a file that is not its own."""
+    output = tmp_path / "demo"
+    (output / "run").mkdir(parents=True)
+    (output / "run" / "made_by_demo.txt").touch()
+    (output / "run" / "metrics.json").write_text(line(99, total_loss=1.0) + "\n")
+    (output / "mine.txt").write_text("kept")
+    command = demo(output, "--seed", "5", *SMALL, "SOLVER.MAX_ITER", "2")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    ap, pictures = done.stdout.splitlines()[-2:]
+    assert ap.startswith("AP ") and "AP50 " in ap
+    for name in ("detections.png", "training.png", "wiring.png"):
+        assert str(output / name) in pictures and (output / name).is_file()
+    assert max(read_metrics(output / "run" / "metrics.json")) == 2
+    assert "SEED: 5" in (output / "run" / "config.yaml").read_text()
+    assert (output / "mine.txt").read_text() == "kept"
+
+
+def test_demo_spares_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
+    """Wrong: someone's own output/demo/run is deleted."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("...")
+    done = subprocess.run(demo(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 1 and "not from a demo" in done.stderr
+    assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+def test_demo_hands_on_the_status_of_a_training_that_fails(tmp_path: Path) -> None:
+    """Wrong: `make demo` succeeds, or draws pictures, though the training failed."""
+    done = subprocess.run(demo(tmp_path, "NO.SUCH_KEY", "1"), capture_output=True, text=True)
+    assert done.returncode == 1 and "NO.SUCH_KEY" in done.stderr
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_ends_its_training(tmp_path: Path, number: signal.Signals) -> None:
+    """Wrong: a training that goes on, unseen, on both cores."""
+    command = demo(tmp_path, *SMALL, "SOLVER.MAX_ITER", "100000")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("needs Linux's /proc")
+    deadline = time.monotonic() + 60
+    while not (found := children.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 128 + number
+    assert found and not os.path.exists(f"/proc/{found[0]}")
