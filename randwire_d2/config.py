@@ -56,13 +56,17 @@ def spec_from_config(cfg: CfgNode) -> NetworkSpec:
                 return NetworkSpec.from_json(f.read())
         except (OSError, ValueError) as e:
             raise ValueError(f"MODEL.RANDWIRE.SPEC_FILE {node.SPEC_FILE!r}: {e}") from e
+    params = node.get(node.GRAPH)
     try:
         generator = NetworkGenerator(
             regime=node.REGIME,
             channels=node.CHANNELS,
             num_nodes=node.NUM_NODES,
             graph=node.GRAPH,
-            graph_params={key.lower(): value for key, value in node.get(node.GRAPH, {}).items()},
+            # A graph model without parameters has no node.
+            graph_params={k.lower(): v for k, v in params.items()}
+            if isinstance(params, CfgNode)
+            else {},
             node_op=node.NODE_OP,
         )
         return generator(node.SEED)

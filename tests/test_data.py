@@ -42,6 +42,7 @@ GOLDEN = ShapesConfig(
     clutter=12,
     occluders=2,
     min_visible=0.4,
+    texture=1.0,
     contrast=60.0,
     noise=12,
 )
@@ -72,8 +73,8 @@ def raster(annotation: dict, size: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "split, pixels, annotations",
     [
-        ("train", "cb946f60bb4fc646", "9dea86d1a6b6deaf"),
-        ("val", "611ee24c103fa2d8", "43a9f35ab0b74d6f"),
+        ("train", "da97b037ba113610", "272c96612478be37"),
+        ("val", "2544a3914cfe36d6", "dbcab5e564208555"),
     ],
 )
 def test_golden(split, pixels, annotations):

@@ -38,14 +38,15 @@ class ShapesConfig:
     num_train: int = 2000
     num_val: int = 240
     image_size: int = 128  # pixels; images are square
-    objects: tuple[int, int] = (1, 6)  # per image, both inclusive
-    scale: tuple[float, float] = (0.16, 0.6)  # an object's diameter in image sizes
+    objects: tuple[int, int] = (1, 5)  # per image, both inclusive
+    scale: tuple[float, float] = (0.2, 0.6)  # an object's diameter in image sizes
     stretch: float = 1.25  # largest ratio of an object's two axes
-    clutter: int = 10  # most distractors behind the objects
+    clutter: int = 5  # most distractors behind the objects
     occluders: int = 2  # most distractors among and before them
-    min_visible: float = 0.4  # least part of an object's area that stays visible
-    contrast: float = 60.0  # of 255; least difference of an object's colours to what lies below
-    noise: int = 12  # of 255; largest noise of a pixel
+    min_visible: float = 0.5  # least part of an object's area that stays visible
+    texture: float = 0.5  # in [0, 1]; how far a texture goes from its first to its second colour
+    contrast: float = 80.0  # of 255; least difference of an object's colours to what lies below
+    noise: int = 8  # of 255; largest noise of a pixel
 
     def __post_init__(self) -> None:
         limits = {
@@ -95,10 +96,10 @@ def draw_scene(config: ShapesConfig, rng: np.random.Generator) -> Scene:
     """Draw one scene; generators in equal states give equal scenes."""
     size = config.image_size
     canvas = np.zeros((size, size, 3))
-    _paint(rng, canvas, np.ones((size, size)))
+    _paint(rng, config, canvas, np.ones((size, size)))
     for _ in range(rng.integers(config.clutter + 1)):
         window, alpha = _coverage(_place(rng, config, _distractor(rng)), size)
-        _paint(rng, canvas[window], alpha)
+        _paint(rng, config, canvas[window], alpha)
 
     objects: list[SceneObject] = []
     layers = [True] * rng.integers(*config.objects, endpoint=True)
@@ -141,7 +142,8 @@ def _add_layer(
     if not all(_can_label(o.visible, config.min_visible * o.area) for o in seen):
         return None
     window, alpha = _coverage(ring, size)
-    _paint(rng, canvas[window], alpha, 0 if category is None else config.contrast)
+    contrast = 0 if category is None else config.contrast
+    _paint(rng, config, canvas[window], alpha, contrast)
     for o in seen:
         o.coverage[window] *= 1 - alpha
     if category is not None:
@@ -185,13 +187,6 @@ def _crescent() -> Array:
     return np.concatenate([outer, inner + np.array([inner_centre, 0])])
 
 
-def _heart() -> Array:
-    t = _turn(32)
-    x = 16 * np.sin(t) ** 3
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([x, y + 2], axis=1) / 17.5
-
-
 OUTLINES: dict[str, Array] = {
     "circle": _polar(_turn(32)),
     "triangle": _polar(_turn(3)),
@@ -200,8 +195,6 @@ OUTLINES: dict[str, Array] = {
     "cross": _polygon("3 1, 1 1, 1 3, -1 3, -1 1, -3 1, -3 -1, -1 -1, -1 -3, 1 -3, 1 -1, 3 -1")
     / math.sqrt(10),
     "crescent": _crescent(),
-    "heart": _heart(),
-    "arrow": _polygon("10 0, 1 8.5, 1 3, -9.5 3, -9.5 -3, 1 -3, 1 -8.5") / 10,
 }
 CLASSES: tuple[str, ...] = tuple(OUTLINES)
 
@@ -268,7 +261,13 @@ def _coverage(ring: Array, size: int) -> tuple[Window, Array]:
     return (slice(top, bottom), slice(left, right)), alpha
 
 
-def _paint(rng: np.random.Generator, canvas: Array, alpha: Array, contrast: float = 0) -> None:
+def _paint(
+    rng: np.random.Generator,
+    config: ShapesConfig,
+    canvas: Array,
+    alpha: Array,
+    contrast: float = 0,
+) -> None:
     """Blend a random texture into the canvas (h, w, 3), in place, by alpha (h, w)."""
     ground = np.zeros(3)
     if contrast > 0:
@@ -278,7 +277,7 @@ def _paint(rng: np.random.Generator, canvas: Array, alpha: Array, contrast: floa
     texture = TEXTURES[rng.integers(len(TEXTURES))]
     period, angle = rng.uniform(5, 14), rng.uniform(0, 2 * math.pi)
     c, s = math.cos(angle) / period, math.sin(angle) / period
-    mix = texture(c * u + s * v, c * v - s * u, period, rng)
+    mix = config.texture * texture(c * u + s * v, c * v - s * u, period, rng)
     paint = first + (second - first) * mix[..., None]
     canvas += (paint - canvas) * alpha[..., None]
 

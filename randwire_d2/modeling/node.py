@@ -158,8 +158,8 @@ class Node(nn.Module):
             mask[dropped] = 0
             weights = weights * mask
         # Under autocast the inputs are of lower precision than the weights.
-        weights = weights.to(inputs[0].dtype)
-        total = inputs[0] * weights[0]
-        for x, weight in zip(inputs[1:], weights[1:], strict=True):
+        first, *rest = weights.to(inputs[0].dtype).unbind()
+        total = inputs[0] * first
+        for x, weight in zip(inputs[1:], rest, strict=True):
             total = torch.addcmul(total, x, weight)
         return total

@@ -34,11 +34,10 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
         raise ValueError(f"a graph needs at least one node; got num_nodes={num_nodes}")
     draw = GRAPH_REGISTRY.get(model)
     try:
-        inspect.signature(draw).bind(num_nodes, seed, **params)
+        graph = draw(num_nodes, seed, **params)
     except TypeError as e:
-        wanted = list(inspect.signature(draw).parameters)[2:]
-        raise ValueError(f"{model} takes the parameters {wanted}; got {params} ({e})") from None
-    graph = draw(num_nodes, seed, **params)
+        takes = ", ".join(list(inspect.signature(draw).parameters)[2:])
+        raise ValueError(f"{model} takes the parameters {takes}; got {params} ({e})") from e
     if set(graph) != set(range(num_nodes)):
         raise ValueError(f"{model} must return a graph whose nodes are 0 … {num_nodes - 1}")
     return graph
