@@ -1,9 +1,11 @@
 """Training on Detectron2's engine: config checks, evaluators, and a trainer for GPUs and CPUs."""
 
 import argparse
+import difflib
 import os
 import weakref
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,9 +14,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
+    HookBase,
     SimpleTrainer,
     TrainerBase,
     create_ddp_model,
+    hooks,
     launch,
 )
 from detectron2.evaluation import (
@@ -28,11 +32,12 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.modeling import BACKBONE_REGISTRY, GeneralizedRCNNWithTTA, build_backbone
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from .checkpoint import RandWireCheckpointer
-from .config import add_randwire_config, spec_from_config
+from .config import add_randwire_config
 from .data import builtin  # noqa: F401 (registers the built-in data set)
 
 # By a data set's ``evaluator_type``, as Detectron2's own tools/train_net.py chooses them.
@@ -73,6 +78,25 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    def build_hooks(self) -> list[HookBase]:
+        built = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            # Ahead of the writers, if this process has them, so that they write its results.
+            last = isinstance(built[-1], hooks.PeriodicWriter)
+            built.insert(
+                len(built) - last,
+                hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)),
+            )
+        return built
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
+        """Evaluate with test-time augmentation (``cfg.TEST.AUG``); its results end in ``_TTA``."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return OrderedDict((f"{task}_TTA", values) for task, values in results.items())
+
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
@@ -104,7 +128,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_randwire_config(cfg)
     if args.config_file:
-        if not PathManager.isfile(args.config_file):
+        if "://" not in args.config_file and not os.path.isfile(args.config_file):
             raise ValueError(f"--config-file {args.config_file!r} does not exist")
         _merge(args.config_file, lambda: cfg.merge_from_file(args.config_file))
     if len(args.opts) % 2:
@@ -127,7 +151,10 @@ def _merge(source: str, merge: Callable[[], Any]) -> None:
 
 
 def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
-    device = torch.device(cfg.MODEL.DEVICE)
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as e:
+        raise ValueError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r}: {e}".splitlines()[0]) from e
     if device.type == "cuda":
         gpus = torch.cuda.device_count()
         if gpus == 0:
@@ -137,7 +164,9 @@ def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
             )
         if args.num_gpus > gpus:
             raise ValueError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
-    elif device.type == "cpu" and cfg.SOLVER.AMP.ENABLED and not args.eval_only:
+    if args.eval_only:
+        return
+    if device.type == "cpu" and cfg.SOLVER.AMP.ENABLED:
         raise ValueError("SOLVER.AMP.ENABLED needs a GPU: Detectron2's AMPTrainer has no CPU path")
     workers = args.num_gpus * args.num_machines
     if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and cfg.SOLVER.IMS_PER_BATCH % max(workers, 1):
@@ -155,26 +184,42 @@ def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> None:
             raise ValueError(f"DATASETS.{key} is empty")
         for name in names:
             if name not in DatasetCatalog:
-                raise ValueError(f"DATASETS.{key}: no data set {name!r} is registered")
+                raise ValueError(
+                    f"DATASETS.{key}: no data set {name!r} is registered"
+                    + _similar(name, DatasetCatalog.list())
+                )
             metadata = MetadataCatalog.get(name)
             for path in (metadata.get("json_file"), metadata.get("image_root")):
-                # To ask for its path makes the built-in set: once, before there are processes.
-                if (
-                    path
-                    and "://" not in path
-                    and not os.path.exists(PathManager.get_local_path(path))
-                ):
+                if not path or "://" in path:
+                    continue
+                try:
+                    # To ask for its path makes the built-in set: once, before there are processes.
+                    path = PathManager.get_local_path(path)
+                except (OSError, RuntimeError) as e:
+                    raise ValueError(f"DATASETS.{key}: {name!r}: {e}") from e
+                if not os.path.exists(path):
                     raise ValueError(
                         f"DATASETS.{key}: {name!r} needs {path!r}, which does not exist; set the "
                         "environment variable DETECTRON2_DATASETS to the folder that holds it"
                     )
 
 
+def _similar(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(known))
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
 def _check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     name = cfg.MODEL.BACKBONE.NAME
     family = "RANDWIRE" if "randwire" in name else "RESNETS" if "resnet" in name else None
+    if name not in BACKBONE_REGISTRY:
+        known = [registered for registered, _ in BACKBONE_REGISTRY]
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME: no backbone {name!r} is registered" + _similar(name, known)
+        )
     if family == "RANDWIRE":
-        spec_from_config(cfg)
+        with torch.device("meta"):  # without memory or time, and with every check of the real one
+            build_backbone(cfg)
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not os.path.isfile(weights.split("?")[0]):
         raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist")

@@ -16,7 +16,7 @@ from randwire_d2.checkpoint import WIRING_KEY, RandWireCheckpointer
 from randwire_d2.files import atomic_open
 from randwire_d2.wiring import NetworkSpec
 
-GENERATOR = NetworkGenerator(channels=8, num_nodes=8)
+GENERATOR = NetworkGenerator(channels=8, num_nodes=10)
 
 
 def small_backbone(seed: int = 1) -> RandWire:
@@ -102,7 +102,7 @@ from randwire_d2 import NetworkGenerator, RandWire
 from randwire_d2.checkpoint import RandWireCheckpointer
 
 checkpointer = RandWireCheckpointer(
-    RandWire(NetworkGenerator(channels=8, num_nodes=8)(1)), sys.argv[1]
+    RandWire(NetworkGenerator(channels=8, num_nodes=10)(1)), sys.argv[1]
 )
 checkpointer.save("model_0000001", iteration=1)
 save = torch.save

@@ -3,18 +3,21 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 # A few seconds of training: what is tested is the machinery.
 SMALL = [
-    "MODEL.RANDWIRE.CHANNELS", "8", "MODEL.RANDWIRE.NUM_NODES", "6",
+    "MODEL.RANDWIRE.CHANNELS", "8", "MODEL.RANDWIRE.NUM_NODES", "10",
     "SOLVER.IMS_PER_BATCH", "4", "SOLVER.WARMUP_ITERS", "2", "SEED", "1",
     "DATALOADER.NUM_WORKERS", "0",
 ]  # fmt: skip
@@ -35,7 +38,11 @@ def run(command: list[str]) -> str:
 
 
 def last_metrics(output: Path) -> dict[str, float]:
-    return json.loads((output / "metrics.json").read_text().splitlines()[-1])
+    """The last value of everything that was logged."""
+    last: dict[str, float] = {}
+    for line in (output / "metrics.json").read_text().splitlines():
+        last.update(json.loads(line))
+    return last
 
 
 def test_train_evaluate_and_evaluate_again(tmp_path: Path) -> None:
@@ -89,6 +96,31 @@ def test_two_cpu_processes_train_one_model(tmp_path: Path) -> None:
     assert "World size: 2" in log
     assert "bbox/AP" in last_metrics(tmp_path)
     assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_two_machines_train_one_model(tmp_path: Path) -> None:
+    """--num-machines, --machine-rank and --dist-url reach the process group."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{s.getsockname()[1]}"
+    machines = [
+        subprocess.Popen(
+            command(
+                tmp_path / rank,
+                ["--num-machines", "2", "--machine-rank", rank, "--dist-url", url],
+                ["SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0],
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    logs = [machine.communicate()[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(logs)[-3000:]
+    assert "World size: 2" in logs[0]
+    assert (tmp_path / "0" / "model_final.pth").is_file()
+    assert not (tmp_path / "1" / "model_final.pth").exists()
 
 
 def test_an_error_of_the_user_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
