@@ -56,9 +56,11 @@ def test_train_evaluate_and_evaluate_again(tmp_path: Path) -> None:
     expected = f"[['bbox', 'AP', {trained['bbox/AP']}, 1e-6]]"
     run(command(
         tmp_path, ["--eval-only"],
-        ["MODEL.WEIGHTS", tmp_path / "model_final.pth", "TEST.EXPECTED_RESULTS", expected],
+        ["MODEL.WEIGHTS", tmp_path / "model_final.pth", "TEST.EXPECTED_RESULTS", expected,
+         "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(128,)"],
     ))  # fmt: skip
     assert results.is_file()
+    assert (tmp_path / "inference_TTA" / results.name).is_file()
 
 
 def test_resume_after_kill_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
