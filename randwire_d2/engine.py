@@ -36,9 +36,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, GeneralizedRCNNWithTTA, build
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from . import data  # noqa: F401 (registers the built-in data set)
 from .checkpoint import RandWireCheckpointer
 from .config import add_randwire_config
-from .data import builtin  # noqa: F401 (registers the built-in data set)
 
 # By a data set's ``evaluator_type``, as Detectron2's own tools/train_net.py chooses them.
 _EVALUATORS: dict[str, tuple[Callable[[str, str], DatasetEvaluator], ...]] = {
@@ -168,6 +168,9 @@ def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
         return
     if device.type == "cpu" and cfg.SOLVER.AMP.ENABLED:
         raise ValueError("SOLVER.AMP.ENABLED needs a GPU: Detectron2's AMPTrainer has no CPU path")
+    is_randwire = "randwire" in cfg.MODEL.BACKBONE.NAME
+    if device.type == "cpu" and is_randwire and cfg.MODEL.RANDWIRE.NORM == "SyncBN":
+        raise ValueError("MODEL.RANDWIRE.NORM SyncBN needs GPUs; on a CPU use BN or GN")
     workers = args.num_gpus * args.num_machines
     if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and cfg.SOLVER.IMS_PER_BATCH % max(workers, 1):
         raise ValueError(

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from . import data  # noqa: F401 (registers the built-in data set)
 from .config import add_randwire_config, spec_from_config
-from .data import builtin  # noqa: F401 (registers the built-in data set)
 from .wiring.draw import BLUE, INK, LINE, RED, draw_network, save_figure
 
 DPI = 100

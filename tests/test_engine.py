@@ -45,6 +45,7 @@ def parse(config: str, *args: str) -> argparse.Namespace:
         (SHAPES, ["MODEL.RANDWIRE.NORM", "BM"], ["BM", "get_norm"]),
         (SHAPES, ["MODEL.RANDWIRE.OUT_FEATURES", "['res5']"], ["IN_FEATURES", "res3"]),
         (SHAPES, ["MODEL.BACKBONE.NAME", "build_randwire_backbon"], ["build_randwire_backbone"]),
+        (SHAPES, ["MODEL.RANDWIRE.NORM", "SyncBN"], ["SyncBN", "BN or GN"]),
         (SHAPES, ["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE", "gpu"]),
         (SHAPES, ["MODEL.RANDWIRE.SPEC_FILE", "no.json"], ["SPEC_FILE", "no.json"]),
         (SHAPES, ["MODEL.RANDWIRE.NORM", "FrozenBN"], ["FrozenBN", "MODEL.WEIGHTS", "NORM BN"]),

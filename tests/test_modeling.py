@@ -1,6 +1,7 @@
 """RandWire as a Detectron2 backbone: features, norms, freezing, edge dropping, configs, memory."""
 
 import copy
+import logging
 import multiprocessing
 import pickle
 import weakref
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import oracle
 import pytest
@@ -561,6 +563,19 @@ def test_grey_images_are_refused() -> None:
     """Else MODEL.PIXEL_MEAN of one channel fails in the first convolution, at run time."""
     with pytest.raises(ValueError, match=r"3 channels; MODEL\.PIXEL_MEAN has 1"):
         build_backbone(config(), ShapeSpec(channels=1))
+
+
+def test_a_frozen_norm_without_weights_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Else a project with a trainer of its own sees its loss diverge, and no word of why."""
+    cfg = config()
+    with mock.patch.object(logging.getLogger("randwire_d2"), "propagate", True):
+        for norm, weights in [("BN", ""), ("FrozenBN", "backbone.pth")]:
+            cfg.MODEL.RANDWIRE.NORM, cfg.MODEL.WEIGHTS = norm, weights
+            build_backbone(cfg)
+        assert not caplog.records
+        cfg.MODEL.WEIGHTS = ""
+        build_backbone(cfg)
+    assert "FrozenBN" in caplog.text
 
 
 # ---------------------------------------------------------------- what users do with modules

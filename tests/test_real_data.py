@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -19,6 +21,15 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not COCO.is_dir(), reason="no COCO images in ../shared/data"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _all_threads() -> Iterator[None]:
+    """Unlike the other tests, these spend their time in large convolutions."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

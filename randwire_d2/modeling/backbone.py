@@ -1,5 +1,6 @@
 """RandWire as a Detectron2 backbone, and the builders that Detectron2 configs name."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from ..config import spec_from_config
 from ..wiring import NetworkSpec, StageSpec
 from .stage import ConvStage, RandWireStage
+
+logger = logging.getLogger(__name__)
 
 
 class RandWire(Backbone):
@@ -70,6 +73,11 @@ class RandWire(Backbone):
         if input_shape.channels != 3:
             raise ValueError(
                 f"RandWire reads images of 3 channels; MODEL.PIXEL_MEAN has {input_shape.channels}"
+            )
+        if cfg.MODEL.RANDWIRE.NORM == "FrozenBN" and not cfg.MODEL.WEIGHTS:
+            logger.warning(
+                "MODEL.RANDWIRE.NORM is FrozenBN and MODEL.WEIGHTS is empty: with batch norms that "
+                "were never trained, training diverges. Load weights, or use BN, SyncBN or GN."
             )
         return {
             "spec": spec_from_config(cfg),
