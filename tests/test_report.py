@@ -1,5 +1,6 @@
 """The report of a training run, and tools/demo.py: real data set, real files, real processes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -332,7 +333,13 @@ def test_demo_hands_on_the_status_of_a_training_that_fails(tmp_path: Path) -> No
 def test_an_interrupted_demo_ends_its_training(tmp_path: Path, number: signal.Signals) -> None:
     """Wrong: a training that goes on, unseen, on both cores."""
     command = demo(tmp_path, *SMALL, "SOLVER.MAX_ITER", "100000")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Whoever runs the tests in the background has it ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.exists():
         process.kill()
@@ -342,5 +349,11 @@ def test_an_interrupted_demo_ends_its_training(tmp_path: Path, number: signal.Si
         time.sleep(0.1)
     time.sleep(1)
     process.send_signal(number)
-    assert process.wait(timeout=30) == 128 + number
-    assert found and not os.path.exists(f"/proc/{found[0]}")
+    try:
+        assert process.wait(timeout=30) == 128 + number
+        assert found and not os.path.exists(f"/proc/{found[0]}")
+    finally:
+        process.kill()
+        for child in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
