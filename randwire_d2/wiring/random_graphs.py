@@ -36,7 +36,7 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
     try:
         graph = draw(num_nodes, seed, **params)
     except TypeError as e:
-        takes = ", ".join(list(inspect.signature(draw).parameters)[2:])
+        takes = list(inspect.signature(draw).parameters)[2:]
         raise ValueError(f"{model} takes the parameters {takes}; got {params} ({e})") from e
     if set(graph) != set(range(num_nodes)):
         raise ValueError(f"{model} must return a graph whose nodes are 0 … {num_nodes - 1}")
