@@ -90,7 +90,7 @@ def test_resume_after_kill_goes_on_from_the_last_checkpoint(tmp_path: Path) -> N
 
 
 def test_two_cpu_processes_train_one_model(tmp_path: Path) -> None:
-    """Both ranks share the batch and end with one model; edge dropping does not stall them."""
+    """Two gloo ranks share the batch and evaluate; edge dropping stalls neither."""
     log = run(command(
         tmp_path, ["--num-gpus", "2", "--dist-url", "auto"],
         ["SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 6, "MODEL.RANDWIRE.EDGE_DROP_PROB", 1.0],

@@ -42,9 +42,9 @@ class ShapesConfig:
     scale: tuple[float, float] = (0.2, 0.6)  # an object's diameter in image sizes
     stretch: float = 1.25  # largest ratio of an object's two axes
     clutter: int = 5  # most distractors behind the objects
-    occluders: int = 2  # most distractors among and before them
+    occluders: int = 1  # most distractors among and before them
     min_visible: float = 0.5  # least part of an object's area that stays visible
-    texture: float = 0.5  # in [0, 1]; how far a texture goes from its first to its second colour
+    texture: float = 0.4  # in [0, 1]; how far a texture goes from its first to its second colour
     contrast: float = 80.0  # of 255; least difference of an object's colours to what lies below
     noise: int = 8  # of 255; largest noise of a pixel
 
