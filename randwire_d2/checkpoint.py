@@ -28,7 +28,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
       Detectron2's ``.pkl`` with nothing but arrays and containers allowed.
     - A checkpoint holds the spec of the RandWire network in the model, if there is one; loading it
       into another wiring raises a ValueError that names both fingerprints. The same shapes fit many
-      wirings, so nothing else would notice.
+      wirings, so nothing else would notice. So does loading what has no weight for the backbone.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
@@ -57,7 +57,18 @@ class RandWireCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         check_wiring(self.model, checkpoint)
-        return super()._load_model(checkpoint)
+        incompatible = super()._load_model(checkpoint)
+        missing = set(incompatible.missing_keys)
+        for name, module in self.model.named_modules():
+            if isinstance(module, RandWire):
+                prefix = f"{name}." if name else ""
+                if missing.issuperset(prefix + key for key, _ in module.named_parameters()):
+                    raise ValueError(
+                        f"the checkpoint holds not one weight of the RandWire backbone {name!r}: "
+                        "it belongs to another network, such as the ResNet whose config this was. "
+                        "Set MODEL.WEIGHTS to weights of this backbone, or to '' to start without"
+                    )
+        return incompatible
 
 
 def find_spec(model: nn.Module) -> NetworkSpec | None:

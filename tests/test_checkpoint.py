@@ -62,6 +62,15 @@ def test_another_wiring_is_refused_with_both_fingerprints(tmp_path: Path) -> Non
     assert all(torch.equal(other.state_dict()[name], value) for name, value in before.items())
 
 
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    """Else Detectron2 logs the missing keys and trains a random backbone with frozen norms."""
+    path = tmp_path / "resnet.pth"
+    torch.save({"stem.conv1.weight": torch.zeros(64, 3, 7, 7), "fc.bias": torch.zeros(9)}, path)
+    model = torch.nn.ModuleDict({"backbone": small_backbone(), "fc": torch.nn.Linear(1, 9)})
+    with pytest.raises(ValueError, match=r"'backbone'.*MODEL\.WEIGHTS"):
+        RandWireCheckpointer(model).load(str(path))
+
+
 class RunsCode:
     """What an attacker's pickle does: it calls a function when it is loaded."""
 
