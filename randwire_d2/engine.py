@@ -35,6 +35,7 @@ from detectron2.evaluation import (
 from detectron2.modeling import BACKBONE_REGISTRY, GeneralizedRCNNWithTTA, build_backbone
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from yaml import YAMLError
 
 from . import data  # noqa: F401 (registers the built-in data set)
 from .checkpoint import RandWireCheckpointer
@@ -144,10 +145,11 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 def _merge(source: str, merge: Callable[[], Any]) -> None:
     try:
         merge()
-    # yacs raises KeyError for unknown keys, and ValueError or AssertionError for wrong types
-    # and for versions it does not know.
-    except (KeyError, ValueError, AssertionError) as e:
-        raise ValueError(f"{source}: {e.args[0] if e.args else e}") from e
+    # yacs raises KeyError for unknown keys, ValueError or AssertionError for wrong types and for
+    # unknown versions; OSError is a missing _BASE_.
+    except (KeyError, ValueError, AssertionError, OSError, YAMLError) as e:
+        reason = str(e.args[0] if isinstance(e, KeyError) else e)
+        raise ValueError(f"{source}: {' '.join(reason.split())}") from e
 
 
 def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -220,18 +222,14 @@ def _check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ValueError(
             f"MODEL.BACKBONE.NAME: no backbone {name!r} is registered" + _similar(name, known)
         )
-    if family == "RANDWIRE":
-        with torch.device("meta"):  # without memory or time, and with every check of the real one
-            build_backbone(cfg)
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not os.path.isfile(weights.split("?")[0]):
         raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist")
     resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if weights or resumes or family is None:
-        return
-    if args.eval_only:
+    untrained = family is not None and not weights and not resumes
+    if untrained and args.eval_only:
         raise ValueError("--eval-only needs weights: set MODEL.WEIGHTS, or --resume a run")
-    if cfg.MODEL[family].NORM == "FrozenBN" or cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+    if untrained and (cfg.MODEL[family].NORM == "FrozenBN" or cfg.MODEL.BACKBONE.FREEZE_AT > 0):
         raise ValueError(
             f"training starts without MODEL.WEIGHTS, but MODEL.{family}.NORM is "
             f"{cfg.MODEL[family].NORM!r} and MODEL.BACKBONE.FREEZE_AT is "
@@ -240,6 +238,9 @@ def _check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
             f"pretrained backbone, or MODEL.{family}.NORM BN (or SyncBN, GN) and "
             "MODEL.BACKBONE.FREEZE_AT 0"
         )
+    if family == "RANDWIRE":
+        with torch.device("meta"):  # without memory or time, and with every check of the real one
+            build_backbone(cfg)
 
 
 def run_distributed(main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace) -> Any:

@@ -64,6 +64,17 @@ def test_what_cannot_work_is_refused_in_one_line(
         assert words in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("MODEL: [", "config.yaml"), ("_BASE_: gone.yaml", "gone.yaml"), ("MODEL: {X: 1}", "MODEL.X")],
+)
+def test_a_broken_config_file_is_named_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=says) as e:
+        load_config(parse(str(tmp_path / "config.yaml")))
+    assert "\n" not in str(e.value)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_named_with_the_way_out() -> None:
     with pytest.raises(ValueError, match="MODEL.DEVICE cpu"):
