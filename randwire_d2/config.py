@@ -30,10 +30,10 @@ def add_randwire_config(cfg: CfgNode) -> None:
     node.BA = CfgNode({"M": 5})
     # The s of g(θ, s); all stages are drawn with it.
     node.SEED = 1
-    # A file with a network's JSON; if set, it is the network, and the keys above are not read.
-    node.SPEC_FILE = ""
     # The convolution of every node: "sep_conv3x3", "conv3x3", "max_pool3x3" or "avg_pool3x3".
     node.NODE_OP = "sep_conv3x3"
+    # A file with a network's JSON; if set, it is the network, and the keys above are not read.
+    node.SPEC_FILE = ""
     # Any norm of Detectron2's. FrozenBN needs pretrained weights; from scratch: BN, SyncBN or GN.
     node.NORM = "FrozenBN"
     # The features handed to the FPN or the heads: any of stem, res2, res3, res4, res5.
