@@ -58,22 +58,28 @@ class RandWireCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         check_wiring(self.model, checkpoint)
         incompatible = super()._load_model(checkpoint)
-        missing = set(incompatible.missing_keys)
-        for name, module in self.model.named_modules():
-            if isinstance(module, RandWire):
-                prefix = f"{name}." if name else ""
-                if missing.issuperset(prefix + key for key, _ in module.named_parameters()):
-                    raise ValueError(
-                        f"the checkpoint holds not one weight of the RandWire backbone {name!r}: "
-                        "it belongs to another network, such as the ResNet whose config this was. "
-                        "Set MODEL.WEIGHTS to weights of this backbone, or to '' to start without"
-                    )
+        name, backbone = _find_backbone(self.model)
+        if backbone is not None:
+            prefix = f"{name}." if name else ""
+            keys = {prefix + key for key, _ in backbone.named_parameters()}
+            if keys.issubset(incompatible.missing_keys):
+                raise ValueError(
+                    f"the checkpoint holds not one weight of the RandWire backbone {name!r}: "
+                    "it belongs to another network, such as the ResNet whose config this was. "
+                    "Set MODEL.WEIGHTS to weights of this backbone, or to '' to start without"
+                )
         return incompatible
 
 
 def find_spec(model: nn.Module) -> NetworkSpec | None:
     """The spec of the RandWire backbone inside a model; None if the model has none."""
-    return next((m.spec for m in model.modules() if isinstance(m, RandWire)), None)
+    _, backbone = _find_backbone(model)
+    return None if backbone is None else backbone.spec
+
+
+def _find_backbone(model: nn.Module) -> tuple[str, RandWire | None]:
+    found = ((name, m) for name, m in model.named_modules() if isinstance(m, RandWire))
+    return next(found, ("", None))
 
 
 def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:

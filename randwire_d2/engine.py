@@ -170,9 +170,6 @@ def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
         return
     if device.type == "cpu" and cfg.SOLVER.AMP.ENABLED:
         raise ValueError("SOLVER.AMP.ENABLED needs a GPU: Detectron2's AMPTrainer has no CPU path")
-    is_randwire = "randwire" in cfg.MODEL.BACKBONE.NAME
-    if device.type == "cpu" and is_randwire and cfg.MODEL.RANDWIRE.NORM == "SyncBN":
-        raise ValueError("MODEL.RANDWIRE.NORM SyncBN needs GPUs; on a CPU use BN or GN")
     workers = args.num_gpus * args.num_machines
     if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and cfg.SOLVER.IMS_PER_BATCH % max(workers, 1):
         raise ValueError(
@@ -222,6 +219,9 @@ def _check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ValueError(
             f"MODEL.BACKBONE.NAME: no backbone {name!r} is registered" + _similar(name, known)
         )
+    trains_on_cpu = cfg.MODEL.DEVICE == "cpu" and not args.eval_only
+    if trains_on_cpu and family and cfg.MODEL[family].NORM == "SyncBN":
+        raise ValueError(f"MODEL.{family}.NORM SyncBN needs GPUs; on a CPU use BN or GN")
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not os.path.isfile(weights.split("?")[0]):
         raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist")

@@ -4,6 +4,7 @@ import os
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -61,6 +62,7 @@ class DagLayout:
     rows: int
 
 
+@lru_cache(maxsize=64)  # a network asks twice for each stage, and has stages with one wiring
 def layout_dag(dag: Dag) -> DagLayout:
     """Lay out a DAG in rows, with few crossings and straight edges; the same DAG, the same layout.
 
