@@ -1,8 +1,10 @@
-"""Checkpoints that are whole, safe to load, and know the wiring that they belong to."""
+"""Checkpoints that are whole, safe to load, and know the wiring and the images they belong to."""
 
 import collections
+import logging
 import pickle
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,18 +19,58 @@ from .wiring import NetworkSpec
 
 # The key under which a checkpoint holds its wiring: {"spec": JSON, "fingerprint": sha256}.
 WIRING_KEY = "randwire"
+# The key under which it holds its Preprocessing, as a dict.
+PREPROCESSING_KEY = "preprocessing"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What was done to the images that a network was trained on.
+
+    Attributes:
+        input_format: the order of the channels, "RGB" or "BGR" (INPUT.FORMAT).
+        pixel_mean: subtracted from each channel, whose values are 0 … 255 (MODEL.PIXEL_MEAN).
+        pixel_std: each channel is then divided by it (MODEL.PIXEL_STD).
+    """
+
+    input_format: str
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        return cls(
+            str(values["input_format"]),
+            tuple(float(v) for v in values["pixel_mean"]),
+            tuple(float(v) for v in values["pixel_std"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint: of types that ``weights_only`` loads."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @property
+    def options(self) -> list[str]:
+        """The KEY VALUE pairs that set a config to it."""
+        keys = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+        values = (self.input_format, str(list(self.pixel_mean)), str(list(self.pixel_std)))
+        return [text for pair in zip(keys, values) for text in pair]
 
 
 class RandWireCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, with three promises added.
+    """Detectron2's checkpointer, with four promises added.
 
     - A file appears under its name only when it is complete, so a killed run resumes from the last
       complete checkpoint.
-    - Files are loaded without running code that they contain: ``.pth`` with ``weights_only``,
-      Detectron2's ``.pkl`` with nothing but arrays and containers allowed.
+    - Files are loaded without running code that they contain (``load_checkpoint``): ``.pth`` with
+      ``weights_only``, Detectron2's ``.pkl`` with nothing but arrays and containers allowed.
     - A checkpoint holds the spec of the RandWire network in the model, if there is one; loading it
       into another wiring raises a ValueError that names both fingerprints. The same shapes fit many
       wirings, so nothing else would notice. So does loading what has no weight for the backbone.
+    - It also holds the preprocessing of the model's images; loading it into a model with another
+      one logs a warning.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
@@ -39,24 +81,22 @@ class RandWireCheckpointer(DetectionCheckpointer):
         spec = find_spec(self.model)
         if spec is not None:
             kwargs[WIRING_KEY] = {"spec": spec.to_json(), "fingerprint": spec.fingerprint}
+        preprocessing = find_preprocessing(self.model)
+        if preprocessing is not None:
+            kwargs[PREPROCESSING_KEY] = preprocessing.to_dict()
         super().save(name, **kwargs)
 
     def _torch_load(self, f: str) -> Any:
         return torch.load(f, map_location="cpu", weights_only=True)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if not filename.endswith(".pkl"):
-            return super()._load_file(filename)
-        with PathManager.open(filename, "rb") as f:
-            data = _ArrayUnpickler(f, encoding="latin1").load()
-        if "__author__" in data and "model" in data:
-            return data
-        # The Caffe2 layout of the original Detectron: blobs by name, with the solver's state.
-        blobs = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
-        return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        if filename.endswith((".pkl", ".pyth")):  # Detectron2 would run what is in them
+            return load_checkpoint(filename)
+        return super()._load_file(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         check_wiring(self.model, checkpoint)
+        _compare_preprocessing(self.model, checkpoint)
         incompatible = super()._load_model(checkpoint)
         name, backbone = _find_backbone(self.model)
         if backbone is not None:
@@ -94,10 +134,61 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         return
     raise ValueError(
         f"the checkpoint's network has the fingerprint {wiring['fingerprint']}, the model's "
-        f"{spec.fingerprint}: weights of one wiring mean nothing in another. Write the "
-        f"checkpoint's own spec (its {WIRING_KEY!r} entry, key 'spec') to a file and set "
-        "MODEL.RANDWIRE.SPEC_FILE to it, or set the MODEL.RANDWIRE keys it was trained with."
+        f"{spec.fingerprint}: weights of one wiring mean nothing in another. Build the "
+        "checkpoint's own network with --config-from-weights, or convert a checkpoint of the "
+        "config's with tools/convert_checkpoint.py."
     )
+
+
+def find_preprocessing(model: nn.Module) -> Preprocessing | None:
+    """The preprocessing of a Detectron2 meta-architecture; None of any other module."""
+    try:
+        buffers: tuple[Any, Any] = model.pixel_mean, model.pixel_std
+        input_format = model.input_format
+    except AttributeError:
+        return None
+    # As few digits as name the float32: what the config said.
+    mean, std = (tuple(float(str(v)) for v in b.cpu().numpy().ravel()) for b in buffers)
+    return Preprocessing(str(input_format), mean, std)
+
+
+def _compare_preprocessing(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    ours, theirs = find_preprocessing(model), checkpoint.get(PREPROCESSING_KEY)
+    if ours is None or theirs is None:
+        return
+    theirs = Preprocessing.from_dict(theirs)
+    if ours != theirs:
+        logger.warning(
+            f"The checkpoint was trained with {' '.join(theirs.options)}, but the config says "
+            f"{' '.join(ours.options)}: its features fit other images than the model will get. "
+            "Unless that is meant, add --config-from-weights, or those keys."
+        )
+
+
+def load_checkpoint(path: str) -> dict[str, Any]:
+    """What a checkpoint file holds, in Detectron2's form, without running code that it contains.
+
+    Args:
+        path: of a local file: ``.pkl`` of Detectron2 or the original Detectron, ``.pyth`` of pycls,
+            else what ``torch.save`` wrote.
+
+    Raises:
+        pickle.UnpicklingError, RuntimeError, EOFError, OSError: it can't be read, or holds code.
+    """
+    if path.endswith(".pkl"):
+        with PathManager.open(path, "rb") as f:
+            data = _ArrayUnpickler(f, encoding="latin1").load()
+        if "__author__" in data and "model" in data:
+            return data
+        # The Caffe2 layout of the original Detectron: blobs by name, with the solver's state.
+        blobs = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
+        return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+    data = torch.load(path, map_location="cpu", weights_only=True)
+    if path.endswith(".pyth"):
+        state = data["model_state"].items()
+        weights = {k: v for k, v in state if not k.endswith("num_batches_tracked")}
+        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+    return data if "model" in data else {"model": data}
 
 
 class _AtomicPathManager:

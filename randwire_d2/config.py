@@ -7,10 +7,12 @@ from .wiring import NetworkGenerator, NetworkSpec
 
 
 def add_randwire_config(cfg: CfgNode) -> None:
-    """Add MODEL.RANDWIRE to a Detectron2 config.
+    """Add MODEL.RANDWIRE, and one key of SOLVER, to a Detectron2 config.
 
     The default is the paper's regular network with C=109, WS(4, 0.75), seed 1.
     """
+    # What SOLVER.AMP.ENABLED computes in: "float16" or "bfloat16".
+    cfg.SOLVER.AMP.PRECISION = "float16"
     cfg.MODEL.RANDWIRE = CfgNode()
     node = cfg.MODEL.RANDWIRE
     # Table 1's column: "small" or "regular".

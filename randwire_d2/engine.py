@@ -6,6 +6,7 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from detectron2.engine import (
     SimpleTrainer,
     TrainerBase,
     create_ddp_model,
+    default_argument_parser,
+    default_setup,
     hooks,
     launch,
 )
@@ -31,6 +34,7 @@ from detectron2.evaluation import (
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
+    verify_results,
 )
 from detectron2.modeling import BACKBONE_REGISTRY, GeneralizedRCNNWithTTA, build_backbone
 from detectron2.utils import comm
@@ -38,8 +42,15 @@ from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
 from . import data  # noqa: F401 (registers the built-in data set)
-from .checkpoint import RandWireCheckpointer
+from .checkpoint import (
+    PREPROCESSING_KEY,
+    WIRING_KEY,
+    Preprocessing,
+    RandWireCheckpointer,
+    load_checkpoint,
+)
 from .config import add_randwire_config
+from .files import atomic_open
 
 # By a data set's ``evaluator_type``, as Detectron2's own tools/train_net.py chooses them.
 _EVALUATORS: dict[str, tuple[Callable[[str, str], DatasetEvaluator], ...]] = {
@@ -70,8 +81,11 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         ddp_options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, data_loader, optimizer)
+        if cfg.SOLVER.AMP.ENABLED:
+            precision = getattr(torch, cfg.SOLVER.AMP.PRECISION)
+            self._trainer = AMPTrainer(model, data_loader, optimizer, precision=precision)
+        else:
+            self._trainer = SimpleTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RandWireCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -89,6 +103,19 @@ class Trainer(DefaultTrainer):
                 hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)),
             )
         return built
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: torch.nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """As DefaultTrainer's; all processes evaluate the first one's network, which is saved."""
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():  # each process has batch statistics of its own
+                torch.distributed.broadcast(buffer, 0)
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
@@ -118,16 +145,43 @@ class Trainer(DefaultTrainer):
         return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
+def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """Detectron2's command line with one flag more."""
+    parser = default_argument_parser(epilog)
+    parser.add_argument(
+        "--config-from-weights",
+        action="store_true",
+        help="take the wiring and the preprocessing (MODEL.RANDWIRE.SPEC_FILE, INPUT.FORMAT, "
+        "MODEL.PIXEL_MEAN, MODEL.PIXEL_STD) from the checkpoint MODEL.WEIGHTS",
+    )
+    return parser
+
+
 def load_config(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of a command line (Detectron2's ``default_argument_parser``), checked.
+    """The frozen config of a command line (``argument_parser``), checked.
 
     Raises:
         ValueError: for whatever would make the run fail later: an unknown key, a missing file, data
             set or device, a network that can't be built, a training that can't succeed. The message
             is one line that names the value and the way out.
     """
+    cfg = read_config(args, add_randwire_config)
+    cfg.freeze()
+    check_device(cfg, args)
+    _check_datasets(cfg, args)
+    check_model(cfg, args)
+    return cfg
+
+
+def read_config(args: argparse.Namespace, *add_configs: Callable[[CfgNode], None]) -> CfgNode:
+    """The config of a command line, of Detectron2's keys and those that ``add_configs`` add.
+
+    Raises:
+        ValueError: for a missing file, an unknown key, or a value of the wrong type.
+    """
     cfg = get_cfg()
-    add_randwire_config(cfg)
+    for add_config in add_configs:
+        add_config(cfg)
     if args.config_file:
         if "://" not in args.config_file and not os.path.isfile(args.config_file):
             raise ValueError(f"--config-file {args.config_file!r} does not exist")
@@ -135,11 +189,30 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if len(args.opts) % 2:
         raise ValueError(f"options come as pairs KEY VALUE; got {' '.join(args.opts)!r}")
     _merge("the command line", lambda: cfg.merge_from_list(args.opts))
-    cfg.freeze()
-    _check_device(cfg, args)
-    _check_datasets(cfg, args)
-    _check_model(cfg, args)
+    if args.config_from_weights:
+        _merge("--config-from-weights", lambda: _take_config_from_weights(cfg))
     return cfg
+
+
+def _take_config_from_weights(cfg: CfgNode) -> None:
+    path = cfg.MODEL.WEIGHTS
+    if not path:
+        raise ValueError("it takes the config from MODEL.WEIGHTS, which is empty")
+    try:
+        checkpoint = load_checkpoint(PathManager.get_local_path(path))
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as e:
+        raise ValueError(f"MODEL.WEIGHTS {path!r} can't be read: {e}") from e
+    wiring, preprocessing = checkpoint.get(WIRING_KEY), checkpoint.get(PREPROCESSING_KEY)
+    if wiring is None and preprocessing is None:
+        raise ValueError(f"MODEL.WEIGHTS {path!r} holds neither a wiring nor a preprocessing")
+    if wiring is not None:
+        spec_file = os.path.join(cfg.OUTPUT_DIR, "spec.json")
+        PathManager.mkdirs(cfg.OUTPUT_DIR)
+        with atomic_open(spec_file, "w") as f:
+            f.write(wiring["spec"])
+        cfg.MODEL.RANDWIRE.SPEC_FILE = spec_file
+    if preprocessing is not None:
+        cfg.merge_from_list(Preprocessing.from_dict(preprocessing).options)
 
 
 def _merge(source: str, merge: Callable[[], Any]) -> None:
@@ -152,7 +225,8 @@ def _merge(source: str, merge: Callable[[], Any]) -> None:
         raise ValueError(f"{source}: {' '.join(reason.split())}") from e
 
 
-def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
+def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Raise a ValueError if the machine has not what the run needs, or the batch can't be split."""
     try:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as e:
@@ -170,6 +244,10 @@ def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
         return
     if device.type == "cpu" and cfg.SOLVER.AMP.ENABLED:
         raise ValueError("SOLVER.AMP.ENABLED needs a GPU: Detectron2's AMPTrainer has no CPU path")
+    if cfg.SOLVER.AMP.PRECISION not in ("float16", "bfloat16"):
+        raise ValueError(
+            f"SOLVER.AMP.PRECISION is float16 or bfloat16; got {cfg.SOLVER.AMP.PRECISION!r}"
+        )
     workers = args.num_gpus * args.num_machines
     if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and cfg.SOLVER.IMS_PER_BATCH % max(workers, 1):
         raise ValueError(
@@ -211,7 +289,8 @@ def _similar(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
-def _check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
+def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Raise a ValueError if the backbone can't be built, or can't be trained as configured."""
     name = cfg.MODEL.BACKBONE.NAME
     family = "RANDWIRE" if "randwire" in name else "RESNETS" if "resnet" in name else None
     if name not in BACKBONE_REGISTRY:
@@ -241,6 +320,27 @@ def _check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     if family == "RANDWIRE":
         with torch.device("meta"):  # without memory or time, and with every check of the real one
             build_backbone(cfg)
+
+
+def train_or_evaluate(
+    cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer] = Trainer
+) -> Any:
+    """What each process of a training tool does, with ``--resume`` and ``--eval-only``."""
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = trainer_class.build_model(cfg)
+        RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = trainer_class.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(trainer_class.test_with_TTA(cfg, model))
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = trainer_class(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
 
 
 def run_distributed(main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace) -> Any:

@@ -1,5 +1,6 @@
 """Checkpoints appear whole, run no code when loaded, and refuse another wiring."""
 
+import logging
 import os
 import pickle
 import signal
@@ -10,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
 
-from randwire_d2 import NetworkGenerator, RandWire
-from randwire_d2.checkpoint import WIRING_KEY, RandWireCheckpointer
+from randwire_d2 import NetworkGenerator, RandWire, add_randwire_config
+from randwire_d2.checkpoint import PREPROCESSING_KEY, WIRING_KEY, RandWireCheckpointer
 from randwire_d2.files import atomic_open
 from randwire_d2.wiring import NetworkSpec
 
+ROOT = Path(__file__).parents[1]
 GENERATOR = NetworkGenerator(channels=8, num_nodes=10)
 
 
@@ -58,8 +62,40 @@ def test_another_wiring_is_refused_with_both_fingerprints(tmp_path: Path) -> Non
         RandWireCheckpointer(other).load(str(tmp_path / "model.pth"))
     assert model.spec.fingerprint in str(e.value)
     assert other.spec.fingerprint in str(e.value)
-    assert "SPEC_FILE" in str(e.value)
+    assert "--config-from-weights" in str(e.value)
+    assert "convert_checkpoint.py" in str(e.value)
     assert all(torch.equal(other.state_dict()[name], value) for name, value in before.items())
+
+
+def detector(*options: str) -> torch.nn.Module:
+    cfg = get_cfg()
+    add_randwire_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs/faster_rcnn_randwire_shapes.yaml"))
+    cfg.merge_from_list(["MODEL.RANDWIRE.CHANNELS", "8", *options])
+    return build_model(cfg)
+
+
+def test_checkpoint_knows_the_images_and_warns_of_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Features of RGB images mean nothing on BGR ones, and the shapes are the same."""
+    RandWireCheckpointer(detector(), str(tmp_path)).save("model")
+    file = torch.load(tmp_path / "model.pth", weights_only=True)
+    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    assert file[PREPROCESSING_KEY] == {
+        "input_format": "RGB",
+        "pixel_mean": mean,
+        "pixel_std": std,
+    }
+    with caplog.at_level(logging.WARNING):
+        RandWireCheckpointer(detector()).load(str(tmp_path / "model.pth"))
+    assert "trained with" not in caplog.text
+    for options in (["INPUT.FORMAT", "BGR"], ["MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"]):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            RandWireCheckpointer(detector(*options)).load(str(tmp_path / "model.pth"))
+        assert f"trained with INPUT.FORMAT RGB MODEL.PIXEL_MEAN {mean}" in caplog.text
+        assert options[1] in caplog.text
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
@@ -81,12 +117,12 @@ class RunsCode:
         return (os.mkdir, (str(self.path),))
 
 
-@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+@pytest.mark.parametrize("suffix", ["pth", "pkl", "pyth"])
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, suffix: str) -> None:
     proof = tmp_path / "code-has-run"
     path = tmp_path / f"model.{suffix}"
     data = {"model": {"weight": RunsCode(proof)}, "__author__": "a stranger"}
-    if suffix == "pth":
+    if suffix != "pkl":
         torch.save(data, path)
     else:
         path.write_bytes(pickle.dumps(data))

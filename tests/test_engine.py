@@ -2,26 +2,29 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 
 from randwire_d2 import add_randwire_config, engine
-from randwire_d2.engine import Trainer, load_config
+from randwire_d2.checkpoint import RandWireCheckpointer
+from randwire_d2.config import spec_from_config
+from randwire_d2.engine import Trainer, argument_parser, load_config
 
 ROOT = Path(__file__).parents[1]
 C109 = "configs/faster_rcnn_randwire_c109_fpn_1x.yaml"
 SHAPES = "configs/faster_rcnn_randwire_shapes.yaml"
-CONFIGS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("configs/**/*.yaml"))
+DETECTION = [*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/quick_schedules/*.yaml")]
+CONFIGS = sorted(str(p.relative_to(ROOT)) for p in DETECTION)
 
 
 def parse(config: str, *args: str) -> argparse.Namespace:
     path = str(ROOT / config) if config else ""
-    return default_argument_parser().parse_args(["--config-file", path, *args])
+    return argument_parser().parse_args(["--config-file", path, *args])
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,7 @@ def parse(config: str, *args: str) -> argparse.Namespace:
         (SHAPES, ["--eval-only"], ["--eval-only", "MODEL.WEIGHTS"]),
         (SHAPES, ["--num-gpus", "3"], ["IMS_PER_BATCH", "3 processes"]),
         (SHAPES, ["SOLVER.AMP.ENABLED", "True"], ["AMP", "GPU"]),
+        (SHAPES, ["SOLVER.AMP.PRECISION", "float64"], ["PRECISION", "bfloat16", "float64"]),
         (SHAPES, ["MODEL.RANDWIRE.WS.K", "3"], ["MODEL.RANDWIRE", "K=3"]),
         (SHAPES, ["MODEL.RANDWIRE.GRAPH", "XX"], ["MODEL.RANDWIRE", "XX", "WS"]),
         (SHAPES, ["MODEL.RANDWIRE.GRAPH", "SEED"], ["MODEL.RANDWIRE", "SEED", "WS"]),
@@ -101,13 +105,44 @@ def test_resuming_a_run_needs_no_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_config_of_the_project_loads(config: str, tmp_path: Path) -> None:
+def test_every_config_of_a_detector_loads(config: str, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pth"
     weights.touch()
     options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(weights),
                "DATASETS.TRAIN", "('randwire_shapes_train',)",
                "DATASETS.TEST", "('randwire_shapes_val',)"]  # fmt: skip
     assert load_config(parse(config, *options)).is_frozen()
+
+
+def test_the_config_is_taken_from_the_weights(tmp_path: Path) -> None:
+    """One flag is the way out that the refusal of another wiring names."""
+    other = ["MODEL.RANDWIRE.SEED", "7", "INPUT.FORMAT", "BGR"]
+    model = Trainer.build_model(load_config(parse(SHAPES, *other)))
+    RandWireCheckpointer(model, str(tmp_path)).save("model")
+    options = ["MODEL.WEIGHTS", str(tmp_path / "model.pth"), "OUTPUT_DIR", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match=model.backbone.bottom_up.spec.fingerprint):
+        RandWireCheckpointer(Trainer.build_model(load_config(parse(SHAPES, *options)))).load(
+            options[1]
+        )
+    cfg = load_config(parse(SHAPES, "--config-from-weights", *options))
+    assert spec_from_config(cfg) == model.backbone.bottom_up.spec
+    assert cfg.INPUT.FORMAT == "BGR"
+    RandWireCheckpointer(Trainer.build_model(cfg)).load(options[1])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "empty"), (b"no", "can't be read"), ({"model": {}}, "neither")]
+)
+def test_no_config_can_be_taken_from_such_weights(tmp_path: Path, content: Any, says: str) -> None:
+    path = tmp_path / "model.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    options = ["MODEL.WEIGHTS", str(path)] if content else []
+    with pytest.raises(ValueError, match=says) as e:
+        load_config(parse(SHAPES, "--config-from-weights", *options))
+    assert "\n" not in str(e.value)
 
 
 def test_the_1x_recipe_is_the_original_detectrons() -> None:

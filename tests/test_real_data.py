@@ -11,9 +11,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import HookBase, default_argument_parser, default_setup
+from detectron2.engine import HookBase, default_setup
 
-from randwire_d2.engine import Trainer, load_config
+from randwire_d2.engine import Trainer, argument_parser, load_config
 
 ROOT = Path(__file__).parents[1]
 COCO = ROOT.parent / "shared" / "data" / "coco"
@@ -50,7 +50,7 @@ def first_8(tmp_path: Path) -> Iterator[str]:
 
 
 def config(file: str, dataset: str, output: Path, *options: object) -> CfgNode:
-    args = default_argument_parser().parse_args(
+    args = argument_parser().parse_args(
         ["--config-file", str(ROOT / "configs" / file), "MODEL.DEVICE", "cpu",
          "DATASETS.TRAIN", f"('{dataset}',)", "DATASETS.TEST", f"('{dataset}',)",
          "OUTPUT_DIR", str(output), "SEED", "1", *map(str, options)]
