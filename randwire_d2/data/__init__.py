@@ -1,6 +1,24 @@
-"""The data set that the project draws itself. Importing this registers it in Detectron2."""
+"""Data sets: those that the project draws itself, and folders of images as data sets.
+
+Importing this registers the built-in sets and ImageNet in Detectron2.
+"""
 
 from .builtin import make_dataset, register_shapes
-from .shapes import ShapesConfig
+from .image_folder import (
+    check_image_folders,
+    ensure_registered,
+    image_folder_classes,
+    register_image_folder,
+)
+from .shapes import ClassificationShapesConfig, ShapesConfig
 
-__all__ = ["ShapesConfig", "make_dataset", "register_shapes"]
+__all__ = [
+    "ClassificationShapesConfig",
+    "ShapesConfig",
+    "check_image_folders",
+    "ensure_registered",
+    "image_folder_classes",
+    "make_dataset",
+    "register_image_folder",
+    "register_shapes",
+]

@@ -1,6 +1,7 @@
-"""The built-in detection set: written on first use, checked, registered in Detectron2.
+"""The built-in data sets: written on first use, checked, registered in Detectron2.
 
-Importing this module registers ``randwire_shapes_train`` and ``randwire_shapes_val``. Like
+Importing this module registers ``randwire_shapes_train`` and ``randwire_shapes_val`` for detection
+and ``randwire_shapes_cls_train`` and ``randwire_shapes_cls_val`` for classification. Like
 Detectron2's own data sets they lie under ``$DETECTRON2_DATASETS`` (default ``datasets``), and like
 there the variable is read once, on import.
 """
@@ -11,6 +12,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,13 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import NativePathHandler, file_lock
 from PIL import Image
 
-from .shapes import CLASSES, Scene, ShapesConfig, draw_scene
+from .image_folder import DATASETS_ROOT, register_image_folder
+from .shapes import CLASSES, ClassificationShapesConfig, Scene, ShapesConfig, draw_scene
 
 VERSION = 1  # of the drawing: raise it whenever the same config gives other images than before
 SPLITS = ("train", "val")
 LOG_PERIOD = 3.0  # seconds
-# At 128x128, a tenth of PNG's time to encode and half its time to decode. Full chroma, because
+# At these sizes, a tenth of PNG's time to encode and half its time to decode. Full chroma, because
 # colour alone separates many objects from what lies behind them.
 JPEG_OPTIONS: dict[str, Any] = {"quality": 95, "subsampling": 0}
 
@@ -39,23 +42,27 @@ _checked: set[Path] = set()  # the sets whose content this process has verified
 def draw_image(config: ShapesConfig, split: str, index: int) -> Scene:
     """Draw one image of a split; each depends on the config, its split and its index alone."""
     seed = (config.seed, SPLITS.index(split), index)
-    return draw_scene(config, np.random.Generator(np.random.PCG64(seed)))
+    rng = np.random.Generator(np.random.PCG64(seed))
+    return draw_scene(config, rng, config.categories(index))
 
 
 def dataset_folder(root: str | Path, config: ShapesConfig) -> Path:
     """Where the set lies under ``root``; the name tells version, seed and config."""
-    return Path(root) / f"randwire_shapes_v{VERSION}_seed{config.seed}_{config.digest}"
+    return Path(root) / f"{config.name}_v{VERSION}_seed{config.seed}_{config.digest}"
 
 
 def make_dataset(root: str | Path, config: ShapesConfig) -> Path:
     """Write the set under ``root`` unless it is there, check it, and return its folder.
 
     The folder appears whole, by a rename, or not at all; processes that start at once end with
-    one set. What is in it: train/*.jpg, val/*.jpg, annotations/instances_{train,val}.json
-    (COCO's format) and manifest.json. The check costs a fraction of a second, once per process.
+    one set. What is in it for detection: train/*.jpg, val/*.jpg,
+    annotations/instances_{train,val}.json (COCO's format) and manifest.json; for classification:
+    train/<class>/*.jpg, val/<class>/*.jpg (torchvision's ImageFolder) and manifest.json. The check
+    costs a fraction of a second, once per process.
 
     Raises:
         RuntimeError: the content is not what was written.
+        ValueError: the config leaves no place for a classification image's object.
     """
     folder = dataset_folder(root, config)
     if folder in _checked:
@@ -74,29 +81,36 @@ def make_dataset(root: str | Path, config: ShapesConfig) -> Path:
     return folder
 
 
-def register_shapes(root: str, config: ShapesConfig, prefix: str = "randwire_shapes") -> None:
+def register_shapes(root: str, config: ShapesConfig, prefix: str = "") -> None:
     """Register ``{prefix}_train`` and ``{prefix}_val``; nothing is drawn before it is needed.
 
-    Does nothing where they are registered already, so that reloading this module is harmless.
+    The prefix is by default the config's name. Does nothing where they are registered already, so
+    that reloading this module is harmless.
     """
+    prefix = prefix or config.name
     if f"{prefix}_train" in DatasetCatalog:
         return
     folder = dataset_folder(root, config)
-    metadata = {
-        "thing_classes": list(CLASSES),
-        "thing_dataset_id_to_contiguous_id": {i + 1: i for i in range(len(CLASSES))},
-    }
     for split in SPLITS:
-        json_file = str(folder / "annotations" / f"instances_{split}.json")
-        register_coco_instances(f"{prefix}_{split}", metadata, json_file, str(folder / split))
+        image_root = str(folder / split)
+        if isinstance(config, ClassificationShapesConfig):
+            register_image_folder(f"{prefix}_{split}", image_root)
+        else:
+            json_file = str(folder / "annotations" / f"instances_{split}.json")
+            metadata = {
+                "thing_classes": list(CLASSES),
+                "thing_dataset_id_to_contiguous_id": {i + 1: i for i in range(len(CLASSES))},
+            }
+            register_coco_instances(f"{prefix}_{split}", metadata, json_file, image_root)
     PathManager.register_handler(_ShapesHandler(root, config))
 
 
 class _ShapesHandler(NativePathHandler):
     """Makes the set when Detectron2 first asks for a file in its folder.
 
-    Both readers of the annotations, load_coco_json and COCOEvaluator, ask PathManager for them;
-    so whichever comes first finds them, and metadata.json_file is a plain path.
+    All readers, load_coco_json and COCOEvaluator for the annotations and image_folder.py for its
+    folders, ask PathManager for them; so whichever comes first finds them, and the metadata's
+    json_file and image_root are plain paths.
     """
 
     def __init__(self, root: str, config: ShapesConfig) -> None:
@@ -117,41 +131,77 @@ class _ShapesHandler(NativePathHandler):
 
 
 def _write(folder: Path, config: ShapesConfig) -> None:
+    folder.mkdir(parents=True)
+    if isinstance(config, ClassificationShapesConfig):
+        _write_image_folders(folder, config)
+    else:
+        _write_coco(folder, config)
+    manifest = {"version": VERSION, "config": asdict(config), "sha256": _content_hash(folder)}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+
+
+def _draw_all(config: ShapesConfig) -> Iterator[tuple[str, int, Scene]]:
+    """Split, index and scene of every image of the set; logs the progress."""
     sizes = {"train": config.num_train, "val": config.num_val}
-    total, done = sum(sizes.values()), 0
+    total = sum(sizes.values())
     start = logged = time.monotonic()
-    (folder / "annotations").mkdir(parents=True)
-    for split, size in sizes.items():
-        (folder / split).mkdir()
-        images: list[dict] = []
-        annotations: list[dict] = []
-        for index in range(size):
-            scene = draw_image(config, split, index)
-            image = _image_record(index, config)
-            Image.fromarray(scene.image).save(folder / split / image["file_name"], **JPEG_OPTIONS)
-            images.append(image)
-            annotations += coco_annotations(scene, image["id"], first_id=len(annotations) + 1)
-            done += 1
-            if time.monotonic() - logged > LOG_PERIOD:
-                logged = time.monotonic()
-                left = (logged - start) / done * (total - done)
-                logger.info(f"Drew {done} of {total} images, {left:.0f} seconds left")
+    images = ((split, index) for split in SPLITS for index in range(sizes[split]))
+    for done, (split, index) in enumerate(images, start=1):
+        yield split, index, draw_image(config, split, index)
+        if time.monotonic() - logged > LOG_PERIOD:
+            logged = time.monotonic()
+            left = (logged - start) / done * (total - done)
+            logger.info(f"Drew {done} of {total} images, {left:.0f} seconds left")
+    logger.info(f"Drew {total} images in {time.monotonic() - start:.1f} seconds")
+
+
+def _write_image_folders(folder: Path, config: ShapesConfig) -> None:
+    for split in SPLITS:
+        for name in CLASSES:
+            (folder / split / name).mkdir(parents=True)
+    for split, index, scene in _draw_all(config):
+        if not scene.objects:
+            raise ValueError(
+                f"no place was found for the object of {split} image {index}; lower the config's "
+                f"scale {config.scale} or min_visible {config.min_visible}"
+            )
+        name = CLASSES[scene.objects[0].category]
+        _save(scene, folder / split / name / _file_name(index))
+
+
+def _write_coco(folder: Path, config: ShapesConfig) -> None:
+    images: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    annotations: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    for name in (*SPLITS, "annotations"):
+        (folder / name).mkdir()
+    for split, index, scene in _draw_all(config):
+        image = _image_record(index, config)
+        _save(scene, folder / split / image["file_name"])
+        images[split].append(image)
+        first_id = len(annotations[split]) + 1
+        annotations[split] += coco_annotations(scene, image["id"], first_id)
+    for split in SPLITS:
         content = {
             "info": {"description": "randwire_d2 shapes", "version": str(VERSION)},
             "licenses": [],
             "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)],
-            "images": images,
-            "annotations": annotations,
+            "images": images[split],
+            "annotations": annotations[split],
         }
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    manifest = {"version": VERSION, "config": asdict(config), "sha256": _content_hash(folder)}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    logger.info(f"Drew {total} images in {time.monotonic() - start:.1f} seconds")
+
+
+def _save(scene: Scene, path: Path) -> None:
+    Image.fromarray(scene.image).save(path, **JPEG_OPTIONS)
+
+
+def _file_name(index: int) -> str:
+    return f"{index:06d}.jpg"
 
 
 def _image_record(index: int, config: ShapesConfig) -> dict:
     size = config.image_size
-    return {"id": index + 1, "file_name": f"{index:06d}.jpg", "height": size, "width": size}
+    return {"id": index + 1, "file_name": _file_name(index), "height": size, "width": size}
 
 
 def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
@@ -201,6 +251,5 @@ def _check(folder: Path) -> None:
         )
 
 
-register_shapes(
-    os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), config=ShapesConfig()
-)
+for _config in (ShapesConfig(), ClassificationShapesConfig()):
+    register_shapes(DATASETS_ROOT, _config)

@@ -9,8 +9,9 @@ neither a pixel nor an annotation.
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import shapely
@@ -28,11 +29,13 @@ MIN_PIECE = 4.0  # pixels; a smaller visible piece is a crumb that nobody could 
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """How many images are drawn, and how hard they are.
+    """How many images are drawn for the detection set, and how hard they are.
 
     Raises:
         ValueError: a value is out of range; names it and the limit.
     """
+
+    name: ClassVar[str] = "randwire_shapes"  # of the data set; no part of the digest
 
     seed: int = 0
     num_train: int = 2000
@@ -63,15 +66,53 @@ class ShapesConfig:
             "contrast": (0 <= self.contrast <= 120, "0 to 120: no colour is 128 from mid-grey"),
             "noise": (0 <= self.noise <= 127, "0 to 127"),
         }
+        self._check(limits)
+
+    def _check(self, limits: dict[str, tuple[bool, str]]) -> None:
         for name, (within, limit) in limits.items():
             if not within:
                 value = getattr(self, name)
-                raise ValueError(f"ShapesConfig.{name} is {value}; it must be {limit}")
+                raise ValueError(f"{type(self).__name__}.{name} is {value}; it must be {limit}")
 
     @property
     def digest(self) -> str:
         """Eight hex digits that tell configs apart."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]
+
+    def categories(self, index: int) -> Sequence[int]:
+        """Indices into CLASSES: what the objects of a split's image ``index`` may be."""
+        return range(len(CLASSES))
+
+
+@dataclass(frozen=True)
+class ClassificationShapesConfig(ShapesConfig):
+    """The same for the classification set: small images of one object each.
+
+    It is there to train a backbone for the detection set, so its objects have that set's sizes in
+    pixels, up to what fits. One image in six is of each class.
+    """
+
+    name: ClassVar[str] = "randwire_shapes_cls"
+
+    num_train: int = 10800
+    num_val: int = 600
+    image_size: int = 64
+    objects: tuple[int, int] = (1, 1)
+    scale: tuple[float, float] = (0.4, 0.94)
+    clutter: int = 3  # as near to an object, on the average, as in the detection set
+    min_visible: float = 0.7  # one object, often cut off by a near edge, must tell the class
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits = {
+            "objects": (self.objects == (1, 1), "(1, 1): an image has one class"),
+            "num_train": (self.num_train >= len(CLASSES), "at least one per class"),
+            "num_val": (self.num_val >= len(CLASSES), "at least one per class"),
+        }
+        self._check(limits)
+
+    def categories(self, index: int) -> Sequence[int]:
+        return (index % len(CLASSES),)
 
 
 @dataclass(frozen=True)
@@ -92,8 +133,12 @@ class Scene:
     objects: tuple[SceneObject, ...]
 
 
-def draw_scene(config: ShapesConfig, rng: np.random.Generator) -> Scene:
-    """Draw one scene; generators in equal states give equal scenes."""
+def draw_scene(config: ShapesConfig, rng: np.random.Generator, categories: Sequence[int]) -> Scene:
+    """Draw one scene; generators in equal states give equal scenes.
+
+    An object's class is one of ``categories`` (indices into CLASSES), all equally likely. One for
+    which no place is found is left out.
+    """
     size = config.image_size
     canvas = np.zeros((size, size, 3))
     _paint(rng, config, canvas, np.ones((size, size)))
@@ -106,7 +151,7 @@ def draw_scene(config: ShapesConfig, rng: np.random.Generator) -> Scene:
     layers += [False] * rng.integers(config.occluders + 1)
     for is_object in rng.permutation(layers):
         for _ in range(PLACEMENT_TRIES):
-            category = int(rng.integers(len(CLASSES))) if is_object else None
+            category = categories[int(rng.integers(len(categories)))] if is_object else None
             added = _add_layer(rng, config, canvas, objects, category)
             if added is not None:
                 objects = added

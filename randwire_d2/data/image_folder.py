@@ -1,0 +1,170 @@
+"""Folders with one folder of images per class, ImageNet's layout, as Detectron2 data sets.
+
+Importing this module registers ``imagenet_train`` and ``imagenet_val``, which lie in
+``imagenet/train`` and ``imagenet/val`` under ``$DETECTRON2_DATASETS`` (default ``datasets``; read
+once, on import, as Detectron2 does). The listing is torchvision's ``ImageFolder``.
+"""
+
+import os
+from collections.abc import Sequence
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import find_classes, is_image_file
+
+DATASETS_ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+EVALUATOR_TYPE = "image_folder"
+MOST_NAMED = 3  # of the folders or classes that an error is about
+
+
+def register_image_folder(name: str, root: str) -> None:
+    """Register ``root/<class>/**/*.jpg`` (any of torchvision's image types) as a data set.
+
+    Nothing is read before the data set is asked for; then ``DatasetCatalog.get(name)`` is a list
+    of ``{"file_name": str, "label": int}`` in torchvision's order, a label being an index into the
+    sorted class names. The metadata has evaluator_type, image_root and, once the data set was
+    asked for, classes.
+
+    Raises:
+        ValueError: the name is registered already.
+    """
+    if name in DatasetCatalog:
+        raise ValueError(f"a data set {name!r} is registered already; choose another name")
+    DatasetCatalog.register(name, lambda: _load(name, root))
+    MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, image_root=root)
+
+
+def _load(name: str, root: str) -> list[dict]:
+    listing = ImageFolder(PathManager.get_local_path(root))
+    MetadataCatalog.get(name).classes = listing.classes
+    return [{"file_name": file_name, "label": label} for file_name, label in listing.samples]
+
+
+def ensure_registered(name: str) -> None:
+    """Register a name that is a folder, under ``$DETECTRON2_DATASETS`` or as a path by itself.
+
+    Does nothing where the name is registered already or is no such folder. Each process has its
+    own catalog: call this again in those that ``launch`` starts.
+    """
+    if not name or name in DatasetCatalog:
+        return
+    for root in (os.path.join(DATASETS_ROOT, name), name):
+        if os.path.isdir(root):
+            register_image_folder(name, root)
+            return
+
+
+def image_folder_classes(name: str) -> list[str]:
+    """The class names of a registered image folder, in the order of their labels.
+
+    Reads one folder, no files; a built-in set is made if it isn't there.
+
+    Raises:
+        ValueError: it is no image folder, or has no class folders; one line.
+    """
+    root = _local_root(name)
+    try:
+        return find_classes(root)[0]
+    except FileNotFoundError as e:
+        raise ValueError(
+            f"{name!r}: {root!r} has no class folders; an image folder has its images in one "
+            "folder per class"
+        ) from e
+    except OSError as e:
+        raise ValueError(f"{name!r}: {e}") from e
+
+
+def check_image_folders(train: Sequence[str], test: Sequence[str]) -> list[str]:
+    """Whether a classifier can be trained and tested on these data sets; returns their classes.
+
+    Registers names that are folders. Looks at no more files than it takes to find one image per
+    class; a built-in set is made if it isn't there.
+
+    Raises:
+        ValueError: a data set is missing, is no image folder, or has a class without images, or
+            two of them have different classes; one line that names data set, folder and classes.
+    """
+    names = list(dict.fromkeys([*train, *test]))
+    if not names:
+        raise ValueError("no data sets are given; a classifier's are image folders")
+    found = {name: _check(name) for name in names}
+    first, classes = names[0], found[names[0]]
+    for name in names[1:]:
+        missing = {
+            first: [c for c in classes if c not in set(found[name])],
+            name: [c for c in found[name] if c not in set(classes)],
+        }
+        if any(missing.values()):
+            only = [f"only in {where!r}: {_named(cs)}" for where, cs in missing.items() if cs]
+            raise ValueError(
+                f"{first!r} and {name!r} have different classes ({'; '.join(only)}); give both "
+                "the same class folders"
+            )
+    return classes
+
+
+def _check(name: str) -> list[str]:
+    ensure_registered(name)
+    classes = image_folder_classes(name)
+    root = _local_root(name)
+    try:
+        empty = [c for c in classes if not _has_image(os.path.join(root, c))]
+    except OSError as e:
+        raise ValueError(f"{name!r}: {e}") from e
+    if empty:
+        raise ValueError(
+            f"{name!r}: no images in {_named(empty)} of {root!r}; remove what is no class, or put "
+            "its images there"
+        )
+    return classes
+
+
+def _local_root(name: str) -> str:
+    if name not in DatasetCatalog:
+        raise ValueError(
+            f"no data set {name!r} is registered, and it is no folder, neither here nor in "
+            f"{DATASETS_ROOT!r}; the environment variable DETECTRON2_DATASETS names the latter"
+        )
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != EVALUATOR_TYPE:
+        raise ValueError(
+            f"{name!r} is no image folder; a classifier needs data sets with one folder of images "
+            "per class"
+        )
+    try:
+        root = PathManager.get_local_path(metadata.image_root)
+    except (OSError, RuntimeError) as e:
+        raise ValueError(f"{name!r}: {e}") from e
+    if not os.path.isdir(root):
+        raise ValueError(
+            f"{name!r} needs the folder {root!r}, which does not exist; set the environment "
+            "variable DETECTRON2_DATASETS to the folder that holds it"
+        )
+    return root
+
+
+def _has_image(folder: str) -> bool:
+    """Whether torchvision finds an image in a folder or below; stops at the first.
+
+    os.walk would read the whole folder before it gives the first name.
+    """
+    folders = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                folders.append(entry.path)
+            elif is_image_file(entry.name):
+                return True
+    return any(_has_image(f) for f in folders)
+
+
+def _named(items: list[str]) -> str:
+    named = ", ".join(map(repr, items[:MOST_NAMED]))
+    return f"{named} and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else named
+
+
+for _split in ("train", "val"):
+    # Reloading this module is harmless.
+    if f"imagenet_{_split}" not in DatasetCatalog:
+        register_image_folder(f"imagenet_{_split}", os.path.join(DATASETS_ROOT, "imagenet", _split))
