@@ -39,6 +39,7 @@ from detectron2.evaluation import (
 from detectron2.modeling import BACKBONE_REGISTRY, GeneralizedRCNNWithTTA, build_backbone
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
 from . import data  # noqa: F401 (registers the built-in data set)
@@ -103,6 +104,13 @@ class Trainer(DefaultTrainer):
                 hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)),
             )
         return built
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth."""
+        super().resume_or_load(resume)
+        final = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
+        if self.start_iter >= self.max_iter and not os.path.isfile(final):
+            self.checkpointer.save("model_final", iteration=self.start_iter - 1)
 
     @classmethod
     def test(
@@ -322,11 +330,18 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
             build_backbone(cfg)
 
 
+def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's ``default_setup``, and this project's log beside its."""
+    default_setup(cfg, args)
+    several = comm.get_world_size() > 1  # then this process was started without a log
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="randwire_d2", configure_stdout=several)
+
+
 def train_or_evaluate(
     cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer] = Trainer
 ) -> Any:
     """What each process of a training tool does, with ``--resume`` and ``--eval-only``."""
-    default_setup(cfg, args)
+    setup(cfg, args)
     if args.eval_only:
         model = trainer_class.build_model(cfg)
         RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(

@@ -1,6 +1,5 @@
 """tools/train_net.py as users run it: real processes, real kills, real COCO evaluation."""
 
-import json
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import last_metrics, run
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -29,20 +29,6 @@ def command(output: Path, flags: Sequence[str] = (), options: Sequence[object] =
         sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(config),
         *flags, "OUTPUT_DIR", str(output), *SMALL, *map(str, options),
     ]  # fmt: skip
-
-
-def run(command: list[str]) -> str:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
-
-
-def last_metrics(output: Path) -> dict[str, float]:
-    """The last value of everything that was logged."""
-    last: dict[str, float] = {}
-    for line in (output / "metrics.json").read_text().splitlines():
-        last.update(json.loads(line))
-    return last
 
 
 def test_train_evaluate_and_evaluate_again(tmp_path: Path) -> None:

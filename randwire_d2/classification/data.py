@@ -1,0 +1,212 @@
+"""Loaders of labelled images: an endless, repeatable stream to train on, and each image to test.
+
+In the stream everything is a function of the seed and the position: which image, and how it is
+augmented. So neither the number of processes and workers nor an interruption changes it.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetFromList
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from ..data.image_folder import ensure_registered
+
+logger = logging.getLogger(__name__)
+
+MOST_BROKEN = 100  # images in a row: then it is not the images that are broken
+UNREADABLE = -1  # the label of a test image that can't be read
+
+
+def train_transform(cfg: CfgNode) -> v2.Transform:
+    """PIL image to (3, S, S) of uint8, S = INPUT.TRAIN_CROP_SIZE."""
+    crop = v2.RandomResizedCrop(cfg.INPUT.TRAIN_CROP_SIZE, tuple(cfg.INPUT.TRAIN_CROP_AREA))
+    flip = [v2.RandomHorizontalFlip()] if cfg.INPUT.RANDOM_FLIP == "horizontal" else []
+    return v2.Compose([crop, *flip, v2.PILToTensor()])
+
+
+def test_transform(cfg: CfgNode) -> v2.Transform:
+    """PIL image to (3, S, S) of uint8, S = INPUT.TEST_CROP_SIZE."""
+    size = cfg.INPUT.TEST_CROP_SIZE
+    resize = v2.Resize(round(size / cfg.INPUT.TEST_CROP_RATIO))
+    return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
+
+
+def read_image(path: str) -> Image.Image | None:
+    """An image as RGB, or None, with a warning in the log, if it can't be read."""
+    try:
+        with PathManager.open(path, "rb") as f, Image.open(f) as image:
+            return image.convert("RGB")
+    # What PIL's decoders raise for broken files; OSError is the most frequent.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        logger.warning(f"Skipped {path}, which can't be read: {e}")
+        return None
+
+
+class TestImages(Dataset):
+    """Each image once: {"image": (3, S, S) of uint8, "label": int, or UNREADABLE}."""
+
+    def __init__(self, records: Sequence[dict], cfg: CfgNode) -> None:
+        self.records = DatasetFromList(list(records), copy=False)
+        self.transform = test_transform(cfg)
+        self.size = cfg.INPUT.TEST_CROP_SIZE
+        self.input_format = cfg.INPUT.FORMAT
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        image = read_image(record["file_name"])
+        if image is None:
+            blank = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+            return {"image": blank, "label": UNREADABLE}
+        return {"image": _channels(self.transform(image), self.input_format), **_label(record)}
+
+
+class TrainingStream(Dataset):
+    """Endless: the images in a new order in each epoch, each augmented in a new way.
+
+    An image that can't be read is replaced by the one after it. An item is {"image": (3, S, S) of
+    uint8, "label": int, "broken": how many were replaced}.
+
+    Args:
+        records: {"file_name", "label"} of each image.
+        seed: positions of streams with the same seed have the same items.
+    """
+
+    def __init__(self, records: Sequence[dict], cfg: CfgNode, seed: int) -> None:
+        self.records = DatasetFromList(list(records), copy=False)
+        self.transform = train_transform(cfg)
+        self.input_format = cfg.INPUT.FORMAT
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        for broken in range(MOST_BROKEN):
+            record = self._record(position + broken)
+            image = read_image(record["file_name"])
+            if image is not None:
+                break
+        else:
+            raise RuntimeError(
+                f"{MOST_BROKEN} images in a row can't be read, the last {record['file_name']!r}: "
+                "check the disk that the data set lies on"
+            )
+        with torch.random.fork_rng(devices=[]):  # with no worker, the model's generator is here
+            # Not torch.manual_seed, which takes as long as all else here to ask for devices.
+            torch.default_generator.manual_seed(mix_seeds(self.seed, position))
+            tensor = self.transform(image)
+        return {
+            "image": _channels(tensor, self.input_format),
+            "broken": broken,
+            **_label(record),
+        }
+
+    def _record(self, position: int) -> dict:
+        epoch, offset = divmod(position, len(self.records))
+        return self.records[int(_order(len(self.records), self.seed, epoch)[offset])]
+
+
+@lru_cache(maxsize=2)  # a batch may lie on both sides of an epoch's end
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+def mix_seeds(*numbers: int) -> int:
+    """One seed out of several; that of other numbers is unrelated."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _channels(image: Tensor, input_format: str) -> Tensor:
+    return image.flip(0) if input_format == "BGR" else image
+
+
+def _label(record: dict) -> dict[str, int]:
+    return {"label": record["label"]}
+
+
+class BatchPositions(Sampler[list[int]]):
+    """The stream's positions that this process reads for each iteration, without an end.
+
+    Args:
+        batch_size: the images of an iteration in all processes together.
+
+    Attributes:
+        start_iter: the first iteration that a new iterator gives.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.start_iter = 0
+        self._total = batch_size
+        self._own = batch_size // comm.get_world_size()
+        self._offset = self._own * comm.get_rank()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for iteration in count(self.start_iter):
+            first = iteration * self._total + self._offset
+            yield list(range(first, first + self._own))
+
+
+class TrainLoader:
+    """The batches of a training: {"image": (N, 3, S, S) of uint8, "label": (N,)}, endless.
+
+    Attributes:
+        start_iter: the iteration that a new iterator begins with.
+        broken: the images that could not be read since then, in this process.
+    """
+
+    def __init__(self, cfg: CfgNode, seed: int) -> None:
+        stream = TrainingStream(_records(cfg.DATASETS.TRAIN), cfg, seed)
+        self._positions = BatchPositions(cfg.SOLVER.IMS_PER_BATCH)
+        self._loader = DataLoader(
+            stream,
+            batch_sampler=self._positions,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
+            # A new iterator draws a number, which must not come from the model's generator.
+            generator=torch.Generator(),
+        )
+        self.broken = 0
+
+    @property
+    def start_iter(self) -> int:
+        return self._positions.start_iter
+
+    @start_iter.setter
+    def start_iter(self, iteration: int) -> None:
+        self._positions.start_iter = iteration
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for batch in self._loader:
+            self.broken += int(batch.pop("broken").sum())
+            yield batch
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """The images of a data set that this process tests, TEST.IMS_PER_PROCESS at a time."""
+    images = TestImages(_records([dataset_name]), cfg)
+    return DataLoader(
+        images,
+        batch_size=cfg.TEST.IMS_PER_PROCESS,
+        sampler=InferenceSampler(len(images)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
+    )
+
+
+def _records(names: Sequence[str]) -> list[dict]:
+    for name in names:
+        ensure_registered(name)
+    return [record for name in names for record in DatasetCatalog.get(name)]

@@ -1,0 +1,125 @@
+"""The classifier as a Detectron2 meta-architecture: preprocessing, network, loss."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, ResNet, build_resnet_backbone
+from detectron2.modeling.backbone.resnet import BasicBlock
+from detectron2.utils.events import get_event_storage
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from ..config import spec_from_config
+from ..modeling import RandWireClassifier
+from ..wiring import complexity
+
+
+@META_ARCH_REGISTRY.register()
+class ImageClassifier(nn.Module):
+    """Images in, with the values that they have in their files; losses or logits out.
+
+    Args:
+        network: (N, 3, H, W) to logits (N, num_classes), or to a dict of them alone, as
+            Detectron2's ResNet.
+        input_format: the order of the images' channels, "RGB" or "BGR".
+        pixel_mean: subtracted from each channel, whose values are 0 … 255.
+        pixel_std: each channel is then divided by it.
+        label_smoothing: the part of the target that is spread over all classes.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        input_format: str,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.input_format = input_format
+        self.label_smoothing = label_smoothing
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {
+            "network": build_network(cfg),
+            "input_format": cfg.INPUT.FORMAT,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "label_smoothing": cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor] | Tensor:
+        """
+        Args:
+            batch: "image": (N, 3, H, W), of any type, values 0 … 255; in training "label": (N,).
+
+        Returns:
+            In training {"loss_cls": the mean cross entropy}, else logits (N, num_classes).
+        """
+        images = batch["image"].to(self.device, non_blocking=True)
+        logits = self.network((images - self.pixel_mean) / self.pixel_std)
+        if isinstance(logits, dict):
+            (logits,) = logits.values()
+        if not self.training:
+            return logits
+        labels = batch["label"].to(self.device, non_blocking=True)
+        accuracy = (logits.detach().argmax(1) == labels).float().mean()
+        get_event_storage().put_scalar("train_top1", 100 * accuracy.item())
+        return {"loss_cls": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
+
+
+def build_network(cfg: CfgNode) -> nn.Module:
+    """A RandWireClassifier or Detectron2's ResNet, as MODEL.BACKBONE.NAME says."""
+    num_classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
+    if cfg.MODEL.BACKBONE.NAME == "build_randwire_backbone":
+        return RandWireClassifier(
+            spec_from_config(cfg),
+            num_classes,
+            norm=cfg.MODEL.RANDWIRE.NORM,
+            dropout=cfg.MODEL.CLASSIFIER.DROPOUT,
+            edge_drop_prob=cfg.MODEL.RANDWIRE.EDGE_DROP_PROB,
+        )
+    backbone = build_resnet_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    for block in (block for stage in backbone.stages for block in stage):
+        # As in the recipe of Table 3's ResNets (Goyal et al., 2017, §5.1): a block is the identity.
+        last = block.conv2 if isinstance(block, BasicBlock) else block.conv3
+        nn.init.zeros_(last.norm.weight)
+    return ResNet(backbone.stem, backbone.stages, num_classes)
+
+
+def count(cfg: CfgNode, size: int) -> tuple[int, int]:
+    """Parameters and multiply-adds of a config's network for one image of ``size`` × ``size``.
+
+    Multiply-adds are those of convolutions, fc layers and RandWire's weighted sums.
+    """
+    if cfg.MODEL.BACKBONE.NAME == "build_randwire_backbone":
+        counted = complexity(
+            spec_from_config(cfg),
+            height=size,
+            width=size,
+            num_classes=cfg.MODEL.CLASSIFIER.NUM_CLASSES,
+        )
+        return counted.params, counted.flops
+    network = build_network(cfg).eval()
+    analysis = FlopCountAnalysis(network, torch.zeros(1, 3, size, size))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    by_operator = analysis.by_operator()
+    params = sum(p.numel() for p in network.parameters())
+    return params, int(by_operator["conv"] + by_operator["linear"])

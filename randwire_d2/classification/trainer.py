@@ -1,0 +1,132 @@
+"""Training a classifier on Detectron2's engine, so that a killed run resumes bit by bit."""
+
+import argparse
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch.utils.data import DataLoader
+
+from ..engine import Trainer, setup
+from .data import TrainLoader, build_test_loader, mix_seeds
+from .evaluation import AccuracyEvaluator
+
+logger = logging.getLogger(__name__)
+
+
+class ClassificationTrainer(Trainer):
+    """The project's trainer, for ``ImageClassifier`` and folders of images.
+
+    With ``SEED`` ≥ 0, on a CPU and with one or two processes, a run that was interrupted anywhere
+    and resumed ends with the same weights, to the bit, as one that was not. More processes sum
+    their gradients in an order that DistributedDataParallel changes after its first step.
+    """
+
+    def build_hooks(self) -> list[HookBase]:
+        seeds = [SeedIterations(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
+        return [*seeds, WatchInput(self._trainer.data_loader), *super().build_hooks()]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        self._trainer.data_loader.start_iter = self.start_iter
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return TrainLoader(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        return AccuracyEvaluator()
+
+
+class SeedIterations(HookBase):
+    """Makes dropout and edge dropping a function of seed, iteration and process."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def before_step(self) -> None:
+        # Not torch.manual_seed, which keeps a stack trace of each call for each absent device.
+        seed = mix_seeds(self._seed, self.trainer.iter, comm.get_rank())
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(seed)
+
+
+class WatchInput(HookBase):
+    """Says in the log when training waits for its data, and how many images were broken.
+
+    Args:
+        period: iterations from one look to the next.
+        tolerance: the part of the time that may be lost without a word.
+    """
+
+    def __init__(self, loader: TrainLoader, period: int = 100, tolerance: float = 0.1) -> None:
+        self._loader, self._period, self._tolerance = loader, period, tolerance
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self._period or not comm.is_main_process():
+            return
+        storage = self.trainer.storage
+        storage.put_scalar("broken_images", self._loader.broken, smoothing_hint=False)
+        waited, total = (storage.history(k).avg(self._period) for k in ("data_time", "time"))
+        if waited > self._tolerance * total:
+            logger.warning(
+                f"Training waited for its data {waited / total:.0%} of the last {self._period} "
+                "iterations' time: raise DATALOADER.NUM_WORKERS, or put the images on a faster disk"
+            )
+
+    def after_train(self) -> None:
+        if self.trainer.iter < self.trainer.max_iter:  # it failed; so may the others have
+            return
+        broken = sum(comm.all_gather(self._loader.broken))
+        if broken and comm.is_main_process():
+            logger.warning(f"{broken} training images could not be read, and were replaced")
+
+
+def measure_input(cfg: CfgNode, args: argparse.Namespace, seconds: float = 10.0) -> None:
+    """Log the images per second that the input feeds alone, beside what training consumes.
+
+    Call it in each process (``engine.run_distributed``); the figures are for all together.
+    """
+    setup(cfg, args)
+    trainer = ClassificationTrainer(cfg)
+    steps = trainer._trainer
+    feed = steps._data_loader_iter
+    batch = next(feed)  # the workers have started
+    fed = _rate(partial(next, feed), seconds)
+    del feed
+    steps.reset_data_loader(lambda: repeat(batch))  # ends the workers
+    with EventStorage():
+        steps.run_step()
+        consumed = _rate(steps.run_step, seconds)
+    fed, consumed = (sum(comm.all_gather(rate * len(batch["label"]))) for rate in (fed, consumed))
+    workers = f"{comm.get_world_size()} × {cfg.DATALOADER.NUM_WORKERS} workers"
+    logger.info(
+        f"The input feeds {fed:.0f} images/s ({workers}), training alone consumes {consumed:.0f}: "
+        + ("enough" if fed > consumed else "training will wait; raise DATALOADER.NUM_WORKERS")
+    )
+
+
+def _rate(step: Callable[[], Any], seconds: float) -> float:
+    """Calls per second."""
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() < start + seconds:
+        step()  # a training step ends with the loss on the CPU, so the device is waited for
+        calls += 1
+    return calls / (time.perf_counter() - start)
