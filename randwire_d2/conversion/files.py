@@ -1,0 +1,184 @@
+"""Checkpoint files of every format: reading without running their code, writing them whole."""
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from ..checkpoint import PREPROCESSING_KEY, WIRING_KEY, RandWireCheckpointer
+from ..files import atomic_open
+
+# The key under which a converted ResNe(X)t holds the MODEL.RESNETS keys that it needs.
+RESNETS_KEY = "resnets"
+FORMATS = (".pth", ".pkl", ".safetensors")
+
+# What the state dict is called: by Detectron2, this project and torchvision's references; by
+# JiaminRen and PyTorch's ImageNet example. One that is not wrapped is recognised by its tensors.
+_STATE_KEYS = ("model", "state_dict")
+_ENTRIES = (WIRING_KEY, PREPROCESSING_KEY, RESNETS_KEY)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it lies in its file.
+
+    Attributes:
+        path: the file.
+        state: the state dict, without the ``module.`` that DataParallel puts before every name.
+        rest: whatever else the file holds: wiring, preprocessing, author, optimizer, …
+    """
+
+    path: str
+    state: dict[str, Tensor]
+    rest: dict[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint(file: str | os.PathLike[str]) -> Checkpoint:
+    """Read a ``.safetensors``, a ``.pkl`` of arrays, or anything that ``torch.save`` wrote.
+
+    Args:
+        file: a path, or a URL that Detectron2's PathManager knows.
+
+    Raises:
+        ValueError: if it is missing, damaged, no checkpoint, or would run code; one line.
+    """
+    path = os.fspath(file)
+    if "://" in path:
+        try:
+            path = PathManager.get_local_path(path)
+        except (OSError, RuntimeError) as e:
+            raise ValueError(f"{path!r} can't be had: {e}") from e
+    if not os.path.isfile(path):
+        raise ValueError(f"{path!r} is no file")
+    if path.endswith(".safetensors"):
+        load: Callable[[str], Any] = _read_safetensors
+    elif path.endswith(".pkl"):
+        # Detectron2's reading of .pkl, Caffe2's blobs included, but of arrays alone.
+        load = RandWireCheckpointer(nn.Identity())._load_file
+    else:
+        load = _read_torch
+    try:
+        data = load(path)
+    except MissingLibrary:
+        raise
+    except pickle.UnpicklingError as e:
+        raise ValueError(f"{path!r} {_explain_unpickling(str(e))}") from e
+    except PermissionError as e:
+        raise ValueError(f"{path!r} can't be read: {e.strerror}") from e
+    except Exception as e:  # damaged bytes fail in as many ways as there are bytes
+        raise ValueError(
+            f"{path!r} is damaged, cut off, or no checkpoint in the format of its suffix "
+            f"({type(e).__name__})"
+        ) from e
+    return _unwrap(path, data)
+
+
+class MissingLibrary(ValueError):
+    """A format was asked for whose library is not installed."""
+
+
+def _read_torch(path: str) -> Any:
+    # map_location: a file saved on a GPU must load where there is none.
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _explain_unpickling(message: str) -> str:
+    refused = re.search(r"GLOBAL (\S+)|refused to load (\S+?):", message)
+    if refused:
+        name = refused[1] or refused[2]
+        return (
+            f"was not loaded: it holds {name}, and to unpickle that could run code. Save the state "
+            "dict alone, where you trust the file: torch.save(model.state_dict(), path)"
+        )
+    return "is damaged, cut off, or no checkpoint: it is not what torch.save or pickle writes"
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as e:
+        raise MissingLibrary(
+            ".safetensors needs a library that is not installed: pip install safetensors"
+        ) from e
+    return safetensors
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    with _safetensors().safe_open(path, framework="pt") as f:
+        names = f.keys()
+        data: dict[str, Any] = {"model": {name: f.get_tensor(name) for name in names}}
+        metadata = f.metadata() or {}
+    data.update({key: json.loads(metadata[key]) for key in _ENTRIES if key in metadata})
+    return data
+
+
+def _unwrap(path: str, data: Any) -> Checkpoint:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path!r} holds a {type(data).__name__}, not a state dict")
+    wrapped = [key for key in _STATE_KEYS if isinstance(data.get(key), Mapping)]
+    state = data[wrapped[0]] if wrapped else data
+    rest = {k: v for k, v in data.items() if k != wrapped[0]} if wrapped else {}
+    tensors = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            try:
+                value = torch.from_numpy(value)
+            except TypeError:
+                raise ValueError(
+                    f"{path!r} holds no state dict: {name!r} is a {type(value).__name__}, "
+                    f"and nothing is called {' or '.join(map(repr, _STATE_KEYS))}"
+                ) from None
+        tensors[str(name).removeprefix("module.")] = value.detach()
+    if not tensors:
+        raise ValueError(f"{path!r} holds an empty state dict")
+    return Checkpoint(path, tensors, rest)
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str], state: Mapping[str, Tensor], entries: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint in the format of its suffix, atomically.
+
+    Args:
+        path: ends in ``.pth`` or ``.pkl``, both as Detectron2 has them, or ``.safetensors``.
+        state: the weights.
+        entries: the wiring, the preprocessing, …; in a ``.safetensors`` they are its metadata.
+
+    Raises:
+        ValueError: for another suffix, or if safetensors is not installed.
+    """
+    suffix = check_format(path)
+    state = {name: value.contiguous() for name, value in state.items()}
+    with atomic_open(path, "wb") as f:
+        if suffix == ".pth":
+            torch.save({"model": state, **entries}, f)
+        elif suffix == ".pkl":
+            arrays = {name: value.numpy() for name, value in state.items()}
+            # Detectron2 reads a .pkl without an author as Caffe2's.
+            data = {"model": arrays, "__author__": "randwire_d2", **entries}
+            pickle.dump(data, f, protocol=4)  # the highest that Python 3.6 reads
+        else:
+            texts = {key: json.dumps(value) for key, value in entries.items()}
+            f.write(_safetensors().torch.save(state, metadata={"format": "pt", **texts}))
+
+
+def check_format(path: str | os.PathLike[str]) -> str:
+    """The suffix of a path, if there is a format for it.
+
+    Raises:
+        ValueError: if there is none, or its library is not installed.
+    """
+    suffix = Path(path).suffix
+    if suffix not in FORMATS:
+        raise ValueError(f"OUTPUT must end in {', '.join(FORMATS)}; got {os.fspath(path)!r}")
+    if suffix == ".safetensors":
+        _safetensors()
+    return suffix

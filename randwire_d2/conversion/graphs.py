@@ -1,0 +1,144 @@
+"""The wirings of the public layouts: seungwonpark's text files; JiaminRen's seeds or YAML."""
+
+import os
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import yaml
+
+Edges = list[tuple[int, int]]
+
+
+def read_text(path: str | os.PathLike[str]) -> tuple[int, Edges]:
+    """A graph of seungwonpark's: the number of nodes, that of edges, then an edge on each line.
+
+    Returns:
+        tuple[int, Edges]: the number of nodes, and the edges in their order in the file.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        numbers = [
+            [int(word) for word in line.split()] for line in _read(path).split("\n") if line.strip()
+        ]
+        (num_nodes,), (num_edges,), *edges = numbers
+        pairs = [(u, v) for u, v in edges]
+    except ValueError as e:
+        raise ValueError(
+            f"{os.fspath(path)!r} is no graph: wanted are the number of nodes, the number of "
+            f"edges, and an edge on each line ({e})"
+        ) from None
+    if len(pairs) != num_edges:
+        raise ValueError(f"{os.fspath(path)!r} announces {num_edges} edges; it has {len(pairs)}")
+    wrong = [edge for edge in pairs if not all(0 <= node < num_nodes for node in edge)]
+    if wrong:
+        raise ValueError(f"{os.fspath(path)!r} has {num_nodes} nodes, but the edge {wrong[0]}")
+    return num_nodes, pairs
+
+
+def read_yaml(path: str | os.PathLike[str]) -> tuple[int, Edges]:
+    """A graph that networkx's ``write_yaml`` saved, of which only the adjacency is read.
+
+    Such a file names Python classes to be built. Here it is parsed and nothing is built.
+
+    Returns:
+        tuple[int, Edges]: the number of nodes, and the edges from smaller to larger index.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        root = yaml.compose(_read(path), Loader=yaml.SafeLoader)
+        fields = {key.value: value for key, value in root.value}
+        adjacency = fields["_adj"] if "_adj" in fields else fields["adj"]  # networkx 2, networkx 1
+        neighbours = {
+            int(node.value): [int(other.value) for other, _ in others.value]
+            for node, others in adjacency.value
+        }
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as e:
+        raise ValueError(
+            f"{os.fspath(path)!r} is no graph as networkx saves it in YAML ({type(e).__name__})"
+        ) from e
+    if set(neighbours) != set(range(len(neighbours))):
+        raise ValueError(f"{os.fspath(path)!r}: the nodes must be 0 … {len(neighbours) - 1}")
+    return len(neighbours), sorted(
+        {(min(u, v), max(u, v)) for u, others in neighbours.items() for v in others}
+    )
+
+
+def read_training_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The training config of JiaminRen's, from which the graphs were drawn.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        sections = yaml.safe_load(_read(path))
+        values = {key: value for section in sections.values() for key, value in section.items()}
+    except (yaml.YAMLError, AttributeError, TypeError) as e:
+        raise ValueError(f"{os.fspath(path)!r} is no training config ({type(e).__name__})") from e
+    missing = {"net_type", "channels", "nodes", "graph_model", "seed"} - values.keys()
+    if missing:
+        raise ValueError(f"{os.fspath(path)!r} is no training config: it lacks {sorted(missing)}")
+    return values
+
+
+def draw(model: str, num_nodes: int, seed: int, params: Mapping[str, Any]) -> tuple[int, Edges]:
+    """Draw a graph as JiaminRen's code does.
+
+    It needs networkx before 2.6, which had ``write_yaml``: what was different there is done here.
+
+    Args:
+        model: "ER", "BA" or "WS".
+        num_nodes: N.
+        seed: the seed that each graph of a network is drawn with.
+        params: ``P``; ``M``; ``K`` and ``P``.
+
+    Raises:
+        ValueError: for an unknown model or parameters that it refuses.
+    """
+    try:
+        if model == "ER":
+            graph = nx.erdos_renyi_graph(num_nodes, params["P"], seed)
+        elif model == "WS":
+            graph = nx.connected_watts_strogatz_graph(
+                num_nodes, params["K"], params["P"], tries=200, seed=seed
+            )
+        elif model == "BA":
+            return num_nodes, _barabasi_albert(num_nodes, params["M"], seed)
+        else:
+            raise ValueError(f"the graph model {model!r} is none of ER, BA, WS")
+    except KeyError as e:
+        raise ValueError(f"{model} needs the parameter {e}") from None
+    except (nx.NetworkXError, TypeError) as e:
+        raise ValueError(f"{model} of {num_nodes} nodes with {dict(params)}: {e}") from e
+    return num_nodes, sorted((min(edge), max(edge)) for edge in graph.edges)
+
+
+def _barabasi_albert(num_nodes: int, m: int, seed: int) -> Edges:
+    """BA(M) with the numbers and draws of networkx before 2.6: it began with M nodes, no star."""
+    if not 1 <= m < num_nodes:
+        raise ValueError(f"BA needs 1 <= M < N; got M={m}, N={num_nodes}")
+    rng = random.Random(seed)
+    edges: Edges = []
+    targets: Sequence[int] = range(m)
+    ends: list[int] = []  # each node as often as it has edges: the preference for high degrees
+    for node in range(m, num_nodes):
+        edges += [(target, node) for target in targets]
+        ends += [*targets, *[node] * m]
+        chosen: set[int] = set()
+        while len(chosen) < m:
+            chosen.add(rng.choice(ends))
+        targets = list(chosen)
+    return sorted(edges)
+
+
+def _read(path: str | os.PathLike[str]) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{os.fspath(path)!r} can't be read: {e}") from e

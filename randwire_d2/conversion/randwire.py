@@ -1,0 +1,111 @@
+"""This project's own layout: a classifier's, a bare backbone's, a detector's."""
+
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import WIRING_KEY, Preprocessing
+from ..modeling import RandWire
+from ..wiring import NetworkSpec
+from .files import Checkpoint
+from .source import COUNTERS, Features, Keys, Source, finish, preprocessing_of
+
+LAYOUT = "randwire"
+PREFIXES = ("", "backbone.", "network.backbone.", "backbone.bottom_up.")
+DETECTOR = {
+    "FPN": r"(backbone\.)?(fpn_|top_block\.).*",
+    "detector's heads": r"(proposal_generator|roi_heads|head|sem_seg_head|anchor_generator"
+    r"|box_head|mask_head|cls_score|bbox_pred)\..*",  # the last ones are Caffe2's
+    "preprocessing, which has its own entry": r"pixel_(mean|std)",
+}
+
+
+def find_prefix(keys: Keys, first: str, prefixes: tuple[str, ...]) -> str:
+    """What precedes a backbone's names, told by that of its first weight."""
+    found = [key.removesuffix(first) for key in keys.state if re.search(rf"(^|\.){first}$", key)]
+    if len(found) != 1 or found[0] not in prefixes:
+        raise keys.error(
+            f"{first!r} must occur once, after one of the prefixes {list(prefixes)}; "
+            f"found are {found}"
+        )
+    return found[0]
+
+
+def recognise(state: dict[str, Tensor]) -> bool:
+    return any(re.search(r"(^|\.)stem\.conv\.weight$", key) for key in state)
+
+
+def read(
+    checkpoint: Checkpoint,
+    preprocessing: Preprocessing | None = None,
+    *,
+    configured: Callable[[], NetworkSpec] | None = None,
+) -> Source:
+    """
+    Args:
+        checkpoint: the file.
+        preprocessing: for a file that does not say how its images were prepared.
+        configured: the config's network, for a file that does not hold its wiring.
+
+    Raises:
+        ValueError: if weights and wiring do not fit, or one is unknown.
+    """
+    keys = Keys(checkpoint, LAYOUT)
+    prefix = find_prefix(keys, "stem.conv.weight", PREFIXES)
+    wiring = checkpoint.rest.get(WIRING_KEY)
+    if wiring is not None:
+        try:
+            spec = NetworkSpec.from_json(wiring["spec"])
+            fingerprint = wiring["fingerprint"]
+        except (KeyError, TypeError, ValueError) as e:
+            raise keys.error(f"its entry {WIRING_KEY!r} is damaged: {e}") from e
+        if spec.fingerprint != fingerprint:
+            raise keys.error(
+                f"its spec has the fingerprint {spec.fingerprint}, but it states {fingerprint}: "
+                "one of the two was changed"
+            )
+    elif configured is not None:
+        spec = configured()
+    else:
+        raise keys.error(
+            "it does not hold its wiring; name it with MODEL.RANDWIRE.SPEC_FILE FILE, or with the "
+            "other keys of MODEL.RANDWIRE"
+        )
+    shapes = backbone_shapes(spec)
+    weights = {name: keys(prefix + name) for name in shapes if prefix + name in keys}
+    weights = finish(keys, weights, shapes)
+    head = re.escape(prefix.removesuffix("backbone."))
+    unused = keys.unused(
+        {"classifier head": rf"{head}(conv|norm|fc)\..*", **COUNTERS, **DETECTOR},
+    )
+    return Source(
+        layout=LAYOUT,
+        network=spec,
+        weights=weights,
+        used=len(keys.used),
+        unused=unused,
+        preprocessing=preprocessing_of(keys, preprocessing, None),
+        features=_features(spec, checkpoint.state, prefix),
+    )
+
+
+def backbone_shapes(spec: NetworkSpec) -> dict[str, torch.Size]:
+    """The names and shapes of a bare backbone's weights."""
+    with torch.device("meta"):
+        backbone = RandWire(spec, norm="FrozenBN")
+    return {name: value.shape for name, value in backbone.state_dict().items()}
+
+
+def _features(
+    spec: NetworkSpec, state: dict[str, Tensor], prefix: str
+) -> Callable[[Tensor], Features]:
+    def compute(images: Tensor) -> Features:
+        backbone = RandWire(spec, norm="BN").eval()
+        names = [key for key in state if key.startswith(prefix)]
+        own = {name.removeprefix(prefix): state[name] for name in names}
+        backbone.load_state_dict({k: v for k, v in own.items() if k in backbone.state_dict()})
+        return backbone(images)
+
+    return compute

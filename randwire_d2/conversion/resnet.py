@@ -1,0 +1,283 @@
+"""ResNe(X)t in torchvision's layout and in Detectron2's, with PyTorch's and with Caffe2's names."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_resnet_backbone
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.resnet import ResNet as TorchvisionResNet
+
+from ..checkpoint import PREPROCESSING_KEY, Preprocessing
+from .files import RESNETS_KEY, Checkpoint
+from .randwire import DETECTOR, find_prefix
+from .source import (
+    COUNTERS,
+    EPS,
+    IMAGENET_RGB,
+    Features,
+    Keys,
+    ResNetArch,
+    Source,
+    finish,
+    preprocessing_of,
+)
+
+TORCHVISION, DETECTRON2 = "torchvision", "detectron2"
+PREFIXES = ("", "network.", "backbone.", "backbone.bottom_up.")
+# The blocks of res2 … res5, and whether they are bottlenecks, of the depths that Detectron2 has.
+DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
+    ((2, 2, 2, 2), False): 18,
+    ((3, 4, 6, 3), False): 34,
+    ((3, 4, 6, 3), True): 50,
+    ((3, 4, 23, 3), True): 101,
+    ((3, 8, 36, 3), True): 152,
+}
+# Detectron2's weights with Caffe2's names: the plain ones are MSRA's, the grouped ones Facebook's.
+MSRA = Preprocessing("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+FACEBOOK = Preprocessing("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
+
+
+def recognise_torchvision(state: dict[str, Tensor]) -> bool:
+    return "conv1.weight" in state and "layer1.0.conv1.weight" in state
+
+
+def recognise_detectron2(state: dict[str, Tensor]) -> bool:
+    return "conv1_w" in state or any(re.search(r"(^|\.)stem\.conv1\.weight$", k) for k in state)
+
+
+def read_torchvision(checkpoint: Checkpoint, preprocessing: Preprocessing | None = None) -> Source:
+    """
+    Raises:
+        ValueError: if Detectron2 has no such ResNet, or a key is missing or superfluous.
+    """
+    keys = Keys(checkpoint, TORCHVISION)
+    arch = _arch(keys, "conv1.weight", "layer{}.{}.conv{}.weight", 1)
+    weights = {}
+    for ours in backbone_shapes(arch):
+        theirs = _torchvision_name(ours)
+        if theirs in keys:
+            weights[ours] = keys(theirs)
+    weights = finish(keys, weights, backbone_shapes(arch))
+    unused = keys.unused({"classifier head": r"fc\..*", **COUNTERS})
+
+    def features(images: Tensor) -> Features:
+        network = _torchvision_network(arch, checkpoint.state)
+        x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
+        result = {}
+        for i in range(1, 5):
+            x = getattr(network, f"layer{i}")(x)
+            result[f"res{i + 1}"] = x
+        return result
+
+    return Source(
+        TORCHVISION, arch, weights, len(keys.used), unused,
+        preprocessing_of(keys, preprocessing, IMAGENET_RGB), features,
+    )  # fmt: skip
+
+
+def _torchvision_name(name: str) -> str:
+    """``res2.0.conv1.norm.bias`` to ``layer1.0.bn1.bias``."""
+    name = name.removeprefix("stem.").replace("shortcut.norm.", "downsample.1.")
+    name = name.replace("shortcut.", "downsample.0.")
+    name = re.sub(r"conv(\d)\.norm\.", r"bn\1.", name)
+    return re.sub(r"^res(\d)", lambda m: f"layer{int(m[1]) - 1}", name)
+
+
+def _torchvision_network(arch: ResNetArch, state: dict[str, Tensor]) -> TorchvisionResNet:
+    blocks, bottleneck = next(key for key, depth in DEPTHS.items() if depth == arch.DEPTH)
+    network = TorchvisionResNet(
+        Bottleneck if bottleneck else BasicBlock,
+        list(blocks),
+        num_classes=len(state["fc.weight"]) if "fc.weight" in state else 1,
+        groups=arch.NUM_GROUPS,
+        width_per_group=arch.WIDTH_PER_GROUP,
+    )
+    if "fc.weight" not in state:
+        network.fc = nn.Identity()
+    network.load_state_dict(dict(state))
+    return network.eval()
+
+
+def read_detectron2(
+    checkpoint: Checkpoint,
+    preprocessing: Preprocessing | None = None,
+    *,
+    stride_in_1x1: bool | None = None,
+) -> Source:
+    """
+    Args:
+        checkpoint: the file.
+        preprocessing: for a file that does not say how its images were prepared.
+        stride_in_1x1: MODEL.RESNETS.STRIDE_IN_1X1, for a file that does not tell it.
+
+    Raises:
+        ValueError: if Detectron2 has no such ResNet, a key is missing or superfluous, or what the
+            weights do not tell is unknown.
+    """
+    caffe2 = "conv1_w" in checkpoint.state
+    original = checkpoint.state
+    if caffe2:
+        if any("_gn_" in name for name in original):
+            raise ValueError(f"{checkpoint.path!r} has group norms: only batch norms are converted")
+        try:
+            renamed, _ = convert_c2_detectron_names(original)
+        except (AssertionError, IndexError, ValueError) as e:
+            raise ValueError(f"{checkpoint.path!r} has blobs that Detectron2 can't rename") from e
+        checkpoint = Checkpoint(checkpoint.path, renamed, checkpoint.rest)
+    keys = Keys(checkpoint, DETECTRON2)
+    prefix = find_prefix(keys, "stem.conv1.weight", PREFIXES)
+    arch = _arch(keys, f"{prefix}stem.conv1.weight", prefix + "res{}.{}.conv{}.weight", 2)
+    author = checkpoint.rest.get("__author__")
+    default = IMAGENET_RGB if author == "torchvision" else None
+    if caffe2:
+        default = FACEBOOK if arch.NUM_GROUPS > 1 else MSRA
+    stride = _stride_in_1x1(keys, arch, prefix, caffe2, stride_in_1x1)
+    arch = replace(arch, STRIDE_IN_1X1=stride)
+    shapes = backbone_shapes(arch)
+    weights = {}
+    for name in shapes:
+        if re.search(r"\.norm\.running_(mean|var)$", name) and caffe2:
+            # Caffe2's batch norms are scale and shift alone: statistics that change nothing.
+            like = keys(prefix + name.rpartition(".")[0] + ".weight")
+            weights[name] = (
+                torch.zeros_like(like) if name.endswith("mean") else torch.full_like(like, 1 - EPS)
+            )
+        elif prefix + name in keys:
+            weights[name] = keys(prefix + name)
+    if f"{prefix}stem.conv1.bias" in keys and "stem.conv1.norm.weight" in weights:
+        # MSRA's R-50 has one; Detectron2's stem has none.
+        mean = weights["stem.conv1.norm.running_mean"]
+        weights["stem.conv1.norm.running_mean"] = mean - keys(f"{prefix}stem.conv1.bias")
+    weights = finish(keys, weights, shapes)
+    head = rf"{re.escape(prefix)}(linear|stem\.fc|fc\d*)\..*"
+    unused = keys.unused({"classifier head": head, **COUNTERS, **DETECTOR})
+
+    def features(images: Tensor) -> Features:
+        if caffe2:
+            return _caffe2_features(original, arch, images)
+        network = _network(arch, "BN").eval()
+        own = {k.removeprefix(prefix): v for k, v in original.items() if k.startswith(prefix)}
+        network.load_state_dict({k: v for k, v in own.items() if k in network.state_dict()})
+        if f"{prefix}stem.conv1.bias" in original:
+            network.stem.conv1.bias = nn.Parameter(own["stem.conv1.bias"])
+        return network(images)
+
+    return Source(
+        DETECTRON2, arch, weights, len(keys.used), unused,
+        preprocessing_of(keys, preprocessing, default), features,
+    )  # fmt: skip
+
+
+def _stride_in_1x1(
+    keys: Keys, arch: ResNetArch, prefix: str, caffe2: bool, given: bool | None
+) -> bool:
+    """Where a bottleneck has its stride: what the file says, else its author, else the user."""
+    rest = keys.checkpoint.rest
+    stated: bool | None = None
+    if RESNETS_KEY in rest:
+        try:
+            stated = bool(rest[RESNETS_KEY]["STRIDE_IN_1X1"])
+        except (KeyError, TypeError) as e:
+            raise keys.error(f"its entry {RESNETS_KEY!r} is damaged: {e!r}") from e
+    elif arch.DEPTH < 50:
+        stated = False  # it has no 1×1 convolution; the key means nothing
+    elif caffe2:
+        stated = arch.NUM_GROUPS == 1
+    elif rest.get("__author__") == "torchvision":
+        stated = False
+    elif given is None and prefix == "network." and PREPROCESSING_KEY in rest:
+        stated = False  # configs/imagenet of this project
+    if stated is None and given is None:
+        raise keys.error(
+            "the weights do not tell where its bottlenecks have their stride; say so with "
+            "MODEL.RESNETS.STRIDE_IN_1X1 True or False (MSRA's: True; torchvision's: False)"
+        )
+    return bool(given) if stated is None else stated
+
+
+def _arch(keys: Keys, stem: str, conv: str, first: int) -> ResNetArch:
+    """Read the architecture off the weights' shapes, which do not tell STRIDE_IN_1X1: it is False.
+
+    Args:
+        stem: the name of the stem's weight.
+        conv: that of a block's, with holes for stage, block and number.
+        first: the number of the first stage.
+    """
+    stem_channels = len(keys(stem))
+    pattern = re.escape(conv).replace(r"\{\}", "{}")
+    blocks = tuple(
+        keys.indices(pattern.format(stage, r"(\d+)", 1) + "$") for stage in range(first, first + 4)
+    )
+    bottleneck = conv.format(first, 0, 3) in keys
+    if (blocks, bottleneck) not in DEPTHS:
+        raise keys.error(
+            f"Detectron2's ResNets have the depths {sorted(DEPTHS.values())}; this one has "
+            f"{' + '.join(map(str, blocks))} {'bottlenecks' if bottleneck else 'basic blocks'}"
+        )
+    middle = keys(conv.format(first, 0, 2))
+    last = keys(conv.format(first, 0, 3 if bottleneck else 2))
+    groups = middle.shape[0] // max(middle.shape[1], 1)
+    return ResNetArch(
+        DEPTH=DEPTHS[blocks, bottleneck],
+        NUM_GROUPS=groups,
+        WIDTH_PER_GROUP=middle.shape[0] // max(groups, 1),
+        STEM_OUT_CHANNELS=stem_channels,
+        RES2_OUT_CHANNELS=len(last),
+        STRIDE_IN_1X1=False,
+    )
+
+
+def backbone_shapes(arch: ResNetArch) -> dict[str, torch.Size]:
+    """The names and shapes of a bare backbone's weights."""
+    with torch.device("meta"):
+        network = _network(arch, "FrozenBN")
+    return {name: value.shape for name, value in network.state_dict().items()}
+
+
+def _network(arch: ResNetArch, norm: str) -> Any:
+    cfg: CfgNode = get_cfg()
+    for key, value in vars(arch).items():
+        cfg.MODEL.RESNETS[key] = value
+    cfg.MODEL.RESNETS.NORM = norm
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    return build_resnet_backbone(cfg, ShapeSpec(channels=3))
+
+
+def _caffe2_features(blobs: dict[str, Tensor], arch: ResNetArch, images: Tensor) -> Features:
+    """The network of Caffe2's blobs, computed from the blobs."""
+
+    def conv(x: Tensor, name: str, norm: str, stride: int = 1) -> Tensor:
+        weight = blobs[f"{name}_w"].float()
+        bias = blobs[f"{name}_b"].float() if f"{name}_b" in blobs else None
+        groups = x.shape[1] // weight.shape[1]
+        x = F.conv2d(x, weight, bias, stride, padding=weight.shape[-1] // 2, groups=groups)
+        scale, shift = (blobs[f"{norm}_{part}"].float()[:, None, None] for part in ("s", "b"))
+        return x * scale + shift
+
+    x = F.relu(conv(images, "conv1", "res_conv1_bn", 2))
+    x = F.max_pool2d(x, 3, 2, padding=1)
+    result = {}
+    for stage in range(2, 6):
+        block = 0
+        while f"res{stage}_{block}_branch2a_w" in blobs:
+            name = f"res{stage}_{block}_branch"
+            stride = 2 if stage > 2 and block == 0 else 1
+            first = arch.STRIDE_IN_1X1 or arch.DEPTH < 50
+            y = F.relu(conv(x, f"{name}2a", f"{name}2a_bn", stride if first else 1))
+            y = conv(y, f"{name}2b", f"{name}2b_bn", 1 if first else stride)
+            if f"{name}2c_w" in blobs:
+                y = conv(F.relu(y), f"{name}2c", f"{name}2c_bn")
+            if f"{name}1_w" in blobs:
+                x = conv(x, f"{name}1", f"{name}1_bn", stride)
+            x = F.relu(x + y)
+            block += 1
+        result[f"res{stage}"] = x
+    return result

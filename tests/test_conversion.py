@@ -1,0 +1,982 @@
+"""Converted checkpoints compute what the originals computed, and nothing else is ever written."""
+
+import importlib.util
+import io
+import json
+import os
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+import torchvision
+import yaml
+from detectron2 import model_zoo
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ResNet, build_resnet_backbone
+from public_layouts import Graph, JiaminRen, Seungwonpark, randomise
+from torch import Tensor, nn
+
+from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, RandWireClassifier
+from randwire_d2.conversion import public, read_checkpoint
+from randwire_d2.conversion.graphs import draw
+
+ROOT = Path(__file__).parents[1]
+TOOL = ROOT / "tools" / "convert_checkpoint.py"
+IMAGENET = {
+    "input_format": "RGB",
+    "pixel_mean": [123.675, 116.28, 103.53],
+    "pixel_std": [58.395, 57.12, 57.375],
+}
+SPECS = {regime: NetworkGenerator(regime, 8, num_nodes=10)(1) for regime in ("regular", "small")}
+Features = dict[str, Tensor]
+
+
+def load_tool() -> Any:
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = load_tool()
+
+
+@pytest.fixture
+def convert(tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[str, str]]:
+    """Run the tool; what it printed, and the line with which it failed, or ''."""
+
+    def run(*args: object) -> tuple[str, str]:
+        error = ""
+        try:
+            tool.main([str(arg) for arg in args])
+        except SystemExit as e:
+            error = str(e.code)
+            assert error.startswith("convert_checkpoint.py: error: ")
+            assert "\n" not in error
+        left = [p.name for p in tmp_path.rglob("*") if p.name.startswith(".convert")]
+        assert not left, "a temporary folder stays behind"
+        return capsys.readouterr().out, error
+
+    return run
+
+
+def images() -> Tensor:
+    return torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(5)) * 4 - 2
+
+
+def assert_agree(found: Features, expected: Features) -> None:
+    assert found.keys() == expected.keys() == {"res2", "res3", "res4", "res5"}
+    for stage, feature in expected.items():
+        assert (found[stage] - feature).abs().max() <= 1e-4 * feature.abs().max(), stage
+        assert feature.std() > 1e-3, "a feature that is constant proves nothing"
+
+
+def run_randwire(
+    output: Path, prefix: str = "backbone.bottom_up.", norm: str = "FrozenBN"
+) -> Features:
+    """The converted file in our backbone, on prepared images."""
+    checkpoint = read_checkpoint(output)
+    spec = NetworkSpec.from_json(checkpoint.rest["randwire"]["spec"])
+    assert spec.fingerprint == checkpoint.rest["randwire"]["fingerprint"]
+    backbone = RandWire(spec, norm=norm).eval()
+    assert all(key.startswith(prefix) for key in checkpoint.state)
+    backbone.load_state_dict({k.removeprefix(prefix): v for k, v in checkpoint.state.items()})
+    with torch.no_grad():
+        return backbone(images())
+
+
+def own_classifier(regime: str = "regular") -> RandWireClassifier:
+    return randomise(RandWireClassifier(SPECS[regime], num_classes=10))
+
+
+def own_checkpoint(regime: str = "regular", **changes: Any) -> dict[str, Any]:
+    """What the pretraining tool saves."""
+    spec = SPECS[regime]
+    state = {f"network.{k}": v for k, v in own_classifier(regime).state_dict().items()}
+    return {
+        "model": state,
+        "randwire": {"spec": spec.to_json(), "fingerprint": spec.fingerprint},
+        "preprocessing": IMAGENET,
+        "iteration": 7,
+        **changes,
+    }
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    path = tmp_path / "own.pth"
+    torch.save(own_checkpoint(), path)
+    return path
+
+
+# -- this project's classifier ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regime", ["regular", "small"])
+@pytest.mark.parametrize(
+    ("to", "suffix"), [("fpn", "pth"), ("fpn", "pkl"), ("bare", "pth"), ("bare", "safetensors")]
+)
+def test_own_classifier(
+    tmp_path: Path, convert: Callable, regime: str, to: str, suffix: str
+) -> None:
+    source, output = tmp_path / "own.pth", tmp_path / f"out.{suffix}"
+    torch.save(own_checkpoint(regime), source)
+    out, error = convert(source, output, "--to", to)
+    assert not error
+    assert "classifier head (8 keys)" in out
+    assert "verified  largest" in out
+    prefix = "backbone.bottom_up." if to == "fpn" else "backbone."
+    found = run_randwire(output, prefix)
+    with torch.no_grad():
+        backbone = RandWire(SPECS[regime]).eval()
+        backbone.load_state_dict(own_classifier(regime).backbone.state_dict())
+        assert_agree(found, backbone(images()))
+    assert read_checkpoint(output).rest["preprocessing"] == IMAGENET
+
+
+def test_output_loads_with_detectron2s_own_checkpointer(
+    tmp_path: Path, own: Path, convert: Callable
+) -> None:
+    """A user's project has Detectron2's checkpointer, not ours: the names must be exact."""
+    for suffix in ("pth", "pkl"):
+        output = tmp_path / f"out.{suffix}"
+        assert not convert(own, output, "--to", "bare", "--no-verify")[1]
+        model = nn.ModuleDict({"backbone": RandWire(SPECS["regular"], norm="FrozenBN")}).eval()
+        DetectionCheckpointer(model).load(str(output))
+        with torch.no_grad():
+            found = model["backbone"](images())
+        assert_agree(found, run_randwire(output, "backbone."))
+
+
+def test_what_the_tool_writes_it_reads_again(tmp_path: Path, own: Path, convert: Callable) -> None:
+    """Any format to any other, and the weights stay the same to the bit."""
+    path = own
+    for i, (suffix, to) in enumerate(
+        [("safetensors", "fpn"), ("pkl", "bare"), ("pth", "fpn"), ("safetensors", "bare")]
+    ):
+        following = tmp_path / f"{i}.{suffix}"
+        assert not convert(path, following, "--to", to)[1]
+        path = following
+    last = read_checkpoint(path).state
+    for name, value in own_classifier().backbone.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(last[f"backbone.{name}"], value), name
+
+
+def test_printed_options_build_the_network(tmp_path: Path, own: Path, convert: Callable) -> None:
+    """The line that the tool prints for train_net.py describes the network of the file."""
+    from randwire_d2.config import add_randwire_config, spec_from_config
+
+    def options(out: str) -> list[str]:
+        words = shlex.split(re.search(r"^train +(.*)$", out, re.M)[1])
+        return words[words.index("MODEL.BACKBONE.NAME") :]
+
+    for other in (False, True):
+        spec = SPECS["regular"]
+        if other:  # a wiring that no keys draw
+            dags = tuple(
+                NetworkGenerator("regular", 8, num_nodes=10)(s).dags[0] for s in (1, 2, 3, 4)
+            )
+            spec = NetworkSpec("regular", 8, "sep_conv3x3", dags)
+            classifier = randomise(RandWireClassifier(spec, 10))
+            torch.save(
+                {
+                    "model": classifier.state_dict(),
+                    "randwire": {"spec": spec.to_json(), "fingerprint": spec.fingerprint},
+                    "preprocessing": IMAGENET,
+                },
+                own,
+            )
+        out, error = convert(own, tmp_path / "out.pth", "--spec-output", tmp_path / "spec.json")
+        assert not error
+        cfg = get_cfg()
+        add_randwire_config(cfg)
+        cfg.merge_from_list(options(out))
+        assert spec_from_config(cfg) == spec
+        assert cfg.INPUT.FORMAT == "RGB"
+        assert IMAGENET["pixel_std"] == cfg.MODEL.PIXEL_STD
+        assert NetworkSpec.from_json((tmp_path / "spec.json").read_text()) == spec
+    assert "--config-from-weights" in convert(own, tmp_path / "out.pth")[0]
+
+
+@pytest.mark.parametrize(
+    "config", ["faster_rcnn_randwire_c109_fpn_1x.yaml", "faster_rcnn_R_50_fpn_1x.yaml"]
+)
+def test_verification_in_a_config_of_the_project(own: Path, convert: Callable, config: str) -> None:
+    """Any FPN config will do; what it does not say, or says of another family, is filled in."""
+    options = ["MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 10]
+    out, error = convert(
+        own, own.with_name("out.pth"), "--config-file", ROOT / "configs" / config, *options
+    )
+    assert not error
+    assert "MODEL.BACKBONE.NAME build_randwire_fpn_backbone" in out
+
+
+def test_retinanet(own: Path, convert: Callable) -> None:
+    """Its FPN has another builder, and its config a tag that only Detectron2's own loader reads."""
+    config = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    options = ["INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", IMAGENET["pixel_mean"]]
+    options += ["MODEL.PIXEL_STD", IMAGENET["pixel_std"]]
+    out, error = convert(own, own.with_name("out.pth"), "--config-file", config, *options)
+    assert not error
+    assert "build_randwire_retinanet_fpn_backbone" in out
+    assert "head (" in out
+
+
+def test_a_bare_state_dict_needs_to_be_told_what_it_is(own: Path, convert: Callable) -> None:
+    """Neither wiring nor preprocessing may be guessed."""
+    output = own.with_name("out.pth")
+    torch.save(own_classifier().backbone.state_dict(), own)
+    _, error = convert(own, output)
+    assert "MODEL.RANDWIRE" in error
+    wiring = ["MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 10]
+    _, error = convert(own, output, *wiring)
+    assert "--input-format" in error
+    told = ["--input-format", "BGR", "--pixel-mean", 100, 110, 120, "--pixel-std", 1, 1, 1]
+    out, error = convert(own, output, *told, *wiring)
+    assert not error
+    assert "INPUT.FORMAT BGR MODEL.PIXEL_MEAN '[100.0, 110.0, 120.0]'" in out
+    own_file = own_checkpoint()
+    torch.save(own_file, own)
+    assert "it says that it was trained with INPUT.FORMAT RGB" in convert(own, output, *told)[1]
+
+
+# -- ResNe(X)t -------------------------------------------------------------------------------------
+
+TORCHVISION = {
+    "resnet18": ("18", "1", "64"),
+    "resnet50": ("50", "1", "64"),
+    "resnext50_32x4d": ("50", "32", "4"),
+}
+
+
+def run_resnet(output: Path) -> Features:
+    checkpoint = read_checkpoint(output)
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.update(checkpoint.rest["resnets"])
+    return run_detectron2_resnet(cfg, checkpoint.state, "backbone.bottom_up.", "FrozenBN")
+
+
+def run_detectron2_resnet(cfg: Any, state: dict[str, Tensor], prefix: str, norm: str) -> Features:
+    cfg.MODEL.RESNETS.NORM = norm
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    network = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items()})
+    with torch.no_grad():
+        return network(images())
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(tmp_path: Path, convert: Callable, name: str) -> None:
+    network = randomise(getattr(torchvision.models, name)(num_classes=10))
+    source, output = tmp_path / "tv.pth", tmp_path / "out.pth"
+    torch.save({f"module.{k}": v for k, v in network.state_dict().items()}, source)
+    out, error = convert(source, output)
+    assert not error
+    keys = ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP")
+    for key, value in zip(keys, TORCHVISION[name], strict=True):
+        assert f"MODEL.RESNETS.{key} {value} " in out
+    assert "MODEL.RESNETS.STRIDE_IN_1X1 False " in out
+    assert "INPUT.FORMAT RGB MODEL.PIXEL_MEAN '[123.675, 116.28, 103.53]'" in out
+    assert "classifier head (2 keys)" in out
+    expected = {}
+    with torch.no_grad():
+        x = network.maxpool(network.relu(network.bn1(network.conv1(images()))))
+        for i in range(1, 5):
+            expected[f"res{i + 1}"] = x = getattr(network, f"layer{i}")(x)
+    assert_agree(run_resnet(output), expected)
+
+
+def small_resnet(**keys: Any) -> tuple[Any, nn.Module]:
+    """A Detectron2 ResNet with its classifier, of few channels."""
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.update(
+        {
+            "STEM_OUT_CHANNELS": 8,
+            "RES2_OUT_CHANNELS": 16,
+            "WIDTH_PER_GROUP": 4,
+            "NORM": "BN",
+            **keys,
+        }
+    )
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    return cfg, randomise(ResNet(backbone.stem, backbone.stages, num_classes=10))
+
+
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+def test_detectron2_resnet(tmp_path: Path, convert: Callable, stride_in_1x1: bool) -> None:
+    """The weights of both strides have the same shapes: the wrong one would go unnoticed."""
+    cfg, network = small_resnet(DEPTH=50, STRIDE_IN_1X1=stride_in_1x1, NUM_GROUPS=2)
+    source, output = tmp_path / "d2.pth", tmp_path / "out.pth"
+    state = {f"backbone.{k}": v for k, v in network.state_dict().items()}
+    torch.save({"model": state, "preprocessing": IMAGENET}, source)
+    _, error = convert(source, output)
+    assert "MODEL.RESNETS.STRIDE_IN_1X1" in error
+    out, error = convert(source, output, "MODEL.RESNETS.STRIDE_IN_1X1", stride_in_1x1)
+    assert not error
+    kept = {k: v for k, v in network.state_dict().items() if not k.startswith("linear")}
+    assert_agree(run_resnet(output), run_detectron2_resnet(cfg, kept, "", "BN"))
+    again = tmp_path / "again.pkl"  # now the file says it itself
+    out, error = convert(output, again)
+    assert not error
+    assert f"MODEL.RESNETS.STRIDE_IN_1X1 {stride_in_1x1} " in out
+
+
+def test_a_detector_as_the_source(tmp_path: Path, convert: Callable) -> None:
+    """A fine-tuned detector's backbone, for another detector: the rest is left, and said to be."""
+    spec = SPECS["regular"]
+    state = {
+        f"backbone.bottom_up.{k}": v for k, v in own_classifier().backbone.state_dict().items()
+    }
+    for name in (
+        "backbone.fpn_output2.weight",
+        "proposal_generator.x",
+        "roi_heads.box_head.fc1.bias",
+    ):
+        state[name] = torch.zeros(1)
+    source, output = tmp_path / "detector.pth", tmp_path / "out.pth"
+    torch.save(own_checkpoint(model=state), source)
+    out, error = convert(source, output, "--to", "bare")
+    assert not error
+    assert "FPN (1 keys); detector's heads (2 keys)" in out
+    assert NetworkSpec.from_json(read_checkpoint(output).rest["randwire"]["spec"]) == spec
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["MODEL.RESNETS.DEPTH", 50], "MODEL.RESNETS.DEPTH is 50, the checkpoint's 18"),
+        (["--spec-output", "spec.json"], "a ResNet has no spec"),
+    ],
+)
+def test_resnet_options_that_do_not_fit(
+    tmp_path: Path, convert: Callable, options: list[Any], named: str
+) -> None:
+    _, network = small_resnet(DEPTH=18, RES2_OUT_CHANNELS=64)
+    source, output = tmp_path / "s.pth", tmp_path / "out.pth"
+    torch.save({"model": network.state_dict(), "preprocessing": IMAGENET}, source)
+    assert named in convert(source, output, *options)[1]
+    assert not output.exists()
+
+
+def test_a_depth_that_detectron2_does_not_have(tmp_path: Path, convert: Callable) -> None:
+    network = torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    torch.save(network.state_dict(), tmp_path / "s.pth")
+    _, error = convert(tmp_path / "s.pth", tmp_path / "out.pth")
+    assert "depths [18, 34, 50, 101, 152]; this one has 1 + 1 + 1 + 1 basic blocks" in error
+
+
+def test_pretrained_resnet_of_this_project(tmp_path: Path, convert: Callable) -> None:
+    _, network = small_resnet(DEPTH=18, RES2_OUT_CHANNELS=64)
+    state = {f"network.{k}": v for k, v in network.state_dict().items()}
+    source, output = tmp_path / "own.pth", tmp_path / "out.safetensors"
+    torch.save({"model": state, "preprocessing": {**IMAGENET, "input_format": "BGR"}}, source)
+    out, error = convert(source, output)
+    assert not error
+    assert "INPUT.FORMAT BGR" in out
+    assert "classifier head (2 keys)" in out
+
+
+def test_detectron2s_conversion_of_torchvision(tmp_path: Path, convert: Callable) -> None:
+    """Detectron2's ImageNetPretrained/torchvision/R-50.pkl: its names, its author, no prefix."""
+    _, network = small_resnet(DEPTH=50, STRIDE_IN_1X1=False)
+    arrays = {k.replace("linear", "stem.fc"): v.numpy() for k, v in network.state_dict().items()}
+    source = tmp_path / "R-50.pkl"
+    source.write_bytes(
+        pickle.dumps({"model": arrays, "__author__": "torchvision", "matching_heuristics": True})
+    )
+    out, error = convert(source, tmp_path / "out.pth")
+    assert not error
+    assert "MODEL.RESNETS.STRIDE_IN_1X1 False INPUT.FORMAT RGB" in out
+
+
+def caffe2_name(name: str) -> str:
+    name = name.replace("stem.conv1.norm", "res.conv1.norm").replace("stem.", "")
+    for ours, theirs in (("shortcut", "branch1"), ("conv1", "branch2a"), ("conv2", "branch2b")):
+        name = re.sub(rf"(res\d\.\d+)\.{ours}", rf"\1.{theirs}", name)
+    name = re.sub(r"(res\d\.\d+)\.conv3", r"\1.branch2c", name)
+    name = name.replace("norm.weight", "bn_s").replace("norm.bias", "bn_b")
+    name = name.replace("linear", "fc1000")
+    return re.sub(r"bias$", "b", re.sub(r"weight$", "w", name)).replace(".", "_")
+
+
+class Python2Pickler(pickle._Pickler):
+    """Bytes as Python 2 wrote them, as strings without encoding: so are Detectron2's files."""
+
+    def save_bytes(self, value: bytes) -> None:
+        self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)
+
+    dispatch = {**pickle._Pickler.dispatch, bytes: save_bytes}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_caffe2_blobs(tmp_path: Path, convert: Callable, groups: int) -> None:
+    """MSRA's and Facebook's pickles: other names, BGR, scale and shift in place of batch norms."""
+    cfg, network = small_resnet(DEPTH=50, STRIDE_IN_1X1=groups == 1, NUM_GROUPS=groups)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.zero_()
+            part.running_var.fill_(1 - part.eps)
+    state = {k: v for k, v in network.state_dict().items() if "running" not in k}
+    blobs = {caffe2_name(k): v.numpy() for k, v in state.items() if "tracked" not in k}
+    assert {"conv1_w", "res_conv1_bn_s", "res2_0_branch2a_w", "res2_0_branch1_bn_b"} <= set(blobs)
+    bias = np.linspace(-1, 1, 8, dtype=np.float32)
+    blobs["conv1_b"] = bias
+    blobs["conv1_w_momentum"] = np.zeros(1)
+    blobs["fpn_inner_res2_2_sum_lateral_w"] = blobs["bbox_pred_w"] = np.zeros((8, 2))
+    blobs["fpn_inner_res2_2_sum_lateral_w"] = blobs["bbox_pred_w"] = np.zeros((8, 2))
+    source, output = tmp_path / "R-50.pkl", tmp_path / "out.pth"
+    with open(source, "wb") as f:
+        Python2Pickler(f, protocol=2).dump(blobs)
+    out, error = convert(source, output)
+    assert not error
+    std = "1.0, 1.0, 1.0" if groups == 1 else "57.375, 57.12, 58.395"
+    assert (
+        f"INPUT.FORMAT BGR MODEL.PIXEL_MEAN '[103.53, 116.28, 123.675]' MODEL.PIXEL_STD '[{std}]'"
+        in out
+    )
+    network.stem.conv1.norm.running_mean -= torch.from_numpy(bias)
+    kept = {k: v for k, v in network.state_dict().items() if not k.startswith("linear")}
+    assert_agree(run_resnet(output), run_detectron2_resnet(cfg, kept, "", "BN"))
+
+
+def test_a_detector_that_ends_at_res4(tmp_path: Path, convert: Callable) -> None:
+    """Detectron2's C4 detectors: what their backbone does not build is said, not hidden."""
+    _, network = small_resnet(DEPTH=50, STRIDE_IN_1X1=True)
+    source = tmp_path / "d2.pth"
+    torch.save(
+        {"model": network.state_dict(), "__author__": "me", "preprocessing": IMAGENET}, source
+    )
+    config = model_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml")
+    options = ["MODEL.RESNETS.STRIDE_IN_1X1", True, "INPUT.FORMAT", "RGB"]
+    options += [
+        "MODEL.PIXEL_MEAN",
+        IMAGENET["pixel_mean"],
+        "MODEL.PIXEL_STD",
+        IMAGENET["pixel_std"],
+    ]
+    out, error = convert(
+        source, tmp_path / "out.pth", "--to", "bare", "--config-file", config, *options
+    )
+    assert not error
+    assert re.search(r"left +res5 \(\d+ keys\)", out)
+    assert "res4" in re.search(r"verified .*", out)[0]
+
+
+# -- seungwonpark/RandWireNN -----------------------------------------------------------------------
+
+
+def graph_text(graph: Graph) -> str:
+    num_nodes, edges = graph
+    return "\n".join([str(num_nodes), str(len(edges)), *(f"{u} {v}" for u, v in edges)]) + "\n"
+
+
+def ws_graphs(count: int, num_nodes: int = 10) -> list[Graph]:
+    return [draw("WS", num_nodes, seed, {"K": 4, "P": 0.75}) for seed in range(count)]
+
+
+def shuffled(graph: Graph, seed: int) -> Graph:
+    """The same DAG with other numbers, in another order: some edges point downwards."""
+    rng = np.random.default_rng(seed)
+    number = rng.permutation(graph[0])
+    edges = [(int(number[u]), int(number[v])) for u, v in graph[1]]
+    return graph[0], [edges[i] for i in rng.permutation(len(edges))]
+
+
+@pytest.mark.parametrize("variant", ["plain", "shuffled", "single inputs weighted"])
+def test_seungwonpark(tmp_path: Path, convert: Callable, variant: str) -> None:
+    graphs = ws_graphs(3)
+    graphs[1] = (4, [(0, 2), (2, 3)])  # a node without any edge
+    if variant == "shuffled":
+        graphs = [shuffled(graph, i) for i, graph in enumerate(graphs)]
+        assert any(u > v for _, edges in graphs for u, v in edges)
+    network = randomise(Seungwonpark(9, graphs, variant == "single inputs weighted"))
+    folder, names = tmp_path / "generated", [f"ws-{i}.txt" for i in range(3)]
+    folder.mkdir()
+    for name, graph in zip(names, graphs, strict=True):
+        (folder / name).write_text(graph_text(graph))
+    config = "\n---\n".join(
+        [
+            "data:\n  type: ImageNet",
+            "model:\n" + "".join(f"  graph{i}: '{n}'\n" for i, n in enumerate(names)),
+        ]
+    )
+    source, output = tmp_path / "chkpt_000.pt", tmp_path / "out.pth"
+    optimizer = torch.optim.SGD(network.parameters(), 0.1).state_dict()
+    data = {"model": network.state_dict(), "optimizer": optimizer, "step": 3, "hp_str": config}
+    torch.save(data, source, _use_new_zipfile_serialization=False)  # as PyTorch 1.0 wrote
+    out, error = convert(source, output, "--graphs", folder)
+    assert not error
+    assert "classifier head (9 keys)" in out
+    with torch.no_grad():
+        assert_agree(run_randwire(output), network.features(images()))
+    files = [word for name in names for word in ("--graphs", folder / name)]
+    torch.save({f"module.{k}": v for k, v in network.state_dict().items()}, source)
+    assert not convert(source, tmp_path / "again.pth", *files, "--no-verify")[1]
+    first, second = read_checkpoint(output), read_checkpoint(tmp_path / "again.pth")
+    assert first.rest == second.rest
+    assert all(torch.equal(value, second.state[name]) for name, value in first.state.items())
+
+
+# -- JiaminRen/RandWireNN --------------------------------------------------------------------------
+
+
+def jiaminren(
+    regime: str, model: str, seed: int = 1, **params: Any
+) -> tuple[list[Graph], nn.Module]:
+    sizes = [5, 10, 10, 10] if regime == "regular" else [10, 10, 10]
+    graphs = [draw(model, size, seed, params) for size in sizes]
+    return graphs, randomise(JiaminRen(regime, 9, graphs))
+
+
+def training_config(regime: str, model: str, seed: int = 1, **params: Any) -> str:
+    """The keys of configs/config_regular_c109_n32.yaml that say what the network is."""
+    train = {
+        "batch_size": 256, "net_type": regime, "channels": 9, "nodes": 10, "graph_model": model,
+        "seed": seed, **params,
+    }  # fmt: skip
+    return yaml.safe_dump({"TRAIN": train, "TEST": {"checkpoint_path": "x.pth"}})
+
+
+def jiaminren_checkpoint(network: nn.Module) -> dict[str, Any]:
+    return {"epoch": 3, "model": "config_regular", "state_dict": network.state_dict()}
+
+
+@pytest.mark.parametrize("regime", ["regular", "small"])
+@pytest.mark.parametrize(("model", "params"), [("WS", {"K": 4, "P": 0.75}), ("BA", {"M": 2})])
+def test_jiaminren_from_seeds(
+    tmp_path: Path, convert: Callable, regime: str, model: str, params: dict[str, Any]
+) -> None:
+    _, network = jiaminren(regime, model, **params)
+    source, output, config = tmp_path / "s.pth", tmp_path / "out.pth", tmp_path / "config.yaml"
+    torch.save(jiaminren_checkpoint(network), source)
+    config.write_text(training_config(regime, model, **params))
+    out, error = convert(source, output, "--graphs", config)
+    assert not error
+    assert "classifier head" in out
+    assert "drawn anew" in out
+    with torch.no_grad():
+        assert_agree(run_randwire(output), network.features(images()))
+    graph = [f"MODEL.RANDWIRE.{model}.{key}={value}" for key, value in params.items()]
+    pairs = [word for pair in graph for word in pair.split("=")]
+    again = tmp_path / "again.pth"
+    assert not convert(source, again, "MODEL.RANDWIRE.GRAPH", model, *pairs)[1]
+    assert read_checkpoint(again).rest == read_checkpoint(output).rest
+
+
+@pytest.mark.parametrize("regime", ["regular", "small"])
+def test_jiaminren_from_saved_graphs(tmp_path: Path, convert: Callable, regime: str) -> None:
+    """networkx's write_yaml saved Python objects: they are read as text, and never built."""
+    graphs, network = jiaminren(regime, "WS", K=4, P=0.75)
+    source, output, folder = tmp_path / "s.pth", tmp_path / "out.pth", tmp_path / "graphs"
+    torch.save(jiaminren_checkpoint(network), source)
+    folder.mkdir()
+    first = 6 - len(graphs)
+    for i, (num_nodes, edges) in enumerate(graphs):
+        graph = nx.Graph()
+        graph.add_nodes_from(range(num_nodes))
+        graph.add_edges_from(edges[::-1])
+        text = yaml.dump(graph)
+        assert "!!python/object" in text
+        if i == 0:  # as networkx 1 had it
+            text = text.replace("_adj:", "adj:")
+        (folder / f"conv{first + i}.yaml").write_text(text)
+    _, error = convert(source, output, "--graphs", folder)
+    assert not error
+    with torch.no_grad():
+        assert_agree(run_randwire(output), network.features(images()))
+    proof = tmp_path / "code-has-run"
+    evil = f"!!python/object/apply:os.mkdir ['{proof}']\n"
+    (folder / "conv5.yaml").write_text(f"_adj:\n  0: {evil}")
+    output.unlink()
+    _, error = convert(source, output, "--graphs", folder)
+    assert "conv5.yaml" in error
+    assert not proof.exists()
+    assert not output.exists()
+
+
+def test_old_networkx_barabasi_albert() -> None:
+    """JiaminRen's graphs were drawn by networkx before 2.6; these edges were derived by hand:
+    node 2 joins both first nodes, and the draws of random.Random(1) over [0, 1, 2, 2] follow."""
+    import random
+
+    num_nodes, edges = draw("BA", 4, 1, {"M": 2})
+    rng, chosen = random.Random(1), set()
+    while len(chosen) < 2:
+        chosen.add(rng.choice([0, 1, 2, 2]))
+    assert num_nodes == 4
+    assert edges == sorted([(0, 2), (1, 2), *((u, 3) for u in chosen)])
+
+
+# -- what must fail --------------------------------------------------------------------------------
+
+ZERO_TO_ONE = ["MODEL.PIXEL_MEAN", [0.485, 0.456, 0.406], "MODEL.PIXEL_STD", [0.229, 0.224, 0.225]]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["INPUT.FORMAT", "BGR"], "INPUT.FORMAT is BGR, the source's RGB"),
+        (["MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675]], "MODEL.PIXEL_MEAN is [103.53"),
+        (["MODEL.PIXEL_STD", [1.0, 1.0, 1.0]], "MODEL.PIXEL_STD is [1.0"),
+        (ZERO_TO_ONE, "MODEL.PIXEL_STD is [0.229"),
+    ],
+)
+@pytest.mark.parametrize("to", ["fpn", "bare"])
+def test_wrong_preprocessing_fails(
+    own: Path, convert: Callable, options: list[Any], named: str, to: str
+) -> None:
+    output = own.with_name("out.pth")
+    _, error = convert(own, output, "--to", to, *options)
+    assert "verification failed" in error
+    assert named in error
+    assert re.search(r"res2 by [\d.e+-]+", error)
+    assert not output.exists()
+
+
+def test_wrong_preprocessing_in_a_config_file_fails(own: Path, convert: Callable) -> None:
+    """Detectron2's own defaults, BGR with a std of 1: a config that says nothing means them."""
+    config = model_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    output = own.with_name("out.pth")
+    _, error = convert(own, output, "--config-file", config)
+    assert "INPUT.FORMAT is BGR" in error
+    assert not output.exists()
+
+
+def test_a_wrong_conversion_fails(
+    tmp_path: Path, convert: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step that a conversion could forget is seen by the verification."""
+    _, network = jiaminren("small", "WS", K=4, P=0.75)
+    source, output = tmp_path / "s.pth", tmp_path / "out.pth"
+    torch.save(jiaminren_checkpoint(network), source)
+    with monkeypatch.context() as patch:
+        patch.setattr(public, "_separable_bias", lambda *_: None)
+        _, error = convert(source, output)
+        assert "belong to no such network" in error  # the biases were not even read
+    right = public._separable_bias
+    for wrong in (lambda *a: -right(*a), lambda *a: right(*a) * 0):
+        with monkeypatch.context() as patch:
+            patch.setattr(public, "_separable_bias", wrong)
+            assert "verification failed" in convert(source, output)[1]
+    assert not output.exists()
+    assert not convert(source, output)[1]
+
+
+def test_an_old_output_stays_when_a_conversion_fails(own: Path, convert: Callable) -> None:
+    output = own.with_name("out.pth")
+    output.write_text("old")
+    assert convert(own, output, "INPUT.FORMAT", "BGR")[1]
+    assert output.read_text() == "old"
+    assert sorted(os.listdir(own.parent)) == ["out.pth", "own.pth"]
+    assert not convert(own, output)[1]
+    assert len(read_checkpoint(output).state) > 100
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["MODEL.RANDWIRE.REGIME", "small"], "MODEL.RANDWIRE.REGIME is small"),
+        (["MODEL.RANDWIRE.CHANNELS", 109], "MODEL.RANDWIRE.CHANNELS is 109, the checkpoint's 8"),
+        (["MODEL.RANDWIRE.CHANNELS"], "pairs KEY VALUE"),
+        (["MODEL.RANDWIRE.CHANELS", 8], "CHANELS"),
+        (["MODEL.BACKBONE.NAME", "build_randwire_backbone"], "MODEL.BACKBONE.NAME build_randwire"),
+        (["MODEL.RANDWIRE.NORM", "GN"], "running_mean (unused)"),
+        (["--config-file", "none.yaml"], "does not exist"),
+        (["--graphs", "."], "--graphs"),
+        (["--layout", "torchvision"], "missing"),
+        (["--image", "none.jpg"], "none.jpg"),
+        (["--spec-output", "no/such/folder/spec.json"], "folder"),
+    ],
+)
+def test_options_that_do_not_fit(
+    own: Path, convert: Callable, options: list[Any], named: str
+) -> None:
+    output = own.with_name("out.pth")
+    flags = options if str(options[0]).startswith("--") else []
+    _, error = convert(own, output, *flags, *(options if not flags else []))
+    assert named in error
+    assert not output.exists()
+
+
+def test_config_of_another_network(own: Path, convert: Callable) -> None:
+    """C=109 in the config file, C=8 in the checkpoint: it would be trained on random weights."""
+    config = ROOT / "configs/faster_rcnn_randwire_c109_fpn_1x.yaml"
+    _, error = convert(own, own.with_name("out.pth"), "--config-file", config)
+    assert "MODEL.RANDWIRE.CHANNELS is 109, the checkpoint's 8" in error
+
+
+def damaged(data: dict[str, Any], change: Callable[[dict], Any]) -> dict[str, Any]:
+    change(data)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            lambda d: d["model"].pop("network.backbone.res3.nodes.0.norm.bias"),
+            "res3.nodes.0.norm.bias",
+        ),
+        (lambda d: d["model"].update(extra=torch.zeros(1)), "extra"),
+        (lambda d: d["model"]["network.backbone.stem.conv.weight"].fill_(torch.nan), "finite"),
+        (
+            lambda d: d["model"]["network.backbone.res5.nodes.0.norm.weight"].mul_(torch.inf),
+            "finite",
+        ),
+        (lambda d: [v.zero_() for v in d["model"].values()], "proves nothing"),
+        (lambda d: d["randwire"].update(fingerprint="0" * 64), "fingerprint"),
+        (lambda d: d["randwire"].update(spec="{}"), "randwire"),
+        (lambda d: d["preprocessing"].pop("pixel_std"), "preprocessing"),
+        (lambda d: d.update(model={"weight": torch.zeros(1)}), "no known layout"),
+        (lambda d: d.update(model={}), "empty"),
+        (lambda d: d.update(model=[1, 2]), "no state dict"),
+        (
+            lambda d: d["randwire"].update(
+                spec=SPECS["small"].to_json(), fingerprint=SPECS["small"].fingerprint
+            ),
+            "weights of the backbone are missing",
+        ),
+        (
+            lambda d: d["randwire"].update(
+                spec=(s := NetworkGenerator("regular", 9, num_nodes=10)(1)).to_json(),
+                fingerprint=s.fingerprint,
+            ),
+            "wrong channels",
+        ),
+    ],
+)
+def test_files_that_are_not_what_they_say(
+    own: Path, convert: Callable, change: Callable[[dict], Any], named: str
+) -> None:
+    data = own_checkpoint(preprocessing=dict(IMAGENET))
+    change(data)
+    torch.save(data, own)
+    output = own.with_name("out.pth")
+    _, error = convert(own, output)
+    assert named in error
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl", "safetensors", "old.pth"])
+@pytest.mark.parametrize("part", [0, 0.01, 0.5, 0.99, "text"])
+def test_damaged_files(
+    tmp_path: Path, own: Path, convert: Callable, suffix: str, part: float | str
+) -> None:
+    path, output = tmp_path / f"damaged.{suffix}", tmp_path / "out.pth"
+    if part == "text":
+        path.write_text("<html><body>404 Not Found</body></html>\n")
+    else:
+        if suffix == "old.pth":
+            torch.save(own_checkpoint(), path, _use_new_zipfile_serialization=False)
+        elif suffix == "pth":
+            torch.save(own_checkpoint(), path)
+        else:
+            convert(own, path, "--no-verify")
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(len(whole) * float(part))])
+    _, error = convert(path, output)
+    assert "damaged" in error
+    assert path.name in error
+    assert not output.exists()
+
+
+class RunsCode:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "old.pth", "pkl"])
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, convert: Callable, suffix: str) -> None:
+    proof, path, output = tmp_path / "code-has-run", tmp_path / f"s.{suffix}", tmp_path / "out.pth"
+    data = own_checkpoint(evil=RunsCode(proof))
+    if suffix == "pkl":
+        path.write_bytes(pickle.dumps({"evil": RunsCode(proof)}))
+    else:
+        torch.save(data, path, _use_new_zipfile_serialization=suffix == "pth")
+    _, error = convert(path, output)
+    assert "mkdir" in error
+    assert not proof.exists()
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("layout", ["seungwonpark", "jiaminren"])
+def test_graphs_that_do_not_fit(tmp_path: Path, convert: Callable, layout: str) -> None:
+    source, output = tmp_path / "s.pth", tmp_path / "out.pth"
+
+    def fails(*args: object) -> str:
+        _, error = convert(source, output, *args)
+        assert error
+        assert not output.exists()
+        return error
+
+    files = [tmp_path / f"{i}.txt" for i in range(4)]
+    if layout == "seungwonpark":
+        graphs = ws_graphs(3)
+        torch.save(randomise(Seungwonpark(8, graphs)).state_dict(), source)
+        others = [draw("WS", 10, 7, {"K": 4, "P": 0.75}), (9, [(0, 1)]), (3, [(0, 1), (1, 0)])]
+        for path, graph in zip(files, [graphs[0], *others], strict=True):
+            path.write_text(graph_text(graph))
+
+        def three(last: Path) -> list[object]:
+            return ["--graphs", files[0], "--graphs", files[0], "--graphs", last]
+
+        assert "three text files" in fails()
+        assert "got 2" in fails("--graphs", files[0], "--graphs", files[0])
+        assert "does not say which files" in fails("--graphs", tmp_path)
+        assert "the wrong graph" in fails(*three(files[1]))
+        assert "the wrong graph" in fails("--graphs", files[2], *three(files[2])[2:])
+        assert "cycle" in fails("--graphs", files[3], *three(files[3])[2:])
+        files[0].write_text("10\n3\n0 1\n")
+        assert "announces 3 edges" in fails(*three(files[1]))
+        files[0].write_text("10\n1\n0 10\n")
+        assert "(0, 10)" in fails(*three(files[1]))
+        files[0].write_text("10\n1\nfirst second\n")
+        assert "is no graph" in fails(*three(files[1]))
+        files[0].write_text(graph_text((10, [(0, 1), (0, 1)])))
+        assert "twice" in fails(*three(files[1]))
+        assert "can't be read" in fails(*three(files[1])[:-1], "none.txt")
+    else:
+        _, network = jiaminren("regular", "WS", K=4, P=0.75)
+        torch.save(jiaminren_checkpoint(network), source)
+        for change, named in (
+            ({"seed": 2}, "the wrong graph"),
+            ({"graph_model": "XX"}, "'XX'"),
+            ({"net_type": "small"}, "net_type is small"),
+            ({"channels": 78}, "channels is 78"),
+            ({"nodes": 32}, "nodes is 32"),
+            ({"K": 40}, "WS of"),
+        ):
+            config = yaml.safe_load(training_config("regular", "WS", K=4, P=0.75))
+            config["TRAIN"].update(change)
+            files[0].write_text(yaml.safe_dump(config))
+            assert named in fails("--graphs", files[0])
+        files[0].write_text("just: text")
+        assert "no training config" in fails("--graphs", files[0])
+        assert "conv2.yaml" in fails("--graphs", tmp_path)
+        assert "has 4 graphs" in fails("--graphs", files[0], "--graphs", files[0])
+        assert "the wrong graph" in fails("MODEL.RANDWIRE.SEED", 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("conv1.depthwise.weight", ()),
+        ("conv1.pointwise.weight", (4, 3)),
+        ("conv2.conv.depthwise.bias", (7,)),
+        ("conv3.nodeop.2.conv.conv.pointwise.bias", (1,)),
+        ("conv3.nodeop.2.conv.bn.running_var", ()),
+        ("conv2.bn.weight", ()),
+    ],
+)
+def test_shapes_of_no_network(
+    tmp_path: Path, convert: Callable, key: str, shape: tuple[int, ...]
+) -> None:
+    """A stranger's file can have any shapes; none may end in a traceback, or broadcast."""
+    _, network = jiaminren("small", "WS", K=4, P=0.75)
+    state = {**network.state_dict(), key: torch.ones(shape)}
+    torch.save({"state_dict": state}, tmp_path / "s.pth")
+    assert convert(tmp_path / "s.pth", tmp_path / "out.pth")[1]
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_channels_that_ours_do_not_have(tmp_path: Path, convert: Callable) -> None:
+    """seungwonpark's MNIST networks read one channel, and until June 2019 the inner nodes of a
+    stage kept its input's channels: neither is a network of Table 1."""
+    graphs = ws_graphs(3)
+    network = randomise(Seungwonpark(8, graphs))
+    network.conv1 = randomise(nn.Conv2d(1, 4, 3, 2, 1))
+    for i, graph in enumerate(graphs):
+        (tmp_path / f"{i}.txt").write_text(graph_text(graph))
+    files = [word for i in range(3) for word in ("--graphs", tmp_path / f"{i}.txt")]
+    torch.save(network.state_dict(), tmp_path / "s.pth")
+    _, error = convert(tmp_path / "s.pth", tmp_path / "out.pth", *files)
+    assert "stem.conv.weight has the shape (4, 1, 3, 3)" in error
+    network = randomise(Seungwonpark(8, graphs))
+    network.dagly4.nodes[3].conv.pointwise = nn.Conv2d(16, 8, 1, bias=False)
+    torch.save(network.state_dict(), tmp_path / "s.pth")
+    _, error = convert(tmp_path / "s.pth", tmp_path / "out.pth", *files)
+    assert "res4.nodes.3.conv.pointwise.weight has the shape (8, 16, 1, 1)" in error
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_output_names_and_formats(
+    own: Path, convert: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ".safetensors" in convert(own, own.with_name("out.onnx"))[1]
+    assert "folder" in convert(own, own.parent / "none" / "out.pth")[1]
+    assert "OUTPUT is SOURCE" in convert(own, own)[1]
+    assert "is no file" in convert(own.with_name("none.pth"), own.with_name("out.pth"))[1]
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert "pip install safetensors" in convert(own, own.with_name("out.safetensors"))[1]
+
+
+def test_safetensors_carries_everything_as_text(own: Path, convert: Callable) -> None:
+    from safetensors import safe_open
+
+    output = own.with_name("out.safetensors")
+    assert not convert(own, output, "--no-verify")[1]
+    with safe_open(output, framework="pt") as f:
+        metadata = f.metadata()
+    assert json.loads(metadata["preprocessing"]) == IMAGENET
+    assert json.loads(metadata["randwire"])["fingerprint"] == SPECS["regular"].fingerprint
+
+
+def test_users_image(own: Path, convert: Callable) -> None:
+    """It is cut, not resized, and a format other than RGB in the file does not matter."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (70, 101, 3), np.uint8)
+    Image.fromarray(noise).convert("CMYK").save(own.with_name("image.tif"))
+    out, error = convert(own, own.with_name("out.pth"), "--image", own.with_name("image.tif"))
+    assert not error
+    assert "verified  largest" in out
+    Image.fromarray(noise[:40]).save(own.with_name("image.png"))
+    assert "64" in convert(own, own.with_name("o.pth"), "--image", own.with_name("image.png"))[1]
+
+
+def run_tool(*args: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as conftest.py has it here
+    command = [sys.executable, str(TOOL), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_the_tool_as_users_run_it(own: Path) -> None:
+    output = own.with_name("out.pth")
+    done = run_tool(own, output)
+    assert done.returncode == 0, done.stderr
+    assert "verified  largest relative differences: res2" in done.stdout
+    output.unlink()
+    failed = run_tool(own, output, "INPUT.FORMAT", "BGR")
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("convert_checkpoint.py: error: verification")
+    assert "Traceback" not in failed.stderr
+    assert not output.exists()
+
+
+def test_code_does_not_run_in_the_real_tool(tmp_path: Path) -> None:
+    proof, source = tmp_path / "code-has-run", tmp_path / "s.pth"
+    buffer = io.BytesIO()
+    torch.save(own_checkpoint(evil=RunsCode(proof)), buffer)
+    source.write_bytes(buffer.getvalue())
+    failed = run_tool(source, tmp_path / "out.pth")
+    assert failed.returncode == 1
+    assert "mkdir" in failed.stderr
+    assert sorted(os.listdir(tmp_path)) == ["s.pth"]
