@@ -1,4 +1,4 @@
-"""The built-in data set: what is drawn, how it is written, and that Detectron2 can use it."""
+"""The built-in data sets: what is drawn, how it is written, and that Detectron2 can use it."""
 
 import hashlib
 import json
@@ -23,13 +23,17 @@ from detectron2.data import (
 )
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from torchvision.datasets import ImageFolder
 
 from randwire_d2.data import builtin, shapes
-from randwire_d2.data.shapes import CLASSES, ShapesConfig
+from randwire_d2.data.shapes import CLASSES, ClassificationShapesConfig, ShapesConfig
 
 SMALL = ShapesConfig(num_train=6, num_val=4)
+SMALL_CLASSIFICATION = ClassificationShapesConfig(num_train=18, num_val=12)
 # Every value is given, so that tuning the defaults does not look like a change of the drawing.
 GOLDEN = ShapesConfig(
     seed=0,
@@ -42,6 +46,21 @@ GOLDEN = ShapesConfig(
     clutter=12,
     occluders=2,
     min_visible=0.4,
+    texture=1.0,
+    contrast=60.0,
+    noise=12,
+)
+GOLDEN_CLASSIFICATION = ClassificationShapesConfig(
+    seed=0,
+    num_train=6,
+    num_val=6,
+    image_size=48,
+    objects=(1, 1),
+    scale=(0.4, 0.9),
+    stretch=1.25,
+    clutter=6,
+    occluders=2,
+    min_visible=0.6,
     texture=1.0,
     contrast=60.0,
     noise=12,
@@ -90,10 +109,34 @@ def test_golden(split, pixels, annotations):
     assert (drawn.hexdigest()[:16], noted.hexdigest()[:16]) == (pixels, annotations)
 
 
-def test_images_differ():
+@pytest.mark.parametrize(
+    "split, pixels", [("train", "42d53a65ff498534"), ("val", "0e11d81ef8ade769")]
+)
+def test_golden_classification(split, pixels):
+    """The same for the classification set, whose images show the six classes in turn."""
+    scenes = [builtin.draw_image(GOLDEN_CLASSIFICATION, split, i) for i in range(6)]
+    assert [[o.category for o in scene.objects] for scene in scenes] == [[i] for i in range(6)]
+    drawn = hashlib.sha256(b"".join(scene.image.tobytes() for scene in scenes))
+    assert drawn.hexdigest()[:16] == pixels
+
+
+@pytest.mark.parametrize(
+    "config, name",
+    [
+        (GOLDEN, "randwire_shapes_v1_seed0_b7b7d208"),
+        (GOLDEN_CLASSIFICATION, "randwire_shapes_cls_v1_seed0_c597df8e"),
+    ],
+)
+def test_folders_keep_their_names(config, name):
+    """A new field or order would have every user's set drawn again, with the same images."""
+    assert builtin.dataset_folder("", config).name == name
+
+
+@pytest.mark.parametrize("kind", [ShapesConfig, ClassificationShapesConfig])
+def test_images_differ(kind):
     """A seed, split or index that does not reach the generator would repeat images."""
-    keys = [(seed, split, i) for seed in (0, 1) for split in builtin.SPLITS for i in (0, 1)]
-    images = {builtin.draw_image(ShapesConfig(seed=s), t, i).image.tobytes() for s, t, i in keys}
+    keys = [(seed, split, i) for seed in (0, 1) for split in builtin.SPLITS for i in (0, 6)]
+    images = {builtin.draw_image(kind(seed=s), t, i).image.tobytes() for s, t, i in keys}
     assert len(images) == len(keys)
 
 
@@ -134,14 +177,42 @@ def test_objects_can_be_seen(scenes):
     assert 0.15 < np.mean(hidden) < 0.7, "occlusion is part of what makes the set hard"
 
 
+def test_classification_object_can_be_told():
+    """An image whose one object is missing or mostly hidden would teach the classifier noise;
+    objects of other sizes than the detection set's, features that the detector can't use."""
+    config = ClassificationShapesConfig()
+    sides = []
+    for i in range(120):
+        (o,) = builtin.draw_image(config, "train", i).objects
+        assert o.category == i % len(CLASSES)
+        assert o.visible.area >= config.min_visible * o.area
+        x0, y0, x1, y1 = o.visible.bounds
+        sides.append(max(x1 - x0, y1 - y0))
+    assert min(sides) > 15 and 28 < np.median(sides) < 42 and max(sides) > 50
+    shapes_config = ShapesConfig()
+    smallest = [c.scale[0] * c.image_size for c in (config, shapes_config)]
+    assert smallest[0] == pytest.approx(smallest[1])
+    look = ("stretch", "texture", "contrast", "noise")
+    assert [getattr(config, k) for k in look] == [getattr(shapes_config, k) for k in look]
+
+
 @pytest.mark.parametrize(
-    "field, value",
-    [("objects", (3, 2)), ("scale", (0.0, 0.5)), ("min_visible", 1.0), ("contrast", 200.0)],
+    "kind, field, value",
+    [
+        (ShapesConfig, "objects", (3, 2)),
+        (ShapesConfig, "scale", (0.0, 0.5)),
+        (ShapesConfig, "min_visible", 1.0),
+        (ShapesConfig, "contrast", 200.0),
+        (ClassificationShapesConfig, "contrast", 200.0),
+        (ClassificationShapesConfig, "objects", (1, 2)),
+        (ClassificationShapesConfig, "num_train", 5),
+        (ClassificationShapesConfig, "num_val", 5),
+    ],
 )
-def test_config_limits(field, value):
+def test_config_limits(kind, field, value):
     """Values that cannot be drawn would hang or fail somewhere deep inside."""
-    with pytest.raises(ValueError, match=f"{field} is .*; it must be"):
-        ShapesConfig(**{field: value})
+    with pytest.raises(ValueError, match=f"^{kind.__name__}.{field} is .*; it must be"):
+        kind(**{field: value})
 
 
 # -------------------------------------------------------------------------------------------------
@@ -176,22 +247,53 @@ def test_coco_format(tmp_path):
             assert a["iscrowd"] == 0
 
 
-def test_reused_and_checked(tmp_path, monkeypatch, unchecked):
+def test_image_folder_format(tmp_path):
+    """What torchvision's ImageFolder takes for granted, and that labels name what was drawn."""
+    folder = builtin.make_dataset(tmp_path, SMALL_CLASSIFICATION)
+    for split, size in (("train", 18), ("val", 12)):
+        listing = ImageFolder(str(folder / split))
+        assert listing.classes == sorted(CLASSES)
+        assert np.bincount(listing.targets).tolist() == [size // len(CLASSES)] * len(CLASSES)
+        indices = set()
+        for path, label in listing.samples:
+            index = int(os.path.splitext(os.path.basename(path))[0])
+            indices.add(index)
+            scene = builtin.draw_image(SMALL_CLASSIFICATION, split, index)
+            assert listing.classes[label] == CLASSES[scene.objects[0].category]
+            with Image.open(path) as image:
+                assert image.size == (64, 64)
+                assert np.abs(np.asarray(image, float) - scene.image).mean() < 6, "not that image"
+        assert indices == set(range(size))
+    assert {p.name for p in folder.iterdir()} == {"train", "val", "manifest.json"}
+
+
+def test_no_place_for_the_object(tmp_path):
+    """An image without an object would stand in some class's folder."""
+    config = ClassificationShapesConfig(scale=(1.0, 1.0), min_visible=0.999)
+    with pytest.raises(
+        ValueError, match=r"train image \d+; lower .* scale \(1.0, 1.0\) or min_vis"
+    ):
+        builtin.make_dataset(tmp_path, config)
+    assert not builtin.dataset_folder(tmp_path, config).exists()
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_CLASSIFICATION], ids=lambda c: c.name)
+def test_reused_and_checked(tmp_path, monkeypatch, unchecked, config):
     """A set drawn anew each time costs the user time; a damaged one, wrong results."""
-    folder = builtin.make_dataset(tmp_path, SMALL)
+    folder = builtin.make_dataset(tmp_path, config)
     manifest = (folder / "manifest.json").read_text()
-    image = folder / "val" / "000001.jpg"
+    image = next((folder / "val").rglob("000001.jpg"))
     original = image.read_bytes()
 
     def check_again():
         builtin._checked.clear()
-        return builtin.make_dataset(tmp_path, SMALL)
+        return builtin.make_dataset(tmp_path, config)
 
     with monkeypatch.context() as m:
         m.delattr(builtin, "_write")
         assert check_again() == folder, "the set was drawn again"
 
-    extra = folder / "val" / "extra.jpg"
+    extra = image.with_name("extra.jpg")
     damages = {
         "changed": lambda: image.write_bytes(original[:-1] + b"x"),
         "missing": lambda: image.unlink(),
@@ -212,6 +314,7 @@ def test_reused_and_checked(tmp_path, monkeypatch, unchecked):
 def test_configs_do_not_share_a_folder(tmp_path):
     """A changed difficulty or seed would silently get the images of the old one."""
     configs = [SMALL, ShapesConfig(), ShapesConfig(seed=1), ShapesConfig(clutter=3)]
+    configs += [SMALL_CLASSIFICATION, ClassificationShapesConfig()]
     assert len({builtin.dataset_folder(tmp_path, c) for c in configs}) == len(configs)
 
 
@@ -220,11 +323,18 @@ def _make_at_once(barrier, root, config):
     builtin.make_dataset(root, config)
 
 
-def test_processes_that_start_at_once(tmp_path):
+@pytest.mark.parametrize(
+    "config",
+    [
+        ShapesConfig(num_train=30, num_val=10),
+        ClassificationShapesConfig(num_train=60, num_val=12),
+    ],
+    ids=lambda c: c.name,
+)
+def test_processes_that_start_at_once(tmp_path, config):
     """The ranks of a distributed run would break each other's set, or draw it once each."""
     fork = multiprocessing.get_context("fork")
     barrier = fork.Barrier(3)
-    config = ShapesConfig(num_train=30, num_val=10)
     processes = [
         fork.Process(target=_make_at_once, args=(barrier, tmp_path, config)) for _ in range(3)
     ]
@@ -279,7 +389,10 @@ def test_registered_under_detectron2_datasets(tmp_path):
         "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
         "for n in ('randwire_shapes_train', 'randwire_shapes_val'):\n"
         "    assert n in DatasetCatalog\n"
-        "    print(MetadataCatalog.get(n).json_file)"
+        "    print(MetadataCatalog.get(n).json_file)\n"
+        "for n in ('randwire_shapes_cls_train', 'randwire_shapes_cls_val'):\n"
+        "    assert n in DatasetCatalog\n"
+        "    print(MetadataCatalog.get(n).image_root)"
     )
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -289,10 +402,38 @@ def test_registered_under_detectron2_datasets(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     folder = builtin.dataset_folder(tmp_path, ShapesConfig())
-    assert run.stdout.split() == [
-        str(folder / "annotations" / f"instances_{split}.json") for split in builtin.SPLITS
-    ]
+    expected = [folder / "annotations" / f"instances_{split}.json" for split in builtin.SPLITS]
+    folder = builtin.dataset_folder(tmp_path, ClassificationShapesConfig())
+    expected += [folder / split for split in builtin.SPLITS]
+    assert run.stdout.split() == [str(path) for path in expected]
     assert not list(tmp_path.iterdir()), "drawn before it was needed"
+
+
+def test_only_the_set_asked_for_is_made(tmp_path):
+    """A COCO run, a checkpoint's path, would cost the time that both sets take to draw; or the
+    set registered last would be drawn in place of the one asked for."""
+    configs = (SMALL, SMALL_CLASSIFICATION)
+    for config in configs:
+        builtin.register_shapes(str(tmp_path), config, f"{config.name}_{tmp_path.name}")
+    folders = [builtin.dataset_folder(tmp_path, config) for config in configs]
+    try:
+        for path in (str(tmp_path / "coco" / "x.json"), "model.pth", f"{folders[0]}_no/x"):
+            PathManager.get_local_path(path)
+        assert not list(tmp_path.iterdir()), "drawn for a path outside"
+        for folder in folders:
+            assert not folder.exists()
+            PathManager.get_local_path(str(folder / "train"))
+            assert folder.exists() and PathManager.isdir(str(folder / "train"))
+            assert set(PathManager.ls(str(folder))) == {p.name for p in folder.iterdir()}
+            assert PathManager.isfile(str(folder / "manifest.json"))
+            assert PathManager.exists(str(folder / "manifest.json"))
+            with PathManager.open(str(folder / "manifest.json"), "rb") as f:
+                assert f.read() == (folder / "manifest.json").read_bytes()
+    finally:
+        for config in configs:
+            for split in builtin.SPLITS:
+                DatasetCatalog.remove(f"{config.name}_{tmp_path.name}_{split}")
+                MetadataCatalog.remove(f"{config.name}_{tmp_path.name}_{split}")
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import shapely
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import NativePathHandler, file_lock
+from iopath.common.file_io import NativePathHandler, PathHandler, file_lock
 from PIL import Image
 
 from .image_folder import DATASETS_ROOT, register_image_folder
@@ -105,24 +105,45 @@ def register_shapes(root: str, config: ShapesConfig, prefix: str = "") -> None:
     PathManager.register_handler(_ShapesHandler(root, config))
 
 
-class _ShapesHandler(NativePathHandler):
+class _ShapesHandler(PathHandler):
     """Makes the set when Detectron2 first asks for a file in its folder.
 
     All readers, load_coco_json and COCOEvaluator for the annotations and image_folder.py for its
     folders, ask PathManager for them; so whichever comes first finds them, and the metadata's
     json_file and image_root are plain paths.
+
+    It has a NativePathHandler and is none: PathManager would give that every local path instead of
+    those in this folder.
     """
 
     def __init__(self, root: str, config: ShapesConfig) -> None:
         super().__init__()
         self._root, self._config = root, config
+        self._native = NativePathHandler()
 
     def _get_supported_prefixes(self) -> list[str]:
         return [f"{dataset_folder(self._root, self._config)}{os.sep}"]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         make_dataset(self._root, self._config)
-        return super()._get_local_path(path, force=force, **kwargs)
+        return self._native._get_local_path(path, force=force, **kwargs)
+
+    # The rest of what is there for reading.
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
+        return self._native._open(path, mode, buffering, **kwargs)
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        return self._native._exists(path, **kwargs)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return self._native._isfile(path, **kwargs)
+
+    def _isdir(self, path: str, **kwargs: Any) -> bool:
+        return self._native._isdir(path, **kwargs)
+
+    def _ls(self, path: str, **kwargs: Any) -> list[str]:
+        return self._native._ls(path, **kwargs)
 
 
 # -------------------------------------------------------------------------------------------------

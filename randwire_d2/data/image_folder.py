@@ -92,8 +92,8 @@ def check_image_folders(train: Sequence[str], test: Sequence[str]) -> list[str]:
     first, classes = names[0], found[names[0]]
     for name in names[1:]:
         missing = {
-            first: [c for c in classes if c not in set(found[name])],
-            name: [c for c in found[name] if c not in set(classes)],
+            first: sorted(set(classes) - set(found[name])),
+            name: sorted(set(found[name]) - set(classes)),
         }
         if any(missing.values()):
             only = [f"only in {where!r}: {_named(cs)}" for where, cs in missing.items() if cs]
