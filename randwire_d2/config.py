@@ -1,7 +1,11 @@
 """The config keys of this project, MODEL.RANDWIRE, and the network that they describe."""
 
+from collections.abc import Callable
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
+from yaml import YAMLError
 
 from .wiring import NetworkGenerator, NetworkSpec
 
@@ -43,6 +47,24 @@ def add_randwire_config(cfg: CfgNode) -> None:
     # The probability with which a training mini-batch loses one edge; the paper's ImageNet
     # training in the regular regime has 0.1, its fine-tuning does not mention it.
     node.EDGE_DROP_PROB = 0.0
+
+
+def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:
+    """Call what merges something into a config.
+
+    Args:
+        source: what is merged, named in errors.
+
+    Raises:
+        ValueError: if it can't be; its message is one line.
+    """
+    try:
+        merge()
+    # yacs raises KeyError for unknown keys, ValueError or AssertionError for wrong types and for
+    # unknown versions; OSError is a missing _BASE_.
+    except (KeyError, ValueError, AssertionError, OSError, YAMLError) as e:
+        reason = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
+        raise ValueError(f"{source}: {' '.join(reason.split())}") from e
 
 
 def spec_from_config(cfg: CfgNode) -> NetworkSpec:

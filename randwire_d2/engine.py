@@ -40,7 +40,6 @@ from detectron2.modeling import BACKBONE_REGISTRY, GeneralizedRCNNWithTTA, build
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
-from yaml import YAMLError
 
 from . import data  # noqa: F401 (registers the built-in data set)
 from .checkpoint import (
@@ -50,7 +49,7 @@ from .checkpoint import (
     RandWireCheckpointer,
     load_checkpoint,
 )
-from .config import add_randwire_config
+from .config import add_randwire_config, merge_in_one_line
 from .files import atomic_open
 
 # By a data set's ``evaluator_type``, as Detectron2's own tools/train_net.py chooses them.
@@ -193,12 +192,12 @@ def read_config(args: argparse.Namespace, *add_configs: Callable[[CfgNode], None
     if args.config_file:
         if "://" not in args.config_file and not os.path.isfile(args.config_file):
             raise ValueError(f"--config-file {args.config_file!r} does not exist")
-        _merge(args.config_file, lambda: cfg.merge_from_file(args.config_file))
+        merge_in_one_line(args.config_file, lambda: cfg.merge_from_file(args.config_file))
     if len(args.opts) % 2:
         raise ValueError(f"options come as pairs KEY VALUE; got {' '.join(args.opts)!r}")
-    _merge("the command line", lambda: cfg.merge_from_list(args.opts))
+    merge_in_one_line("the command line", lambda: cfg.merge_from_list(args.opts))
     if args.config_from_weights:
-        _merge("--config-from-weights", lambda: _take_config_from_weights(cfg))
+        merge_in_one_line("--config-from-weights", lambda: _take_config_from_weights(cfg))
     return cfg
 
 
@@ -221,16 +220,6 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
         cfg.MODEL.RANDWIRE.SPEC_FILE = spec_file
     if preprocessing is not None:
         cfg.merge_from_list(Preprocessing.from_dict(preprocessing).options)
-
-
-def _merge(source: str, merge: Callable[[], Any]) -> None:
-    try:
-        merge()
-    # yacs raises KeyError for unknown keys, ValueError or AssertionError for wrong types and for
-    # unknown versions; OSError is a missing _BASE_.
-    except (KeyError, ValueError, AssertionError, OSError, YAMLError) as e:
-        reason = str(e.args[0] if isinstance(e, KeyError) else e)
-        raise ValueError(f"{source}: {' '.join(reason.split())}") from e
 
 
 def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -13,10 +13,9 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch import Tensor, nn
-from yaml import YAMLError
 
 from ..checkpoint import PREPROCESSING_KEY, Preprocessing, RandWireCheckpointer
-from ..config import add_randwire_config, spec_from_config
+from ..config import add_randwire_config, merge_in_one_line, spec_from_config
 from ..data.builtin import draw_image
 from ..data.shapes import ShapesConfig
 from ..wiring import NetworkSpec
@@ -84,11 +83,11 @@ class Config:
         else:
             if not os.path.isfile(config_file):
                 raise ValueError(f"--config-file {config_file!r} does not exist")
-            _one_line(config_file, lambda: self.cfg.merge_from_file(config_file))
+            merge_in_one_line(config_file, lambda: self.cfg.merge_from_file(config_file))
             # As merge_from_file has just read it: Detectron2's own RetinaNet configs have tags.
             stated = self.cfg.load_yaml_with_base(config_file, allow_unsafe=True)
             self.explicit |= set(_keys(stated))
-        _one_line("the command line", lambda: self.cfg.merge_from_list(list(options)))
+        merge_in_one_line("the command line", lambda: self.cfg.merge_from_list(list(options)))
         self.cfg.MODEL.DEVICE = "cpu"
 
     def spec(self) -> NetworkSpec:
@@ -212,15 +211,6 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
             _keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
         )
     ]
-
-
-def _one_line(source: str, merge: Callable[[], Any]) -> None:
-    try:
-        merge()
-    # yacs raises KeyError for unknown keys, ValueError or AssertionError for wrong types.
-    except (KeyError, ValueError, AssertionError, OSError, YAMLError) as e:
-        reason = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
-        raise ValueError(f"{source}: {' '.join(reason.split())}") from e
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from detectron2.utils.file_io import PathManager
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checkpoint import PREPROCESSING_KEY, WIRING_KEY, RandWireCheckpointer
+from ..checkpoint import PREPROCESSING_KEY, WIRING_KEY, load_checkpoint
 from ..files import atomic_open
 
 # The key under which a converted ResNe(X)t holds the MODEL.RESNETS keys that it needs.
@@ -62,7 +62,7 @@ def read_checkpoint(file: str | os.PathLike[str]) -> Checkpoint:
         load: Callable[[str], Any] = _read_safetensors
     elif path.endswith(".pkl"):
         # Detectron2's reading of .pkl, Caffe2's blobs included, but of arrays alone.
-        load = RandWireCheckpointer(nn.Identity())._load_file
+        load = load_checkpoint
     else:
         load = _read_torch
     try:
