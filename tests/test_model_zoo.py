@@ -1,0 +1,60 @@
+"""MODEL_ZOO.md says what the configs are."""
+
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from randwire_d2 import add_randwire_config
+from randwire_d2.classification import add_classification_config, count
+
+ROOT = Path(__file__).parents[1]
+ZOO = (ROOT / "MODEL_ZOO.md").read_text()
+ROWS = dict(re.findall(r"^\| `(\w+_\d+ep)` \| (.*) \|$", ZOO, re.MULTILINE))
+CONFIGS = {
+    path.stem: path
+    for folder in ("imagenet", "cifar10")
+    for path in (ROOT / "configs" / folder).glob("[!B]*.yaml")
+}
+
+
+def config(path: Path, *options: object) -> CfgNode:
+    cfg = get_cfg()
+    add_randwire_config(cfg)
+    add_classification_config(cfg)
+    cfg.merge_from_file(str(path))
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def test_every_config_has_its_row() -> None:
+    assert set(ROWS) == set(CONFIGS)
+    detectors = {p.stem for p in (ROOT / "configs").glob("*_1x.yaml")} - {"Base-RCNN-FPN-1x"}
+    assert set(re.findall(r"^\| `(\w+_1x)`", ZOO, re.MULTILINE)) == detectors
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_parameters_and_multiply_adds(name: str) -> None:
+    """Wrong: a figure in MODEL_ZOO.md that tools/count_model.py does not print."""
+    cfg = config(CONFIGS[name])
+    params, flops = count(cfg, cfg.INPUT.TEST_CROP_SIZE)
+    assert f"{params / 1e6:.2f} M |" in ROWS[name]
+    assert f"{flops / 1e6:,.1f} M |" in ROWS[name]
+
+
+def test_larger_images_of_table_4() -> None:
+    _, flops = count(config(CONFIGS["randwire_c154_100ep"]), 320)
+    assert f"{flops / 1e6:,.1f} M multiply-adds" in ZOO
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_networks_on_cifar10_have_the_same_multiply_adds(seed: int) -> None:
+    """Wrong: the comparison is of networks of different sizes."""
+    ours = config(CONFIGS["randwire_c33_10ep"], "MODEL.RANDWIRE.SEED", seed)
+    theirs = config(CONFIGS["R_50_w8_10ep"])
+    flops, baseline = (count(cfg, cfg.INPUT.TEST_CROP_SIZE)[1] for cfg in (ours, theirs))
+    assert abs(flops / baseline - 1) < 0.03
+    assert max(flops, baseline) <= 15e6
+    for key in ("SOLVER", "INPUT", "DATASETS", "TEST"):
+        assert ours[key] == theirs[key], "the recipes differ"
