@@ -7,18 +7,22 @@ BIN := $(VENV)/bin
 # holds the checkout's path, because a .venv that was moved points at the old one.
 STAMP := $(VENV)/.installed-$(shell pwd | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo test lint venv clean
+.PHONY: help demo transfer test lint venv clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   train a small detector on the built-in data set and draw what it finds"
-	@echo "make test   lint, then all tests"
-	@echo "make lint   ruff and mypy"
-	@echo "make venv   only set up .venv (PYTHON=... chooses the interpreter, >= 3.10)"
-	@echo "make clean  remove .venv, caches and build files"
+	@echo "make demo      pretrain, convert and fine-tune a small detector on built-in data; draw it"
+	@echo "make transfer  compare detectors that start from pretrained weights and from scratch"
+	@echo "make test      lint, then all tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make venv      only set up .venv (PYTHON=... chooses the interpreter, >= 3.10)"
+	@echo "make clean     remove .venv, caches and build files"
 
 demo: venv
 	$(BIN)/python tools/demo.py
+
+transfer: venv
+	$(BIN)/python tools/demo.py --transfer
 
 test: lint
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Pictures of a finished training run: its curves, its detections, and the wiring it trained."""
+"""Pictures of finished training runs: curves, detections, wirings, and groups of runs compared."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from tabulate import tabulate
 
 from . import data  # noqa: F401 (registers the built-in data set)
 from .config import add_randwire_config, spec_from_config
@@ -160,6 +162,62 @@ def plot_training(metrics_json_path: str | os.PathLike[str]) -> Figure:
     if not iterations:
         ap_ax.text(0.5, 0.5, "no evaluation yet", transform=ap_ax.transAxes, ha="center")
     return figure
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``write_comparison`` found and wrote.
+
+    Attributes:
+        table: a line per group, each metric's mean ± sample standard deviation over its runs.
+        picture: the metrics of all runs over their iterations.
+    """
+
+    table: str
+    picture: Path
+
+
+def write_comparison(
+    groups: Mapping[str, Sequence[str | os.PathLike[str]]],
+    names: Sequence[str],
+    picture: str | os.PathLike[str],
+) -> Comparison:
+    """Compare groups of runs, such as those of several seeds, by their last evaluations.
+
+    Args:
+        groups: a name to the OUTPUT_DIRs of its runs, at least two.
+        names: the metrics, as in metrics.json.
+        picture: the file to draw into.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_metrics``, or a run without an evaluation.
+    """
+    figure = Figure(figsize=(6 * len(names), 4.6), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = dict(zip(names, figure.subplots(1, len(names), squeeze=False)[0]))
+    rows = []
+    for (group, folders), color in zip(groups.items(), (BLUE, RED, INK, LINE)):
+        runs = [read_metrics(Path(folder, "metrics.json")) for folder in folders]
+        row = [group, str(len(runs))]
+        for name, ax in axes.items():
+            last = []
+            for folder, metrics in zip(folders, runs):
+                iterations, values = _series(metrics, name)
+                if not values:
+                    raise ValueError(f"{os.fspath(folder)} holds no evaluation ({name})")
+                last.append(values[-1])
+                label = group if len(last) == 1 else None
+                ax.plot(iterations, values, color=color, marker="o", markersize=4, label=label)
+            row.append(
+                f"{mean(last):.1f} ± {stdev(last):.1f} ({', '.join(f'{v:.1f}' for v in last)})"
+            )
+        rows.append(row)
+    for name, ax in axes.items():
+        _axes(ax, name)
+        ax.set_ylim(bottom=0)
+        ax.legend(frameon=False)
+    table = tabulate(rows, ["", "runs", *names], tablefmt="pipe")
+    return Comparison(table, save_figure(figure, picture))
 
 
 def _axes(ax: Axes, title: str) -> None:

@@ -188,11 +188,11 @@ def test_classification_object_can_be_told():
         assert o.visible.area >= config.min_visible * o.area
         x0, y0, x1, y1 = o.visible.bounds
         sides.append(max(x1 - x0, y1 - y0))
-    assert min(sides) > 15 and 28 < np.median(sides) < 42 and max(sides) > 50
+    assert min(sides) > 15 and 25 < np.median(sides) < 40 and max(sides) > 42
     shapes_config = ShapesConfig()
     smallest = [c.scale[0] * c.image_size for c in (config, shapes_config)]
-    assert smallest[0] == pytest.approx(smallest[1])
-    look = ("stretch", "texture", "contrast", "noise")
+    assert smallest[0] == pytest.approx(smallest[1], abs=2)
+    look = ("stretch", "contrast", "noise")
     assert [getattr(config, k) for k in look] == [getattr(shapes_config, k) for k in look]
 
 
@@ -261,7 +261,7 @@ def test_image_folder_format(tmp_path):
             scene = builtin.draw_image(SMALL_CLASSIFICATION, split, index)
             assert listing.classes[label] == CLASSES[scene.objects[0].category]
             with Image.open(path) as image:
-                assert image.size == (64, 64)
+                assert image.size == (48, 48)
                 assert np.abs(np.asarray(image, float) - scene.image).mean() < 6, "not that image"
         assert indices == set(range(size))
     assert {p.name for p in folder.iterdir()} == {"train", "val", "manifest.json"}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.visualizer import Visualizer
@@ -19,7 +20,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from randwire_d2 import add_randwire_config
-from randwire_d2.report import draw_detections, plot_training, read_metrics, write_report
+from randwire_d2.report import (
+    draw_detections,
+    plot_training,
+    read_metrics,
+    write_comparison,
+    write_report,
+)
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["cat", "dog", "owl"]
@@ -282,14 +289,19 @@ def test_a_run_that_has_not_ended_is_refused(dataset: str, tmp_path: Path) -> No
 # -------------------------------------------------------------------------------------------------
 
 SMALL = [
-    "MODEL.RANDWIRE.CHANNELS", "8", "MODEL.RANDWIRE.NUM_NODES", "10", "SOLVER.IMS_PER_BATCH", "2",
-    "SOLVER.WARMUP_ITERS", "1", "DATALOADER.NUM_WORKERS", "0", "TEST.EVAL_PERIOD", "0",
+    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "1", "TEST.EVAL_PERIOD", "0",
     "INPUT.MIN_SIZE_TEST", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "10",
 ]  # fmt: skip
+# The detector takes the wiring from the classifier.
+PRETRAIN = (
+    "MODEL.RANDWIRE.CHANNELS 8 MODEL.RANDWIRE.NUM_NODES 10 SOLVER.EPOCHS 0 SOLVER.MAX_ITER 2 "
+    "SOLVER.IMS_PER_BATCH 4 INPUT.TEST_CROP_SIZE 32"
+)
 
 
 def demo(output: Path, *options: str) -> list[str]:
-    return [sys.executable, str(ROOT / "tools/demo.py"), "--output", str(output), *options]
+    tool = [sys.executable, str(ROOT / "tools/demo.py"), "--output", str(output)]
+    return [*tool, "--pretrain-opts", PRETRAIN, *options]
 
 
 @pytest.mark.slow
@@ -307,9 +319,61 @@ def test_demo_trains_anew_and_draws(tmp_path: Path) -> None:
     assert ap.startswith("AP ") and "AP50 " in ap
     for name in ("detections.png", "training.png", "wiring.png"):
         assert str(output / name) in pictures and (output / name).is_file()
-    assert max(read_metrics(output / "run" / "metrics.json")) == 2
-    assert "SEED: 5" in (output / "run" / "config.yaml").read_text()
+    detector, classifier = output / "run" / "detector", output / "run" / "pretrain"
+    assert max(read_metrics(detector / "metrics.json")) == 2
+    for run in (detector, classifier):
+        assert "SEED: 5" in (run / "config.yaml").read_text()
+    # The detector began with the classifier's network and weights.
+    assert (detector / "spec.json").read_text() == (
+        torch.load(classifier / "model_final.pth", weights_only=True)["randwire"]["spec"]
+    )
+    assert "verified  largest relative differences: " in done.stdout
+    assert not (output / "run" / "metrics.json").exists()
     assert (output / "mine.txt").read_text() == "kept"
+
+
+@pytest.mark.slow
+def test_transfer_compares_three_of_each(tmp_path: Path) -> None:
+    """Wrong: detectors that differ in more than their first weights, or a table of other runs."""
+    options = [*SMALL, "SOLVER.MAX_ITER", "1", "MODEL.RANDWIRE.CHANNELS", "8"]
+    options += ["MODEL.RANDWIRE.NUM_NODES", "10"]
+    command = demo(tmp_path, "--transfer", *options)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    *_, scratch, pretrained, _ = done.stdout.splitlines()
+    assert scratch.startswith("| from scratch |") and pretrained.startswith("| pretrained   |")
+    assert (tmp_path / "transfer.png").is_file()
+    configs = {}
+    for run in sorted((tmp_path / "run").glob("*_[123]")):
+        cfg = get_cfg()
+        add_randwire_config(cfg)
+        cfg.merge_from_file(str(run / "config.yaml"))
+        configs[run.name] = cfg
+    assert len(configs) == 6
+    for seed in (1, 2, 3):
+        scratch, pretrained = (configs[f"{k}_{seed}"] for k in ("from_scratch", "pretrained"))
+        assert seed == scratch.SEED and not scratch.MODEL.WEIGHTS
+        assert pretrained.MODEL.WEIGHTS.endswith("backbone.pth")
+        for cfg in (scratch, pretrained):
+            cfg.MODEL.WEIGHTS = cfg.MODEL.RANDWIRE.SPEC_FILE = cfg.OUTPUT_DIR = ""
+        assert scratch == pretrained
+
+
+def test_a_comparison_has_each_groups_mean_and_deviation(tmp_path: Path) -> None:
+    """Wrong: the table of transfer says something else than the runs."""
+    for name, values in (("a", (10.0, 30.0)), ("b", (50.0, 54.0))):
+        for i, value in enumerate(values):
+            (tmp_path / f"{name}{i}").mkdir()
+            (tmp_path / f"{name}{i}" / "metrics.json").write_text(
+                "\n".join([line(9, **{"bbox/AP": 1.0}), line(19, **{"bbox/AP": value})])
+            )
+    groups = {name: [tmp_path / f"{name}{i}" for i in (0, 1)] for name in "ab"}
+    comparison = write_comparison(groups, ["bbox/AP"], tmp_path / "picture.png")
+    assert "| a  |      2 | 20.0 ± 14.1 (10.0, 30.0) |" in comparison.table
+    assert "| b  |      2 | 52.0 ± 2.8 (50.0, 54.0)  |" in comparison.table
+    assert comparison.picture.is_file()
+    with pytest.raises(ValueError, match=r"no evaluation \(bbox/AP50\)"):
+        write_comparison(groups, ["bbox/AP50"], tmp_path / "picture.png")
 
 
 def test_demo_spares_a_folder_that_is_not_its_own(tmp_path: Path) -> None:

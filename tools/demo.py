@@ -1,34 +1,61 @@
 #!/usr/bin/env python
-"""Train a small RandWire detector on the built-in data set, and draw what came of it.
+"""The whole path on the built-in data: pretrain, convert, fine-tune, evaluate, draw.
 
     python tools/demo.py [--output output/demo] [--seed 1] [KEY VALUE ...]
+    python tools/demo.py --transfer [--output output/transfer] [KEY VALUE ...]
 
-It runs tools/train_net.py, then draws detections.png, training.png and wiring.png. Each time it
-trains anew; the run of the time before, in OUTPUT/run, is removed.
+It runs tools/pretrain_imagenet.py, tools/convert_checkpoint.py and tools/train_net.py, which has
+the KEY VALUE pairs, then draws detections.png, training.png and wiring.png. Each time it trains
+anew; the runs of the time before, in OUTPUT/run, are removed. With --transfer it trains detectors
+from these weights and from scratch, three of each, and compares them.
 """
 
 import argparse
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
-CONFIG = TOOLS.parent / "configs" / "faster_rcnn_randwire_shapes.yaml"
+CONFIGS = TOOLS.parent / "configs"
 MARK = "made_by_demo.txt"  # in a folder that may be removed
+SEEDS = (1, 2, 3)
+# A short training shows what the weights are worth: with a long one, detectors catch up.
+TRANSFER = ["SOLVER.MAX_ITER", "500", "TEST.EVAL_PERIOD", "100", "SOLVER.CHECKPOINT_PERIOD", "100"]
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="a folder")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="a config of train_net.py")
+    parser.add_argument("--output", type=Path, help="a folder (default output/demo or transfer)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=CONFIGS / "faster_rcnn_randwire_shapes.yaml",
+        help="a config of train_net.py",
+    )
+    parser.add_argument(
+        "--pretrain-config",
+        type=Path,
+        default=CONFIGS / "shapes" / "randwire_pretrain.yaml",
+        help="a config of pretrain_imagenet.py, for the same backbone",
+    )
+    parser.add_argument(
+        "--pretrain-opts", default="", metavar="'KEY VALUE ...'", help="pairs for it"
+    )
     parser.add_argument("--seed", type=int, help="of the weights and the order of the images")
+    parser.add_argument(
+        "--transfer", action="store_true", help="compare with detectors from scratch"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for train_net.py")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.output = args.output or Path("output", "transfer" if args.transfer else "demo")
+    return args
 
 
 def fresh_folder(folder: Path) -> None:
@@ -50,16 +77,16 @@ def fresh_folder(folder: Path) -> None:
     )
 
 
-def train(args: argparse.Namespace, run_dir: Path) -> int:
-    """Run train_net.py; its exit status. It ends with this process, whatever ends that."""
-    command = [sys.executable, str(TOOLS / "train_net.py"), "--config-file", str(args.config)]
-    command += args.opts
-    if args.seed is not None:
-        command += ["SEED", str(args.seed)]
+def run_tool(name: str, *args: object) -> None:
+    """Run a tool; exit if it fails. It ends with this process, whatever ends that."""
+    command = [sys.executable, str(TOOLS / name), *map(str, args)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # progress at once, in order
-    child = subprocess.Popen([*command, "OUTPUT_DIR", str(run_dir)], env=environment)
+    print(f"$ {shlex.join(['python', f'tools/{name}', *command[2:]])}", flush=True)
+    child = subprocess.Popen(command, env=environment)
     try:
-        return child.wait()
+        status = child.wait()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     finally:
         if child.poll() is None:
             child.terminate()
@@ -67,6 +94,58 @@ def train(args: argparse.Namespace, run_dir: Path) -> int:
                 child.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 child.kill()
+    if status:
+        sys.exit(status if status > 0 else 128 - status)  # a signal, as shells have it
+
+
+def pretrain(args: argparse.Namespace, run_dir: Path) -> Path:
+    """Train the classifier and convert it; the file with the detector's backbone."""
+    classifier, backbone = run_dir / "pretrain", run_dir / "backbone.pth"
+    seed = [] if args.seed is None else ["SEED", args.seed]
+    opts = [*shlex.split(args.pretrain_opts), *seed, "OUTPUT_DIR", classifier]
+    run_tool("pretrain_imagenet.py", "--config-file", args.pretrain_config, *opts)
+    run_tool("convert_checkpoint.py", classifier / "model_final.pth", backbone)
+    return backbone
+
+
+def detect(
+    args: argparse.Namespace, run_dir: Path, weights: Path | None, seed: int | None, *opts: str
+) -> None:
+    flags = [] if weights is None else ["--config-from-weights"]
+    pairs = [*opts, *args.opts, "OUTPUT_DIR", run_dir]
+    if weights is not None:
+        pairs += ["MODEL.WEIGHTS", weights]
+    if seed is not None:
+        pairs += ["SEED", seed]
+    run_tool("train_net.py", "--config-file", args.config, *flags, *pairs)
+
+
+def demo(args: argparse.Namespace, run_dir: Path) -> None:
+    detect(args, run_dir / "detector", pretrain(args, run_dir), args.seed)
+    print("Drawing the pictures ...", flush=True)
+    from randwire_d2.report import write_report  # seconds to import: not before the training
+
+    report = write_report(run_dir / "detector", args.output)
+    print(f"AP {report.ap:.1f}, AP50 {report.ap50:.1f} on the validation set")
+    print_paths(report.pictures)
+
+
+def transfer(args: argparse.Namespace, run_dir: Path) -> None:
+    backbone = pretrain(args, run_dir)
+    runs: dict[str, list[Path]] = {"from scratch": [], "pretrained": []}
+    for seed in SEEDS:
+        for name, weights in (("from scratch", None), ("pretrained", backbone)):
+            runs[name].append(run_dir / f"{name.replace(' ', '_')}_{seed}")
+            detect(args, runs[name][-1], weights, seed, *TRANSFER)
+    from randwire_d2.report import write_comparison
+
+    comparison = write_comparison(runs, ("bbox/AP", "bbox/AP50"), args.output / "transfer.png")
+    print(comparison.table)
+    print_paths([comparison.picture])
+
+
+def print_paths(paths: Sequence[Path]) -> None:
+    print("Pictures: " + "  ".join(map(os.fspath, paths)))
 
 
 def main() -> None:
@@ -75,21 +154,9 @@ def main() -> None:
     run_dir = args.output / "run"
     fresh_folder(run_dir)
     try:
-        status = train(args, run_dir)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    if status:
-        sys.exit(status if status > 0 else 128 - status)  # a signal, as shells have it
-
-    print("Drawing the pictures ...", flush=True)
-    from randwire_d2.report import write_report  # seconds to import: not before the training
-
-    try:
-        report = write_report(run_dir, args.output)
+        transfer(args, run_dir) if args.transfer else demo(args, run_dir)
     except (OSError, ValueError) as e:
         sys.exit(f"demo.py: error: {e}")
-    print(f"AP {report.ap:.1f}, AP50 {report.ap50:.1f} on the validation set")
-    print("Pictures: " + "  ".join(os.fspath(path) for path in report.pictures))
 
 
 if __name__ == "__main__":
