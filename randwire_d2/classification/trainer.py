@@ -116,10 +116,16 @@ def measure_input(cfg: CfgNode, args: argparse.Namespace, seconds: float = 10.0)
         steps.run_step()
         consumed = _rate(steps.run_step, seconds)
     fed, consumed = (sum(comm.all_gather(rate * len(batch["label"]))) for rate in (fed, consumed))
+    if not cfg.DATALOADER.NUM_WORKERS:
+        verdict = f"with no workers they take turns, {1 / (1 / fed + 1 / consumed):.0f}"
+    elif fed > consumed:
+        verdict = "enough"
+    else:
+        verdict = "training will wait; raise DATALOADER.NUM_WORKERS"
     workers = f"{comm.get_world_size()} × {cfg.DATALOADER.NUM_WORKERS} workers"
     logger.info(
         f"The input feeds {fed:.0f} images/s ({workers}), training alone consumes {consumed:.0f}: "
-        + ("enough" if fed > consumed else "training will wait; raise DATALOADER.NUM_WORKERS")
+        + verdict
     )
 
 
