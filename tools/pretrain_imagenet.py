@@ -6,16 +6,12 @@
 """
 
 import sys
+from functools import partial
 
 from detectron2.utils.logger import setup_logger
 
 from randwire_d2.classification import ClassificationTrainer, load_config, measure_input
 from randwire_d2.engine import argument_parser, run_distributed, train_or_evaluate
-
-
-def main(cfg, args):
-    return train_or_evaluate(cfg, args, ClassificationTrainer)
-
 
 if __name__ == "__main__":
     parser = argument_parser()
@@ -30,4 +26,5 @@ if __name__ == "__main__":
         cfg = load_config(args)
     except ValueError as e:
         sys.exit(f"pretrain_imagenet.py: error: {e}")
-    run_distributed(measure_input if args.measure_input else main, cfg, args)
+    train = partial(train_or_evaluate, trainer_class=ClassificationTrainer)
+    run_distributed(measure_input if args.measure_input else train, cfg, args)
