@@ -47,6 +47,12 @@ def add_randwire_config(cfg: CfgNode) -> None:
     # The probability with which a training mini-batch loses one edge; the paper's ImageNet
     # training in the regular regime has 0.1, its fine-tuning does not mention it.
     node.EDGE_DROP_PROB = 0.0
+    # Fused operators for separable convolutions with batch norms: the same function, faster. Turn
+    # them off to compare, or where something wants each node's module to run.
+    node.FUSED = True
+    # Save about half as much for the backward pass, and compute it again. Turn it on if the
+    # batch does not fit into memory.
+    node.RECOMPUTE = False
 
 
 def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:

@@ -18,7 +18,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
-from test_oracle import assert_same, draw_spec, images, leaves, randomise
+from test_oracle import PATHS, assert_same, draw_spec, images, leaves, randomise
 from test_wiring import GOLDEN
 from torch import Tensor, nn
 
@@ -319,12 +319,14 @@ def test_no_edge_drops_in_frozen_stages(frozen: int) -> None:
     assert seen <= set(edges) if edges else seen == {None}
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("graph", ["ER", "BA", "WS"])
-def test_a_dropped_edge_is_the_oracle_without_it(graph: str) -> None:
+def test_a_dropped_edge_is_the_oracle_without_it(graph: str, path: str) -> None:
     """Else the sum keeps a part of the edge, or a parameter gets a wrong gradient or none: None
     for the dropped edge's weight stalls DistributedDataParallel."""
     spec = draw_spec("regular", graph)
-    model = randomise(RandWire(spec, out_features=["res5"], edge_drop_prob=1.0).double()).train()
+    model = RandWire(spec, out_features=["res5"], edge_drop_prob=1.0, **PATHS[path])
+    randomise(model.double()).train()
     outputs = outputs_by_edge(spec, model, images(35, 35), droppable(spec))
     for seed in range(4):
         torch.manual_seed(seed)
@@ -421,6 +423,7 @@ def test_results_are_freed_after_their_last_reader(dag: Dag) -> None:
     spec = NetworkSpec("small", 4, "sep_conv3x3", (dag,) * 3)
     backbone = RandWire(spec, out_features=["res5"]).eval()
     nodes = backbone.get_submodule("res4").nodes
+    order = backbone.get_submodule("res4").plan.order
     results: dict[int, weakref.ref] = {}
     alive: dict[int, set[int]] = {}
 
@@ -436,10 +439,10 @@ def test_results_are_freed_after_their_last_reader(dag: Dag) -> None:
     with torch.no_grad():
         backbone(torch.zeros(1, 3, 64, 64))
     assert len(results) == len(alive) == 6
-    for v in range(6):
-        needed = {u for u in range(v) if any(reader >= v for reader in dag.successors[u])}
+    for i, v in enumerate(order):
+        needed = {u for u in order[:i] if not set(dag.successors[u]) <= set(order[:i])}
         # The first output node's result is the sum as long as it is the only one.
-        outputs_so_far = [u for u in dag.output_nodes if u < v]
+        outputs_so_far = [u for u in dag.output_nodes if u in order[:i]]
         may = needed | set(outputs_so_far if len(outputs_so_far) == 1 else ())
         assert needed <= alive[v] <= may, f"before node {v}"
 
@@ -590,8 +593,8 @@ def test_trace_agrees() -> None:
             x = torch.randn(2, 3, *size)
             expected = backbone(x)
             features = traced(x)
-            for name in NAMES:
-                torch.testing.assert_close(features[name], expected[name])
+            for name in NAMES:  # the trace is of torch's own operators
+                torch.testing.assert_close(features[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("node_op", ["sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3"])

@@ -13,7 +13,14 @@ from randwire_d2.wiring import Dag, random_graph
 
 GRAPHS = {"ER": {"p": 0.35}, "BA": {"m": 2}, "WS": {"k": 2, "p": 0.75}}
 NODE_OPS = ("sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3")
-TOLERANCE = 1e-8  # relative, in float64; the issue asks for 1e-5
+# The ways to run a stage, as options of RandWire.
+PATHS = {"plain": {"fused": False}, "fused": {}, "recompute": {"recompute": True}}
+TOLERANCE = 1e-10  # relative, in float64
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
 
 
 def draw_spec(regime: str, graph: str, node_op: str = "sep_conv3x3", seed: int = 1) -> NetworkSpec:
@@ -64,13 +71,19 @@ def assert_same_gradients(
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("node_op", NODE_OPS)
+@pytest.mark.parametrize(
+    "node_op, path",
+    [(op, "plain") for op in NODE_OPS] + [("sep_conv3x3", path) for path in ("fused", "recompute")],
+)
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("regime", ["small", "regular"])
-def test_classifier_is_the_oracle(regime: str, graph: str, node_op: str, train: bool) -> None:
-    """Else a node, a stage, the classifier or a gradient is not the paper's."""
+def test_classifier_is_the_oracle(
+    regime: str, graph: str, node_op: str, path: str, train: bool
+) -> None:
+    """Else a node, a stage, the classifier or a gradient is not the paper's, on one of the paths:
+    their gradients, in eval mode those of norms too, and running statistics."""
     spec = draw_spec(regime, graph, node_op, seed=len(node_op))
-    model = RandWireClassifier(spec, 5, dropout=0.0, edge_drop_prob=0.0)
+    model = RandWireClassifier(spec, 5, dropout=0.0, edge_drop_prob=0.0, **PATHS[path])
     randomise(model.double()).train(train)
     state = leaves(model)
     x, x_oracle = images().requires_grad_(), images().requires_grad_()
@@ -120,14 +133,16 @@ def test_frozen_parts_use_running_statistics(freeze_at: int) -> None:
             assert_same(after[name], expected.running.get(name, state[name]), name)
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("edges", [(), ((1, 3),)], ids=["all isolated", "two isolated"])
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 def test_isolated_nodes_are_input_and_output(
-    edges: tuple[tuple[int, int], ...], train: bool
+    edges: tuple[tuple[int, int], ...], train: bool, path: str
 ) -> None:
     """Else a disconnected graph loses its isolated nodes, or fails to run."""
     spec = NetworkSpec("small", 4, "sep_conv3x3", (Dag(4, edges),) * 3)
-    model = randomise(RandWire(spec, out_features=["res5"]).double()).train(train)
+    model = RandWire(spec, out_features=["res5"], **PATHS[path])
+    randomise(model.double()).train(train)
     state = leaves(model)
     x, x_oracle = images().requires_grad_(), images().requires_grad_()
     out = model(x)["res5"]
@@ -138,22 +153,23 @@ def test_isolated_nodes_are_input_and_output(
     assert_same_gradients(model, x, state, x_oracle)
 
 
-@settings(max_examples=20)
+@settings(max_examples=40)
 @given(
     st.one_of(er(16), er(16), ba(16), ws(16)),
     SEEDS,
-    st.sampled_from(NODE_OPS),
+    st.sampled_from([*((op, "plain") for op in NODE_OPS), ("sep_conv3x3", "fused")]),
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
 )
 def test_any_graph_is_the_oracle(
-    drawn: tuple, seed: int, node_op: str, size: tuple[int, int]
+    drawn: tuple, seed: int, node: tuple[str, str], size: tuple[int, int]
 ) -> None:
     """Else some wiring, disconnected ER graphs among them, or some image size does not run, or
     computes something else."""
     model_name, n, params = drawn
     dag = Dag.from_graph(random_graph(model_name, n, seed, **params))
+    node_op, path = node
     spec = NetworkSpec("small", 4, node_op, (dag,) * 3)
-    model = randomise(RandWire(spec, out_features=["res5"]).double()).eval()
+    model = randomise(RandWire(spec, out_features=["res5"], **PATHS[path]).double()).eval()
     expected = oracle.backbone(spec, model.state_dict(), images(*size), train=False)
     with torch.no_grad():
         assert_same(model(images(*size))["res5"], expected.features["res5"], "res5")

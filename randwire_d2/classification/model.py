@@ -95,6 +95,8 @@ def build_network(cfg: CfgNode) -> nn.Module:
             norm=cfg.MODEL.RANDWIRE.NORM,
             dropout=cfg.MODEL.CLASSIFIER.DROPOUT,
             edge_drop_prob=cfg.MODEL.RANDWIRE.EDGE_DROP_PROB,
+            fused=cfg.MODEL.RANDWIRE.FUSED,
+            recompute=cfg.MODEL.RANDWIRE.RECOMPUTE,
         )
     backbone = build_resnet_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
     for block in (block for stage in backbone.stages for block in stage):

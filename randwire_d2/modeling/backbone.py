@@ -31,6 +31,10 @@ class RandWire(Backbone):
         edge_drop_prob: the probability with which a training mini-batch loses one edge whose
             target has input degree > 1 (§4.2, "Regular computation regime": 0.1).
         freeze_at: see ``freeze``.
+        fused: run each stage as one function of fused operators, in channels_last, wherever it has
+            separable convolutions and batch norms, frozen or not. The same function of the same
+            weights; without it, nodes run one by one.
+        recompute: with ``fused``, save half as much for the backward pass, and compute it again.
 
     Raises:
         ValueError: for unknown features, norms or node operations, or values out of range.
@@ -45,6 +49,8 @@ class RandWire(Backbone):
         norm: str = "BN",
         edge_drop_prob: float = 0.0,
         freeze_at: int = 0,
+        fused: bool = True,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         names = [layer.name for layer in spec.layers]
@@ -60,7 +66,7 @@ class RandWire(Backbone):
         self._shapes = {}
         for i, layer in enumerate(spec.layers[: len(self._stage_names)]):
             stage: CNNBlockBase = (
-                RandWireStage(layer, spec.node_op, norm)
+                RandWireStage(layer, spec.node_op, norm, fused=fused, recompute=recompute)
                 if isinstance(layer, StageSpec)
                 else ConvStage(layer, norm)
             )
@@ -85,6 +91,8 @@ class RandWire(Backbone):
             "norm": cfg.MODEL.RANDWIRE.NORM,
             "edge_drop_prob": cfg.MODEL.RANDWIRE.EDGE_DROP_PROB,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+            "fused": cfg.MODEL.RANDWIRE.FUSED,
+            "recompute": cfg.MODEL.RANDWIRE.RECOMPUTE,
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ class RandWireClassifier(nn.Module):
         norm: any of Detectron2's.
         dropout: before the fc layer; by default the paper's: 0.2 in the regular regime, else none.
         edge_drop_prob: see ``RandWire``; by default the paper's: 0.1 in the regular regime, else 0.
+        fused, recompute: see ``RandWire``.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class RandWireClassifier(nn.Module):
         norm: str = "BN",
         dropout: float | None = None,
         edge_drop_prob: float | None = None,
+        fused: bool = True,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -41,7 +44,12 @@ class RandWireClassifier(nn.Module):
         if edge_drop_prob is None:
             edge_drop_prob = 0.1 if regular else 0.0
         self.backbone = RandWire(
-            spec, out_features=("res5",), norm=norm, edge_drop_prob=edge_drop_prob
+            spec,
+            out_features=("res5",),
+            norm=norm,
+            edge_drop_prob=edge_drop_prob,
+            fused=fused,
+            recompute=recompute,
         )
         self.conv = conv2d(spec.stages[-1].channels, HEAD_CHANNELS, 1)
         self.norm = build_norm(norm, HEAD_CHANNELS)

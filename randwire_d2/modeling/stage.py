@@ -1,11 +1,14 @@
 """A stage of the network: one random graph, or the single convolution of conv1 and conv2 (§3.2)."""
 
+import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase
 from torch import Tensor, nn
 
 from ..wiring import ConvSpec, StageSpec
+from .fused import is_fusable, run_fused
 from .node import Node, build_norm, conv2d
+from .plan import Plan
 
 
 class ConvStage(CNNBlockBase):
@@ -29,9 +32,22 @@ class RandWireStage(CNNBlockBase):
         spec: the wiring and the channels.
         node_op: a name in ``NODE_OP_REGISTRY``.
         norm: see ``build_norm``.
+        fused: run the nodes as one function with fused operators, where that is possible.
+        recompute: save less for the backward pass of that function, and compute it again.
     """
 
-    def __init__(self, spec: StageSpec, node_op: str, norm: str) -> None:
+    by_source: Tensor
+    by_target: Tensor
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        node_op: str,
+        norm: str,
+        *,
+        fused: bool = True,
+        recompute: bool = False,
+    ) -> None:
         super().__init__(spec.in_channels, spec.channels, stride=2)
         self.dag = spec.dag
         self.nodes = nn.ModuleList(
@@ -40,11 +56,12 @@ class RandWireStage(CNNBlockBase):
             else Node(1, spec.in_channels, spec.channels, 2, node_op, norm)
             for predecessors in spec.dag.predecessors
         )
-        # What may be thrown away after each node has run: the results nobody reads any more.
-        last_reader = dict(spec.dag.edges)  # edges are sorted: the last one of each u stays
-        self._done: list[list[int]] = [[] for _ in self.nodes]
-        for u, v in last_reader.items():
-            self._done[v].append(u)
+        self.fused = fused
+        self.recompute = recompute
+        self.plan = Plan(spec.dag)
+        for name in ("by_source", "by_target"):
+            places = torch.tensor(getattr(self.plan, name), dtype=torch.int64)
+            self.register_buffer(name, places, persistent=False)
 
     def forward(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
         """
@@ -55,18 +72,22 @@ class RandWireStage(CNNBlockBase):
         Returns:
             Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), the mean of the output nodes.
         """
+        if self.fused and is_fusable([*self.nodes], x):
+            return run_fused(
+                *(self.plan, [*self.nodes], x, dropped_edge),
+                *(self.by_source, self.by_target, self.recompute),
+            )
         results: dict[int, Tensor] = {}
         total = None
-        for v, (node, predecessors) in enumerate(
-            zip(self.nodes, self.dag.predecessors, strict=True)
-        ):
+        for v in self.plan.order:
+            node, predecessors = self.nodes[v], self.dag.predecessors[v]
             inputs = [results[u] for u in predecessors] or [x]
             dropped = None
             if dropped_edge is not None and dropped_edge[1] == v:
                 dropped = predecessors.index(dropped_edge[0])
             y = node(inputs, dropped)
             del inputs
-            for u in self._done[v]:
+            for u in self.plan.done[v]:
                 del results[u]
             if self.dag.successors[v]:
                 results[v] = y

@@ -1,0 +1,70 @@
+"""What a wiring says about running it, before there is any tensor."""
+
+from collections.abc import Iterable, Sequence
+
+from ..wiring import Dag
+from ..wiring.schedule import schedule
+
+
+class Plan:
+    """Orders, lifetimes, and places in vectors.
+
+    The learned coefficients σ(w) of a stage are one vector, those of a node's inputs side by side,
+    in the order of ``dag.predecessors``. The backward pass wants those of a node's readers side by
+    side, in the order of ``dag.successors``, which is that of ``dag.edges``.
+
+    Attributes:
+        num_nodes, predecessors, successors, output_nodes: the wiring's. (Its own are properties,
+            which torch.compile can't look into.)
+        order: the order of the nodes, the one that holds the fewest results at once.
+        done: for each node, those whose results nobody reads after it.
+        done_backward: the same for gradients, which readers leave to what they read.
+        coefficients: where each node's inputs are among the learned coefficients; nowhere, if it
+            has a single one, whose coefficient is 1.
+        reader_coefficients: where each node's readers are among the edges.
+        by_source: for each edge, its place among the learned coefficients followed by a 1.
+        by_target: for each learned coefficient, its place among the edges.
+        forgettable: nodes whose results had better be computed again than be saved.
+    """
+
+    def __init__(self, dag: Dag) -> None:
+        self.num_nodes = dag.num_nodes
+        self.predecessors = dag.predecessors
+        self.successors = dag.successors
+        self.output_nodes = dag.output_nodes
+        self.order = schedule(dag, workspace=1).order
+        self.done = _last_uses(self.order, dag.predecessors)
+        self.done_backward = _last_uses(self.order[::-1], dag.successors)
+        degrees = [len(p) if len(p) > 1 else 0 for p in dag.predecessors]
+        learned = [
+            (u, v) for v, degree in enumerate(degrees) if degree for u in dag.predecessors[v]
+        ]
+        places = {edge: i for i, edge in enumerate(learned)}
+        self.coefficients = _slices(degrees)
+        self.reader_coefficients = _slices(len(s) for s in dag.successors)
+        self.by_source = [places.get(edge, len(learned)) for edge in dag.edges]
+        self.by_target = [dag.edges.index(edge) for edge in learned]
+        self.forgettable = self._forgettable()
+
+    def _forgettable(self) -> frozenset[int]:
+        """No two of them adjacent, so that each needs nothing but saved results; and at most a
+        quarter of all, which costs a twelfth of the work: a node's forward pass is a third."""
+        chosen: set[int] = set()
+        for v in self.order:
+            few = 4 * (len(chosen) + 1) <= self.num_nodes
+            if few and self.successors[v] and chosen.isdisjoint(self.predecessors[v]):
+                chosen.add(v)
+        return frozenset(chosen)
+
+
+def _slices(lengths: Iterable[int]) -> list[slice]:
+    slices, start = [], 0
+    for length in lengths:
+        slices.append(slice(start, start + length))
+        start += length
+    return slices
+
+
+def _last_uses(order: Sequence[int], reads: Sequence[Sequence[int]]) -> list[list[int]]:
+    last = {u: v for v in order for u in reads[v]}
+    return [[u for u, reader in last.items() if reader == v] for v in range(len(reads))]

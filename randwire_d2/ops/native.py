@@ -1,0 +1,181 @@
+"""The operators in torch's own, in place where that saves a pass: what runs on the CPU.
+
+In channels_last, depthwise convolutions and batch norms run two to nine times as fast here as in
+torch's default format, and the 1×1 convolutions as fast.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def weighted_sum(
+    inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
+) -> Tensor:
+    if affines:
+        return _affine_sum(inputs, coefficients, affines)
+    factor, total = _factored_sum(inputs, coefficients)
+    return total * factor if total is inputs[0] else total.mul_(factor)
+
+
+def weighted_sum_backward(
+    grads: Sequence[Tensor], coefficients: Tensor, output: Tensor
+) -> tuple[Tensor, Tensor]:
+    return weighted_sum(grads, coefficients, []), _products(grads, output, coefficients)
+
+
+def aggregate(
+    inputs: Sequence[Tensor],
+    coefficients: Tensor,
+    affines: Sequence[Tensor],
+    weight: Tensor,
+    stride: int,
+) -> Tensor:
+    factor, data = _activation(inputs, coefficients, affines)
+    return _depthwise(data, weight * factor, stride)
+
+
+def aggregate_backward(
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    coefficients: Tensor,
+    affines: Sequence[Tensor],
+    weight: Tensor,
+    stride: int,
+    want: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    factor, data = _activation(inputs, coefficients, affines)
+    grad_data, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad,
+        data,
+        weight,
+        None,
+        [stride, stride],
+        [1, 1],
+        [1, 1],
+        False,
+        [0, 0],
+        weight.shape[0],
+        [want[0], True, False],
+    )
+    empty = grad.new_empty(0)
+    result = _depthwise(data, weight * factor, stride) if want[1] else empty
+    if not want[0]:
+        return empty, grad_weight * factor, result
+    # ReLU's: where it let through, its result is positive.
+    torch.ops.aten.threshold_backward.grad_input(grad_data, data, 0, grad_input=grad_data)
+    return grad_data, grad_weight * factor, result
+
+
+def batch_norm_statistics(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    moments = torch.stack(torch.batch_norm_update_stats(_wide(x), None, None, 0.0))
+    return _affine(weight, bias, moments, eps), moments
+
+
+def batch_norm_backward(
+    grads: Sequence[Tensor],
+    coefficients: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    moments: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, var = moments
+    factor, grad = _factored_sum(grads, coefficients)
+    grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+        _wide(grad),
+        _wide(x),
+        weight * factor,
+        None,
+        None,
+        mean,
+        torch.rsqrt(var + eps),
+        True,
+        eps,
+        [True, True, True],
+    )
+    output = _affine_sum(
+        [x],
+        coefficients.new_ones(1),
+        [_affine(weight, bias, moments, eps)],
+        out=grad if len(grads) > 1 else None,
+    )
+    grad_coefficients = _products(grads, output, coefficients)
+    return grad_x.to(x.dtype), grad_coefficients, grad_weight * factor, grad_bias * factor
+
+
+def _activation(
+    inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
+) -> tuple[float, Tensor]:
+    """A factor and a new tensor; their product is ReLU of the weighted sum."""
+    if affines:
+        return 1.0, F.relu_(_affine_sum(inputs, coefficients, affines))
+    factor, total = _factored_sum(inputs, coefficients)
+    if factor < 0:
+        return 1.0, F.relu_(total * factor)
+    return factor, F.relu(total) if len(inputs) == 1 else F.relu_(total)
+
+
+def _factored_sum(inputs: Sequence[Tensor], coefficients: Tensor) -> tuple[float, Tensor]:
+    """A factor and a tensor; their product is the weighted sum.
+
+    To factor a coefficient out saves a pass over memory: two inputs are one addition, and a single
+    one is returned as it is. It is the largest, so that no quotient exceeds 1.
+    """
+    weights = coefficients.tolist()
+    factor = max(weights, key=abs)
+    first = weights.index(factor)
+    total = inputs[first]
+    for i, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
+        if i != first:
+            # Where all are 0, so is the product.
+            ratio = weight / factor if factor else 0.0
+            total = (
+                total.add(x, alpha=ratio) if total is inputs[first] else total.add_(x, alpha=ratio)
+            )
+    return factor, total
+
+
+def _affine_sum(
+    inputs: Sequence[Tensor],
+    coefficients: Tensor,
+    affines: Sequence[Tensor],
+    out: Tensor | None = None,
+) -> Tensor:
+    terms = torch.stack(list(affines)) * coefficients[:, None, None]
+    shift = terms[:, 1].sum(dim=0)
+    scales = terms[:, 0].to(inputs[0].dtype)[:, :, None, None]
+    total = torch.addcmul(shift.to(scales)[:, None, None], inputs[0], scales[0], out=out)
+    for x, scale in zip(inputs[1:], scales[1:], strict=True):
+        total.addcmul_(x, scale)
+    return total
+
+
+def _depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return F.conv2d(x, weight, stride=stride, padding=1, groups=weight.shape[0])
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: statistics of half precision tensors are worth nothing."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _affine(weight: Tensor, bias: Tensor, moments: Tensor, eps: float) -> Tensor:
+    mean, var = moments
+    scale = weight * torch.rsqrt(var + eps)
+    return torch.stack((scale, torch.addcmul(bias, mean, scale, value=-1)))
+
+
+def _products(grads: Sequence[Tensor], output: Tensor, like: Tensor) -> Tensor:
+    """⟨grad, output⟩ of each gradient."""
+    flat = _flat(output)
+    return torch.stack([torch.dot(_flat(grad), flat) for grad in grads]).to(like)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return _wide(x).permute(0, 2, 3, 1).reshape(-1)
