@@ -37,8 +37,12 @@ moments, coefficients and the parameters of norms are float32 (float64 for float
 activations are of lower precision. The CPU runs torch's own operators, CUDA Triton kernels.
 """
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from . import native
 
@@ -151,3 +155,15 @@ def _image(like: Tensor, stride: int = 1) -> Tensor:
     return torch.empty(
         size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
     )
+
+
+# Two for each multiply-add, and of convolutions alone, as PyTorch's own formulas count.
+@register_flop_formula(torch.ops.randwire.aggregate)
+def _(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * 9 * math.prod(out_shape)
+
+
+@register_flop_formula(torch.ops.randwire.aggregate_backward)
+def _(grad_shape: Any, *args: Any, **kwargs: Any) -> int:
+    want = args[-1]
+    return 2 * 9 * math.prod(grad_shape) * (1 + sum(want))

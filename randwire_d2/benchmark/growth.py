@@ -1,0 +1,141 @@
+"""How time and memory grow with the batch, the resolution, N and C."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..wiring.draw import BLUE, GREY, INK, LINE, RED
+from .comparison import Settings, run
+from .models import MODELS, Case
+from .timing import Clock
+
+# What grows, with its values and its name in the figure.
+AXES: dict[str, tuple[tuple[int, ...], str]] = {
+    "batch": ((1, 2, 4, 8), "batch (images)"),
+    "size": ((96, 128, 160, 224), "height of an image (pixels)"),
+    "nodes": ((16, 24, 32, 48), "N (nodes per stage)"),
+    "channels": ((54, 78, 109, 154), "C (channels)"),
+}
+GROWTH_MODELS = ("randwire", "randwire-plain", "resnet50")
+# Colours that the colour-blind tell apart, and markers for those who print in grey.
+LOOKS = {
+    "randwire": (BLUE, "o"),
+    "randwire-recompute": ("#009E73", "D"),
+    "randwire-plain": (RED, "s"),
+    "resnet50": (INK, "^"),
+    "resnext50": ("#CC79A7", "v"),
+    "resnet50-msra": (GREY, "P"),
+}
+DPI = 100
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model's training step at one value of one axis.
+
+    Attributes:
+        axis: a name of ``AXES``.
+        value: on that axis.
+        model: a name of ``MODELS``.
+        saved, peak: bytes of the whole batch, counted.
+        time: seconds of the whole batch, the median over the rounds; none if none was taken.
+    """
+
+    axis: str
+    value: int
+    model: str
+    saved: int
+    peak: int
+    time: float | None
+
+
+def grow(
+    case: Case,
+    settings: Settings,
+    values: Mapping[str, Sequence[int]] | None = None,
+    *,
+    clock: Clock | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[Point]:
+    """Count and time a training step, one thing growing at a time and all others as in ``case``.
+
+    Args:
+        values: of each axis; by default those of ``AXES``.
+        clock, progress: as in ``run``.
+
+    Raises:
+        ValueError: as ``run``, or for an unknown axis.
+    """
+    values = {name: known for name, (known, _) in AXES.items()} if values is None else values
+    training = replace(settings, steps=("training",))
+    done = {}
+    points = []
+    for axis in values:
+        for value in values[axis]:
+            at = move(case, axis, value)
+            key = str(at)  # the case itself lies on every axis
+            if key not in done:
+                progress(f"growth: {axis} {value}")
+                done[key] = run(at, training, ceilings=False, clock=clock).rows
+            for row in done[key]:
+                time = statistics.median(row.times) if row.times else None
+                points.append(Point(axis, value, row.model, row.count.saved, row.count.peak, time))
+    return points
+
+
+def move(case: Case, axis: str, value: int) -> Case:
+    """The case with another value on one axis; images keep the ratio of their sides."""
+    if axis == "batch":
+        return replace(case, batch=value)
+    if axis == "size":
+        return replace(case, height=value, width=round(value * case.width / case.height))
+    if axis == "nodes":
+        return replace(case, generator=replace(case.generator, num_nodes=value))
+    if axis == "channels":
+        return replace(case, generator=replace(case.generator, channels=value))
+    raise ValueError(f"unknown axis {axis!r}; known are {', '.join(AXES)}")
+
+
+def plot_growth(points: Sequence[Point], caption: str = "") -> Figure:
+    """Time above, memory below, a column for each axis; only measured points, none if none."""
+    axes = list(dict.fromkeys(point.axis for point in points))
+    models = list(dict.fromkeys(point.model for point in points))
+    figure = Figure(figsize=(4 * max(len(axes), 1), 7), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    timed = any(point.time is not None for point in points)
+    grid = figure.subplots(2, max(len(axes), 1), squeeze=False, sharey="row")
+    for column, axis in enumerate(axes):
+        upper, lower = grid[:, column]
+        for model in models:
+            color, marker = LOOKS[model]
+            chosen = sorted(
+                (p for p in points if (p.axis, p.model) == (axis, model)), key=lambda p: p.value
+            )
+            x = [p.value for p in chosen]
+            look = {"color": color, "marker": marker, "markersize": 5, "linewidth": 1.8}
+            seconds = [(p.value, p.time) for p in chosen if p.time is not None]
+            if seconds:
+                upper.plot(*zip(*seconds), **look)
+            # The figure's one legend takes its lines from the first column.
+            label = None if column else MODELS[model]
+            lower.plot(x, [p.peak / 1e9 for p in chosen], label=label, **look)
+            lower.plot(x, [p.saved / 1e9 for p in chosen], **{**look, "linestyle": "--"})
+        for ax in (upper, lower):
+            ax.set_xlabel(AXES[axis][1], color=INK)
+            ax.set_xticks(sorted({p.value for p in points if p.axis == axis}))
+            ax.set_xlim(left=0)
+            ax.set_ylim(bottom=0)
+            ax.grid(color=LINE, linewidth=0.6)
+            ax.set_axisbelow(True)
+            ax.spines[["top", "right"]].set_visible(False)
+        if not timed:
+            upper.text(0.5, 0.5, "not measured", transform=upper.transAxes, ha="center", color=INK)
+    grid[0, 0].set_ylabel("training step (s)", color=INK)
+    grid[1, 0].set_ylabel("memory (GB): peak –, saved - -", color=INK)
+    figure.legend(loc="outside upper center", ncols=max(len(models), 1), frameon=False)
+    if caption:
+        figure.supxlabel(caption, fontsize=9, color=INK)
+    return figure

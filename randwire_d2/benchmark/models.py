@@ -1,0 +1,144 @@
+"""The networks that are compared, and the step that each of them runs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_resnet_backbone
+from torch import Tensor, nn
+
+from ..modeling import RandWire, RandWireClassifier
+from ..wiring import NetworkGenerator
+
+MODELS = {
+    "randwire": "RandWire",
+    "randwire-recompute": "RandWire, recompute",
+    "randwire-plain": "RandWire, plain",
+    "resnet50": "ResNet-50",
+    "resnext50": "ResNeXt-50",
+    "resnet50-msra": "ResNet-50, MSRA",
+}
+REFERENCE = "resnet50"
+STEPS = ("inference", "training")
+CLASSES = 1000
+
+# What the models of RandWire differ in.
+RANDWIRE_OPTIONS: dict[str, dict[str, Any]] = {
+    "randwire": {"fused": True},
+    "randwire-recompute": {"fused": True, "recompute": True},
+    "randwire-plain": {"fused": False},
+}
+# Detectron2's ResNets. MSRA's have the stride in the first 1×1 convolution of a block, Detectron2's
+# default; torchvision's, and those of this project's configs, in the 3×3 one.
+RESNET_OPTIONS: dict[str, dict[str, Any]] = {
+    "resnet50": {"STRIDE_IN_1X1": False},
+    "resnet50-msra": {"STRIDE_IN_1X1": True},
+    "resnext50": {"STRIDE_IN_1X1": False, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 4},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is compared: the work, and the RandWire.
+
+    Attributes:
+        batch: images.
+        height, width: of an image, in pixels.
+        detection: a detector's backbone, res2 … res5, with FrozenBN and FREEZE_AT 2, whose loss is
+            the sum of its features; else a classifier of 1000 classes with its cross entropy.
+        generator: of the RandWire, from its seed ``seed``.
+    """
+
+    batch: int = 8
+    height: int = 224
+    width: int = 224
+    detection: bool = False
+    generator: NetworkGenerator = field(default_factory=NetworkGenerator)
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "height", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"the {name} must be at least 1; got {getattr(self, name)}")
+
+    def __str__(self) -> str:
+        generator = self.generator
+        params = ", ".join(f"{value:g}" for value in generator.graph_params.values())
+        task = "detection backbones, FrozenBN, FREEZE_AT 2" if self.detection else "classifiers"
+        return (
+            f"{task}; RandWire: {generator.regime} regime, C={generator.channels}, "
+            f"N={generator.num_nodes}, {generator.graph}({params}), seed {self.seed}; "
+            f"batch {self.batch}, {self.height}×{self.width}"
+        )
+
+    def make_inputs(
+        self,
+        device: str | torch.device = "cpu",
+        memory_format: torch.memory_format = torch.preserve_format,
+    ) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) of noise, and labels (N,)."""
+        images = torch.randn(self.batch, 3, self.height, self.width, device=device)
+        labels = torch.arange(self.batch, device=device) % CLASSES
+        # `to`, unlike `contiguous`, knows a format to preserve.
+        return images.to(memory_format=memory_format), labels
+
+
+def available_models(detection: bool) -> tuple[str, ...]:
+    """The names of the models that can be built."""
+    return tuple(name for name in MODELS if detection or name != "resnet50-msra")
+
+
+def build(name: str, case: Case) -> nn.Module:
+    """Build a model, without weights that mean anything.
+
+    No edge is dropped from a RandWire: which one it is would change the step.
+
+    Args:
+        name: one of ``available_models(case.detection)``.
+
+    Raises:
+        ValueError: for another name, or a RandWire that can't be drawn.
+    """
+    names = available_models(case.detection)
+    if name not in names:
+        task = "detection" if case.detection else "classification"
+        raise ValueError(f"no model {name!r} for {task}; there are {', '.join(names)}")
+    if name in RANDWIRE_OPTIONS:
+        spec = case.generator(case.seed)
+        options = RANDWIRE_OPTIONS[name]
+        if case.detection:
+            return RandWire(spec, norm="FrozenBN", freeze_at=2, **options)
+        return RandWireClassifier(spec, CLASSES, edge_drop_prob=0.0, **options)
+    if case.detection:
+        cfg = get_cfg()
+        cfg.MODEL.BACKBONE.FREEZE_AT = 2
+        cfg.MODEL.RESNETS.NORM = "FrozenBN"
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+        cfg.MODEL.RESNETS.update(RESNET_OPTIONS[name])
+        return build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    builder = {
+        "resnet50": torchvision.models.resnet50,
+        "resnext50": torchvision.models.resnext50_32x4d,
+    }[name]
+    return builder(weights=None, num_classes=CLASSES)
+
+
+def forward(
+    model: nn.Module, images: Tensor, labels: Tensor, amp: torch.dtype | None = None
+) -> Tensor | dict[str, Tensor]:
+    """In training the loss, else what the model returns.
+
+    Args:
+        amp: the lower precision of an automatic mixed one; none is the model's own precision.
+    """
+    with torch.autocast(images.device.type, amp, enabled=amp is not None):
+        outputs = model(images)
+        if not model.training:
+            return outputs
+        if isinstance(outputs, dict):
+            return torch.stack([feature.sum() for feature in outputs.values()]).sum()
+        return F.cross_entropy(outputs, labels)

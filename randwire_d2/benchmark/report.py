@@ -1,0 +1,123 @@
+"""A comparison as a table in Markdown and as JSON."""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tabulate import tabulate
+
+from .comparison import Benchmark, Row
+from .growth import Point
+from .models import MODELS, REFERENCE
+
+MB = 1e6  # as a disk's, and as in the paper's "M"
+NO_TIMES = "no times were taken"
+
+
+def to_markdown(benchmark: Benchmark, command: str) -> str:
+    """Two tables, counts and times, below the conditions; all but peaks are per image."""
+    batch = benchmark.case.batch
+    machine = benchmark.machine
+    ceilings = benchmark.ceilings
+    lines = [
+        f"`{command}`",
+        "",
+        f"{benchmark.case}; {benchmark.settings}",
+        "",
+        "Counted on fake tensors; per image, but for the peak of the whole batch:",
+        "",
+        _table(
+            ["", "step", "multiply-adds (M)", "traffic (MB)", "kernels", "saved (MB)", "peak (MB)"],
+            [
+                [
+                    *_title(row),
+                    f"{row.count.flops / 2 / batch / MB:,.0f}",
+                    f"{row.count.traffic / batch / MB:,.0f}",
+                    f"{row.count.kernels:,}",
+                    f"{row.count.saved / batch / MB:,.1f}",
+                    f"{row.count.peak / MB:,.0f}",
+                ]
+                for row in benchmark.rows
+            ],
+        ),
+        "",
+    ]
+    where = (
+        f"{machine['device']}, {machine['threads']} threads on {machine['cpus']} CPUs, "
+        f"PyTorch {machine['torch']}"
+    )
+    if not benchmark.settings.rounds:
+        return "\n".join([*lines, f"{where}; {NO_TIMES}."])
+    on_gpu = any(row.gpu_peak is not None for row in benchmark.rows)
+    header = ["", "step", "time (ms)", f"× {MODELS[REFERENCE]} (quartiles)"]
+    header += ["floor (ms)", "time / floor"] if ceilings else []
+    header += ["measured peak (MB)"] if on_gpu else []
+    rows = []
+    for row in benchmark.rows:
+        time = statistics.median(row.times)
+        cells = [*_title(row), f"{time / batch * 1e3:,.2f}"]
+        if row.versus is None:
+            cells.append("")
+        else:
+            cells.append("{:.2f} ({:.2f} … {:.2f})".format(*row.versus))
+        if row.floor is not None:
+            cells += [f"{row.floor / batch * 1e3:,.2f}", f"{time / row.floor:.1f}"]
+        if row.gpu_peak is not None:
+            cells.append(f"{row.gpu_peak / MB:,.0f}")
+        rows.append(cells)
+    lines += [
+        f"Measured on {where}; medians over {benchmark.settings.rounds} round(s), per image"
+        + (" but for the peak:" if on_gpu else ":"),
+        "",
+        _table(header, rows),
+    ]
+    if ceilings:
+        lines += [
+            "",
+            f"Ceilings measured in the same run: {ceilings.flops / 1e9:,.0f} GFLOP/s in matrix "
+            f"products, {ceilings.bandwidth / 1e9:,.1f} GB/s in copies. A dense 3×3 convolution "
+            "can be faster than its floor: Winograd's method does with fewer multiply-adds.",
+        ]
+    return "\n".join(lines)
+
+
+def to_json(benchmark: Benchmark, command: str, growth: Iterable[Point] = ()) -> str:
+    """Everything, in bytes and seconds of the whole batch; what was not measured is null."""
+    rows = []
+    for row in benchmark.rows:
+        rows.append(
+            {
+                "model": row.model,
+                "step": row.step,
+                "traffic": row.count.traffic,
+                "kernels": row.count.kernels,
+                "saved": row.count.saved,
+                "peak": row.count.peak,
+                "flops": row.count.flops,
+                "times": row.times,
+                "versus_resnet50": None if row.versus is None else row.versus._asdict(),
+                "floor": row.floor,
+                "gpu_peak": row.gpu_peak,
+            }
+        )
+    content: dict[str, Any] = {
+        "command": command,
+        "machine": benchmark.machine,
+        "case": asdict(benchmark.case),
+        "settings": asdict(benchmark.settings),
+        "ceilings": None if benchmark.ceilings is None else asdict(benchmark.ceilings),
+        "rows": rows,
+        "growth": [asdict(point) for point in growth],
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _title(row: Row) -> list[str]:
+    return [MODELS[row.model], row.step]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    align = ("left", "left", *("right",) * (len(header) - 2))
+    return tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True)

@@ -1,0 +1,83 @@
+"""Times of several steps, measured side by side."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+Step = Callable[[], object]
+Clock = Callable[[Step], float]
+
+
+class Ratio(NamedTuple):
+    """A median with its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def clock_of(device: torch.device) -> Clock:
+    """What measures the seconds that a step takes: CUDA's events on a GPU."""
+    return _cuda_clock if device.type == "cuda" else _cpu_clock
+
+
+def _cpu_clock(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def _cuda_clock(step: Step) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def paired(
+    steps: Mapping[str, Step],
+    clock: Clock,
+    rounds: int,
+    *,
+    warmup: int = 1,
+    before: Callable[[str], object] = lambda name: None,
+) -> dict[str, list[float]]:
+    """Run every step once in each round, forwards and backwards in turn, after a warm-up.
+
+    A machine that slows down for a while slows all of a round: what is compared within a round
+    differs less than times that were taken one model after the other.
+
+    Args:
+        warmup: runs of each step that are not measured.
+        before: called with a step's name before each of its runs, outside the measured time.
+
+    Returns:
+        dict[str, list[float]]: the seconds of each step, one for each round.
+    """
+    if rounds < 1:
+        raise ValueError(f"there must be at least 1 round; got {rounds}")
+    for name, step in steps.items():
+        for _ in range(warmup):
+            before(name)
+            step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(rounds):
+        for name in list(steps) if i % 2 == 0 else reversed(list(steps)):
+            before(name)
+            times[name].append(clock(steps[name]))
+    return times
+
+
+def ratio(times: Sequence[float], reference: Sequence[float]) -> Ratio:
+    """The median and the quartiles of the ratios within each round."""
+    ratios = [a / b for a, b in zip(times, reference, strict=True)]
+    if len(ratios) == 1:
+        return Ratio(ratios[0], ratios[0], ratios[0])
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Ratio(median, low, high)

@@ -1,0 +1,422 @@
+"""The fused operators, and what the fast path promises beside the oracle's results: counts, memory,
+and that it steps aside where it would not do."""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import oracle
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import FrozenBatchNorm2d
+from test_oracle import assert_same, draw_spec, images, leaves, randomise
+from torch import Tensor, nn
+
+from randwire_d2 import (
+    NetworkGenerator,
+    NetworkSpec,
+    RandWire,
+    RandWireClassifier,
+    add_randwire_config,
+)
+from randwire_d2.benchmark import Case, build, count
+from randwire_d2.benchmark.models import forward
+from randwire_d2.modeling import fused
+from randwire_d2.modeling.plan import Plan
+from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.ops import native
+from randwire_d2.wiring import Dag, random_graph
+from randwire_d2.wiring.schedule import peak_of, schedule
+
+MB = 1e6
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def runs() -> Iterator[mock.Mock]:
+    """Counts how often a stage takes the fast path."""
+    path = "randwire_d2.modeling.stage.run_fused"
+    with mock.patch(path, side_effect=fused.run_fused) as counted:
+        yield counted
+
+
+def image(channels: int = 5, height: int = 4, width: int = 3, dtype: Any = torch.float64) -> Tensor:
+    x = torch.randn(2, channels, height, width, dtype=dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------- operators
+
+
+def operator_arguments(n: int, affine: bool) -> dict[str, tuple[Any, ...]]:
+    inputs = [image() for _ in range(n)]
+    coefficients = torch.rand(n, dtype=torch.float64)
+    affines = [torch.randn(2, 5, dtype=torch.float64) for _ in range(n if affine else 0)]
+    weight = torch.randn(5, 1, 3, 3, dtype=torch.float64)
+    scale, shift = torch.randn(2, 5, dtype=torch.float64)
+    moments = native.batch_norm_statistics(inputs[0], scale, shift, 1e-5)[1]
+    aggregated = (inputs, coefficients, affines, weight)
+    return {
+        "weighted_sum": (inputs, coefficients, affines),
+        "weighted_sum_backward": (inputs, coefficients, image()),
+        "aggregate": (*aggregated, 2),
+        "aggregate_backward": (image(5, 2, 2), *aggregated, 2, [True, n > 1]),
+        "batch_norm_statistics": (inputs[0], scale, shift, 1e-5),
+        "batch_norm_backward": (inputs, coefficients, image(), scale, shift, moments, 1e-5),
+    }
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("name", operator_arguments(1, False))
+def test_operators_are_sound(name: str, n: int, affine: bool) -> None:
+    """Else an operator's schema or its fake is not what it does, and tracing, compiling or counting
+    it goes wrong."""
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    operator = getattr(torch.ops.randwire, name).default
+    torch.library.opcheck(operator, operator_arguments(n, affine)[name], test_utils=tests)
+
+
+@pytest.mark.parametrize("weights", [(0.3,), (0.0,), (-0.5,), (0.2, 0.9, 0.4), (0.0, -0.7)])
+def test_weighted_sums_with_any_coefficients(weights: tuple[float, ...]) -> None:
+    """Else a dropped edge, a negative coefficient or a lone one is summed up wrongly."""
+    inputs = [image() for _ in weights]
+    kept = [x.clone() for x in inputs]
+    coefficients = torch.tensor(weights, dtype=torch.float64)
+    expected = sum(w * x for w, x in zip(weights, inputs, strict=True))
+    assert isinstance(expected, Tensor)
+    assert_same(native.weighted_sum(inputs, coefficients, []), expected, "sum")
+    weight = torch.randn(5, 1, 3, 3, dtype=torch.float64)
+    convolved = nn.functional.conv2d(expected.relu(), weight, padding=1, groups=5)
+    assert_same(native.aggregate(inputs, coefficients, [], weight, 1), convolved, "aggregate")
+    assert all(torch.equal(x, y) for x, y in zip(inputs, kept, strict=True)), "an input changed"
+
+
+# ---------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("norm", ["BN", "BN eval", "FrozenBN"])
+def test_gradients_are_the_derivatives(norm: str, recompute: bool) -> None:
+    """Else a gradient is not that of the function that was computed; the batch's statistics, which
+    are part of it, included."""
+    dag = Dag(5, ((0, 2), (1, 2), (1, 3), (2, 3), (2, 4)))
+    spec = NetworkSpec("small", 3, "sep_conv3x3", (dag,) * 3)
+    stage = RandWireStage(spec.stages[0], "sep_conv3x3", norm.split()[0], recompute=recompute)
+    randomise(stage.double()).train("eval" not in norm)
+    names, parameters = zip(*stage.named_parameters(), strict=True)
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(stage, dict(zip(names, values, strict=True)), x)
+
+    with mock.patch.object(fused, "_update_running_statistics"):  # a function has no memory
+        assert torch.autograd.gradcheck(run, (image(3, 5, 4).requires_grad_(), *parameters))
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize("path", [{}, {"recompute": True}], ids=["fused", "recompute"])
+def test_float32_is_the_oracle(path: dict[str, bool], norm: str) -> None:
+    """Else single precision loses more than single precision does: results and gradients are held
+    against the oracle in double precision."""
+    spec = NetworkGenerator("small", 8, 12, "WS", {"k": 4, "p": 0.75})(1)
+    stage = RandWireStage(spec.stages[0], "sep_conv3x3", norm, **path)
+    randomise(stage).train()
+    state = {f"res3.{name}": value.double() for name, value in leaves(stage).items()}
+    state = {name: value.detach().requires_grad_() for name, value in state.items()}
+    x = torch.randn(4, 8, 40, 36, requires_grad=True)
+    x_oracle = x.detach().double().requires_grad_()
+    result = oracle.Result()
+    expected = oracle.graph(
+        spec.stages[0], "sep_conv3x3", state, "res3", x_oracle, norm == "BN", None, result
+    )
+    out = stage(x)
+    weights = torch.randn_like(out)
+    (out * weights).sum().backward()
+    (expected * weights.double()).sum().backward()
+
+    def close(actual: Tensor | None, wanted: Tensor | None, what: str) -> None:
+        assert actual is not None and wanted is not None, what
+        error = (actual.double() - wanted).norm() / wanted.norm()
+        assert error < 1e-5, f"{what}: off by {error:.2g}"
+
+    close(out, expected, "result")
+    close(x.grad, x_oracle.grad, "gradient of the input")
+    sums: list[tuple[Tensor, Tensor]] = []
+    for name, parameter in stage.named_parameters():
+        gradients = parameter.grad, state[f"res3.{name}"].grad
+        if name.count(".") == 2:
+            sums.append(gradients)  # type: ignore[arg-type]
+        else:
+            close(*gradients, f"gradient of {name}")
+    # A norm undoes the scale of a sum, so that the gradients of a node's w cancel each other but
+    # for a rest; they are held against those of all nodes.
+    actual, wanted = (torch.cat(gradients) for gradients in zip(*sums, strict=True))
+    close(actual, wanted, "gradients of weighted sums")
+    after = stage.state_dict()
+    for name, value in result.running.items():
+        close(after[name.removeprefix("res3.")], value, name)
+    if norm == "BN":
+        assert all(v == 1 for name, v in after.items() if name.endswith("num_batches_tracked"))
+
+
+def test_a_backward_pass_can_be_repeated_but_not_differentiated() -> None:
+    """Else retain_graph changes the gradients, or a second derivative is silently wrong."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN", recompute=True)
+    x = torch.randn(2, 5, 16, 16, requires_grad=True)
+    out = stage(x).square().sum()
+    first, second = (torch.autograd.grad(out, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    (grad,) = torch.autograd.grad(out, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+# ---------------------------------------------------------------- counts
+
+
+def count_of(model: str, **case: Any) -> Any:
+    case_ = Case(**case)
+    return count(build(model, case_), case_.make_inputs, forward)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model, traffic, kernels, saved",
+    [("randwire", 1300, 1000, 130), ("randwire-recompute", 1600, 1000, 60)],
+)
+def test_a_training_step_of_c109(model: str, traffic: int, kernels: int, saved: int) -> None:
+    """Else a training step moves more than half of what other implementations do (2570 MB per image
+    in 1630 kernels), or saves more than ResNet-50 (86 MB) where memory is to be saved."""
+    counted = count_of(model, batch=64)
+    assert counted.traffic / 64 < traffic * MB
+    assert counted.kernels <= kernels
+    assert counted.saved / 64 < saved * MB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model, traffic, saved", [("randwire", 17_600, 1510), ("randwire-recompute", 20_000, 600)]
+)
+def test_a_detectors_training_step(model: str, traffic: int, saved: int) -> None:
+    """Else fine-tuning a detector moves more than half of the plain path's 42.5 GB per image, or
+    saves more than a quarter of its 2.42 GB where memory is to be saved."""
+    counted = count_of(model, batch=1, height=800, width=1344, detection=True)
+    assert counted.traffic < traffic * MB
+    assert counted.saved < saved * MB
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_is_saved(recompute: bool) -> None:
+    """Else the backward pass keeps tensors that it does not need: of each node its two results, or
+    one of them, of fewer nodes; of an output node, with fixed statistics, only the inner one."""
+    spec = NetworkGenerator("regular", 8, 16, "WS", {"k": 4, "p": 0.75})(1)
+    stage_spec = spec.stages[1]
+    plan = Plan(stage_spec.dag)
+    inner = len(plan.order) - 0.75 * len(
+        stage_spec.dag.input_nodes
+    )  # an input node's: C/2 channels
+    for norm in ("BN", "FrozenBN"):
+        stage = RandWireStage(stage_spec, "sep_conv3x3", norm, recompute=recompute).train()
+        counted = count(stage, lambda: [torch.randn(2, 8, 64, 64)], lambda stage, x: stage(x).sum())
+        results = {v for v in plan.order if norm == "BN" or stage_spec.dag.successors[v]}
+        if recompute:
+            results -= plan.forgettable
+        tensors = len(results) + (
+            0 if recompute else inner + 0.25 * len(stage_spec.dag.input_nodes)
+        )
+        assert 4 * len(plan.forgettable) <= len(plan.order)
+        one = 2 * 16 * 32 * 32 * 4
+        assert tensors * one <= counted.saved <= (tensors + 2.6) * one
+
+
+@pytest.mark.parametrize(
+    "graph", [("WS", {"k": 4, "p": 0.75}), ("BA", {"m": 1}), ("ER", {"p": 0.2})]
+)
+def test_the_peak_of_inference_is_the_schedules(graph: tuple[str, dict[str, Any]]) -> None:
+    """Else a stage holds more than the least that any order of its nodes would: the peak of what is
+    alive, counted, is the schedule's to the tensor."""
+    dag = Dag.from_graph(random_graph(graph[0], 32, 3, **graph[1]))
+    spec = NetworkSpec("small", 64, "sep_conv3x3", (dag,) * 3)
+    stage = RandWireStage(spec.stages[0], "sep_conv3x3", "FrozenBN").eval()
+
+    def x() -> list[Tensor]:
+        return [torch.randn(1, 64, 32, 32).contiguous(memory_format=torch.channels_last)]
+
+    nothing = count(stage, x, lambda stage, x: None, training=False)
+    counted = count(stage, x, lambda stage, x: stage(x), training=False)
+    one = 64 * 16 * 16 * 4
+    best = schedule(dag, workspace=1)
+    assert best.optimal
+    held = (counted.peak - nothing.peak) / one
+    assert best.peak <= held < best.peak + 1  # and small vectors, and one folded weight
+    ascending = peak_of(dag, range(32), workspace=1)
+    assert best.peak < ascending
+
+
+def test_frozen_stages_save_nothing() -> None:
+    """Else a detector pays for stages that it does not train."""
+    backbone = RandWire(draw_spec("regular", "WS"), norm="FrozenBN", freeze_at=3).train()
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+        for name in ("stem", "res2", "res3"):
+            assert not backbone.get_submodule(name)(
+                torch.randn(1, backbone.get_submodule(name).in_channels, 16, 16)
+            ).requires_grad
+    assert not saved
+
+
+# ---------------------------------------------------------------- where it steps aside
+
+
+def change_nothing(stage: RandWireStage) -> None:
+    pass
+
+
+def hook_a_node(stage: RandWireStage) -> None:
+    stage.nodes[1].register_forward_hook(lambda *_: None)
+
+
+def hook_a_convolution(stage: RandWireStage) -> None:
+    stage.get_submodule("nodes.2.conv.depthwise").register_forward_pre_hook(lambda *_: None)
+
+
+def mix_norms(stage: RandWireStage) -> None:
+    stage.get_submodule("nodes.3.norm").eval()
+
+
+def cumulative_statistics(stage: RandWireStage) -> None:
+    for norm in stage.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = None
+
+
+def replace_a_norm(stage: RandWireStage) -> None:
+    stage.nodes[0].norm = nn.GroupNorm(1, 5)
+
+
+def parametrize(stage: RandWireStage) -> None:
+    nn.utils.parametrizations.weight_norm(stage.get_submodule("nodes.1.conv.pointwise"))
+
+
+def synchronise(stage: RandWireStage) -> None:
+    nn.SyncBatchNorm.convert_sync_batchnorm(stage)
+
+
+@pytest.mark.parametrize(
+    "change, fast",
+    [
+        (change_nothing, True),
+        (parametrize, False),
+        (hook_a_node, False),
+        (hook_a_convolution, False),
+        (mix_norms, False),
+        (cumulative_statistics, False),
+        (replace_a_norm, False),
+        (synchronise, False),
+    ],
+)
+def test_what_it_does_not_know_it_leaves_to_the_nodes(
+    change: Callable[[RandWireStage], None], fast: bool, runs: mock.Mock
+) -> None:
+    """Else a hook is not called, or a module that somebody changed is not run."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN").train()
+    change(stage)
+    assert fused.is_fusable([*stage.nodes], torch.randn(2, 5, 8, 8)) == fast
+    if change is not synchronise:  # it does not run on a CPU
+        stage(torch.randn(2, 5, 8, 8)).sum().backward()
+        assert runs.called == fast
+
+
+def test_the_switches_reach_every_stage(runs: mock.Mock) -> None:
+    """Else MODEL.RANDWIRE.FUSED or RECOMPUTE is ignored."""
+    for on, recompute in itertools.product((True, False), repeat=2):
+        cfg = get_cfg()
+        add_randwire_config(cfg)
+        assert (cfg.MODEL.RANDWIRE.FUSED, cfg.MODEL.RANDWIRE.RECOMPUTE) == (True, False)
+        cfg.MODEL.RANDWIRE.FUSED, cfg.MODEL.RANDWIRE.RECOMPUTE = on, recompute
+        cfg.MODEL.RANDWIRE.CHANNELS, cfg.MODEL.RANDWIRE.NUM_NODES = 4, 10
+        cfg.MODEL.WEIGHTS = "somewhere"
+        runs.reset_mock()
+        backbone = RandWire(cfg, mock.Mock(channels=3))
+        with torch.no_grad():
+            backbone(torch.randn(1, 3, 32, 32))
+        assert runs.call_count == (4 if on else 0)
+        assert all(call.args[-1] == recompute for call in runs.call_args_list)
+
+
+def test_one_checkpoint_for_every_path() -> None:
+    """Else weights trained on one path don't load on another, or mean something else there."""
+    spec = draw_spec("regular", "WS")
+    models = [RandWireClassifier(spec, 4, fused=on).double().eval() for on in (True, False)]
+    randomise(models[0])
+    models[1].load_state_dict(models[0].state_dict())
+    assert_same(models[1](images()), models[0](images()), "logits")
+    assert not any("by_" in name for name in models[0].state_dict())
+
+
+def test_too_few_values_for_a_batch_norm_are_refused() -> None:
+    """Else a batch of one pixel divides by zero."""
+    backbone = RandWire(draw_spec("small", "WS")).train()
+    with pytest.raises(ValueError, match=r"more than one value per channel.*\(1, 10, 2, 2\)"):
+        backbone(torch.randn(1, 3, 32, 32))
+    backbone(torch.randn(2, 3, 32, 32))
+
+
+# ---------------------------------------------------------------- what users do with it
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_torch_compile(norm: str) -> None:
+    """Else a user's torch.compile fails or breaks the graph in each stage, or computes something
+    else; the operators stay as they are in it."""
+    backbone = randomise(RandWire(draw_spec("small", "WS"), norm=norm)).train()
+    twin = copy.deepcopy(backbone)
+    torch._dynamo.reset()
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 3, 64, 64)
+    for model in (backbone, compiled):
+        sum(feature.square().mean() for feature in model(x).values()).backward()
+    for (name, ours), theirs in zip(backbone.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(theirs.grad, ours.grad, msg=name)
+    for name, value in backbone.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[name], value, msg=name)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_autocast_agrees_with_the_nodes(recompute: bool) -> None:
+    """Else mixed precision is another network, trains in another precision, or returns gradients
+    of another type than the weights'."""
+    spec = NetworkGenerator("small", 8, 6, "WS", {"k": 2, "p": 0.5})(1)
+    models = [
+        RandWire(spec, out_features=["res3"], fused=on, recompute=recompute) for on in (True, False)
+    ]
+    randomise(models[0])
+    models[1].load_state_dict(models[0].state_dict())
+    gradients, results = [], []
+    for model in models:
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = model.train()(torch.randn(4, 3, 64, 64))["res3"]
+        assert out.dtype == torch.bfloat16
+        results.append(out.float())
+        out.float().square().mean().backward()
+        assert all(p.grad is not None and p.grad.dtype == p.dtype for p in model.parameters())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    for a, b in (results, gradients):
+        assert ((a - b).norm() / b.norm()) < 0.05
+
+
+def test_frozen_norms_stay_frozen_in_train_mode() -> None:
+    """Else fine-tuning with FrozenBN moves statistics."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "FrozenBN").train()
+    assert any(isinstance(m, FrozenBatchNorm2d) for m in stage.modules())
+    before = copy.deepcopy(stage.state_dict())
+    stage(torch.randn(2, 5, 8, 8)).sum().backward()
+    assert all(torch.equal(before[name], value) for name, value in stage.state_dict().items())
