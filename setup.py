@@ -5,8 +5,8 @@ from setuptools import find_packages, setup
 # Detectron2 is needed but can't be listed: it is not on PyPI under its own name, and it must be
 # built against the torch that is already installed. tools/install.py sees to both.
 INSTALL_REQUIRES = [
-    "torch>=2.1",  # the first with torch.compiler, which Detectron2 calls
-    "torchvision>=0.16",  # the partner of torch 2.1
+    "torch>=2.7",  # the first with torch.compiler.is_exporting
+    "torchvision>=0.22",  # the partner of torch 2.7
     "fvcore>=0.1.5,<0.1.6",  # Detectron2's own bounds for fvcore and iopath
     "iopath>=0.1.7,<0.1.10",
     "matplotlib>=3.5",

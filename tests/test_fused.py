@@ -389,6 +389,17 @@ def test_torch_compile(norm: str) -> None:
         torch.testing.assert_close(twin.state_dict()[name], value, msg=name)
 
 
+def test_exports_have_torchs_own_operators() -> None:
+    """Else an exported model needs this package, or ONNX can't be made of it."""
+    backbone = randomise(RandWire(draw_spec("small", "WS"), norm="FrozenBN")).eval()
+    x = torch.randn(1, 3, 64, 64)
+    program = torch.export.export(backbone, (x,))
+    assert not any("randwire" in str(node.target) for node in program.graph.nodes)
+    expected = backbone(x)
+    for name, feature in program.module()(x).items():
+        torch.testing.assert_close(feature, expected[name], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_autocast_agrees_with_the_nodes(recompute: bool) -> None:
     """Else mixed precision is another network, trains in another precision, or returns gradients
