@@ -37,7 +37,11 @@ moments, coefficients and the parameters of norms are float32 (float64 for float
 activations are of lower precision. The CPU runs torch's own operators, CUDA Triton kernels.
 """
 
+import functools
+import importlib
+import importlib.util
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,13 +54,32 @@ _LIBRARY = torch.library.Library("randwire", "DEF")
 
 
 def available(device: torch.device) -> bool:
-    """Whether the operators run there."""
-    return device.type == "cpu"
+    """Whether the operators run there: on a CPU, and on a GPU of NVIDIA's that Triton knows."""
+    return device.type == "cpu" or (device.type == "cuda" and _has_triton(device))
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _has_triton(device: torch.device) -> bool:
+    return (
+        torch.version.cuda is not None
+        and torch.cuda.get_device_capability(device) >= (7, 0)
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
+def _on_cuda(name: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        # Not before it is needed: not every PyTorch has Triton, and to import it takes a second.
+        return getattr(importlib.import_module(f"{__name__}.triton_kernels"), name)(*args)
+
+    return run
 
 
 def _define(name: str, arguments: str, results: str) -> None:
     _LIBRARY.define(f"{name}({arguments}) -> {results}", tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, getattr(native, name), "CPU")
+    _LIBRARY.impl(name, _on_cuda(name), "CUDA")
 
 
 _define("weighted_sum", "Tensor[] inputs, Tensor coefficients, Tensor[] affines", "Tensor")

@@ -1,0 +1,295 @@
+"""The Triton kernels do what the operators' native implementation does.
+
+Without a GPU, Triton's interpreter runs them on the CPU. It must be chosen before Triton is first
+imported, so this file runs itself in another process: ``python test_triton.py interpret CASE...``
+writes what was wrong in each case, as JSON. ``compile`` runs the compiler for a GPU in place of the
+kernels.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is not installed")
+
+from randwire_d2.ops import native, triton_kernels
+
+EVERY_WANT = ((False, False), (False, True), (True, False), (True, True))
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+# A tile, a strip and a program's share so small that little images have several of each.
+SMALL = {"TILE": 64, "FLAT": 16, "PROGRAMS": 3, "MIN_ROWS": 1, "STRIP_WIDTH": 2, "STRIP_HEIGHT": 3}
+OPERATORS = (
+    *("weighted_sum", "weighted_sum_backward", "aggregate", "aggregate_backward"),
+    *("batch_norm_statistics", "batch_norm_backward"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The operands of the operators, and the constants of ``triton_kernels`` that are replaced."""
+
+    inputs: int
+    affine: bool
+    stride: int
+    size: tuple[int, int]
+    channels: int
+    dtype: torch.dtype = torch.float64
+    want: tuple[tuple[bool, bool], ...] = ((True, True),)
+    constants: dict[str, int] = field(default_factory=dict)
+    mean: float = 0
+    only: tuple[str, ...] = OPERATORS
+
+
+CASES = {
+    "one pixel": Case(1, False, 1, (1, 1), 1),
+    "one input": Case(1, False, 1, (7, 5), 5, constants=SMALL),
+    "one input, stride 2": Case(1, True, 2, (5, 4), 33, constants=SMALL | {"TILE": 256}),
+    "two inputs": Case(2, True, 1, (2, 3), 33),
+    "two inputs, stride 2": Case(2, False, 2, (6, 4), 5, constants=SMALL),
+    "five inputs": Case(5, True, 1, (4, 3), 5, constants=SMALL),
+    "every want": Case(2, True, 1, (3, 2), 5, want=EVERY_WANT, only=("aggregate_backward",)),
+    "twelve inputs": Case(12, False, 1, (2, 3), 5),
+    "float32": Case(2, True, 1, (7, 5), 5, torch.float32),
+    "float16": Case(3, True, 1, (7, 5), 5, torch.float16),
+    "bfloat16": Case(2, False, 2, (7, 5), 5, torch.bfloat16),
+    "large mean": Case(
+        *(1, False, 1, (19, 11), 3, torch.float32),
+        constants=SMALL | {"PROGRAMS": 20},
+        mean=1e4,
+        only=("batch_norm_statistics",),
+    ),
+}
+SLOW_CASES = {
+    "as on a GPU": Case(3, True, 1, (10, 9), 33),
+    "as on a GPU, stride 2": Case(1, False, 2, (7, 9), 130, torch.float32),
+    "twelve affine inputs": Case(12, True, 1, (4, 3), 33, torch.float32, constants=SMALL),
+    "thirty-one inputs": Case(31, True, 1, (1, 2), 5),
+    # More than the second kernels read at a time.
+    "many programs": Case(
+        *(1, False, 1, (12, 11), 1),
+        constants=SMALL | {"TILE": 1, "PROGRAMS": 1000},
+        only=OPERATORS[4:],
+    ),
+}
+CUDA_CASES = {
+    "stage 1": Case(2, True, 1, (56, 56), 109, torch.float32, want=EVERY_WANT),
+    "stage 2, its input": Case(1, False, 2, (56, 56), 109, torch.float16),
+    "stage 4": Case(4, True, 1, (7, 7), 872, torch.float32),
+}
+
+
+def operands(case: Case, operator: str, device: str) -> Iterator[tuple[Any, ...]]:
+    """Argument lists of an operator, in the dtype of the case."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.float64 if case.dtype == torch.float64 else torch.float32
+
+    def draw(*size: int, dtype: torch.dtype = wide) -> Tensor:
+        x = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        return x.to(device)
+
+    def image(stride: int = 1) -> Tensor:
+        h, w = (-(-length // stride) for length in case.size)
+        x = draw(2, case.channels, h, w, dtype=case.dtype) + case.mean
+        return x.contiguous(memory_format=torch.channels_last)
+
+    n, c, stride = case.inputs, case.channels, case.stride
+    inputs, coefficients = [image() for _ in range(n)], draw(n)
+    output = inputs[0] + image()  # so that their product is large beside its rounding errors
+    inputs[-1] = inputs[-1].contiguous()  # not in channels_last
+    if n > 1:
+        coefficients[n // 2] = 0  # a dropped edge
+    affines = [draw(2, c) for _ in range(n)] if case.affine else []
+    kernel = draw(c, 1, 3, 3, dtype=case.dtype)
+    weight, bias, moments = draw(c), draw(c), draw(2, c).abs()
+    if operator == "weighted_sum":
+        yield inputs, coefficients, affines
+    elif operator == "weighted_sum_backward":
+        yield inputs, coefficients, output
+    elif operator == "aggregate":
+        yield inputs, coefficients, affines, kernel, stride
+    elif operator == "aggregate_backward":
+        for want in case.want:
+            yield image(stride), inputs, coefficients, affines, kernel, stride, want
+    elif operator == "batch_norm_statistics":
+        yield output, weight, bias, 1e-5
+    else:
+        yield inputs, coefficients, output, weight, bias, moments, 1e-5
+
+
+@contextmanager
+def replaced(constants: dict[str, int]) -> Iterator[None]:
+    before = {name: getattr(triton_kernels, name) for name in constants}
+    vars(triton_kernels).update(constants)
+    yield
+    vars(triton_kernels).update(before)
+
+
+def in_double(x: Any) -> Any:
+    if isinstance(x, (list, tuple)):
+        return type(x)(in_double(item) for item in x)
+    return x.cpu().double() if isinstance(x, Tensor) else x
+
+
+def check(case: Case, operator: str, function: Callable[..., Any], device: str = "cpu") -> None:
+    """Compare with the native implementation, in double precision, of the same values."""
+    with replaced(case.constants):
+        for arguments in operands(case, operator, device):
+            results = function(*arguments)
+            expected = getattr(native, operator)(*in_double(arguments))
+            if isinstance(results, Tensor):
+                results, expected = (results,), (expected,)
+            parameters = arguments[3 if operator == "batch_norm_backward" else 1]
+            for i, (result, reference) in enumerate(zip(results, expected, strict=True)):
+                where = f"result {i} of {arguments[-1]}"
+                assert result.shape == reference.shape, where
+                image = result.dim() == 4 or not result.numel()
+                assert result.dtype == (case.dtype if image else parameters.dtype), where
+                if not result.numel():
+                    continue
+                if result.shape[1:2] == (case.channels,) and image:
+                    assert result.is_contiguous(memory_format=torch.channels_last), where
+                size = reference.abs()  # of the moments' and the affine's rows, one by one
+                size = size.amax(-1, keepdim=True) if reference.dim() == 2 else size.max()
+                error = float(((result.cpu().double() - reference).abs() / size).max())
+                assert error <= TOLERANCE[case.dtype], f"{where}: error {error:.1e}"
+
+
+def check_nan() -> None:
+    x = torch.full((1, 1, 3, 3), torch.nan)
+    one = torch.ones(1)
+    result = triton_kernels.aggregate([x], one, [], one.expand(1, 1, 3, 3), 1)
+    assert result.isnan().all(), "lost in aggregate"
+    grad, _, _ = triton_kernels.aggregate_backward(
+        x, [x], one, [], one.expand(1, 1, 3, 3), 1, (True, False)
+    )
+    assert grad.isnan().all(), "lost in its backward"
+
+
+def interpret(names: list[str]) -> dict[str, str]:
+    """What is wrong in each case, in Triton's interpreter."""
+    torch.set_num_threads(1)
+    wrong = {}
+    checks: dict[str, Callable[[], None]] = {"NaN": check_nan}
+    for name, case in (CASES | SLOW_CASES).items():
+        for operator in case.only:
+            checks[f"{name}/{operator}"] = lambda case=case, operator=operator: check(
+                case, operator, getattr(triton_kernels, operator)
+            )
+    for key, run in checks.items():
+        if key.split("/")[0] in names:
+            try:
+                run()
+                wrong[key] = ""
+            except Exception as error:
+                wrong[key] = f"{type(error).__name__}: {error}"
+    return wrong
+
+
+def compile_for_gpu() -> dict[str, str]:
+    """What is wrong with each kernel, for a GPU of compute capability 9.0."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    target = GPUTarget("cuda", 90, 32)
+    triton.runtime.driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: target,
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device: 0,
+        )
+    )
+    wrong, name = {}, ""
+
+    def compile_only(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
+        compiled = kernel.warmup(*args, grid=grid, **constants)
+        wrong[f"{kernel.fn.__name__}, {name}"] = "" if compiled.asm["cubin"] else "no code"
+
+    vars(triton_kernels)["_launch"] = compile_only
+    # From three gradients on, a norm's backward writes their sum.
+    for n, dtype in [
+        (1, torch.float32),
+        (3, torch.float32),
+        (2, torch.float16),
+        (1, torch.float64),
+    ]:
+        for affine in (False, True):
+            for stride in (1, 2) if n == 1 else (1,):
+                case = Case(n, affine, stride, (4, 4), 109, dtype)
+                name = f"{n} inputs, {dtype}, {affine = }, {stride = }"
+                for operator in OPERATORS:
+                    for arguments in operands(case, operator, "cpu"):
+                        try:
+                            getattr(triton_kernels, operator)(*arguments)
+                        except Exception as error:
+                            wrong[f"{operator}, {name}"] = f"{type(error).__name__}: {error}"
+    return wrong
+
+
+@cache
+def elsewhere(*arguments: str) -> dict[str, str]:
+    """Run this file in a process of its own."""
+    env = {**os.environ, "TRITON_INTERPRET": "1" if arguments[0] == "interpret" else "0"}
+    done = subprocess.run(
+        [sys.executable, Path(__file__), *arguments], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    wrong: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return wrong
+
+
+def each(cases: dict[str, Case]) -> Any:
+    pairs = [(name, operator) for name, case in cases.items() for operator in case.only]
+    return pytest.mark.parametrize("name, operator", pairs)
+
+
+@each(CASES)
+def test_operators(name: str, operator: str) -> None:
+    """If it failed, a network would compute something else on a GPU than on a CPU: other borders,
+    other tails of blocks, an affine or a coefficient left out, statistics that cancel."""
+    assert not elsewhere("interpret", "NaN", *CASES)[f"{name}/{operator}"]
+
+
+@pytest.mark.slow
+@each(SLOW_CASES)
+def test_operators_of_larger_operands(name: str, operator: str) -> None:
+    """As ``test_operators``: wrong only with many inputs, or with the tiles that a GPU gets."""
+    assert not elsewhere("interpret", *SLOW_CASES)[f"{name}/{operator}"]
+
+
+def test_nan_is_not_hidden() -> None:
+    """If it failed, a ReLU would turn NaNs into zeros, and a diverged training would go on."""
+    assert not elsewhere("interpret", "NaN", *CASES)["NaN"]
+
+
+@pytest.mark.slow
+def test_kernels_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a kernel would run in the interpreter alone: the compiler is stricter, about
+    types that change in a loop for one."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    wrong = elsewhere("compile")
+    assert not {name: message for name, message in wrong.items() if message}
+    kernels = {name for name in vars(triton_kernels) if name.endswith("_kernel")}
+    assert {name.split(",")[0] for name in wrong} == kernels
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@each(CASES | CUDA_CASES)
+def test_operators_on_cuda(name: str, operator: str) -> None:
+    """If it failed, the operators would not run on a GPU, or do there what the CPU does not."""
+    check((CASES | CUDA_CASES)[name], operator, getattr(torch.ops.randwire, operator), "cuda")
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_for_gpu() if sys.argv[1] == "compile" else interpret(sys.argv[2:])))
