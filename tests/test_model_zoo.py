@@ -48,11 +48,14 @@ def test_larger_images_of_table_4() -> None:
     assert f"{flops / 1e6:,.1f} M multiply-adds" in ZOO
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_networks_on_cifar10_have_the_same_multiply_adds(seed: int) -> None:
-    """Wrong: the comparison is of networks of different sizes."""
-    ours = config(CONFIGS["randwire_c33_10ep"], "MODEL.RANDWIRE.SEED", seed)
-    theirs = config(CONFIGS["R_50_w8_10ep"])
+COMMANDS = re.findall(r"--config-file configs/cifar10/(\w+)\.yaml \\\n +(.*)$", ZOO, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name, options", COMMANDS)
+def test_the_networks_on_cifar10_have_the_same_multiply_adds(name: str, options: str) -> None:
+    """Wrong: the comparison is of networks of different sizes or recipes."""
+    assert {ours for ours, _ in COMMANDS} == {n for n in CONFIGS if n.endswith("_10ep")}
+    ours, theirs = config(CONFIGS[name], *options.split()), config(CONFIGS["R_50_w10_10ep"])
     flops, baseline = (count(cfg, cfg.INPUT.TEST_CROP_SIZE)[1] for cfg in (ours, theirs))
     assert abs(flops / baseline - 1) < 0.03
     assert max(flops, baseline) <= 15e6

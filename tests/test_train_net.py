@@ -76,10 +76,14 @@ def test_resume_after_kill_goes_on_from_the_last_checkpoint(tmp_path: Path) -> N
 
 
 def test_two_cpu_processes_train_one_model(tmp_path: Path) -> None:
-    """Two gloo ranks share the batch and evaluate; edge dropping stalls neither."""
+    """Two gloo ranks share the batch and evaluate; edge dropping stalls neither, whatever is
+    recomputed."""
     log = run(command(
         tmp_path, ["--num-gpus", "2", "--dist-url", "auto"],
-        ["SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 6, "MODEL.RANDWIRE.EDGE_DROP_PROB", 1.0],
+        [
+            *("SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 6),
+            *("MODEL.RANDWIRE.EDGE_DROP_PROB", 1.0, "MODEL.RANDWIRE.RECOMPUTE", True),
+        ],
     ))  # fmt: skip
     assert "World size: 2" in log
     assert "bbox/AP" in last_metrics(tmp_path)
