@@ -99,13 +99,12 @@ def batch_norm_backward(
         eps,
         [True, True, True],
     )
-    output = _affine_sum(
-        [x],
-        coefficients.new_ones(1),
-        [_affine(weight, bias, moments, eps)],
-        out=grad if len(grads) > 1 else None,
-    )
-    grad_coefficients = _products(grads, output, coefficients)
+    if len(grads) == 1:  # then both sums over pixels are there already
+        grad_coefficients = (grad_weight @ weight + grad_bias @ bias)[None]
+    else:
+        affine = _affine(weight, bias, moments, eps)
+        output = _affine_sum([x], coefficients.new_ones(1), [affine], out=grad)
+        grad_coefficients = _products(grads, output, coefficients)
     return grad_x.to(x.dtype), grad_coefficients, grad_weight * factor, grad_bias * factor
 
 
