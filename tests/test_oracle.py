@@ -86,7 +86,8 @@ def test_classifier_is_the_oracle(
     model = RandWireClassifier(spec, 5, dropout=0.0, edge_drop_prob=0.0, **PATHS[path])
     randomise(model.double()).train(train)
     state = leaves(model)
-    x, x_oracle = images().requires_grad_(), images().requires_grad_()
+    # Batch norms over a handful of pixels would blow up the rounding of both.
+    x, x_oracle = images(69, 77).requires_grad_(), images(69, 77).requires_grad_()
 
     logits = model(x)
     expected = oracle.classifier(spec, state, x_oracle, train=train)
