@@ -84,6 +84,17 @@ def test_operators_are_sound(name: str, n: int, affine: bool) -> None:
     torch.library.opcheck(operator, operator_arguments(n, affine)[name], test_utils=tests)
 
 
+@pytest.mark.parametrize("want", itertools.product([True, False], repeat=2))
+def test_what_is_not_wanted_is_empty_and_shares_no_memory(want: tuple[bool, bool]) -> None:
+    """Else an operator returns one tensor twice, which compilers take for two."""
+    arguments = (*operator_arguments(2, True)["aggregate_backward"][:-1], list(want))
+    operator = torch.ops.randwire.aggregate_backward.default
+    torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+    grad_data, _, result = operator(*arguments)
+    assert (grad_data.numel() > 0, result.numel() > 0) == want
+    assert grad_data is not result
+
+
 @pytest.mark.parametrize("weights", [(0.3,), (0.0,), (-0.5,), (0.2, 0.9, 0.4), (0.0, -0.7)])
 def test_weighted_sums_with_any_coefficients(weights: tuple[float, ...]) -> None:
     """Else a dropped edge, a negative coefficient or a lone one is summed up wrongly."""

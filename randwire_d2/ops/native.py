@@ -60,10 +60,10 @@ def aggregate_backward(
         weight.shape[0],
         [want[0], True, False],
     )
-    empty = grad.new_empty(0)
-    result = _depthwise(data, weight * factor, stride) if want[1] else empty
+    # Two tensors, where neither is wanted: what an operator returns must not share memory.
+    result = _depthwise(data, weight * factor, stride) if want[1] else grad.new_empty(0)
     if not want[0]:
-        return empty, grad_weight * factor, result
+        return grad.new_empty(0), grad_weight * factor, result
     # ReLU's: where it let through, its result is positive.
     torch.ops.aten.threshold_backward.grad_input(grad_data, data, 0, grad_input=grad_data)
     return grad_data, grad_weight * factor, result
