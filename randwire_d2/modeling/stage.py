@@ -49,7 +49,6 @@ class RandWireStage(CNNBlockBase):
         recompute: bool = False,
     ) -> None:
         super().__init__(spec.in_channels, spec.channels, stride=2)
-        self.dag = spec.dag
         self.nodes = nn.ModuleList(
             Node(len(predecessors), spec.channels, spec.channels, 1, node_op, norm)
             if predecessors
@@ -72,27 +71,27 @@ class RandWireStage(CNNBlockBase):
         Returns:
             Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), the mean of the output nodes.
         """
-        if self.fused and is_fusable([*self.nodes], x):
+        nodes, plan = [*self.nodes], self.plan
+        if self.fused and is_fusable(nodes, x):
             return run_fused(
-                *(self.plan, [*self.nodes], x, dropped_edge),
-                *(self.by_source, self.by_target, self.recompute),
+                *(plan, nodes, x, dropped_edge), *(self.by_source, self.by_target, self.recompute)
             )
         results: dict[int, Tensor] = {}
         total = None
-        for v in self.plan.order:
-            node, predecessors = self.nodes[v], self.dag.predecessors[v]
+        for v in plan.order:
+            node, predecessors = nodes[v], plan.predecessors[v]
             inputs = [results[u] for u in predecessors] or [x]
             dropped = None
             if dropped_edge is not None and dropped_edge[1] == v:
                 dropped = predecessors.index(dropped_edge[0])
             y = node(inputs, dropped)
             del inputs
-            for u in self.plan.done[v]:
+            for u in plan.done[v]:
                 del results[u]
-            if self.dag.successors[v]:
+            if plan.successors[v]:
                 results[v] = y
             else:
                 total = y if total is None else total + y
             del y
         assert total is not None, "a DAG has at least one output node"
-        return total / len(self.dag.output_nodes)
+        return total / len(plan.output_nodes)

@@ -38,7 +38,6 @@ activations are of lower precision. The CPU runs torch's own operators, CUDA Tri
 """
 
 import functools
-import importlib
 import importlib.util
 import math
 from collections.abc import Callable
@@ -49,6 +48,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import native
+from .layout import empty_image
 
 _LIBRARY = torch.library.Library("randwire", "DEF")
 
@@ -71,7 +71,9 @@ def _has_triton(device: torch.device) -> bool:
 def _on_cuda(name: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         # Not before it is needed: not every PyTorch has Triton, and to import it takes a second.
-        return getattr(importlib.import_module(f"{__name__}.triton_kernels"), name)(*args)
+        from . import triton_kernels
+
+        return getattr(triton_kernels, name)(*args)
 
     return run
 
@@ -112,12 +114,12 @@ _define(
 
 @torch.library.register_fake("randwire::weighted_sum", lib=_LIBRARY)
 def _(inputs: list[Tensor], coefficients: Tensor, affines: list[Tensor]) -> Tensor:
-    return _image(inputs[0])
+    return empty_image(inputs[0])
 
 
 @torch.library.register_fake("randwire::weighted_sum_backward", lib=_LIBRARY)
 def _(grads: list[Tensor], coefficients: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    return _image(output), torch.empty_like(coefficients)
+    return empty_image(output), torch.empty_like(coefficients)
 
 
 @torch.library.register_fake("randwire::aggregate", lib=_LIBRARY)
@@ -128,7 +130,7 @@ def _(
     weight: Tensor,
     stride: int,
 ) -> Tensor:
-    return _image(inputs[0], stride)
+    return empty_image(inputs[0], stride)
 
 
 @torch.library.register_fake("randwire::aggregate_backward", lib=_LIBRARY)
@@ -142,9 +144,9 @@ def _(
     want: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        _image(inputs[0]) if want[0] else grad.new_empty(0),
+        empty_image(inputs[0]) if want[0] else grad.new_empty(0),
         torch.empty_like(weight),
-        _image(grad) if want[1] else grad.new_empty(0),
+        empty_image(grad) if want[1] else grad.new_empty(0),
     )
 
 
@@ -164,19 +166,10 @@ def _(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
-        _image(x),
+        empty_image(x),
         torch.empty_like(coefficients),
         torch.empty_like(weight),
         torch.empty_like(weight),
-    )
-
-
-def _image(like: Tensor, stride: int = 1) -> Tensor:
-    """An empty channels_last tensor, ``stride`` times smaller."""
-    n, c, h, w = like.shape
-    size = (n, c, -(-h // stride), -(-w // stride))
-    return torch.empty(
-        size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
     )
 
 

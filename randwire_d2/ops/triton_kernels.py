@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .layout import empty_image
+
 # With 4 warps, 16 elements of each input per thread: enough loads in flight to hide the latency of
 # the memory. And with C > 64 all warps lie along the channels: no sum over rows crosses threads.
 TILE = 2048
@@ -42,7 +44,7 @@ def weighted_sum(
     inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
 ) -> Tensor:
     inputs = _channels_last(inputs)
-    result, size = _image(inputs[0]), inputs[0].numel()
+    result, size = empty_image(inputs[0]), inputs[0].numel()
     channels = result.shape[1] if affines else FLAT
     tile = _tile_shape(channels)
     grid = (triton.cdiv(size, channels * tile["ROWS"]),)
@@ -55,7 +57,7 @@ def weighted_sum_backward(
     grads: Sequence[Tensor], coefficients: Tensor, output: Tensor
 ) -> tuple[Tensor, Tensor]:
     *grads, output = _channels_last([*grads, output])
-    result, size, n = _image(output), output.numel(), len(grads)
+    result, size, n = empty_image(output), output.numel(), len(grads)
     programs, rows, tile = _partition(triton.cdiv(size, FLAT), FLAT)
     partial = _workspace(output, programs * n)
     operands = (tuple(grads), coefficients, output, result, partial)
@@ -73,7 +75,7 @@ def aggregate(
     stride: int,
 ) -> Tensor:
     inputs = _channels_last(inputs)
-    result = _image(inputs[0], stride)
+    result = empty_image(inputs[0], stride)
     grid, rows, tile = _strips(result)
     operands = (inputs, coefficients, tuple(affines), weight.contiguous(), result)
     sizes = (*inputs[0].shape[2:], result.shape[1], rows)
@@ -92,7 +94,7 @@ def aggregate_backward(
     want: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, *inputs = _channels_last([grad, *inputs])
-    grad_data = _image(inputs[0]) if want[0] else None
+    grad_data = empty_image(inputs[0]) if want[0] else None
     grid, rows, tile = _strips(inputs[0])
     partial = _workspace(grad, grid[0] * weight.numel())
     operands = (grad, tuple(inputs), coefficients, tuple(affines), weight.contiguous())
@@ -104,13 +106,10 @@ def aggregate_backward(
     )
     grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     _combine(partial, grid[0], weight.numel(), grad_weight, period=len(weight))
-    result = aggregate(inputs, coefficients, affines, weight, stride) if want[1] else None
-    empty = grad.new_empty(0)
-    return (
-        empty if grad_data is None else grad_data,
-        grad_weight,
-        grad.new_empty(0) if result is None else result,
+    result = (
+        aggregate(inputs, coefficients, affines, weight, stride) if want[1] else grad.new_empty(0)
     )
+    return grad.new_empty(0) if grad_data is None else grad_data, grad_weight, result
 
 
 def batch_norm_statistics(
@@ -143,7 +142,7 @@ def batch_norm_backward(
     programs, rows, tile = _partition(size // channels, channels)
     columns = 2 * channels + n
     partial = _workspace(x, programs * columns)
-    grad_x, grad_bias = _image(x), torch.empty_like(bias)
+    grad_x, grad_bias = empty_image(x), torch.empty_like(bias)
     grad_weight, products = torch.empty_like(weight), torch.empty_like(coefficients)
     # To write the sum of more than two gradients is less than to read them again.
     total = grad_x if n > 2 else None
@@ -162,14 +161,6 @@ def batch_norm_backward(
 
 def _channels_last(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(x.contiguous(memory_format=torch.channels_last) for x in tensors)
-
-
-def _image(like: Tensor, stride: int = 1) -> Tensor:
-    n, c, h, w = like.shape
-    size = (n, c, -(-h // stride), -(-w // stride))
-    return torch.empty(
-        size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
-    )
 
 
 def _workspace(like: Tensor, size: int) -> Tensor:
