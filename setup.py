@@ -15,8 +15,10 @@ INSTALL_REQUIRES = [
     "pillow>=9.1",
     "pycocotools>=2.0.6",
     "shapely>=2.0",
+    "submitit>=1.5",
     "tabulate>=0.9",
     "termcolor>=1.1",
+    "tqdm>=4.60",
 ]
 
 EXTRAS_REQUIRE = {

@@ -86,9 +86,23 @@ def spec_from_config(cfg: CfgNode) -> NetworkSpec:
                 return NetworkSpec.from_json(f.read())
         except (OSError, ValueError) as e:
             raise ValueError(f"MODEL.RANDWIRE.SPEC_FILE {node.SPEC_FILE!r}: {e}") from e
+    generator = generator_from_config(cfg)
+    try:
+        return generator(node.SEED)
+    except ValueError as e:
+        raise ValueError(f"MODEL.RANDWIRE: {e}") from e
+
+
+def generator_from_config(cfg: CfgNode) -> NetworkGenerator:
+    """The generator that MODEL.RANDWIRE describes, whatever SPEC_FILE says.
+
+    Raises:
+        ValueError: for values that describe none.
+    """
+    node = cfg.MODEL.RANDWIRE
     params = node.get(node.GRAPH)
     try:
-        generator = NetworkGenerator(
+        return NetworkGenerator(
             regime=node.REGIME,
             channels=node.CHANNELS,
             num_nodes=node.NUM_NODES,
@@ -99,6 +113,5 @@ def spec_from_config(cfg: CfgNode) -> NetworkSpec:
             else {},
             node_op=node.NODE_OP,
         )
-        return generator(node.SEED)
     except ValueError as e:
         raise ValueError(f"MODEL.RANDWIRE: {e}") from e

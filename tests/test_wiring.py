@@ -20,7 +20,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, add_randwire_config, complexity
-from randwire_d2.wiring import GRAPH_REGISTRY, Dag, random_graph
+from randwire_d2.wiring import GRAPH_REGISTRY, Dag, graph_label, parse_graph, random_graph
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "ws_4_075.json").read_text())
@@ -522,3 +522,35 @@ def test_a_users_graph_with_other_nodes_is_refused() -> None:
         pytest.raises(ValueError, match=r"ONE_SHORT must return a graph whose nodes are 0 … 4"),
     ):
         random_graph("ONE_SHORT", 5, 1)
+
+
+@pytest.mark.parametrize(
+    "label, model, params",
+    [
+        ("WS(4, 0.75)", "WS", {"k": 4, "p": 0.75}),
+        ("WS(2, 0)", "WS", {"k": 2, "p": 0}),
+        ("BA(5)", "BA", {"m": 5}),
+        ("ER(0.2)", "ER", {"p": 0.2}),
+    ],
+)
+def test_a_generators_label_says_what_it_is(label: str, model: str, params: dict) -> None:
+    """Else a figure's column is of another generator than its name."""
+    assert parse_graph(label) == (model, params) == parse_graph(label.replace(" ", ""))
+    assert graph_label(model, params) == label
+
+
+@pytest.mark.parametrize(
+    "label, says",
+    [
+        ("XY(3)", "unknown graph model 'XY'; registered are"),
+        ("WS(4)", r"WS is written WS\(K, P\); got 'WS\(4\)'"),
+        ("WS(4, x)", r"WS is written WS\(K, P\)"),
+        ("BA", r"BA is written BA\(M\); got 'BA'"),
+        ("WS(4, 0.75", r"a generator is written like WS\(4, 0.75\)"),
+    ],
+)
+def test_a_wrong_label_says_how_it_is_written(label: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse_graph(label)
+    with pytest.raises(ValueError, match="WS takes the parameters"):
+        graph_label("WS", {"k": 4})

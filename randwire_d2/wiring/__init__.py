@@ -3,7 +3,7 @@
 from .complexity import NODE_OP_COMPLEXITY_REGISTRY, Complexity, NetworkComplexity, complexity
 from .dag import Dag
 from .network import ConvSpec, NetworkGenerator, NetworkSpec, StageSpec
-from .random_graphs import GRAPH_REGISTRY, random_graph
+from .random_graphs import GRAPH_REGISTRY, graph_label, parse_graph, random_graph
 
 __all__ = [
     "GRAPH_REGISTRY",
@@ -16,5 +16,7 @@ __all__ = [
     "NetworkSpec",
     "StageSpec",
     "complexity",
+    "graph_label",
+    "parse_graph",
     "random_graph",
 ]

@@ -6,7 +6,11 @@ graphs into DAGs"). A project adds its own one with ``@GRAPH_REGISTRY.register()
 name is the name of the model, and its keyword parameters are the model's parameters.
 """
 
+import ast
 import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import networkx as nx
 from fvcore.common.registry import Registry
@@ -27,20 +31,62 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
     Raises:
         ValueError: for an unknown model, missing or superfluous parameters, or values out of range.
     """
-    if model not in GRAPH_REGISTRY:
-        known = sorted(name for name, _ in GRAPH_REGISTRY)
-        raise ValueError(f"unknown graph model {model!r}; registered are {known}")
+    draw = _registered(model)
     if num_nodes < 1:
         raise ValueError(f"a graph needs at least one node; got num_nodes={num_nodes}")
-    draw = GRAPH_REGISTRY.get(model)
     try:
         graph = draw(num_nodes, seed, **params)
     except TypeError as e:
-        takes = list(inspect.signature(draw).parameters)[2:]
-        raise ValueError(f"{model} takes the parameters {takes}; got {params} ({e})") from e
+        raise ValueError(
+            f"{model} takes the parameters {_parameters(model)}; got {params} ({e})"
+        ) from e
     if set(graph) != set(range(num_nodes)):
         raise ValueError(f"{model} must return a graph whose nodes are 0 … {num_nodes - 1}")
     return graph
+
+
+def graph_label(model: str, params: Mapping[str, Any]) -> str:
+    """The paper's name for a model with its parameters: ``"WS(4, 0.75)"``.
+
+    Raises:
+        ValueError: for an unknown model, missing or superfluous parameters.
+    """
+    names = _parameters(model)
+    if set(names) != set(params):
+        raise ValueError(f"{model} takes the parameters {names}; got {dict(params)}")
+    return f"{model}({', '.join(f'{params[name]:g}' for name in names)})" if names else model
+
+
+def parse_graph(label: str) -> tuple[str, dict[str, Any]]:
+    """The model and the parameters that ``graph_label`` names: ``"WS(4,0.75)"`` → ``"WS"`` and
+    ``{"k": 4, "p": 0.75}``.
+
+    Raises:
+        ValueError: if it names no registered model, or not with its parameters.
+    """
+    match = re.fullmatch(r"(\w+)(?:\((.*)\))?", label.strip())
+    if not match:
+        raise ValueError(f"a generator is written like WS(4, 0.75); got {label!r}")
+    model, arguments = match.groups()
+    names = _parameters(model)
+    try:
+        values = ast.literal_eval(f"({arguments},)") if arguments else ()
+    except (ValueError, SyntaxError):
+        values = (None,)
+    if len(values) != len(names) or not all(isinstance(v, (int, float)) for v in values):
+        raise ValueError(f"{model} is written {model}({', '.join(names).upper()}); got {label!r}")
+    return model, dict(zip(names, values))
+
+
+def _parameters(model: str) -> list[str]:
+    return list(inspect.signature(_registered(model)).parameters)[2:]
+
+
+def _registered(model: str) -> Any:
+    if model not in GRAPH_REGISTRY:
+        known = sorted(name for name, _ in GRAPH_REGISTRY)
+        raise ValueError(f"unknown graph model {model!r}; registered are {known}")
+    return GRAPH_REGISTRY.get(model)
 
 
 def _check_probability(model: str, p: float) -> None:
