@@ -11,12 +11,14 @@ from .wiring import NetworkGenerator, NetworkSpec
 
 
 def add_randwire_config(cfg: CfgNode) -> None:
-    """Add MODEL.RANDWIRE, and one key of SOLVER, to a Detectron2 config.
+    """Add MODEL.RANDWIRE, and two keys of SOLVER, to a Detectron2 config.
 
     The default is the paper's regular network with C=109, WS(4, 0.75), seed 1.
     """
     # What SOLVER.AMP.ENABLED computes in: "float16" or "bfloat16".
     cfg.SOLVER.AMP.PRECISION = "float16"
+    # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
     cfg.MODEL.RANDWIRE = CfgNode()
     node = cfg.MODEL.RANDWIRE
     # Table 1's column: "small" or "regular".
@@ -25,7 +27,7 @@ def add_randwire_config(cfg: CfgNode) -> None:
     node.CHANNELS = 109
     # N: the nodes of each random graph; the regular regime's conv2 has N/2.
     node.NUM_NODES = 32
-    # The random graph model: "ER", "BA", "WS" or a name a project registered in GRAPH_REGISTRY.
+    # The random graph model: "ER", "BA", "WS", "NAS", or what a project added to GRAPH_REGISTRY.
     # Its parameters are the node of the same name below, in upper case.
     node.GRAPH = "WS"
     # WS(K, P): neighbours of each node in the ring (even), and the probability of rewiring an edge.
@@ -34,6 +36,8 @@ def add_randwire_config(cfg: CfgNode) -> None:
     node.ER = CfgNode({"P": 0.2})
     # BA(M): the edges that each added node brings.
     node.BA = CfgNode({"M": 5})
+    # NAS(cell_nodes): the merging nodes of a NAS-style cell.
+    node.NAS = CfgNode({"CELL_NODES": 5})
     # The s of g(θ, s); all stages are drawn with it.
     node.SEED = 1
     # The convolution of every node: "sep_conv3x3", "conv3x3", "max_pool3x3" or "avg_pool3x3".

@@ -403,7 +403,7 @@ GENERATOR = {"regime": "regular", "channels": 8, "num_nodes": 16}
         ({"graph_params": {"k": 4}}, ["WS", "['k', 'p']", "{'k': 4}"]),
         ({"graph_params": {"k": 4, "p": 0.5, "m": 2}}, ["['k', 'p']", "'m': 2"]),
         ({"graph": "BA", "graph_params": {"p": 0.5}}, ["BA", "['m']", "{'p': 0.5}"]),
-        ({"graph": "XX"}, ["'XX'", "'BA', 'ER', 'WS'"]),
+        ({"graph": "XX"}, ["'XX'", "'BA', 'ER', 'NAS', 'WS'"]),
         ({"regime": "huge"}, ["'huge'", "regular", "small"]),
         ({"channels": 1}, ["channels (C)", "at least 2", "got 1"]),
         ({"channels": 0}, ["channels (C)", "at least 2", "got 0"]),

@@ -1,6 +1,13 @@
 """Wirings: graphs, DAGs and the symbolic networks made of them. Nothing here knows of torch."""
 
-from .complexity import NODE_OP_COMPLEXITY_REGISTRY, Complexity, NetworkComplexity, complexity
+from . import nas  # noqa: F401 (registers NAS)
+from .complexity import (
+    NODE_OP_COMPLEXITY_REGISTRY,
+    Complexity,
+    NetworkComplexity,
+    complexity,
+    find_channels,
+)
 from .dag import Dag
 from .network import ConvSpec, NetworkGenerator, NetworkSpec, StageSpec
 from .random_graphs import GRAPH_REGISTRY, graph_label, parse_graph, random_graph
@@ -16,6 +23,7 @@ __all__ = [
     "NetworkSpec",
     "StageSpec",
     "complexity",
+    "find_channels",
     "graph_label",
     "parse_graph",
     "random_graph",

@@ -1,11 +1,13 @@
 """Parameters, multiply-adds and activations of a network, from its spec alone."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from statistics import mean
 
 from fvcore.common.registry import Registry
 
-from .network import HEAD_CHANNELS, NetworkSpec, StageSpec
+from .network import HEAD_CHANNELS, NetworkGenerator, NetworkSpec, StageSpec
 
 NODE_OP_COMPLEXITY_REGISTRY = Registry("NODE_OP_COMPLEXITY")
 NODE_OP_COMPLEXITY_REGISTRY.__doc__ = """
@@ -71,6 +73,54 @@ def complexity(
     )
     total = sum(stages.values(), Complexity())
     return NetworkComplexity(total.params, total.flops, total.activations, stages)
+
+
+def find_channels(
+    generator: NetworkGenerator,
+    flops: float,
+    seeds: Sequence[int] = (1, 2, 3, 4, 5),
+    height: int = 224,
+    width: int = 224,
+    num_classes: int = 1000,
+) -> int:
+    """The C with which a generator's networks come nearest to a number of multiply-adds.
+
+    "We set N=32, and then set C to the nearest integer such that target model complexity is met"
+    (§4, "Architecture details").
+
+    Args:
+        generator: its own C does not matter.
+        flops: the multiply-adds that the networks should have on average over the seeds.
+        seeds: of the networks.
+        height, width, num_classes: as for ``complexity``.
+
+    Returns:
+        int: C, at least 2; of two that are equally near, the smaller.
+
+    Raises:
+        ValueError: there are no seeds, or C = 2 already costs more.
+    """
+    if not seeds:
+        raise ValueError("C is found for the mean over seeds; got no seeds")
+    specs = [generator(seed) for seed in seeds]  # C changes nothing of their graphs
+
+    @cache
+    def cost(channels: int) -> float:
+        drawn = (replace(spec, channels=channels) for spec in specs)
+        return mean(complexity(spec, height, width, num_classes).flops for spec in drawn)
+
+    low = 2
+    if not cost(low) <= flops < float("inf"):
+        raise ValueError(
+            f"no C has {flops:,.0f} multiply-adds; the least, C={low}, has {cost(low):,.0f}"
+        )
+    high = 2 * low
+    while cost(high) < flops:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= flops else (low, middle)
+    return low if flops - cost(low) <= cost(high) - flops else high
 
 
 def _stage_complexity(stage: StageSpec, node_op: str, height: int, width: int) -> Complexity:

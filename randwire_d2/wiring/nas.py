@@ -1,0 +1,54 @@
+"""NAS-style cells as a random graph model: the restricted space of §3.1, drawn without a search."""
+
+from itertools import combinations
+from random import Random
+
+import networkx as nx
+
+from .random_graphs import GRAPH_REGISTRY
+
+
+@GRAPH_REGISTRY.register()
+def NAS(num_nodes: int, seed: int, cell_nodes: int) -> nx.Graph:
+    """A stack of cells as in NASNet, one cell drawn uniformly and repeated.
+
+    The rules are those that §3.1 lists, the mapping to a graph is that of Figure 7, right: "a
+    combining op" is a node. Its unary transformation is the one of §3.2, the same for all nodes.
+
+    - "A cell always accepts the activations of the output nodes from the 2 immediately preceding
+      cells": for the first cell of a stage these are nodes 0 and 1, which read the stage's input.
+    - "Each cell contains 5 nodes that are wired to 2 and only 2 existing nodes", here
+      ``cell_nodes``: the inputs of the cell or earlier nodes of it, each pair equally likely.
+    - "All nodes that have no output in a cell are concatenated by an extra node": here that node
+      adds them up, as §3.2's do, with learned weights, so that all nodes have C channels. It is an
+      ordinary one, with the convolution that NASNet applies to what a cell receives.
+
+    With five, 2 + 5·(5 + 1) = 32 nodes are five whole cells. What is left of another N is the
+    beginning of a cell; the stage's output averages its loose ends.
+
+    It is a small space: every merging node has input degree 2, and the choices of a cell of five
+    are 1·3·6·10·15 = 2700. The pairs are drawn independently, so each is equally likely. (The
+    paper's "output degree 1" holds for the copies on the edges of Figure 7: as in NASNet, a node
+    may be read by several others, or only by the extra node.)
+    """
+    if cell_nodes < 1:
+        raise ValueError(f"NAS needs at least one node per cell; got cell_nodes={cell_nodes}")
+    if num_nodes < 3:
+        raise ValueError(f"NAS needs two input nodes and one more: N >= 3; got N={num_nodes}")
+    # choice() of a list is the same in all versions of Python; sample() is not.
+    random = Random(seed)
+    cell = [random.choice([*combinations(range(2 + i), 2)]) for i in range(cell_nodes)]
+    loose = set(range(2, 2 + cell_nodes)).difference(*cell)
+
+    graph = nx.empty_graph(num_nodes)
+    before, last = 0, 1
+    for start in range(2, num_nodes, cell_nodes + 1):
+        # Nodes 0 and 1 of a cell are its inputs.
+        nodes = [before, last, *range(start, min(start + cell_nodes, num_nodes))]
+        for node, pair in zip(nodes[2:], cell):
+            graph.add_edges_from((nodes[i], node) for i in pair)
+        extra = start + cell_nodes
+        if extra < num_nodes:
+            graph.add_edges_from((nodes[i], extra) for i in loose)
+        before, last = last, extra
+    return graph
