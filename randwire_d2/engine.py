@@ -95,6 +95,9 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         built = super().build_hooks()
+        for hook in built:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)
@@ -107,6 +110,10 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth."""
         super().resume_or_load(resume)
+        if self.start_iter:
+            for hook in self._hooks:
+                if isinstance(hook, hooks.PeriodicCheckpointer):
+                    hook.recent_checkpoints = [self.checkpointer.get_checkpoint_file()]
         final = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
         if self.start_iter >= self.max_iter and not os.path.isfile(final):
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)

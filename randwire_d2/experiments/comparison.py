@@ -1,0 +1,230 @@
+"""What a sweep found: the table of its settings, Figure 3's bars, Figure 6's series."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import correlation, mean, stdev
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from ..wiring import parse_graph
+from ..wiring.draw import BLUE, GREY, INK, LINE, RED
+from .paper import FIGURE_3
+from .sweep import Run, Setting, Status
+
+# Okabe and Ito's, for groups and series.
+COLORS = (BLUE, RED, "#009E73", "#CC79A7", GREY, "#56B4E9", "#E69F00", INK)
+DPI = 100
+
+
+@dataclass(frozen=True)
+class Result:
+    """A setting with its runs.
+
+    Attributes:
+        runs: with what their folders said, in the order of the seeds.
+    """
+
+    setting: Setting
+    runs: tuple[tuple[Run, Status], ...]
+
+    @property
+    def top1(self) -> list[float]:
+        """The accuracies of the finished runs, in %."""
+        return [status.top1 for _, status in self.runs if status.top1 is not None]
+
+    @property
+    def group(self) -> str:
+        """The random graph model; the non-random WS(K, 0) are a group of their own (Figure 3)."""
+        graph, params = parse_graph(self.setting.generator)
+        return "WS, P=0" if graph == "WS" and params["p"] == 0 else graph
+
+
+def collect(runs: Sequence[Run]) -> list[Result]:
+    """The settings of a sweep in Figure 3's order: by group, the non-random at the right."""
+    found: dict[Setting, list[tuple[Run, Status]]] = {}
+    for run in runs:
+        found.setdefault(run.setting, []).append((run, run.status()))
+    results = [Result(setting, tuple(states)) for setting, states in found.items()]
+    groups = list(dict.fromkeys(result.group for result in results))
+    groups.sort(key=lambda group: group == "WS, P=0")
+    return sorted(results, key=lambda result: groups.index(result.group))
+
+
+def to_markdown(results: Sequence[Result]) -> str:
+    """A row per setting, and below, what is missing and why."""
+    several = len({result.setting.node_op for result in results}) > 1
+    rows, missing = [], []
+    for result in results:
+        setting, top1 = result.setting, result.top1
+        row: list[str] = [setting.generator, *([setting.node_op] if several else [])]
+        row += [str(setting.channels), f"{setting.flops / 1e6:,.1f}"]
+        row += [f"{len(top1)} of {len(result.runs)}", _mean_and_std(top1)]
+        row += [", ".join(f"{value:.1f}" for value in top1)]
+        row += [f"{FIGURE_3[setting.generator]}" if setting.generator in FIGURE_3 else ""]
+        rows.append(row)
+        for run, status in result.runs:
+            if status.state != "finished":
+                what = f"{status.state} at {status.progress:.0%}"
+                why = f": {status.reason}" if status.reason else ""
+                missing.append(f"- {run.folder}: {what}{why}")
+    header = ["generator", *(["operation"] if several else []), "C", "multiply-adds (M)", "runs"]
+    header += ["top-1 (%): mean ± std", "each", "paper, ImageNet"]
+    table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
+    correlations = [
+        f"Pearson correlation of {a} and {b}: {r:.2f} over {n} generators (paper: 0.91 … 0.98)"
+        for a, b, r, n in pearson(results)
+    ]
+    if missing:
+        missing = [f"{len(missing)} runs are not finished:", *missing]
+    return "\n".join([table, *correlations, *missing])
+
+
+def to_json(results: Sequence[Result]) -> str:
+    """Everything, for other programs."""
+    return json.dumps(
+        {
+            "settings": [
+                {
+                    **vars(result.setting),
+                    "runs": [
+                        {"seed": run.seed, "folder": str(run.folder), **vars(status)}
+                        for run, status in result.runs
+                    ],
+                }
+                for result in results
+            ],
+            "pearson": [
+                {"series": [a, b], "correlation": r, "generators": n}
+                for a, b, r, n in pearson(results)
+            ],
+        },
+        indent=1,
+    )
+
+
+def pearson(results: Sequence[Result]) -> list[tuple[str, str, float, int]]:
+    """Pearson's correlation of the mean accuracies of each two operations, over the generators.
+
+    Returns:
+        (operation, operation, correlation, the number of generators that both have), where it is
+        defined: three generators at least, and means that differ.
+    """
+    series = _series(results)
+    found = []
+    for a, b in combinations(series, 2):
+        common = [generator for generator in series[a] if generator in series[b]]
+        xs, ys = ([series[op][generator] for generator in common] for op in (a, b))
+        if len(common) > 2 and len(set(xs)) > 1 and len(set(ys)) > 1:
+            found.append((a, b, correlation(xs, ys), len(common)))
+    return found
+
+
+def _series(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    series: dict[str, dict[str, float]] = {}
+    for result in results:
+        if result.top1:
+            of_op = series.setdefault(result.setting.node_op, {})
+            of_op[result.setting.generator] = mean(result.top1)
+    return series
+
+
+def _mean_and_std(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else "–"
+    return f"{mean(values):.1f} ± {stdev(values):.1f}"
+
+
+def plot_bars(results: Sequence[Result]) -> Figure:
+    """Figure 3: a bar per setting, mean and standard deviation, tagged with P, M or (K, P).
+
+    Every run is a dot beside it. The settings must have one operation.
+
+    Raises:
+        ValueError: nothing is finished yet.
+    """
+    drawn = [result for result in results if result.top1]
+    if not drawn:
+        raise ValueError("no run is finished: there is nothing to draw")
+    figure, ax = _figure(max(6.0, 1.5 + 0.62 * len(drawn)))
+    groups = list(dict.fromkeys(result.group for result in drawn))
+    lowest = min(min(result.top1) for result in drawn)
+    highest = max(max(result.top1) for result in drawn)
+    room = max(highest - lowest, 0.5)
+    floor = max(0.0, lowest - 0.35 * room)
+    tags: list[str] = []
+    x: list[float] = []
+    for result in drawn:
+        at = len(x) + 0.6 * groups.index(result.group)  # a gap between groups
+        color = COLORS[groups.index(result.group) % len(COLORS)]
+        centre = mean(result.top1)
+        error = stdev(result.top1) if len(result.top1) > 1 else 0
+        ax.bar(at, centre - floor, 0.72, floor, color=color, alpha=0.75)
+        ax.errorbar(at, centre, error, color=INK, capsize=4, linewidth=1.4)
+        spread = [
+            at + 0.22 * (i / max(len(result.top1) - 1, 1) - 0.5) for i in range(len(result.top1))
+        ]
+        ax.plot(spread, result.top1, "o", color="white", markeredgecolor=INK, markersize=4)
+        top = max(centre + error, max(result.top1))
+        ax.text(at, top + 0.04 * room, f"{centre:.1f}", ha="center", color=INK, fontsize=10)
+        tags.append(_tag(result.setting.generator))
+        x.append(at)
+    ax.set_xticks(x, tags, rotation=45 if max(map(len, tags)) > 4 and len(tags) > 8 else 0)
+    ax.margins(x=0.02)
+    ax.set_ylim(floor, highest + 0.25 * room)
+    ax.set_ylabel("top-1 accuracy (%)", color=INK)
+    for group in groups:
+        at = mean(x[i] for i, result in enumerate(drawn) if result.group == group)
+        ax.annotate(
+            group,
+            (at, 0),
+            (0, -34 if len(tags) <= 8 else -48),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            color=COLORS[groups.index(group) % len(COLORS)],
+            weight="bold",
+            fontsize=12,
+        )
+    return figure
+
+
+def _tag(generator: str) -> str:
+    return generator.partition("(")[2].rstrip(")") or generator
+
+
+def plot_operations(results: Sequence[Result]) -> Figure:
+    """Figure 6: a column per generator, sorted by the first operation, a point per operation.
+
+    Raises:
+        ValueError: nothing is finished yet.
+    """
+    series = _series(results)
+    if not series:
+        raise ValueError("no run is finished: there is nothing to draw")
+    first = next(iter(series.values()))
+    columns = sorted(first, key=lambda generator: -first[generator])
+    columns += [g for g in dict.fromkeys(g for s in series.values() for g in s) if g not in first]
+    figure, ax = _figure(max(6.0, 1.5 + 0.5 * len(columns)))
+    for (node_op, means), color, marker in zip(series.items(), COLORS, "osD^vPX*"):
+        x = [i for i, generator in enumerate(columns) if generator in means]
+        y = [means[columns[i]] for i in x]
+        ax.plot(x, y, marker, linestyle=":", color=color, label=node_op, markersize=7)
+    ax.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor")
+    ax.set_ylabel("top-1 accuracy (%), mean over seeds", color=INK)
+    ax.legend(frameon=False)
+    return figure
+
+
+def _figure(width: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 4.8), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    ax.grid(axis="y", color=LINE, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure, ax

@@ -1,0 +1,198 @@
+"""Running a sweep's trainings: as processes of this machine, or as Slurm jobs through submitit."""
+
+import fcntl
+import os
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import submitit
+import torch
+
+from ..files import atomic_open
+from .sweep import Run
+
+POLL = 5.0  # seconds between two looks at the runs
+TAIL = 4000  # characters of a failed training's output that are kept beside it
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run's process, from its start, or from its last checkpoint, to its end.
+
+    It resumes by itself, so that submitit may put it back into Slurm's queue when its time is up.
+
+    Attributes:
+        command: the interpreter and the path of tools/pretrain_imagenet.py.
+    """
+
+    run: Run
+    command: tuple[str, ...]
+
+    def __call__(
+        self,
+        environment: Mapping[str, str] | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Train. A failure leaves a file in the run's folder; it is not raised.
+
+        Args:
+            environment: variables on top of this process's.
+            stop: when it is set, the training is killed; that is no failure.
+        """
+        with open(self.run.lock, "w") as lock, open(self.run.folder / "output.txt", "ab") as out:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return  # another sweep, or what a killed one left behind, is at it
+            child = subprocess.Popen(
+                [*self.command, "--resume", *self.run.arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                pass_fds=[lock.fileno()],  # the lock is released when the last of us ends
+                start_new_session=True,  # a Ctrl-C is ours to pass on
+            )
+            try:
+                while child.poll() is None and not (stop and stop.is_set()):
+                    wait_for(child, 0.5)
+                status = child.poll()
+            finally:
+                end(child)
+        if status:
+            self._record(status)
+
+    def checkpoint(self, *args: Any, **kwargs: Any) -> submitit.helpers.DelayedSubmission:
+        """What submitit submits again when Slurm ends the job."""
+        return submitit.helpers.DelayedSubmission(self, *args, **kwargs)
+
+    def _record(self, status: int) -> None:
+        with open(self.run.folder / "output.txt", "rb") as f:
+            f.seek(max(0, os.path.getsize(f.name) - TAIL))
+            said = f.read().decode(errors="replace")
+        ended = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
+        with atomic_open(self.run.failure) as f:
+            f.write(f"{ended}\n{said}")
+
+
+def wait_for(child: subprocess.Popen, seconds: float) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(seconds)
+
+
+def end(child: subprocess.Popen) -> None:
+    """End a process that may still run: asked first, then without asking."""
+    if child.poll() is None:
+        child.terminate()
+        wait_for(child, 10)
+    if child.poll() is None:
+        child.kill()
+    child.wait()
+
+
+@dataclass(frozen=True)
+class Local:
+    """This machine.
+
+    Attributes:
+        jobs: trainings at a time.
+        num_gpus: GPUs of each; where there are none, its processes.
+    """
+
+    jobs: int
+    num_gpus: int = 1
+
+    def __call__(self, trainings: Sequence[Training], watch: Callable[[], None]) -> None:
+        """Run trainings, and call ``watch`` every few seconds; an exception ends them all."""
+        slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        for i in range(self.jobs):
+            slots.put(self._environment(i))
+        stop = threading.Event()
+
+        def train(training: Training) -> None:
+            environment = slots.get()
+            try:
+                training(environment, stop)
+            finally:
+                slots.put(environment)
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(train, training) for training in trainings]
+            try:
+                while wait(futures, POLL).not_done:
+                    watch()
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        for future in futures:
+            future.result()
+        watch()
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        gpus = torch.cuda.device_count()
+        if gpus:
+            first = slot * self.num_gpus
+            devices = [str((first + i) % gpus) for i in range(self.num_gpus)]
+            return {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
+        threads = max(1, (os.cpu_count() or 1) // (self.jobs * self.num_gpus))
+        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """A Slurm cluster. A run whose job is in the queue already is not submitted twice.
+
+    Attributes:
+        folder: of submitit's files, on a disk that all nodes share.
+        parameters: of ``submitit.AutoExecutor``: ``timeout_min``, ``slurm_partition``, …
+    """
+
+    folder: Path
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, trainings: Sequence[Training], watch: Callable[[], None]) -> None:
+        """Submit trainings and wait for them; an exception ends the waiting, not the jobs.
+
+        Raises:
+            ValueError: Slurm, or submitit, refuses.
+        """
+        found = [self.job(training) for training in trainings]
+        new = [training for training, job in zip(trainings, found) if job is None]
+        jobs = [job for job in found if job is not None] + (self._submit(new) if new else [])
+        while not all(job.done() for job in jobs):
+            watch()
+            time.sleep(POLL)
+        watch()
+
+    def _submit(self, trainings: Sequence[Training]) -> list[submitit.Job]:
+        try:
+            executor = submitit.AutoExecutor(folder=self.folder, cluster="slurm")
+            executor.update_parameters(**self.parameters)
+            with executor.batch():
+                jobs = [executor.submit(training) for training in trainings]
+        except (RuntimeError, TypeError, NameError) as e:  # NameError: an unknown parameter
+            raise ValueError(f"Slurm: {' '.join(str(e).split())}") from e
+        for training, job in zip(trainings, jobs):
+            with atomic_open(_job_file(training)) as f:
+                f.write(job.job_id)
+        return jobs
+
+    def job(self, training: Training) -> submitit.Job | None:
+        """The training's job, if it has one that waits or runs."""
+        try:
+            job: submitit.Job = submitit.SlurmJob(self.folder, _job_file(training).read_text())
+        except FileNotFoundError:
+            return None
+        return None if job.done(force_check=True) else job
+
+
+def _job_file(training: Training) -> Path:
+    return training.run.folder / "slurm_job"

@@ -1,0 +1,491 @@
+"""Sweeps of generators: which networks they train, how often, and what is said of them."""
+
+import fcntl
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import correlation, mean
+
+import pytest
+import yaml
+from detectron2.config import get_cfg
+
+from randwire_d2 import NetworkGenerator, add_randwire_config, complexity
+from randwire_d2.classification import add_classification_config
+from randwire_d2.config import spec_from_config
+from randwire_d2.experiments import launch
+from randwire_d2.experiments.comparison import (
+    collect,
+    pearson,
+    plot_bars,
+    plot_operations,
+    to_json,
+    to_markdown,
+)
+from randwire_d2.experiments.launch import Local, Slurm, Training
+from randwire_d2.experiments.sweep import Run, load_sweep
+from randwire_d2.wiring import parse_graph
+
+ROOT = Path(__file__).parents[1]
+SWEEPS = ROOT / "configs" / "sweeps"
+TOOL = ROOT / "tools" / "compare_generators.py"
+
+# Stands for tools/pretrain_imagenet.py: does what its folder's "plan" says, and counts its starts.
+TRAINER = """
+import json, os, sys, time
+folder = sys.argv[sys.argv.index("OUTPUT_DIR") + 1]
+assert "--resume" in sys.argv
+with open(os.path.join(folder, "starts"), "a") as f:
+    f.write("x")
+plan = json.load(open(os.path.join(folder, "plan")))
+with open(os.path.join(folder, "config.yaml"), "w") as f:
+    f.write("SOLVER:\\n  MAX_ITER: 10\\n")
+if plan == "fail":
+    sys.exit("no more disk")
+time.sleep(60 if plan == "hang" else 0.2)
+with open(os.path.join(folder, "metrics.json"), "w") as f:
+    f.write(json.dumps({"iteration": 9, "classification/top1": plan}))
+open(os.path.join(folder, "model_final.pth"), "w").close()
+"""
+
+
+def write_sweep(folder: Path, **keys: object) -> Path:
+    path = folder / "sweep.yaml"
+    sweep = {
+        "config": str(ROOT / "configs/shapes/randwire_pretrain.yaml"),
+        "generators": ["WS(4, 0.75)", "BA(1)"],
+        "seeds": [1, 2],
+        "channels": 8,
+        "options": {"MODEL.RANDWIRE.REGIME": "small", "MODEL.RANDWIRE.NUM_NODES": 8},
+    }
+    path.write_text(yaml.safe_dump({**sweep, **keys}))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    return load_sweep(write_sweep(tmp_path), tmp_path / "out")
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> tuple[str, ...]:
+    path = tmp_path / "trainer.py"
+    path.write_text(TRAINER)
+    return sys.executable, str(path)
+
+
+def plan(run: Run, what: float | str) -> None:
+    run.claim()
+    (run.folder / "plan").write_text(json.dumps(what))
+
+
+def starts(run: Run) -> int:
+    path = run.folder / "starts"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# -------------------------------------------------------------------------------------------------
+# What a sweep is
+# -------------------------------------------------------------------------------------------------
+
+
+def test_figure_3_is_the_papers() -> None:
+    """Wrong: a setting that the paper's text names is missing, or another C, seeds or training."""
+    runs = load_sweep(SWEEPS / "figure3.yaml", "out")
+    generators = {run.setting.generator for run in runs}
+    named = {"ER(0.2)", "BA(1)", "WS(4, 0.75)", "NAS(5)"}
+    assert named | {f"WS({k}, 0)" for k in (2, 4, 6, 8)} <= generators
+    assert len(generators) >= 17 and len(runs) == 5 * len(generators)
+    assert {run.seed for run in runs} == {1, 2, 3, 4, 5}
+    assert {run.setting.channels for run in runs} == {78}
+    flops = {run.setting.generator: run.setting.flops for run in runs}
+    ws = flops["WS(4, 0.75)"]
+    assert f"{ws / 1e6:.0f}" == "584"
+    # "∼580M FLOPs": edges cost little.
+    assert all(-0.06 < other / ws - 1 < 0.11 for other in flops.values())
+
+
+def test_figure_6_has_four_operations_of_the_same_complexity() -> None:
+    """Wrong: an operation wins because its networks are larger."""
+    runs = load_sweep(SWEEPS / "figure6.yaml", "out")
+    by_generator: dict[str, dict[str, float]] = {}
+    for run in runs:
+        flops = by_generator.setdefault(run.setting.generator, {})
+        flops[run.setting.node_op] = run.setting.flops
+    for flops in by_generator.values():
+        assert set(flops) == {"sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3"}
+        # One C more or less is 6% of the multiply-adds of dense convolutions.
+        assert all(abs(other / flops["sep_conv3x3"] - 1) < 0.035 for other in flops.values())
+
+
+def test_the_arguments_build_the_networks_that_are_counted(tmp_path: Path) -> None:
+    """Wrong: the table says C and multiply-adds of one network, and another one is trained."""
+    generators = ["WS(4, 0.75)", "WS(2, 0)", "BA(2)", "ER(0.2)", "NAS(5)"]
+    path = write_sweep(tmp_path, generators=generators, node_ops=["conv3x3", "sep_conv3x3"])
+    flops: dict[tuple[str, str], list[int]] = {}
+    for run in load_sweep(path, tmp_path):
+        cfg = get_cfg()
+        add_randwire_config(cfg)
+        add_classification_config(cfg)
+        assert run.arguments[0] == "--config-file"
+        cfg.merge_from_file(run.arguments[1])
+        cfg.merge_from_list(list(run.arguments[2:]))
+        graph, params = parse_graph(run.setting.generator)
+        setting = run.setting
+        expected = NetworkGenerator("small", setting.channels, 8, graph, params, setting.node_op)
+        assert spec_from_config(cfg) == expected(run.seed)
+        assert run.seed == cfg.SEED and str(run.folder) == cfg.OUTPUT_DIR
+        assert cfg.SOLVER.CHECKPOINTS_TO_KEEP == 1
+        counted = complexity(expected(run.seed), 48, 48, 6).flops
+        flops.setdefault((setting.generator, setting.node_op), []).append(counted)
+        assert setting.flops in (mean(flops[setting.generator, setting.node_op]), setting.flops)
+    settings = {run.setting for run in load_sweep(path, tmp_path)}
+    for setting in settings:
+        assert setting.flops == mean(flops[setting.generator, setting.node_op])
+
+
+def test_multiply_adds_find_the_channels_of_each_generator(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, generators=["BA(5)", "WS(4, 0.75)"], multiply_adds=2e6)
+    path.write_text(path.read_text().replace("channels: 8\n", ""))
+    settings = {run.setting for run in load_sweep(path, tmp_path)}
+    assert len({setting.channels for setting in settings}) == 2
+    assert all(abs(setting.flops / 2e6 - 1) < 0.05 for setting in settings)
+
+
+@pytest.mark.parametrize(
+    "keys, says",
+    [
+        ({"genrators": []}, r"unknown keys \['genrators'\]; known are"),
+        ({"generators": []}, "the key 'generators' is missing or empty"),
+        ({"generators": ["WS(4)"]}, r"WS is written WS\(K, P\); got 'WS\(4\)'"),
+        ({"generators": ["BA(1)", "BA(1)"]}, "without repetitions"),
+        ({"generators": ["WS(9, 0.5)"]}, "WS needs an even K"),
+        ({"seeds": 3}, "seeds must be a list"),
+        ({"multiply_adds": 1e6}, "exclude each other"),
+        ({"node_ops": ["conv5x5"]}, "unknown node operation 'conv5x5'; known are"),
+        ({"options": {"SOLVER.EPOCH": 3}}, "SOLVER.EPOCH"),
+        ({"config": "nowhere.yaml"}, "does not exist"),
+        ({"config": str(ROOT / "configs/imagenet/R_50_100ep.yaml")}, "a sweep is of RandWires"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(
+    tmp_path: Path, keys: dict, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        load_sweep(write_sweep(tmp_path, **keys), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_sweep_is_not_mixed_in(tmp_path: Path, runs: list[Run]) -> None:
+    """Wrong: after a change of the sweep, the table mixes old runs with new ones."""
+    runs[0].claim()
+    runs[0].check()
+    sweep = write_sweep(tmp_path, options={"SOLVER.MAX_ITER": 77})
+    changed = load_sweep(sweep, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"NUM_NODES: 12.*MAX_ITER: 77.*another --output"):
+        changed[0].check()
+    # The machine may change.
+    load_sweep(write_sweep(tmp_path), tmp_path / "out", ["MODEL.DEVICE", "cuda"])[0].check()
+
+
+# -------------------------------------------------------------------------------------------------
+# Running it
+# -------------------------------------------------------------------------------------------------
+
+
+def test_local_runs_finish_fail_and_are_not_repeated(
+    runs: list[Run], trainer: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: a failure ends the others or is lost, or more run at a time than were allowed."""
+    monkeypatch.setattr(launch, "POLL", 0.05)
+    for run, what in zip(runs, (70.5, "fail", 60.25, 61.0)):
+        assert run.status().state == "unfinished"
+        plan(run, what)
+    running: list[int] = []
+
+    def watch() -> None:
+        running.append(sum(run.status().state == "running" for run in runs))
+
+    Local(jobs=2)([Training(run, trainer) for run in runs], watch)
+    states = [run.status() for run in runs]
+    assert [s.state for s in states] == ["finished", "failed", "finished", "finished"]
+    assert [s.top1 for s in states] == [70.5, None, 60.25, 61.0]
+    assert states[1].reason == "no more disk"
+    assert max(running) in (1, 2)
+    assert [starts(run) for run in runs] == [1, 1, 1, 1]
+
+
+def test_an_interrupted_run_is_killed_and_has_not_failed(
+    runs: list[Run], trainer: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: after a Ctrl-C trainings go on in the background, or count as failures."""
+    monkeypatch.setattr(launch, "POLL", 0.05)
+    for run in runs:
+        plan(run, "hang")
+
+    def watch() -> None:
+        if starts(runs[0]):
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        Local(jobs=1)([Training(run, trainer) for run in runs], watch)
+    assert time.monotonic() - began < 30
+    assert [starts(run) for run in runs] == [1, 0, 0, 0]
+    assert {run.status().state for run in runs} == {"unfinished"}
+
+
+def test_a_run_that_another_sweep_trains_is_left_alone(
+    runs: list[Run], trainer: tuple[str, ...]
+) -> None:
+    """Wrong: two processes write into one folder, as after a sweep was killed with SIGKILL."""
+    plan(runs[0], 50.0)
+    with open(runs[0].lock, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert runs[0].status().state == "running"
+        Training(runs[0], trainer)()
+        assert not starts(runs[0])
+    Training(runs[0], trainer)()
+    assert starts(runs[0]) == 1 and runs[0].status().top1 == 50.0
+
+
+def test_the_lock_outlives_a_killed_sweep(runs: list[Run], trainer: tuple[str, ...]) -> None:
+    """Wrong: the training that a killed sweep left behind is started a second time."""
+    plan(runs[0], "hang")
+    stop = threading.Event()
+    thread = threading.Thread(target=Training(runs[0], trainer), args=(None, stop))
+    thread.start()
+    wait_until(lambda: starts(runs[0]) == 1)
+    assert runs[0].status().state == "running"
+    stop.set()
+    thread.join()
+    assert runs[0].status().state == "unfinished"
+
+
+SBATCH = """#!/bin/bash
+# Runs the batch file's array at once, in the background, as a cluster with free nodes would.
+script="${@: -1}"
+number=$(ls "$FAKE_SLURM" | wc -l)
+cp "$script" "$FAKE_SLURM/$number"
+count=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+for i in $(seq 0 "${count:-0}"); do
+    if [ -n "$count" ]; then export SLURM_ARRAY_JOB_ID=$number SLURM_ARRAY_TASK_ID=$i; fi
+    SLURM_JOB_ID=$number SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 \\
+        SLURM_LOCALID=0 setsid bash "$script" > /dev/null 2>&1 &
+done
+echo "Submitted batch job $number"
+"""
+SRUN = """#!/bin/bash
+# Past srun's own options.
+while [[ "$1" == -* ]]; do
+    if [[ "$1" == --output || "$1" == --error ]]; then shift; fi
+    shift
+done
+exec "$@"
+"""
+
+
+@pytest.mark.slow
+def test_slurm_jobs_are_submitted_once_and_waited_for(
+    tmp_path: Path,
+    runs: list[Run],
+    trainer: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wrong: submitit is called in a way that it does not understand, or a job is sent twice."""
+    monkeypatch.setattr(launch, "POLL", 0.1)
+    programs = {
+        "sbatch": SBATCH,
+        "srun": SRUN,
+        "sacct": "#!/bin/bash\n",
+        "scancel": "#!/bin/bash\n",
+    }
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "queue").mkdir()
+    for name, text in programs.items():
+        program = tmp_path / "bin" / name
+        program.write_text(text)
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SLURM", str(tmp_path / "queue"))
+    for run, what in zip(runs, (70.5, "fail", 60.25, 61.0)):
+        plan(run, what)
+    trainings = [Training(run, trainer) for run in runs]
+    slurm = Slurm(tmp_path / "slurm", {"timeout_min": 5, "slurm_partition": "gpu"})
+    slurm(trainings[:3], lambda: None)
+    states = [run.status().state for run in runs]
+    assert states == ["finished", "failed", "finished", "unfinished"]
+    assert "--partition=gpu" in (tmp_path / "queue" / "0").read_text()
+
+    # A job in the queue, of a tool that was interrupted while it waited.
+    (runs[3].folder / "slurm_job").write_text("99")
+    assert slurm.job(trainings[3]) is not None
+    assert len(list((tmp_path / "queue").iterdir())) == 1
+
+
+def tool(*arguments: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(TOOL), *map(str, arguments)],
+        cwd=ROOT,  # where the built-in data set lies
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_the_tool_from_the_first_run_to_the_picture(tmp_path: Path) -> None:
+    """Wrong: a failure is lost or repeated unasked, or what is finished is trained again."""
+    sweep, out = SWEEPS / "shapes.yaml", tmp_path / "out"
+    runs = load_sweep(sweep, out)
+    first, second = runs[0].folder, runs[1].folder
+    second.mkdir(parents=True)
+    (second / "last_checkpoint").write_text("model_0000001.pth")
+    (second / "model_0000001.pth").write_bytes(b"a broken disk")
+
+    process = tool(sweep, "--output", out, "--jobs", 2)
+    said, _ = process.communicate()
+    assert process.returncode == 1, said
+    assert "some runs failed; --retry tries them again" in said
+    assert "1 runs are not finished:" in said and f"- {second}: failed at 0%" in said
+    trained = (first / "model_final.pth").stat().st_mtime_ns
+
+    (second / "last_checkpoint").unlink()
+    assert "failed at 0%" in tool(sweep, "--output", out).communicate()[0], "tried again unasked"
+    process = tool(sweep, "--output", out, "--retry")
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert "not finished" not in said and "Pearson correlation of sep_conv3x3 and max_poo" in said
+    assert (first / "model_final.pth").stat().st_mtime_ns == trained
+    results = json.loads((out / "results.json").read_text())
+    assert [len(setting["runs"]) for setting in results["settings"]] == [1] * 8
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "table.md").read_text() in said
+
+
+@pytest.mark.slow
+def test_the_tool_is_interrupted_and_goes_on(tmp_path: Path) -> None:
+    """Wrong: a Ctrl-C leaves trainings behind, or loses what they had reached."""
+    path = write_sweep(tmp_path, generators=["BA(1)"], seeds=[1])
+    arguments = [path, "--output", tmp_path / "out", "SOLVER.EPOCHS", 0, "SOLVER.MAX_ITER", 40]
+    arguments += ["SOLVER.CHECKPOINT_PERIOD", 4, "TEST.EVAL_PERIOD", 0]
+    (run,) = load_sweep(path, tmp_path / "out")
+    process = tool(*arguments)
+    wait_until(lambda: len([*run.folder.glob("model_*.pth")]) > 0)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == 130 and "Interrupted; start it again to go on" in said
+    assert f"- {run.folder}: unfinished" in said
+    assert run.status().state == "unfinished"
+
+    said, _ = tool(*arguments).communicate()
+    assert run.status().state == "finished", said
+    assert "Starting training from iteration 0" in (run.folder / "output.txt").read_text()
+    resumed = (run.folder / "output.txt").read_text().count("Starting training from iteration ")
+    assert resumed == 2 and "iteration 0\n" not in said
+    assert [p.name for p in run.folder.glob("model_0*.pth")] == ["model_0000039.pth"]
+
+
+# -------------------------------------------------------------------------------------------------
+# Table and pictures
+# -------------------------------------------------------------------------------------------------
+
+
+def finish(run: Run, top1: float) -> None:
+    run.claim()
+    (run.folder / "config.yaml").write_text("SOLVER:\n  MAX_ITER: 10\n")
+    line = json.dumps({"iteration": 9, "classification/top1": top1})
+    (run.folder / "metrics.json").write_text(line)
+    (run.folder / "model_final.pth").touch()
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> list[Run]:
+    """Four generators, two operations, two seeds; one run has failed, and one is not finished."""
+    path = write_sweep(
+        tmp_path,
+        generators=["WS(4, 0)", "WS(4, 0.75)", "BA(1)", "ER(0.2)"],
+        node_ops=["sep_conv3x3", "conv3x3"],
+    )
+    runs = load_sweep(path, tmp_path / "out")
+    for i, run in enumerate(runs[:-2]):
+        finish(run, 60 + i * 7 % 10)
+    runs[-1].claim()
+    runs[-1].failure.write_text("exit status 1\nTraceback\nValueError: diverged\n\n")
+    return runs
+
+
+def test_the_table_has_every_setting_and_every_missing_run(finished: list[Run]) -> None:
+    """Wrong: a failed run is dropped silently, a mean is of other runs, or a row is missing."""
+    results = collect(finished)
+    table = to_markdown(results)
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == len(results) == 8
+    # Figure 3's order: the non-random at the right.
+    assert [result.group for result in results][-2:] == ["WS, P=0"] * 2
+    assert "2 runs are not finished:" in table
+    assert "unfinished at 0%" in table and "failed at 0%: ValueError: diverged" in table
+    row = next(row for row in rows if "WS(4, 0.75)" in row and "| sep_conv3x3" in row)
+    chosen = ("WS(4, 0.75)", "sep_conv3x3")
+    runs = [r for r in finished if (r.setting.generator, r.setting.node_op) == chosen]
+    tops = [run.status().top1 for run in runs]
+    assert "2 of 2" in row and f"{mean(tops):.1f} ± " in row and "73.8" in row
+    data = json.loads(to_json(results))
+    assert sum(r["state"] == "failed" for s in data["settings"] for r in s["runs"]) == 1
+
+
+def test_pearson_is_that_of_the_means(finished: list[Run]) -> None:
+    """Wrong: a correlation over runs, or over generators that one series does not have."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in finished:
+        if run.status().top1 is not None:
+            of_op = found.setdefault(run.setting.node_op, {})
+            of_op.setdefault(run.setting.generator, []).append(run.status().top1)
+    a, b = found.values()
+    common = [generator for generator in a if generator in b]
+    expected = correlation([mean(a[g]) for g in common], [mean(b[g]) for g in common])
+    ((first, second, r, n),) = pearson(collect(finished))
+    assert {first, second} == set(found) and n == len(common)
+    assert r == pytest.approx(expected)
+
+
+def test_bars_are_the_means_and_points_the_series(finished: list[Run]) -> None:
+    """Wrong: a picture that shows other numbers than the table."""
+    results = [r for r in collect(finished) if r.setting.node_op == "sep_conv3x3"]
+    ax = plot_bars(results).axes[0]
+    heights = [bar.get_y() + bar.get_height() for bar in ax.patches]
+    assert heights == pytest.approx([mean(r.top1) for r in results if r.top1])
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["4, 0.75", "1", "0.2", "4, 0"]
+    assert {"WS", "BA", "ER", "WS, P=0"} <= {t.get_text() for t in ax.texts}
+
+    ax = plot_operations(collect(finished)).axes[0]
+    columns = [t.get_text() for t in ax.get_xticklabels()]
+    for line in ax.lines:
+        for x, y in zip(line.get_xdata(), line.get_ydata()):
+            result = next(r for r in collect(finished) if r.setting.generator == columns[int(x)]
+                          and r.setting.node_op == line.get_label())  # fmt: skip
+            assert y == pytest.approx(mean(result.top1))
+    first = ax.lines[0].get_ydata()
+    assert list(first) == sorted(first, reverse=True), "sorted by the first series"
+
+
+def test_nothing_finished_has_a_table_and_no_picture(runs: list[Run]) -> None:
+    assert "4 runs are not finished" in to_markdown(collect(runs))
+    for plot in (plot_bars, plot_operations):
+        with pytest.raises(ValueError, match="no run is finished"):
+            plot(collect(runs))

@@ -1,0 +1,141 @@
+#!/usr/bin/env python
+"""Compare network generators: Figure 3's bars and Figure 6's node operations, by training them.
+
+    python tools/compare_generators.py configs/sweeps/figure3.yaml --num-gpus 8
+    python tools/compare_generators.py configs/sweeps/figure3.yaml --slurm \
+        timeout_min=2880 slurm_partition=gpu cpus_per_task=64 --num-gpus 8
+    python tools/compare_generators.py configs/sweeps/shapes.yaml --jobs 2
+
+A sweep (explained in randwire_d2/experiments/sweep.py) names generators, seeds and a config of
+tools/pretrain_imagenet.py, which trains each network in a folder of its own below --output. Start
+it again after an interruption: what is finished is not trained again, what was begun goes on. Runs
+that failed are listed, and tried again with --retry. At the end, and at each Ctrl-C, it writes
+table.md, results.json and the picture of what is finished; --report does only that.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from randwire_d2.experiments.comparison import (
+    collect,
+    plot_bars,
+    plot_operations,
+    to_json,
+    to_markdown,
+)
+from randwire_d2.experiments.launch import Local, Slurm, Training
+from randwire_d2.experiments.sweep import Run, load_sweep
+from randwire_d2.files import atomic_open
+from randwire_d2.wiring.draw import FORMATS, save_figure
+
+TRAIN = Path(__file__).with_name("pretrain_imagenet.py")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s SWEEP [options] [KEY VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sweep", help="a file such as configs/sweeps/figure3.yaml")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of every run's config")
+    parser.add_argument("--output", type=Path, help="(default: output/<the sweep's name>)")
+    parser.add_argument("--figure", choices=FORMATS, default=".png", help="(default: .png)")
+    how = parser.add_argument_group("training")
+    how.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
+    how.add_argument("--num-gpus", type=int, default=1, help="of each training (default: 1)")
+    how.add_argument(
+        "--slurm",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="submit each training to Slurm, with these parameters of submitit's AutoExecutor",
+    )
+    how.add_argument("--retry", action="store_true", help="train what failed, too")
+    how.add_argument("--report", action="store_true", help="train nothing")
+    args = parser.parse_intermixed_args(argv)
+    args.output = args.output or Path("output", Path(args.sweep).stem)
+    for name in ("jobs", "num_gpus"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    for parameter in args.slurm or ():
+        if "=" not in parameter:
+            parser.error(f"--slurm takes NAME=VALUE; got {parameter!r}")
+    return args
+
+
+def train(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+    for run in runs:
+        run.claim()
+        if args.retry:
+            run.failure.unlink(missing_ok=True)
+    states = {run: run.status() for run in runs}
+    wanted = [run for run, status in states.items() if status.state == "unfinished"]
+    trainings = [Training(run, (sys.executable, str(TRAIN.resolve()))) for run in wanted]
+    launch: Local | Slurm
+    if args.slurm is None:
+        launch = Local(args.jobs, args.num_gpus)
+    else:
+        parameters = dict(parameter.split("=", 1) for parameter in args.slurm)
+        numbers = {name: int(value) for name, value in parameters.items() if value.isdigit()}
+        defaults = {"gpus_per_node": args.num_gpus, "name": Path(args.sweep).stem}
+        launch = Slurm(args.output / "slurm", {**defaults, **parameters, **numbers})
+    form = "{desc}{percentage:3.0f}%|{bar}| {n:.2f} of {total} runs [{elapsed}<{remaining}]"
+    done = sum(status.progress for status in states.values())
+    with tqdm(total=len(runs), initial=done, bar_format=form) as bar:
+
+        def watch() -> None:
+            for run in wanted:
+                if states[run].state != "finished":
+                    states[run] = run.status()
+            failed = sum(status.state == "failed" for status in states.values())
+            bar.set_description(f"{failed} failed: " if failed else "", refresh=False)
+            bar.n = sum(status.progress for status in states.values())
+            bar.refresh()
+
+        launch(trainings, watch)
+
+
+def report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+    results = collect(runs)
+    table = to_markdown(results)
+    print(table, flush=True)
+    for name, text in (("table.md", table + "\n"), ("results.json", to_json(results))):
+        with atomic_open(args.output / name) as f:
+            f.write(text)
+    if any(result.top1 for result in results):
+        several = len({result.setting.node_op for result in results}) > 1
+        figure = (plot_operations if several else plot_bars)(results)
+        print(f"Picture: {save_figure(figure, args.output / f'comparison{args.figure}')}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        runs = load_sweep(args.sweep, args.output, args.opts, args.num_gpus)
+        for run in runs:
+            run.check()
+        os.makedirs(args.output, exist_ok=True)
+        try:
+            if not args.report:
+                train(args, runs)
+        except KeyboardInterrupt:
+            jobs = "" if args.slurm is None else " Slurm's jobs go on by themselves."
+            print(f"Interrupted; start it again to go on.{jobs}", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
+        finally:
+            report(args, runs)
+    except (OSError, ValueError) as e:
+        sys.exit(f"compare_generators.py: error: {e}")
+    if any(run.status().state == "failed" for run in runs):
+        sys.exit("compare_generators.py: some runs failed; --retry tries them again")
+
+
+if __name__ == "__main__":
+    main()
