@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from PIL import Image
 
-from randwire_d2.wiring import Dag, NetworkGenerator, NetworkSpec
-from randwire_d2.wiring.draw import FORMATS, draw_network, layout_dag, save_figure
+from randwire_d2.wiring import Dag, NetworkGenerator, NetworkSpec, parse_graph, random_graph
+from randwire_d2.wiring.draw import FORMATS, draw_network, save_figure
+from randwire_d2.wiring.grid import draw_grid, draw_networks
+from randwire_d2.wiring.layout import layout_dag
 
 SPECS = {
     "regular WS": NetworkGenerator()(1),
@@ -34,21 +38,25 @@ def pixels(figure: Figure) -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba()).copy()
 
 
+def expected_gids(name: str, dag: Dag, extra: bool = True) -> Counter[str]:
+    nodes: list[object] = [*range(dag.num_nodes)]
+    edges: list[tuple[object, object]] = [*dag.edges]
+    if extra:
+        nodes += ["in", "out"]
+        edges += [("in", v) for v in dag.input_nodes] + [(u, "out") for u in dag.output_nodes]
+    return Counter(
+        [f"{name}-node-{node}" for node in nodes] + [f"{name}-edge-{u}-{v}" for u, v in edges]
+    )
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_every_node_and_edge_is_drawn_once(name: str) -> None:
     """Wrong: a picture that shows another network than the one that is trained."""
     spec: NetworkSpec = SPECS[name]
-    expected: list[str] = []
+    expected: Counter[str] = Counter()
     for stage in spec.stages:
-        nodes = [*range(stage.dag.num_nodes), "in", "out"]
-        edges = [
-            *stage.dag.edges,
-            *(("in", v) for v in stage.dag.input_nodes),
-            *((u, "out") for u in stage.dag.output_nodes),
-        ]
-        expected += [f"{stage.name}-node-{node}" for node in nodes]
-        expected += [f"{stage.name}-edge-{u}-{v}" for u, v in edges]
-    assert gids(draw_network(spec)) == Counter(expected)
+        expected += expected_gids(stage.name, stage.dag)
+    assert gids(draw_network(spec)) == expected
 
 
 def test_input_nodes_are_blue_output_nodes_red_and_both_half_and_half() -> None:
@@ -109,25 +117,28 @@ def dags(most: int = 14) -> st.SearchStrategy[Dag]:
     return st.integers(1, most).flatmap(with_nodes)
 
 
-@given(dags())
-@settings(max_examples=60)
-def test_layout(dag: Dag) -> None:
+@given(dags(), st.booleans())
+@settings(max_examples=100)
+def test_layout(dag: Dag, extra: bool) -> None:
     """Wrong: nodes on top of each other, edges that go up or end elsewhere, or another layout of
     the same DAG."""
-    layout = layout_dag(dag)
-    assert layout == layout_dag(dag)
+    layout = layout_dag(dag, extra)
+    assert layout == layout_dag(dag, extra)
+    assert set(layout.nodes) == {*range(dag.num_nodes)} | ({-1, dag.num_nodes} if extra else set())
     for (u, v), route in layout.routes.items():
         ends = layout.nodes[u], layout.nodes[v]
         assert (route[0], route[-1]) == ends
         assert [row for _, row in route] == list(range(ends[0][1], ends[1][1] + 1))
     for node in range(dag.num_nodes):
         above = [layout.nodes[u][1] for u in dag.predecessors[node]]
-        assert layout.nodes[node][1] == 1 + max(above, default=0)
+        assert layout.nodes[node][1] == 1 + max(above, default=0 if extra else -1)
     by_row: dict[float, list[float]] = {}
     for x, row in layout.nodes.values():
         by_row.setdefault(row, []).append(x)
     for xs in by_row.values():
-        assert np.all(np.diff(sorted(xs)) > 0.999)
+        assert np.all(np.diff(sorted(xs)) > max(layout.nearest, 1) - 0.001)
+    assert {row for _, row in layout.nodes.values()} == set(range(layout.rows))
+    assert all(0 <= x <= layout.width for route in layout.routes.values() for x, _ in route)
 
 
 def test_a_planar_dag_is_drawn_without_crossings() -> None:
@@ -137,6 +148,164 @@ def test_a_planar_dag_is_drawn_without_crossings() -> None:
     layout = layout_dag(dag)
     at = {node: x for node, (x, _) in layout.nodes.items()}
     assert (at[1] < at[2]) == (max(at[4], at[6]) < min(at[3], at[5]))
+
+
+NETWORKS = {
+    "regular": [NetworkGenerator()(seed) for seed in (1, 2, 3)],
+    "small": [NetworkGenerator("small", 78)(seed) for seed in (1, 2)],
+    "ER": [NetworkGenerator("small", 24, 12, "ER", {"p": 0.1})(seed) for seed in (1, 2, 3, 4, 5)],
+    "no edges": [SPECS["no edges"]],
+    "one node": [SPECS["one node"]],
+}
+
+
+def check_text(figure: Figure) -> list[str]:
+    """The words of a page, none of which is beyond it or over another word or a node."""
+    renderer = figure.canvas.get_renderer()
+    page = figure.bbox
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+    for i, box in enumerate(boxes):
+        assert page.x0 < box.x0 and box.x1 < page.x1 and page.y0 < box.y0 and box.y1 < page.y1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+    for x, y, _ in nodes_of(figure).values():
+        assert not any(box.contains(x, page.y1 - y) for box in boxes)
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def nodes_of(figure: Figure) -> dict[str, tuple[float, float, float]]:
+    """x, y and the diameter of each node, in pixels from the upper left corner."""
+    return {
+        line.get_gid(): (
+            line.get_xdata()[0],
+            line.get_ydata()[0],
+            line.get_markersize() * figure.dpi / 72,
+        )
+        for line in figure.axes[0].lines
+        if line.get_gid()
+    }
+
+
+def span(
+    nodes: dict[str, tuple[float, float, float]], begin: str, axis: int
+) -> tuple[float, float]:
+    at = [node[axis] for gid, node in nodes.items() if gid.startswith(begin)]
+    size = max(node[2] for gid, node in nodes.items() if gid.startswith(begin))
+    return min(at) - size / 2, max(at) + size / 2
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_side_by_side(name: str) -> None:
+    """Wrong: Figure 1 of other networks, stages in another order, a network over the next one, or
+    one whose stages are not joined."""
+    specs = NETWORKS[name]
+    figure = draw_networks(specs, [f"seed {i}" for i in range(len(specs))], "WS(4, 0.75)")
+    expected: Counter[str] = Counter()
+    for i, spec in enumerate(specs, start=1):
+        for stage in spec.stages:
+            expected += expected_gids(f"{i}-{stage.name}", stage.dag)
+    assert gids(figure) == expected
+
+    words, nodes = check_text(figure), nodes_of(figure)
+    assert {"WS(4, 0.75)", *(f"seed {i}" for i in range(len(specs)))} <= set(words)
+    for i, layer in enumerate(specs[0].layers):
+        assert f"{layer.channels} channels, stride {2 ** (i + 1)}" in words
+        assert ("conv1" if layer.name == "stem" else layer.name) in words
+    assert words.count("3×3 conv") == len(specs) * len(specs[0].convs)
+    assert words.count("image") == words.count("1×1 conv, pool, fc") == len(specs)
+
+    right = 0.0
+    joins = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyArrowPatch)]
+    paths = [patch._path_original.vertices for patch in joins]
+    ends = {(path[0][0], round(path[0][1])): path[-1] for path in paths}
+    assert len(joins) == len(ends) == len(specs) * (len(specs[0].layers) + 1)
+    for i, spec in enumerate(specs, start=1):
+        left = span(nodes, f"{i}-", 0)[0]
+        assert left > right
+        right, bottom = span(nodes, f"{i}-", 0)[1], 0.0
+        for stage, below in zip(spec.stages, [*spec.stages[1:], None], strict=True):
+            top, end = span(nodes, f"{i}-{stage.name}-", 1)
+            assert top > bottom
+            bottom = end
+            x, y, _ = nodes[f"{i}-{stage.name}-node-out"]
+            arrow = ends[x, round(y + 8)]
+            if below:
+                assert tuple(arrow + (0, 9)) == pytest.approx(
+                    nodes[f"{i}-{below.name}-node-in"][:2]
+                )
+    assert right < figure.bbox.x1
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [(["regular WS", "small WS"], "regular with C=109, small with C=78"), ([], "none")],
+)
+def test_networks_that_can_not_lie_side_by_side(names: list[str], found: str) -> None:
+    """Else the channels at the side are those of the first network only."""
+    with pytest.raises(ValueError, match=f"one regime and one C; got {found}$"):
+        draw_networks([SPECS[name] for name in names], names)
+
+
+LABELS = ("ER(0)", "ER(0.05)", "ER(0.8)", "BA(1)", "BA(5)", "WS(4, 0)", "WS(4, 0.75)")
+
+
+def graphs(label: str, num_nodes: int = 32) -> list[Dag]:
+    model, params = parse_graph(label)
+    return [Dag.from_graph(random_graph(model, num_nodes, seed, **params)) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def grid() -> Figure:
+    return draw_grid({label: graphs(label) for label in LABELS}, ["seed 1", "seed 2"])
+
+
+def test_a_grid_of_graphs(grid: Figure) -> None:
+    """Wrong: Figure 4 of other graphs, cells over each other or in another order, the extra nodes,
+    which the paper leaves out, or nodes that can't be seen."""
+    expected: Counter[str] = Counter()
+    for i, label in enumerate(LABELS, start=1):
+        for j, dag in enumerate(graphs(label), start=1):
+            expected += expected_gids(f"{i}-{j}", dag, extra=False)
+    assert gids(grid) == expected
+    words, nodes = check_text(grid), nodes_of(grid)
+    assert {*LABELS, "seed 1", "seed 2", "32 nodes", "64 edges"} <= set(words)
+    assert sum(" edge" in word for word in words) == len(LABELS)
+    bottom = 0.0
+    for i in range(1, len(LABELS) + 1):
+        rows = [span(nodes, f"{i}-{j}-", 1) for j in (1, 2)]
+        columns = [span(nodes, f"{i}-{j}-", 0) for j in (1, 2)]
+        assert min(top for top, _ in rows) > bottom
+        assert columns[0][0] > 0 and columns[0][1] < columns[1][0] and columns[1][1] < grid.bbox.x1
+        bottom = max(end for _, end in rows)
+    assert bottom < grid.bbox.y1
+    assert min(size for _, _, size in nodes.values()) > 7
+
+
+def test_nodes_and_edges_of_a_dense_graph_stay_apart(grid: Figure) -> None:
+    """Wrong: nodes over each other, or a blot where the edges of ER(0.8) should be."""
+    nodes = nodes_of(grid)
+    for i in range(1, len(LABELS) + 1):
+        for j in (1, 2):
+            cell = [node for gid, node in nodes.items() if gid.startswith(f"{i}-{j}-")]
+            points, sizes = np.array([node[:2] for node in cell]), [node[2] for node in cell]
+            distances = np.linalg.norm(points[:, None] - points, axis=-1)
+            assert distances[~np.eye(len(cell), dtype=bool)].min() > max(sizes)
+    image = pixels(grid)[..., :3].mean(axis=-1)
+    at = LABELS.index("ER(0.8)") + 1
+    (top, bottom), (left, right) = (span(nodes, f"{at}-1-", axis) for axis in (1, 0))
+    cell = image[int(top) : int(bottom), int(left) : int(right)]
+    assert (cell < 128).mean() < 0.25
+
+
+def test_the_nodes_of_a_grid_have_the_colours_of_the_paper(grid: Figure) -> None:
+    """Wrong: blue or red on a node that is no input or output of its graph."""
+    lines = {line.get_gid(): line for line in grid.axes[0].lines}
+    for i, label in enumerate(LABELS, start=1):
+        for node in range(32):
+            dag, line = graphs(label)[0], lines[f"{i}-1-node-{node}"]
+            ends = node in dag.input_nodes, node in dag.output_nodes
+            color = "#0072B2" if ends[0] else "#D55E00" if ends[1] else "#8C96A0"
+            assert line.get_markerfacecolor() == color
+            assert (line.get_fillstyle() == "left") == all(ends)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -149,6 +318,35 @@ def test_the_same_file_each_time(tmp_path: Path, suffix: str) -> None:
     assert first.read_bytes() == second.read_bytes()
     other = save_figure(draw_network(NetworkGenerator("small", 24, 12)(2)), tmp_path / f"c{suffix}")
     assert other.read_bytes() != first.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_same_page_of_several_each_time(tmp_path: Path, suffix: str) -> None:
+    """Wrong: a palette, or an order of artists, that depends on what came before."""
+    for draw in (
+        lambda: draw_networks(NETWORKS["ER"][:2], ["a", "b"]),
+        lambda: draw_grid({"BA(1)": graphs("BA(1)")}, ["a", "b"]),
+    ):
+        files = [save_figure(draw(), tmp_path / f"{i}{suffix}", palette=True) for i in (1, 2)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_palette_keeps_the_picture(tmp_path: Path) -> None:
+    """Wrong: a small file whose colours or lines are others."""
+    figure = draw_networks(NETWORKS["ER"][:2], ["a", "b"])
+    full = save_figure(figure, tmp_path / "full.png")
+    small = save_figure(figure, tmp_path / "small.png", palette=True)
+    assert small.stat().st_size < 0.5 * full.stat().st_size
+    with Image.open(full) as a, Image.open(small) as b:
+        assert b.info["dpi"] == pytest.approx(a.info["dpi"])
+        images = [np.asarray(image.convert("RGB")).astype(int) for image in (a, b)]
+    assert images[0].shape == images[1].shape
+    difference = np.abs(images[0] - images[1])
+    assert difference.mean() < 0.5 and (difference > 40).mean() < 1e-4
+    for color in ((0, 114, 178), (213, 94, 0)):  # a node's middle
+        places = (images[0] == color).all(-1)
+        assert places.sum() > 1000
+        assert difference[places].max() < 8
 
 
 def test_the_readme_picture_has_its_size(tmp_path: Path) -> None:

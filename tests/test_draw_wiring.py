@@ -1,0 +1,244 @@
+"""tools/draw_wiring.py: each source of a wiring, and each mistake, on a command line."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+
+from randwire_d2 import NetworkGenerator, NetworkSpec, RandWireClassifier
+from randwire_d2.checkpoint import WIRING_KEY, RandWireCheckpointer
+from randwire_d2.wiring import Dag, random_graph
+from randwire_d2.wiring.draw import draw_network, save_figure
+from randwire_d2.wiring.grid import draw_grid, draw_networks
+
+ROOT = Path(__file__).parents[1]
+TOOL = ROOT / "tools" / "draw_wiring.py"
+CLASSIFIER = str(ROOT / "configs" / "imagenet" / "randwire_c78_100ep.yaml")
+DETECTOR = str(ROOT / "configs" / "faster_rcnn_randwire_c109_fpn_1x.yaml")
+RESNETS = [
+    str(ROOT / "configs" / "imagenet" / "R_50_100ep.yaml"),
+    str(ROOT / "configs" / "faster_rcnn_R_50_fpn_1x.yaml"),
+]
+SMALL = NetworkGenerator("small", 8, 6, "BA", {"m": 2})
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    """The tool; not as ``tools.draw_wiring``: Detectron2's wheel brings its own tools."""
+    spec = importlib.util.spec_from_file_location("draw_wiring_tool", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def draw(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., bytes]:
+    """Run the tool; the picture that it wrote, and nothing else."""
+
+    def run(*args: object, suffix: str = ".svg") -> bytes:
+        output = tmp_path / "new" / f"wiring{suffix}"
+        tool.main([*map(str, args), "--output", str(output)])
+        assert capsys.readouterr().out == f"Picture: {output}\n"
+        assert [path.name for path in output.parent.iterdir()] == [output.name]
+        return output.read_bytes()
+
+    return run
+
+
+@pytest.fixture
+def expect(tmp_path: Path) -> Callable[..., bytes]:
+    """The picture of these networks."""
+
+    def run(specs: list[NetworkSpec], titles: list[str], *name: str) -> bytes:
+        path = save_figure(draw_networks(specs, titles, *name), tmp_path / "expected.svg")
+        return path.read_bytes()
+
+    return run
+
+
+def test_a_classifier_s_config(draw: Callable[..., bytes], expect: Callable[..., bytes]) -> None:
+    """Wrong: other networks than the config's, of other seeds, or under other titles."""
+    specs = [NetworkGenerator("small", 78)(seed) for seed in (4, 7)]
+    drawn = draw("--config-file", CLASSIFIER, "--seeds", "4", "7")
+    assert drawn == expect(specs, ["seed 4", "seed 7"], "WS(4, 0.75)")
+    u, v = specs[1].stages[0].dag.edges[0]
+    assert f'id="2-res3-edge-{u}-{v}"'.encode() in drawn
+
+
+def test_a_detector_s_config_with_keys(
+    draw: Callable[..., bytes], expect: Callable[..., bytes]
+) -> None:
+    """Wrong: the config's seed is not the default, or the KEY VALUE pairs are not read."""
+    keys = ["MODEL.RANDWIRE.NUM_NODES", "9", "MODEL.RANDWIRE.GRAPH", "ER", "MODEL.RANDWIRE.SEED", 3]
+    spec = NetworkGenerator("regular", 109, 9, "ER", {"p": 0.2})(3)
+    assert draw("--config-file", DETECTOR, *keys) == expect([spec], ["seed 3"], "ER(0.2)")
+
+
+def test_a_spec_file(
+    draw: Callable[..., bytes], expect: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """Wrong: a spec's file is drawn as something else, directly or as a config's SPEC_FILE."""
+    specs = [SMALL(1), SMALL(2)]
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, spec in zip(files, specs, strict=True):
+        file.write_text(spec.to_json())
+    titles = [spec.fingerprint[:12] for spec in specs]
+    assert draw("--spec", *files) == expect(specs, titles)
+    keys = ["MODEL.RANDWIRE.SPEC_FILE", files[0]]
+    assert draw("--config-file", CLASSIFIER, *keys) == expect(specs[:1], titles[:1])
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".png", ".svg"])
+def test_columns(draw: Callable[..., bytes], tmp_path: Path, suffix: str) -> None:
+    """Wrong: --layout columns is not README's page, in any format."""
+    spec = tmp_path / "a.json"
+    spec.write_text(SMALL(1).to_json())
+    expected = save_figure(draw_network(SMALL(1)), tmp_path / f"e{suffix}", palette=True)
+    drawn = draw("--spec", spec, "--layout", "columns", suffix=suffix)
+    assert drawn == expected.read_bytes()
+
+
+def test_a_checkpoint(
+    draw: Callable[..., bytes], expect: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """Wrong: the wiring drawn is not the one in the checkpoint."""
+    model = RandWireClassifier(SMALL(5), num_classes=3)
+    RandWireCheckpointer(model, str(tmp_path)).save("model_final")
+    expected = expect([SMALL(5)], [SMALL(5).fingerprint[:12]])
+    assert draw("--checkpoint", tmp_path / "model_final.pth") == expected
+
+
+def test_a_grid(draw: Callable[..., bytes], tmp_path: Path) -> None:
+    """Wrong: another graph than the generator's of that seed, or not the paper's labels."""
+    rows = {
+        "WS(4, 0.5)": [random_graph("WS", 10, seed, k=4, p=0.5) for seed in (3, 1)],
+        "BA(2)": [random_graph("BA", 10, seed, m=2) for seed in (3, 1)],
+    }
+    dags = {label: [Dag.from_graph(graph) for graph in row] for label, row in rows.items()}
+    expected = save_figure(draw_grid(dags, ["seed 3", "seed 1"]), tmp_path / "e.svg")
+    drawn = draw("--grid", "WS(4,.5)", " BA(2)", "--seeds", "3", "1", "--nodes", "10")
+    assert drawn == expected.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_grid_of_no_generators(draw: Callable[..., bytes]) -> None:
+    """Wrong: --grid alone does not draw ER, BA and WS, at 32 nodes, for five seeds."""
+    drawn = draw("--grid").decode()
+    assert re.findall(r"<!-- ((?:ER|BA|WS)\(.*) -->", drawn) == [
+        "ER(0.2)", "ER(0.6)", "BA(1)", "BA(5)", "WS(4, 0)", "WS(4, 0.75)",
+    ]  # fmt: skip
+    assert len(set(re.findall(r'id="(\d-\d)-node-31"', drawn))) == 6 * 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "one of the arguments --config-file --checkpoint --spec --grid is required"),
+        (["--grid", "--spec", "a.json"], "argument --spec: not allowed with argument --grid"),
+    ],
+)
+def test_there_is_one_source(
+    tool: ModuleType, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else one of two sources is silently not drawn."""
+    with pytest.raises(SystemExit):
+        tool.main([*argv, "--output", "a.png"])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        *[(["--config-file", config], "is no RandWire") for config in RESNETS],
+        (["--config-file", "no.yaml"], "--config-file 'no.yaml' does not exist"),
+        (["--config-file", CLASSIFIER, "MODEL.RANDWIRE.NODES", "9"], "MODEL.RANDWIRE.NODES"),
+        (["--config-file", CLASSIFIER, "MODEL.RANDWIRE.WS.K", "3"], "WS needs an even K"),
+        (["--config-file", CLASSIFIER, "--nodes", "9"], "--nodes is for --grid; a config has its"),
+        (
+            ["--config-file", CLASSIFIER, "--seeds", "1", "2", "--layout", "columns"],
+            "--layout columns draws one network; got 2",
+        ),
+        (
+            ["--config-file", CLASSIFIER, "--seeds", "1", "--", "MODEL.RANDWIRE.SPEC_FILE", "a"],
+            "MODEL.RANDWIRE.SPEC_FILE 'a' is one network; leave out --seeds",
+        ),
+        (["--grid", "WS(4, 0.75"], "a generator is written like WS(4, 0.75); got 'WS(4, 0.75'"),
+        (["--grid", "WT(4)"], "unknown graph model 'WT'"),
+        (["--grid", "BA(5)", "--nodes", "5"], "BA needs 1 <= M < N; got M=5, N=5"),
+        (["--grid", "--nodes", "0"], "a graph needs at least one node; got num_nodes=0"),
+        (["--grid", "--layout", "stacked"], "--layout is for networks, not --grid"),
+        (["--spec", CLASSIFIER], "not the JSON of a NetworkSpec"),
+        (["--spec", "no.json"], "No such file"),
+        (["--spec", "no.json", "--seeds", "1"], "--seeds is for --config-file or --grid"),
+        (["--checkpoint", "no.pth"], "'no.pth' is no file"),
+        (["--checkpoint", CLASSIFIER], "is damaged, cut off, or no checkpoint"),
+        (["--checkpoint", "a.pth", "--", "SEED", "1"], "KEY VALUE is for --config-file"),
+    ],
+)
+def test_mistakes(tool: ModuleType, tmp_path: Path, argv: list[str], message: str) -> None:
+    """Else a mistake ends in a traceback, or in a picture of something else."""
+    split = argv.index("--") if "--" in argv else len(argv)
+    with pytest.raises(SystemExit) as stop:
+        tool.main([*argv[:split], "--output", str(tmp_path / "a.png"), *argv[split + 1 :]])
+    told = str(stop.value.code)
+    assert told.startswith("draw_wiring.py: error: ")
+    assert message in told
+    assert "\n" not in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_suffix_is_told_before_the_work(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it is told after everything was laid out."""
+    monkeypatch.setattr(tool, "draw", lambda args: pytest.fail("it draws"))
+    with pytest.raises(SystemExit, match=r"--output must end in one of .*; got a\.jpg"):
+        tool.main(["--grid", "--output", "a.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (None, "does not hold its wiring; draw its config, with --config-file"),
+        ({}, "its entry 'randwire' is damaged"),
+        ("spec", "its entry 'randwire' is damaged"),
+        ({"spec": "{}"}, "the key 'format' is missing"),
+    ],
+)
+def test_checkpoints_without_a_wiring(
+    tool: ModuleType, tmp_path: Path, entry: object, message: str
+) -> None:
+    """Else a checkpoint of a ResNet, or a damaged one, ends in a traceback."""
+    data = {"model": {"weight": torch.zeros(1)}}
+    torch.save(data if entry is None else {**data, WIRING_KEY: entry}, tmp_path / "a.pth")
+    with pytest.raises(SystemExit, match=message):
+        tool.main(
+            ["--checkpoint", str(tmp_path / "a.pth"), "--output", str(tmp_path / "out" / "a.png")]
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_tool_as_users_run_it(tmp_path: Path) -> None:
+    """Wrong: what the tests above call is not what runs, or the status of an error is 0."""
+    command = [sys.executable, str(TOOL), "--grid", "BA(1)", "--seeds", "1", "--output", "a.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "Picture: a.png\n"), done.stderr
+    with Image.open(tmp_path / "a.png") as image:
+        assert (image.format, image.mode) == ("PNG", "P")
+    done = subprocess.run([*command, "--nodes", "1"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "draw_wiring.py: error: BA needs 1 <= M < N; got M=1, N=1"
+    )

@@ -1,0 +1,158 @@
+#!/usr/bin/env python
+"""Draw wirings: whole networks as in Figure 1 of the paper, random graphs as in Figure 4.
+
+    python tools/draw_wiring.py --config-file configs/imagenet/randwire_c109_100ep.yaml \\
+        --seeds 1 2 3 --output wiring.png
+    python tools/draw_wiring.py --checkpoint model_final.pth --output wiring.svg
+    python tools/draw_wiring.py --spec network.json --layout columns --output wiring.pdf
+    python tools/draw_wiring.py --grid "ER(0.2)" "BA(5)" "WS(4, 0.75)" --seeds 1 2 3 4 5 \\
+        --nodes 32 --output grid.png
+
+A network is drawn from the image down to the classifier, several of them side by side. Input nodes
+are blue, output nodes red, and nodes that are both half and half; squares are the extra nodes that
+join the stages. A grid has a row for each generator, a column for each seed, and no extra nodes.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from randwire_d2 import add_randwire_config
+from randwire_d2.checkpoint import WIRING_KEY
+from randwire_d2.classification import add_classification_config
+from randwire_d2.config import generator_from_config, spec_from_config
+from randwire_d2.conversion import read_checkpoint
+from randwire_d2.engine import read_config
+from randwire_d2.wiring import Dag, NetworkSpec, graph_label, parse_graph, random_graph
+from randwire_d2.wiring.draw import FORMATS, draw_network, save_figure
+from randwire_d2.wiring.grid import draw_grid, draw_networks
+
+GRID = ("ER(0.2)", "ER(0.6)", "BA(1)", "BA(5)", "WS(4, 0)", "WS(4, 0.75)")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s SOURCE --output FILE [options] [KEY VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group = parser.add_argument_group("the source, one of")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--config-file", metavar="FILE", help="of a classifier or a detector with a RandWire"
+    )
+    source.add_argument("--checkpoint", nargs="+", metavar="FILE", help="with the wiring in it")
+    source.add_argument("--spec", nargs="+", metavar="FILE", help="a network's JSON")
+    source.add_argument(
+        "--grid",
+        nargs="*",
+        metavar="GENERATOR",
+        help=f"written like the paper's (default: {' '.join(map(repr, GRID))})",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS)}"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="(default: the config's; of --grid: 1 2 3 4 5)"
+    )
+    parser.add_argument("--nodes", type=int, help="N, of --grid (default: 32)")
+    parser.add_argument(
+        "--layout",
+        choices=("stacked", "columns"),
+        help="columns: the stages of one network from left to right, with the nodes' indices "
+        "(default: stacked)",
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
+    return parser.parse_intermixed_args(argv)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what does not go together, before any work."""
+    if Path(args.output).suffix.lower() not in FORMATS:
+        raise ValueError(f"--output must end in one of {', '.join(FORMATS)}; got {args.output}")
+    is_grid, is_config = args.grid is not None, args.config_file is not None
+    for given, fits, name, source in (
+        (args.opts, is_config, "KEY VALUE", "--config-file"),
+        (args.seeds, is_config or is_grid, "--seeds", "--config-file or --grid"),
+        (args.nodes is not None, is_grid, "--nodes", "--grid; a config has its NUM_NODES"),
+        (args.layout, not is_grid, "--layout", "networks, not --grid"),
+    ):  # fmt: skip
+        if given and not fits:
+            raise ValueError(f"{name} is for {source}")
+
+
+def networks_of_config(args: argparse.Namespace) -> tuple[str, dict[str, NetworkSpec]]:
+    """The generator's name, and the networks by their titles."""
+    args = argparse.Namespace(**vars(args), config_from_weights=False)
+    cfg = read_config(args, add_randwire_config, add_classification_config)
+    name, node = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RANDWIRE
+    if "randwire" not in name:
+        raise ValueError(f"{args.config_file}: MODEL.BACKBONE.NAME {name!r} is no RandWire")
+    if node.SPEC_FILE:
+        if args.seeds:
+            raise ValueError(
+                f"MODEL.RANDWIRE.SPEC_FILE {node.SPEC_FILE!r} is one network; leave out --seeds"
+            )
+        spec = spec_from_config(cfg)
+        return "RandWire", {spec.fingerprint[:12]: spec}
+    generator = generator_from_config(cfg)
+    specs = {}
+    for seed in args.seeds or [node.SEED]:
+        node.SEED = seed
+        specs[f"seed {seed}"] = spec_from_config(cfg)
+    return graph_label(generator.graph, generator.graph_params), specs
+
+
+def read_spec(path: str) -> NetworkSpec:
+    try:
+        return NetworkSpec.from_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{path!r}: {e}") from e
+
+
+def read_wiring(path: str) -> NetworkSpec:
+    wiring = read_checkpoint(path).rest.get(WIRING_KEY)
+    if wiring is None:
+        raise ValueError(f"{path!r} does not hold its wiring; draw its config, with --config-file")
+    try:
+        return NetworkSpec.from_json(wiring["spec"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{path!r}: its entry {WIRING_KEY!r} is damaged: {e}") from e
+
+
+def draw(args: argparse.Namespace) -> Figure:
+    if args.grid is not None:
+        seeds = args.seeds or range(1, 6)
+        nodes = 32 if args.nodes is None else args.nodes
+        rows = {}
+        for model, params in map(parse_graph, args.grid or GRID):
+            graphs = [random_graph(model, nodes, seed, **params) for seed in seeds]
+            rows[graph_label(model, params)] = [Dag.from_graph(graph) for graph in graphs]
+        return draw_grid(rows, [f"seed {s}" for s in seeds])
+    if args.config_file is not None:
+        name, networks = networks_of_config(args)
+    else:
+        read, paths = (read_spec, args.spec) if args.spec else (read_wiring, args.checkpoint)
+        specs = [read(path) for path in paths]
+        name, networks = "RandWire", {spec.fingerprint[:12]: spec for spec in specs}
+    if args.layout == "columns":
+        if len(networks) > 1:
+            raise ValueError(f"--layout columns draws one network; got {len(networks)}")
+        return draw_network(next(iter(networks.values())))
+    return draw_networks(list(networks.values()), list(networks), name)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        check(args)
+        print(f"Picture: {save_figure(draw(args), args.output, palette=True)}")
+    except (ValueError, OSError) as e:
+        sys.exit(f"draw_wiring.py: error: {' '.join(str(e).split())}")
+
+
+if __name__ == "__main__":
+    main()
