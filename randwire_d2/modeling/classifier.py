@@ -60,5 +60,9 @@ class RandWireClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) to logits (N, num_classes)."""
-        x = self.norm(self.conv(F.relu(self.backbone(x)["res5"])))
+        return self.head(self.backbone(x)["res5"])
+
+    def head(self, x: Tensor) -> Tensor:
+        """The last row alone: res5 (N, C, H, W) to logits (N, num_classes)."""
+        x = self.norm(self.conv(F.relu(x)))
         return self.fc(self.dropout(x.mean(dim=(2, 3))))

@@ -1,0 +1,237 @@
+"""Graph damage: a trained network without one of its nodes, or one of its edges (§4.1, Figure 5).
+
+What a removal does:
+
+- A node's edges go with it, and an edge is a term less in its target's weighted sum. The weights of
+  the other terms stay as they are, as in the edge dropping of training.
+- A node that loses its only input sums nothing: it goes on with zeros, and sends out the constant
+  that its norm makes of their convolution. It does not become an input node.
+- A removed output node leaves the stage's mean, which is then that of the others. If it was the
+  only one, the network is cut there: the stage's output is zero.
+- Roles are those of the trained network: a node that loses its last reader is not connected to the
+  output node, so nobody reads it any more.
+- The edges of the extra input and output nodes (§3.2) belong to the stage, not to its random graph:
+  they are not removed by themselves. An isolated node can be removed, as a node.
+
+All work before a damage is shared. The intact stage runs once and keeps the results of its nodes;
+a damage then costs the nodes that lie downstream of it, the later stages, and the head. (Each of
+these nodes still leads to the stage's output, so none of them can be left out.)
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .modeling import RandWireClassifier, RandWireStage
+from .wiring import NODE_OP_COMPLEXITY_REGISTRY, Dag, NetworkSpec, complexity
+
+KINDS = ("node", "edge")
+STACKED_IMAGES = 128  # beyond that, measured, a larger batch is no faster on a CPU
+
+
+class Damage(NamedTuple):
+    """One node or one edge less.
+
+    Attributes:
+        stage: the stage that loses it, such as ``"res3"``.
+        removed: a node, or an edge (u, v).
+        degree: Figure 5's x: the node's output degree, or the input degree of the edge's target,
+            before the damage. The edges of the extra input and output nodes do not count, so an
+            output node has the degree 0.
+    """
+
+    stage: str
+    removed: int | tuple[int, int]
+    degree: int
+
+    @property
+    def kind(self) -> str:
+        """One of ``KINDS``."""
+        return "node" if isinstance(self.removed, int) else "edge"
+
+
+def all_damages(spec: NetworkSpec, kinds: Iterable[str] = KINDS) -> list[Damage]:
+    """Every node and every edge of every random graph, stage by stage.
+
+    Raises:
+        ValueError: for a kind that is none of ``KINDS``.
+    """
+    kinds = tuple(kinds)
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"kinds must be some of {KINDS}; got {kinds}")
+    damages = []
+    for stage in spec.stages:
+        dag = stage.dag
+        if "node" in kinds:
+            damages += [Damage(stage.name, v, len(s)) for v, s in enumerate(dag.successors)]
+        if "edge" in kinds:
+            damages += [Damage(stage.name, (u, v), len(dag.predecessors[v])) for u, v in dag.edges]
+    return damages
+
+
+def downstream(dag: Dag, removed: int | tuple[int, int]) -> list[int]:
+    """The nodes whose results a damage changes, ascending: the consumers of a removed node, or the
+    target of a removed edge, and all their descendants."""
+    changed = {removed} if isinstance(removed, int) else {removed[1]}
+    for v in range(dag.num_nodes):
+        if not changed.isdisjoint(dag.predecessors[v]):
+            changed.add(v)
+    return sorted(v for v in changed if v != removed)
+
+
+@torch.no_grad()
+def damaged_logits(
+    network: RandWireClassifier,
+    images: Tensor,
+    damages: Sequence[Damage],
+    stacked_images: int = STACKED_IMAGES,
+) -> Iterator[tuple[Damage | None, Tensor]]:
+    """The logits of a network with each of some damages, and of the intact one.
+
+    Holds the results of all nodes of one stage, and once more those that a damage changes.
+
+    Args:
+        network: one in eval mode.
+        images: (N, 3, H, W), as the network takes them.
+        damages: of the network's spec, in any order.
+        stacked_images: the later stages run on several damaged results at once, as long as they
+            are no more images than that.
+
+    Yields:
+        (damage, logits (N, num_classes)), stage by stage; at the end (None, those of the intact
+        network).
+
+    Raises:
+        ValueError: the network is in training mode, in which images change each other's logits.
+    """
+    if network.training:
+        raise ValueError("the network is in training mode; call its eval() first")
+    backbone = network.backbone
+    names = [layer.name for layer in backbone.spec.layers]
+    dags = {stage.name: stage.dag for stage in backbone.spec.stages}
+    together = max(1, stacked_images // len(images))
+    # What the fused operators take, too.
+    x = images.contiguous(memory_format=torch.channels_last)
+    for i, name in enumerate(names):
+        stage = getattr(backbone, name)
+        if name not in dags:
+            x = stage(x)
+            continue
+        results = _intact(stage, dags[name], x)
+        here = [damage for damage in damages if damage.stage == name]
+        for start in range(0, len(here), together):
+            group = here[start : start + together]
+            y = torch.cat([_damaged(stage, dags[name], results, d.removed) for d in group])
+            for later in names[i + 1 :]:
+                y = getattr(backbone, later)(y)
+            yield from zip(group, network.head(y).chunk(len(group)), strict=True)
+        x = _mean([results[v] for v in dags[name].output_nodes])
+    yield None, network.head(x)
+
+
+def _intact(stage: RandWireStage, dag: Dag, x: Tensor) -> list[Tensor]:
+    """The results of all nodes of a stage."""
+    results: list[Tensor] = []
+    for v, predecessors in enumerate(dag.predecessors):  # edges point to the larger index
+        results.append(stage.nodes[v]([results[u] for u in predecessors] or [x]))
+    return results
+
+
+def _damaged(
+    stage: RandWireStage, dag: Dag, intact: Sequence[Tensor], removed: int | tuple[int, int]
+) -> Tensor:
+    """The output of a stage with a damage, from the results of its intact nodes."""
+    # What is removed sends zeros: a term less in a sum, and nothing where it was the only one.
+    zeros = torch.zeros_like(intact[0])
+    results = list(intact)
+    if isinstance(removed, int):
+        results[removed] = zeros
+    for v in downstream(dag, removed):
+        results[v] = stage.nodes[v](
+            [zeros if (u, v) == removed else results[u] for u in dag.predecessors[v]]
+        )
+    return _mean([results[v] for v in dag.output_nodes if v != removed] or [zeros])
+
+
+def _mean(results: Sequence[Tensor]) -> Tensor:
+    total, *others = results
+    for result in others:
+        total = total + result
+    return total / len(results)
+
+
+def count_correct(
+    network: RandWireClassifier,
+    images: Tensor,
+    labels: Tensor,
+    damages: Sequence[Damage],
+    stacked_images: int = STACKED_IMAGES,
+    progress: Callable[[], object] = lambda: None,
+) -> tuple[int, list[int]]:
+    """How many images the intact network, and the damaged ones, classify correctly (top-1).
+
+    Args:
+        network, images, damages, stacked_images: see ``damaged_logits``.
+        labels: (N,); one that is no class is never correct.
+        progress: called after each damage.
+
+    Returns:
+        tuple[int, list[int]]: the count of the intact network, and one for each damage.
+
+    Raises:
+        ValueError: see ``damaged_logits``.
+    """
+    labels = labels.to(images.device)
+    correct: dict[Damage | None, Tensor] = {}  # on the device, which nobody waits for
+    for damage, logits in damaged_logits(network, images, damages, stacked_images):
+        correct[damage] = (logits.argmax(1) == labels).sum()
+        if damage is not None:
+            progress()
+    intact, *damaged = torch.stack([correct[d] for d in (None, *damages)]).tolist()
+    return intact, damaged
+
+
+class Work(NamedTuple):
+    """Multiply-adds for one image, counted as ``complexity`` does.
+
+    Attributes:
+        full: of one evaluation of the intact network.
+        shared: of the intact network and all damages, as ``damaged_logits`` computes them.
+    """
+
+    full: int
+    shared: int
+
+
+def count_work(
+    spec: NetworkSpec, damages: Sequence[Damage], height: int, width: int, num_classes: int
+) -> Work:
+    """Count what ``damaged_logits`` computes for one image of height × width pixels."""
+    whole = complexity(spec, height, width, num_classes)
+    names = [*whole.stages]
+    node_flops = _node_flops(spec, height, width)
+    dags = {stage.name: stage.dag for stage in spec.stages}
+    shared = whole.flops
+    for stage, removed, _ in damages:
+        shared += sum(node_flops[stage][v] for v in downstream(dags[stage], removed))
+        shared += sum(whole.stages[later].flops for later in names[names.index(stage) + 1 :])
+    return Work(whole.flops, shared)
+
+
+def _node_flops(spec: NetworkSpec, height: int, width: int) -> dict[str, list[int]]:
+    """The multiply-adds of every node of every stage."""
+    op_complexity = NODE_OP_COMPLEXITY_REGISTRY.get(spec.node_op)
+    for _ in spec.convs:
+        height, width = -(-height // 2), -(-width // 2)
+    flops = {}
+    for stage in spec.stages:
+        height, width = -(-height // 2), -(-width // 2)
+        read, written = stage.in_channels, stage.channels
+        flops[stage.name] = [
+            op_complexity(written if inputs else read, written, height, width).flops
+            + (len(inputs) * written * height * width if len(inputs) > 1 else 0)
+            for inputs in stage.dag.predecessors
+        ]
+    return flops

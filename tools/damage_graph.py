@@ -1,0 +1,114 @@
+#!/usr/bin/env python
+"""Figure 5: what trained networks lose with one node, or with one edge, of their random graphs.
+
+    python tools/damage_graph.py output/er output/ba output/ws --output output/damage.png
+    python tools/damage_graph.py output/ws --images 1000 --nodes-only TEST.IMS_PER_PROCESS 50
+
+Each RUN is the OUTPUT_DIR of tools/pretrain_imagenet.py. Every node and every edge is removed
+alone, without training again, and the loss of top-1 accuracy on the run's test set is set against
+the node's output degree, or the input degree of the edge's target. The edges of the extra input
+and output nodes do not count.
+
+A node that loses an input has one term less in its weighted sum; if it was the only one, the node
+goes on with zeros, and sends out the constant that its norm makes of their convolution. A removed
+output node leaves the mean that is the stage's output; if it was the only one, that is zero.
+
+All work before a damage is shared. What is found is kept in RUN/damage_*.json after every batch:
+started again, the tool goes on from there, and draws the same figure at once when all is done.
+"""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from randwire_d2.damage import KINDS
+from randwire_d2.experiments.damage import (
+    evaluate,
+    load_run,
+    plot_damage,
+    to_json,
+    to_markdown,
+)
+from randwire_d2.files import atomic_open
+from randwire_d2.wiring.draw import FORMATS, save_figure
+
+KEY = re.compile(r"[A-Z]\w*(\.[A-Z]\w*)+")  # of a config
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s RUN ... [options] [KEY VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folders of trained networks, and pairs for their configs, such as MODEL.DEVICE cpu; "
+        "TEST.IMS_PER_PROCESS is the batch, after each of which the state is saved",
+    )
+    parser.add_argument(
+        "--output",
+        default="output/damage.png",
+        metavar="FILE",
+        help=f"the figure: {', '.join(FORMATS)} (default: output/damage.png)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="everything, each damage by itself")
+    only = parser.add_mutually_exclusive_group()
+    for kind in KINDS:
+        only.add_argument(
+            f"--{kind}s-only",
+            dest="kinds",
+            action="store_const",
+            const=(kind,),
+            default=KINDS,
+            help=f"remove {kind}s alone (default: nodes and edges)",
+        )
+    parser.add_argument("--images", type=int, help="of the test set, evenly spread (default: all)")
+    parser.add_argument("--weights", metavar="FILE", help="of a single RUN, not model_final.pth")
+    args = parser.parse_intermixed_args(argv)
+    # argparse can't split them: options may stand between.
+    pairs = next((i for i, a in enumerate(args.runs) if KEY.fullmatch(a)), len(args.runs))
+    args.runs, args.opts = args.runs[:pairs], args.runs[pairs:]
+    if not args.runs:
+        parser.error("no RUN is given")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    command = shlex.join(
+        ["python", "tools/damage_graph.py", *(sys.argv[1:] if argv is None else argv)]
+    )
+    try:
+        figure_file = Path(args.output)
+        if figure_file.suffix.lower() not in FORMATS:
+            raise ValueError(f"--output must end in one of {', '.join(FORMATS)}; got {figure_file}")
+        if args.weights and len(args.runs) > 1:
+            raise ValueError(f"--weights belongs to one RUN; got {len(args.runs)}")
+        if args.json:
+            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        loaded = [
+            load_run(run, args.opts, args.weights, args.kinds, args.images) for run in args.runs
+        ]
+        outcomes = [evaluate(run) for run in loaded]
+        print(to_markdown(outcomes))
+        if args.json:
+            with atomic_open(args.json) as f:
+                f.write(to_json(outcomes, command))
+        print(f"\n{save_figure(plot_damage(outcomes), figure_file)}")
+    except (ValueError, OSError) as e:
+        sys.exit(f"damage_graph.py: error: {' '.join(str(e).split())}")
+    except KeyboardInterrupt:
+        sys.exit(
+            "damage_graph.py: interrupted; what is done is saved, the same command goes on from "
+            f"there: {command}"
+        )
+
+
+if __name__ == "__main__":
+    main()
