@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from .modeling import RandWireClassifier, RandWireStage
-from .wiring import NODE_OP_COMPLEXITY_REGISTRY, Dag, NetworkSpec, complexity
+from .wiring import Complexity, Dag, NetworkSpec, StageSpec, complexity
+from .wiring.complexity import halve, node_complexities
 
 KINDS = ("node", "edge")
 STACKED_IMAGES = 128  # beyond that, measured, a larger batch is no faster on a CPU
@@ -211,27 +212,14 @@ def count_work(
     """Count what ``damaged_logits`` computes for one image of height × width pixels."""
     whole = complexity(spec, height, width, num_classes)
     names = [*whole.stages]
-    node_flops = _node_flops(spec, height, width)
     dags = {stage.name: stage.dag for stage in spec.stages}
+    nodes: dict[str, list[Complexity]] = {}
+    for layer in spec.layers:
+        height, width = halve(height), halve(width)
+        if isinstance(layer, StageSpec):
+            nodes[layer.name] = node_complexities(layer, spec.node_op, height, width)
     shared = whole.flops
     for stage, removed, _ in damages:
-        shared += sum(node_flops[stage][v] for v in downstream(dags[stage], removed))
+        shared += sum(nodes[stage][v].flops for v in downstream(dags[stage], removed))
         shared += sum(whole.stages[later].flops for later in names[names.index(stage) + 1 :])
     return Work(whole.flops, shared)
-
-
-def _node_flops(spec: NetworkSpec, height: int, width: int) -> dict[str, list[int]]:
-    """The multiply-adds of every node of every stage."""
-    op_complexity = NODE_OP_COMPLEXITY_REGISTRY.get(spec.node_op)
-    for _ in spec.convs:
-        height, width = -(-height // 2), -(-width // 2)
-    flops = {}
-    for stage in spec.stages:
-        height, width = -(-height // 2), -(-width // 2)
-        read, written = stage.in_channels, stage.channels
-        flops[stage.name] = [
-            op_complexity(written if inputs else read, written, height, width).flops
-            + (len(inputs) * written * height * width if len(inputs) > 1 else 0)
-            for inputs in stage.dag.predecessors
-        ]
-    return flops

@@ -3,9 +3,10 @@
 import argparse
 import difflib
 import os
+import re
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pickle import UnpicklingError
 from typing import Any
 
@@ -169,6 +170,13 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
         "MODEL.PIXEL_MEAN, MODEL.PIXEL_STD) from the checkpoint MODEL.WEIGHTS",
     )
     return parser
+
+
+def split_pairs(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files and the KEY VALUE pairs that follow them, which argparse can't tell apart."""
+    pairs = (i for i, text in enumerate(given) if re.fullmatch(r"[A-Z]\w*(\.[A-Z]\w*)+", text))
+    first = next(pairs, len(given))
+    return list(given[:first]), list(given[first:])
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:

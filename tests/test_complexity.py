@@ -1,5 +1,7 @@
 """Parameters, multiply-adds and activations: the paper's, the built modules', fvcore's."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean, stdev
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, RandWireClassifier, complexity
-from randwire_d2.wiring import Complexity
+from randwire_d2.wiring import Complexity, find_channels
 
 GRAPHS = {"ER": {"p": 0.35}, "BA": {"m": 2}, "WS": {"k": 2, "p": 0.75}}
 NODE_OPS = ("sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3")
@@ -125,3 +127,75 @@ def test_impossible_sizes_are_refused(size: tuple[int, int]) -> None:
     """Else the complexity of no image is a number."""
     with pytest.raises(ValueError, match=f"at least 1; got {size[0]}×{size[1]}"):
         complexity(draw_spec("small"), *size)
+
+
+def mean_flops(
+    generator: NetworkGenerator, channels: int, seeds: Sequence[int] = (1, 2, 3, 4, 5)
+) -> float:
+    drawn = replace(generator, channels=channels)
+    return mean(complexity(drawn(seed)).flops for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    "regime, target, size, channels",
+    [
+        ("small", 583e6, 224, 78),
+        ("small", 580e6, 224, 78),
+        ("regular", 4.0e9, 224, 109),
+        ("regular", 7.9e9, 224, 154),
+        ("regular", 16.0e9, 320, 154),
+    ],
+)
+def test_the_papers_complexity_has_the_papers_channels(
+    regime: str, target: float, size: int, channels: int
+) -> None:
+    """Wrong: C is not "the nearest integer such that target model complexity is met" (§4)."""
+    generator = NetworkGenerator(regime)
+    assert find_channels(generator, target, height=size, width=size) == channels
+
+
+@pytest.mark.parametrize("node_op", NODE_OPS)
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("regime", ["small", "regular"])
+def test_no_other_channels_come_nearer(regime: str, graph: str, node_op: str) -> None:
+    """Wrong: the search stops beside the nearest C, or takes the generator's own C for it."""
+    generator = NetworkGenerator(regime, 50, 9, graph, GRAPHS[graph], node_op)
+    costs = {channels: mean_flops(generator, channels) for channels in range(2, 34)}
+    for target in (
+        costs[2],
+        1.1 * costs[2],
+        costs[3],
+        1.07 * costs[7],
+        0.96 * costs[16],
+        costs[32],
+    ):
+        nearest = min(costs, key=lambda channels: abs(costs[channels] - target))
+        assert find_channels(generator, target) == nearest
+
+
+def test_of_two_equally_near_channels_the_smaller() -> None:
+    """Wrong: what is found for a target half way depends on the search."""
+    generator = NetworkGenerator("small", num_nodes=9)
+    for channels in (2, 3, 8, 21):
+        below, above = (mean_flops(generator, c, [4]) for c in (channels, channels + 1))
+        halfway = (below + above) / 2
+        assert find_channels(generator, halfway, [4]) == channels
+        assert find_channels(generator, halfway + 1, [4]) == channels + 1
+
+
+def test_channels_depend_on_seeds_size_and_classes() -> None:
+    """Wrong: an argument does not reach the networks that are compared."""
+    generator = NetworkGenerator("small", num_nodes=9, graph="ER", graph_params={"p": 0.3})
+    flops = complexity(replace(generator, channels=60)(8), 64, 96, 10).flops
+    assert find_channels(generator, flops, [8], 64, 96, 10) == 60
+    assert find_channels(generator, flops, [8]) < 60
+
+
+@pytest.mark.parametrize("target", [1e6, -1.0, float("nan"), float("inf")])
+def test_impossible_targets_are_refused(target: float) -> None:
+    """Wrong: C=2 passes for a network that it is not."""
+    generator = NetworkGenerator("regular")
+    with pytest.raises(ValueError, match=f"the least, C=2, has {mean_flops(generator, 2):,.0f}"):
+        find_channels(generator, target)
+    with pytest.raises(ValueError, match="no seeds"):
+        find_channels(generator, 4e9, seeds=())

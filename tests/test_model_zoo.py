@@ -36,7 +36,7 @@ def test_every_config_has_its_row() -> None:
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_parameters_and_multiply_adds(name: str) -> None:
-    """Wrong: a figure in MODEL_ZOO.md that tools/count_model.py does not print."""
+    """Wrong: a figure in MODEL_ZOO.md that tools/analyze_model.py does not print."""
     cfg = config(CONFIGS[name])
     params, flops = count(cfg, cfg.INPUT.TEST_CROP_SIZE)
     assert f"{params / 1e6:.2f} M |" in ROWS[name]

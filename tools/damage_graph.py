@@ -18,13 +18,13 @@ started again, the tool goes on from there, and draws the same figure at once wh
 """
 
 import argparse
-import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from randwire_d2.damage import KINDS
+from randwire_d2.engine import split_pairs
 from randwire_d2.experiments.damage import (
     evaluate,
     load_run,
@@ -34,8 +34,6 @@ from randwire_d2.experiments.damage import (
 )
 from randwire_d2.files import atomic_open
 from randwire_d2.wiring.draw import FORMATS, save_figure
-
-KEY = re.compile(r"[A-Z]\w*(\.[A-Z]\w*)+")  # of a config
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -71,9 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="of the test set, evenly spread (default: all)")
     parser.add_argument("--weights", metavar="FILE", help="of a single RUN, not model_final.pth")
     args = parser.parse_intermixed_args(argv)
-    # argparse can't split them: options may stand between.
-    pairs = next((i for i, a in enumerate(args.runs) if KEY.fullmatch(a)), len(args.runs))
-    args.runs, args.opts = args.runs[:pairs], args.runs[pairs:]
+    args.runs, args.opts = split_pairs(args.runs)
     if not args.runs:
         parser.error("no RUN is given")
     return args

@@ -65,16 +65,20 @@ class ImageClassifier(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W), of any type, values 0 … 255, as the network takes them."""
+        images = images.to(self.device, non_blocking=True)
+        return (images - self.pixel_mean) / self.pixel_std
+
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor] | Tensor:
         """
         Args:
-            batch: "image": (N, 3, H, W), of any type, values 0 … 255; in training "label": (N,).
+            batch: "image": see ``preprocess``; in training "label": (N,).
 
         Returns:
             In training {"loss_cls": the mean cross entropy}, else logits (N, num_classes).
         """
-        images = batch["image"].to(self.device, non_blocking=True)
-        logits = self.network((images - self.pixel_mean) / self.pixel_std)
+        logits = self.network(self.preprocess(batch["image"]))
         if isinstance(logits, dict):
             (logits,) = logits.values()
         if not self.training:

@@ -283,8 +283,8 @@ def _count_batch(
 ) -> None:
     model, labels = run.model, batch["label"]
     start = time.perf_counter()
-    images = (batch["image"].to(model.device) - model.pixel_mean) / model.pixel_std
     network: Any = model.network
+    images = model.preprocess(batch["image"])
     intact, damaged = count_correct(
         network, images, labels, run.damages, progress=lambda: bar.update(len(labels))
     )

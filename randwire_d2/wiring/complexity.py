@@ -59,13 +59,15 @@ def complexity(
         raise ValueError(f"height and width must be at least 1; got {height}×{width}")
     stages: dict[str, Complexity] = {}
     for conv_spec in spec.convs:
-        height, width = _halve(height), _halve(width)
+        height, width = halve(height), halve(width)
         stages[conv_spec.name] = conv(
             3, conv_spec.in_channels, conv_spec.channels, height, width
         ) + norm(conv_spec.channels)
     for stage in spec.stages:
-        height, width = _halve(height), _halve(width)
-        stages[stage.name] = _stage_complexity(stage, spec.node_op, height, width)
+        height, width = halve(height), halve(width)
+        stages[stage.name] = sum(
+            node_complexities(stage, spec.node_op, height, width), Complexity()
+        )
     stages["head"] = (
         conv(1, spec.stages[-1].channels, HEAD_CHANNELS, height, width)
         + norm(HEAD_CHANNELS)
@@ -123,22 +125,28 @@ def find_channels(
     return low if flops - cost(low) <= cost(high) - flops else high
 
 
-def _stage_complexity(stage: StageSpec, node_op: str, height: int, width: int) -> Complexity:
+def node_complexities(stage: StageSpec, node_op: str, height: int, width: int) -> list[Complexity]:
+    """The cost of each node of a stage whose output is height × width.
+
+    Raises:
+        ValueError: the cost of the operation is not registered.
+    """
     if node_op not in NODE_OP_COMPLEXITY_REGISTRY:
         known = sorted(name for name, _ in NODE_OP_COMPLEXITY_REGISTRY)
         raise ValueError(f"the complexity of node_op {node_op!r} is unknown; known are {known}")
     op_complexity = NODE_OP_COMPLEXITY_REGISTRY.get(node_op)
-    total = Complexity()
+    nodes = []
     for predecessors in stage.dag.predecessors:
         in_channels = stage.channels if predecessors else stage.in_channels
-        total += op_complexity(in_channels, stage.channels, height, width) + norm(stage.channels)
+        cost = op_complexity(in_channels, stage.channels, height, width) + norm(stage.channels)
         if len(predecessors) > 1:
             weights = len(predecessors)
-            total += Complexity(weights, weights * stage.channels * height * width)
-    return total
+            cost += Complexity(weights, weights * stage.channels * height * width)
+        nodes.append(cost)
+    return nodes
 
 
-def _halve(size: int) -> int:
+def halve(size: int) -> int:
     """The output size of a 3×3 window with stride 2 and padding 1."""
     return (size + 1) // 2
 

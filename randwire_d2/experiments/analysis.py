@@ -1,0 +1,266 @@
+"""Tables of complexity: the paper's Tables 1 to 4, the parts of a network, the C for a target."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
+from statistics import mean
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from ..classification import add_classification_config
+from ..classification.model import build_network
+from ..config import add_randwire_config
+from ..wiring import (
+    Complexity,
+    ConvSpec,
+    NetworkGenerator,
+    StageSpec,
+    complexity,
+    find_channels,
+    graph_label,
+)
+from ..wiring.network import HEAD_CHANNELS
+from .paper import TABLE_2, TABLE_3, TABLE_4, Classification
+from .parts import Part, module_parts, network_parts
+from .tables import Figure, Table
+
+SEEDS = (1, 2, 3, 4, 5)  # the paper's five networks
+DEFINITION = (
+    "Multiply-adds of convolutions, fc layers and weighted sums; activations: elements that "
+    "convolutions and fc layers put out."
+)
+
+
+def table_1() -> Table:
+    """The layers of both regimes in terms of N and C, with the sizes that 224×224 pixels give."""
+    columns = {}
+    for regime in ("small", "regular"):
+        generator = NetworkGenerator(regime, channels=2)
+        columns[regime] = [_in_symbols(layer, generator) for layer in generator(1).layers]
+    rows = []
+    for i, (small, regular) in enumerate(zip(columns["small"], columns["regular"], strict=True)):
+        size = 224 // 2 ** (i + 1)
+        rows.append(
+            {
+                "stage": f"conv{i + 1}",
+                "here": "stem" if i == 0 else f"res{i + 1}",
+                "output": (size, size),
+                "small regime": small,
+                "regular regime": regular,
+            }
+        )
+    head = {"stage": "classifier", "here": "head", "output": (1, 1)}
+    for text in (f"1×1 conv, {HEAD_CHANNELS}-d", "global average pool, 1000-d fc, softmax"):
+        rows.append({**head, "small regime": text, "regular regime": text})
+    return Table("Table 1: RandWire architectures", rows)
+
+
+def _in_symbols(layer: ConvSpec | StageSpec, generator: NetworkGenerator) -> str:
+    def symbol(name: str, number: int, of: int) -> str:
+        ratio = Fraction(number, of)
+        times = "" if ratio.numerator == 1 else str(ratio.numerator)
+        return f"{times}{name}" + ("" if ratio.denominator == 1 else f"/{ratio.denominator}")
+
+    channels = symbol("C", layer.channels, generator.channels)
+    if isinstance(layer, StageSpec):
+        nodes = symbol("N", layer.dag.num_nodes, generator.num_nodes)
+        return f"random wiring {nodes}, {channels}"
+    return f"3×3 conv, {channels}"
+
+
+@dataclass(frozen=True)
+class _PaperTable:
+    title: str
+    rows: Sequence[Classification]
+    regime: str
+    size: int
+    unit: str
+
+
+_PAPER = {
+    2: _PaperTable("small computation regime, 250 epochs", TABLE_2, "small", 224, "M"),
+    3: _PaperTable("regular computation regime, 100 epochs", TABLE_3, "regular", 224, "B"),
+    4: _PaperTable(
+        "large computation regime, Table 3's network tested at 320×320",
+        TABLE_4, "regular", 320, "B",
+    ),
+}  # fmt: skip
+PAPER_TABLES = (1, *_PAPER)
+
+
+def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
+    """One of the paper's Tables 1 to 4, its networks counted here beside its own figures.
+
+    Raises:
+        ValueError: there is no such table here.
+    """
+    if number == 1:
+        return table_1()
+    if number not in _PAPER:
+        raise ValueError(f"the paper's tables of complexity are {PAPER_TABLES}; got {number}")
+    table = _PAPER[number]
+    rows = []
+    for printed in table.rows:
+        costs = _count(printed.network, table.regime, table.size, tuple(seeds))
+        row: dict[str, Any] = {
+            "network": printed.network,
+            "paper: top-1": printed.top1,
+            "paper: top-5": printed.top5,
+        }
+        for name, attribute, unit in (
+            ("multiply-adds", "flops", table.unit),
+            ("parameters", "params", "M"),
+        ):
+            paper = getattr(printed, attribute)
+            # Two digits more than the paper's.
+            digits = [len(part.partition(".")[2]) + 2 for part in paper.split("±")]
+            values = tuple(getattr(cost, attribute) for cost in costs)
+            figure = Figure(values, unit, (digits[0], digits[-1])) if costs else None
+            row[name] = figure
+            row[f"{name}: paper"] = f"{paper} {unit}"
+            row[f"{name}: which is"] = figure.against(paper) if figure else None
+        row["activations"] = Figure(tuple(cost.activations for cost in costs)) if costs else None
+        rows.append(row)
+    note = (
+        f"RandWire-WS: seeds {', '.join(map(str, seeds))}; accuracies are the paper's. Which is: "
+        "the paper's figure is the counted one rounded, or cut off, or not what that rounds to. "
+        f"{DEFINITION}"
+    )
+    return Table(f"Table {number}: {table.title}", rows, note)
+
+
+@cache
+def _count(network: str, regime: str, size: int, seeds: tuple[int, ...]) -> list[Complexity]:
+    """The networks of a row, if it is one that can be built here."""
+    if match := re.fullmatch(r"RandWire-WS, C=(\d+)", network):
+        generator = NetworkGenerator(regime, int(match[1]))
+        return [complexity(generator(seed), size, size) for seed in seeds]
+    if match := re.fullmatch(r"ResNe(X?)t-(\d+)", network):
+        cfg = get_cfg()
+        add_randwire_config(cfg)
+        add_classification_config(cfg)
+        groups, width = (32, 4) if match[1] else (1, 64)  # "ResNeXt is the 32×4 version"
+        cfg.merge_from_list(
+            ["MODEL.RESNETS.DEPTH", int(match[2]), "MODEL.RESNETS.OUT_FEATURES", ["res5"]]
+            + ["MODEL.RESNETS.NUM_GROUPS", groups, "MODEL.RESNETS.WIDTH_PER_GROUP", width]
+            + ["MODEL.RESNETS.STRIDE_IN_1X1", False, "MODEL.RESNETS.NORM", "BN"]
+        )
+        return [_total(module_parts(build_network(cfg), torch.zeros(1, 3, size, size)))]
+    return []
+
+
+def _total(parts: Iterable[Part]) -> Complexity:
+    return sum((part.cost for part in parts), Complexity())
+
+
+def seeds_of(cfg: CfgNode, seeds: Sequence[int]) -> Sequence[int]:
+    """Those that a config's networks are drawn with: its own, if no others are given or if its
+    network has none.
+
+    Raises:
+        ValueError: the config names a RandWire that was drawn already.
+    """
+    if not seeds or "randwire" not in cfg.MODEL.BACKBONE.NAME:
+        return [cfg.MODEL.RANDWIRE.SEED]
+    if cfg.MODEL.RANDWIRE.SPEC_FILE:
+        raise ValueError(
+            f"MODEL.RANDWIRE.SPEC_FILE {cfg.MODEL.RANDWIRE.SPEC_FILE!r} is one network: leave the "
+            "seeds out, or set MODEL.RANDWIRE.SPEC_FILE ''"
+        )
+    return seeds
+
+
+def count_config(cfg: CfgNode, height: int, width: int, seed: int) -> list[Part]:
+    """``network_parts`` of the network that a config draws with a seed."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.RANDWIRE.SEED = seed
+    return network_parts(cfg, height, width)
+
+
+def _figures(costs: Sequence[Complexity]) -> dict[str, Figure]:
+    return {
+        "parameters": Figure(tuple(cost.params for cost in costs)),
+        "multiply-adds": Figure(tuple(cost.flops for cost in costs), digits=(1, 1)),
+        "activations": Figure(tuple(cost.activations for cost in costs)),
+    }
+
+
+def part_table(title: str, counted: Sequence[Sequence[Part]], note: str) -> Table:
+    """A row for each part of a network, and the total; of several networks, their means."""
+    rows = []
+    for same in zip(*counted, strict=True):
+        first = same[0]
+        edges = [part.edges for part in same if part.edges is not None]
+        rows.append(
+            {
+                "part": first.name,
+                "output": first.output,
+                "channels": first.channels,
+                "nodes": first.nodes,
+                "edges": Figure(tuple(edges), "", (0, 0)) if len(set(edges)) > 1 else first.edges,
+                "RoIs": first.rois,
+                **_figures([part.cost for part in same]),
+            }
+        )
+    total = dict.fromkeys(rows[0])
+    rows.append({**total, "part": "total", **_figures([_total(parts) for parts in counted])})
+    return Table(title, rows, f"{note}{DEFINITION}")
+
+
+def network_table(
+    networks: Sequence[tuple[str, tuple[int, int], Sequence[Sequence[Part]]]], note: str
+) -> Table:
+    """A row for each config: its name, the size of images, the parts of each of its networks."""
+    rows = [
+        {
+            "config": name,
+            "size": size,
+            "networks": len(counted) if len(counted) > 1 else None,
+            **_figures([_total(parts) for parts in counted]),
+        }
+        for name, size, counted in networks
+    ]
+    return Table("The networks of configs", rows, f"{note}{DEFINITION}")
+
+
+def channels_table(
+    generators: Sequence[NetworkGenerator],
+    target: float,
+    seeds: Sequence[int] = SEEDS,
+    height: int = 224,
+    width: int = 224,
+    num_classes: int = 1000,
+) -> Table:
+    """For each generator, the C with which its networks come nearest to a complexity.
+
+    Raises:
+        ValueError: there is none; see ``find_channels``.
+    """
+    rows = []
+    for generator in generators:
+        size = (height, width, num_classes)
+        channels = find_channels(generator, target, seeds, *size)
+        drawn = replace(generator, channels=channels)
+        costs = [complexity(drawn(seed), *size) for seed in seeds]
+        off = mean(cost.flops for cost in costs) / target - 1
+        rows.append(
+            {
+                "generator": graph_label(generator.graph, generator.graph_params),
+                "N": generator.num_nodes,
+                "node operation": generator.node_op,
+                "C": channels,
+                **_figures(costs),
+                "off the target": f"{100 * off:+.2f}%",
+            }
+        )
+    return Table(
+        f"C for {target / 1e6:,.1f} M multiply-adds, {generators[0].regime} regime, "
+        f"{height}×{width}, {num_classes} classes",
+        rows,
+        f"Seeds {', '.join(map(str, seeds))}. {DEFINITION}",
+    )

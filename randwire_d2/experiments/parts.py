@@ -1,0 +1,222 @@
+"""What the parts of a network cost: a classifier's from its spec, any built model's with fvcore."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import FPN, Backbone, ROIHeads, build_model
+from detectron2.utils.analysis import FlopCountAnalysis, parameter_count
+from torch import Tensor, nn
+
+from ..classification.model import build_network
+from ..config import spec_from_config
+from ..modeling.stage import RandWireStage
+from ..wiring import Complexity, NetworkSpec, StageSpec, complexity
+
+# fvcore's names of convolutions, fc layers and matrix products.
+COUNTED = ("conv", "linear", "addmm", "mm", "bmm", "matmul", "einsum")
+LEARNED = (nn.modules.conv._ConvNd, nn.Linear)
+# Every proposal and every detection that the config has room for comes through.
+KEEP_ALL = (
+    *("MODEL.RPN.NMS_THRESH", 1.0, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 1.0),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", -1.0),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage of a network, or a part of a detector.
+
+    Attributes:
+        name: a stage's, or that of a module of the built model.
+        cost: for one image.
+        output: height and width of what it hands out, if that is one feature map.
+        channels: of what it hands out.
+        nodes, edges: of a random graph.
+        rois: how many regions of the image it is computed for, if it is by region.
+    """
+
+    name: str
+    cost: Complexity
+    output: tuple[int, int] | None = None
+    channels: int | None = None
+    nodes: int | None = None
+    edges: int | None = None
+    rois: int | None = None
+
+
+def is_classifier(cfg: CfgNode) -> bool:
+    """Whether a config is one of tools/pretrain_imagenet.py."""
+    return bool(cfg.MODEL.META_ARCHITECTURE == "ImageClassifier")
+
+
+def default_size(cfg: CfgNode) -> tuple[int, int]:
+    """Height and width of a config's test images; of a detector's, which vary, the shorter side
+    and 5/3 of it, in whole multiples of 32: 800 × 1344 in the paper's setting."""
+    if is_classifier(cfg):
+        return cfg.INPUT.TEST_CROP_SIZE, cfg.INPUT.TEST_CROP_SIZE
+    shorter = cfg.INPUT.MIN_SIZE_TEST or 800  # 0: images are taken as they are
+    longer = min(cfg.INPUT.MAX_SIZE_TEST, shorter * 5 // 3)
+    return -(-shorter // 32) * 32, -(-longer // 32) * 32
+
+
+def network_parts(cfg: CfgNode, height: int, width: int) -> list[Part]:
+    """What each part of a config's network costs for one image of height × width pixels.
+
+    Raises:
+        ValueError: the config describes no network.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be at least 1; got {height}×{width}")
+    if not is_classifier(cfg):
+        return detector_parts(cfg, height, width)
+    name = cfg.MODEL.BACKBONE.NAME
+    if name == "build_randwire_backbone":
+        return spec_parts(spec_from_config(cfg), height, width, cfg.MODEL.CLASSIFIER.NUM_CLASSES)
+    if name == "build_resnet_backbone":
+        return module_parts(build_network(cfg), torch.zeros(1, 3, height, width))
+    raise ValueError(f"a classifier has a plain RandWire or ResNet; got {name!r}")
+
+
+def spec_parts(spec: NetworkSpec, height: int, width: int, num_classes: int) -> list[Part]:
+    """The rows of Table 1, for the classifier of a spec."""
+    costs = complexity(spec, height, width, num_classes).stages
+    parts = []
+    for i, layer in enumerate(spec.layers):
+        stride = 2 ** (i + 1)
+        output = (-(-height // stride), -(-width // stride))
+        dag = layer.dag if isinstance(layer, StageSpec) else None
+        graph = (dag.num_nodes, len(dag.edges)) if dag else (None, None)
+        parts.append(Part(layer.name, costs[layer.name], output, layer.channels, *graph))
+    return [*parts, Part("head", costs["head"], (1, 1), num_classes)]
+
+
+def detector_parts(cfg: CfgNode, height: int, width: int) -> list[Part]:
+    """The parts of a detector at test time, for one image of height × width pixels.
+
+    A detector's heads cost as much as there are proposals and detections: here, as many as the
+    config has room for (MODEL.RPN.POST_NMS_TOPK_TEST, TEST.DETECTIONS_PER_IMAGE).
+
+    Raises:
+        ValueError: Detectron2 can't build the model.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *KEEP_ALL])
+    # Not read; without a name, a RandWire with FrozenBN warns of its training.
+    cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS or "zeros"
+    try:
+        model = build_model(cfg)
+    except (KeyError, AssertionError) as e:  # of a registry, or of Detectron2's own checks
+        raise ValueError(f"the model can't be built: {' '.join(str(e).split())}") from e
+    image = torch.zeros(len(cfg.MODEL.PIXEL_MEAN), height, width)
+    return module_parts(model, [{"image": image}])
+
+
+def module_parts(model: nn.Module, inputs: Any) -> list[Part]:
+    """The parts of a built model in eval mode, counted while it runs on a CPU.
+
+    Multiply-adds are fvcore's, of convolutions, fc layers and matrix products, and those of
+    RandWire's weighted sums, which fvcore does not count. Activations are the outputs of
+    convolutions and fc layers. Parameters are fvcore's, and those of frozen norms.
+
+    Args:
+        model: its weights become zeros, with which no deep network overflows untrained.
+        inputs: of its forward, for one image.
+    """
+    model.eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.zero_()
+    shapes: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+
+    def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            shapes[name].append(tuple(int(n) for n in output.shape))
+
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        module.register_forward_hook(partial(record, name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing
+        analysis = FlopCountAnalysis(model, inputs)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        # The adapter's only child is the model.
+        operators = {
+            name.removeprefix("model").removeprefix("."): counts
+            for name, counts in analysis.by_module_and_operator().items()
+            if name
+        }
+    params = parameter_count(model)
+    for name, module in modules.items():
+        if isinstance(module, FrozenBatchNorm2d):
+            for owner in _owners(name):
+                params[owner] += 2 * module.num_features
+
+    def cost(name: str) -> Complexity:
+        """Of a module with all that it contains."""
+        flops = sum(operators[name][operator] for operator in COUNTED)
+        activations = 0
+        for inner, module in modules.items():
+            if name not in _owners(inner):
+                continue
+            for shape in shapes[inner]:
+                elements = torch.Size(shape).numel()
+                if isinstance(module, LEARNED):
+                    activations += elements
+                elif isinstance(module, RandWireStage):
+                    flops += elements * sum(len(p) for p in module.plan.predecessors if len(p) > 1)
+        return Complexity(params[name], int(flops), activations)
+
+    parts, rest = [], cost("")
+    for title, names in _divide(model):
+        total = sum((cost(name) for name in names), Complexity())
+        if total == Complexity():  # images' means, anchors, pooling
+            continue
+        rest = _minus(rest, total)
+        inside = [shapes[n][0] for n in modules if set(_owners(n)) & set(names) and shapes[n]]
+        output = shapes[names[0]][0] if len(names) == 1 and len(shapes[names[0]]) == 1 else ()
+        module = modules[names[0]]
+        predecessors = module.plan.predecessors if isinstance(module, RandWireStage) else None
+        parts.append(
+            Part(
+                title,
+                total,
+                output=(output[2], output[3]) if len(output) == 4 else None,
+                channels=output[1] if len(output) > 1 else None,
+                nodes=len(predecessors) if predecessors else None,
+                edges=sum(map(len, predecessors)) if predecessors else None,
+                rois=inside[0][0] if inside and inside[0][0] > 1 else None,
+            )
+        )
+    return parts if rest == Complexity() else [*parts, Part("others", rest)]
+
+
+def _owners(name: str) -> list[str]:
+    """A module, and all that it is in: ``"a.b"`` → ``["", "a", "a.b"]``."""
+    words = name.split(".") if name else []
+    return [".".join(words[:i]) for i in range(len(words) + 1)]
+
+
+def _minus(a: Complexity, b: Complexity) -> Complexity:
+    return Complexity(a.params - b.params, a.flops - b.flops, a.activations - b.activations)
+
+
+def _divide(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """The parts to count apart, each with the names of its modules, in the order of the data."""
+    children = [(f"{prefix}{name}", child) for name, child in module.named_children()]
+    if isinstance(module, FPN):
+        bottom_up = f"{prefix}bottom_up"
+        yield from _divide(module.bottom_up, f"{bottom_up}.")
+        yield f"{prefix}fpn", [name for name, _ in children if name != bottom_up]
+        return
+    for name, child in children:
+        if isinstance(child, (Backbone, ROIHeads)):
+            yield from _divide(child, f"{name}.")
+        else:
+            yield name, [name]

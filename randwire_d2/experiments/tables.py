@@ -1,0 +1,107 @@
+"""Tables for text, Markdown and JSON, of numbers that may be means over several networks."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from tabulate import tabulate
+
+UNITS = {"": 1, "M": 1e6, "B": 1e9}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number, or the mean ± sample standard deviation of several networks' numbers.
+
+    Attributes:
+        values: one per network.
+        unit: to print them in, ``"M"``, ``"B"`` or ``""``.
+        digits: decimals to print, of the mean and of the deviation.
+    """
+
+    values: tuple[float, ...]
+    unit: str = "M"
+    digits: tuple[int, int] = (2, 2)
+
+    @property
+    def numbers(self) -> list[float]:
+        """The mean, followed by the deviation where there are several networks."""
+        several = len(self.values) > 1
+        return [mean(self.values), stdev(self.values)] if several else [self.values[0]]
+
+    def in_digits(self, digits: Sequence[int], cut: bool = False) -> list[str]:
+        """The numbers with so many decimals, rounded or cut off."""
+        numbers = [number / UNITS[self.unit] for number in self.numbers]
+        if cut:
+            numbers = [math.floor(n * 10**d) / 10**d for n, d in zip(numbers, digits)]
+        return [f"{number:,.{d}f}" for number, d in zip(numbers, digits)]
+
+    def __str__(self) -> str:
+        number = self.numbers[0] / UNITS[self.unit]
+        # Two significant digits of what is small.
+        more = 0 if number >= 0.1 or number == 0 else 1 - math.floor(math.log10(number))
+        # Of networks that are all the same, no deviation.
+        digits = [max(d, more) for d in self.digits[: len(set(self.values))]]
+        return f"{' ± '.join(self.in_digits(digits))} {self.unit}".rstrip()
+
+    def against(self, paper: str) -> str:
+        """What the paper's figure is of these numbers: ``"rounded"``, ``"cut off"``, or what it is
+        not, though they round to it."""
+        printed = paper.split("±")
+        digits = [len(number.partition(".")[2]) for number in printed]
+        rounded = self.in_digits(digits)
+        if rounded == printed:
+            return "rounded"
+        cut_off = self.in_digits(digits, cut=True) == printed
+        return "cut off" if cut_off else f"not {'±'.join(rounded)}"
+
+    @property
+    def raw(self) -> Any:
+        """For JSON."""
+        numbers = self.numbers
+        return {"mean": numbers[0], "std": numbers[1]} if len(numbers) > 1 else numbers[0]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of named cells: text, numbers, sizes as (height, width), ``Figure``; None is empty.
+
+    A column's name is printed from its colon on, if it has one.
+    """
+
+    title: str
+    rows: Sequence[dict[str, Any]]
+    note: str = ""
+
+    def to_text(self, markdown: bool = False) -> str:
+        """For reading. Columns in which every cell is empty are left out."""
+        columns = [c for c in self.rows[0] if any(row[c] is not None for row in self.rows)]
+        lines = [[_cell(row[column]) for column in columns] for row in self.rows]
+        numeric = [
+            any(isinstance(row[c], (int, float, Figure)) for row in self.rows) for c in columns
+        ]
+        table = tabulate(
+            lines,
+            [column.rpartition(": ")[2] for column in columns],
+            tablefmt="pipe" if markdown else "simple",
+            disable_numparse=True,
+            colalign=["right" if number else "left" for number in numeric],
+        )
+        title = f"**{self.title}**" if markdown else self.title
+        return f"{title}\n\n{table}"
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [{column: _raw(cell) for column, cell in row.items()} for row in self.rows]
+        return {"title": self.title, "rows": rows, "note": self.note}
+
+
+def _cell(cell: Any) -> str:
+    if cell is None:
+        return ""
+    return f"{cell[0]}×{cell[1]}" if isinstance(cell, tuple) else str(cell)
+
+
+def _raw(cell: Any) -> Any:
+    return cell.raw if isinstance(cell, Figure) else cell
