@@ -8,16 +8,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from fvcore.nn import FlopCountAnalysis
 from processes import run
 
 from randwire_d2 import add_randwire_config, complexity
-from randwire_d2.classification import add_classification_config, count
+from randwire_d2.classification import add_classification_config
+from randwire_d2.classification.model import build_network
 from randwire_d2.config import spec_from_config
 from randwire_d2.experiments.analysis import paper_table, seeds_of, table_1
-from randwire_d2.experiments.parts import Part, default_size, network_parts
+from randwire_d2.experiments.parts import default_size, network_parts, total_cost
 from randwire_d2.experiments.tables import Figure, Table
 from randwire_d2.wiring import Complexity, NetworkGenerator
 
@@ -36,10 +39,6 @@ def config(path: str, *options: Any) -> CfgNode:
     cfg.merge_from_file(path)
     cfg.merge_from_list(list(options))
     return cfg
-
-
-def total(parts: list[Part]) -> Complexity:
-    return sum((part.cost for part in parts), Complexity())
 
 
 def column(table: Table, name: str) -> dict[str, Any]:
@@ -149,18 +148,20 @@ def test_parts_of_a_classifier() -> None:
     stage = parts["res4"]
     assert (stage.output, stage.channels, stage.nodes, stage.edges) == ((7, 14), 156, 32, 64)
     counted = complexity(spec_from_config(cfg), 100, 224)
-    assert total(list(parts.values())) == Complexity(
+    assert total_cost(parts.values()) == Complexity(
         counted.params, counted.flops, counted.activations
     )
 
 
 def test_parts_of_a_resnet() -> None:
-    """Wrong: a part is missing, or counted twice, or otherwise than by classification.count."""
+    """Wrong: a part is missing, or counted twice, or otherwise than by fvcore's own total."""
     parts = network_parts(config(RESNET), 64, 64)
     assert [part.name for part in parts] == ["stem", "res2", "res3", "res4", "res5", "linear"]
     assert (parts[3].output, parts[3].channels) == ((4, 4), 1024)
-    counted = total(parts)
-    assert (counted.params, counted.flops) == count(config(RESNET), 64)
+    counted, network = total_cost(parts), build_network(config(RESNET)).eval()
+    assert counted.params == sum(p.numel() for p in network.parameters())
+    by_operator = FlopCountAnalysis(network, torch.zeros(1, 3, 64, 64)).by_operator()
+    assert counted.flops == by_operator["conv"] + by_operator["linear"]
 
 
 @pytest.mark.parametrize("norm, freeze_at", [("BN", 0), ("FrozenBN", 2)])
@@ -204,7 +205,7 @@ def test_parts_of_a_detector(norm: str, freeze_at: int) -> None:
     model = build_model(cfg)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     weights = {k: v for k, v in model.state_dict().items() if k.split(".")[-1] not in statistics}
-    assert total(found).params == sum(value.numel() for value in weights.values())
+    assert total_cost(found).params == sum(value.numel() for value in weights.values())
 
 
 def layers(of: list[tuple[int, int, int, int, int]], norms: int = 0, biases: int = 0) -> Complexity:
@@ -246,7 +247,7 @@ def test_parts_of_detectron2s_own_detectors(name: str, heads: dict[str, int]) ->
         for key, buffer in built.named_buffers()
         if "norm." in key and key.endswith((".weight", ".bias"))
     )
-    assert total(parts).params == sum(p.numel() for p in built.parameters()) + frozen
+    assert total_cost(parts).params == sum(p.numel() for p in built.parameters()) + frozen
 
 
 def test_default_sizes() -> None:
@@ -267,7 +268,7 @@ def test_a_drawn_network_has_no_other_seeds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"spec\.json' is one network"):
         seeds_of(cfg, [1, 2])
     assert (
-        total(network_parts(cfg, 32, 32)).params
+        total_cost(network_parts(cfg, 32, 32)).params
         == complexity(NetworkGenerator("small", 8, 10)(3)).params
     )
 

@@ -7,7 +7,9 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from randwire_d2 import add_randwire_config
-from randwire_d2.classification import add_classification_config, count
+from randwire_d2.classification import add_classification_config
+from randwire_d2.experiments.parts import network_parts, total_cost
+from randwire_d2.wiring import Complexity
 
 ROOT = Path(__file__).parents[1]
 ZOO = (ROOT / "MODEL_ZOO.md").read_text()
@@ -28,6 +30,11 @@ def config(path: Path, *options: object) -> CfgNode:
     return cfg
 
 
+def count(cfg: CfgNode, size: int = 0) -> Complexity:
+    size = size or cfg.INPUT.TEST_CROP_SIZE
+    return total_cost(network_parts(cfg, size, size))
+
+
 def test_every_config_has_its_row() -> None:
     assert set(ROWS) == set(CONFIGS)
     detectors = {p.stem for p in (ROOT / "configs").glob("*_1x.yaml")} - {"Base-RCNN-FPN-1x"}
@@ -38,13 +45,13 @@ def test_every_config_has_its_row() -> None:
 def test_parameters_and_multiply_adds(name: str) -> None:
     """Wrong: a figure in MODEL_ZOO.md that tools/analyze_model.py does not print."""
     cfg = config(CONFIGS[name])
-    params, flops = count(cfg, cfg.INPUT.TEST_CROP_SIZE)
-    assert f"{params / 1e6:.2f} M |" in ROWS[name]
-    assert f"{flops / 1e6:,.1f} M |" in ROWS[name]
+    counted = count(cfg)
+    assert f"{counted.params / 1e6:.2f} M |" in ROWS[name]
+    assert f"{counted.flops / 1e6:,.1f} M |" in ROWS[name]
 
 
 def test_larger_images_of_table_4() -> None:
-    _, flops = count(config(CONFIGS["randwire_c154_100ep"]), 320)
+    flops = count(config(CONFIGS["randwire_c154_100ep"]), 320).flops
     assert f"{flops / 1e6:,.1f} M multiply-adds" in ZOO
 
 
@@ -56,7 +63,7 @@ def test_the_networks_on_cifar10_have_the_same_multiply_adds(name: str, options:
     """Wrong: the comparison is of networks of different sizes or recipes."""
     assert {ours for ours, _ in COMMANDS} == {n for n in CONFIGS if n.endswith("_10ep")}
     ours, theirs = config(CONFIGS[name], *options.split()), config(CONFIGS["R_50_w10_10ep"])
-    flops, baseline = (count(cfg, cfg.INPUT.TEST_CROP_SIZE)[1] for cfg in (ours, theirs))
+    flops, baseline = (count(cfg).flops for cfg in (ours, theirs))
     assert abs(flops / baseline - 1) < 0.03
     assert max(flops, baseline) <= 15e6
     for key in ("SOLVER", "INPUT", "DATASETS", "TEST"):

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import runpy
 import signal
 import stat
 import subprocess
@@ -376,6 +377,15 @@ def test_the_tool_from_the_first_run_to_the_picture(tmp_path: Path) -> None:
     assert [len(setting["runs"]) for setting in results["settings"]] == [1] * 8
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "table.md").read_text() in said
+
+    # What the sweep has trained is what the other tools read.
+    figure, table = tmp_path / "damage.png", tmp_path / "table.md"
+    arguments = [str(first), str(second), "--images", "60", "--output", str(figure)]
+    runpy.run_path(str(TOOL.with_name("damage_graph.py")))["main"](arguments)
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    arguments = [str(out), "--output", str(table)]
+    runpy.run_path(str(TOOL.with_name("collect_results.py")))["main"](arguments)
+    assert table.read_text().count("randwire_shapes_cls_val") == 8
 
 
 @pytest.mark.slow

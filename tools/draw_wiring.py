@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from randwire_d2 import add_randwire_config
 from randwire_d2.checkpoint import WIRING_KEY
@@ -29,6 +30,7 @@ from randwire_d2.engine import read_config
 from randwire_d2.wiring import Dag, NetworkSpec, graph_label, parse_graph, random_graph
 from randwire_d2.wiring.draw import FORMATS, draw_network, save_figure
 from randwire_d2.wiring.grid import draw_grid, draw_networks
+from randwire_d2.wiring.layout import layout_dag
 
 GRID = ("ER(0.2)", "ER(0.6)", "BA(1)", "BA(5)", "WS(4, 0)", "WS(4, 0.75)")
 
@@ -131,6 +133,8 @@ def draw(args: argparse.Namespace) -> Figure:
         for model, params in map(parse_graph, args.grid or GRID):
             graphs = [random_graph(model, nodes, seed, **params) for seed in seeds]
             rows[graph_label(model, params)] = [Dag.from_graph(graph) for graph in graphs]
+        for dag in tqdm([dag for row in rows.values() for dag in row], unit="graph", leave=False):
+            layout_dag(dag, extra=False)  # most of the time; kept for the drawing
         return draw_grid(rows, [f"seed {s}" for s in seeds])
     if args.config_file is not None:
         name, networks = networks_of_config(args)

@@ -1,14 +1,13 @@
 """Training classifiers on ImageNet, or any folder of images, on Detectron2's engine."""
 
 from .config import add_classification_config, load_config
-from .model import ImageClassifier, count
+from .model import ImageClassifier
 from .trainer import ClassificationTrainer, measure_input
 
 __all__ = [
     "ClassificationTrainer",
     "ImageClassifier",
     "add_classification_config",
-    "count",
     "load_config",
     "measure_input",
 ]

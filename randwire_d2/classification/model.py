@@ -10,12 +10,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.utils.events import get_event_storage
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from ..config import spec_from_config
 from ..modeling import RandWireClassifier
-from ..wiring import complexity
 
 
 @META_ARCH_REGISTRY.register()
@@ -108,24 +106,3 @@ def build_network(cfg: CfgNode) -> nn.Module:
         last = block.conv2 if isinstance(block, BasicBlock) else block.conv3
         nn.init.zeros_(last.norm.weight)
     return ResNet(backbone.stem, backbone.stages, num_classes)
-
-
-def count(cfg: CfgNode, size: int) -> tuple[int, int]:
-    """Parameters and multiply-adds of a config's network for one image of ``size`` × ``size``.
-
-    Multiply-adds are those of convolutions, fc layers and RandWire's weighted sums.
-    """
-    if cfg.MODEL.BACKBONE.NAME == "build_randwire_backbone":
-        counted = complexity(
-            spec_from_config(cfg),
-            height=size,
-            width=size,
-            num_classes=cfg.MODEL.CLASSIFIER.NUM_CLASSES,
-        )
-        return counted.params, counted.flops
-    network = build_network(cfg).eval()
-    analysis = FlopCountAnalysis(network, torch.zeros(1, 3, size, size))
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    by_operator = analysis.by_operator()
-    params = sum(p.numel() for p in network.parameters())
-    return params, int(by_operator["conv"] + by_operator["linear"])

@@ -1,7 +1,7 @@
 """Tables of complexity: the paper's Tables 1 to 4, the parts of a network, the C for a target."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -25,7 +25,7 @@ from ..wiring import (
 )
 from ..wiring.network import HEAD_CHANNELS
 from .paper import TABLE_2, TABLE_3, TABLE_4, Classification
-from .parts import Part, module_parts, network_parts
+from .parts import Part, module_parts, network_parts, total_cost
 from .tables import Figure, Table
 
 SEEDS = (1, 2, 3, 4, 5)  # the paper's five networks
@@ -149,12 +149,8 @@ def _count(network: str, regime: str, size: int, seeds: tuple[int, ...]) -> list
             + ["MODEL.RESNETS.NUM_GROUPS", groups, "MODEL.RESNETS.WIDTH_PER_GROUP", width]
             + ["MODEL.RESNETS.STRIDE_IN_1X1", False, "MODEL.RESNETS.NORM", "BN"]
         )
-        return [_total(module_parts(build_network(cfg), torch.zeros(1, 3, size, size)))]
+        return [total_cost(module_parts(build_network(cfg), torch.zeros(1, 3, size, size)))]
     return []
-
-
-def _total(parts: Iterable[Part]) -> Complexity:
-    return sum((part.cost for part in parts), Complexity())
 
 
 def seeds_of(cfg: CfgNode, seeds: Sequence[int]) -> Sequence[int]:
@@ -208,7 +204,7 @@ def part_table(title: str, counted: Sequence[Sequence[Part]], note: str) -> Tabl
             }
         )
     total = dict.fromkeys(rows[0])
-    rows.append({**total, "part": "total", **_figures([_total(parts) for parts in counted])})
+    rows.append({**total, "part": "total", **_figures([total_cost(parts) for parts in counted])})
     return Table(title, rows, f"{note}{DEFINITION}")
 
 
@@ -221,7 +217,7 @@ def network_table(
             "config": name,
             "size": size,
             "networks": len(counted) if len(counted) > 1 else None,
-            **_figures([_total(parts) for parts in counted]),
+            **_figures([total_cost(parts) for parts in counted]),
         }
         for name, size, counted in networks
     ]

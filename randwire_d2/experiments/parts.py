@@ -2,7 +2,7 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,6 +49,11 @@ class Part:
     nodes: int | None = None
     edges: int | None = None
     rois: int | None = None
+
+
+def total_cost(parts: Iterable[Part]) -> Complexity:
+    """The cost of all parts together."""
+    return sum((part.cost for part in parts), Complexity())
 
 
 def is_classifier(cfg: CfgNode) -> bool:
