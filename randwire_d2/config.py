@@ -71,8 +71,11 @@ def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:
     try:
         merge()
     # yacs raises KeyError for unknown keys, ValueError or AssertionError for wrong types and for
-    # unknown versions; OSError is a missing _BASE_.
-    except (KeyError, ValueError, AssertionError, OSError, YAMLError) as e:
+    # unknown versions, AttributeError or TypeError for a file that is no mapping; OSError is a
+    # missing _BASE_.
+    except (
+        KeyError, ValueError, AssertionError, AttributeError, TypeError, OSError, YAMLError,
+    ) as e:  # fmt: skip
         reason = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
         raise ValueError(f"{source}: {' '.join(reason.split())}") from e
 

@@ -1,18 +1,24 @@
 """Table 5 from the folders of runs: whose figures stand where, and that no run is lost."""
 
 import json
+import os
 import runpy
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
+from processes import last_metrics, run
 
 from randwire_d2 import NetworkGenerator, add_randwire_config
 from randwire_d2.classification import add_classification_config
 from randwire_d2.experiments.results import find_runs, read_result, to_json, to_markdown
 
 ROOT = Path(__file__).parents[1]
+TOOL = ROOT / "tools" / "collect_results.py"
+WARNINGS = {**os.environ, "PYTHONWARNINGS": "ignore"}  # its output holds JSON alone
+C109 = "faster_rcnn_randwire_c109_fpn_1x.yaml"
 AP = dict(zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), (40.1, 62.0, 43.0, 24.0, 44.0, 52.0)))
 
 
@@ -73,24 +79,86 @@ def test_every_config_of_table_5_finds_the_papers_row(
         ("MODEL.RANDWIRE.WS.P", 0.5),
         ("MODEL.RANDWIRE.CHANNELS", 110),
         ("MODEL.RANDWIRE.NODE_OP", "conv3x3"),
-        ("SOLVER.MAX_ITER", 180_000),
-        ("DATASETS.TEST", ("randwire_shapes_val",)),
     ],
 )
-def test_another_network_data_or_schedule_is_not_compared(tmp_path: Path, options: tuple) -> None:
+def test_another_network_is_not_compared(tmp_path: Path, options: tuple) -> None:
+    """Wrong: the paper's figures below a network that it has not."""
+    result = read_result(write_run(tmp_path / "run", C109, options))
+    text = to_markdown([result])
+    assert [row[1] for row in rows(text)] == ["here"]
+    assert "The paper trained" not in text
+
+
+@pytest.mark.parametrize(
+    "options, unlike",
+    [
+        (("SOLVER.MAX_ITER", 180_000), "SOLVER.IMS_PER_BATCH · MAX_ITER"),
+        (("SOLVER.STEPS", (60_000,)), "SOLVER.IMS_PER_BATCH · STEPS"),
+        (("SOLVER.BASE_LR", 0.01), "SOLVER.BASE_LR / IMS_PER_BATCH"),
+        (("DATASETS.TRAIN", ("coco_2017_val",)), "DATASETS.TRAIN"),
+        (("DATASETS.TEST", ("randwire_shapes_val",)), "DATASETS.TEST"),
+        (("INPUT.MIN_SIZE_TRAIN", (640, 800)), "INPUT.MIN_SIZE_TRAIN"),
+        (("MODEL.META_ARCHITECTURE", "RetinaNet"), "MODEL.META_ARCHITECTURE"),
+        (("MODEL.BACKBONE.NAME", "build_randwire_backbone"), "MODEL.BACKBONE.NAME"),
+        (("MODEL.RANDWIRE.NORM", "GN"), "MODEL.RANDWIRE.NORM"),
+        (("MODEL.MASK_ON", True), "MODEL.MASK_ON"),
+    ],
+)
+def test_another_training_is_not_compared_and_it_says_why(
+    tmp_path: Path, options: tuple, unlike: str
+) -> None:
     """Wrong: figures side by side that are not of the same experiment."""
-    config = "faster_rcnn_randwire_c109_fpn_1x.yaml"
-    result = read_result(write_run(tmp_path / "run", config, options))
-    assert [row[1] for row in rows(to_markdown([result]))] == ["here"]
+    folder = write_run(tmp_path / "run", C109, options)
+    text = to_markdown([read_result(folder)])
+    assert [row[1] for row in rows(text)] == ["here"]
+    assert (
+        f"The paper trained with other values of:\n- {folder} (RandWire-WS, C=109): {unlike}"
+        in text
+    )
+
+
+def test_half_the_batch_for_twice_as_long_is_the_same_schedule(tmp_path: Path) -> None:
+    """Wrong: only those with the paper's number of GPUs see its figures."""
+    halved = ("SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER", 180_000)
+    result = read_result(
+        write_run(tmp_path / "run", C109, (*halved, "SOLVER.STEPS", (120_000, 160_000)))
+    )
+    assert [row[1] for row in rows(to_markdown([result]))] == ["here", "paper"]
+
+
+@pytest.mark.parametrize(
+    "options, shown",
+    [
+        (("SOLVER.WEIGHT_DECAY", 0.5), ["SOLVER.WEIGHT_DECAY 0.0001", "SOLVER.WEIGHT_DECAY 0.5"]),
+        (("MODEL.WEIGHTS", "c109.pth"), ["MODEL.WEIGHTS none", "MODEL.WEIGHTS given"]),
+        (("DATASETS.TRAIN", ("a",)), ["DATASETS.TRAIN ('coco_2017_train',)", "TRAIN ('a',)"]),
+    ],
+)
+def test_only_seeds_are_averaged(tmp_path: Path, options: tuple, shown: list[str]) -> None:
+    """Wrong: the mean of two different trainings, called a mean over seeds."""
+    write_run(tmp_path / "a", C109)
+    write_run(tmp_path / "b", C109, options)
+    places = ("OUTPUT_DIR", "elsewhere", "DATALOADER.NUM_WORKERS", 1, "SEED", 9)
+    write_run(tmp_path / "c", C109, (*places, "MODEL.RANDWIRE.SEED", 2))
+    here = [row for row in rows(to_markdown([*map(read_result, find_runs([tmp_path]))])) if row[0]]
+    assert [row[1] for row in here] == ["here, 2 runs", "here"]
+    for row, difference in zip(here, shown):
+        assert row[2].startswith("coco_2017_val; 1,440k images; ") and row[2].endswith(difference)
+
+
+def test_a_folder_named_twice_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: a run that agrees with itself, with a standard deviation of 0."""
+    write_run(tmp_path / "run", C109)
+    monkeypatch.chdir(tmp_path)
+    assert len(find_runs([tmp_path, "run", "."])) == 1
 
 
 def test_the_wiring_of_a_file_is_recognised(tmp_path: Path) -> None:
     """Wrong: a detector whose wiring came with its weights is not the paper's network any more."""
-    config = "faster_rcnn_randwire_c109_fpn_1x.yaml"
     for seed, generator in ((3, NetworkGenerator()), (3, NetworkGenerator(num_nodes=16))):
         folder = tmp_path / f"run{generator.num_nodes}"
         spec_file = tmp_path / "gone" / "spec.json"
-        write_run(folder, config, ("MODEL.RANDWIRE.SPEC_FILE", str(spec_file)))
+        write_run(folder, C109, ("MODEL.RANDWIRE.SPEC_FILE", str(spec_file)))
         (folder / "spec.json").write_text(generator(seed).to_json())
     known, other = (read_result(folder).group for folder in sorted(tmp_path.glob("run*"))[::-1])
     assert known.network == "RandWire-WS, C=109" and known.paper is not None
@@ -98,16 +166,26 @@ def test_the_wiring_of_a_file_is_recognised(tmp_path: Path) -> None:
     assert other.network == f"RandWire {fingerprint[:12]}" and other.paper is None
 
 
+def test_wirings_of_files_are_seeds_of_the_configs_generator(tmp_path: Path) -> None:
+    """Wrong: a row per seed, where wirings came with their weights, and no mean."""
+    keys = ("MODEL.RANDWIRE.GRAPH", "NAS", "MODEL.RANDWIRE.SPEC_FILE", "gone.json")
+    for seed in (1, 2):
+        folder = write_run(tmp_path / str(seed), C109, keys)
+        spec = NetworkGenerator(graph="NAS", graph_params={"cell_nodes": 5})(seed)
+        (folder / "spec.json").write_text(spec.to_json())
+    (here,) = rows(to_markdown([*map(read_result, find_runs([tmp_path]))]))
+    assert here[:2] == ["RandWire-NAS(5), regular, N=32, C=109, sep_conv3x3", "here, 2 runs"]
+
+
 def test_seeds_are_one_row_and_unfinished_runs_are_listed(tmp_path: Path) -> None:
     """Wrong: an unfinished run's AP in the mean, or a run that is not heard of any more."""
-    config = "faster_rcnn_randwire_c109_fpn_1x.yaml"
     for seed, ap in ((1, 39.0), (2, 41.0)):
         options = ("MODEL.RANDWIRE.SEED", seed, "SEED", seed)
         metrics = {f"bbox/{name}": ap for name in AP}
-        write_run(tmp_path / "a" / f"seed{seed}", config, options, metrics)
-    killed = write_run(tmp_path / "a" / "killed", config, iteration=44_999)
-    bare = write_run(tmp_path / "b", config, metrics={})
-    empty = write_run(tmp_path / "c", config)
+        write_run(tmp_path / "a" / f"seed{seed}", C109, options, metrics)
+    killed = write_run(tmp_path / "a" / "killed", C109, iteration=44_999)
+    bare = write_run(tmp_path / "b", C109, metrics={})
+    empty = write_run(tmp_path / "c", C109)
     (empty / "metrics.json").unlink()
     results = [read_result(folder) for folder in find_runs([tmp_path, killed])]
     assert len(results) == 5
@@ -117,6 +195,7 @@ def test_seeds_are_one_row_and_unfinished_runs_are_listed(tmp_path: Path) -> Non
     assert "3 runs are not finished:" in text
     for folder, done in ((killed, "50%"), (bare, "100%"), (empty, "0%")):
         assert f"- {folder} (RandWire-WS, C=109): {done} done" in text
+    assert f"- {bare} (RandWire-WS, C=109): 100% done, but bbox/AP is missing" in text
     data = json.loads(to_json(results))
     assert sum(run["values"] is None for run in data) == 3
     assert all(run["paper"]["AP"] == "39.9" for run in data)
@@ -136,7 +215,7 @@ def test_classifiers_have_a_table_of_their_own(tmp_path: Path) -> None:
 
 
 def test_the_tool(tmp_path: Path) -> None:
-    main = runpy.run_path(str(ROOT / "tools" / "collect_results.py"))["main"]
+    main = runpy.run_path(str(TOOL))["main"]
     write_run(tmp_path / "run", "faster_rcnn_R_50_fpn_1x.yaml")
     output = tmp_path / "made" / "table.md"
     main([str(tmp_path), "--output", str(output)])
@@ -144,6 +223,24 @@ def test_the_tool(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="is no OUTPUT_DIR of a training, and holds none"):
         main([str(tmp_path / "empty")])
-    (tmp_path / "run" / "config.yaml").write_text("NO_SUCH_KEY: 1\n")
-    with pytest.raises(SystemExit, match=r"collect_results.py: error: .*NO_SUCH_KEY"):
-        main([str(tmp_path / "run")])
+    for text, says in (("NO_SUCH_KEY: 1\n", "NO_SUCH_KEY"), ("- 1\n", "config.yaml"), ("", "yaml")):
+        (tmp_path / "run" / "config.yaml").write_text(text)
+        with pytest.raises(SystemExit, match=rf"collect_results.py: error: .*{says}"):
+            main([str(tmp_path / "run")])
+
+
+@pytest.mark.slow
+def test_what_train_net_leaves_is_read(tmp_path: Path) -> None:
+    """Wrong: the tool reads made-up folders, but not those that Detectron2 writes."""
+    config, output = ROOT / "configs/faster_rcnn_randwire_shapes.yaml", tmp_path / "run"
+    run([
+        sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(config),
+        "OUTPUT_DIR", str(output), "MODEL.RANDWIRE.CHANNELS", "8", "SOLVER.IMS_PER_BATCH", "4",
+        "SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "2", "TEST.EVAL_PERIOD", "4",
+    ])  # fmt: skip
+    told = json.loads(run([sys.executable, str(TOOL), str(tmp_path), "--format", "json"], WARNINGS))
+    metrics = last_metrics(output)
+    for name, value in told[0]["values"].items():
+        assert value == pytest.approx(metrics[f"bbox/{name}"], nan_ok=True)
+    assert told[0]["progress"] == 1 and told[0]["paper"] is None
+    assert told[0]["network"] == "RandWire-WS(4, 0.75), regular, N=12, C=8, sep_conv3x3"

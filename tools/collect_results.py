@@ -5,8 +5,9 @@
     python tools/collect_results.py output/faster_rcnn_*_fpn_1x --format json
 
 A FOLDER is the OUTPUT_DIR of tools/train_net.py, or any folder above some. Runs that differ in
-their seeds only are one row, mean ± sample standard deviation. The paper's figures stand below a
-network of its that was trained on the same data with the same schedule. Runs of
+their seeds only are one row, mean ± sample standard deviation; where one network has several rows,
+the keys in which they differ stand beside the data. The paper's figures stand below a network of
+its that was trained as the paper's; else it is said what was different. Runs of
 tools/pretrain_imagenet.py make a second table: top-1 and top-5, of Tables 2 and 3. What is not
 finished is listed.
 """

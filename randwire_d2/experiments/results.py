@@ -3,7 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -22,11 +24,32 @@ from .paper import TABLE_2, TABLE_3, TABLE_5
 DETECTION = {f"bbox/{name}": name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
 CLASSIFICATION = {"classification/top1": "top-1", "classification/top5": "top-5"}
 
-# What the paper trained on: the data sets, and the images that a training sees.
-COCO = ("coco_2017_train", "coco_2017_val")
-IMAGENET = ("imagenet_train", "imagenet_val")
-SCHEDULE_1X = 90_000 * 16
+# The paper's trainings. SCHEDULE is none of the config's keys: images, and the rate per image.
+RECIPE_OF_TABLE_5 = {
+    "DATASETS.TRAIN": ("coco_2017_train",),
+    "DATASETS.TEST": ("coco_2017_val",),
+    "INPUT.MIN_SIZE_TRAIN": (800,),
+    "INPUT.MIN_SIZE_TEST": 800,
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    "MODEL.MASK_ON": False,
+    "MODEL.KEYPOINT_ON": False,
+    "MODEL.BACKBONE.FREEZE_AT": 2,
+    "SOLVER.IMS_PER_BATCH · MAX_ITER": 90_000 * 16,
+    "SOLVER.IMS_PER_BATCH · STEPS": (60_000 * 16, 80_000 * 16),
+    "SOLVER.BASE_LR / IMS_PER_BATCH": 0.02 / 16,
+}
+RECIPE_OF_IMAGENET = {
+    "DATASETS.TRAIN": ("imagenet_train",),
+    "DATASETS.TEST": ("imagenet_val",),
+    "INPUT.TEST_CROP_SIZE": 224,
+}
 EPOCH = 1_281_167
+# Keys in which the runs of one row may differ: seeds, places, speed. The network is in its name.
+NO_RECIPE = re.compile(
+    r"(.+\.)?(SEED|NUM_WORKERS|EVAL_PERIOD|CHECKPOINT_PERIOD|CHECKPOINTS_TO_KEEP|VIS_PERIOD)"
+    r"|OUTPUT_DIR|CUDNN_BENCHMARK|MODEL\.(WEIGHTS|DEVICE)|TEST\.(EXPECTED_RESULTS|IMS_PER_PROCESS)"
+    r"|MODEL\.RANDWIRE\.(?!NORM$|OUT_FEATURES$|EDGE_DROP_PROB$).+"
+)
 
 
 @dataclass(frozen=True)
@@ -36,15 +59,19 @@ class Group:
     Attributes:
         network: as the paper names it, where it is one of the paper's.
         data: the set that was tested, and the images that the training saw, in thousands.
+        recipe: the other keys of the config, and their values.
         task: ``DETECTION`` or ``CLASSIFICATION``.
-        paper: the paper's figures, in the order of the task; None for another network, other data
-            or another schedule.
+        paper: the paper's figures, in the order of the task; None for another network, or one that
+            was trained in another way.
+        unlike: where the paper has the network, the keys in which its training was another one.
     """
 
     network: str
     data: str
+    recipe: tuple[tuple[str, str], ...]
     task: tuple[str, ...]
     paper: tuple[str, ...] | None
+    unlike: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +95,7 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     Raises:
         ValueError: one of the paths has none.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}  # a folder that is named twice is one run
     for path in paths:
         below = sorted(config.parent for config in Path(path).rglob("config.yaml"))
         if not below:
@@ -76,8 +103,9 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
                 f"{os.fspath(path)!r} is no OUTPUT_DIR of a training, and holds none: there is no "
                 "config.yaml in it or below"
             )
-        found |= dict.fromkeys(below)
-    return list(found)
+        for folder in below:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def read_result(folder: Path) -> Result:
@@ -108,17 +136,53 @@ def read_result(folder: Path) -> Result:
 
 def _group(cfg: CfgNode, folder: Path, is_classifier: bool, names: tuple[str, ...]) -> Group:
     network = _network(cfg, folder)
-    sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-    paper: tuple[str, ...] | None = None
-    if is_classifier and sets == IMAGENET and cfg.INPUT.TEST_CROP_SIZE == 224:
+    solver, keys = cfg.SOLVER, dict(_flat(cfg))
+    batch = solver.IMS_PER_BATCH
+    images = batch * solver.MAX_ITER
+    paper: dict[str, tuple[str, ...]]
+    if is_classifier:
         tables = {250: TABLE_2, 100: TABLE_3}
-        table = tables.get(images // EPOCH, ())
-        paper = next(((row.top1, row.top5) for row in table if row.network == network), None)
-    elif sets == COCO and images == SCHEDULE_1X:
-        paper = next((tuple(row[1:]) for row in TABLE_5 if row.network == network), None)
-    data = f"{', '.join(cfg.DATASETS.TEST)}; {images / 1000:,.0f}k images"
-    return Group(network, data, names, paper)
+        paper = {row.network: (row.top1, row.top5) for row in tables.get(images // EPOCH, ())}
+        wanted: dict[str, Any] = RECIPE_OF_IMAGENET
+    else:
+        paper = {row.network: tuple(row[1:]) for row in TABLE_5}
+        family = "RANDWIRE" if "randwire" in cfg.MODEL.BACKBONE.NAME else "RESNETS"
+        backbone = f"build_{family.lower().rstrip('s')}_fpn_backbone"
+        wanted = {
+            **RECIPE_OF_TABLE_5,
+            f"MODEL.{family}.NORM": "FrozenBN",
+            "MODEL.BACKBONE.NAME": backbone,
+        }
+        keys["SOLVER.IMS_PER_BATCH · MAX_ITER"] = images
+        keys["SOLVER.IMS_PER_BATCH · STEPS"] = tuple(batch * step for step in solver.STEPS)
+        keys["SOLVER.BASE_LR / IMS_PER_BATCH"] = solver.BASE_LR / batch
+    unlike = tuple(key for key, value in wanted.items() if not _same(keys[key], value))
+    return Group(
+        network=network,
+        data=f"{', '.join(cfg.DATASETS.TEST)}; {images / 1000:,.0f}k images",
+        recipe=(
+            *((key, str(value)) for key, value in _flat(cfg) if not NO_RECIPE.fullmatch(key)),
+            # Not which ones: each seed may have its own.
+            ("MODEL.WEIGHTS", "given" if cfg.MODEL.WEIGHTS else "none"),
+        ),
+        task=names,
+        paper=None if unlike else paper.get(network),
+        unlike=unlike if network in paper else (),
+    )
+
+
+def _flat(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in sorted(node.items()):
+        if isinstance(value, CfgNode):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, float):
+        return math.isclose(value, wanted)
+    return (tuple(value) if isinstance(value, list) else value) == wanted
 
 
 def _network(cfg: CfgNode, folder: Path) -> str:
@@ -132,9 +196,15 @@ def _network(cfg: CfgNode, folder: Path) -> str:
         spec = _read_spec(cfg, folder)
         if spec is None:
             return f"RandWire of {node.SPEC_FILE}"
-        generator = NetworkGenerator(spec.regime, spec.channels, node_op=spec.node_op)
-        if not any(generator(seed) == spec for seed in range(1, 6)):  # the paper's seeds
+        # A spec does not say who drew it: perhaps the config's generator, or the paper's.
+        drawn_by = [NetworkGenerator(spec.regime, spec.channels, node_op=spec.node_op)]
+        with suppress(ValueError):  # these keys are not read where there is a SPEC_FILE
+            drawn_by.append(generator_from_config(cfg))
+        seeds = (node.SEED, *range(1, 6))  # the paper's are 1 … 5
+        known = [g for g in drawn_by if any(_draws(g, seed, spec) for seed in seeds)]
+        if not known:
             return f"RandWire {spec.fingerprint[:12]}"
+        generator = known[0]
     else:
         generator = generator_from_config(cfg)
     plain = NetworkGenerator(generator.regime, generator.channels)
@@ -145,6 +215,13 @@ def _network(cfg: CfgNode, folder: Path) -> str:
         f"RandWire-{label}, {generator.regime}, N={generator.num_nodes}, C={generator.channels}, "
         f"{generator.node_op}"
     )
+
+
+def _draws(generator: NetworkGenerator, seed: int, spec: NetworkSpec) -> bool:
+    try:
+        return generator(seed) == spec
+    except ValueError:  # such as K ≥ N
+        return False
 
 
 def _read_spec(cfg: CfgNode, folder: Path) -> NetworkSpec | None:
@@ -159,20 +236,25 @@ def to_markdown(results: Sequence[Result]) -> str:
     parts = []
     for task in (DETECTION, CLASSIFICATION):
         rows = []
-        for group, runs in _grouped(results, tuple(task)).items():
+        groups = _grouped(results, tuple(task))
+        for group, runs in groups.items():
             columns = list(zip(*runs))
             seeds = "" if len(runs) == 1 else f", {len(runs)} runs"
-            here = [f"here{seeds}", group.data, *map(_mean_and_std, columns)]
-            rows.append([group.network, *here])
+            data = "; ".join([group.data, *_differences(group, groups)])
+            rows.append([group.network, f"here{seeds}", data, *map(_mean_and_std, columns)])
             if group.paper:
                 rows.append(["", "paper", "", *group.paper])
         if rows:
             header = ["network", "", "data", *task.values()]
             rows = [list(map(str, row)) for row in rows]
             parts.append(tabulate(rows, header, tablefmt="pipe", disable_numparse=True))
+    others = {r.group: r for r in results if r.group.unlike and r.values is not None}.values()
+    if others:
+        lines = [f"- {r.folder} ({r.group.network}): {', '.join(r.group.unlike)}" for r in others]
+        parts.append("\n".join(["The paper trained with other values of:", *lines]))
     unfinished = [result for result in results if result.values is None]
     if unfinished:
-        lines = [f"- {r.folder} ({r.group.network}): {r.progress:.0%} done" for r in unfinished]
+        lines = [f"- {r.folder} ({r.group.network}): {_how_far(r)}" for r in unfinished]
         parts.append("\n".join([f"{len(unfinished)} runs are not finished:", *lines]))
     return "\n\n".join(parts)
 
@@ -185,6 +267,18 @@ def _grouped(
         if result.group.task == task and result.values is not None:
             groups.setdefault(result.group, []).append(result.values)
     return groups
+
+
+def _differences(group: Group, groups: Iterable[Group]) -> list[str]:
+    """What tells the rows of one network on the same data apart."""
+    others = [g for g in groups if (g.network, g.data) == (group.network, group.data)]
+    common = set.intersection(*(set(g.recipe) for g in others))
+    return [f"{key} {value}" for key, value in group.recipe if (key, value) not in common]
+
+
+def _how_far(result: Result) -> str:
+    missing = f", but {next(iter(result.group.task))} is missing" if result.progress == 1 else ""
+    return f"{result.progress:.0%} done{missing}"
 
 
 def _mean_and_std(values: Sequence[float]) -> str:
@@ -213,6 +307,7 @@ def to_json(results: Sequence[Result]) -> str:
                 "progress": result.progress,
                 "values": named(result.group, result.values),
                 "paper": named(result.group, result.group.paper),
+                "unlike_paper": result.group.unlike,
             }
             for result in results
         ],

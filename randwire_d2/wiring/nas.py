@@ -28,8 +28,8 @@ def NAS(num_nodes: int, seed: int, cell_nodes: int) -> nx.Graph:
 
     It is a small space: every merging node has input degree 2, and the choices of a cell of five
     are 1·3·6·10·15 = 2700. The pairs are drawn independently, so each is equally likely. (The
-    paper's "output degree 1" holds for the copies on the edges of Figure 7: as in NASNet, a node
-    may be read by several others, or only by the extra node.)
+    paper also counts an "output degree 1" of the nodes. The three rules do not bring it about, and
+    it is not one of the rules here: any number of nodes may read a node, as in NASNet.)
     """
     if cell_nodes < 1:
         raise ValueError(f"NAS needs at least one node per cell; got cell_nodes={cell_nodes}")
