@@ -352,7 +352,7 @@ def tool(*arguments: object) -> subprocess.Popen:
 @pytest.mark.slow
 def test_the_tool_from_the_first_run_to_the_picture(tmp_path: Path) -> None:
     """Wrong: a failure is lost or repeated unasked, or what is finished is trained again."""
-    sweep, out = SWEEPS / "shapes.yaml", tmp_path / "out"
+    sweep, out = SWEEPS / "miniature.yaml", tmp_path / "out"
     runs = load_sweep(sweep, out)
     first, second = runs[0].folder, runs[1].folder
     second.mkdir(parents=True)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Compare network generators: Figure 3's bars and Figure 6's node operations, by training them.
 
-    python tools/compare_generators.py configs/sweeps/figure3.yaml --num-gpus 8
-    python tools/compare_generators.py configs/sweeps/figure3.yaml --slurm \
-        timeout_min=2880 slurm_partition=gpu cpus_per_task=64 --num-gpus 8
-    python tools/compare_generators.py configs/sweeps/shapes.yaml --jobs 2
+    python tools/compare_generators.py configs/sweeps/miniature.yaml --jobs 2
+    python tools/compare_generators.py configs/sweeps/figure3.yaml --jobs 4 --num-gpus 2
+    python tools/compare_generators.py configs/sweeps/figure6.yaml --num-gpus 8 \\
+        --slurm timeout_min=2880 slurm_partition=gpu cpus_per_task=64
 
 A sweep (explained in randwire_d2/experiments/sweep.py) names generators, seeds and a config of
 tools/pretrain_imagenet.py, which trains each network in a folder of its own below --output. Start
