@@ -453,5 +453,5 @@ def _plot_boxes(ax: Axes, degrees: Mapping[int, Sequence[float]]) -> None:
     if degrees:
         middle = (min(degrees) + max(degrees)) / 2
         half = max((max(degrees) - min(degrees)) / 2, 2) + 0.8  # a single degree is no wide box
-        ax.set_xlim(middle - half, middle + half)
+        ax.set_xlim(max(middle - half, -0.8), middle + half)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
