@@ -90,7 +90,7 @@ def train(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     with tqdm(total=len(runs), initial=done, bar_format=form) as bar:
 
         def watch() -> None:
-            for run in wanted:
+            for run in runs:
                 if states[run].state != "finished":
                     states[run] = run.status()
             failed = sum(status.state == "failed" for status in states.values())

@@ -174,7 +174,7 @@ def plot_bars(results: Sequence[Result]) -> Figure:
         tags.append(_tag(result.setting.generator))
         x.append(at)
     ax.set_xticks(x, tags, rotation=45 if max(map(len, tags)) > 4 and len(tags) > 8 else 0)
-    ax.margins(x=0.02)
+    ax.margins(x=0.04)
     ax.set_ylim(floor, highest + 0.25 * room)
     ax.set_ylabel("top-1 accuracy (%)", color=INK)
     for group in groups:
