@@ -1,15 +1,12 @@
 """Table 5 from the folders of runs: whose figures stand where, and that no run is lost."""
 
 import json
-import os
 import runpy
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
-from processes import last_metrics, run
 
 from randwire_d2 import NetworkGenerator, add_randwire_config
 from randwire_d2.classification import add_classification_config
@@ -17,7 +14,6 @@ from randwire_d2.experiments.results import find_runs, read_result, to_json, to_
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "collect_results.py"
-WARNINGS = {**os.environ, "PYTHONWARNINGS": "ignore"}  # its output holds JSON alone
 C109 = "faster_rcnn_randwire_c109_fpn_1x.yaml"
 AP = dict(zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), (40.1, 62.0, 43.0, 24.0, 44.0, 52.0)))
 
@@ -227,20 +223,3 @@ def test_the_tool(tmp_path: Path) -> None:
         (tmp_path / "run" / "config.yaml").write_text(text)
         with pytest.raises(SystemExit, match=rf"collect_results.py: error: .*{says}"):
             main([str(tmp_path / "run")])
-
-
-@pytest.mark.slow
-def test_what_train_net_leaves_is_read(tmp_path: Path) -> None:
-    """Wrong: the tool reads made-up folders, but not those that Detectron2 writes."""
-    config, output = ROOT / "configs/faster_rcnn_randwire_shapes.yaml", tmp_path / "run"
-    run([
-        sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(config),
-        "OUTPUT_DIR", str(output), "MODEL.RANDWIRE.CHANNELS", "8", "SOLVER.IMS_PER_BATCH", "4",
-        "SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "2", "TEST.EVAL_PERIOD", "4",
-    ])  # fmt: skip
-    told = json.loads(run([sys.executable, str(TOOL), str(tmp_path), "--format", "json"], WARNINGS))
-    metrics = last_metrics(output)
-    for name, value in told[0]["values"].items():
-        assert value == pytest.approx(metrics[f"bbox/{name}"], nan_ok=True)
-    assert told[0]["progress"] == 1 and told[0]["paper"] is None
-    assert told[0]["network"] == "RandWire-WS(4, 0.75), regular, N=12, C=8, sep_conv3x3"

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from randwire_d2 import add_randwire_config
+from randwire_d2.experiments.results import find_runs, read_result
 from randwire_d2.report import (
     draw_detections,
     plot_training,
@@ -320,7 +321,12 @@ def test_demo_trains_anew_and_draws(tmp_path: Path) -> None:
     for name in ("detections.png", "training.png", "wiring.png"):
         assert str(output / name) in pictures and (output / name).is_file()
     detector, classifier = output / "run" / "detector", output / "run" / "pretrain"
-    assert max(read_metrics(detector / "metrics.json")) == 2
+    metrics = read_metrics(detector / "metrics.json")
+    assert max(metrics) == 2
+    # What Detectron2 leaves is what tools/collect_results.py reads.
+    found = {folder: read_result(folder) for folder in find_runs([output])}
+    assert set(found) == {detector, classifier} and all(r.values for r in found.values())
+    assert found[detector].values[0] == metrics[2]["bbox/AP"]
     for run in (detector, classifier):
         assert "SEED: 5" in (run / "config.yaml").read_text()
     # The detector began with the classifier's network and weights.
