@@ -188,7 +188,7 @@ def test_seeds_are_one_row_and_unfinished_runs_are_listed(tmp_path: Path) -> Non
     text = to_markdown(results)
     here = rows(text)[0]
     assert here[:4] == [here[0], "here, 2 runs", here[2], "40.0 ± 1.41"]
-    assert "3 runs are not finished:" in text
+    assert "Not finished (3):" in text
     for folder, done in ((killed, "50%"), (bare, "100%"), (empty, "0%")):
         assert f"- {folder} (RandWire-WS, C=109): {done} done" in text
     assert f"- {bare} (RandWire-WS, C=109): 100% done, but bbox/AP is missing" in text

@@ -120,6 +120,14 @@ def test_figure_3_is_the_papers() -> None:
     assert all(-0.06 < other / ws - 1 < 0.11 for other in flops.values())
 
 
+@pytest.mark.parametrize("name", ["figure3_cifar10", "figure6_shapes", "miniature"])
+def test_the_smaller_sweeps_can_start(name: str) -> None:
+    """Wrong: a config of ours is refused, or compares networks of other sizes."""
+    settings = {run.setting for run in load_sweep(SWEEPS / f"{name}.yaml", "out")}
+    flops = [setting.flops for setting in settings]
+    assert len(settings) > 5 and max(flops) / min(flops) < 1.25
+
+
 def test_figure_6_has_four_operations_of_the_same_complexity() -> None:
     """Wrong: an operation wins because its networks are larger."""
     runs = load_sweep(SWEEPS / "figure6.yaml", "out")
@@ -365,7 +373,7 @@ def test_the_tool_from_the_first_run_to_the_picture(tmp_path: Path) -> None:
     said, _ = process.communicate()
     assert process.returncode == 1, said
     assert "some runs failed; --retry tries them again" in said
-    assert "1 runs are not finished:" in said and f"- {second}: failed at 0%" in said
+    assert "Not finished (1):" in said and f"- {second}: failed at 0%" in said
     trained = (first / "model_final.pth").stat().st_mtime_ns
 
     (second / "last_checkpoint").unlink()
@@ -373,7 +381,7 @@ def test_the_tool_from_the_first_run_to_the_picture(tmp_path: Path) -> None:
     process = tool(sweep, "--output", out, "--retry")
     said, _ = process.communicate()
     assert process.returncode == 0, said
-    assert "not finished" not in said and "Pearson correlation of sep_conv3x3 and max_poo" in said
+    assert "Not finished" not in said and "Pearson correlation of sep_conv3x3 and max_poo" in said
     assert (first / "model_final.pth").stat().st_mtime_ns == trained
     results = json.loads((out / "results.json").read_text())
     assert [len(setting["runs"]) for setting in results["settings"]] == [1] * 8
@@ -450,7 +458,7 @@ def test_the_table_has_every_setting_and_every_missing_run(finished: list[Run]) 
     assert len(rows) == len(results) == 8
     # Figure 3's order: the non-random at the right.
     assert [result.group for result in results][-2:] == ["WS, P=0"] * 2
-    assert "2 runs are not finished:" in table
+    assert "Not finished (2):" in table
     assert "unfinished at 0%" in table and "failed at 0%: ValueError: diverged" in table
     row = next(row for row in rows if "WS(4, 0.75)" in row and "| sep_conv3x3" in row)
     chosen = ("WS(4, 0.75)", "sep_conv3x3")
@@ -497,7 +505,7 @@ def test_bars_are_the_means_and_points_the_series(finished: list[Run]) -> None:
 
 
 def test_nothing_finished_has_a_table_and_no_picture(runs: list[Run]) -> None:
-    assert "4 runs are not finished" in to_markdown(collect(runs))
+    assert "Not finished (4):" in to_markdown(collect(runs))
     for plot in (plot_bars, plot_operations):
         with pytest.raises(ValueError, match="no run is finished"):
             plot(collect(runs))

@@ -80,7 +80,7 @@ def to_markdown(results: Sequence[Result]) -> str:
         for a, b, r, n in pearson(results)
     ]
     if missing:
-        missing = [f"{len(missing)} runs are not finished:", *missing]
+        missing = [f"Not finished ({len(missing)}):", *missing]
     return "\n".join([table, *correlations, *missing])
 
 

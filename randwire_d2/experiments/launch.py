@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import submitit
 import torch
@@ -48,9 +48,7 @@ class Training:
             stop: when it is set, the training is killed; that is no failure.
         """
         with open(self.run.lock, "w") as lock, open(self.run.folder / "output.txt", "ab") as out:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not take(lock):
                 return  # another sweep, or what a killed one left behind, is at it
             child = subprocess.Popen(
                 [*self.command, "--resume", *self.run.arguments],
@@ -80,6 +78,17 @@ class Training:
         ended = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
         with atomic_open(self.run.failure) as f:
             f.write(f"{ended}\n{said}")
+
+
+def take(lock: IO[str]) -> bool:
+    """Lock a file, unless somebody holds it for longer than it takes to look at its state."""
+    for _ in range(5):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.1)
+    return False
 
 
 def wait_for(child: subprocess.Popen, seconds: float) -> None:

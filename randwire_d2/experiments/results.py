@@ -255,7 +255,7 @@ def to_markdown(results: Sequence[Result]) -> str:
     unfinished = [result for result in results if result.values is None]
     if unfinished:
         lines = [f"- {r.folder} ({r.group.network}): {_how_far(r)}" for r in unfinished]
-        parts.append("\n".join([f"{len(unfinished)} runs are not finished:", *lines]))
+        parts.append("\n".join([f"Not finished ({len(unfinished)}):", *lines]))
     return "\n\n".join(parts)
 
 
