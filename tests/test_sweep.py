@@ -40,7 +40,7 @@ TOOL = ROOT / "tools" / "compare_generators.py"
 
 # Stands for tools/pretrain_imagenet.py: does what its folder's "plan" says, and counts its starts.
 TRAINER = """
-import json, os, sys, time
+import json, os, signal, sys, time
 folder = sys.argv[sys.argv.index("OUTPUT_DIR") + 1]
 assert "--resume" in sys.argv
 with open(os.path.join(folder, "starts"), "a") as f:
@@ -50,6 +50,9 @@ with open(os.path.join(folder, "config.yaml"), "w") as f:
     f.write("SOLVER:\\n  MAX_ITER: 10\\n")
 if plan == "fail":
     sys.exit("no more disk")
+print("iteration 7", flush=True)
+if plan in ("SIGUSR2", "SIGKILL"):
+    os.kill(os.getpid(), getattr(signal, plan))
 time.sleep(60 if plan == "hang" else 0.2)
 with open(os.path.join(folder, "metrics.json"), "w") as f:
     f.write(json.dumps({"iteration": 9, "classification/top1": plan}))
@@ -236,6 +239,17 @@ def test_local_runs_finish_fail_and_are_not_repeated(
     assert states[1].reason == "no more disk"
     assert max(running) in (1, 2)
     assert [starts(run) for run in runs] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("number, state", [("SIGUSR2", "unfinished"), ("SIGKILL", "failed")])
+def test_out_of_time_is_no_failure_and_out_of_memory_is(
+    runs: list[Run], trainer: tuple[str, ...], number: str, state: str
+) -> None:
+    """Wrong: Slurm's time limit ends a sweep for good, or what ate all memory is tried for ever."""
+    plan(runs[0], number)
+    Training(runs[0], trainer)()
+    assert runs[0].status().state == state
+    assert ("killed by signal 9" in runs[0].status().reason) == (state == "failed")
 
 
 def test_an_interrupted_run_is_killed_and_has_not_failed(

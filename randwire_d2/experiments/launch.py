@@ -3,6 +3,7 @@
 import fcntl
 import os
 import queue
+import signal
 import subprocess
 import threading
 import time
@@ -21,6 +22,8 @@ from .sweep import Run
 
 POLL = 5.0  # seconds between two looks at the runs
 TAIL = 4000  # characters of a failed training's output that are kept beside it
+# By these somebody ends a training that goes well, such as Slurm before its time is up.
+ENDED = (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Training:
                 status = child.poll()
             finally:
                 end(child)
-        if status:
+        if status and status not in ENDED:
             self._record(status)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> submitit.helpers.DelayedSubmission:

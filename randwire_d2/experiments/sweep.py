@@ -139,9 +139,11 @@ class Run:
             return Status("finished", 1.0, top1)
         progress = min(last / max(end, 1), 1.0)
         if self.failure.is_file():
+            # How it ended, and the end of its output.
             lines = self.failure.read_text(errors="replace").split("\n")
-            said = [line.strip() for line in lines if line.strip()]
-            return Status("failed", progress, reason=said[-1] if said else "")
+            said = [line.strip() for line in lines if line.strip()] or [""]
+            killed = said[0].startswith("killed")
+            return Status("failed", progress, reason=said[0] if killed else said[-1])
         return Status("running" if _is_locked(self.lock) else "unfinished", progress)
 
 
