@@ -201,18 +201,26 @@ def read_config(args: argparse.Namespace, *add_configs: Callable[[CfgNode], None
     Raises:
         ValueError: for a missing file, an unknown key, or a value of the wrong type.
     """
+    cfg = merge_config(args.config_file, args.opts, *add_configs)
+    if args.config_from_weights:
+        merge_in_one_line("--config-from-weights", lambda: _take_config_from_weights(cfg))
+    return cfg
+
+
+def merge_config(
+    config_file: str, opts: Sequence[str], *add_configs: Callable[[CfgNode], None]
+) -> CfgNode:
+    """A config file with KEY VALUE pairs, as ``read_config``."""
     cfg = get_cfg()
     for add_config in add_configs:
         add_config(cfg)
-    if args.config_file:
-        if "://" not in args.config_file and not os.path.isfile(args.config_file):
-            raise ValueError(f"--config-file {args.config_file!r} does not exist")
-        merge_in_one_line(args.config_file, lambda: cfg.merge_from_file(args.config_file))
-    if len(args.opts) % 2:
-        raise ValueError(f"options come as pairs KEY VALUE; got {' '.join(args.opts)!r}")
-    merge_in_one_line("the command line", lambda: cfg.merge_from_list(args.opts))
-    if args.config_from_weights:
-        merge_in_one_line("--config-from-weights", lambda: _take_config_from_weights(cfg))
+    if config_file:
+        if "://" not in config_file and not os.path.isfile(config_file):
+            raise ValueError(f"--config-file {config_file!r} does not exist")
+        merge_in_one_line(config_file, lambda: cfg.merge_from_file(config_file))
+    if len(opts) % 2:
+        raise ValueError(f"options come as pairs KEY VALUE; got {' '.join(opts)!r}")
+    merge_in_one_line("the command line", lambda: cfg.merge_from_list(list(opts)))
     return cfg
 
 

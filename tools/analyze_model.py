@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from randwire_d2.classification import add_classification_config
 from randwire_d2.config import add_randwire_config, generator_from_config
-from randwire_d2.engine import read_config, split_pairs
+from randwire_d2.engine import merge_config, split_pairs
 from randwire_d2.experiments.analysis import (
     PAPER_TABLES,
     SEEDS,
@@ -131,8 +131,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read(path: str, opts: Sequence[str]) -> CfgNode:
-    asked = argparse.Namespace(config_file=path, opts=opts, config_from_weights=False)
-    return read_config(asked, add_randwire_config, add_classification_config)
+    return merge_config(path, opts, add_randwire_config, add_classification_config)
 
 
 def find(args: argparse.Namespace) -> list[Table]:

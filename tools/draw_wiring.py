@@ -26,7 +26,7 @@ from randwire_d2.checkpoint import WIRING_KEY
 from randwire_d2.classification import add_classification_config
 from randwire_d2.config import generator_from_config, spec_from_config
 from randwire_d2.conversion import read_checkpoint
-from randwire_d2.engine import read_config
+from randwire_d2.engine import merge_config
 from randwire_d2.wiring import Dag, NetworkSpec, graph_label, parse_graph, random_graph
 from randwire_d2.wiring.draw import FORMATS, draw_network, save_figure
 from randwire_d2.wiring.grid import draw_grid, draw_networks
@@ -88,8 +88,7 @@ def check(args: argparse.Namespace) -> None:
 
 def networks_of_config(args: argparse.Namespace) -> tuple[str, dict[str, NetworkSpec]]:
     """The generator's name, and the networks by their titles."""
-    args = argparse.Namespace(**vars(args), config_from_weights=False)
-    cfg = read_config(args, add_randwire_config, add_classification_config)
+    cfg = merge_config(args.config_file, args.opts, add_randwire_config, add_classification_config)
     name, node = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RANDWIRE
     if "randwire" not in name:
         raise ValueError(f"{args.config_file}: MODEL.BACKBONE.NAME {name!r} is no RandWire")

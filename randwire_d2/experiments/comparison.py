@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from ..wiring import parse_graph
 from ..wiring.draw import BLUE, GREY, INK, LINE, RED
-from .paper import FIGURE_3
+from .paper import FIGURE_3, FIGURE_6_PEARSON
 from .sweep import Run, Setting, Status
 
 # Okabe and Ito's, for groups and series.
@@ -83,8 +83,9 @@ def to_markdown(results: Sequence[Result]) -> str:
     header = ["generator", *(["operation"] if several else []), "C", "multiply-adds (M)", "runs"]
     header += ["top-1 (%): mean ± std", "each", "Figure 3, ImageNet"]
     table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
+    between = " … ".join(map(str, FIGURE_6_PEARSON))
     correlations = [
-        f"Pearson correlation of {a} and {b}: {r:.2f} over {n} generators (paper: 0.91 … 0.98)"
+        f"Pearson correlation of {a} and {b}: {r:.2f} over {n} generators (paper: {between})"
         for a, b, r, n in pearson(results)
     ]
     if missing:

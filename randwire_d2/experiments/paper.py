@@ -83,7 +83,5 @@ TABLE_5 = (
 
 # Figure 3, top-1 accuracy in %, of the settings whose figures §4.1 gives.
 FIGURE_3 = {"WS(4, 0.75)": 73.8, "BA(1)": 70.7}
-# "Almost all random generators in Figure 3 have an standard deviation (std) of 0.2∼0.4%".
-FIGURE_3_STD = (0.2, 0.4)
 # "The Pearson correlation between any two series": §4.1 of Figure 6 (it says Figure 5).
 FIGURE_6_PEARSON = (0.91, 0.98)

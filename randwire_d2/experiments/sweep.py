@@ -23,10 +23,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 from ..classification import add_classification_config
 from ..config import add_randwire_config, merge_in_one_line
+from ..engine import merge_config
 from ..files import atomic_open
 from ..report import read_metrics
 from ..wiring import (
@@ -224,15 +225,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path, options: Sequence[str]) -> CfgNode:
-    cfg = get_cfg()
-    add_randwire_config(cfg)
-    add_classification_config(cfg)
-    if not path.is_file():
-        raise ValueError(f"the sweep's config {str(path)!r} does not exist")
-    merge_in_one_line(str(path), lambda: cfg.merge_from_file(str(path)))
-    if len(options) % 2:
-        raise ValueError(f"options come as pairs KEY VALUE; got {' '.join(options)!r}")
-    merge_in_one_line("the options", lambda: cfg.merge_from_list(list(options)))
+    cfg = merge_config(str(path), options, add_randwire_config, add_classification_config)
     if cfg.MODEL.BACKBONE.NAME != "build_randwire_backbone":
         raise ValueError(f"{path}: a sweep is of RandWires; got {cfg.MODEL.BACKBONE.NAME!r}")
     return cfg
