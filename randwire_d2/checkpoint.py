@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
@@ -47,6 +48,10 @@ class Preprocessing:
             tuple(float(v) for v in values["pixel_std"]),
         )
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "Preprocessing":
+        return cls(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint: of types that ``weights_only`` loads."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -57,6 +62,38 @@ class Preprocessing:
         keys = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
         values = (self.input_format, str(list(self.pixel_mean)), str(list(self.pixel_std)))
         return [text for pair in zip(keys, values) for text in pair]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The network that a checkpoint's weights belong to."""
+
+    spec: NetworkSpec
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any]) -> "Wiring | None":
+        """That of a checkpoint, if it holds one.
+
+        Raises:
+            ValueError: it is damaged, or its fingerprint is another network's.
+        """
+        entry = checkpoint.get(WIRING_KEY)
+        if entry is None:
+            return None
+        try:
+            spec, fingerprint = NetworkSpec.from_json(entry["spec"]), entry["fingerprint"]
+        except (KeyError, TypeError, ValueError) as e:
+            raise ValueError(f"its entry {WIRING_KEY!r} is damaged: {e}") from e
+        if spec.fingerprint != fingerprint:
+            raise ValueError(
+                f"its spec has the fingerprint {spec.fingerprint}, but it states {fingerprint}: "
+                "one of the two was changed"
+            )
+        return cls(spec)
+
+    def to_dict(self) -> dict[str, str]:
+        """For a checkpoint, under ``WIRING_KEY``."""
+        return {"spec": self.spec.to_json(), "fingerprint": self.spec.fingerprint}
 
 
 class RandWireCheckpointer(DetectionCheckpointer):
@@ -80,7 +117,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         spec = find_spec(self.model)
         if spec is not None:
-            kwargs[WIRING_KEY] = {"spec": spec.to_json(), "fingerprint": spec.fingerprint}
+            kwargs[WIRING_KEY] = Wiring(spec).to_dict()
         preprocessing = find_preprocessing(self.model)
         if preprocessing is not None:
             kwargs[PREPROCESSING_KEY] = preprocessing.to_dict()
@@ -129,11 +166,11 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         ValueError: if both know their wiring and the two differ; it names both fingerprints.
     """
     spec = find_spec(model)
-    wiring = checkpoint.get(WIRING_KEY)
-    if spec is None or wiring is None or wiring["fingerprint"] == spec.fingerprint:
+    wiring = Wiring.of(checkpoint)
+    if spec is None or wiring is None or wiring.spec == spec:
         return
     raise ValueError(
-        f"the checkpoint's network has the fingerprint {wiring['fingerprint']}, the model's "
+        f"the checkpoint's network has the fingerprint {wiring.spec.fingerprint}, the model's "
         f"{spec.fingerprint}: weights of one wiring mean nothing in another. Build the "
         "checkpoint's own network with --config-from-weights, or convert a checkpoint of the "
         "config's with tools/convert_checkpoint.py."

@@ -1,9 +1,10 @@
-"""The config keys of this project, MODEL.RANDWIRE, and the network that they describe."""
+"""Every config key of this project, the kinds of configs, and the networks that they describe."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
@@ -11,14 +12,10 @@ from .wiring import NetworkGenerator, NetworkSpec
 
 
 def add_randwire_config(cfg: CfgNode) -> None:
-    """Add MODEL.RANDWIRE, and two keys of SOLVER, to a Detectron2 config.
+    """Add MODEL.RANDWIRE to a Detectron2 config: all that the backbone reads, in any project.
 
     The default is the paper's regular network with C=109, WS(4, 0.75), seed 1.
     """
-    # What SOLVER.AMP.ENABLED computes in: "float16" or "bfloat16".
-    cfg.SOLVER.AMP.PRECISION = "float16"
-    # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
-    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
     cfg.MODEL.RANDWIRE = CfgNode()
     node = cfg.MODEL.RANDWIRE
     # Table 1's column: "small" or "regular".
@@ -42,7 +39,9 @@ def add_randwire_config(cfg: CfgNode) -> None:
     node.SEED = 1
     # The convolution of every node: "sep_conv3x3", "conv3x3", "max_pool3x3" or "avg_pool3x3".
     node.NODE_OP = "sep_conv3x3"
-    # A file with a network's JSON; if set, it is the network, and the keys above are not read.
+    # A network's JSON; if set, it is the network, and the keys above are not read.
+    node.SPEC = ""
+    # A file with a network's JSON, in place of SPEC.
     node.SPEC_FILE = ""
     # Any norm of Detectron2's. FrozenBN needs pretrained weights; from scratch: BN, SyncBN or GN.
     node.NORM = "FrozenBN"
@@ -57,6 +56,96 @@ def add_randwire_config(cfg: CfgNode) -> None:
     # Save about half as much for the backward pass, and compute it again. Turn it on if the
     # batch does not fit into memory.
     node.RECOMPUTE = False
+
+
+def add_engine_config(cfg: CfgNode) -> None:
+    """Add the keys that this project's trainers read; those of another project would not."""
+    # What SOLVER.AMP.ENABLED computes in: "float16" or "bfloat16".
+    cfg.SOLVER.AMP.PRECISION = "float16"
+    # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
+
+
+def add_classification_config(cfg: CfgNode) -> None:
+    """Add the keys that a classifier needs to a Detectron2 config.
+
+    The defaults are the paper's training of the regular regime on ImageNet (§4, §4.2), in the
+    recipe that it follows (Goyal et al., 2017).
+    """
+    cfg.MODEL.CLASSIFIER = CfgNode()
+    node = cfg.MODEL.CLASSIFIER
+    node.NUM_CLASSES = 1000
+    # Before the fc layer; the paper's: 0.2 in the regular regime, none in the small. For RandWire.
+    node.DROPOUT = 0.0
+    node.LABEL_SMOOTHING = 0.1
+
+    # A training crop covers this part of the image's area, has an aspect ratio of 3/4 … 4/3, and is
+    # resized to TRAIN_CROP_SIZE; INPUT.RANDOM_FLIP, "horizontal" or "none", is Detectron2's key.
+    cfg.INPUT.TRAIN_CROP_AREA = [0.08, 1.0]
+    cfg.INPUT.TRAIN_CROP_SIZE = 224
+    # A test image is resized until its shorter side is TEST_CROP_SIZE / TEST_CROP_RATIO, and its
+    # centre is cropped: 256 and 224. Table 4 tests at 320.
+    cfg.INPUT.TEST_CROP_SIZE = 224
+    cfg.INPUT.TEST_CROP_RATIO = 0.875
+
+    # If not 0, the length of the training; MAX_ITER is computed from it, and BASE_LR, WARMUP_ITERS,
+    # STEPS, CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are those of REFERENCE_BATCH_SIZE: with another
+    # IMS_PER_BATCH the rate grows in proportion, the others shrink. If 0, all are taken literally.
+    cfg.SOLVER.EPOCHS = 0
+    cfg.SOLVER.REFERENCE_BATCH_SIZE = 256
+
+    # Images per process in a test.
+    cfg.TEST.IMS_PER_PROCESS = 100
+
+
+def detector_config() -> CfgNode:
+    """Detectron2's defaults, with the keys that tools/train_net.py knows."""
+    cfg = get_cfg()
+    add_randwire_config(cfg)
+    add_engine_config(cfg)
+    return cfg
+
+
+def classifier_config() -> CfgNode:
+    """Detectron2's defaults, with every key of this project: tools/pretrain_imagenet.py's."""
+    cfg = detector_config()
+    add_classification_config(cfg)
+    return cfg
+
+
+def is_classifier(cfg: CfgNode) -> bool:
+    """Whether a config is one of tools/pretrain_imagenet.py."""
+    return bool(cfg.MODEL.META_ARCHITECTURE == "ImageClassifier")
+
+
+def family(cfg: CfgNode) -> str | None:
+    """The node of MODEL that describes the backbone: "RANDWIRE", "RESNETS", or None of others."""
+    name = cfg.MODEL.BACKBONE.NAME
+    return "RANDWIRE" if "randwire" in name else "RESNETS" if "resnet" in name else None
+
+
+def drawn_network(cfg: CfgNode) -> str:
+    """The key that holds a network that was drawn already, for a message; "" of a generator's."""
+    node = cfg.MODEL.RANDWIRE
+    if node.SPEC:
+        return "MODEL.RANDWIRE.SPEC"
+    return f"MODEL.RANDWIRE.SPEC_FILE {node.SPEC_FILE!r}" if node.SPEC_FILE else ""
+
+
+def merge_config(cfg: CfgNode, config_file: str | os.PathLike[str], opts: Sequence[str]) -> None:
+    """Merge a config file, if it has a name, and KEY VALUE pairs into a config.
+
+    Raises:
+        ValueError: for a missing file, an unknown key, or a value of the wrong type; one line.
+    """
+    path = os.fspath(config_file)
+    if path:
+        if "://" not in path and not os.path.isfile(path):
+            raise ValueError(f"--config-file {path!r} does not exist")
+        merge_in_one_line(path, lambda: cfg.merge_from_file(path))
+    if len(opts) % 2:
+        raise ValueError(f"options come as pairs KEY VALUE; got {' '.join(opts)!r}")
+    merge_in_one_line("the command line", lambda: cfg.merge_from_list(list(opts)))
 
 
 def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:
@@ -87,6 +176,11 @@ def spec_from_config(cfg: CfgNode) -> NetworkSpec:
         ValueError: for values that describe none, naming the key or the file.
     """
     node = cfg.MODEL.RANDWIRE
+    if node.SPEC:
+        try:
+            return NetworkSpec.from_json(node.SPEC)
+        except ValueError as e:
+            raise ValueError(f"MODEL.RANDWIRE.SPEC: {e}") from e
     if node.SPEC_FILE:
         try:
             with PathManager.open(node.SPEC_FILE) as f:
@@ -101,7 +195,7 @@ def spec_from_config(cfg: CfgNode) -> NetworkSpec:
 
 
 def generator_from_config(cfg: CfgNode) -> NetworkGenerator:
-    """The generator that MODEL.RANDWIRE describes, whatever SPEC_FILE says.
+    """The generator that MODEL.RANDWIRE describes, whatever SPEC and SPEC_FILE say.
 
     Raises:
         ValueError: for values that describe none.

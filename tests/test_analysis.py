@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 import torch
 from detectron2 import model_zoo
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from processes import run
 
 from randwire_d2 import add_randwire_config, complexity
-from randwire_d2.classification import add_classification_config
 from randwire_d2.classification.model import build_network
-from randwire_d2.config import spec_from_config
+from randwire_d2.config import classifier_config, spec_from_config
 from randwire_d2.experiments.analysis import paper_table, seeds_of, table_1
 from randwire_d2.experiments.parts import default_size, network_parts, total_cost
-from randwire_d2.experiments.tables import Figure, Table
+from randwire_d2.experiments.tables import Quantity, Table
 from randwire_d2.wiring import Complexity, NetworkGenerator
 
 ROOT = Path(__file__).parents[1]
@@ -33,9 +32,7 @@ SMALL = ["MODEL.RANDWIRE.CHANNELS", "8", "MODEL.RANDWIRE.NUM_NODES", "10"]
 
 
 def config(path: str, *options: Any) -> CfgNode:
-    cfg = get_cfg()
-    add_randwire_config(cfg)
-    add_classification_config(cfg)
+    cfg = classifier_config()
     cfg.merge_from_file(path)
     cfg.merge_from_list(list(options))
     return cfg
@@ -78,7 +75,7 @@ def test_table_1() -> None:
         (4, "RandWire-WS, C=154", "rounded", "rounded"),
     ],
 )
-def test_counted_networks_have_the_papers_figures(
+def test_counted_networks_have_the_papers_quantities(
     number: int, network: str, flops: str, params: str
 ) -> None:
     """Wrong: our networks are not the paper's, or a figure passes for the paper's that is not."""
@@ -121,21 +118,21 @@ def test_other_networks_are_not_the_papers() -> None:
 )
 def test_comparison_with_a_printed_figure(values: list[float], paper: str, expected: str) -> None:
     """Wrong: the column "which is" says another thing than the digits do."""
-    assert Figure(tuple(values), "B").against(paper) == expected
+    assert Quantity(tuple(values), "B").against(paper) == expected
 
 
 @pytest.mark.parametrize(
     "figure, text",
     [
-        (Figure((31.518e6,)), "31.52 M"),
-        (Figure((1.0e9, 1.2e9), digits=(1, 1)), "1,100.0 ± 141.4 M"),
-        (Figure((5e6, 5e6, 5e6)), "5.00 M"),
-        (Figure((1566.0,)), "0.0016 M"),
-        (Figure((0.0,)), "0.00 M"),
-        (Figure((20.0, 24.0), "", (0, 0)), "22 ± 3"),
+        (Quantity((31.518e6,)), "31.52 M"),
+        (Quantity((1.0e9, 1.2e9), digits=(1, 1)), "1,100.0 ± 141.4 M"),
+        (Quantity((5e6, 5e6, 5e6)), "5.00 M"),
+        (Quantity((1566.0,)), "0.0016 M"),
+        (Quantity((0.0,)), "0.00 M"),
+        (Quantity((20.0, 24.0), "", (0, 0)), "22 ± 3"),
     ],
 )
-def test_figures_as_text(figure: Figure, text: str) -> None:
+def test_figures_as_text(figure: Quantity, text: str) -> None:
     """Wrong: a number is printed in another unit, or as zero where it is only small."""
     assert str(figure) == text
 

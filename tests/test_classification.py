@@ -24,17 +24,15 @@ from processes import draw_image_folders, last_metrics
 from torch import nn
 from torchvision.transforms import v2
 
-from randwire_d2 import NetworkGenerator, RandWireClassifier, add_randwire_config
+from randwire_d2 import NetworkGenerator, RandWireClassifier
 from randwire_d2.checkpoint import RandWireCheckpointer
 from randwire_d2.classification import (
     ClassificationTrainer,
     ImageClassifier,
-    add_classification_config,
     load_config,
     measure_input,
 )
 from randwire_d2.classification import data as data_module
-from randwire_d2.classification.config import scale_schedule
 from randwire_d2.classification.data import (
     UNREADABLE,
     BatchPositions,
@@ -46,7 +44,9 @@ from randwire_d2.classification.data import (
     train_transform,
 )
 from randwire_d2.classification.evaluation import AccuracyEvaluator
+from randwire_d2.classification.recipe import scale_schedule
 from randwire_d2.classification.trainer import WatchInput
+from randwire_d2.config import classifier_config
 from randwire_d2.engine import argument_parser, read_config, train_or_evaluate
 
 # Named as pytest's own.
@@ -99,7 +99,7 @@ def parse(config: str, *args: object) -> argparse.Namespace:
 
 def config(name: str, *options: object) -> CfgNode:
     """A config file of the project with options, before any check."""
-    return read_config(parse(name, *options), add_randwire_config, add_classification_config)
+    return read_config(parse(name, *options), classifier_config())
 
 
 def tiny(folders: Path, *options: object) -> list[str]:

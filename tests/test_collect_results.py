@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from detectron2.config import get_cfg
 
-from randwire_d2 import NetworkGenerator, add_randwire_config
-from randwire_d2.classification import add_classification_config
+from randwire_d2 import NetworkGenerator
+from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.experiments.results import find_runs, read_result, to_json, to_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -26,10 +25,7 @@ def write_run(
     iteration: int | None = None,
 ) -> Path:
     """A folder as a training leaves it: config.yaml, and metrics.json with a last evaluation."""
-    cfg = get_cfg()
-    add_randwire_config(cfg)
-    if "imagenet" in config:
-        add_classification_config(cfg)
+    cfg = classifier_config() if "imagenet" in config else detector_config()
     cfg.merge_from_file(str(ROOT / "configs" / config))
     cfg.merge_from_list([*options])
     folder.mkdir(parents=True)

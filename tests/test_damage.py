@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWireClassifier, complexity
 from randwire_d2.checkpoint import RandWireCheckpointer
-from randwire_d2.damage import (
+from randwire_d2.experiments import damage_runs as experiment
+from randwire_d2.experiments.damage import (
     Damage,
     all_damages,
     count_correct,
@@ -31,7 +32,6 @@ from randwire_d2.damage import (
     damaged_logits,
     downstream,
 )
-from randwire_d2.experiments import damage as experiment
 from randwire_d2.modeling import Node
 from randwire_d2.wiring import Dag, random_graph
 

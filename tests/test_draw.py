@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
+from randwire_d2.drawing.dag_layout import layout_dag
+from randwire_d2.drawing.grid import draw_grid, draw_networks
+from randwire_d2.drawing.networks import draw_network
+from randwire_d2.drawing.style import FORMATS, save_figure
 from randwire_d2.wiring import Dag, NetworkGenerator, NetworkSpec, parse_graph, random_graph
-from randwire_d2.wiring.draw import FORMATS, draw_network, save_figure
-from randwire_d2.wiring.grid import draw_grid, draw_networks
-from randwire_d2.wiring.layout import layout_dag
 
 SPECS = {
     "regular WS": NetworkGenerator()(1),

@@ -10,10 +10,10 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 
-from randwire_d2 import add_randwire_config, engine
+from randwire_d2 import add_randwire_config
 from randwire_d2.checkpoint import RandWireCheckpointer
 from randwire_d2.config import spec_from_config
-from randwire_d2.engine import Trainer, argument_parser, load_config
+from randwire_d2.engine import Trainer, argument_parser, load_config, trainer
 
 ROOT = Path(__file__).parents[1]
 C109 = "configs/faster_rcnn_randwire_c109_fpn_1x.yaml"
@@ -170,7 +170,7 @@ def test_the_1x_recipe_is_the_original_detectrons() -> None:
 def test_evaluators_follow_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = load_config(parse(SHAPES, "OUTPUT_DIR", str(tmp_path)))
     assert isinstance(Trainer.build_evaluator(cfg, "randwire_shapes_val"), COCOEvaluator)
-    monkeypatch.setitem(engine._EVALUATORS, "coco", engine._EVALUATORS["coco"] * 2)
+    monkeypatch.setitem(trainer._EVALUATORS, "coco", trainer._EVALUATORS["coco"] * 2)
     assert isinstance(Trainer.build_evaluator(cfg, "randwire_shapes_val"), DatasetEvaluators)
     MetadataCatalog.get("of_no_kind").set(evaluator_type="smell")
     with pytest.raises(ValueError, match="of_no_kind.*smell"):

@@ -25,10 +25,10 @@ from randwire_d2 import (
 from randwire_d2.benchmark import Case, build, count
 from randwire_d2.benchmark.models import forward
 from randwire_d2.modeling import fused
-from randwire_d2.modeling.plan import Plan
 from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.ops import native
 from randwire_d2.wiring import Dag, random_graph
+from randwire_d2.wiring.plan import Plan
 from randwire_d2.wiring.schedule import peak_of, schedule
 
 MB = 1e6

@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from randwire_d2 import add_randwire_config
-from randwire_d2.classification import add_classification_config
+from randwire_d2.config import classifier_config
 from randwire_d2.experiments.parts import network_parts, total_cost
 from randwire_d2.wiring import Complexity
 
@@ -22,9 +21,7 @@ CONFIGS = {
 
 
 def config(path: Path, *options: object) -> CfgNode:
-    cfg = get_cfg()
-    add_randwire_config(cfg)
-    add_classification_config(cfg)
+    cfg = classifier_config()
     cfg.merge_from_file(str(path))
     cfg.merge_from_list(list(options))
     return cfg

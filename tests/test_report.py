@@ -13,21 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from randwire_d2 import add_randwire_config
+from randwire_d2.config import detector_config
+from randwire_d2.drawing.curves import plot_training
+from randwire_d2.drawing.detections import draw_detections
+from randwire_d2.engine.report import write_comparison, write_report
 from randwire_d2.experiments.results import find_runs, read_result
-from randwire_d2.report import (
-    draw_detections,
-    plot_training,
-    read_metrics,
-    write_comparison,
-    write_report,
-)
+from randwire_d2.runs import RunFolder
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["cat", "dog", "owl"]
@@ -76,8 +72,7 @@ def written(path: Path, results: list[dict[str, object]]) -> Path:
 
 def finished_run(folder: Path, dataset: str) -> Path:
     """What tools/train_net.py leaves in its OUTPUT_DIR, as far as the report reads it."""
-    cfg = get_cfg()
-    add_randwire_config(cfg)
+    cfg = detector_config()
     cfg.MODEL.BACKBONE.NAME = "build_randwire_fpn_backbone"
     cfg.MODEL.RANDWIRE.NUM_NODES = 12
     cfg.DATASETS.TEST = (dataset,)
@@ -103,7 +98,7 @@ def test_a_resumed_run_keeps_the_last_of_each_iteration(tmp_path: Path) -> None:
     before.insert(2, line(40, **{"bbox/AP": 1.0}))
     after = [line(49, total_loss=3.0), line(49, **{"bbox/AP": 5.0}), line(69, total_loss=2.0)]
     path.write_text("\n".join(before + after) + "\n")
-    metrics = read_metrics(path)
+    metrics = RunFolder(tmp_path).metrics()
     assert [(i, m.get("total_loss"), m.get("bbox/AP")) for i, m in metrics.items()] == [
         (19, 9.0, None), (39, 9.0, None), (40, None, 1.0), (49, 3.0, 5.0), (69, 2.0, None),
     ]  # fmt: skip
@@ -116,12 +111,12 @@ def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path, cut: str) -> 
     path = tmp_path / "metrics.json"
     whole = "\n".join([line(19, total_loss=2.0), line(39, total_loss=1.0)])
     path.write_text(f"{whole}\n{cut}", errors="surrogateescape")
-    assert list(read_metrics(path)) == [19, 39]
+    assert list(RunFolder(tmp_path).metrics()) == [19, 39]
     path.write_text(
         f"{whole}\n{cut}{line(39, total_loss=0.5)}\n{line(59, total_loss=0.25)}\n",
         errors="surrogateescape",
     )
-    assert list(read_metrics(path)) == [19, 39, 59]
+    assert list(RunFolder(tmp_path).metrics()) == [19, 39, 59]
 
 
 def curves(figure: Figure) -> list[list[tuple[float, float]]]:
@@ -140,7 +135,7 @@ def test_the_curves_show_the_numbers(tmp_path: Path) -> None:
     lines.append(line(3, **{"bbox/AP": float("nan"), "bbox/AP50": float("nan")}))
     lines.append(line(4, **{"bbox/AP": 20.0, "bbox/AP50": 50.0}))
     path.write_text("\n".join(lines))
-    raw, smoothed, ap50, ap = curves(plot_training(path))
+    raw, smoothed, ap50, ap = curves(plot_training(RunFolder(tmp_path).metrics()))
     assert raw == [(0, 5), (1, 3), (2, 4), (3, 2)]
     assert smoothed == [(0, 5), (1, 4), (2, 3), (3, 2)]
     assert (ap50, ap) == ([(4, 50)], [(4, 20)])
@@ -150,7 +145,7 @@ def test_a_run_without_evaluation_can_be_drawn(tmp_path: Path) -> None:
     """Wrong: curves only after the first evaluation."""
     path = tmp_path / "metrics.json"
     path.write_text(line(19, total_loss=2.0))
-    plot_training(path).canvas.draw()
+    plot_training(RunFolder(tmp_path).metrics()).canvas.draw()
 
 
 # -------------------------------------------------------------------------------------------------
@@ -321,7 +316,7 @@ def test_demo_trains_anew_and_draws(tmp_path: Path) -> None:
     for name in ("detections.png", "training.png", "wiring.png"):
         assert str(output / name) in pictures and (output / name).is_file()
     detector, classifier = output / "run" / "detector", output / "run" / "pretrain"
-    metrics = read_metrics(detector / "metrics.json")
+    metrics = RunFolder(detector).metrics()
     assert max(metrics) == 2
     # What Detectron2 leaves is what tools/collect_results.py reads.
     found = {folder: read_result(folder) for folder in find_runs([output])}
@@ -330,8 +325,9 @@ def test_demo_trains_anew_and_draws(tmp_path: Path) -> None:
     for run in (detector, classifier):
         assert "SEED: 5" in (run / "config.yaml").read_text()
     # The detector began with the classifier's network and weights.
-    assert (detector / "spec.json").read_text() == (
-        torch.load(classifier / "model_final.pth", weights_only=True)["randwire"]["spec"]
+    assert (
+        (torch.load(classifier / "model_final.pth", weights_only=True)["randwire"]["spec"])
+        == RunFolder(detector).config().MODEL.RANDWIRE.SPEC
     )
     assert "verified  largest relative differences: " in done.stdout
     assert not (output / "run" / "metrics.json").exists()
@@ -351,8 +347,7 @@ def test_transfer_compares_three_of_each(tmp_path: Path) -> None:
     assert (tmp_path / "transfer.png").is_file()
     configs = {}
     for run in sorted((tmp_path / "run").glob("*_[123]")):
-        cfg = get_cfg()
-        add_randwire_config(cfg)
+        cfg = detector_config()
         cfg.merge_from_file(str(run / "config.yaml"))
         configs[run.name] = cfg
     assert len(configs) == 6

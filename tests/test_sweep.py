@@ -16,13 +16,11 @@ from statistics import correlation, mean
 
 import pytest
 import yaml
-from detectron2.config import get_cfg
 
-from randwire_d2 import NetworkGenerator, add_randwire_config, complexity
-from randwire_d2.classification import add_classification_config
-from randwire_d2.config import spec_from_config
-from randwire_d2.experiments import launch
-from randwire_d2.experiments.comparison import (
+from randwire_d2 import NetworkGenerator, complexity
+from randwire_d2.config import classifier_config, spec_from_config
+from randwire_d2.experiments.sweep import Run, load_sweep
+from randwire_d2.experiments.sweep_results import (
     collect,
     pearson,
     plot_bars,
@@ -30,8 +28,7 @@ from randwire_d2.experiments.comparison import (
     to_json,
     to_markdown,
 )
-from randwire_d2.experiments.launch import Local, Slurm, Training
-from randwire_d2.experiments.sweep import Run, load_sweep
+from randwire_d2.experiments.trainings import Local, Slurm, Training
 from randwire_d2.wiring import parse_graph
 
 ROOT = Path(__file__).parents[1]
@@ -150,9 +147,7 @@ def test_the_arguments_build_the_networks_that_are_counted(tmp_path: Path) -> No
     path = write_sweep(tmp_path, generators=generators, node_ops=["conv3x3", "sep_conv3x3"])
     flops: dict[tuple[str, str], list[int]] = {}
     for run in load_sweep(path, tmp_path):
-        cfg = get_cfg()
-        add_randwire_config(cfg)
-        add_classification_config(cfg)
+        cfg = classifier_config()
         assert run.arguments[0] == "--config-file"
         cfg.merge_from_file(run.arguments[1])
         cfg.merge_from_list(list(run.arguments[2:]))
@@ -223,7 +218,7 @@ def test_local_runs_finish_fail_and_are_not_repeated(
     runs: list[Run], trainer: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong: a failure ends the others or is lost, or more run at a time than were allowed."""
-    monkeypatch.setattr(launch, "POLL", 0.05)
+    monkeypatch.setattr("randwire_d2.experiments.trainings.POLL", 0.05)
     for run, what in zip(runs, (70.5, "fail", 60.25, 61.0)):
         assert run.status().state == "unfinished"
         plan(run, what)
@@ -256,7 +251,7 @@ def test_an_interrupted_run_is_killed_and_has_not_failed(
     runs: list[Run], trainer: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong: after a Ctrl-C trainings go on in the background, or count as failures."""
-    monkeypatch.setattr(launch, "POLL", 0.05)
+    monkeypatch.setattr("randwire_d2.experiments.trainings.POLL", 0.05)
     for run in runs:
         plan(run, "hang")
 
@@ -330,7 +325,7 @@ def test_slurm_jobs_are_submitted_once_and_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Wrong: submitit is called in a way that it does not understand, or a job is sent twice."""
-    monkeypatch.setattr(launch, "POLL", 0.1)
+    monkeypatch.setattr("randwire_d2.experiments.trainings.POLL", 0.1)
     programs = {
         "sbatch": SBATCH,
         "srun": SRUN,

@@ -35,9 +35,14 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from randwire_d2.classification import add_classification_config
-from randwire_d2.config import add_randwire_config, generator_from_config
-from randwire_d2.engine import merge_config, split_pairs
+from randwire_d2.config import (
+    classifier_config,
+    family,
+    generator_from_config,
+    is_classifier,
+    merge_config,
+)
+from randwire_d2.engine import split_pairs
 from randwire_d2.experiments.analysis import (
     PAPER_TABLES,
     SEEDS,
@@ -48,7 +53,7 @@ from randwire_d2.experiments.analysis import (
     part_table,
     seeds_of,
 )
-from randwire_d2.experiments.parts import default_size, is_classifier
+from randwire_d2.experiments.parts import default_size
 from randwire_d2.experiments.tables import Table
 from randwire_d2.files import atomic_open
 from randwire_d2.wiring import NODE_OP_COMPLEXITY_REGISTRY, NetworkGenerator, parse_graph
@@ -131,7 +136,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read(path: str, opts: Sequence[str]) -> CfgNode:
-    return merge_config(path, opts, add_randwire_config, add_classification_config)
+    cfg = classifier_config()
+    merge_config(cfg, path, opts)
+    return cfg
 
 
 def find(args: argparse.Namespace) -> list[Table]:
@@ -148,7 +155,7 @@ def find(args: argparse.Namespace) -> list[Table]:
     tables = []
     for path in args.config_file:
         cfg = read(path, args.opts)
-        if not is_classifier(cfg) or "randwire" not in cfg.MODEL.BACKBONE.NAME:
+        if not is_classifier(cfg) or family(cfg) != "RANDWIRE":
             raise ValueError(f"{path}: --target is for configs of RandWire classifiers")
         seeds_of(cfg, seeds)
         generator = generator_from_config(cfg)

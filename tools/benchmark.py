@@ -34,9 +34,9 @@ from randwire_d2.benchmark import (
     to_markdown,
 )
 from randwire_d2.benchmark.comparison import DEVICES, MEMORY_FORMATS, PRECISIONS
+from randwire_d2.drawing.style import FORMATS, save_figure
 from randwire_d2.files import atomic_open
 from randwire_d2.wiring import NetworkGenerator
-from randwire_d2.wiring.draw import FORMATS, save_figure
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

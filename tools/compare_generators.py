@@ -22,17 +22,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from randwire_d2.experiments.comparison import (
+from randwire_d2.drawing.style import FORMATS, save_figure
+from randwire_d2.experiments.sweep import Run, load_sweep
+from randwire_d2.experiments.sweep_results import (
     collect,
     plot_bars,
     plot_operations,
     to_json,
     to_markdown,
 )
-from randwire_d2.experiments.launch import Local, Slurm, Training
-from randwire_d2.experiments.sweep import Run, load_sweep
+from randwire_d2.experiments.trainings import Local, Slurm, Training
 from randwire_d2.files import atomic_open
-from randwire_d2.wiring.draw import FORMATS, save_figure
 
 TRAIN = Path(__file__).with_name("pretrain_imagenet.py")
 

@@ -23,9 +23,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from randwire_d2.damage import KINDS
+from randwire_d2.drawing.style import FORMATS, save_figure
 from randwire_d2.engine import split_pairs
-from randwire_d2.experiments.damage import (
+from randwire_d2.experiments.damage import KINDS
+from randwire_d2.experiments.damage_runs import (
     evaluate,
     load_run,
     plot_damage,
@@ -33,7 +34,6 @@ from randwire_d2.experiments.damage import (
     to_markdown,
 )
 from randwire_d2.files import atomic_open
-from randwire_d2.wiring.draw import FORMATS, save_figure
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -123,7 +123,7 @@ def detect(
 def demo(args: argparse.Namespace, run_dir: Path) -> None:
     detect(args, run_dir / "detector", pretrain(args, run_dir), args.seed)
     print("Drawing the pictures ...", flush=True)
-    from randwire_d2.report import write_report  # seconds to import: not before the training
+    from randwire_d2.engine.report import write_report  # seconds to import: not before the training
 
     report = write_report(run_dir / "detector", args.output)
     print(f"AP {report.ap:.1f}, AP50 {report.ap50:.1f} on the validation set")
@@ -137,7 +137,7 @@ def transfer(args: argparse.Namespace, run_dir: Path) -> None:
         for name, weights in (("from scratch", None), ("pretrained", backbone)):
             runs[name].append(run_dir / f"{name.replace(' ', '_')}_{seed}")
             detect(args, runs[name][-1], weights, seed, *TRANSFER)
-    from randwire_d2.report import write_comparison
+    from randwire_d2.engine.report import write_comparison
 
     comparison = write_comparison(runs, ("bbox/AP", "bbox/AP50"), args.output / "transfer.png")
     print(comparison.table)

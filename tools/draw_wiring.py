@@ -21,16 +21,21 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from randwire_d2 import add_randwire_config
-from randwire_d2.checkpoint import WIRING_KEY
-from randwire_d2.classification import add_classification_config
-from randwire_d2.config import generator_from_config, spec_from_config
+from randwire_d2.checkpoint import Wiring
+from randwire_d2.config import (
+    classifier_config,
+    drawn_network,
+    family,
+    generator_from_config,
+    merge_config,
+    spec_from_config,
+)
 from randwire_d2.conversion import read_checkpoint
-from randwire_d2.engine import merge_config
+from randwire_d2.drawing.dag_layout import layout_dag
+from randwire_d2.drawing.grid import draw_grid, draw_networks
+from randwire_d2.drawing.networks import draw_network
+from randwire_d2.drawing.style import FORMATS, save_figure
 from randwire_d2.wiring import Dag, NetworkSpec, graph_label, parse_graph, random_graph
-from randwire_d2.wiring.draw import FORMATS, draw_network, save_figure
-from randwire_d2.wiring.grid import draw_grid, draw_networks
-from randwire_d2.wiring.layout import layout_dag
 
 GRID = ("ER(0.2)", "ER(0.6)", "BA(1)", "BA(5)", "WS(4, 0)", "WS(4, 0.75)")
 
@@ -88,15 +93,14 @@ def check(args: argparse.Namespace) -> None:
 
 def networks_of_config(args: argparse.Namespace) -> tuple[str, dict[str, NetworkSpec]]:
     """The generator's name, and the networks by their titles."""
-    cfg = merge_config(args.config_file, args.opts, add_randwire_config, add_classification_config)
+    cfg = classifier_config()
+    merge_config(cfg, args.config_file, args.opts)
     name, node = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RANDWIRE
-    if "randwire" not in name:
+    if family(cfg) != "RANDWIRE":
         raise ValueError(f"{args.config_file}: MODEL.BACKBONE.NAME {name!r} is no RandWire")
-    if node.SPEC_FILE:
+    if drawn := drawn_network(cfg):
         if args.seeds:
-            raise ValueError(
-                f"MODEL.RANDWIRE.SPEC_FILE {node.SPEC_FILE!r} is one network; leave out --seeds"
-            )
+            raise ValueError(f"{drawn} is one network; leave out --seeds")
         spec = spec_from_config(cfg)
         return "RandWire", {spec.fingerprint[:12]: spec}
     generator = generator_from_config(cfg)
@@ -115,13 +119,13 @@ def read_spec(path: str) -> NetworkSpec:
 
 
 def read_wiring(path: str) -> NetworkSpec:
-    wiring = read_checkpoint(path).rest.get(WIRING_KEY)
+    try:
+        wiring = Wiring.of(read_checkpoint(path).rest)
+    except ValueError as e:
+        raise ValueError(f"{path!r}: {e}") from e
     if wiring is None:
         raise ValueError(f"{path!r} does not hold its wiring; draw its config, with --config-file")
-    try:
-        return NetworkSpec.from_json(wiring["spec"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{path!r}: its entry {WIRING_KEY!r} is damaged: {e}") from e
+    return wiring.spec
 
 
 def draw(args: argparse.Namespace) -> Figure:

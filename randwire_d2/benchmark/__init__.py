@@ -7,8 +7,8 @@ alike; the roofline says how far a network is from what the device could do.
 from .comparison import Benchmark, Row, Settings, run
 from .counting import Count, Operation, count
 from .growth import AXES, GROWTH_MODELS, Point, grow, plot_growth
+from .markdown import to_json, to_markdown
 from .models import MODELS, REFERENCE, STEPS, Case, available_models, build
-from .report import to_json, to_markdown
 from .roofline import Ceilings, floor, measure_ceilings
 from .timing import Ratio, clock_of, paired, ratio
 

@@ -4,10 +4,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..wiring.draw import BLUE, GREY, INK, LINE, RED
+from ..drawing.style import BLUE, GREY, INK, RED, plots, style_axes
 from .comparison import Settings, run
 from .models import MODELS, Case
 from .timing import Clock
@@ -103,10 +102,8 @@ def plot_growth(points: Sequence[Point], caption: str = "") -> Figure:
     """Time above, memory below, a column for each axis; only measured points, none if none."""
     axes = list(dict.fromkeys(point.axis for point in points))
     models = list(dict.fromkeys(point.model for point in points))
-    figure = Figure(figsize=(4 * max(len(axes), 1), 7), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, grid = plots(4 * max(len(axes), 1), 7, 2, max(len(axes), 1), sharey="row")
     timed = any(point.time is not None for point in points)
-    grid = figure.subplots(2, max(len(axes), 1), squeeze=False, sharey="row")
     for column, axis in enumerate(axes):
         upper, lower = grid[:, column]
         for model in models:
@@ -128,9 +125,7 @@ def plot_growth(points: Sequence[Point], caption: str = "") -> Figure:
             ax.set_xticks(sorted({p.value for p in points if p.axis == axis}))
             ax.set_xlim(left=0)
             ax.set_ylim(bottom=0)
-            ax.grid(color=LINE, linewidth=0.6)
-            ax.set_axisbelow(True)
-            ax.spines[["top", "right"]].set_visible(False)
+            style_axes(ax)
         if not timed:
             upper.text(0.5, 0.5, "not measured", transform=upper.transAxes, ha="center", color=INK)
     grid[0, 0].set_ylabel("training step (s)", color=INK)

@@ -1,7 +1,8 @@
 """Training classifiers on ImageNet, or any folder of images, on Detectron2's engine."""
 
-from .config import add_classification_config, load_config
+from ..config import add_classification_config
 from .model import ImageClassifier
+from .recipe import load_config
 from .trainer import ClassificationTrainer, measure_input
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from .convert import LAYOUTS, Conversion, convert, read_source, recognise
 from .detector import Config, Verification, default_image, read_image, verify
-from .files import FORMATS, Checkpoint, read_checkpoint, write_checkpoint
+from .formats import FORMATS, Checkpoint, read_checkpoint, write_checkpoint
 from .source import ResNetArch, Source
 
 __all__ = [

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..checkpoint import PREPROCESSING_KEY, WIRING_KEY, Preprocessing
+from ..checkpoint import PREPROCESSING_KEY, WIRING_KEY, Preprocessing, Wiring
 from ..files import atomic_open
 from ..wiring import NetworkSpec
 from . import public, randwire, resnet
 from .detector import PREFIXES, Config, Verification, default_image, verify
-from .files import RESNETS_KEY, Checkpoint, check_format, read_checkpoint, write_checkpoint
+from .formats import RESNETS_KEY, Checkpoint, check_format, read_checkpoint, write_checkpoint
 from .source import ResNetArch, Source, some
 
 # In the order in which they are recognised.
@@ -102,10 +102,7 @@ def convert(
     state = {PREFIXES[to] + name: value for name, value in source.weights.items()}
     entries: dict[str, object] = {PREPROCESSING_KEY: source.preprocessing.to_dict()}
     if isinstance(source.network, NetworkSpec):
-        entries[WIRING_KEY] = {
-            "spec": source.network.to_json(),
-            "fingerprint": source.network.fingerprint,
-        }
+        entries[WIRING_KEY] = Wiring(source.network).to_dict()
     else:
         entries[RESNETS_KEY] = dict(vars(source.network))
     # Beside the output, so that it can take its name; under its suffix, which says how to load it.

@@ -19,7 +19,7 @@ from ..config import add_randwire_config, merge_in_one_line, spec_from_config
 from ..data.builtin import draw_image
 from ..data.shapes import ShapesConfig
 from ..wiring import NetworkSpec
-from .files import _read_safetensors
+from .formats import _read_safetensors
 from .source import STAGES, Features, ResNetArch, Source
 
 PREFIXES = {"fpn": "backbone.bottom_up.", "bare": "backbone."}
@@ -385,10 +385,7 @@ def _compare(expected: Features, found: Features, source: Source, cfg: CfgNode) 
 
 
 def _preprocessing_mismatch(source: Preprocessing, cfg: CfgNode) -> str:
-    config = Preprocessing(
-        cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)
-    )
-    ours, theirs = source.options, config.options
+    ours, theirs = source.options, Preprocessing.from_config(cfg).options
     wrong = [
         f"{key} is {found}, the source's {wanted}"
         for key, wanted, found in zip(ours[::2], ours[1::2], theirs[1::2])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..checkpoint import Preprocessing
 from ..wiring import Dag, NetworkSpec
-from .files import Checkpoint
+from .formats import Checkpoint
 from .graphs import Edges, draw, read_text, read_training_config, read_yaml
 from .randwire import backbone_shapes
 from .source import (

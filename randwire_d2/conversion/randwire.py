@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checkpoint import WIRING_KEY, Preprocessing
+from ..checkpoint import Preprocessing, Wiring
 from ..modeling import RandWire
 from ..wiring import NetworkSpec
-from .files import Checkpoint
+from .formats import Checkpoint
 from .source import COUNTERS, Features, Keys, Source, finish, preprocessing_of
 
 LAYOUT = "randwire"
@@ -54,18 +54,12 @@ def read(
     """
     keys = Keys(checkpoint, LAYOUT)
     prefix = find_prefix(keys, "stem.conv.weight", PREFIXES)
-    wiring = checkpoint.rest.get(WIRING_KEY)
+    try:
+        wiring = Wiring.of(checkpoint.rest)
+    except ValueError as e:
+        raise keys.error(str(e)) from e
     if wiring is not None:
-        try:
-            spec = NetworkSpec.from_json(wiring["spec"])
-            fingerprint = wiring["fingerprint"]
-        except (KeyError, TypeError, ValueError) as e:
-            raise keys.error(f"its entry {WIRING_KEY!r} is damaged: {e}") from e
-        if spec.fingerprint != fingerprint:
-            raise keys.error(
-                f"its spec has the fingerprint {spec.fingerprint}, but it states {fingerprint}: "
-                "one of the two was changed"
-            )
+        spec = wiring.spec
     elif configured is not None:
         spec = configured()
     else:

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
 from ..checkpoint import PREPROCESSING_KEY, Preprocessing
-from .files import RESNETS_KEY, Checkpoint
+from .formats import RESNETS_KEY, Checkpoint
 from .randwire import DETECTOR, find_prefix
 from .source import (
     COUNTERS,

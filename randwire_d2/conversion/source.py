@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoint import PREPROCESSING_KEY, Preprocessing
 from ..wiring import NetworkSpec
-from .files import Checkpoint
+from .formats import Checkpoint
 
 EPS = 1e-5  # of every batch norm: PyTorch's default, which all the layouts keep
 STAGES = ("res2", "res3", "res4", "res5")

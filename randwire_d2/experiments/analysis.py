@@ -9,11 +9,10 @@ from statistics import mean
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..classification import add_classification_config
 from ..classification.model import build_network
-from ..config import add_randwire_config
+from ..config import classifier_config, drawn_network, family
 from ..wiring import (
     Complexity,
     ConvSpec,
@@ -26,7 +25,7 @@ from ..wiring import (
 from ..wiring.network import HEAD_CHANNELS
 from .paper import TABLE_2, TABLE_3, TABLE_4, Classification
 from .parts import Part, module_parts, network_parts, total_cost
-from .tables import Figure, Table
+from .tables import Quantity, Table
 
 SEEDS = (1, 2, 3, 4, 5)  # the paper's five networks
 DEFINITION = (
@@ -119,11 +118,11 @@ def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
             # Two digits more than the paper's.
             digits = [len(part.partition(".")[2]) + 2 for part in paper.split("±")]
             values = tuple(getattr(cost, attribute) for cost in costs)
-            figure = Figure(values, unit, (digits[0], digits[-1])) if costs else None
+            figure = Quantity(values, unit, (digits[0], digits[-1])) if costs else None
             row[name] = figure
             row[f"{name}: paper"] = f"{paper} {unit}"
             row[f"{name}: which is"] = figure.against(paper) if figure else None
-        row["activations"] = Figure(tuple(cost.activations for cost in costs)) if costs else None
+        row["activations"] = Quantity(tuple(cost.activations for cost in costs)) if costs else None
         rows.append(row)
     note = (
         f"RandWire-WS: seeds {', '.join(map(str, seeds))}; accuracies are the paper's. Which is: "
@@ -140,9 +139,7 @@ def _count(network: str, regime: str, size: int, seeds: tuple[int, ...]) -> list
         generator = NetworkGenerator(regime, int(match[1]))
         return [complexity(generator(seed), size, size) for seed in seeds]
     if match := re.fullmatch(r"ResNe(X?)t-(\d+)", network):
-        cfg = get_cfg()
-        add_randwire_config(cfg)
-        add_classification_config(cfg)
+        cfg = classifier_config()
         groups, width = (32, 4) if match[1] else (1, 64)  # "ResNeXt is the 32×4 version"
         cfg.merge_from_list(
             ["MODEL.RESNETS.DEPTH", int(match[2]), "MODEL.RESNETS.OUT_FEATURES", ["res5"]]
@@ -160,13 +157,10 @@ def seeds_of(cfg: CfgNode, seeds: Sequence[int]) -> Sequence[int]:
     Raises:
         ValueError: the config names a RandWire that was drawn already.
     """
-    if not seeds or "randwire" not in cfg.MODEL.BACKBONE.NAME:
+    if not seeds or family(cfg) != "RANDWIRE":
         return [cfg.MODEL.RANDWIRE.SEED]
-    if cfg.MODEL.RANDWIRE.SPEC_FILE:
-        raise ValueError(
-            f"MODEL.RANDWIRE.SPEC_FILE {cfg.MODEL.RANDWIRE.SPEC_FILE!r} is one network: leave the "
-            "seeds out, or set MODEL.RANDWIRE.SPEC_FILE ''"
-        )
+    if drawn := drawn_network(cfg):
+        raise ValueError(f"{drawn} is one network: leave the seeds out, or set that key to ''")
     return seeds
 
 
@@ -178,11 +172,11 @@ def count_config(cfg: CfgNode, height: int, width: int, seed: int) -> list[Part]
     return network_parts(cfg, height, width)
 
 
-def _figures(costs: Sequence[Complexity]) -> dict[str, Figure]:
+def _quantities(costs: Sequence[Complexity]) -> dict[str, Quantity]:
     return {
-        "parameters": Figure(tuple(cost.params for cost in costs)),
-        "multiply-adds": Figure(tuple(cost.flops for cost in costs), digits=(1, 1)),
-        "activations": Figure(tuple(cost.activations for cost in costs)),
+        "parameters": Quantity(tuple(cost.params for cost in costs)),
+        "multiply-adds": Quantity(tuple(cost.flops for cost in costs), digits=(1, 1)),
+        "activations": Quantity(tuple(cost.activations for cost in costs)),
     }
 
 
@@ -198,13 +192,13 @@ def part_table(title: str, counted: Sequence[Sequence[Part]], note: str) -> Tabl
                 "output": first.output,
                 "channels": first.channels,
                 "nodes": first.nodes,
-                "edges": Figure(tuple(edges), "", (0, 0)) if len(set(edges)) > 1 else first.edges,
+                "edges": Quantity(tuple(edges), "", (0, 0)) if len(set(edges)) > 1 else first.edges,
                 "RoIs": first.rois,
-                **_figures([part.cost for part in same]),
+                **_quantities([part.cost for part in same]),
             }
         )
     total = dict.fromkeys(rows[0])
-    rows.append({**total, "part": "total", **_figures([total_cost(parts) for parts in counted])})
+    rows.append({**total, "part": "total", **_quantities([total_cost(parts) for parts in counted])})
     return Table(title, rows, f"{note}{DEFINITION}")
 
 
@@ -217,7 +211,7 @@ def network_table(
             "config": name,
             "size": size,
             "networks": len(counted) if len(counted) > 1 else None,
-            **_figures([total_cost(parts) for parts in counted]),
+            **_quantities([total_cost(parts) for parts in counted]),
         }
         for name, size, counted in networks
     ]
@@ -250,7 +244,7 @@ def channels_table(
                 "N": generator.num_nodes,
                 "node operation": generator.node_op,
                 "C": channels,
-                **_figures(costs),
+                **_quantities(costs),
                 "off the target": f"{100 * off:+.2f}%",
             }
         )

@@ -15,7 +15,7 @@ from detectron2.utils.analysis import FlopCountAnalysis, parameter_count
 from torch import Tensor, nn
 
 from ..classification.model import build_network
-from ..config import spec_from_config
+from ..config import is_classifier, spec_from_config
 from ..modeling.stage import RandWireStage
 from ..wiring import Complexity, NetworkSpec, StageSpec, complexity
 
@@ -54,11 +54,6 @@ class Part:
 def total_cost(parts: Iterable[Part]) -> Complexity:
     """The cost of all parts together."""
     return sum((part.cost for part in parts), Complexity())
-
-
-def is_classifier(cfg: CfgNode) -> bool:
-    """Whether a config is one of tools/pretrain_imagenet.py."""
-    return bool(cfg.MODEL.META_ARCHITECTURE == "ImageClassifier")
 
 
 def default_size(cfg: CfgNode) -> tuple[int, int]:

@@ -11,12 +11,17 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from ..classification import add_classification_config
-from ..config import add_randwire_config, generator_from_config, merge_in_one_line
-from ..report import read_metrics
+from ..config import (
+    drawn_network,
+    family,
+    generator_from_config,
+    is_classifier,
+    spec_from_config,
+)
+from ..runs import RunFolder
 from ..wiring import NetworkGenerator, NetworkSpec, graph_label
 from .paper import TABLE_2, TABLE_3, TABLE_5
 
@@ -114,43 +119,33 @@ def read_result(folder: Path) -> Result:
     Raises:
         ValueError: its config.yaml is none of this project's.
     """
-    cfg = get_cfg()
-    add_randwire_config(cfg)
-    add_classification_config(cfg)
-    path = str(folder / "config.yaml")
-    # It may be somebody else's: no tags that run code.
-    merge_in_one_line(path, lambda: cfg.merge_from_file(path, allow_unsafe=False))
-    is_classifier = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
-    names = CLASSIFICATION if is_classifier else DETECTION
-    group = _group(cfg, folder, is_classifier, tuple(names))
-    try:
-        metrics = read_metrics(folder / "metrics.json")
-    except (OSError, ValueError):  # it has not begun
-        return Result(folder, group, None, 0.0)
-    last = max(metrics)
-    end = cfg.SOLVER.MAX_ITER - 1
-    values = tuple(metrics[last][name] for name in names if name in metrics[last])
-    finished = last >= end and len(values) == len(names)
-    return Result(folder, group, values if finished else None, min(last / max(end, 1), 1.0))
+    run = RunFolder(folder)
+    cfg = run.config()
+    names = CLASSIFICATION if is_classifier(cfg) else DETECTION
+    group = _group(cfg, folder, tuple(names))
+    progress = run.progress()
+    values = tuple(progress.last[name] for name in names if name in progress.last)
+    finished = progress.done == 1 and len(values) == len(names)
+    return Result(folder, group, values if finished else None, progress.done)
 
 
-def _group(cfg: CfgNode, folder: Path, is_classifier: bool, names: tuple[str, ...]) -> Group:
+def _group(cfg: CfgNode, folder: Path, names: tuple[str, ...]) -> Group:
     network = _network(cfg, folder)
     solver, keys = cfg.SOLVER, dict(_flat(cfg))
     batch = solver.IMS_PER_BATCH
     images = batch * solver.MAX_ITER
     paper: dict[str, tuple[str, ...]]
-    if is_classifier:
+    if is_classifier(cfg):
         tables = {250: TABLE_2, 100: TABLE_3}
         paper = {row.network: (row.top1, row.top5) for row in tables.get(images // EPOCH, ())}
         wanted: dict[str, Any] = RECIPE_OF_IMAGENET
     else:
         paper = {row.network: tuple(row[1:]) for row in TABLE_5}
-        family = "RANDWIRE" if "randwire" in cfg.MODEL.BACKBONE.NAME else "RESNETS"
-        backbone = f"build_{family.lower().rstrip('s')}_fpn_backbone"
+        node = family(cfg) or "RESNETS"
+        backbone = f"build_{node.lower().rstrip('s')}_fpn_backbone"
         wanted = {
             **RECIPE_OF_TABLE_5,
-            f"MODEL.{family}.NORM": "FrozenBN",
+            f"MODEL.{node}.NORM": "FrozenBN",
             "MODEL.BACKBONE.NAME": backbone,
         }
         keys["SOLVER.IMS_PER_BATCH · MAX_ITER"] = images
@@ -186,19 +181,19 @@ def _same(value: Any, wanted: Any) -> bool:
 
 
 def _network(cfg: CfgNode, folder: Path) -> str:
-    if "randwire" not in cfg.MODEL.BACKBONE.NAME:
+    if family(cfg) != "RANDWIRE":
         resnets = cfg.MODEL.RESNETS
         groups, width = resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP
         names = {(1, 64): f"ResNet-{resnets.DEPTH}", (32, 4): f"ResNeXt-{resnets.DEPTH}"}
         return names.get((groups, width), f"ResNet-{resnets.DEPTH} {groups}×{width}d")
     node = cfg.MODEL.RANDWIRE
-    if node.SPEC_FILE:
+    if drawn_network(cfg):
         spec = _read_spec(cfg, folder)
         if spec is None:
             return f"RandWire of {node.SPEC_FILE}"
         # A spec does not say who drew it: perhaps the config's generator, or the paper's.
         drawn_by = [NetworkGenerator(spec.regime, spec.channels, node_op=spec.node_op)]
-        with suppress(ValueError):  # these keys are not read where there is a SPEC_FILE
+        with suppress(ValueError):  # these keys are not read where there is a spec
             drawn_by.append(generator_from_config(cfg))
         seeds = (node.SEED, *range(1, 6))  # the paper's are 1 … 5
         known = [g for g in drawn_by if any(_draws(g, seed, spec) for seed in seeds)]
@@ -225,6 +220,8 @@ def _draws(generator: NetworkGenerator, seed: int, spec: NetworkSpec) -> bool:
 
 
 def _read_spec(cfg: CfgNode, folder: Path) -> NetworkSpec | None:
+    if cfg.MODEL.RANDWIRE.SPEC:
+        return spec_from_config(cfg)
     for path in (Path(cfg.MODEL.RANDWIRE.SPEC_FILE), folder / "spec.json"):
         if path.is_file():
             return NetworkSpec.from_json(path.read_text())

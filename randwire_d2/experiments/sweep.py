@@ -25,11 +25,9 @@ from typing import Any, Literal
 
 from detectron2.config import CfgNode
 
-from ..classification import add_classification_config
-from ..config import add_randwire_config, merge_in_one_line
-from ..engine import merge_config
+from ..config import classifier_config, merge_config, merge_in_one_line
 from ..files import atomic_open
-from ..report import read_metrics
+from ..runs import RunFolder
 from ..wiring import (
     NODE_OP_COMPLEXITY_REGISTRY,
     NetworkGenerator,
@@ -129,31 +127,18 @@ class Run:
         return self.folder / "lock"
 
     def status(self) -> Status:
-        try:
-            metrics = read_metrics(self.folder / "metrics.json")
-            last = max(metrics)
-            end = _max_iter(self.folder / "config.yaml") - 1
-        except (OSError, ValueError):  # it has not begun
-            metrics, last, end = {}, 0, 1
-        top1 = metrics.get(last, {}).get(METRIC)
-        if last >= end and top1 is not None and (self.folder / "model_final.pth").is_file():
+        folder = RunFolder(self.folder)
+        progress = folder.progress()
+        top1 = progress.last.get(METRIC)
+        if progress.done == 1 and top1 is not None and folder.final_checkpoint.is_file():
             return Status("finished", 1.0, top1)
-        progress = min(last / max(end, 1), 1.0)
         if self.failure.is_file():
             # How it ended, and the end of its output.
             lines = self.failure.read_text(errors="replace").split("\n")
             said = [line.strip() for line in lines if line.strip()] or [""]
             killed = said[0].startswith("killed")
-            return Status("failed", progress, reason=said[0] if killed else said[-1])
-        return Status("running" if _is_locked(self.lock) else "unfinished", progress)
-
-
-def _max_iter(path: Path) -> int:
-    # Of a file that the training wrote: one line, not worth a whole config each time it is asked.
-    match = re.search(r"^  MAX_ITER: (\d+)$", path.read_text(), re.MULTILINE)
-    if match is None:
-        raise ValueError(f"{path} has no SOLVER.MAX_ITER")
-    return int(match[1])
+            return Status("failed", progress.done, reason=said[0] if killed else said[-1])
+        return Status("running" if _is_locked(self.lock) else "unfinished", progress.done)
 
 
 def _is_locked(path: Path) -> bool:
@@ -225,7 +210,8 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path, options: Sequence[str]) -> CfgNode:
-    cfg = merge_config(str(path), options, add_randwire_config, add_classification_config)
+    cfg = classifier_config()
+    merge_config(cfg, path, options)
     if cfg.MODEL.BACKBONE.NAME != "build_randwire_backbone":
         raise ValueError(f"{path}: a sweep is of RandWires; got {cfg.MODEL.BACKBONE.NAME!r}")
     return cfg

@@ -12,7 +12,7 @@ UNITS = {"": 1, "M": 1e6, "B": 1e9}
 
 
 @dataclass(frozen=True)
-class Figure:
+class Quantity:
     """A number, or the mean ± sample standard deviation of several networks' numbers.
 
     Attributes:
@@ -66,7 +66,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of named cells: text, numbers, sizes as (height, width), ``Figure``; None is empty.
+    """Rows of named cells: text, numbers, sizes as (height, width), ``Quantity``; None is empty.
 
     A column's name is printed from its colon on, if it has one.
     """
@@ -80,7 +80,7 @@ class Table:
         columns = [c for c in self.rows[0] if any(row[c] is not None for row in self.rows)]
         lines = [[_cell(row[column]) for column in columns] for row in self.rows]
         numeric = [
-            any(isinstance(row[c], (int, float, Figure)) for row in self.rows) for c in columns
+            any(isinstance(row[c], (int, float, Quantity)) for row in self.rows) for c in columns
         ]
         table = tabulate(
             lines,
@@ -104,4 +104,4 @@ def _cell(cell: Any) -> str:
 
 
 def _raw(cell: Any) -> Any:
-    return cell.raw if isinstance(cell, Figure) else cell
+    return cell.raw if isinstance(cell, Quantity) else cell

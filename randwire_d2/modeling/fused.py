@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import ops
+from ..wiring.plan import Plan
 from .node import Node, SepConv3x3
-from .plan import Plan
 
 kernels = torch.ops.randwire
 

@@ -6,9 +6,9 @@ from detectron2.layers import CNNBlockBase
 from torch import Tensor, nn
 
 from ..wiring import ConvSpec, StageSpec
+from ..wiring.plan import Plan
 from .fused import is_fusable, run_fused
 from .node import Node, build_norm, conv2d
-from .plan import Plan
 
 
 class ConvStage(CNNBlockBase):

@@ -48,7 +48,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import native
-from .layout import empty_image
+from .memory_format import empty_image
 
 _LIBRARY = torch.library.Library("randwire", "DEF")
 

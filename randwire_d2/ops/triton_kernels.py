@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import empty_image
+from .memory_format import empty_image
 
 # With 4 warps, 16 elements of each input per thread: enough loads in flight to hide the latency of
 # the memory. And with C > 64 all warps lie along the channels: no sum over rows crosses threads.

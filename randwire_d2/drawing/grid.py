@@ -5,21 +5,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .dag import Dag
-from .draw import (
+from ..wiring import ConvSpec, Dag, NetworkSpec
+from ..wiring.network import HEAD_CHANNELS
+from .dag_layout import Point, layout_dag
+from .graph import draw_dag
+from .networks import cost_of
+from .style import (
     LEGEND_LINE,
     MARGIN,
     PALE,
-    cost_of,
-    draw_dag,
     page,
     put_arrow,
     put_frame,
     put_legend,
     put_text,
 )
-from .layout import Point, layout_dag
-from .network import HEAD_CHANNELS, ConvSpec, NetworkSpec
 
 # All in pixels. The pages are to be read at two thirds of their size, so the text is large.
 SIDE, SIDE_OF_GRID = 248, 220  # of the names at the left

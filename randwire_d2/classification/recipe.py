@@ -1,4 +1,4 @@
-"""The config keys of classification, and the config of a command line, checked."""
+"""The recipe of a classifier: its schedule in iterations, and a command line's config, checked."""
 
 import argparse
 
@@ -6,41 +6,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer
 
-from ..config import add_randwire_config
+from ..config import classifier_config
 from ..data.image_folder import check_image_folders
 from ..engine import check_device, check_model, read_config
-
-
-def add_classification_config(cfg: CfgNode) -> None:
-    """Add the keys that a classifier needs to a Detectron2 config.
-
-    The defaults are the paper's training of the regular regime on ImageNet (§4, §4.2), in the
-    recipe that it follows (Goyal et al., 2017).
-    """
-    cfg.MODEL.CLASSIFIER = CfgNode()
-    node = cfg.MODEL.CLASSIFIER
-    node.NUM_CLASSES = 1000
-    # Before the fc layer; the paper's: 0.2 in the regular regime, none in the small. For RandWire.
-    node.DROPOUT = 0.0
-    node.LABEL_SMOOTHING = 0.1
-
-    # A training crop covers this part of the image's area, has an aspect ratio of 3/4 … 4/3, and is
-    # resized to TRAIN_CROP_SIZE; INPUT.RANDOM_FLIP, "horizontal" or "none", is Detectron2's key.
-    cfg.INPUT.TRAIN_CROP_AREA = [0.08, 1.0]
-    cfg.INPUT.TRAIN_CROP_SIZE = 224
-    # A test image is resized until its shorter side is TEST_CROP_SIZE / TEST_CROP_RATIO, and its
-    # centre is cropped: 256 and 224. Table 4 tests at 320.
-    cfg.INPUT.TEST_CROP_SIZE = 224
-    cfg.INPUT.TEST_CROP_RATIO = 0.875
-
-    # If not 0, the length of the training; MAX_ITER is computed from it, and BASE_LR, WARMUP_ITERS,
-    # STEPS, CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are those of REFERENCE_BATCH_SIZE: with another
-    # IMS_PER_BATCH the rate grows in proportion, the others shrink. If 0, all are taken literally.
-    cfg.SOLVER.EPOCHS = 0
-    cfg.SOLVER.REFERENCE_BATCH_SIZE = 256
-
-    # Images per process in a test.
-    cfg.TEST.IMS_PER_PROCESS = 100
 
 
 def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
@@ -74,7 +42,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError: for whatever would make the run fail later, as ``engine.load_config``.
     """
-    cfg = read_config(args, add_randwire_config, add_classification_config)
+    cfg = read_config(args, classifier_config())
     _check_values(cfg)
     check_device(cfg, args)
     train = () if args.eval_only else cfg.DATASETS.TRAIN

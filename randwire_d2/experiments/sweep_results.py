@@ -7,18 +7,16 @@ from itertools import combinations
 from statistics import correlation, mean, stdev
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from ..drawing.style import BLUE, GREY, INK, RED, plots, style_axes
 from ..wiring import parse_graph
-from ..wiring.draw import BLUE, GREY, INK, LINE, RED
 from .paper import FIGURE_3, FIGURE_6_PEARSON
 from .sweep import Run, Setting, Status
 
 # Okabe and Ito's, for groups and series.
 COLORS = (BLUE, RED, "#009E73", "#CC79A7", GREY, "#56B4E9", "#E69F00", INK)
-DPI = 100
 
 
 @dataclass(frozen=True)
@@ -230,10 +228,6 @@ def plot_operations(results: Sequence[Result]) -> Figure:
 
 
 def _figure(width: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, 4.8), dpi=DPI, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    ax = figure.subplots()
-    ax.grid(axis="y", color=LINE, linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    figure, ((ax,),) = plots(width, 4.8)
+    style_axes(ax, grid="y")
     return figure, ax

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from ..wiring import Dag
-from ..wiring.schedule import schedule
+from .dag import Dag
+from .schedule import schedule
 
 
 class Plan:

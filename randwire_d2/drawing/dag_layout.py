@@ -4,7 +4,7 @@ from bisect import bisect_right, insort
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .dag import Dag
+from ..wiring import Dag
 
 Point = tuple[float, float]
 

@@ -1,0 +1,90 @@
+"""Curves over the iterations of trainings: loss and AP of one, metrics of groups of several."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .style import BLUE, INK, LINE, RED, plots, style_axes
+
+# What Detectron2's metrics.json says: iteration -> name -> value.
+Metrics = Mapping[int, Mapping[str, float]]
+
+
+def plot_training(metrics: Metrics) -> Figure:
+    """Plot the total loss, and box AP and AP50, over the iterations of a run."""
+    figure, ((loss_ax, ap_ax),) = plots(12, 4.6, columns=2)
+
+    _over_iterations(loss_ax, "Training loss")
+    iterations, losses = series_of(metrics, "total_loss")
+    loss_ax.plot(iterations, losses, color=BLUE, alpha=0.3, linewidth=1, label="total loss")
+    loss_ax.plot(iterations, _smooth(losses), color=BLUE, linewidth=2, label="smoothed")
+    loss_ax.set_ylim(bottom=0)
+    if iterations:
+        loss_ax.legend(frameon=False)
+
+    _over_iterations(ap_ax, "Box AP on the validation set")
+    ap_ax.set_ylim(0, 100)
+    ap_ax.sharex(loss_ax)
+    for name, color in (("AP50", RED), ("AP", BLUE)):
+        iterations, values = series_of(metrics, f"bbox/{name}")
+        ap_ax.plot(iterations, values, color=color, marker="o", markersize=5, linewidth=2)
+        if iterations:
+            ap_ax.annotate(
+                f"{name} {values[-1]:.1f}",
+                (iterations[-1], values[-1]),
+                (-4, 8),
+                textcoords="offset points",
+                ha="right",
+                color=color,
+                weight="bold",
+            )
+    if not iterations:
+        ap_ax.text(0.5, 0.5, "no evaluation yet", transform=ap_ax.transAxes, ha="center")
+    return figure
+
+
+def plot_groups(groups: Mapping[str, Sequence[Metrics]], names: Sequence[str]) -> Figure:
+    """Plot metrics over the iterations of groups of runs, such as those of several seeds.
+
+    Args:
+        groups: a name to its runs.
+        names: the metrics; each has an axes of its own.
+    """
+    figure, (row,) = plots(6 * len(names), 4.6, columns=len(names))
+    for name, ax in zip(names, row, strict=True):
+        for (group, runs), color in zip(groups.items(), (BLUE, RED, INK, LINE)):
+            for i, metrics in enumerate(runs):
+                look = {"color": color, "marker": "o", "markersize": 4}
+                ax.plot(*series_of(metrics, name), **look, label=None if i else group)
+        _over_iterations(ax, name)
+        ax.set_ylim(bottom=0)
+        ax.legend(frameon=False)
+    return figure
+
+
+def _over_iterations(ax: Axes, title: str) -> None:
+    style_axes(ax, title)
+    ax.set_xlabel("iteration", color=INK)
+
+
+def series_of(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
+    """The iterations at which a finite value was written, and the values."""
+    points = [
+        (i, values[name])
+        for i, values in metrics.items()
+        if math.isfinite(values.get(name, math.nan))
+    ]
+    return [i for i, _ in points], [value for _, value in points]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """The mean over a tenth of all values around each; over fewer at the ends."""
+    half = max(len(values) // 20, 1)
+    means = []
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)  # the same to both sides, or the ends would tilt
+        means.append(float(np.mean(values[i - reach : i + reach + 1])))
+    return means

@@ -1,0 +1,150 @@
+"""Contact sheets: images of a data set with their ground truth, and with what a detector found."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from .. import data  # noqa: F401 (registers the built-in data sets)
+from .style import INK, page
+
+TILE, GAP, STRIP, COLUMNS = 320, 8, 32, 4  # all but the last in pixels
+
+
+def draw_detections(
+    dataset_name: str,
+    results_json_path: str | os.PathLike[str],
+    max_images: int = 8,
+    score_threshold: float = 0.5,
+) -> Figure:
+    """Draw a contact sheet: images of a data set with their ground truth, below with detections.
+
+    The images are spread evenly over the data set, whatever was found in them. Masks are drawn if
+    the results have them.
+
+    Args:
+        dataset_name: a data set registered in Detectron2, with ground truth.
+        results_json_path: the coco_instances_results.json that COCOEvaluator wrote for it.
+        max_images: how many images at most.
+        score_threshold: the least score (0 … 1) of the detections drawn.
+
+    Raises:
+        FileNotFoundError: the results do not exist.
+        ValueError: they are no such file, or of another data set; or no such data set is
+            registered; or max_images is less than 1.
+    """
+    if max_images < 1:
+        raise ValueError(f"max_images must be at least 1; got {max_images}")
+    if dataset_name not in DatasetCatalog:
+        raise ValueError(f"no data set {dataset_name!r} is registered in DatasetCatalog")
+    path = Path(results_json_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; expected was the coco_instances_results.json that "
+            "COCOEvaluator writes: evaluate first (tools/train_net.py)"
+        )
+    records = DatasetCatalog.get(dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    detections = _read_detections(path, dataset_name, records, metadata)
+    has_masks = any("segmentation" in d for found in detections.values() for d in found)
+
+    count = min(max_images, len(records))
+    chosen = [records[i * len(records) // count] for i in range(count)]
+    columns = min(count, COLUMNS)
+    bands = math.ceil(count / columns)
+    width = STRIP + columns * (TILE + GAP)
+    height = GAP + bands * (2 * TILE + 3 * GAP)
+    sheet = np.full((height, width, 3), 255, np.uint8)
+    for i, record in enumerate(chosen):
+        left = STRIP + (i % columns) * (TILE + GAP)
+        top = GAP + (i // columns) * (2 * TILE + 3 * GAP)
+        found = [d for d in detections[record["image_id"]] if d["score"] >= score_threshold]
+        for instances, y in ((record["annotations"], top), (found, top + TILE + GAP)):
+            tile = _draw_instances(record["file_name"], instances, metadata, has_masks)
+            sheet[y : y + tile.shape[0], left : left + tile.shape[1]] = tile
+
+    figure, ax = page(width, height)
+    ax.imshow(sheet, extent=(0, width, height, 0), interpolation="nearest")
+    for band in range(bands):
+        for row, title in enumerate(("ground truth", f"detections, score ≥ {score_threshold:g}")):
+            middle = GAP + band * (2 * TILE + 3 * GAP) + row * (TILE + GAP) + TILE / 2
+            ax.text(
+                STRIP / 2, middle, title, rotation=90, ha="center", va="center", color=INK, size=12
+            )
+    return figure
+
+
+def _read_detections(
+    path: Path, dataset_name: str, records: Sequence[Mapping], metadata: Metadata
+) -> dict[Any, list[dict[str, Any]]]:
+    """The detections of each image, with contiguous category ids and boxes as in Detectron2."""
+    contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+    detections: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
+    try:
+        for result in json.loads(path.read_text()):
+            image, category = result["image_id"], result["category_id"]
+            if image not in detections:
+                raise ValueError(f"image_id {image} is not in {dataset_name!r}")
+            if contiguous is not None and category not in contiguous:
+                raise ValueError(f"category_id {category} is not in {dataset_name!r}")
+            if contiguous is not None:  # the file has the data set's own ids, as COCO wants them
+                category = contiguous[category]
+            boxed = {"category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
+            detections[image].append({**result, **boxed})
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"{path} is not what COCOEvaluator writes: {e!r}") from e
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}; evaluate this data set first") from e
+    return detections
+
+
+def _draw_instances(
+    file_name: str, instances: Sequence[Mapping[str, Any]], metadata: Metadata, has_masks: bool
+) -> np.ndarray:
+    """An image with instances, as RGB (H, W, 3) within a tile."""
+    image = read_image(file_name, "RGB")
+    # The Visualizer rounds the size up; a pixel less keeps it within the tile.
+    scale = (TILE - 1) / max(image.shape[:2])
+    visualizer = Visualizer(image, metadata, scale=scale, font_size_scale=1.4)
+    classes = [instance["category_id"] for instance in instances]
+    names = metadata.get("thing_classes") or [str(i) for i in range(max(classes, default=0) + 1)]
+    colors = metadata.get("thing_colors")
+    if colors:
+        palette = [tuple(channel / 255 for channel in color) for color in colors]
+    else:  # bright, and far apart for any number of classes: hues by the golden ratio
+        palette = [tuple(hsv_to_rgb((i * 0.618 % 1, 0.6, 1))) for i in range(len(names))]
+    drawn = visualizer.overlay_instances(
+        boxes=np.array(
+            [BoxMode.convert(i["bbox"], i["bbox_mode"], BoxMode.XYXY_ABS) for i in instances]
+        ).reshape(-1, 4),
+        labels=[
+            names[c] + (f" {i['score']:.0%}" if "score" in i else "")
+            for c, i in zip(classes, instances, strict=True)
+        ],
+        masks=[i["segmentation"] for i in instances] if has_masks else None,
+        # One color for each class: what differs between the rows is what the detector got wrong.
+        assigned_colors=[palette[c] for c in classes],
+    )
+    # Boxes must show on any background, and labels end within the image.
+    for patch in drawn.ax.patches:
+        if isinstance(patch, Rectangle):
+            patch.set(
+                alpha=1, linewidth=2, path_effects=[withStroke(linewidth=4, foreground="black")]
+            )
+    renderer = drawn.canvas.get_renderer()
+    for text in drawn.ax.texts:
+        beyond = text.get_window_extent(renderer).x1 + 3 - drawn.canvas.get_width_height()[0]
+        text.set_x(text.get_position()[0] - max(beyond, 0) / scale)
+    return drawn.get_image()[:TILE, :TILE]

@@ -1,0 +1,18 @@
+"""Training on Detectron2's engine: trainer, checks, launching, and the report of a run."""
+
+from .checks import check_device, check_model, load_config, read_config
+from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
+from .trainer import Trainer
+
+__all__ = [
+    "Trainer",
+    "argument_parser",
+    "check_device",
+    "check_model",
+    "load_config",
+    "read_config",
+    "run_distributed",
+    "setup",
+    "split_pairs",
+    "train_or_evaluate",
+]

@@ -1,0 +1,159 @@
+"""The config of a command line, and all that can be known to fail before any work."""
+
+import argparse
+import difflib
+import os
+from collections.abc import Iterable
+from pickle import UnpicklingError
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from detectron2.utils.file_io import PathManager
+
+from .. import data  # noqa: F401 (registers the built-in data sets)
+from ..checkpoint import PREPROCESSING_KEY, Preprocessing, Wiring, load_checkpoint
+from ..config import detector_config, family, merge_config, merge_in_one_line
+from ..runs import RunFolder
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a command line (``argument_parser``), checked.
+
+    Raises:
+        ValueError: for whatever would make the run fail later: an unknown key, a missing file, data
+            set or device, a network that can't be built, a training that can't succeed. The message
+            is one line that names the value and the way out.
+    """
+    cfg = read_config(args, detector_config())
+    cfg.freeze()
+    check_device(cfg, args)
+    _check_datasets(cfg, args)
+    check_model(cfg, args)
+    return cfg
+
+
+def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
+    """The config of a command line, on top of ``cfg``, which has the keys that are known.
+
+    Raises:
+        ValueError: for a missing file, an unknown key, or a value of the wrong type.
+    """
+    merge_config(cfg, args.config_file, args.opts)
+    if args.config_from_weights:
+        merge_in_one_line("--config-from-weights", lambda: _take_config_from_weights(cfg))
+    return cfg
+
+
+def _take_config_from_weights(cfg: CfgNode) -> None:
+    path = cfg.MODEL.WEIGHTS
+    if not path:
+        raise ValueError("it takes the config from MODEL.WEIGHTS, which is empty")
+    try:
+        checkpoint = load_checkpoint(PathManager.get_local_path(path))
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as e:
+        raise ValueError(f"MODEL.WEIGHTS {path!r} can't be read: {e}") from e
+    wiring, preprocessing = Wiring.of(checkpoint), checkpoint.get(PREPROCESSING_KEY)
+    if wiring is None and preprocessing is None:
+        raise ValueError(f"MODEL.WEIGHTS {path!r} holds neither a wiring nor a preprocessing")
+    if wiring is not None:
+        cfg.MODEL.RANDWIRE.SPEC = wiring.spec.to_json()
+    if preprocessing is not None:
+        cfg.merge_from_list(Preprocessing.from_dict(preprocessing).options)
+
+
+def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Raise a ValueError if the machine has not what the run needs, or the batch can't be split."""
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as e:
+        raise ValueError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r}: {e}".splitlines()[0]) from e
+    if device.type == "cuda":
+        gpus = torch.cuda.device_count()
+        if gpus == 0:
+            raise ValueError(
+                f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no GPU; to train on the "
+                "CPU, add MODEL.DEVICE cpu"
+            )
+        if args.num_gpus > gpus:
+            raise ValueError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
+    if args.eval_only:
+        return
+    if device.type == "cpu" and cfg.SOLVER.AMP.ENABLED:
+        raise ValueError("SOLVER.AMP.ENABLED needs a GPU: Detectron2's AMPTrainer has no CPU path")
+    if cfg.SOLVER.AMP.PRECISION not in ("float16", "bfloat16"):
+        raise ValueError(
+            f"SOLVER.AMP.PRECISION is float16 or bfloat16; got {cfg.SOLVER.AMP.PRECISION!r}"
+        )
+    workers = args.num_gpus * args.num_machines
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and cfg.SOLVER.IMS_PER_BATCH % max(workers, 1):
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all {workers} "
+            "processes together, and must be a multiple of their number"
+        )
+
+
+def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> None:
+    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+        if args.eval_only and key == "TRAIN":
+            continue
+        if not names and (key == "TRAIN" or args.eval_only):
+            raise ValueError(f"DATASETS.{key} is empty")
+        for name in names:
+            if name not in DatasetCatalog:
+                raise ValueError(
+                    f"DATASETS.{key}: no data set {name!r} is registered"
+                    + _similar(name, DatasetCatalog.list())
+                )
+            metadata = MetadataCatalog.get(name)
+            for path in (metadata.get("json_file"), metadata.get("image_root")):
+                if not path or "://" in path:
+                    continue
+                try:
+                    # To ask for its path makes the built-in set: once, before there are processes.
+                    path = PathManager.get_local_path(path)
+                except (OSError, RuntimeError) as e:
+                    raise ValueError(f"DATASETS.{key}: {name!r}: {e}") from e
+                if not os.path.exists(path):
+                    raise ValueError(
+                        f"DATASETS.{key}: {name!r} needs {path!r}, which does not exist; set the "
+                        "environment variable DETECTRON2_DATASETS to the folder that holds it"
+                    )
+
+
+def _similar(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(known))
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Raise a ValueError if the backbone can't be built, or can't be trained as configured."""
+    name, node = cfg.MODEL.BACKBONE.NAME, family(cfg)
+    if name not in BACKBONE_REGISTRY:
+        known = [registered for registered, _ in BACKBONE_REGISTRY]
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME: no backbone {name!r} is registered" + _similar(name, known)
+        )
+    trains_on_cpu = cfg.MODEL.DEVICE == "cpu" and not args.eval_only
+    if trains_on_cpu and node and cfg.MODEL[node].NORM == "SyncBN":
+        raise ValueError(f"MODEL.{node}.NORM SyncBN needs GPUs; on a CPU use BN or GN")
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not os.path.isfile(weights.split("?")[0]):
+        raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist")
+    resumes = args.resume and RunFolder(cfg.OUTPUT_DIR).can_resume
+    untrained = node is not None and not weights and not resumes
+    if untrained and args.eval_only:
+        raise ValueError("--eval-only needs weights: set MODEL.WEIGHTS, or --resume a run")
+    if untrained and (cfg.MODEL[node].NORM == "FrozenBN" or cfg.MODEL.BACKBONE.FREEZE_AT > 0):
+        raise ValueError(
+            f"training starts without MODEL.WEIGHTS, but MODEL.{node}.NORM is "
+            f"{cfg.MODEL[node].NORM!r} and MODEL.BACKBONE.FREEZE_AT is "
+            f"{cfg.MODEL.BACKBONE.FREEZE_AT}: a batch norm that is frozen before it was trained "
+            "diverges, and a frozen random stage learns nothing. Set MODEL.WEIGHTS to a "
+            f"pretrained backbone, or MODEL.{node}.NORM BN (or SyncBN, GN) and "
+            "MODEL.BACKBONE.FREEZE_AT 0"
+        )
+    if node == "RANDWIRE":
+        with torch.device("meta"):  # without memory or time, and with every check of the real one
+            build_backbone(cfg)

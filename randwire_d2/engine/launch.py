@@ -1,0 +1,82 @@
+"""Command lines and processes: what a training tool does, once its config is known to be good."""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..checkpoint import RandWireCheckpointer
+from .trainer import Trainer
+
+
+def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """Detectron2's command line with one flag more."""
+    parser = default_argument_parser(epilog)
+    parser.add_argument(
+        "--config-from-weights",
+        action="store_true",
+        help="take the wiring and the preprocessing (MODEL.RANDWIRE.SPEC_FILE, INPUT.FORMAT, "
+        "MODEL.PIXEL_MEAN, MODEL.PIXEL_STD) from the checkpoint MODEL.WEIGHTS",
+    )
+    return parser
+
+
+def split_pairs(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files and the KEY VALUE pairs that follow them, which argparse can't tell apart."""
+    pairs = (i for i, text in enumerate(given) if re.fullmatch(r"[A-Z]\w*(\.[A-Z]\w*)+", text))
+    first = next(pairs, len(given))
+    return list(given[:first]), list(given[first:])
+
+
+def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's ``default_setup``, and this project's log beside its."""
+    default_setup(cfg, args)
+    several = comm.get_world_size() > 1  # then this process was started without a log
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="randwire_d2", configure_stdout=several)
+
+
+def train_or_evaluate(
+    cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer] = Trainer
+) -> Any:
+    """What each process of a training tool does, with ``--resume`` and ``--eval-only``."""
+    setup(cfg, args)
+    if args.eval_only:
+        model = trainer_class.build_model(cfg)
+        RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = trainer_class.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(trainer_class.test_with_TTA(cfg, model))
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = trainer_class(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def run_distributed(main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace) -> Any:
+    """Call ``main(cfg, args)`` in ``--num-gpus`` processes on each of ``--num-machines`` machines.
+
+    With ``MODEL.DEVICE cpu`` the processes share the machine's cores.
+    """
+    if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
+        # Inherited by the processes. Each would otherwise start a thread for every core.
+        threads = max(1, (os.cpu_count() or 1) // args.num_gpus)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    return launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(cfg, args),
+    )

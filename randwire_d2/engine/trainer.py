@@ -1,0 +1,143 @@
+"""The trainer: Detectron2's, with this project's checkpoints, for GPUs and CPUs."""
+
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    hooks,
+)
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+
+from ..checkpoint import RandWireCheckpointer
+
+# Detectron2 has this choice in its tools/train_net.py alone, which is no module to import; its
+# DefaultTrainer leaves build_evaluator to the project.
+# By a data set's ``evaluator_type``, as Detectron2's own tools/train_net.py chooses them.
+_EVALUATORS: dict[str, tuple[Callable[[str, str], DatasetEvaluator], ...]] = {
+    "coco": (lambda name, folder: COCOEvaluator(name, output_dir=folder),),
+    "coco_panoptic_seg": (
+        lambda name, folder: SemSegEvaluator(name, distributed=True, output_dir=folder),
+        lambda name, folder: COCOEvaluator(name, output_dir=folder),
+        lambda name, folder: COCOPanopticEvaluator(name, folder),
+    ),
+    "sem_seg": (lambda name, folder: SemSegEvaluator(name, distributed=True, output_dir=folder),),
+    "cityscapes_instance": (lambda name, folder: CityscapesInstanceEvaluator(name),),
+    "cityscapes_sem_seg": (lambda name, folder: CityscapesSemSegEvaluator(name),),
+    "pascal_voc": (lambda name, folder: PascalVOCDetectionEvaluator(name),),
+    "lvis": (lambda name, folder: LVISEvaluator(name, output_dir=folder),),
+}
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # In place of DefaultTrainer's, which hands DistributedDataParallel a GPU index on any
+        # device and fixes the class of the checkpointer; the steps are the same.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        ddp_options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
+        if cfg.SOLVER.AMP.ENABLED:
+            precision = getattr(torch, cfg.SOLVER.AMP.PRECISION)
+            self._trainer = AMPTrainer(model, data_loader, optimizer, precision=precision)
+        else:
+            self._trainer = SimpleTrainer(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = RandWireCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[HookBase]:
+        built = super().build_hooks()
+        for hook in built:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
+        if self.cfg.TEST.AUG.ENABLED:
+            # Ahead of the writers, if this process has them, so that they write its results.
+            last = isinstance(built[-1], hooks.PeriodicWriter)
+            built.insert(
+                len(built) - last,
+                hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)),
+            )
+        return built
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth."""
+        super().resume_or_load(resume)
+        if self.start_iter:
+            for hook in self._hooks:
+                if isinstance(hook, hooks.PeriodicCheckpointer):
+                    hook.recent_checkpoints = [self.checkpointer.get_checkpoint_file()]
+        final = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
+        if self.start_iter >= self.max_iter and not os.path.isfile(final):
+            self.checkpointer.save("model_final", iteration=self.start_iter - 1)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: torch.nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """As DefaultTrainer's; all processes evaluate the first one's network, which is saved."""
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():  # each process has batch statistics of its own
+                torch.distributed.broadcast(buffer, 0)
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
+        """Evaluate with test-time augmentation (``cfg.TEST.AUG``); its results end in ``_TTA``."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return OrderedDict((f"{task}_TTA", values) for task, values in results.items())
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """The evaluator of a data set, by its ``evaluator_type``.
+
+        Raises:
+            ValueError: if the type is unknown.
+        """
+        kind = getattr(MetadataCatalog.get(dataset_name), "evaluator_type", None)
+        if kind not in _EVALUATORS:
+            raise ValueError(
+                f"no evaluator for {dataset_name!r}: its evaluator_type is {kind!r}, known are "
+                f"{sorted(_EVALUATORS)}"
+            )
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        evaluators = [build(dataset_name, folder) for build in _EVALUATORS[kind]]
+        return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
