@@ -1,18 +1,25 @@
 """A run on disk: config, metrics, progress, checkpoints and results of an OUTPUT_DIR.
 
 Detectron2's trainer writes config.yaml, metrics.json, the checkpoints and what its evaluators leave
-in inference/. An evaluation (``--eval-only``) has a folder of its own below evaluations/, with the
-config that it ran with and results.json: it leaves what the training wrote as it is.
+in inference/. An evaluation (``--eval-only``) leaves that as it is: it has a folder of its own,
+OUTPUT_DIR/evaluations/<digest>, with its config.yaml, log.txt, inference/ and results.json:
+
+    {"weights": "/absolute/path/of/model_final.pth",    the file that was evaluated, or its URL
+     "training": "/absolute/path/of",                   the OUTPUT_DIR it lies in; null if none
+     "results": {"bbox": {"AP": 41.2, …}}}              task -> name -> value
+
+Task and name are those of metrics.json ("bbox/AP"). With several test sets a task begins with the
+set's ("coco_2017_val/bbox"), with test-time augmentation it ends in _TTA.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from functools import lru_cache, reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 
@@ -20,6 +27,11 @@ from .config import classifier_config, merge_in_one_line
 from .files import atomic_open
 
 EVALUATIONS = "evaluations"
+# The keys that change nothing of what an evaluation finds.
+_INDIFFERENT = (
+    "OUTPUT_DIR", "SEED", "SOLVER", "DATALOADER", "MODEL.DEVICE", "TEST.EVAL_PERIOD",
+    "TEST.EXPECTED_RESULTS", "TEST.IMS_PER_PROCESS",
+)  # fmt: skip
 
 Metrics = dict[int, dict[str, float]]
 
@@ -57,9 +69,23 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
+    def is_evaluation(self) -> bool:
+        """Whether this is an evaluation's folder; it may have no results yet."""
+        return self.path.resolve().parent.name == EVALUATIONS
+
+    @property
     def can_resume(self) -> bool:
         """Whether there is a checkpoint to go on from."""
         return (self.path / "last_checkpoint").is_file()
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """What ``--resume`` goes on from.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return self.path / (self.path / "last_checkpoint").read_text().strip()
 
     def config(self) -> CfgNode:
         """The config of the run, a detector's or a classifier's; a copy.
@@ -106,8 +132,8 @@ class RunFolder:
         last = max(metrics)
         return Progress(min(last / max(end, 1), 1.0) if last < end else 1.0, metrics[last])
 
-    def results(self) -> dict[str, dict[str, float]]:
-        """Of an evaluation: task -> name -> value.
+    def evaluation(self) -> "Evaluation":
+        """What an evaluation found.
 
         Raises:
             FileNotFoundError: there is no results.json.
@@ -115,15 +141,33 @@ class RunFolder:
         """
         path = _existing(self.results_file, "results.json of an evaluation")
         try:
-            return dict(json.loads(path.read_text())["results"])
-        except (ValueError, KeyError, TypeError) as e:
+            written = json.loads(path.read_text())
+            results = {task: dict(values) for task, values in written["results"].items()}
+            return Evaluation(str(written["weights"]), written["training"], results)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(f"{path} is damaged ({e}); evaluate again") from e
 
-    def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write those of an evaluation."""
+    def write_evaluation(self, evaluation: "Evaluation") -> None:
+        """Write results.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         with atomic_open(self.results_file) as f:
-            json.dump({"results": results}, f, indent=1)
+            json.dump(asdict(evaluation), f, indent=1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What results.json holds.
+
+    Attributes:
+        weights: the file that was evaluated, an absolute path or a URL.
+        training: the OUTPUT_DIR of the training that wrote it, an absolute path; None if it lies
+            in none.
+        results: task -> name -> value, such as "bbox" -> "AP" -> 41.2.
+    """
+
+    weights: str
+    training: str | None
+    results: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -139,10 +183,47 @@ class Progress:
     last: Mapping[str, float]
 
 
+def evaluation_config(cfg: CfgNode, resume: bool) -> CfgNode:
+    """The config of an evaluation: MODEL.WEIGHTS is the file itself, OUTPUT_DIR its own folder.
+
+    Args:
+        cfg: its OUTPUT_DIR is that of the training, if there was one.
+        resume: whether the last checkpoint in OUTPUT_DIR, if there is one, takes the place of
+            MODEL.WEIGHTS, as with ``--resume``.
+    """
+    own, run = cfg.clone(), RunFolder(cfg.OUTPUT_DIR)
+    own.defrost()
+    if resume and run.can_resume:
+        own.MODEL.WEIGHTS = str(run.last_checkpoint)
+    if own.MODEL.WEIGHTS and "://" not in own.MODEL.WEIGHTS:
+        own.MODEL.WEIGHTS = os.path.abspath(own.MODEL.WEIGHTS)
+    own.OUTPUT_DIR = str(evaluation_folder(own))
+    own.freeze()
+    return own
+
+
 def evaluation_folder(cfg: CfgNode) -> Path:
-    """The folder of an evaluation with a config: the same one each time, another for another."""
-    digest = hashlib.sha256(cfg.dump().encode()).hexdigest()
-    return Path(cfg.OUTPUT_DIR, EVALUATIONS, digest[:12])
+    """The folder of an evaluation with a config: the same one each time, another for another.
+
+    Args:
+        cfg: its OUTPUT_DIR is that of the training, or an evaluation's folder.
+    """
+    decisive = cfg.clone()
+    decisive.defrost()
+    for key in _INDIFFERENT:
+        *nodes, name = key.split(".")
+        reduce(getitem, nodes, decisive).pop(name, None)
+    digest = hashlib.sha256(decisive.dump().encode()).hexdigest()
+    run = RunFolder(cfg.OUTPUT_DIR)
+    # An evaluation that is repeated from its own config.yaml stays where it is.
+    root = run.path.parent.parent if run.is_evaluation else run.path
+    return root / EVALUATIONS / digest[:12]
+
+
+def training_of(weights: str) -> str | None:
+    """The OUTPUT_DIR of the training that a checkpoint lies in, an absolute path, if any."""
+    run = RunFolder(os.path.dirname(os.path.abspath(weights)))
+    return str(run.path) if run.config_file.is_file() else None
 
 
 @lru_cache(maxsize=256)  # a sweep asks every few seconds, and a config takes a while to read

@@ -1,19 +1,24 @@
 """Command lines and processes: what a training tool does, once its config is known to be good."""
 
 import argparse
+import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import RandWireCheckpointer
+from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
@@ -46,21 +51,38 @@ def train_or_evaluate(
     cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer] = Trainer
 ) -> Any:
     """What each process of a training tool does, with ``--resume`` and ``--eval-only``."""
-    setup(cfg, args)
     if args.eval_only:
-        model = trainer_class.build_model(cfg)
-        RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
-        results = trainer_class.test(cfg, model)
-        if cfg.TEST.AUG.ENABLED:
-            results.update(trainer_class.test_with_TTA(cfg, model))
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
+        return _evaluate(cfg, args, trainer_class)
+    setup(cfg, args)
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
+
+
+def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
+    # The first process decides: a training at work may write its next checkpoint any moment.
+    cfg = comm.all_gather(evaluation_config(cfg, args.resume))[0]
+    setup(cfg, args)
+    model = trainer_class.build_model(cfg)
+    RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+    results = trainer_class.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(trainer_class.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        _write_results(cfg, results)
+        verify_results(cfg, results)
+    return results
+
+
+def _write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    by_task: dict[str, dict[str, float]] = {}
+    for name, value in flatten_results_dict(results).items():
+        task, metric = name.rsplit("/", 1)
+        by_task.setdefault(task, {})[metric] = value
+    weights = cfg.MODEL.WEIGHTS.split("?")[0]  # Detectron2 lets options follow
+    run = RunFolder(cfg.OUTPUT_DIR)
+    run.write_evaluation(Evaluation(weights, training_of(weights), by_task))
+    logger.info(f"The evaluation's config, log and results are in {run.path}")
 
 
 def run_distributed(main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace) -> Any:
