@@ -24,3 +24,16 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
+
+
+def write_or_print(text: str, path: str | os.PathLike[str] | None) -> None:
+    """Write a text to a file, whole, and make the folder that it lies in; without a path, print it.
+
+    The text ends with a newline in both.
+    """
+    if path is None:
+        print(text)
+        return
+    os.makedirs(os.path.dirname(os.fspath(path)) or ".", exist_ok=True)
+    with atomic_open(path) as f:
+        f.write(f"{text}\n")

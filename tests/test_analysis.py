@@ -78,7 +78,7 @@ def test_table_1() -> None:
 def test_counted_networks_have_the_papers_quantities(
     number: int, network: str, flops: str, params: str
 ) -> None:
-    """Wrong: our networks are not the paper's, or a figure passes for the paper's that is not."""
+    """Wrong: our networks are not the paper's, or a number passes for the paper's that is not."""
     table = paper_table(number)
     assert column(table, "multiply-adds: which is") == {network: flops}
     assert column(table, "parameters: which is") == {network: params}
@@ -116,13 +116,13 @@ def test_other_networks_are_not_the_papers() -> None:
         ([1e9, 2e9], "1.5±0.72", "not 1.5±0.71"),
     ],
 )
-def test_comparison_with_a_printed_figure(values: list[float], paper: str, expected: str) -> None:
+def test_comparison_with_a_printed_number(values: list[float], paper: str, expected: str) -> None:
     """Wrong: the column "which is" says another thing than the digits do."""
     assert Quantity(tuple(values), "B").against(paper) == expected
 
 
 @pytest.mark.parametrize(
-    "figure, text",
+    "quantity, text",
     [
         (Quantity((31.518e6,)), "31.52 M"),
         (Quantity((1.0e9, 1.2e9), digits=(1, 1)), "1,100.0 ± 141.4 M"),
@@ -132,9 +132,9 @@ def test_comparison_with_a_printed_figure(values: list[float], paper: str, expec
         (Quantity((20.0, 24.0), "", (0, 0)), "22 ± 3"),
     ],
 )
-def test_figures_as_text(figure: Quantity, text: str) -> None:
+def test_quantities_as_text(quantity: Quantity, text: str) -> None:
     """Wrong: a number is printed in another unit, or as zero where it is only small."""
-    assert str(figure) == text
+    assert str(quantity) == text
 
 
 def test_parts_of_a_classifier() -> None:

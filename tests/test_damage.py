@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWireClassifier, complexity
 from randwire_d2.checkpoint import RandWireCheckpointer
+from randwire_d2.experiments import damage_report as report
 from randwire_d2.experiments import damage_runs as experiment
 from randwire_d2.experiments.damage import (
     Damage,
@@ -370,8 +371,8 @@ def test_the_figure_shows_every_damage_over_its_degree() -> None:
     first = {Damage("res3", 0, 2): 1.0, Damage("res3", 1, 2): 5.0, Damage("res3", (0, 1), 1): 9.0}
     second = {Damage("res3", 0, 2): 3.0, Damage("res4", 1, 0): -2.0}
     outcomes = [outcome("ER(0.2)", second), outcome("BA(5)", first), outcome("BA(5)", second)]
-    assert experiment.by_degree(outcomes, "node")["BA(5)"] == {0: [-2.0], 2: [1.0, 5.0, 3.0]}
-    figure = experiment.plot_damage(outcomes)
+    assert report.by_degree(outcomes, "node")["BA(5)"] == {0: [-2.0], 2: [1.0, 5.0, 3.0]}
+    figure = report.plot_damage(outcomes)
     nodes = figure.axes[1]
     assert [ax.get_title("left").split(":")[0] for ax in figure.axes[:2]] == ["ER(0.2)", "BA(5)"]
     assert len(figure.axes) == 4
@@ -380,7 +381,7 @@ def test_the_figure_shows_every_damage_over_its_degree() -> None:
     dots, mean = [c.get_offsets() for c in nodes.collections if isinstance(c, PathCollection)][2:]
     assert np.array(dots)[:, 1].tolist() == [1.0, 5.0, 3.0]
     assert np.array(mean).tolist() == [[2.0, 3.0]]
-    table = experiment.to_markdown(outcomes)
+    table = report.to_markdown(outcomes)
     assert "| BA(5)       |                                   2 |       3 |" in table
     assert "3 damages took 1.0 s" in table and "3.00 times less" in table
 

@@ -55,7 +55,7 @@ from randwire_d2.experiments.analysis import (
 )
 from randwire_d2.experiments.parts import default_size
 from randwire_d2.experiments.tables import Table
-from randwire_d2.files import atomic_open
+from randwire_d2.files import write_or_print
 from randwire_d2.wiring import NODE_OP_COMPLEXITY_REGISTRY, NetworkGenerator, parse_graph
 
 
@@ -73,66 +73,97 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_argument_group("what")
+    add_networks(parser)
+    add_generator(parser)
+    out = parser.add_argument_group("output")
+    out.add_argument(
+        "--format",
+        choices=("text", "markdown", "json"),
+        default="text",
+        help="the form of the tables (default: text)",
+    )
+    out.add_argument("--output", metavar="FILE", help="a file to write instead of printing")
+    args = parser.parse_args(argv)
+    args.config_file, args.opts = split_pairs(args.config_file)
+    if wrong := wrong_usage(args):
+        parser.error(wrong)
+    return args
+
+
+def add_networks(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what is counted")
     what.add_argument(
         "--tables",
         type=int,
         nargs="+",
         choices=PAPER_TABLES,
         metavar="TABLE",
-        help=f"of the paper (default: {' '.join(map(str, PAPER_TABLES))})",
+        help=f"tables of the paper (default: {' '.join(map(str, PAPER_TABLES))})",
     )
     what.add_argument(
         "--config-file",
         nargs="+",
         default=[],
         metavar="CONFIG",
-        help="of pretrain_imagenet.py or train_net.py, and pairs KEY VALUE for all of them",
+        help="configs of pretrain_imagenet.py or train_net.py; KEY VALUE pairs behind the last one "
+        "change them all",
     )
     what.add_argument(
-        "--target", type=multiply_adds, metavar="MULTIPLY_ADDS", help="580M, 4B, 4.0e9: find C"
+        "--target",
+        type=multiply_adds,
+        metavar="MULTIPLY_ADDS",
+        help="find the C for a complexity such as 580M, 4B or 4.0e9",
     )
     what.add_argument(
         "--seeds",
         type=int,
         nargs="+",
-        help="of RandWires: mean ± standard deviation (default: a config's own; else 1 2 3 4 5)",
+        help="the seeds of RandWires, for mean ± standard deviation (default: the config's seed, "
+        "or 1 2 3 4 5 without a config)",
     )
     what.add_argument(
         "--size",
         type=int,
         nargs="+",
         metavar="PIXELS",
-        help="of images, one number or height and width (default: a config's own; else 224)",
+        help="the size of images, one number or height and width (default: the config's, or 224 "
+        "without a config)",
     )
+
+
+def add_generator(parser: argparse.ArgumentParser) -> None:
     drawn = parser.add_argument_group("the generator of --target, without a config")
-    drawn.add_argument("--regime", choices=("small", "regular"), help="(default: regular)")
-    drawn.add_argument("--graph", metavar="LABEL", help='(default: "WS(4, 0.75)")')
-    drawn.add_argument("--nodes", type=int, help="N (default: 32)")
     drawn.add_argument(
-        "--node-op", nargs="+", metavar="OP", help="(default: the config's; else all)"
+        "--regime", choices=("small", "regular"), help="a column of Table 1 (default: regular)"
     )
-    out = parser.add_argument_group("output")
-    out.add_argument("--format", choices=("text", "markdown", "json"), default="text")
-    out.add_argument("--output", metavar="FILE", help="in place of the standard output")
-    args = parser.parse_args(argv)
-    args.config_file, args.opts = split_pairs(args.config_file)
+    drawn.add_argument("--graph", metavar="LABEL", help='a graph model (default: "WS(4, 0.75)")')
+    drawn.add_argument("--nodes", type=int, help="N, the nodes of a random graph (default: 32)")
+    drawn.add_argument(
+        "--node-op",
+        nargs="+",
+        metavar="OP",
+        help="node operations (default: the config's, or all without a config)",
+    )
+
+
+def wrong_usage(args: argparse.Namespace) -> str:
+    """What is wrong with options that argparse takes one by one; "" if nothing is."""
     if args.opts and not args.config_file:
-        parser.error(f"--config-file: no file before {args.opts[0]}")
+        return f"--config-file: no file before {args.opts[0]}"
     if args.size is not None and len(args.size) > 2:
-        parser.error(f"--size takes one or two numbers; got {len(args.size)}")
+        return f"--size takes one or two numbers; got {len(args.size)}"
     if args.size is not None and min(args.size) < 1:
-        parser.error(f"--size must be at least 1; got {min(args.size)}")
+        return f"--size must be at least 1; got {min(args.size)}"
     if args.tables and (args.config_file or args.target):
-        parser.error("--tables are the paper's: no --config-file, no --target")
+        return "--tables are the paper's: no --config-file, no --target"
     if args.size and not args.config_file and not args.target:
-        parser.error("--size is of --config-file or --target; the paper's tables have their own")
+        return "--size needs --config-file or --target; the paper's tables have their own sizes"
     if args.node_op and not args.target:
-        parser.error("--node-op is of --target")
+        return "--node-op needs --target"
     for name in ("regime", "graph", "nodes"):
         if getattr(args, name) is not None and (args.config_file or not args.target):
-            parser.error(f"--{name} is of --target without --config-file")
-    return args
+            return f"--{name} needs --target, without --config-file"
+    return ""
 
 
 def read(path: str, opts: Sequence[str]) -> CfgNode:
@@ -203,7 +234,7 @@ def print_tables(tables: Sequence[Table], form: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
-        if args.output:
+        if args.output:  # rather now than after minutes, if its folder can't be made
             Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         if args.target is not None:
             tables = find(args)
@@ -220,11 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             text = json.dumps(found, indent=1, ensure_ascii=False)
         else:
             text = print_tables(tables, args.format)
-        if args.output:
-            with atomic_open(args.output) as f:
-                f.write(f"{text}\n")
-        else:
-            print(text)
+        write_or_print(text, args.output)
     except (ValueError, OSError) as e:
         sys.exit(f"analyze_model.py: error: {' '.join(str(e).split())}")
 

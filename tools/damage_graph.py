@@ -26,14 +26,9 @@ from pathlib import Path
 from randwire_d2.drawing.style import FORMATS, save_figure
 from randwire_d2.engine import split_pairs
 from randwire_d2.experiments.damage import KINDS
-from randwire_d2.experiments.damage_runs import (
-    evaluate,
-    load_run,
-    plot_damage,
-    to_json,
-    to_markdown,
-)
-from randwire_d2.files import atomic_open
+from randwire_d2.experiments.damage_report import plot_damage, to_json, to_markdown
+from randwire_d2.experiments.damage_runs import evaluate, load_run
+from randwire_d2.files import write_or_print
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -46,16 +41,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="folders of trained networks, and pairs for their configs, such as MODEL.DEVICE cpu; "
-        "TEST.IMS_PER_PROCESS is the batch, after each of which the state is saved",
+        help="the folder of a trained network; KEY VALUE pairs behind the last one change the "
+        "configs of all, such as MODEL.DEVICE cpu, or TEST.IMS_PER_PROCESS: the images of a batch, "
+        "after each of which the state is saved",
     )
     parser.add_argument(
         "--output",
         default="output/damage.png",
         metavar="FILE",
-        help=f"the figure: {', '.join(FORMATS)} (default: output/damage.png)",
+        help=f"the figure, a file that ends in {', '.join(FORMATS)} (default: output/damage.png)",
     )
-    parser.add_argument("--json", metavar="FILE", help="everything, each damage by itself")
+    parser.add_argument("--json", metavar="FILE", help="a file for every damage by itself")
     only = parser.add_mutually_exclusive_group()
     for kind in KINDS:
         only.add_argument(
@@ -66,8 +62,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             default=KINDS,
             help=f"remove {kind}s alone (default: nodes and edges)",
         )
-    parser.add_argument("--images", type=int, help="of the test set, evenly spread (default: all)")
-    parser.add_argument("--weights", metavar="FILE", help="of a single RUN, not model_final.pth")
+    parser.add_argument(
+        "--images",
+        type=int,
+        help="the number of images, spread evenly over the test set (default: all)",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the checkpoint of a single RUN (default: model_final.pth)",
+    )
     args = parser.parse_intermixed_args(argv)
     args.runs, args.opts = split_pairs(args.runs)
     if not args.runs:
@@ -86,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"--output must end in one of {', '.join(FORMATS)}; got {figure_file}")
         if args.weights and len(args.runs) > 1:
             raise ValueError(f"--weights belongs to one RUN; got {len(args.runs)}")
-        if args.json:
+        if args.json:  # rather now than after hours, if its folder can't be made
             Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         loaded = [
             load_run(run, args.opts, args.weights, args.kinds, args.images) for run in args.runs
@@ -94,8 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         outcomes = [evaluate(run) for run in loaded]
         print(to_markdown(outcomes))
         if args.json:
-            with atomic_open(args.json) as f:
-                f.write(to_json(outcomes, command))
+            write_or_print(to_json(outcomes, command), args.json)
         print(f"\n{save_figure(plot_damage(outcomes), figure_file)}")
     except (ValueError, OSError) as e:
         sys.exit(f"damage_graph.py: error: {' '.join(str(e).split())}")

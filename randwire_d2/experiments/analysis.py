@@ -92,7 +92,7 @@ PAPER_TABLES = (1, *_PAPER)
 
 
 def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
-    """One of the paper's Tables 1 to 4, its networks counted here beside its own figures.
+    """One of the paper's Tables 1 to 4, its networks counted here beside its own numbers.
 
     Raises:
         ValueError: there is no such table here.
@@ -118,15 +118,15 @@ def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
             # Two digits more than the paper's.
             digits = [len(part.partition(".")[2]) + 2 for part in paper.split("±")]
             values = tuple(getattr(cost, attribute) for cost in costs)
-            figure = Quantity(values, unit, (digits[0], digits[-1])) if costs else None
-            row[name] = figure
+            counted = Quantity(values, unit, (digits[0], digits[-1])) if costs else None
+            row[name] = counted
             row[f"{name}: paper"] = f"{paper} {unit}"
-            row[f"{name}: which is"] = figure.against(paper) if figure else None
+            row[f"{name}: which is"] = counted.against(paper) if counted else None
         row["activations"] = Quantity(tuple(cost.activations for cost in costs)) if costs else None
         rows.append(row)
     note = (
         f"RandWire-WS: seeds {', '.join(map(str, seeds))}; accuracies are the paper's. Which is: "
-        "the paper's figure is the counted one rounded, or cut off, or not what that rounds to. "
+        "the paper's number is the counted one rounded, or cut off, or not what that rounds to. "
         f"{DEFINITION}"
     )
     return Table(f"Table {number}: {table.title}", rows, note)

@@ -1,4 +1,4 @@
-"""Figure 5: the accuracy that trained networks lose with one node, or with one edge (§4.1)."""
+"""Figure 5's runs: trained networks, evaluated with one node or one edge less (§4.1)."""
 
 import hashlib
 import json
@@ -13,12 +13,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
-from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
@@ -26,16 +20,14 @@ from ..checkpoint import check_wiring, load_checkpoint
 from ..classification import ImageClassifier, load_config
 from ..classification.data import UNREADABLE, build_test_loader
 from ..config import drawn_network, generator_from_config, spec_from_config
-from ..drawing.style import BLUE, GREY, INK, RED, plots, style_axes
 from ..engine import argument_parser
 from ..files import atomic_open
 from ..modeling import RandWireClassifier
+from ..runs import RunFolder
 from ..wiring import graph_label
 from .damage import KINDS, Damage, Work, all_damages, count_correct, count_work
 
 TIMED_BATCHES = 5  # on which the intact network is timed
-ORANGE = "#E69F00"  # Okabe and Ito's, as the colours of wiring.draw
-AXES = {"node": "output degree of the removed node", "edge": "input degree of the edge's target"}
 
 
 @dataclass
@@ -43,13 +35,12 @@ class Counts:
     """What was found so far, as it lies on disk.
 
     Attributes:
-        done: the images that were looked at, the first ones.
-        images: those of them that can be read.
-        intact: how many of these the intact network classifies correctly (top-1).
-        damaged: the same for each damage.
-        seconds: that all this took, without reading images.
-        full_seconds, full_images: the time of full evaluations of the intact network, and of how
-            many images.
+        damaged: how many images the network classifies correctly (top-1) with each damage.
+        done: how many images of the test set were looked at; they are the first ones.
+        images: how many of these can be read.
+        intact: how many of these the intact network classifies correctly.
+        seconds: the time that all this took, without reading images.
+        full_seconds: the time of full evaluations of the intact network, on ``full_images``.
     """
 
     damaged: list[int]
@@ -66,12 +57,12 @@ class DamageRun:
     """A trained network, ready to be damaged.
 
     Attributes:
-        folder: of the training.
+        folder: the OUTPUT_DIR of the training.
         label: the generator, such as ``"WS(4, 0.75)"``, or the name of its SPEC_FILE.
-        cfg: its config.
-        model: in eval mode, with its weights.
-        damages: each of them will be evaluated alone.
-        images: of the test set.
+        cfg: the config of the training.
+        model: the network in eval mode, with its weights.
+        damages: what is removed, each alone.
+        images: those of the test set that are looked at.
         work: the multiply-adds for one image.
         identity: all that the counts depend on.
     """
@@ -99,8 +90,8 @@ class Damaged:
     Attributes:
         top1: the accuracy of the intact network, in %.
         losses: ∆ of each damage: the points of accuracy lost.
-        shared_seconds: that the evaluation took, without reading images.
-        full_seconds: that as many full evaluations as there are damages would take.
+        shared_seconds: the time that the evaluation took, without reading images.
+        full_seconds: the time that as many full evaluations as there are damages would take.
     """
 
     folder: str
@@ -134,38 +125,24 @@ def load_run(
         folder: the OUTPUT_DIR of the training.
         opts: KEY VALUE pairs for its config.
         weights: its model_final.pth by default.
-        kinds: of damage, some of ``KINDS``.
-        max_images: spread evenly over the test set, which lists class after class; by default all.
+        kinds: the kinds of damage, some of ``KINDS``.
+        max_images: how many images to look at, by default all; they are spread evenly over the test
+            set, which lists class after class.
 
     Raises:
         ValueError: something is missing, or does not belong together; one line.
     """
     folder = Path(folder)
-    config, weights = folder / "config.yaml", Path(weights or folder / "model_final.pth")
-    for path in (config, weights):
-        if not path.is_file():
-            raise ValueError(
-                f"{path} does not exist; give the OUTPUT_DIR of a training that "
-                "tools/pretrain_imagenet.py has finished"
-            )
+    weights = Path(weights or RunFolder(folder).final_checkpoint)
     if max_images is not None and max_images < 1:
         raise ValueError(f"the number of images must be at least 1; got {max_images}")
-    flags = ["--eval-only", "--config-file", str(config), *opts, "MODEL.WEIGHTS", str(weights)]
-    try:
-        cfg = load_config(argument_parser().parse_args(flags))
-    except ValueError as e:
-        raise ValueError(f"{folder}: {e}") from e
-    if len(cfg.DATASETS.TEST) != 1:
-        raise ValueError(
-            f"{folder}: the loss is that on one data set, but DATASETS.TEST has "
-            f"{list(cfg.DATASETS.TEST)}; add DATASETS.TEST \"('NAME',)\""
-        )
+    cfg = _read_config(folder, weights, opts)
+    (dataset_name,) = cfg.DATASETS.TEST
     model = _load_model(cfg, weights)
     spec = model.network.backbone.spec
     damages = all_damages(spec, kinds)
     if not damages:
         raise ValueError(f"{folder}: its random graphs have no {' and no '.join(kinds)} to remove")
-    (dataset_name,) = cfg.DATASETS.TEST
     images: Any = build_test_loader(cfg, dataset_name).dataset
     count = min(max_images or len(images), len(images))
     size = cfg.INPUT.TEST_CROP_SIZE
@@ -189,6 +166,28 @@ def load_run(
         work=count_work(spec, damages, size, size, cfg.MODEL.CLASSIFIER.NUM_CLASSES),
         identity=identity,
     )
+
+
+def _read_config(folder: Path, weights: Path, opts: Sequence[str]) -> CfgNode:
+    """The config of a training, as for an evaluation of some weights on one data set."""
+    config = RunFolder(folder).config_file
+    for path in (config, weights):
+        if not path.is_file():
+            raise ValueError(
+                f"{path} does not exist; give the OUTPUT_DIR of a training that "
+                "tools/pretrain_imagenet.py has finished"
+            )
+    flags = ["--eval-only", "--config-file", str(config), *opts, "MODEL.WEIGHTS", str(weights)]
+    try:
+        cfg = load_config(argument_parser().parse_args(flags))
+    except ValueError as e:
+        raise ValueError(f"{folder}: {e}") from e
+    if len(cfg.DATASETS.TEST) != 1:
+        raise ValueError(
+            f"{folder}: the loss is that on one data set, but DATASETS.TEST has "
+            f"{list(cfg.DATASETS.TEST)}; add DATASETS.TEST \"('NAME',)\""
+        )
+    return cfg
 
 
 def _label(cfg: CfgNode) -> str:
@@ -218,11 +217,6 @@ def _load_model(cfg: CfgNode, weights: Path) -> Any:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-# -------------------------------------------------------------------------------------------------
-# Evaluation
-# -------------------------------------------------------------------------------------------------
 
 
 def evaluate(run: DamageRun) -> Damaged:
@@ -317,133 +311,3 @@ def _read_counts(run: DamageRun) -> Counts:
 def _write_counts(run: DamageRun, counts: Counts) -> None:
     with atomic_open(run.state_file) as f:
         json.dump({"identity": run.identity, "counts": asdict(counts)}, f)
-
-
-# -------------------------------------------------------------------------------------------------
-# Results
-# -------------------------------------------------------------------------------------------------
-
-Groups = dict[str, dict[int, list[float]]]
-
-
-def by_degree(outcomes: Sequence[Damaged], kind: str) -> Groups:
-    """The losses of one kind: label → degree → ∆ of each; runs of one generator are pooled."""
-    groups: Groups = {outcome.label: {} for outcome in outcomes}
-    for outcome in outcomes:
-        for damage, loss in zip(outcome.damages, outcome.losses, strict=True):
-            if damage.kind == kind:
-                groups[outcome.label].setdefault(damage.degree, []).append(loss)
-    return {label: dict(sorted(degrees.items())) for label, degrees in groups.items()}
-
-
-def to_markdown(outcomes: Sequence[Damaged]) -> str:
-    """Tables of the runs and of the losses over the degrees, and the work that sharing saved."""
-    kinds = [kind for kind in KINDS if any(d.kind == kind for o in outcomes for d in o.damages)]
-    runs = [
-        [o.folder, o.label, o.images, o.top1, *(o.mean_loss(kind) for kind in kinds)]
-        for o in outcomes
-    ]
-    headers = ["run", "generator", "images", "top-1, %", *(f"mean ∆, one {k} less" for k in kinds)]
-    parts = [tabulate(runs, headers, tablefmt="pipe", floatfmt=".2f")]
-    for kind in kinds:
-        rows = [
-            [label, degree, len(losses), np.mean(losses), *_quartiles(losses)]
-            for label, degrees in by_degree(outcomes, kind).items()
-            for degree, losses in degrees.items()
-        ]
-        headers = ["generator", AXES[kind], f"{kind}s", "mean ∆", "quartile", "median", "quartile"]
-        parts.append(tabulate(rows, headers, tablefmt="pipe", floatfmt=".2f"))
-    parts += [_savings(outcome) for outcome in outcomes]
-    return "\n\n".join(parts)
-
-
-def _savings(o: Damaged) -> str:
-    n, images = len(o.damages), o.counts.done
-    return (
-        f"{o.folder}: {n} damages took {o.shared_seconds:.1f} s; {n} full evaluations would take "
-        f"about {o.full_seconds:.1f} s ({1000 * o.full_seconds / n / images:.2f} ms per image, "
-        f"measured on {o.counts.full_images}): {o.full_seconds / o.shared_seconds:.2f} times less. "
-        f"Multiply-adds per image: {o.work.shared / 1e6:.0f} M instead of {n} × "
-        f"{o.work.full / 1e6:.1f} M: {n * o.work.full / o.work.shared:.2f} times less."
-    )
-
-
-def to_json(outcomes: Sequence[Damaged], command: str) -> str:
-    """Everything: of each run the accuracy, and each damage with the images it leaves correct."""
-    runs = [
-        {
-            "folder": o.folder,
-            "generator": o.label,
-            "identity": o.identity,
-            "images": o.images,
-            "top1": o.top1,
-            "damages": [
-                {**d._asdict(), "kind": d.kind, "correct": correct, "loss": loss}
-                for d, correct, loss in zip(o.damages, o.counts.damaged, o.losses, strict=True)
-            ],
-            "multiply_adds": {"shared": o.work.shared, "full": o.work.full * len(o.damages)},
-            "seconds": {"shared": o.shared_seconds, "full": o.full_seconds},
-        }
-        for o in outcomes
-    ]
-    return json.dumps({"command": command, "runs": runs}, indent=1)
-
-
-def _quartiles(losses: Sequence[float]) -> list[float]:
-    return [float(q) for q in np.percentile(losses, (25, 50, 75))]
-
-
-def plot_damage(outcomes: Sequence[Damaged]) -> Figure:
-    """Figure 5: a column for each generator, nodes above edges, a box for each degree."""
-    kinds = [kind for kind in KINDS if any(d.kind == kind for o in outcomes for d in o.damages)]
-    groups = {kind: by_degree(outcomes, kind) for kind in kinds}
-    columns = list(groups[kinds[0]])
-    size = (1.2 + 4 * len(columns), 0.7 + 3.4 * len(kinds))
-    figure, axes = plots(*size, len(kinds), len(columns), sharey="row")
-    figure.set_dpi(120)
-    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
-    for row, kind in zip(axes, kinds):
-        row[0].set_ylabel(f"loss ∆ with one {kind} less, points", color=INK)
-        for ax, label in zip(row, columns):
-            _plot_boxes(ax, groups[kind][label])
-            ax.set_xlabel(AXES[kind], color=INK)
-            style_axes(ax, grid="y")
-    for ax, label in zip(axes[0], columns):
-        runs = [o for o in outcomes if o.label == label]
-        top1 = np.mean([o.top1 for o in runs])
-        networks = "network" if len(runs) == 1 else "networks"
-        ax.set_title(
-            f"{label}: {len(runs)} {networks}, intact {top1:.1f}%",
-            loc="left",
-            color=INK,
-            weight="bold",
-        )
-    figure.legend(
-        handles=[
-            Line2D([], [], marker="o", color=RED, linestyle="", markersize=7, label="mean"),
-            Line2D([], [], color=GREY, linewidth=3, label="median"),
-            Patch(color=ORANGE, alpha=0.55, label="interquartile range"),
-            Line2D([], [], marker="o", color=BLUE, linestyle="", markersize=3, label="one damage"),
-        ],
-        loc="outside lower center",
-        ncols=4 if len(columns) > 1 else 2,
-        frameon=False,
-    )
-    return figure
-
-
-def _plot_boxes(ax: Axes, degrees: Mapping[int, Sequence[float]]) -> None:
-    ax.use_sticky_edges = False  # those of bars, which would cut off what lies at their ends
-    spread = np.random.default_rng(0)  # the same picture each time
-    for degree, losses in degrees.items():
-        low, median, high = _quartiles(losses)
-        ax.bar(degree, high - low, 0.7, low, color=ORANGE, alpha=0.55)
-        x = degree + spread.uniform(-0.28, 0.28, len(losses))
-        ax.scatter(x, losses, s=9, color=BLUE, alpha=0.65, linewidths=0, zorder=2)
-        ax.hlines(median, degree - 0.35, degree + 0.35, color=GREY, linewidth=3, zorder=3)
-        ax.scatter(degree, np.mean(losses), s=48, color=RED, edgecolors="white", zorder=4)
-    if degrees:
-        middle = (min(degrees) + max(degrees)) / 2
-        half = max((max(degrees) - min(degrees)) / 2, 2) + 0.8  # a single degree is no wide box
-        ax.set_xlim(max(middle - half, -0.8), middle + half)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))

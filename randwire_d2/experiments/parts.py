@@ -2,7 +2,7 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,11 +34,11 @@ class Part:
     """A stage of a network, or a part of a detector.
 
     Attributes:
-        name: a stage's, or that of a module of the built model.
-        cost: for one image.
+        name: the stage's, or that of a module of the built model.
+        cost: what it costs for one image.
         output: height and width of what it hands out, if that is one feature map.
-        channels: of what it hands out.
-        nodes, edges: of a random graph.
+        channels: the channels of what it hands out.
+        nodes, edges: the size of its random graph, if it is one.
         rois: how many regions of the image it is computed for, if it is by region.
     """
 
@@ -128,11 +128,55 @@ def module_parts(model: nn.Module, inputs: Any) -> list[Part]:
 
     Args:
         model: its weights become zeros, with which no deep network overflows untrained.
-        inputs: of its forward, for one image.
+        inputs: those of its forward, for one image.
     """
     model.eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.zero_()
+    seen = _run(model, inputs)
+    parts, rest = [], seen.cost("")
+    for title, names in _divide(model):
+        cost = total_cost(Part(name, seen.cost(name)) for name in names)
+        if cost == Complexity():  # images' means, anchors, pooling
+            continue
+        rest = _minus(rest, cost)
+        parts.append(_part(seen, title, names, cost))
+    return parts if rest == Complexity() else [*parts, Part("others", rest)]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one run of a model showed.
+
+    Attributes:
+        modules: all of them, by name; the model is ``""``.
+        shapes: the shapes of the tensors that each module put out, a call after the other.
+        operators: fvcore's multiply-adds of each module and all in it, by operator.
+        params: the parameters of each module and all in it.
+    """
+
+    modules: dict[str, nn.Module]
+    shapes: dict[str, list[tuple[int, ...]]]
+    operators: Mapping[str, Mapping[str, float]]
+    params: Mapping[str, int]
+
+    def cost(self, name: str) -> Complexity:
+        """The cost of a module with all that it contains."""
+        flops = sum(self.operators[name].get(operator, 0) for operator in COUNTED)
+        activations = 0
+        for inner, module in self.modules.items():
+            if name not in _owners(inner):
+                continue
+            for shape in self.shapes[inner]:
+                elements = torch.Size(shape).numel()
+                if isinstance(module, LEARNED):
+                    activations += elements
+                elif isinstance(module, RandWireStage):
+                    flops += elements * sum(len(p) for p in module.plan.predecessors if len(p) > 1)
+        return Complexity(self.params[name], int(flops), activations)
+
+
+def _run(model: nn.Module, inputs: Any) -> _Run:
     shapes: dict[str, list[tuple[int, ...]]] = defaultdict(list)
 
     def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -146,7 +190,7 @@ def module_parts(model: nn.Module, inputs: Any) -> list[Part]:
         warnings.simplefilter("ignore")  # of tracing
         analysis = FlopCountAnalysis(model, inputs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        # The adapter's only child is the model.
+        # FlopCountAnalysis wraps the model into an adapter, whose only child it is.
         operators = {
             name.removeprefix("model").removeprefix("."): counts
             for name, counts in analysis.by_module_and_operator().items()
@@ -154,47 +198,27 @@ def module_parts(model: nn.Module, inputs: Any) -> list[Part]:
         }
     params = parameter_count(model)
     for name, module in modules.items():
-        if isinstance(module, FrozenBatchNorm2d):
+        if isinstance(module, FrozenBatchNorm2d):  # whose parameters are buffers
             for owner in _owners(name):
                 params[owner] += 2 * module.num_features
+    return _Run(modules, shapes, operators, params)
 
-    def cost(name: str) -> Complexity:
-        """Of a module with all that it contains."""
-        flops = sum(operators[name][operator] for operator in COUNTED)
-        activations = 0
-        for inner, module in modules.items():
-            if name not in _owners(inner):
-                continue
-            for shape in shapes[inner]:
-                elements = torch.Size(shape).numel()
-                if isinstance(module, LEARNED):
-                    activations += elements
-                elif isinstance(module, RandWireStage):
-                    flops += elements * sum(len(p) for p in module.plan.predecessors if len(p) > 1)
-        return Complexity(params[name], int(flops), activations)
 
-    parts, rest = [], cost("")
-    for title, names in _divide(model):
-        total = sum((cost(name) for name in names), Complexity())
-        if total == Complexity():  # images' means, anchors, pooling
-            continue
-        rest = _minus(rest, total)
-        inside = [shapes[n][0] for n in modules if set(_owners(n)) & set(names) and shapes[n]]
-        output = shapes[names[0]][0] if len(names) == 1 and len(shapes[names[0]]) == 1 else ()
-        module = modules[names[0]]
-        predecessors = module.plan.predecessors if isinstance(module, RandWireStage) else None
-        parts.append(
-            Part(
-                title,
-                total,
-                output=(output[2], output[3]) if len(output) == 4 else None,
-                channels=output[1] if len(output) > 1 else None,
-                nodes=len(predecessors) if predecessors else None,
-                edges=sum(map(len, predecessors)) if predecessors else None,
-                rois=inside[0][0] if inside and inside[0][0] > 1 else None,
-            )
-        )
-    return parts if rest == Complexity() else [*parts, Part("others", rest)]
+def _part(seen: _Run, title: str, names: Sequence[str], cost: Complexity) -> Part:
+    module, shapes = seen.modules[names[0]], seen.shapes[names[0]]
+    output = shapes[0] if len(names) == 1 and len(shapes) == 1 else ()
+    inside = (n for n in seen.modules if set(_owners(n)) & set(names) and seen.shapes[n])
+    images = next((seen.shapes[n][0][0] for n in inside), 1)
+    predecessors = module.plan.predecessors if isinstance(module, RandWireStage) else None
+    return Part(
+        title,
+        cost,
+        output=(output[2], output[3]) if len(output) == 4 else None,
+        channels=output[1] if len(output) > 1 else None,
+        nodes=len(predecessors) if predecessors else None,
+        edges=sum(map(len, predecessors)) if predecessors else None,
+        rois=images if images > 1 else None,
+    )
 
 
 def _owners(name: str) -> list[str]:

@@ -16,9 +16,9 @@ class Quantity:
     """A number, or the mean ± sample standard deviation of several networks' numbers.
 
     Attributes:
-        values: one per network.
-        unit: to print them in, ``"M"``, ``"B"`` or ``""``.
-        digits: decimals to print, of the mean and of the deviation.
+        values: one number per network.
+        unit: the unit to print them in, ``"M"``, ``"B"`` or ``""``.
+        digits: how many decimals of the mean and of the deviation to print.
     """
 
     values: tuple[float, ...]
@@ -47,8 +47,8 @@ class Quantity:
         return f"{' ± '.join(self.in_digits(digits))} {self.unit}".rstrip()
 
     def against(self, paper: str) -> str:
-        """What the paper's figure is of these numbers: ``"rounded"``, ``"cut off"``, or what it is
-        not, though they round to it."""
+        """How the paper's number comes from these: ``"rounded"``, ``"cut off"``, or ``"not …"``,
+        with what they round to instead."""
         printed = paper.split("±")
         digits = [len(number.partition(".")[2]) for number in printed]
         rounded = self.in_digits(digits)
@@ -59,7 +59,7 @@ class Quantity:
 
     @property
     def raw(self) -> Any:
-        """For JSON."""
+        """The numbers for JSON."""
         numbers = self.numbers
         return {"mean": numbers[0], "std": numbers[1]} if len(numbers) > 1 else numbers[0]
 
@@ -68,7 +68,7 @@ class Quantity:
 class Table:
     """Rows of named cells: text, numbers, sizes as (height, width), ``Quantity``; None is empty.
 
-    A column's name is printed from its colon on, if it has one.
+    Of a column's name, what stands after its colon is printed, if it has one.
     """
 
     title: str
@@ -76,7 +76,7 @@ class Table:
     note: str = ""
 
     def to_text(self, markdown: bool = False) -> str:
-        """For reading. Columns in which every cell is empty are left out."""
+        """The table for reading, without the columns in which every cell is empty."""
         columns = [c for c in self.rows[0] if any(row[c] is not None for row in self.rows)]
         lines = [[_cell(row[column]) for column in columns] for row in self.rows]
         numeric = [

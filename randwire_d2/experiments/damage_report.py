@@ -1,0 +1,144 @@
+"""Figure 5 of damaged networks: the tables, the figure, and everything as JSON (§4.1)."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from tabulate import tabulate
+
+from ..drawing.style import BLUE, GREY, INK, RED, plots, style_axes
+from .damage import KINDS
+from .damage_runs import Damaged
+
+ORANGE = "#E69F00"  # Okabe and Ito's, as the other colours
+AXES = {"node": "output degree of the removed node", "edge": "input degree of the edge's target"}
+
+Groups = dict[str, dict[int, list[float]]]
+
+
+def by_degree(outcomes: Sequence[Damaged], kind: str) -> Groups:
+    """The losses of one kind: label → degree → ∆ of each; runs of one generator are pooled."""
+    groups: Groups = {outcome.label: {} for outcome in outcomes}
+    for outcome in outcomes:
+        for damage, loss in zip(outcome.damages, outcome.losses, strict=True):
+            if damage.kind == kind:
+                groups[outcome.label].setdefault(damage.degree, []).append(loss)
+    return {label: dict(sorted(degrees.items())) for label, degrees in groups.items()}
+
+
+def to_markdown(outcomes: Sequence[Damaged]) -> str:
+    """Tables of the runs and of the losses over the degrees, and the work that sharing saved."""
+    kinds = [kind for kind in KINDS if any(d.kind == kind for o in outcomes for d in o.damages)]
+    runs = [
+        [o.folder, o.label, o.images, o.top1, *(o.mean_loss(kind) for kind in kinds)]
+        for o in outcomes
+    ]
+    headers = ["run", "generator", "images", "top-1, %", *(f"mean ∆, one {k} less" for k in kinds)]
+    parts = [tabulate(runs, headers, tablefmt="pipe", floatfmt=".2f")]
+    for kind in kinds:
+        rows = [
+            [label, degree, len(losses), np.mean(losses), *_quartiles(losses)]
+            for label, degrees in by_degree(outcomes, kind).items()
+            for degree, losses in degrees.items()
+        ]
+        headers = ["generator", AXES[kind], f"{kind}s", "mean ∆", "quartile", "median", "quartile"]
+        parts.append(tabulate(rows, headers, tablefmt="pipe", floatfmt=".2f"))
+    parts += [_savings(outcome) for outcome in outcomes]
+    return "\n\n".join(parts)
+
+
+def _savings(o: Damaged) -> str:
+    n, images = len(o.damages), o.counts.done
+    return (
+        f"{o.folder}: {n} damages took {o.shared_seconds:.1f} s; {n} full evaluations would take "
+        f"about {o.full_seconds:.1f} s ({1000 * o.full_seconds / n / images:.2f} ms per image, "
+        f"measured on {o.counts.full_images}): {o.full_seconds / o.shared_seconds:.2f} times less. "
+        f"Multiply-adds per image: {o.work.shared / 1e6:.0f} M instead of {n} × "
+        f"{o.work.full / 1e6:.1f} M: {n * o.work.full / o.work.shared:.2f} times less."
+    )
+
+
+def to_json(outcomes: Sequence[Damaged], command: str) -> str:
+    """Everything: of each run the accuracy, and each damage with the images it leaves correct."""
+    runs = [
+        {
+            "folder": o.folder,
+            "generator": o.label,
+            "identity": o.identity,
+            "images": o.images,
+            "top1": o.top1,
+            "damages": [
+                {**d._asdict(), "kind": d.kind, "correct": correct, "loss": loss}
+                for d, correct, loss in zip(o.damages, o.counts.damaged, o.losses, strict=True)
+            ],
+            "multiply_adds": {"shared": o.work.shared, "full": o.work.full * len(o.damages)},
+            "seconds": {"shared": o.shared_seconds, "full": o.full_seconds},
+        }
+        for o in outcomes
+    ]
+    return json.dumps({"command": command, "runs": runs}, indent=1)
+
+
+def _quartiles(losses: Sequence[float]) -> list[float]:
+    return [float(q) for q in np.percentile(losses, (25, 50, 75))]
+
+
+def plot_damage(outcomes: Sequence[Damaged]) -> Figure:
+    """Figure 5: a column for each generator, nodes above edges, a box for each degree."""
+    kinds = [kind for kind in KINDS if any(d.kind == kind for o in outcomes for d in o.damages)]
+    groups = {kind: by_degree(outcomes, kind) for kind in kinds}
+    columns = list(groups[kinds[0]])
+    size = (1.2 + 4 * len(columns), 0.7 + 3.4 * len(kinds))
+    figure, axes = plots(*size, len(kinds), len(columns), sharey="row")
+    figure.set_dpi(120)
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
+    for row, kind in zip(axes, kinds):
+        row[0].set_ylabel(f"loss ∆ with one {kind} less, points", color=INK)
+        for ax, label in zip(row, columns):
+            _plot_boxes(ax, groups[kind][label])
+            ax.set_xlabel(AXES[kind], color=INK)
+            style_axes(ax, grid="y")
+    for ax, label in zip(axes[0], columns):
+        runs = [o for o in outcomes if o.label == label]
+        top1 = np.mean([o.top1 for o in runs])
+        networks = "network" if len(runs) == 1 else "networks"
+        ax.set_title(
+            f"{label}: {len(runs)} {networks}, intact {top1:.1f}%",
+            loc="left",
+            color=INK,
+            weight="bold",
+        )
+    figure.legend(
+        handles=[
+            Line2D([], [], marker="o", color=RED, linestyle="", markersize=7, label="mean"),
+            Line2D([], [], color=GREY, linewidth=3, label="median"),
+            Patch(color=ORANGE, alpha=0.55, label="interquartile range"),
+            Line2D([], [], marker="o", color=BLUE, linestyle="", markersize=3, label="one damage"),
+        ],
+        loc="outside lower center",
+        ncols=4 if len(columns) > 1 else 2,
+        frameon=False,
+    )
+    return figure
+
+
+def _plot_boxes(ax: Axes, degrees: Mapping[int, Sequence[float]]) -> None:
+    ax.use_sticky_edges = False  # those of bars, which would cut off what lies at their ends
+    spread = np.random.default_rng(0)  # the same picture each time
+    for degree, losses in degrees.items():
+        low, median, high = _quartiles(losses)
+        ax.bar(degree, high - low, 0.7, low, color=ORANGE, alpha=0.55)
+        x = degree + spread.uniform(-0.28, 0.28, len(losses))
+        ax.scatter(x, losses, s=9, color=BLUE, alpha=0.65, linewidths=0, zorder=2)
+        ax.hlines(median, degree - 0.35, degree + 0.35, color=GREY, linewidth=3, zorder=3)
+        ax.scatter(degree, np.mean(losses), s=48, color=RED, edgecolors="white", zorder=4)
+    if degrees:
+        middle = (min(degrees) + max(degrees)) / 2
+        half = max((max(degrees) - min(degrees)) / 2, 2) + 0.8  # a single degree is no wide box
+        ax.set_xlim(max(middle - half, -0.8), middle + half)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
