@@ -14,6 +14,7 @@ from randwire_d2 import add_randwire_config
 from randwire_d2.checkpoint import RandWireCheckpointer
 from randwire_d2.config import spec_from_config
 from randwire_d2.engine import Trainer, argument_parser, load_config, trainer
+from randwire_d2.runs import RunFolder
 
 ROOT = Path(__file__).parents[1]
 C109 = "configs/faster_rcnn_randwire_c109_fpn_1x.yaml"
@@ -128,6 +129,9 @@ def test_the_config_is_taken_from_the_weights(tmp_path: Path) -> None:
     assert spec_from_config(cfg) == model.backbone.bottom_up.spec
     assert cfg.INPUT.FORMAT == "BGR"
     RandWireCheckpointer(Trainer.build_model(cfg)).load(options[1])
+    # What the run leaves can be read again.
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert RunFolder(tmp_path).config().MODEL.RANDWIRE.SPEC == cfg.MODEL.RANDWIRE.SPEC
 
 
 @pytest.mark.parametrize(
