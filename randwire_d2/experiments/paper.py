@@ -1,4 +1,4 @@
-"""What the paper prints: the figures of its tables and text, digit by digit, as it rounds them.
+"""What the paper prints: the numbers of its tables and text, digit by digit, as it rounds them.
 
 Figures 3, 5 and 6 are pictures; of them, only what the text says is here.
 """
@@ -13,7 +13,7 @@ class Classification(NamedTuple):
         network: as the paper names it.
         top1, top5: accuracies in %; ``""`` where the paper has none.
         flops: multiply-adds, in M (Table 2) or B (Tables 3 and 4).
-        params: in M.
+        params: parameters, in M.
     """
 
     network: str
@@ -21,6 +21,10 @@ class Classification(NamedTuple):
     top5: str
     flops: str
     params: str
+
+    @property
+    def accuracies(self) -> tuple[str, ...]:
+        return self.top1, self.top5
 
 
 class Detection(NamedTuple):
@@ -33,6 +37,10 @@ class Detection(NamedTuple):
     aps: str
     apm: str
     apl: str
+
+    @property
+    def accuracies(self) -> tuple[str, ...]:
+        return self[1:]
 
 
 # "Small computation regime", 250 epochs.
@@ -81,7 +89,7 @@ TABLE_5 = (
     Detection("RandWire-WS, C=154", "41.1", "63.1", "44.6", "24.6", "45.1", "53.0"),
 )
 
-# Figure 3, top-1 accuracy in %, of the settings whose figures §4.1 gives.
+# Figure 3, top-1 accuracy in %, of the settings whose numbers §4.1 gives.
 FIGURE_3 = {"WS(4, 0.75)": 73.8, "BA(1)": 70.7}
 # "The Pearson correlation between any two series": §4.1 of Figure 6 (it says Figure 5).
 FIGURE_6_PEARSON = (0.91, 0.98)

@@ -1,101 +1,109 @@
-"""Table 5, and the accuracies of Tables 2 and 3, from the folders of finished runs."""
+"""Tables 2 to 5 from the folders of runs: trainings and evaluations, beside the paper's numbers."""
 
 import json
 import math
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.evaluation.testing import flatten_results_dict
 from tabulate import tabulate
 
-from ..config import (
-    drawn_network,
-    family,
-    generator_from_config,
-    is_classifier,
-    spec_from_config,
-)
+from ..config import drawn_network, family, generator_from_config, is_classifier, spec_from_config
 from ..runs import RunFolder
 from ..wiring import NetworkGenerator, NetworkSpec, graph_label
-from .paper import TABLE_2, TABLE_3, TABLE_5
+from .paper_recipe import (
+    CONFIGS,
+    TRAINING_KEY,
+    Recipe,
+    Reference,
+    find_reference,
+    join_recipes,
+    read_recipe,
+)
 
 # The names in metrics.json, with the paper's titles of its columns.
 DETECTION = {f"bbox/{name}": name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
 CLASSIFICATION = {"classification/top1": "top-1", "classification/top5": "top-5"}
 
-# The paper's trainings. SCHEDULE is none of the config's keys: images, and the rate per image.
-RECIPE_OF_TABLE_5 = {
-    "DATASETS.TRAIN": ("coco_2017_train",),
-    "DATASETS.TEST": ("coco_2017_val",),
-    "INPUT.MIN_SIZE_TRAIN": (800,),
-    "INPUT.MIN_SIZE_TEST": 800,
-    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
-    "MODEL.MASK_ON": False,
-    "MODEL.KEYPOINT_ON": False,
-    "MODEL.BACKBONE.FREEZE_AT": 2,
-    "SOLVER.IMS_PER_BATCH · MAX_ITER": 90_000 * 16,
-    "SOLVER.IMS_PER_BATCH · STEPS": (60_000 * 16, 80_000 * 16),
-    "SOLVER.BASE_LR / IMS_PER_BATCH": 0.02 / 16,
-}
-RECIPE_OF_IMAGENET = {
-    "DATASETS.TRAIN": ("imagenet_train",),
-    "DATASETS.TEST": ("imagenet_val",),
-    "INPUT.TEST_CROP_SIZE": 224,
-}
-EPOCH = 1_281_167
-# Keys in which the runs of one row may differ: seeds, places, speed. The network is in its name.
-NO_RECIPE = re.compile(
-    r"(.+\.)?(SEED|NUM_WORKERS|EVAL_PERIOD|CHECKPOINT_PERIOD|CHECKPOINTS_TO_KEEP|VIS_PERIOD)"
-    r"|OUTPUT_DIR|CUDNN_BENCHMARK|MODEL\.(WEIGHTS|DEVICE)|TEST\.(EXPECTED_RESULTS|IMS_PER_PROCESS)"
-    r"|MODEL\.RANDWIRE\.(?!NORM$|OUT_FEATURES$|EDGE_DROP_PROB$).+"
-)
-
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but their seeds.
+    """Trainings, or evaluations of trainings, that differ in nothing but their seeds.
 
     Attributes:
-        network: as the paper names it, where it is one of the paper's.
+        kind: ``"training"`` or ``"evaluation"``.
+        network: the network's name, which is the paper's where it is one of the paper's.
         data: the set that was tested, and the images that the training saw, in thousands.
-        recipe: the other keys of the config, and their values.
-        task: ``DETECTION`` or ``CLASSIFICATION``.
-        paper: the paper's figures, in the order of the task; None for another network, or one that
-            was trained in another way.
-        unlike: where the paper has the network, the keys in which its training was another one.
+        recipe: the keys on which a result depends, and their values.
+        task: the names of the results, those of ``DETECTION`` or ``CLASSIFICATION``.
+        reference: the paper's row of the network; None if the paper has none.
     """
 
+    kind: str
     network: str
     data: str
     recipe: tuple[tuple[str, str], ...]
     task: tuple[str, ...]
-    paper: tuple[str, ...] | None
-    unlike: tuple[str, ...]
+    reference: Reference | None
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run.
+    """A training, or an evaluation.
 
     Attributes:
-        values: its last evaluation, in the order of the group's task; None of an unfinished run.
-        progress: the part of the training that is done, 0 … 1.
+        values: what it found last, in the order of the group's task; None if it is not finished.
+        progress: the part of it that is done, 0 … 1.
+        weights: the checkpoint that was evaluated; ``""`` of a training.
     """
 
     folder: Path
     group: Group
     values: tuple[float, ...] | None
     progress: float
+    weights: str = ""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A folder whose config.yaml is none of this project's, or whose results.json is damaged."""
+
+    folder: Path
+    reason: str
+
+
+def read_runs(
+    paths: Iterable[str | os.PathLike[str]], configs: Path = CONFIGS
+) -> tuple[list[Result], list[Unreadable]]:
+    """All trainings and evaluations among some folders, and below them.
+
+    Args:
+        configs: the folder with the paper's configs.
+
+    Raises:
+        ValueError: one of the paths holds no run, or none of the runs can be read.
+    """
+    results, unreadable = [], []
+    for folder in find_runs(paths):
+        try:
+            results.append(read_result(folder, configs))
+        # Somebody else's config.yaml says nothing against the other runs.
+        except (OSError, ValueError) as e:
+            unreadable.append(Unreadable(folder, " ".join(str(e).split())))
+    if not results:
+        others = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        raise ValueError(f"no run can be read: {unreadable[0].reason}{others}")
+    return results, unreadable
 
 
 def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The OUTPUT_DIRs of trainings among some folders, and below them.
+    """The folders with a config.yaml, trainings' and evaluations', among some and below them.
 
     Raises:
         ValueError: one of the paths has none.
@@ -113,74 +121,94 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found.values())
 
 
-def read_result(folder: Path) -> Result:
-    """What a run has reached.
+def read_result(folder: Path, configs: Path = CONFIGS) -> Result:
+    """What a training has reached, or what an evaluation has found.
+
+    Args:
+        configs: the folder with the paper's configs.
 
     Raises:
-        ValueError: its config.yaml is none of this project's.
+        ValueError: its config.yaml is none of this project's, or its results.json is damaged.
+        OSError: one of them can't be read.
     """
     run = RunFolder(folder)
+    return _read_evaluation(run, configs) if run.is_evaluation else _read_training(run, configs)
+
+
+def _read_training(run: RunFolder, configs: Path) -> Result:
+    cfg, progress = run.config(), run.progress()
+    group = _group("training", cfg, cfg, read_recipe(cfg), configs)
+    values = _values(group.task, progress.last)
+    return Result(run.path, group, values if progress.done == 1 else None, progress.done)
+
+
+def _read_evaluation(run: RunFolder, configs: Path) -> Result:
     cfg = run.config()
-    names = CLASSIFICATION if is_classifier(cfg) else DETECTION
-    group = _group(cfg, folder, tuple(names))
-    progress = run.progress()
-    values = tuple(progress.last[name] for name in names if name in progress.last)
-    finished = progress.done == 1 and len(values) == len(names)
-    return Result(folder, group, values if finished else None, progress.done)
-
-
-def _group(cfg: CfgNode, folder: Path, names: tuple[str, ...]) -> Group:
-    network = _network(cfg, folder)
-    solver, keys = cfg.SOLVER, dict(_flat(cfg))
-    batch = solver.IMS_PER_BATCH
-    images = batch * solver.MAX_ITER
-    paper: dict[str, tuple[str, ...]]
-    if is_classifier(cfg):
-        tables = {250: TABLE_2, 100: TABLE_3}
-        paper = {row.network: (row.top1, row.top5) for row in tables.get(images // EPOCH, ())}
-        wanted: dict[str, Any] = RECIPE_OF_IMAGENET
+    recipe = read_recipe(cfg)
+    if not run.results_file.is_file():
+        return Result(run.path, _group("evaluation", cfg, None, recipe, configs), None, 0.0)
+    evaluation = run.evaluation()
+    weights = Path(evaluation.weights)
+    try:
+        if evaluation.training is None:
+            raise ValueError(f"no training's config.yaml lies beside {weights}")
+        training = RunFolder(evaluation.training)
+        trained = training.config()
+    except (OSError, ValueError) as e:
+        group = _group("evaluation", cfg, None, recipe, configs)
+        reference = group.reference and replace(
+            group.reference,
+            differences=(),
+            unknown=f"how its weights were trained can't be told: {' '.join(str(e).split())}",
+        )
+        # Nobody knows whether other weights are another seed of the same training.
+        known = [item for item in group.recipe if not TRAINING_KEY.fullmatch(item[0])]
+        weights_alone = (*known, ("MODEL.WEIGHTS", evaluation.weights))
+        group = replace(group, recipe=weights_alone, reference=reference)
     else:
-        paper = {row.network: tuple(row[1:]) for row in TABLE_5}
-        node = family(cfg) or "RESNETS"
-        backbone = f"build_{node.lower().rstrip('s')}_fpn_backbone"
-        wanted = {
-            **RECIPE_OF_TABLE_5,
-            f"MODEL.{node}.NORM": "FrozenBN",
-            "MODEL.BACKBONE.NAME": backbone,
-        }
-        keys["SOLVER.IMS_PER_BATCH · MAX_ITER"] = images
-        keys["SOLVER.IMS_PER_BATCH · STEPS"] = tuple(batch * step for step in solver.STEPS)
-        keys["SOLVER.BASE_LR / IMS_PER_BATCH"] = solver.BASE_LR / batch
-    unlike = tuple(key for key, value in wanted.items() if not _same(keys[key], value))
+        recipe = join_recipes(read_recipe(trained), recipe)
+        if weights.name != training.final_checkpoint.name:  # the training was not at its end
+            recipe["MODEL.WEIGHTS"] += f", tested with {weights.name}"
+        group = _group("evaluation", cfg, trained, recipe, configs)
+    values = _values(group.task, flatten_results_dict(evaluation.results))
+    return Result(run.path, group, values, 1.0, evaluation.weights)
+
+
+def _group(
+    kind: str,
+    test: CfgNode,
+    training: CfgNode | None,
+    recipe: Recipe,
+    configs: Path,
+) -> Group:
+    network = network_name(test if training is None else training)
+    data = ", ".join(test.DATASETS.TEST)
+    if is_classifier(test):
+        size = test.INPUT.TEST_CROP_SIZE
+        data += f", {size}×{size}"
+    if training is not None:
+        images = training.SOLVER.IMS_PER_BATCH * training.SOLVER.MAX_ITER
+        data += f"; {images / 1000:,.0f}k images"
     return Group(
+        kind=kind,
         network=network,
-        data=f"{', '.join(cfg.DATASETS.TEST)}; {images / 1000:,.0f}k images",
-        recipe=(
-            *((key, str(value)) for key, value in _flat(cfg) if not NO_RECIPE.fullmatch(key)),
-            # Not which ones: each seed may have its own.
-            ("MODEL.WEIGHTS", "given" if cfg.MODEL.WEIGHTS else "none"),
-        ),
-        task=names,
-        paper=None if unlike else paper.get(network),
-        unlike=unlike if network in paper else (),
+        data=data,
+        recipe=tuple((key, str(value)) for key, value in sorted(recipe.items())),
+        task=tuple(CLASSIFICATION if is_classifier(test) else DETECTION),
+        reference=find_reference(network, recipe, configs),
     )
 
 
-def _flat(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in sorted(node.items()):
-        if isinstance(value, CfgNode):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _values(task: Sequence[str], found: Mapping[str, float]) -> tuple[float, ...] | None:
+    return tuple(found[name] for name in task) if all(name in found for name in task) else None
 
 
-def _same(value: Any, wanted: Any) -> bool:
-    if isinstance(wanted, float):
-        return math.isclose(value, wanted)
-    return (tuple(value) if isinstance(value, list) else value) == wanted
+def network_name(cfg: CfgNode) -> str:
+    """The network of a config, as the paper names it if it is one of the paper's.
 
-
-def _network(cfg: CfgNode, folder: Path) -> str:
+    Raises:
+        ValueError: the config describes none.
+    """
     if family(cfg) != "RANDWIRE":
         resnets = cfg.MODEL.RESNETS
         groups, width = resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP
@@ -188,9 +216,9 @@ def _network(cfg: CfgNode, folder: Path) -> str:
         return names.get((groups, width), f"ResNet-{resnets.DEPTH} {groups}×{width}d")
     node = cfg.MODEL.RANDWIRE
     if drawn_network(cfg):
-        spec = _read_spec(cfg, folder)
-        if spec is None:
+        if not node.SPEC and not Path(node.SPEC_FILE).is_file():  # gone since, or elsewhere
             return f"RandWire of {node.SPEC_FILE}"
+        spec = spec_from_config(cfg)
         # A spec does not say who drew it: perhaps the config's generator, or the paper's.
         drawn_by = [NetworkGenerator(spec.regime, spec.channels, node_op=spec.node_op)]
         with suppress(ValueError):  # these keys are not read where there is a spec
@@ -219,62 +247,86 @@ def _draws(generator: NetworkGenerator, seed: int, spec: NetworkSpec) -> bool:
         return False
 
 
-def _read_spec(cfg: CfgNode, folder: Path) -> NetworkSpec | None:
-    if cfg.MODEL.RANDWIRE.SPEC:
-        return spec_from_config(cfg)
-    for path in (Path(cfg.MODEL.RANDWIRE.SPEC_FILE), folder / "spec.json"):
-        if path.is_file():
-            return NetworkSpec.from_json(path.read_text())
-    return None
-
-
-def to_markdown(results: Sequence[Result]) -> str:
-    """A table per task, the paper's row below each network of its, and what is not finished."""
-    parts = []
-    for task in (DETECTION, CLASSIFICATION):
-        rows = []
-        groups = _grouped(results, tuple(task))
-        for group, runs in groups.items():
-            columns = list(zip(*runs))
-            seeds = "" if len(runs) == 1 else f", {len(runs)} runs"
-            data = "; ".join([group.data, *_differences(group, groups)])
-            rows.append([group.network, f"here{seeds}", data, *map(_mean_and_std, columns)])
-            if group.paper:
-                rows.append(["", "paper", "", *group.paper])
-        if rows:
-            header = ["network", "", "data", *task.values()]
-            rows = [list(map(str, row)) for row in rows]
-            parts.append(tabulate(rows, header, tablefmt="pipe", disable_numparse=True))
-    others = {r.group: r for r in results if r.group.unlike and r.values is not None}.values()
+def to_markdown(results: Sequence[Result], unreadable: Sequence[Unreadable] = ()) -> str:
+    """A table per task, with the paper's row below each that is comparable; then what differs from
+    the paper's, what is not finished, and what can't be read."""
+    parts = [table for task in (DETECTION, CLASSIFICATION) if (table := _table(results, task))]
+    # One of each group stands for all.
+    found = {result.group: result for result in results if result.values is not None}.values()
+    others = [r for r in found if r.group.reference and not r.group.reference.comparable]
     if others:
-        lines = [f"- {r.folder} ({r.group.network}): {', '.join(r.group.unlike)}" for r in others]
-        parts.append("\n".join(["The paper trained with other values of:", *lines]))
+        lines = [line for result in others for line in _why_not(result)]
+        parts.append("\n".join(["Not trained or tested as in the paper:", *lines]))
     unfinished = [result for result in results if result.values is None]
     if unfinished:
         lines = [f"- {r.folder} ({r.group.network}): {_how_far(r)}" for r in unfinished]
         parts.append("\n".join([f"Not finished ({len(unfinished)}):", *lines]))
+    if unreadable:
+        lines = [f"- {run.folder}: {run.reason}" for run in unreadable]
+        parts.append("\n".join([f"Not readable ({len(unreadable)}):", *lines]))
     return "\n\n".join(parts)
+
+
+def _table(results: Sequence[Result], titles: Mapping[str, str]) -> str:
+    rows = []
+    groups = _grouped(results, tuple(titles))
+    for group, runs in groups.items():
+        runs_of_kind = {"training": "runs", "evaluation": "evaluations"}[group.kind]
+        several = f", {len(runs)} {runs_of_kind}"
+        one = ", evaluation" if group.kind == "evaluation" else ""
+        here = f"here{several if len(runs) > 1 else one}"
+        data = "; ".join([group.data, *_differences(group, groups)])
+        rows.append([group.network, here, data, *map(_mean_and_std, zip(*runs))])
+        if group.reference and group.reference.comparable:
+            reference = group.reference
+            rows.append(["", f"paper, Table {reference.table}", "", *reference.values])
+    if not rows:
+        return ""
+    header = ["network", "", "data", *titles.values()]
+    return tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
 
 
 def _grouped(
     results: Sequence[Result], task: tuple[str, ...]
 ) -> dict[Group, list[tuple[float, ...]]]:
     groups: dict[Group, list[tuple[float, ...]]] = {}
+    evaluated = set()
     for result in results:
-        if result.group.task == task and result.values is not None:
-            groups.setdefault(result.group, []).append(result.values)
+        if result.group.task != task or result.values is None:
+            continue
+        if result.weights:
+            # One checkpoint that was tested twice, on other devices say, is one seed.
+            if (result.group, result.weights) in evaluated:
+                continue
+            evaluated.add((result.group, result.weights))
+        groups.setdefault(result.group, []).append(result.values)
     return groups
 
 
 def _differences(group: Group, groups: Iterable[Group]) -> list[str]:
     """What tells the rows of one network on the same data apart."""
-    others = [g for g in groups if (g.network, g.data) == (group.network, group.data)]
-    common = set.intersection(*(set(g.recipe) for g in others))
-    return [f"{key} {value}" for key, value in group.recipe if (key, value) not in common]
+    others = [dict(g.recipe) for g in groups if (g.network, g.data) == (group.network, group.data)]
+    return [
+        f"{key} {value}"
+        for key, value in group.recipe
+        # An evaluation whose training is unknown has no keys of training.
+        if any(other.get(key, value) != value for other in others)
+    ]
+
+
+def _why_not(result: Result) -> list[str]:
+    reference = result.group.reference
+    assert reference is not None
+    line = f"- {result.folder} ({result.group.network}, Table {reference.table}):"
+    if reference.unknown:
+        return [f"{line} {reference.unknown}"]
+    return [line, *(f"  - {d.key}: {d.here}; the paper: {d.paper}" for d in reference.differences)]
 
 
 def _how_far(result: Result) -> str:
-    missing = f", but {next(iter(result.group.task))} is missing" if result.progress == 1 else ""
+    if result.group.kind == "evaluation" and not result.progress:
+        return "an evaluation without results"
+    missing = f", but {result.group.task[0]} is missing" if result.progress == 1 else ""
     return f"{result.progress:.0%} done{missing}"
 
 
@@ -286,8 +338,8 @@ def _mean_and_std(values: Sequence[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.2f}"
 
 
-def to_json(results: Sequence[Result]) -> str:
-    """Every run by itself."""
+def to_json(results: Sequence[Result], unreadable: Sequence[Unreadable] = ()) -> str:
+    """Every run by itself, and what can't be read."""
     titles = {**DETECTION, **CLASSIFICATION}
 
     def named(group: Group, values: Sequence[Any] | None) -> dict[str, Any] | None:
@@ -295,18 +347,30 @@ def to_json(results: Sequence[Result]) -> str:
             return None
         return {titles[name]: value for name, value in zip(group.task, values)}
 
-    return json.dumps(
-        [
-            {
-                "folder": str(result.folder),
-                "network": result.group.network,
-                "data": result.group.data,
-                "progress": result.progress,
-                "values": named(result.group, result.values),
-                "paper": named(result.group, result.group.paper),
-                "unlike_paper": result.group.unlike,
-            }
-            for result in results
-        ],
-        indent=1,
-    )
+    def compared(group: Group) -> dict[str, Any] | None:
+        reference = group.reference
+        if reference is None:
+            return None
+        return {
+            "table": reference.table,
+            "values": named(group, reference.values),
+            "comparable": reference.comparable,
+            "differences": [difference._asdict() for difference in reference.differences],
+            "unknown": reference.unknown,
+        }
+
+    runs = [
+        {
+            "folder": str(result.folder),
+            "kind": result.group.kind,
+            "network": result.group.network,
+            "data": result.group.data,
+            "progress": result.progress,
+            "weights": result.weights,
+            "values": named(result.group, result.values),
+            "paper": compared(result.group),
+        }
+        for result in results
+    ]
+    others = [{"folder": str(run.folder), "reason": run.reason} for run in unreadable]
+    return json.dumps({"runs": runs, "unreadable": others}, indent=1)

@@ -1,0 +1,227 @@
+"""Whether a run was trained and tested as in the paper: its config and the paper's, key by key.
+
+The paper's recipes are the files in configs/. One is compared as it would be trained with the run's
+batch: the rate, the warm-up and the schedule scaled as the trainers scale them.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+
+from ..classification.recipe import scale_schedule
+from ..config import classifier_config, family, is_classifier, merge_config
+from .paper import TABLE_2, TABLE_3, TABLE_4, TABLE_5, Classification, Detection
+
+CONFIGS = Path(__file__).parents[2] / "configs"  # a checkout's; an installed package has none
+IMAGENET_IMAGES = 1_281_167  # in an epoch of configs/imagenet
+
+Recipe = dict[str, Any]
+
+# Keys that may differ within a recipe: seeds, places, speed, and what ``network_name`` tells. (A
+# graph model's parameters are a node of MODEL.RANDWIRE.) What SOLVER.REFERENCE_* say is how a
+# schedule was scaled, and the scaled one is compared.
+NO_RECIPE = re.compile(
+    r"(.+\.)?(SEED|NUM_WORKERS|EVAL_PERIOD|CHECKPOINT_PERIOD|CHECKPOINTS_TO_KEEP|VIS_PERIOD)"
+    r"|VERSION|OUTPUT_DIR|CUDNN_BENCHMARK|MODEL\.(WEIGHTS|DEVICE)"
+    r"|TEST\.(EXPECTED_RESULTS|IMS_PER_PROCESS)|SOLVER\.REFERENCE_(WORLD|BATCH)_SIZE"
+    r"|MODEL\.RANDWIRE\.(REGIME|CHANNELS|NUM_NODES|GRAPH|\w+\.\w+|NODE_OP|SPEC|SPEC_FILE)"
+    r"|MODEL\.RANDWIRE\.(FUSED|RECOMPUTE)"
+)
+# By Detectron2's names: what only a test reads, but for precise batch norms, which a training
+# computes, and what only a training reads.
+TEST_KEY = re.compile(r"(?!TEST\.PRECISE_BN\.)(.*[._])?TEST([._].*)?")
+TRAINING_KEY = re.compile(r"SOLVER\..*|DATALOADER\..*|MODEL\.WEIGHTS|(.*[._])?TRAIN([._].*)?")
+
+
+class _Row(NamedTuple):
+    """A network of the paper that can be trained here.
+
+    Attributes:
+        config: the file below configs/ that trains it.
+        options: what a test changes in it, KEY VALUE pairs.
+    """
+
+    table: int
+    printed: Classification | Detection
+    config: str
+    options: tuple[Any, ...] = ()
+
+
+_IMAGENET = {
+    "RandWire-WS, C=78": "randwire_c78_250ep",
+    "ResNet-50": "R_50_100ep",
+    "ResNeXt-50": "X_50_32x4d_100ep",
+    "RandWire-WS, C=109": "randwire_c109_100ep",
+    "ResNet-101": "R_101_100ep",
+    "ResNeXt-101": "X_101_32x4d_100ep",
+    "RandWire-WS, C=154": "randwire_c154_100ep",
+}
+_COCO = {
+    "ResNet-50": "R_50",
+    "ResNeXt-50": "X_50_32x4d",
+    "RandWire-WS, C=109": "randwire_c109",
+    "ResNet-101": "R_101",
+    "ResNeXt-101": "X_101_32x4d",
+    "RandWire-WS, C=154": "randwire_c154",
+}
+_ROWS = (
+    *(
+        _Row(table, row, f"imagenet/{_IMAGENET[row.network]}.yaml", options)
+        for table, rows, options in (
+            (2, TABLE_2, ()),
+            (3, TABLE_3, ()),
+            # "The same trained networks as in Table 3", on larger images "without retraining".
+            (4, TABLE_4, ("INPUT.TEST_CROP_SIZE", 320)),
+        )
+        for row in rows
+        if row.network in _IMAGENET
+    ),
+    *(_Row(5, row, f"faster_rcnn_{_COCO[row.network]}_fpn_1x.yaml") for row in TABLE_5),
+)
+
+
+class Difference(NamedTuple):
+    """A key with the value of a run, and that of the paper's."""
+
+    key: str
+    here: str
+    paper: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The paper's row of a run's network.
+
+    Attributes:
+        table: its number.
+        values: what the paper reached, in the order of the table.
+        differences: the keys in which the run is not the paper's.
+        unknown: why nobody can tell whether it is; ``""`` if one can.
+    """
+
+    table: int
+    values: tuple[str, ...]
+    differences: tuple[Difference, ...] = ()
+    unknown: str = ""
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the run is the paper's, so that their results may stand side by side."""
+        return not self.differences and not self.unknown
+
+
+def read_recipe(cfg: CfgNode) -> Recipe:
+    """The keys on which a run's result depends, with their values."""
+    # What nothing reads, because of another key.
+    unread = [f"MODEL.{node}." for node in ("RANDWIRE", "RESNETS") if node != family(cfg)]
+    if "Cosine" in cfg.SOLVER.LR_SCHEDULER_NAME:
+        unread += ["SOLVER.STEPS", "SOLVER.GAMMA"]
+    if not cfg.SOLVER.AMP.ENABLED:
+        unread += ["SOLVER.AMP.PRECISION"]
+    recipe = {
+        key: value
+        for key, value in _flat(cfg)
+        if not NO_RECIPE.fullmatch(key) and not key.startswith(tuple(unread))
+    }
+    # Not which ones: each seed may have its own.
+    return {**recipe, "MODEL.WEIGHTS": "given" if cfg.MODEL.WEIGHTS else "none"}
+
+
+def _flat(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in sorted(node.items()):
+        if isinstance(value, CfgNode):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def join_recipes(training: Recipe, test: Recipe) -> Recipe:
+    """The recipe of an evaluation: that of its training, with its own keys of testing."""
+    recipe = {}
+    for key, trained in training.items():
+        value = test.get(key, trained)
+        if TEST_KEY.fullmatch(key):
+            recipe[key] = value
+        elif TRAINING_KEY.fullmatch(key) or _same(value, trained):
+            recipe[key] = trained
+        else:  # both read it, such as INPUT.FORMAT
+            recipe[key] = f"{trained}, tested with {value}"
+    return recipe
+
+
+def find_reference(network: str, recipe: Recipe, configs: Path = CONFIGS) -> Reference | None:
+    """The paper's row of a network, of several the one that differs least; None if it has none.
+
+    Args:
+        network: as the paper names it.
+        recipe: the run's, with SOLVER.IMS_PER_BATCH of the training.
+        configs: the folder with the paper's configs.
+
+    Raises:
+        ValueError: there is no training with such a batch, or a config of the paper's is damaged.
+    """
+    batch = recipe["SOLVER.IMS_PER_BATCH"]
+    if batch < 1:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH must be at least 1; got {batch}")
+    classifies = recipe["MODEL.META_ARCHITECTURE"] == "ImageClassifier"
+    references = [
+        _compare(row, recipe, configs)
+        for row in _ROWS
+        if row.printed.network == network and isinstance(row.printed, Classification) == classifies
+    ]
+    return min(references, key=lambda reference: len(reference.differences), default=None)
+
+
+def _compare(row: _Row, recipe: Recipe, configs: Path) -> Reference:
+    path = configs / row.config
+    if not path.is_file():
+        return Reference(
+            row.table,
+            row.printed.accuracies,
+            unknown=f"{path}, the paper's recipe, does not exist; an installed package has no "
+            "configs: name those of a checkout with --configs",
+        )
+    wanted = _paper_recipe(str(path), row.options, recipe["SOLVER.IMS_PER_BATCH"])
+    differences = tuple(
+        Difference(key, str(recipe.get(key, "not read")), str(wanted.get(key, "not read")))
+        for key in sorted({*recipe, *wanted})
+        if key not in recipe or key not in wanted or not _same(recipe[key], wanted[key])
+    )
+    return Reference(row.table, row.printed.accuracies, differences)
+
+
+@lru_cache(maxsize=64)  # a config takes a while to read
+def _paper_recipe(path: str, options: tuple[Any, ...], batch: int) -> Recipe:
+    cfg = classifier_config()
+    merge_config(cfg, path, options)
+    classifies = is_classifier(cfg)
+    recipe = read_recipe(_scale(cfg, batch))
+    # Detectors are "fine-tuned from the networks in Table 3", which the user names.
+    return {**recipe, "MODEL.WEIGHTS": "none" if classifies else "given"}
+
+
+def _scale(cfg: CfgNode, batch: int) -> CfgNode:
+    """A config with its schedule for another batch, as the trainers would scale it."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    if is_classifier(cfg):
+        cfg.SOLVER.IMS_PER_BATCH = batch
+        return scale_schedule(cfg, IMAGENET_IMAGES)
+    # Detectron2's linear scaling is by the number of GPUs: here, of one image each.
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = cfg.SOLVER.IMS_PER_BATCH
+    return DefaultTrainer.auto_scale_workers(cfg, batch)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return math.isclose(a, b)
+    return bool(a == b)
