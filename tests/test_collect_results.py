@@ -149,6 +149,9 @@ def test_every_config_of_the_paper_finds_its_row(
     [
         ("MODEL.RANDWIRE.WS.P", 0.5),
         ("MODEL.RANDWIRE.CHANNELS", 110),
+        ("MODEL.RANDWIRE.REGIME", "small"),
+        ("MODEL.RANDWIRE.NUM_NODES", 16),
+        ("MODEL.BACKBONE.NAME", "build_mine"),
         ("MODEL.RANDWIRE.NODE_OP", "conv3x3"),
     ],
 )

@@ -12,7 +12,7 @@
     python tools/analyze_model.py --target 4B \\
         --config-file configs/imagenet/randwire_c109_100ep.yaml MODEL.RANDWIRE.NUM_NODES 16
 
-Without options: the paper's tables, its networks counted here beside its figures. With one config:
+Without options: the paper's tables, its networks counted here beside its numbers. With one config:
 its parts; with several: a row each. A classifier is counted at INPUT.TEST_CROP_SIZE, a detector at
 INPUT.MIN_SIZE_TEST and 5/3 of it in multiples of 32 (800 × 1344), built without weights, with as
 many proposals and detections as the config has room for. RandWire classifiers are counted from

@@ -58,8 +58,8 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
     if wiring is None and preprocessing is None:
         raise ValueError(f"MODEL.WEIGHTS {path!r} holds neither a wiring nor a preprocessing")
     if wiring is not None:
-        # Indented below an empty line, it is JSON still, but no Python: what is, yacs would evaluate
-        # when the run's config.yaml is read, and refuse the dict that it finds in place of a text.
+        # Indented below an empty line, it is still JSON, but no Python: yacs evaluates a text that
+        # is when it reads the run's config.yaml, and refuses the dict that it gets.
         cfg.MODEL.RANDWIRE.SPEC = f"\n {wiring.spec.to_json()}"
     if preprocessing is not None:
         cfg.merge_from_list(Preprocessing.from_dict(preprocessing).options)

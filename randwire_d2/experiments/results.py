@@ -95,10 +95,12 @@ def read_runs(
             results.append(read_result(folder, configs))
         # Somebody else's config.yaml says nothing against the other runs.
         except (OSError, ValueError) as e:
-            unreadable.append(Unreadable(folder, " ".join(str(e).split())))
+            reason = " ".join(str(e).split())
+            unreadable.append(Unreadable(folder, reason.removeprefix(f"{folder}/")))
     if not results:
-        others = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
-        raise ValueError(f"no run can be read: {unreadable[0].reason}{others}")
+        first, *others = unreadable
+        more = f" (and {len(others)} more)" if others else ""
+        raise ValueError(f"no run can be read: {first.folder}: {first.reason}{more}")
     return results, unreadable
 
 
@@ -209,7 +211,10 @@ def network_name(cfg: CfgNode) -> str:
     Raises:
         ValueError: the config describes none.
     """
-    if family(cfg) != "RANDWIRE":
+    kind = family(cfg)
+    if kind is None:
+        return str(cfg.MODEL.BACKBONE.NAME)
+    if kind == "RESNETS":
         resnets = cfg.MODEL.RESNETS
         groups, width = resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP
         names = {(1, 64): f"ResNet-{resnets.DEPTH}", (32, 4): f"ResNeXt-{resnets.DEPTH}"}
@@ -230,8 +235,8 @@ def network_name(cfg: CfgNode) -> str:
         generator = known[0]
     else:
         generator = generator_from_config(cfg)
-    plain = NetworkGenerator(generator.regime, generator.channels)
-    if generator == plain:
+    regime = {78: "small", 109: "regular", 154: "regular"}.get(generator.channels)
+    if regime and generator == NetworkGenerator(regime, generator.channels):
         return f"RandWire-WS, C={generator.channels}"
     label = graph_label(generator.graph, generator.graph_params)
     return (
