@@ -475,6 +475,7 @@ def test_counts_alone(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> N
         (["--growth", "growth.jpg"], "error: --growth must end in one of .png, .svg, .pdf"),
         (["--models", "resnet50-msra", "--no-time"], "error: no model 'resnet50-msra' for class"),
         (["--models", "resnet50", "resnet50"], "error: a model is named twice"),
+        (["--steps", "training", "training"], "error: a step is named twice"),
         (["--json", "/dev/null/benchmark.json", "--no-time"], "error: [Errno"),
     ],
 )

@@ -1,6 +1,7 @@
 """Drawings of wirings: everything is drawn once, each time the same, and files are whole."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot
@@ -12,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
+from randwire_d2.drawing.curves import plot_groups
 from randwire_d2.drawing.dag_layout import layout_dag
 from randwire_d2.drawing.grid import draw_grid, draw_networks
-from randwire_d2.drawing.networks import draw_network
+from randwire_d2.drawing.network import draw_network
 from randwire_d2.drawing.style import FORMATS, save_figure
 from randwire_d2.wiring import Dag, NetworkGenerator, NetworkSpec, parse_graph, random_graph
 
@@ -238,12 +240,23 @@ def test_networks_side_by_side(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("names", "found"),
-    [(["regular WS", "small WS"], "regular with C=109, small with C=78"), ([], "none")],
+    [
+        (
+            ["regular WS", "small WS"],
+            "regular with C=109 and sep_conv3x3, small with C=78 and sep_conv3x3",
+        ),
+        (
+            ["BA", "BA, dense"],
+            "small with C=24 and conv3x3, small with C=24 and sep_conv3x3",
+        ),
+        ([], "none"),
+    ],
 )
 def test_networks_that_can_not_lie_side_by_side(names: list[str], found: str) -> None:
-    """Else the channels at the side are those of the first network only."""
-    with pytest.raises(ValueError, match=f"one regime and one C; got {found}$"):
-        draw_networks([SPECS[name] for name in names], names)
+    """Else the channels and the operation at the side are those of the first network only."""
+    specs = {**SPECS, "BA, dense": replace(SPECS["BA"], node_op="conv3x3")}
+    with pytest.raises(ValueError, match=f"one regime, one C and one node_op; got {found}$"):
+        draw_networks([specs[name] for name in names], names)
 
 
 LABELS = ("ER(0)", "ER(0.05)", "ER(0.8)", "BA(1)", "BA(5)", "WS(4, 0)", "WS(4, 0.75)")
@@ -307,6 +320,15 @@ def test_the_nodes_of_a_grid_have_the_colours_of_the_paper(grid: Figure) -> None
             color = "#0072B2" if ends[0] else "#D55E00" if ends[1] else "#8C96A0"
             assert line.get_markerfacecolor() == color
             assert (line.get_fillstyle() == "left") == all(ends)
+
+
+def test_every_group_of_runs_is_drawn() -> None:
+    """Wrong: a group that is left out, or looks like another, when there are more than a few."""
+    groups = {f"group {i}": [{1: {"AP": i}, 2: {"AP": i + 1}}] for i in range(6)}
+    (ax,) = plot_groups(groups, ["AP"]).axes
+    assert [list(line.get_ydata()) for line in ax.lines] == [[i, i + 1] for i in range(6)]
+    assert len({line.get_color() for line in ax.lines}) == 6
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(groups)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -15,7 +15,7 @@ from PIL import Image
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWireClassifier
 from randwire_d2.checkpoint import WIRING_KEY, RandWireCheckpointer
 from randwire_d2.drawing.grid import draw_grid, draw_networks
-from randwire_d2.drawing.networks import draw_network
+from randwire_d2.drawing.network import draw_network
 from randwire_d2.drawing.style import save_figure
 from randwire_d2.wiring import Dag, random_graph
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Compare RandWire, ResNet-50 and ResNeXt-50: bytes, kernels, memory, times, and their growth.
+"""Compare what RandWire, ResNet-50 and ResNeXt-50 cost: bytes, kernels, memory, and times.
 
     python tools/benchmark.py --batch 64 --no-time
     python tools/benchmark.py --batch 8 --rounds 11 --json output/benchmark.json
     python tools/benchmark.py --detection --no-time
     python tools/benchmark.py --batch 4 --growth output/growth.png
 
-Bytes, kernels, saved and peak memory are counted on fake tensors, in seconds for any size, and are
-the same on any machine. Times, and the ceilings that they are set against, are the present
-device's: a GPU's, where there is one. The tables are Markdown.
+Bytes, kernels, saved and peak memory are counted on fake tensors. That takes seconds for any size,
+and the counts are the same on every machine. Times, and the ceilings that they are compared with,
+are measured on the present device: a GPU, if there is one. The tables are Markdown.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from randwire_d2.benchmark import (
     to_markdown,
 )
 from randwire_d2.benchmark.comparison import DEVICES, MEMORY_FORMATS, PRECISIONS
-from randwire_d2.drawing.style import FORMATS, save_figure
+from randwire_d2.drawing.style import FORMATS, check_format, save_figure
 from randwire_d2.files import atomic_open
 from randwire_d2.wiring import NetworkGenerator
 
@@ -45,45 +45,37 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    work = parser.add_argument_group("the work")
-    work.add_argument("--batch", type=int, help="images (default: 8; of --detection: 1)")
-    work.add_argument(
-        "--size",
-        type=int,
-        nargs="+",
-        metavar="PIXELS",
-        help="of images, one number or height and width (default: 224; of --detection: 800 1344)",
+    add_case(parser)
+    how = parser.add_argument_group("the measurement")
+    how.add_argument("--no-time", action="store_true", help="only count, and take no times")
+    how.add_argument(
+        "--rounds", type=int, default=5, help="how often each step is timed (default: 5)"
     )
-    work.add_argument(
-        "--detection",
-        action="store_true",
-        help="backbones with FrozenBN and FREEZE_AT 2, instead of classifiers",
+    how.add_argument(
+        "--device", choices=DEVICES, help="the device (default: a GPU if there is one)"
     )
-    work.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, help="(default: both)")
-    work.add_argument(
-        "--models",
-        nargs="+",
-        choices=MODELS,
-        help=f"(default: {' '.join(Settings.models)}; of --growth: {' '.join(GROWTH_MODELS)})",
+    how.add_argument(
+        "--threads", type=int, help="the number of threads on a CPU (default: PyTorch's choice)"
     )
-    drawn = parser.add_argument_group("the RandWire, WS(4, 0.75)")
-    drawn.add_argument("--regime", choices=("small", "regular"), default="regular")
-    drawn.add_argument("--channels", type=int, default=109, help="C (default: 109)")
-    drawn.add_argument("--nodes", type=int, default=32, help="N (default: 32)")
-    drawn.add_argument("--seed", type=int, default=1, help="(default: 1)")
-    how = parser.add_argument_group("how")
-    how.add_argument("--no-time", action="store_true", help="only count")
-    how.add_argument("--rounds", type=int, default=5, help="of the timing (default: 5)")
-    how.add_argument("--device", choices=DEVICES, help="(default: a GPU, if there is one)")
-    how.add_argument("--threads", type=int, help="of a CPU (default: PyTorch's)")
-    how.add_argument("--amp", choices=PRECISIONS, help="automatic mixed precision")
-    how.add_argument("--memory-format", choices=MEMORY_FORMATS, default="default")
-    out = parser.add_argument_group("output, beside the tables")
-    out.add_argument("--json", metavar="FILE", help="everything, in bytes and seconds")
+    how.add_argument(
+        "--amp", choices=PRECISIONS, help="use automatic mixed precision with this lower type"
+    )
+    how.add_argument(
+        "--memory-format",
+        choices=MEMORY_FORMATS,
+        default="default",
+        help="the memory format of images and weights (default: the one that each model is built "
+        "with)",
+    )
+    out = parser.add_argument_group("the output, beside the tables")
+    out.add_argument(
+        "--json", metavar="FILE", help="write all results to this file, in bytes and seconds"
+    )
     out.add_argument(
         "--growth",
         metavar="FILE",
-        help=f"a figure of a training step's growth: {', '.join(FORMATS)}",
+        help="draw how a training step grows with the values below; the file ends in "
+        f"{', '.join(FORMATS)}",
     )
     for name, (values, title) in AXES.items():
         out.add_argument(
@@ -92,22 +84,74 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             nargs="*",
             default=values,
             metavar="VALUE",
-            help=f"{title} (default: {' '.join(map(str, values))})",
+            help=f"values of the {title} (default: {' '.join(map(str, values))})",
         )
     args = parser.parse_args(argv)
     if args.batch is None:
         args.batch = 1 if args.detection else 8
     args.size = args.size or ([800, 1344] if args.detection else [224])
-    if len(args.size) > 2:
-        parser.error(f"--size takes one or two numbers; got {len(args.size)}")
-    if not args.no_time and args.rounds < 1:
-        parser.error(f"--rounds must be at least 1, or use --no-time; got {args.rounds}")
-    if args.threads is not None and args.threads < 1:
-        parser.error(f"--threads must be at least 1; got {args.threads}")
-    # Better now than after minutes of measuring.
-    if args.growth and Path(args.growth).suffix.lower() not in FORMATS:
-        parser.error(f"--growth must end in one of {', '.join(FORMATS)}; got {args.growth}")
+    try:
+        check(args)
+    except ValueError as e:
+        parser.error(str(e))
     return args
+
+
+def add_case(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is compared."""
+    work = parser.add_argument_group("the work")
+    work.add_argument(
+        "--batch", type=int, help="the number of images (default: 8; with --detection: 1)"
+    )
+    work.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="the size of an image: one number, or its height and width (default: 224; with "
+        "--detection: 800 1344)",
+    )
+    work.add_argument(
+        "--detection",
+        action="store_true",
+        help="compare detection backbones with FrozenBN and FREEZE_AT 2 instead of classifiers",
+    )
+    work.add_argument(
+        "--steps", nargs="+", choices=STEPS, default=STEPS, help="the steps (default: both)"
+    )
+    work.add_argument(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        help=f"the models (default: {' '.join(Settings.models)}; for --growth: "
+        f"{' '.join(GROWTH_MODELS)})",
+    )
+    drawn = parser.add_argument_group("the RandWire, WS(4, 0.75)")
+    drawn.add_argument(
+        "--regime",
+        choices=("small", "regular"),
+        default="regular",
+        help="the regime (default: regular)",
+    )
+    drawn.add_argument("--channels", type=int, default=109, help="the width C (default: 109)")
+    drawn.add_argument("--nodes", type=int, default=32, help="N nodes per stage (default: 32)")
+    drawn.add_argument("--seed", type=int, default=1, help="the seed of its graphs (default: 1)")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse wrong options now rather than after minutes of measuring.
+
+    Raises:
+        ValueError: an option can't be used.
+    """
+    if len(args.size) > 2:
+        raise ValueError(f"--size takes one or two numbers; got {len(args.size)}")
+    if not args.no_time and args.rounds < 1:
+        raise ValueError(f"--rounds must be at least 1, or use --no-time; got {args.rounds}")
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads must be at least 1; got {args.threads}")
+    if args.growth:
+        check_format(args.growth, "--growth")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

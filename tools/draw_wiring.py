@@ -8,9 +8,10 @@
     python tools/draw_wiring.py --grid "ER(0.2)" "BA(5)" "WS(4, 0.75)" --seeds 1 2 3 4 5 \\
         --nodes 32 --output grid.png
 
-A network is drawn from the image down to the classifier, several of them side by side. Input nodes
-are blue, output nodes red, and nodes that are both half and half; squares are the extra nodes that
-join the stages. A grid has a row for each generator, a column for each seed, and no extra nodes.
+A network is drawn from the image down to the classifier; several networks are drawn side by side.
+Input nodes are blue, output nodes are red, and nodes that are both are half and half; squares are
+the extra nodes that join the stages. A grid has a row for each generator, a column for each seed,
+and no extra nodes.
 """
 
 import argparse
@@ -33,8 +34,8 @@ from randwire_d2.config import (
 from randwire_d2.conversion import read_checkpoint
 from randwire_d2.drawing.dag_layout import layout_dag
 from randwire_d2.drawing.grid import draw_grid, draw_networks
-from randwire_d2.drawing.networks import draw_network
-from randwire_d2.drawing.style import FORMATS, save_figure
+from randwire_d2.drawing.network import draw_network
+from randwire_d2.drawing.style import FORMATS, check_format, save_figure
 from randwire_d2.wiring import Dag, NetworkSpec, graph_label, parse_graph, random_graph
 
 GRID = ("ER(0.2)", "ER(0.6)", "BA(1)", "BA(5)", "WS(4, 0)", "WS(4, 0.75)")
@@ -46,40 +47,53 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    group = parser.add_argument_group("the source, one of")
+    group = parser.add_argument_group("the source, which is one of these")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--config-file", metavar="FILE", help="of a classifier or a detector with a RandWire"
+        "--config-file",
+        metavar="FILE",
+        help="the config of a classifier or a detector with a RandWire",
     )
-    source.add_argument("--checkpoint", nargs="+", metavar="FILE", help="with the wiring in it")
-    source.add_argument("--spec", nargs="+", metavar="FILE", help="a network's JSON")
+    source.add_argument(
+        "--checkpoint", nargs="+", metavar="FILE", help="checkpoints that carry their wiring"
+    )
+    source.add_argument(
+        "--spec", nargs="+", metavar="FILE", help="JSON files of networks, as to_json writes them"
+    )
     source.add_argument(
         "--grid",
         nargs="*",
         metavar="GENERATOR",
-        help=f"written like the paper's (default: {' '.join(map(repr, GRID))})",
+        help=f"generators as the paper writes them (default: {' '.join(map(repr, GRID))})",
     )
     parser.add_argument(
-        "--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS)}"
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=f"the picture; the file ends in {', '.join(FORMATS)}",
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", help="(default: the config's; of --grid: 1 2 3 4 5)"
+        "--seeds",
+        type=int,
+        nargs="+",
+        help="the seeds (default: the config's seed; with --grid: 1 2 3 4 5)",
     )
-    parser.add_argument("--nodes", type=int, help="N, of --grid (default: 32)")
+    parser.add_argument("--nodes", type=int, help="the N of the graphs of --grid (default: 32)")
     parser.add_argument(
         "--layout",
         choices=("stacked", "columns"),
-        help="columns: the stages of one network from left to right, with the nodes' indices "
-        "(default: stacked)",
+        help="how the stages of a network lie: stacked, or in columns from left to right with the "
+        "indices of the nodes, for one network only (default: stacked)",
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="keys of the config and their new values"
+    )
     return parser.parse_intermixed_args(argv)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what does not go together, before any work."""
-    if Path(args.output).suffix.lower() not in FORMATS:
-        raise ValueError(f"--output must end in one of {', '.join(FORMATS)}; got {args.output}")
+    """Refuse options that do not go together, before any work."""
+    check_format(args.output, "--output")
     is_grid, is_config = args.grid is not None, args.config_file is not None
     for given, fits, name, source in (
         (args.opts, is_config, "KEY VALUE", "--config-file"),
@@ -92,7 +106,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def networks_of_config(args: argparse.Namespace) -> tuple[str, dict[str, NetworkSpec]]:
-    """The generator's name, and the networks by their titles."""
+    """The name of the generator, and the networks under their titles."""
     cfg = classifier_config()
     merge_config(cfg, args.config_file, args.opts)
     name, node = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RANDWIRE
@@ -137,7 +151,7 @@ def draw(args: argparse.Namespace) -> Figure:
             graphs = [random_graph(model, nodes, seed, **params) for seed in seeds]
             rows[graph_label(model, params)] = [Dag.from_graph(graph) for graph in graphs]
         for dag in tqdm([dag for row in rows.values() for dag in row], unit="graph", leave=False):
-            layout_dag(dag, extra=False)  # most of the time; kept for the drawing
+            layout_dag(dag, extra=False)  # it takes most of the time, and draw_grid finds it done
         return draw_grid(rows, [f"seed {s}" for s in seeds])
     if args.config_file is not None:
         name, networks = networks_of_config(args)

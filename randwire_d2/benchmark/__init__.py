@@ -1,12 +1,13 @@
 """What a network costs: counted on fake tensors, timed on the present device, and drawn.
 
-Counts need no device and run nothing; times are paired, so that a machine's moods hit every network
-alike; the roofline says how far a network is from what the device could do.
+Counting needs no device and computes nothing. Times are paired, so that a slow moment of the
+machine hits every network alike. The roofline says how far a network is from the best that the
+device could do.
 """
 
 from .comparison import Benchmark, Row, Settings, run
 from .counting import Count, Operation, count
-from .growth import AXES, GROWTH_MODELS, Point, grow, plot_growth
+from .growth import AXES, GROWTH_MODELS, GrowthPoint, grow, plot_growth
 from .markdown import to_json, to_markdown
 from .models import MODELS, REFERENCE, STEPS, Case, available_models, build
 from .roofline import Ceilings, floor, measure_ceilings
@@ -22,8 +23,8 @@ __all__ = [
     "Case",
     "Ceilings",
     "Count",
+    "GrowthPoint",
     "Operation",
-    "Point",
     "Ratio",
     "Row",
     "Settings",

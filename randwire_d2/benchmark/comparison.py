@@ -1,9 +1,9 @@
-"""One comparison: every model built, counted, timed and set against the roofline."""
+"""One comparison: every model is built, counted, timed and set against the roofline."""
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -15,7 +15,8 @@ from .roofline import Ceilings, floor, measure_ceilings
 from .timing import Clock, Ratio, Step, clock_of, paired, ratio
 
 DEVICES = ("cpu", "cuda")
-WARMUP = {"cpu": 1, "cuda": 3}  # on a GPU, kernels are chosen or compiled and the allocator fills
+# The first steps on a GPU choose or compile kernels and fill the allocator.
+WARMUP = {"cpu": 1, "cuda": 3}
 MEMORY_FORMATS = {
     "default": torch.preserve_format,
     "contiguous": torch.contiguous_format,
@@ -26,16 +27,21 @@ PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Settings:
-    """How it is compared.
+    """How models are compared.
 
     Attributes:
-        device: "cpu" or "cuda"; counts are the same on both.
-        rounds: of the timing; 0 takes no times.
-        amp: "float16" or "bfloat16" for automatic mixed precision; else float32.
-        memory_format: of images and weights: "default" leaves what the models are built with.
+        device: ``"cpu"`` or ``"cuda"``, where times are taken; counts are the same on both.
+        rounds: how often each step is timed; with 0, no times are taken.
+        amp: ``"float16"`` or ``"bfloat16"`` for automatic mixed precision, None for float32.
+        memory_format: a name of ``MEMORY_FORMATS``, for images and weights; ``"default"`` keeps
+            that of the models as they are built.
         models: names of ``MODELS``, in the order of the table.
-        steps: "inference" (eval mode, without gradients), "training" (forward, loss, backward,
-            without the optimizer), or both.
+        steps: ``"inference"`` (forward in eval mode, without gradients), ``"training"`` (forward,
+            loss and backward, without the optimizer), or both.
+
+    Raises:
+        ValueError: a name is unknown, or occurs twice; the rounds are negative; or the device is
+            "cuda" and there is no GPU.
     """
 
     device: str = "cpu"
@@ -60,10 +66,15 @@ class Settings:
             for given in value:
                 if given not in known:
                     raise ValueError(f"unknown {name} {given!r}; known are {', '.join(known)}")
-        if len(set(self.models)) < len(self.models):
-            raise ValueError(f"a model is named twice: {', '.join(self.models)}")
+        for name, names in (("model", self.models), ("step", self.steps)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"a {name} is named twice: {', '.join(names)}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("there is no GPU that PyTorch can use: choose the device cpu")
+
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        return PRECISIONS[self.amp] if self.amp else None
 
     def __str__(self) -> str:
         precision = f"float32 and {self.amp}, mixed" if self.amp else "float32"
@@ -72,16 +83,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """A model's step.
+    """What one step of a model costs.
 
     Attributes:
         model: a name of ``MODELS``.
         step: ``"inference"`` or ``"training"``.
-        count: bytes, kernels and memory, counted.
-        times: seconds of the whole batch, one for each round; empty where none were taken.
-        versus: the time as a multiple of ResNet-50's, within each round.
+        count: the bytes, kernels and memory that were counted.
+        times: the seconds of the whole batch, one for each round; empty where none were taken.
+        versus: the time as a multiple of ResNet-50's in the same round.
         floor: the least seconds that the roofline allows for the whole batch.
-        gpu_peak: bytes that the step held at most, by the allocator of the GPU.
+        gpu_peak: the most bytes that the step held, as the allocator of the GPU counts them.
     """
 
     model: str
@@ -95,7 +106,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A comparison's outcome."""
+    """The outcome of a comparison: a row for each step and model, and what it was measured on."""
 
     case: Case
     settings: Settings
@@ -112,77 +123,89 @@ def run(
     clock: Clock | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Benchmark:
-    """Compare models.
+    """Build, count and time the models of ``settings``.
 
     Args:
-        ceilings: measure the roofline too, where times are taken.
-        clock: measures a step instead of the device's clock.
-        progress: told what is being done.
+        case: the work of a step, and the RandWire.
+        settings: how the models are compared.
+        ceilings: measure the roofline too, if times are taken.
+        clock: what measures the seconds of a step; by default the device's own clock.
+        progress: is called with a line for each thing that is being done.
 
     Raises:
-        ValueError: for models that can't be built or steps that they can't run, such as batch norm
-            over a single value.
+        ValueError: a model can't be built, or can't run a step, such as batch norm over a single
+            value.
     """
     device = torch.device(settings.device)
-    amp = PRECISIONS.get(settings.amp or "")
     memory_format = MEMORY_FORMATS[settings.memory_format]
     models = {name: build(name, case).to(memory_format=memory_format) for name in settings.models}
     make_inputs = partial(case.make_inputs, memory_format=memory_format)
-    counts = {}
+    step_forward = partial(forward, amp=settings.amp_dtype)
+    rows = []
     for step in settings.steps:
         for name, model in models.items():
             progress(f"counting {MODELS[name]}, {step}")
-            counts[step, name] = count(
-                model, make_inputs, partial(forward, amp=amp), step == "training"
-            )
-    if not settings.rounds:
-        rows = tuple(Row(name, step, counts[step, name]) for step, name in counts)
-        return Benchmark(case, settings, rows, machine=describe_machine(device))
-
-    for model in models.values():
-        model.to(device)
-    images, labels = make_inputs(device)
+            counted = count(model, make_inputs, step_forward, step == "training")
+            rows.append(Row(name, step, counted))
     best = None
-    if ceilings:
-        progress("measuring the ceilings")
-        best = measure_ceilings(device, amp or torch.float32)
-    timed: list[Row] = []
-    for step in settings.steps:
-        progress(f"timing {step}, {settings.rounds} rounds")
-        steps = {
-            name: partial(_STEPS[step], model, images, labels, amp)
-            for name, model in models.items()
-        }
+    if settings.rounds:
         for model in models.values():
-            model.train(step == "training")
-        times = paired(
-            steps,
-            clock or clock_of(device),
-            settings.rounds,
-            warmup=WARMUP[device.type],
-            before=lambda name: models[name].zero_grad(set_to_none=True),
-        )
-        for name, model in models.items():
-            timed.append(
-                Row(
-                    name,
-                    step,
-                    counts[step, name],
-                    tuple(times[name]),
-                    ratio(times[name], times[REFERENCE]) if REFERENCE in times else None,
-                    None if best is None else floor(counts[step, name], best),
-                    gpu_peak(steps[name], model, (images, labels))
-                    if device.type == "cuda"
-                    else None,
-                )
+            model.to(device)
+        inputs = make_inputs(device)
+        if ceilings:
+            progress("measuring the ceilings")
+            best = measure_ceilings(device, settings.amp_dtype or torch.float32)
+            rows = [replace(row, floor=floor(row.count, best)) for row in rows]
+        timed: list[Row] = []
+        for step in settings.steps:
+            progress(f"timing {step}, {settings.rounds} rounds")
+            of_step = [row for row in rows if row.step == step]
+            timed += _timed(of_step, models, inputs, settings, clock or clock_of(device))
+        rows = timed
+    return Benchmark(case, settings, tuple(rows), best, describe_machine(device))
+
+
+def _timed(
+    rows: Sequence[Row],
+    models: Mapping[str, nn.Module],
+    inputs: tuple[torch.Tensor, torch.Tensor],
+    settings: Settings,
+    clock: Clock,
+) -> list[Row]:
+    """The rows of one step with their times and, on a GPU, the memory that its allocator saw."""
+    training = rows[0].step == "training"
+    for model in models.values():
+        model.train(training)
+    steps = {
+        name: partial(train if training else infer, model, *inputs, settings.amp_dtype)
+        for name, model in models.items()
+    }
+    times = paired(
+        steps,
+        clock,
+        settings.rounds,
+        warmup=WARMUP[settings.device],
+        before=lambda name: models[name].zero_grad(set_to_none=True),
+    )
+    timed = []
+    for row in rows:
+        own = times[row.model]
+        on_gpu = settings.device == "cuda"
+        timed.append(
+            replace(
+                row,
+                times=tuple(own),
+                versus=ratio(own, times[REFERENCE]) if REFERENCE in times else None,
+                gpu_peak=gpu_peak(steps[row.model], models[row.model], inputs) if on_gpu else None,
             )
-    return Benchmark(case, settings, tuple(timed), best, describe_machine(device))
+        )
+    return timed
 
 
 def train(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, amp: torch.dtype | None
 ) -> None:
-    """Forward, loss and backward, of a model in training mode."""
+    """Run forward, loss and backward of a model in training mode."""
     loss = forward(model, images, labels, amp)
     assert isinstance(loss, torch.Tensor)
     loss.backward()
@@ -191,16 +214,13 @@ def train(
 def infer(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, amp: torch.dtype | None
 ) -> None:
-    """Forward without gradients, of a model in eval mode."""
+    """Run forward without gradients, of a model in eval mode."""
     with torch.no_grad():
         forward(model, images, labels, amp)
 
 
-_STEPS = {"training": train, "inference": infer}
-
-
 def gpu_peak(step: Step, model: nn.Module, inputs: Iterable[torch.Tensor]) -> int:
-    """Bytes that a step holds at most, its model and inputs included and all others left out."""
+    """The most bytes that a step holds, with its own model and inputs, but without the others'."""
     model.zero_grad(set_to_none=True)
     torch.cuda.synchronize()
     own = sum(t.untyped_storage().nbytes() for t in (*_tensors(model), *inputs))
@@ -216,7 +236,7 @@ def _tensors(model: nn.Module) -> Sequence[torch.Tensor]:
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """What a figure depends on beside the case: device, threads, versions."""
+    """What measurements depend on beside the case: the device, its threads, PyTorch's version."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "device": name,

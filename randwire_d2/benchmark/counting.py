@@ -1,16 +1,16 @@
-"""Bytes, kernels and memory of a step, counted on fake tensors: nothing is computed.
+"""The bytes, kernels and memory of a step, counted on fake tensors: nothing is computed.
 
-The conventions:
+These are the conventions:
 
-- an operation is what PyTorch dispatches below autograd, forward and backward, and is one kernel.
-  Views, metadata and uninitialised allocations are none;
-- its traffic is the bytes of every tensor that it reads or writes. What it changes in place is
-  read and written, unless it only overwrites; a dimension that is broadcast with stride 0 is
-  there once; a custom operator moves its arguments and results, whatever it does inside;
-- saved is the bytes of the different storages that autograd has kept by the end of the forward
-  pass, but for parameters and buffers. Images count, where the first convolution keeps them;
-- peak is the most that all storages hold together: parameters, buffers, images, activations and
-  gradients. What a kernel allocates inside for itself is unknown.
+- An operation is what PyTorch dispatches below autograd, forward and backward, and counts as one
+  kernel. Views, metadata and uninitialised allocations are no operations.
+- Its traffic is the bytes of every tensor that it reads or writes. What it changes in place is
+  both read and written, unless it is only overwritten. A dimension that is broadcast with stride 0
+  counts once. A custom operator moves its arguments and results, whatever it does inside.
+- "Saved" is the bytes of the different storages that autograd keeps at the end of the forward
+  pass, without parameters and buffers. Images count where the first convolution keeps them.
+- "Peak" is the most that all storages hold together: parameters, buffers, images, activations and
+  gradients. What a kernel allocates for itself is not known.
 """
 
 import copy
@@ -28,14 +28,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-# Memory is taken, and nothing is put into it.
+# These take memory and put nothing into it.
 ALLOCATIONS = {
     f"aten::{name}"
     for name in (
         "empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided",
     )
 }  # fmt: skip
-# The first argument tells a shape; nothing is read from it.
+# These read nothing of their first argument but its shape.
 SHAPE_ONLY = {
     f"aten::{name}"
     for name in (
@@ -43,7 +43,7 @@ SHAPE_ONLY = {
         "zeros_like",
     )
 }  # fmt: skip
-# What was in the first argument is overwritten unread.
+# These overwrite their first argument without reading it.
 OVERWRITING = {
     f"aten::{name}" for name in ("bernoulli_", "copy_", "fill_", "normal_", "uniform_", "zero_")
 }
@@ -53,10 +53,10 @@ class Operation(NamedTuple):
     """One kernel.
 
     Attributes:
-        name: such as ``"aten.addmm.default"``.
-        traffic: bytes read and written.
-        flops: two for each multiply-add of a convolution or a matrix product, by PyTorch's
-            formulas; of a custom operator, if ``torch.utils.flop_counter`` has a formula for it.
+        name: PyTorch's name, such as ``"aten.addmm.default"``.
+        traffic: the bytes that it reads and writes.
+        flops: two for each multiply-add of a convolution or a matrix product, by the formulas of
+            ``torch.utils.flop_counter``; 0 where it has no formula, as for most custom operators.
     """
 
     name: str
@@ -66,11 +66,11 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True)
 class Count:
-    """What one step does; all sizes in bytes, for the whole batch.
+    """What one step does with the whole batch; all sizes are in bytes.
 
     Attributes:
         operations: every kernel, in order.
-        saved: kept for the backward pass.
+        saved: what autograd keeps for the backward pass.
         peak: the most that is held at once.
     """
 
@@ -99,17 +99,17 @@ def count(
 ) -> Count:
     """Count one step of a model, on a fake copy of it.
 
-    The figures depend on shapes and types alone, not on the device that the model is on: it is
-    counted as on a CPU, where every operator that both have is the same.
+    The counts depend on shapes and types alone. The model is counted as on a CPU, whatever device
+    it is on, because the operators are the same.
 
     Args:
         model: any module; it stays as it is, in train or eval mode as it was.
-        make_inputs: makes the step's inputs; the tensors it creates are fake too.
-        forward: called as ``forward(model, *inputs)``. For training it must return the loss, of
-            which the backward pass is then run.
-        training: else, eval mode without gradients.
+        make_inputs: makes the step's inputs; the tensors that it creates are fake, too.
+        forward: is called as ``forward(model, *inputs)``. For training it must return the loss,
+            from which the backward pass then runs.
+        training: count a training step, else one in eval mode without gradients.
     """
-    # Tensors that a module keeps beside its parameters and buffers stay real and are only looked at
+    # A tensor that a module keeps beside its parameters and buffers stays real; it is only read.
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     tensors = [*model.parameters(), *model.buffers()]
     counted = copy.deepcopy(model, {id(t): _fake(fake, t) for t in tensors}).train(training)
@@ -129,7 +129,7 @@ def count(
         for tensor in (*kept, *inputs):
             counter.hold(tensor)
         with counter:
-            # Only the forward pass: what is recomputed in the backward pass is not kept for it.
+            # In the forward pass only: what the backward pass recomputes was not kept for it.
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 result = forward(counted, *inputs)
             saved_bytes = sum(saved.values())
@@ -196,7 +196,7 @@ class _Counter(TorchDispatchMode):
 def _traffic(
     func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], outputs: Sequence[Tensor]
 ) -> int | None:
-    """Bytes read and written by an operation; None if it touches no memory."""
+    """The bytes that an operation reads and writes; None if it touches no memory."""
     schema = func._schema
     if (
         func.namespace == "prim"
@@ -213,7 +213,7 @@ def _traffic(
         if tensors and argument.alias_info is not None and argument.alias_info.is_write:
             writes = True
             moved += size
-            # An `out` argument, too, is only written.
+            # An `out` argument is only written, too.
             if argument.kwarg_only or (i == 0 and schema.name in OVERWRITING):
                 continue
         if not (i == 0 and schema.name in SHAPE_ONLY):
@@ -238,12 +238,12 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _key(tensor: Tensor) -> int:
-    """The identity of a tensor's storage, as long as that is alive."""
+    """The identity of a tensor's storage, as long as the storage is alive."""
     return tensor.untyped_storage()._cdata
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes of the different elements of a tensor."""
+    """The bytes of a tensor's different elements."""
     size = tensor.element_size()
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         size *= length if stride or not length else 1

@@ -1,4 +1,4 @@
-"""How time and memory grow with the batch, the resolution, N and C."""
+"""How the time and memory of a training step grow with the batch, the resolution, N and C."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from matplotlib.figure import Figure
 
-from ..drawing.style import BLUE, GREY, INK, RED, plots, style_axes
+from ..drawing.style import BLUE, GREEN, GREY, INK, PINK, RED, plots, style_axes
 from .comparison import Settings, run
 from .models import MODELS, Case
 from .timing import Clock
 
-# What grows, with its values and its name in the figure.
+# What grows: its values, and its name in the figure.
 AXES: dict[str, tuple[tuple[int, ...], str]] = {
     "batch": ((1, 2, 4, 8), "batch (images)"),
     "size": ((96, 128, 160, 224), "height of an image (pixels)"),
@@ -19,28 +19,27 @@ AXES: dict[str, tuple[tuple[int, ...], str]] = {
     "channels": ((54, 78, 109, 154), "C (channels)"),
 }
 GROWTH_MODELS = ("randwire", "randwire-plain", "resnet50")
-# Colours that the colour-blind tell apart, and markers for those who print in grey.
+# The markers tell the models apart in a print in grey.
 LOOKS = {
     "randwire": (BLUE, "o"),
-    "randwire-recompute": ("#009E73", "D"),
+    "randwire-recompute": (GREEN, "D"),
     "randwire-plain": (RED, "s"),
     "resnet50": (INK, "^"),
-    "resnext50": ("#CC79A7", "v"),
+    "resnext50": (PINK, "v"),
     "resnet50-msra": (GREY, "P"),
 }
-DPI = 100
 
 
 @dataclass(frozen=True)
-class Point:
-    """A model's training step at one value of one axis.
+class GrowthPoint:
+    """What the training step of a model costs at one value of one axis.
 
     Attributes:
         axis: a name of ``AXES``.
-        value: on that axis.
+        value: the value on that axis.
         model: a name of ``MODELS``.
-        saved, peak: bytes of the whole batch, counted.
-        time: seconds of the whole batch, the median over the rounds; none if none was taken.
+        saved, peak: the bytes of the whole batch that were counted.
+        time: the seconds of the whole batch, the median over the rounds; None if no time was taken.
     """
 
     axis: str
@@ -58,15 +57,17 @@ def grow(
     *,
     clock: Clock | None = None,
     progress: Callable[[str], None] = lambda line: None,
-) -> list[Point]:
-    """Count and time a training step, one thing growing at a time and all others as in ``case``.
+) -> list[GrowthPoint]:
+    """Count and time a training step while one thing grows and all others are as in ``case``.
 
     Args:
-        values: of each axis; by default those of ``AXES``.
-        clock, progress: as in ``run``.
+        case: the point that lies on every axis.
+        settings: how the models are compared; its steps are not used.
+        values: the values of each axis; by default those of ``AXES``.
+        clock, progress: see ``run``.
 
     Raises:
-        ValueError: as ``run``, or for an unknown axis.
+        ValueError: an axis is unknown, or ``run`` refuses a value.
     """
     values = {name: known for name, (known, _) in AXES.items()} if values is None else values
     training = replace(settings, steps=("training",))
@@ -81,12 +82,14 @@ def grow(
                 done[key] = run(at, training, ceilings=False, clock=clock).rows
             for row in done[key]:
                 time = statistics.median(row.times) if row.times else None
-                points.append(Point(axis, value, row.model, row.count.saved, row.count.peak, time))
+                points.append(
+                    GrowthPoint(axis, value, row.model, row.count.saved, row.count.peak, time)
+                )
     return points
 
 
 def move(case: Case, axis: str, value: int) -> Case:
-    """The case with another value on one axis; images keep the ratio of their sides."""
+    """The case with another value on an axis; images keep the ratio of their sides."""
     if axis == "batch":
         return replace(case, batch=value)
     if axis == "size":
@@ -98,8 +101,13 @@ def move(case: Case, axis: str, value: int) -> Case:
     raise ValueError(f"unknown axis {axis!r}; known are {', '.join(AXES)}")
 
 
-def plot_growth(points: Sequence[Point], caption: str = "") -> Figure:
-    """Time above, memory below, a column for each axis; only measured points, none if none."""
+def plot_growth(points: Sequence[GrowthPoint], caption: str = "") -> Figure:
+    """Plot time above and memory below, with a column for each axis.
+
+    Args:
+        points: what ``grow`` found; without any times, the plots above say so.
+        caption: is written below the figure.
+    """
     axes = list(dict.fromkeys(point.axis for point in points))
     models = list(dict.fromkeys(point.model for point in points))
     figure, grid = plots(4 * max(len(axes), 1), 7, 2, max(len(axes), 1), sharey="row")

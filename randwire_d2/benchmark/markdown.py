@@ -1,4 +1,4 @@
-"""A comparison as a table in Markdown and as JSON."""
+"""A comparison as tables in Markdown, and as JSON."""
 
 import json
 import statistics
@@ -9,82 +9,82 @@ from typing import Any
 from tabulate import tabulate
 
 from .comparison import Benchmark, Row
-from .growth import Point
+from .growth import GrowthPoint
 from .models import MODELS, REFERENCE
 
-MB = 1e6  # as a disk's, and as in the paper's "M"
-NO_TIMES = "no times were taken"
+MB = 1e6  # as in "MB" on a disk, and in the paper's "M"
 
 
 def to_markdown(benchmark: Benchmark, command: str) -> str:
-    """Two tables, counts and times, below the conditions; all but peaks are per image."""
-    batch = benchmark.case.batch
-    machine = benchmark.machine
-    ceilings = benchmark.ceilings
-    lines = [
-        f"`{command}`",
-        "",
-        f"{benchmark.case}; {benchmark.settings}",
-        "",
-        "Counted on fake tensors; per image, but for the peak of the whole batch:",
-        "",
-        _table(
-            ["", "step", "multiply-adds (M)", "traffic (MB)", "kernels", "saved (MB)", "peak (MB)"],
-            [
-                [
-                    *_title(row),
-                    f"{row.count.flops / 2 / batch / MB:,.0f}",
-                    f"{row.count.traffic / batch / MB:,.0f}",
-                    f"{row.count.kernels:,}",
-                    f"{row.count.saved / batch / MB:,.1f}",
-                    f"{row.count.peak / MB:,.0f}",
-                ]
-                for row in benchmark.rows
-            ],
-        ),
-        "",
-    ]
+    """A table of counts and, if times were taken, one of times, below the conditions.
+
+    All figures but peaks are per image.
+    """
+    machine, rounds = benchmark.machine, benchmark.settings.rounds
     where = (
         f"{machine['device']}, {machine['threads']} threads on {machine['cpus']} CPUs, "
         f"PyTorch {machine['torch']}"
     )
-    if not benchmark.settings.rounds:
-        return "\n".join([*lines, f"{where}; {NO_TIMES}."])
+    paragraphs = [
+        f"`{command}`",
+        f"{benchmark.case}; {benchmark.settings}",
+        "Counted on fake tensors; per image, but for the peak of the whole batch:",
+        _counts(benchmark),
+    ]
+    if not rounds:
+        return "\n\n".join([*paragraphs, f"{where}; no times were taken."])
     on_gpu = any(row.gpu_peak is not None for row in benchmark.rows)
+    paragraphs += [
+        f"Measured on {where}; medians over {rounds} round(s), per image"
+        + (" but for the peak:" if on_gpu else ":"),
+        _times(benchmark, on_gpu),
+    ]
+    if ceilings := benchmark.ceilings:
+        paragraphs.append(
+            f"Ceilings measured in the same run: {ceilings.flops / 1e9:,.0f} GFLOP/s in matrix "
+            f"products, {ceilings.bandwidth / 1e9:,.1f} GB/s in copies. A dense 3×3 convolution "
+            "can be faster than its floor: Winograd's method does with fewer multiply-adds."
+        )
+    return "\n\n".join(paragraphs)
+
+
+def _counts(benchmark: Benchmark) -> str:
+    batch = benchmark.case.batch
+    header = ["multiply-adds (M)", "traffic (MB)", "kernels", "saved (MB)", "peak (MB)"]
+    rows = [
+        [
+            *_title(row),
+            f"{row.count.flops / 2 / batch / MB:,.0f}",
+            f"{row.count.traffic / batch / MB:,.0f}",
+            f"{row.count.kernels:,}",
+            f"{row.count.saved / batch / MB:,.1f}",
+            f"{row.count.peak / MB:,.0f}",
+        ]
+        for row in benchmark.rows
+    ]
+    return _table(["", "step", *header], rows)
+
+
+def _times(benchmark: Benchmark, on_gpu: bool) -> str:
+    batch = benchmark.case.batch
     header = ["", "step", "time (ms)", f"× {MODELS[REFERENCE]} (quartiles)"]
-    header += ["floor (ms)", "time / floor"] if ceilings else []
+    header += ["floor (ms)", "time / floor"] if benchmark.ceilings else []
     header += ["measured peak (MB)"] if on_gpu else []
     rows = []
     for row in benchmark.rows:
         time = statistics.median(row.times)
         cells = [*_title(row), f"{time / batch * 1e3:,.2f}"]
-        if row.versus is None:
-            cells.append("")
-        else:
-            cells.append("{:.2f} ({:.2f} … {:.2f})".format(*row.versus))
+        cells.append("{:.2f} ({:.2f} … {:.2f})".format(*row.versus) if row.versus else "")
         if row.floor is not None:
             cells += [f"{row.floor / batch * 1e3:,.2f}", f"{time / row.floor:.1f}"]
         if row.gpu_peak is not None:
             cells.append(f"{row.gpu_peak / MB:,.0f}")
         rows.append(cells)
-    lines += [
-        f"Measured on {where}; medians over {benchmark.settings.rounds} round(s), per image"
-        + (" but for the peak:" if on_gpu else ":"),
-        "",
-        _table(header, rows),
-    ]
-    if ceilings:
-        lines += [
-            "",
-            f"Ceilings measured in the same run: {ceilings.flops / 1e9:,.0f} GFLOP/s in matrix "
-            f"products, {ceilings.bandwidth / 1e9:,.1f} GB/s in copies. A dense 3×3 convolution "
-            "can be faster than its floor: Winograd's method does with fewer multiply-adds.",
-        ]
-    return "\n".join(lines)
+    return _table(header, rows)
 
 
-def to_json(benchmark: Benchmark, command: str, growth: Iterable[Point] = ()) -> str:
-    """Everything, in bytes and seconds of the whole batch; what was not measured is null."""
+def to_json(benchmark: Benchmark, command: str, growth: Iterable[GrowthPoint] = ()) -> str:
+    """All results in bytes and seconds of the whole batch; what was not measured is null."""
     rows = []
     for row in benchmark.rows:
         rows.append(

@@ -26,14 +26,14 @@ REFERENCE = "resnet50"
 STEPS = ("inference", "training")
 CLASSES = 1000
 
-# What the models of RandWire differ in.
+# The options in which the RandWires differ.
 RANDWIRE_OPTIONS: dict[str, dict[str, Any]] = {
     "randwire": {"fused": True},
     "randwire-recompute": {"fused": True, "recompute": True},
     "randwire-plain": {"fused": False},
 }
-# Detectron2's ResNets. MSRA's have the stride in the first 1×1 convolution of a block, Detectron2's
-# default; torchvision's, and those of this project's configs, in the 3×3 one.
+# Options of Detectron2's ResNets. MSRA's models have the stride in the first 1×1 convolution of a
+# block, which is Detectron2's default; torchvision's and this project's configs have it in the 3×3.
 RESNET_OPTIONS: dict[str, dict[str, Any]] = {
     "resnet50": {"STRIDE_IN_1X1": False},
     "resnet50-msra": {"STRIDE_IN_1X1": True},
@@ -46,11 +46,16 @@ class Case:
     """What is compared: the work, and the RandWire.
 
     Attributes:
-        batch: images.
-        height, width: of an image, in pixels.
-        detection: a detector's backbone, res2 … res5, with FrozenBN and FREEZE_AT 2, whose loss is
-            the sum of its features; else a classifier of 1000 classes with its cross entropy.
-        generator: of the RandWire, from its seed ``seed``.
+        batch: the number of images.
+        height, width: the size of an image in pixels.
+        detection: compare the backbones of detectors (res2 … res5, FrozenBN, FREEZE_AT 2), whose
+            loss is the sum of their features; else classifiers of 1000 classes, whose loss is the
+            cross entropy.
+        generator: what draws the RandWire.
+        seed: the seed it draws from.
+
+    Raises:
+        ValueError: the batch, the height or the width is less than 1.
     """
 
     batch: int = 8
@@ -88,20 +93,20 @@ class Case:
 
 
 def available_models(detection: bool) -> tuple[str, ...]:
-    """The names of the models that can be built."""
+    """The names of the models that ``build`` knows for a task."""
     return tuple(name for name in MODELS if detection or name != "resnet50-msra")
 
 
 def build(name: str, case: Case) -> nn.Module:
-    """Build a model, without weights that mean anything.
+    """Build a model with random weights.
 
-    No edge is dropped from a RandWire: which one it is would change the step.
+    A RandWire drops no edges, because each would change the work of the step in its own way.
 
     Args:
         name: one of ``available_models(case.detection)``.
 
     Raises:
-        ValueError: for another name, or a RandWire that can't be drawn.
+        ValueError: the name is another one, or the RandWire can't be drawn.
     """
     names = available_models(case.detection)
     if name not in names:
@@ -130,10 +135,10 @@ def build(name: str, case: Case) -> nn.Module:
 def forward(
     model: nn.Module, images: Tensor, labels: Tensor, amp: torch.dtype | None = None
 ) -> Tensor | dict[str, Tensor]:
-    """In training the loss, else what the model returns.
+    """Run a model; returns the loss in training mode, else what the model returns.
 
     Args:
-        amp: the lower precision of an automatic mixed one; none is the model's own precision.
+        amp: the lower type of automatic mixed precision; None leaves the model its own type.
     """
     with torch.autocast(images.device.type, amp, enabled=amp is not None):
         outputs = model(images)

@@ -1,4 +1,4 @@
-"""What the device can do at best, and the least time that a step could take on it."""
+"""The roofline: what a device can do at best, and the least time that a step could take on it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,20 +10,20 @@ from torch.utils.benchmark import Timer
 
 from .counting import Count
 
-# Pixels × input channels × output channels, as of the 1×1 convolutions of such networks.
+# Pixels × input channels × output channels of 1×1 convolutions as these networks have them.
 MATMULS = ((6272, 256, 256), (6272, 218, 218), (1568, 512, 512), (1568, 872, 872))
-# A GPU is only filled by larger batches than a CPU.
+# It takes a larger batch to fill a GPU.
 BATCHES = {"cuda": 32, "cpu": 1}
 COPIED = {"cuda": 1 << 30, "cpu": 1 << 27}  # bytes: more than any cache holds
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """A device's best.
+    """The best that a device did.
 
     Attributes:
-        flops: of a matrix product, per second; a multiply-add is two.
-        bandwidth: bytes read and written by a copy, per second.
+        flops: operations per second of a matrix product; a multiply-add is two.
+        bandwidth: bytes per second that a copy reads and writes.
     """
 
     flops: float
@@ -33,11 +33,12 @@ class Ceilings:
 def measure_ceilings(
     device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.5
 ) -> Ceilings:
-    """Measure what a matrix product and a copy reach.
+    """Measure how fast matrix products and copies are.
 
     Args:
-        dtype: of the matrices; float32 too, which is faster where a CPU only emulates the other.
-        seconds: how long each of the measurements takes, about.
+        dtype: the type of the matrices. float32 is tried as well: it is the faster one where a CPU
+            only emulates the other.
+        seconds: about how long each of the two measurements takes.
     """
     flops = 0.0
     tried = [(shape, kind) for kind in {dtype, torch.float32} for shape in MATMULS]
@@ -55,14 +56,14 @@ def measure_ceilings(
 
 
 def _shortest(step: Callable[[], object], seconds: float) -> float:
-    """The least seconds that a step took, by PyTorch's own timer, which knows GPUs."""
+    """The least seconds that a step took; PyTorch's timer waits for a GPU."""
     timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
     return min(timer.blocked_autorange(min_run_time=seconds).times)
 
 
 @contextmanager
 def _precision_of_convolutions(device: torch.device) -> Iterator[None]:
-    """Let matrix products use TensorFloat-32 where convolutions do, as they do by default."""
+    """Let matrix products use TensorFloat-32 where convolutions do, which is PyTorch's default."""
     if device.type != "cuda" or not torch.backends.cudnn.allow_tf32:
         yield
         return
@@ -75,11 +76,12 @@ def _precision_of_convolutions(device: torch.device) -> Iterator[None]:
 
 
 def floor(count: Count, ceilings: Ceilings) -> float:
-    """The least seconds for a step, were every operation at one of the ceilings.
+    """The seconds that a step would take if every operation reached one of the ceilings.
 
-    A step can still be faster: where tensors stay in a cache, or where a dense 3×3 convolution is
-    done by Winograd's method, with less than half of its multiply-adds (oneDNN and cuDNN have it;
-    seen on a CPU: 2.2 times the ceiling). A custom operator without FLOP formula is traffic alone.
+    A step can still be faster where tensors stay in a cache, or where Winograd's method computes a
+    dense 3×3 convolution with less than half of its multiply-adds, as in oneDNN and cuDNN (on a CPU
+    it reached 2.2 times the ceiling). A custom operator without a FLOP formula counts by its
+    traffic alone.
     """
     return sum(
         max(operation.flops / ceilings.flops, operation.traffic / ceilings.bandwidth)

@@ -1,4 +1,4 @@
-"""Times of several steps, measured side by side."""
+"""How long several steps take, measured side by side."""
 
 import statistics
 import time
@@ -20,7 +20,7 @@ class Ratio(NamedTuple):
 
 
 def clock_of(device: torch.device) -> Clock:
-    """What measures the seconds that a step takes: CUDA's events on a GPU."""
+    """A function that measures the seconds of a step; on a GPU it uses CUDA's events."""
     return _cuda_clock if device.type == "cuda" else _cpu_clock
 
 
@@ -50,15 +50,18 @@ def paired(
 ) -> dict[str, list[float]]:
     """Run every step once in each round, forwards and backwards in turn, after a warm-up.
 
-    A machine that slows down for a while slows all of a round: what is compared within a round
-    differs less than times that were taken one model after the other.
+    A machine that slows down for a while slows down all steps of a round, so their ratio within a
+    round varies less than that of times taken one model after the other.
 
     Args:
-        warmup: runs of each step that are not measured.
-        before: called with a step's name before each of its runs, outside the measured time.
+        warmup: the number of runs of each step that are not measured.
+        before: is called with a step's name before each of its runs, outside the measured time.
 
     Returns:
         dict[str, list[float]]: the seconds of each step, one for each round.
+
+    Raises:
+        ValueError: there is no round.
     """
     if rounds < 1:
         raise ValueError(f"there must be at least 1 round; got {rounds}")
@@ -75,7 +78,7 @@ def paired(
 
 
 def ratio(times: Sequence[float], reference: Sequence[float]) -> Ratio:
-    """The median and the quartiles of the ratios within each round."""
+    """The median and the quartiles of the ratios of times to reference within each round."""
     ratios = [a / b for a, b in zip(times, reference, strict=True)]
     if len(ratios) == 1:
         return Ratio(ratios[0], ratios[0], ratios[0])

@@ -1,1 +1,1 @@
-"""Every picture: wirings, networks, curves, detections. Nothing here reads a run's folder."""
+"""Every picture: wirings, training curves, detections. Nothing here reads the folder of a run."""

@@ -1,20 +1,21 @@
-"""Curves over the iterations of trainings: loss and AP of one, metrics of groups of several."""
+"""Curves over iterations: the loss and AP of one training, any metrics of groups of trainings."""
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import BLUE, INK, LINE, RED, plots, style_axes
+from .style import BLUE, COLORS, INK, RED, plots, style_axes
 
-# What Detectron2's metrics.json says: iteration -> name -> value.
+# The content of Detectron2's metrics.json: iteration -> name -> value.
 Metrics = Mapping[int, Mapping[str, float]]
 
 
 def plot_training(metrics: Metrics) -> Figure:
-    """Plot the total loss, and box AP and AP50, over the iterations of a run."""
+    """Plot the total loss and the box AP and AP50 of a run over its iterations."""
     figure, ((loss_ax, ap_ax),) = plots(12, 4.6, columns=2)
 
     _over_iterations(loss_ax, "Training loss")
@@ -50,28 +51,24 @@ def plot_groups(groups: Mapping[str, Sequence[Metrics]], names: Sequence[str]) -
     """Plot metrics over the iterations of groups of runs, such as those of several seeds.
 
     Args:
-        groups: a name to its runs.
-        names: the metrics; each has an axes of its own.
+        groups: from the name of a group to the metrics of its runs.
+        names: the names of the metrics; each gets an axes of its own.
     """
     figure, (row,) = plots(6 * len(names), 4.6, columns=len(names))
     for name, ax in zip(names, row, strict=True):
-        for (group, runs), color in zip(groups.items(), (BLUE, RED, INK, LINE)):
+        for (group, runs), color in zip(groups.items(), cycle(COLORS)):
             for i, metrics in enumerate(runs):
+                label = None if i else group  # one entry of the legend for each group
                 look = {"color": color, "marker": "o", "markersize": 4}
-                ax.plot(*series_of(metrics, name), **look, label=None if i else group)
+                ax.plot(*series_of(metrics, name), **look, label=label)
         _over_iterations(ax, name)
         ax.set_ylim(bottom=0)
         ax.legend(frameon=False)
     return figure
 
 
-def _over_iterations(ax: Axes, title: str) -> None:
-    style_axes(ax, title)
-    ax.set_xlabel("iteration", color=INK)
-
-
 def series_of(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
-    """The iterations at which a finite value was written, and the values."""
+    """The iterations at which a metric has a finite value, and these values."""
     points = [
         (i, values[name])
         for i, values in metrics.items()
@@ -80,8 +77,13 @@ def series_of(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
     return [i for i, _ in points], [value for _, value in points]
 
 
+def _over_iterations(ax: Axes, title: str) -> None:
+    style_axes(ax, title)
+    ax.set_xlabel("iteration", color=INK)
+
+
 def _smooth(values: Sequence[float]) -> list[float]:
-    """The mean over a tenth of all values around each; over fewer at the ends."""
+    """For each value, the mean over the tenth of all values around it; over fewer at the ends."""
     half = max(len(values) // 20, 1)
     means = []
     for i in range(len(values)):

@@ -1,12 +1,15 @@
-"""Where the nodes and edges of a drawn DAG lie: Sugiyama's layers, as in Graphviz's dot."""
+"""Where the nodes and edges of a DAG lie in a picture, by Sugiyama's method, as in Graphviz's dot.
+
+Nodes are put into rows, each row is ordered so that few edges cross, and then the nodes and the
+bends of the edges are moved sidewards until edges are straight. Units are a node's room and a row;
+``draw_dag`` scales them to a page.
+"""
 
 from bisect import bisect_right, insort
 from dataclasses import dataclass
 from functools import lru_cache
 
 from ..wiring import Dag
-
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -18,15 +21,14 @@ class DagLayout:
 
     Attributes:
         nodes: (x, row) of every node; x starts at 0, and two nodes of a row are at least 1 apart.
-        routes: for every edge, the points it runs through: one in each row from its source to its
-            target.
+        routes: the points (x, row) of every edge, one in each row from its source to its target.
         width: the largest x.
-        nearest: the smallest distance between two nodes of a row; 1.5, should it be larger.
         rows: the number of rows.
+        nearest: the smallest distance between two nodes of a row, but no more than 1.5.
     """
 
-    nodes: dict[int, Point]
-    routes: dict[tuple[int, int], list[Point]]
+    nodes: dict[int, tuple[float, int]]
+    routes: dict[tuple[int, int], list[tuple[float, int]]]
     width: float
     rows: int
     nearest: float
@@ -40,10 +42,11 @@ def layout_dag(dag: Dag, extra: bool = True) -> DagLayout:
     Args:
         extra: lay out the extra input and output nodes of §3.2 and their edges, too.
     """
-    return _layout(dag, extra)
+    return _layout(dag, extra)  # a cache tells layout_dag(dag) from layout_dag(dag, extra=True)
 
 
-@lru_cache(maxsize=256)  # a page asks twice for each graph, and networks have stages of one wiring
+# A page asks for each layout twice, and the stages of a network often have one wiring.
+@lru_cache(maxsize=256)
 def _layout(dag: Dag, extra: bool) -> DagLayout:
     source, sink = -1, dag.num_nodes
     row = {source: 0} if extra else {}
@@ -55,7 +58,7 @@ def _layout(dag: Dag, extra: bool) -> DagLayout:
         edges = [(source, v) for v in dag.input_nodes] + edges
         edges += [(u, sink) for u in dag.output_nodes]
 
-    # Items are nodes first, then bends; `above` and `below` are their neighbours one row away.
+    # The items are the nodes, then the bends; `above` and `below` list their neighbours there.
     item = {node: i for i, node in enumerate(row)}
     item_row = list(row.values())
     above: list[list[int]] = [[] for _ in item]
@@ -93,8 +96,11 @@ def _layout(dag: Dag, extra: bool) -> DagLayout:
 def _order(
     rows: list[list[int]], above: list[list[int]], below: list[list[int]]
 ) -> list[list[int]]:
-    """Order the items of each row by the mean position of their neighbours, down and up in turn,
-    swap neighbours where that saves crossings, and keep the best order seen."""
+    """The rows with their items in an order that has few crossings.
+
+    Sweeps down and up in turn order the items of a row by the mean position of their neighbours,
+    and swap two adjacent ones where that saves crossings. The best order seen is kept.
+    """
     position = [0.0] * len(above)
 
     def number(items: list[int]) -> None:
@@ -136,6 +142,7 @@ def _order(
 
 
 def _crossings(rows: list[list[int]], below: list[list[int]], position: list[float]) -> int:
+    """The number of crossings between each row and the next."""
     total = 0
     for items in rows:
         seen: list[float] = []
@@ -150,9 +157,10 @@ def _crossings(rows: list[list[int]], below: list[list[int]], position: list[flo
 def _place(
     rows: list[list[int]], above: list[list[int]], below: list[list[int]], num_nodes: int
 ) -> list[float]:
-    """The x of every item: near its neighbours, in the given order, not too near to the next."""
+    """The x of every item: near its neighbours, in the given order, with room for each."""
     x = [0.0] * len(above)
-    # Where very many edges run side by side they move together, or the nodes would become dots.
+    # Where very many edges run side by side, they move together; else the page would have to shrink
+    # until the nodes were dots.
     bends = max(sum(item >= num_nodes for item in items) for items in rows)
     narrow = max(0.04, min(0.18, 2.5 / max(bends, 1)))
     room = [0.5 if item < num_nodes else narrow for item in range(len(x))]
@@ -162,7 +170,7 @@ def _place(
         for items in rows if sweep % 2 == 0 else reversed(rows):
             weights = []
             for item in items:
-                # Between two bends an edge should be straight; between nodes it matters less.
+                # An edge should be straight from bend to bend; it matters less at its nodes.
                 pulls = [
                     ((1 + 2 * (item >= num_nodes)) * (1 + 2 * (n >= num_nodes)), x[n])
                     for n in above[item] + below[item]

@@ -20,7 +20,10 @@ from matplotlib.patheffects import withStroke
 from .. import data  # noqa: F401 (registers the built-in data sets)
 from .style import INK, page
 
-TILE, GAP, STRIP, COLUMNS = 320, 8, 32, 4  # all but the last in pixels
+TILE = 320  # pixels: the longer side of an image
+GAP = 8  # pixels between images
+STRIP = 32  # pixels for the words at the left
+COLUMNS = 4  # at most
 
 
 def draw_detections(
@@ -29,21 +32,21 @@ def draw_detections(
     max_images: int = 8,
     score_threshold: float = 0.5,
 ) -> Figure:
-    """Draw a contact sheet: images of a data set with their ground truth, below with detections.
+    """Draw a contact sheet: images with their ground truth, and below them with the detections.
 
     The images are spread evenly over the data set, whatever was found in them. Masks are drawn if
     the results have them.
 
     Args:
-        dataset_name: a data set registered in Detectron2, with ground truth.
+        dataset_name: a data set with ground truth, registered in Detectron2.
         results_json_path: the coco_instances_results.json that COCOEvaluator wrote for it.
-        max_images: how many images at most.
+        max_images: the largest number of images drawn.
         score_threshold: the least score (0 … 1) of the detections drawn.
 
     Raises:
         FileNotFoundError: the results do not exist.
-        ValueError: they are no such file, or of another data set; or no such data set is
-            registered; or max_images is less than 1.
+        ValueError: the file holds something else, or results for another data set; the data set is
+            not registered; or max_images is less than 1.
     """
     if max_images < 1:
         raise ValueError(f"max_images must be at least 1; got {max_images}")
@@ -61,25 +64,41 @@ def draw_detections(
     has_masks = any("segmentation" in d for found in detections.values() for d in found)
 
     count = min(max_images, len(records))
-    chosen = [records[i * len(records) // count] for i in range(count)]
-    columns = min(count, COLUMNS)
-    bands = math.ceil(count / columns)
-    width = STRIP + columns * (TILE + GAP)
-    height = GAP + bands * (2 * TILE + 3 * GAP)
-    sheet = np.full((height, width, 3), 255, np.uint8)
-    for i, record in enumerate(chosen):
-        left = STRIP + (i % columns) * (TILE + GAP)
-        top = GAP + (i // columns) * (2 * TILE + 3 * GAP)
+    tiles = []
+    for record in (records[i * len(records) // count] for i in range(count)):
         found = [d for d in detections[record["image_id"]] if d["score"] >= score_threshold]
-        for instances, y in ((record["annotations"], top), (found, top + TILE + GAP)):
-            tile = _draw_instances(record["file_name"], instances, metadata, has_masks)
-            sheet[y : y + tile.shape[0], left : left + tile.shape[1]] = tile
+        tiles.append(
+            [
+                _draw_instances(record["file_name"], instances, metadata, has_masks)
+                for instances in (record["annotations"], found)
+            ]
+        )
+    return _contact_sheet(tiles, ["ground truth", f"detections, score ≥ {score_threshold:g}"])
+
+
+def _contact_sheet(tiles: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Figure:
+    """Lay out tiles in bands of up to four columns.
+
+    Args:
+        tiles: the tiles (H, W, 3) of each column from top to bottom.
+        titles: what is written beside the rows of each band.
+    """
+    columns = min(len(tiles), COLUMNS)
+    bands = math.ceil(len(tiles) / columns)
+    band_height = len(titles) * (TILE + GAP) + GAP
+    width, height = STRIP + columns * (TILE + GAP), GAP + bands * band_height
+    sheet = np.full((height, width, 3), 255, np.uint8)
+    for i, column in enumerate(tiles):
+        left = STRIP + (i % columns) * (TILE + GAP)
+        for row, tile in enumerate(column):
+            top = GAP + (i // columns) * band_height + row * (TILE + GAP)
+            sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
 
     figure, ax = page(width, height)
     ax.imshow(sheet, extent=(0, width, height, 0), interpolation="nearest")
     for band in range(bands):
-        for row, title in enumerate(("ground truth", f"detections, score ≥ {score_threshold:g}")):
-            middle = GAP + band * (2 * TILE + 3 * GAP) + row * (TILE + GAP) + TILE / 2
+        for row, title in enumerate(titles):
+            middle = GAP + band * band_height + row * (TILE + GAP) + TILE / 2
             ax.text(
                 STRIP / 2, middle, title, rotation=90, ha="center", va="center", color=INK, size=12
             )
@@ -89,7 +108,7 @@ def draw_detections(
 def _read_detections(
     path: Path, dataset_name: str, records: Sequence[Mapping], metadata: Metadata
 ) -> dict[Any, list[dict[str, Any]]]:
-    """The detections of each image, with contiguous category ids and boxes as in Detectron2."""
+    """The detections of each image by its id, in the form of Detectron2's annotations."""
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
     detections: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
     try:
@@ -99,7 +118,7 @@ def _read_detections(
                 raise ValueError(f"image_id {image} is not in {dataset_name!r}")
             if contiguous is not None and category not in contiguous:
                 raise ValueError(f"category_id {category} is not in {dataset_name!r}")
-            if contiguous is not None:  # the file has the data set's own ids, as COCO wants them
+            if contiguous is not None:  # COCO's tools want the data set's own ids in the file
                 category = contiguous[category]
             boxed = {"category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
             detections[image].append({**result, **boxed})
@@ -113,7 +132,7 @@ def _read_detections(
 def _draw_instances(
     file_name: str, instances: Sequence[Mapping[str, Any]], metadata: Metadata, has_masks: bool
 ) -> np.ndarray:
-    """An image with instances, as RGB (H, W, 3) within a tile."""
+    """An image with instances as RGB (H, W, 3), no larger than a tile."""
     image = read_image(file_name, "RGB")
     # The Visualizer rounds the size up; a pixel less keeps it within the tile.
     scale = (TILE - 1) / max(image.shape[:2])
@@ -123,7 +142,7 @@ def _draw_instances(
     colors = metadata.get("thing_colors")
     if colors:
         palette = [tuple(channel / 255 for channel in color) for color in colors]
-    else:  # bright, and far apart for any number of classes: hues by the golden ratio
+    else:  # bright, and by the golden ratio far apart for any number of classes
         palette = [tuple(hsv_to_rgb((i * 0.618 % 1, 0.6, 1))) for i in range(len(names))]
     drawn = visualizer.overlay_instances(
         boxes=np.array(
@@ -134,10 +153,10 @@ def _draw_instances(
             for c, i in zip(classes, instances, strict=True)
         ],
         masks=[i["segmentation"] for i in instances] if has_masks else None,
-        # One color for each class: what differs between the rows is what the detector got wrong.
+        # With one color for each class, the rows differ where the detector is wrong.
         assigned_colors=[palette[c] for c in classes],
     )
-    # Boxes must show on any background, and labels end within the image.
+    # Make boxes visible on any background, and move labels that run out of the image back into it.
     for patch in drawn.ax.patches:
         if isinstance(patch, Rectangle):
             patch.set(

@@ -1,6 +1,6 @@
-"""A random graph drawn into a part of a page: input nodes, output nodes, edges."""
+"""A DAG drawn into a part of a page, and the legend of its nodes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -8,8 +8,19 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Curve
 
 from ..wiring import Dag
-from .dag_layout import Point, layout_dag
-from .style import BLUE, GREY, INK, POINT, RED, put_text
+from .dag_layout import layout_dag
+from .style import BLUE, GREY, INK, PIXEL, RED, Point, put_text
+
+# The words of the legend: is_input, is_output and is_extra of the node beside each.
+LEGEND = {
+    "input node": (True, False, False),
+    "output node": (False, True, False),
+    "both": (True, True, False),
+    "node": (False, False, False),
+    "stage's input": (True, False, True),
+    "stage's output": (False, True, True),
+}
+LEGEND_LINE = 28  # pixels from one line of the legend to the next
 
 
 def draw_dag(
@@ -32,8 +43,8 @@ def draw_dag(
             to the output end. One data unit must be one pixel of the figure.
         name: what the artists' gids begin with.
         labels: write the nodes' indices into them, where there is room.
-        extra: draw the extra input and output nodes, too.
-        largest: a node's diameter in pixels, where there is room for it.
+        extra: draw the extra input and output nodes of §3.2, too.
+        largest: the diameter of a node in pixels, where there is room for it.
 
     Returns:
         the points (x, y) of the nodes; those of the extra ones are called -1 and N.
@@ -43,25 +54,33 @@ def draw_dag(
     unit = min((right - left) / max(layout.width, 1.0), 64.0)
     step = (end - start) / max(layout.rows - 1, 1)
     indent = left + (right - left - unit * layout.width) / 2
-    size = min(largest, 0.86 * unit * layout.nearest)
+    diameter = min(largest, 0.86 * unit * layout.nearest)
     if layout.rows > 1:
-        size = min(size, 0.62 * abs(step))
-    thin = min(1.0, (64 / max(len(dag.edges), 1)) ** 0.5)  # where there are very many edges
+        diameter = min(diameter, 0.62 * abs(step))
 
-    def at(point: Point) -> Point:
-        return indent + unit * point[0], start + step * point[1]
+    def at(x: float, row: int) -> Point:
+        return indent + unit * x, start + step * row
 
-    def label(node: int) -> str:
-        return {-1: "in", dag.num_nodes: "out"}.get(node, str(node))
+    nodes = {node: at(*place) for node, place in layout.nodes.items()}
+    routes = {edge: [at(*place) for place in route] for edge, route in layout.routes.items()}
+    _draw_edges(ax, dag, routes, name)
+    _draw_nodes(ax, dag, nodes, name, diameter, labels)
+    return nodes
 
-    for (u, v), route in layout.routes.items():
+
+def _draw_edges(
+    ax: Axes, dag: Dag, routes: Mapping[tuple[int, int], Sequence[Point]], name: str
+) -> None:
+    """Draw the edges as curves; those of the extra nodes are dashed, in the colour of these."""
+    thin = min(1.0, (64 / max(len(dag.edges), 1)) ** 0.5)  # more edges, less ink for each
+    for (u, v), route in routes.items():
         is_extra = u == -1 or v == dag.num_nodes
         # Long edges fade: there are many, and the eye follows them by their ends.
         alpha = max(0.8 - 0.055 * (len(route) - 2), 0.38 * thin)
         ax.add_patch(
             PathPatch(
-                _smooth([at(point) for point in route]),
-                gid=f"{name}-edge-{label(u)}-{label(v)}",
+                _smooth(route),
+                gid=f"{name}-edge-{_label(dag, u)}-{_label(dag, v)}",
                 facecolor="none",
                 edgecolor=INK if not is_extra else BLUE if u == -1 else RED,
                 alpha=alpha,
@@ -71,32 +90,81 @@ def draw_dag(
                 zorder=2,
             )
         )
-    for node, point in layout.nodes.items():
+
+
+def _draw_nodes(
+    ax: Axes, dag: Dag, nodes: Mapping[int, Point], name: str, diameter: float, labels: bool
+) -> None:
+    for node, (x, y) in nodes.items():
         is_extra = node in (-1, dag.num_nodes)
-        is_input = node == -1 or (not is_extra and not dag.predecessors[node])
-        is_output = node == dag.num_nodes or (not is_extra and not dag.successors[node])
-        face = BLUE if is_input else RED if is_output else GREY
-        x, y = at(point)
-        ax.add_line(
-            Line2D(
-                [x],
-                [y],
-                gid=f"{name}-node-{label(node)}",
-                marker="s" if is_extra else "o",
-                markersize=(0.5 if is_extra else 1.0) * size * POINT,
-                fillstyle="left" if is_input and is_output else "full",
-                markerfacecolor="white" if is_extra else face,
-                markerfacecoloralt=RED,
-                markeredgecolor=face if is_extra else "white",
-                # No rim on a half: it would run through the middle.
-                markeredgewidth=1.6 if is_extra else 0.0 if is_input and is_output else 0.9,
-                linestyle="none",
-                zorder=3,
-            )
+        mark = _node_mark(
+            (x, y),
+            diameter=(0.5 if is_extra else 1.0) * diameter,
+            is_input=node == -1 or node in dag.input_nodes,
+            is_output=node == dag.num_nodes or node in dag.output_nodes,
+            is_extra=is_extra,
         )
-        if labels and not is_extra and size >= 15:
-            put_text(ax, x, y, str(node), size=0.5 * size, color="white", weight="bold", zorder=4)
-    return {node: at(point) for node, point in layout.nodes.items()}
+        mark.set(gid=f"{name}-node-{_label(dag, node)}", zorder=3)
+        ax.add_line(mark)
+        if labels and not is_extra and diameter >= 15:
+            size = 0.5 * diameter
+            put_text(ax, x, y, str(node), size, weight="bold", color="white", zorder=4)
+
+
+def put_legend(
+    ax: Axes,
+    left: float,
+    top: float,
+    *,
+    extra: bool = True,
+    columns: int = 1,
+    width: float = 0,
+    size: float = 15.5,
+) -> None:
+    """Say what the nodes' marks mean.
+
+    Args:
+        extra: explain the extra nodes, too.
+        columns: how many entries there are in a line.
+        width: the width of an entry in pixels.
+        size: the height of the text in pixels.
+    """
+    for i, (text, role) in enumerate(legend_entries(extra).items()):
+        is_input, is_output, is_extra = role
+        x, y = left + width * (i % columns), top + LEGEND_LINE * (i // columns)
+        diameter = 11 if is_extra else 20
+        ax.add_line(_node_mark((x + 12, y), diameter, is_input, is_output, is_extra))
+        put_text(ax, x + 32, y, text, size=size, align="left")
+
+
+def legend_entries(extra: bool) -> dict[str, tuple[bool, bool, bool]]:
+    """The entries of ``LEGEND`` that a picture with or without the extra nodes needs."""
+    return {text: role for text, role in LEGEND.items() if extra or not role[2]}
+
+
+def _node_mark(
+    at: Point, diameter: float, is_input: bool, is_output: bool, is_extra: bool
+) -> Line2D:
+    """A node as a disc, an extra one as an empty square; the diameter is in pixels."""
+    color = BLUE if is_input else RED if is_output else GREY
+    is_both = is_input and is_output
+    return Line2D(
+        [at[0]],
+        [at[1]],
+        marker="s" if is_extra else "o",
+        markersize=diameter * PIXEL,
+        fillstyle="left" if is_both else "full",
+        markerfacecolor="white" if is_extra else color,
+        markerfacecoloralt=RED,
+        markeredgecolor=color if is_extra else "white",
+        # A rim around each half would run through the middle of the disc.
+        markeredgewidth=1.6 if is_extra else 0.0 if is_both else 0.9,
+        linestyle="none",
+    )
+
+
+def _label(dag: Dag, node: int) -> str:
+    return {-1: "in", dag.num_nodes: "out"}.get(node, str(node))
 
 
 def _smooth(points: Sequence[Point]) -> Curve:

@@ -1,36 +1,28 @@
-"""Wirings beside each other: networks as in Figure 1 of the paper, graphs as in Figure 4."""
+"""Wirings in a grid: networks side by side as in Figure 1 of the paper, graphs as in Figure 4."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..wiring import ConvSpec, Dag, NetworkSpec
+from ..wiring import ConvSpec, Dag, NetworkSpec, StageSpec
 from ..wiring.network import HEAD_CHANNELS
-from .dag_layout import Point, layout_dag
-from .graph import draw_dag
-from .networks import cost_of
-from .style import (
-    LEGEND_LINE,
-    MARGIN,
-    PALE,
-    page,
-    put_arrow,
-    put_frame,
-    put_legend,
-    put_text,
-)
+from .dag_layout import layout_dag
+from .graph import LEGEND_LINE, draw_dag, legend_entries, put_legend
+from .network import cost_of
+from .style import MARGIN, PALE, Point, page, put_arrow, put_frame, put_text
 
 # All in pixels. The pages are to be read at two thirds of their size, so the text is large.
-SIDE, SIDE_OF_GRID = 248, 220  # of the names at the left
-COLUMN, CELL = 336, 316  # widths of a network, and of a graph in a grid
+NAMES, NAMES_OF_GRID = 248, 220  # widths of the names at the left, of networks and of graphs
+COLUMN, CELL = 336, 316  # widths of a network and of a graph
 PAD = 26  # from a graph to the edge of its frame
 GAP = 36  # between the layers of a network, for the arrows
-PILL = 216, 54  # a layer that is no random graph
-HEADING, TEXT, LINE = 25, 20, 28  # heights of text, and of a line of it
+PILL = 216, 54  # width and height of a layer that is no random graph
+HEADING, TEXT, TEXT_LINE = 25, 20, 28  # heights of headings, of text, and of a line of text
 STEP = 28  # from row to row of a graph
-NODE = 17  # a node's diameter
-LEGEND = 186  # the width of an entry
+NODE = 17  # the diameter of a node
+LEGEND_ENTRY = 186  # the width of an entry of the legend
 
 
 def draw_networks(
@@ -50,51 +42,42 @@ def draw_networks(
         a figure of its own, unknown to pyplot; ``save_figure`` writes it.
 
     Raises:
-        ValueError: if the networks differ in regime or C, or there is none.
+        ValueError: the networks differ in regime, C or node_op, or there is none.
     """
-    kinds = {f"{spec.regime} with C={spec.channels}" for spec in specs}
+    kinds = {f"{spec.regime} with C={spec.channels} and {spec.node_op}" for spec in specs}
     if len(kinds) != 1:
         raise ValueError(
-            "networks side by side must have one regime and one C; "
+            "networks side by side must have one regime, one C and one node_op; "
             f"got {', '.join(sorted(kinds)) or 'none'}"
         )
-    first, costs = specs[0], [cost_of(spec) for spec in specs]
-    head = 4 * LINE + 46.0
-    heights = [float(PILL[1])] * len(first.convs)
-    heights += [max(_height(dags), 2 * PAD + 3 * LINE) for dags in zip(*(s.dags for s in specs))]
+    rows = list(zip(*(spec.layers for spec in specs)))
+    heights = [_layer_height(layers) for layers in rows]
+    head = 4 * TEXT_LINE + 46.0
     body = sum(heights) + len(heights) * GAP + PILL[1]
-    figure, ax = _page(SIDE + len(specs) * COLUMN, head + body, extra=True)
-    facts = [f"{first.regime} regime", f"C = {first.channels}", first.node_op]
-    _lines(ax, MARGIN + HEADING / 2, name, facts)
-    centres = [MARGIN + SIDE + (i + 0.5) * COLUMN for i in range(len(specs))]
-    for x, title, cost in zip(centres, titles, costs, strict=True):
+    figure, ax = _page(NAMES + len(specs) * COLUMN, head + body, extra=True)
+    facts = [f"{specs[0].regime} regime", f"C = {specs[0].channels}", specs[0].node_op]
+    _put_lines(ax, MARGIN + HEADING / 2, name, facts)
+    centres = [MARGIN + NAMES + (i + 0.5) * COLUMN for i in range(len(specs))]
+    for x, title, spec in zip(centres, titles, specs, strict=True):
         put_text(ax, x, MARGIN + HEADING / 2, title, size=HEADING, weight="bold")
-        for i, line in enumerate(cost):
-            put_text(ax, x, MARGIN + HEADING / 2 + LINE * (i + 1), line, size=TEXT)
+        for i, line in enumerate(cost_of(spec), start=1):
+            put_text(ax, x, MARGIN + HEADING / 2 + TEXT_LINE * i, line, size=TEXT)
         put_text(ax, x, MARGIN + head - GAP - 12, "image", size=TEXT)
 
     y, stride = MARGIN + head, 1
     leave: list[Point] = [(x, y - GAP) for x in centres]
-    for depth, (layer, height) in enumerate(zip(first.layers, heights, strict=True)):
+    for layers, height in zip(rows, heights, strict=True):
         stride *= 2
-        stage = "conv1" if layer.name == "stem" else layer.name
-        about = [f"{layer.channels} channels, stride {stride}"]
-        if isinstance(layer, ConvSpec):
-            leave = _pills(ax, leave, centres, y, "3×3 conv")
+        title = "conv1" if layers[0].name == "stem" else layers[0].name
+        about = [f"{layers[0].channels} channels, stride {stride}"]
+        if dags := _dags(layers):
+            leave = _stages(ax, leave, centres, y, height, title, dags)
+            _put_lines(ax, y + PAD + 4, title, about + _counts(dags))
         else:
-            dags = [spec.dags[depth - len(spec.convs)] for spec in specs]
-            about += _counts(dags)
-            put_frame(ax, MARGIN, y, SIDE + len(specs) * COLUMN, height, PALE)
-            for i, (x, dag) in enumerate(zip(centres, dags, strict=True)):
-                half = COLUMN / 2 - 20
-                box = (x - half, x + half, y + PAD, y + height - PAD)
-                points = draw_dag(ax, dag, box, f"{i + 1}-{layer.name}", labels=False, largest=NODE)
-                (in_x, in_y), (out_x, out_y) = points[-1], points[dag.num_nodes]
-                _join(ax, leave[i], (in_x, in_y - 9))
-                leave[i] = (out_x, out_y + 8)
-        _lines(ax, y + (13 if isinstance(layer, ConvSpec) else PAD + 4), stage, about)
+            leave = _pills(ax, leave, centres, y, "3×3 conv")
+            _put_lines(ax, y + 13, title, about)
         y += height + GAP
-    _lines(ax, y + 13, "classifier", [f"{HEAD_CHANNELS} channels"])
+    _put_lines(ax, y + 13, "classifier", [f"{HEAD_CHANNELS} channels"])
     _pills(ax, leave, centres, y, "1×1 conv, pool, fc")
     return figure
 
@@ -114,15 +97,15 @@ def draw_grid(rows: Mapping[str, Sequence[Dag]], columns: Sequence[str]) -> Figu
     """
     heights = [min(max(_height(dags, extra=False), 220), 580) for dags in rows.values()]
     head, gap = 2.0 * HEADING, 16
-    width = SIDE_OF_GRID + len(columns) * CELL
+    width = NAMES_OF_GRID + len(columns) * CELL
     figure, ax = _page(width, head + sum(heights) + gap * len(heights), extra=False)
-    lefts = [MARGIN + SIDE_OF_GRID + i * CELL for i in range(len(columns))]
+    lefts = [MARGIN + NAMES_OF_GRID + i * CELL for i in range(len(columns))]
     for left, name in zip(lefts, columns, strict=True):
         put_text(ax, left + CELL / 2, MARGIN + HEADING / 2, name, size=HEADING, weight="bold")
     y = MARGIN + head
     for i, ((name, dags), height) in enumerate(zip(rows.items(), heights, strict=True)):
         put_frame(ax, MARGIN, y, width, height, PALE)
-        _lines(ax, y + PAD + 4, name, _counts(dags))
+        _put_lines(ax, y + PAD + 4, name, _counts(dags))
         for j, (left, dag) in enumerate(zip(lefts, dags, strict=True)):
             # No more than twice the usual step: a graph of few rows lies in the middle.
             room = height - 2 * PAD - 2 * STEP * (layout_dag(dag, extra=False).rows - 1)
@@ -134,13 +117,23 @@ def draw_grid(rows: Mapping[str, Sequence[Dag]], columns: Sequence[str]) -> Figu
 
 
 def _page(width: float, height: float, extra: bool) -> tuple[Figure, Axes]:
-    """A page with margins and, below what will be drawn, a legend."""
-    columns = min(int(width // LEGEND), 6 if extra else 4)
-    lines = -(-(6 if extra else 4) // columns)
+    """A page for a drawing of this size, with margins around it and a legend below."""
+    entries = len(legend_entries(extra))
+    columns = min(int(width // LEGEND_ENTRY), entries)
     bottom = MARGIN + height + 48
-    figure, ax = page(width + 2 * MARGIN, bottom + LEGEND_LINE * lines)
-    put_legend(ax, MARGIN, bottom, extra=extra, columns=columns, width=LEGEND, size=TEXT)
+    figure, ax = page(width + 2 * MARGIN, bottom + LEGEND_LINE * math.ceil(entries / columns))
+    put_legend(ax, MARGIN, bottom, extra=extra, columns=columns, width=LEGEND_ENTRY, size=TEXT)
     return figure, ax
+
+
+def _dags(layers: Iterable[ConvSpec | StageSpec]) -> list[Dag]:
+    """The graphs of a layer of several networks; none for one that is no random graph."""
+    return [layer.dag for layer in layers if isinstance(layer, StageSpec)]
+
+
+def _layer_height(layers: Iterable[ConvSpec | StageSpec]) -> float:
+    dags = _dags(layers)
+    return max(_height(dags), 2 * PAD + 3 * TEXT_LINE) if dags else PILL[1]
 
 
 def _height(dags: Iterable[Dag], extra: bool = True) -> float:
@@ -148,17 +141,39 @@ def _height(dags: Iterable[Dag], extra: bool = True) -> float:
     return STEP * (max(layout_dag(dag, extra).rows for dag in dags) - 1) + 2 * PAD
 
 
-def _lines(ax: Axes, y: float, heading: str, lines: Sequence[str]) -> None:
-    """The text at the left; y is the middle of the first line."""
+def _put_lines(ax: Axes, y: float, heading: str, lines: Sequence[str]) -> None:
+    """Write a heading and lines below it at the left; y is the middle of the heading."""
     put_text(ax, MARGIN + 16, y, heading, size=HEADING, weight="bold", align="left")
     for i, line in enumerate(lines):
-        put_text(ax, MARGIN + 16, y + LINE * (i + 1), line, size=TEXT, align="left")
+        put_text(ax, MARGIN + 16, y + TEXT_LINE * (i + 1), line, size=TEXT, align="left")
+
+
+def _stages(
+    ax: Axes,
+    leave: Sequence[Point],
+    centres: Sequence[float],
+    y: float,
+    height: float,
+    name: str,
+    dags: Sequence[Dag],
+) -> list[Point]:
+    """Draw a stage of each network and the arrows into it; returns where it is left."""
+    put_frame(ax, MARGIN, y, NAMES + len(dags) * COLUMN, height, PALE)
+    left = []
+    for i, (start, x, dag) in enumerate(zip(leave, centres, dags, strict=True), start=1):
+        half = COLUMN / 2 - 20
+        box = (x - half, x + half, y + PAD, y + height - PAD)
+        points = draw_dag(ax, dag, box, f"{i}-{name}", labels=False, largest=NODE)
+        (in_x, in_y), (out_x, out_y) = points[-1], points[dag.num_nodes]
+        _join(ax, start, (in_x, in_y - 9))
+        left.append((out_x, out_y + 8))
+    return left
 
 
 def _pills(
     ax: Axes, leave: Sequence[Point], centres: Sequence[float], y: float, text: str
 ) -> list[Point]:
-    """A layer that is no random graph, in each network; returns where it is left."""
+    """Draw another layer of each network and the arrows into it; returns where it is left."""
     width, height = PILL
     for start, x in zip(leave, centres, strict=True):
         _join(ax, start, (x, y))
@@ -168,13 +183,13 @@ def _pills(
 
 
 def _join(ax: Axes, start: Point, end: Point) -> None:
-    """An arrow down, and sidewards between the frames."""
+    """Draw an arrow that goes down, and sidewards between the frames."""
     middle = (start[1] + end[1]) / 2 - 4  # the arrow's head needs room
     put_arrow(ax, [start, (start[0], middle), (end[0], middle), end], radius=GAP / 2)
 
 
 def _counts(dags: Sequence[Dag]) -> list[str]:
-    """How many nodes and edges the graphs have: from the fewest to the most."""
+    """How many nodes and how many edges the graphs have, from the fewest to the most."""
     lines = []
     counted = {"node": [dag.num_nodes for dag in dags], "edge": [len(dag.edges) for dag in dags]}
     for what, counts in counted.items():

@@ -1,4 +1,4 @@
-"""The report of finished runs: their pictures, and groups of runs compared."""
+"""Reports of finished detector trainings: the pictures of one run, and groups of runs compared."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ from statistics import mean, stdev
 from tabulate import tabulate
 
 from ..config import family, spec_from_config
-from ..drawing.curves import plot_groups, plot_training, series_of
+from ..drawing.curves import Metrics, plot_groups, plot_training, series_of
 from ..drawing.detections import draw_detections
-from ..drawing.networks import draw_network
+from ..drawing.network import draw_network
 from ..drawing.style import save_figure
 from ..runs import RunFolder
 
@@ -21,9 +21,9 @@ class Report:
     """What ``write_report`` found and wrote.
 
     Attributes:
-        ap: the last evaluation's box AP (0 … 100), averaged over IoU 0.5 … 0.95.
-        ap50: the same at IoU 0.5.
-        pictures: the files written.
+        ap: the box AP of the last evaluation (0 … 100), averaged over IoU 0.5 … 0.95.
+        ap50: the box AP at IoU 0.5.
+        pictures: the files that were written.
     """
 
     ap: float
@@ -32,11 +32,11 @@ class Report:
 
 
 def write_report(run_dir: str | os.PathLike[str], picture_dir: str | os.PathLike[str]) -> Report:
-    """Draw detections.png, training.png and, of a RandWire, wiring.png of a run.
+    """Draw the detections.png and training.png of a run, and the wiring.png of its RandWire.
 
     Args:
         run_dir: the OUTPUT_DIR of a training that has ended.
-        picture_dir: where the pictures go.
+        picture_dir: the folder to write the pictures into.
 
     Raises:
         FileNotFoundError: a file that a finished run has is missing.
@@ -65,8 +65,9 @@ class Comparison:
     """What ``write_comparison`` found and wrote.
 
     Attributes:
-        table: a line per group, each metric's mean ± sample standard deviation over its runs.
-        picture: the metrics of all runs over their iterations.
+        table: a Markdown table with a line for each group: of each metric, the mean ± the sample
+            standard deviation over the runs, and the value of each run.
+        picture: the file with the metrics of all runs over their iterations.
     """
 
     table: str
@@ -81,31 +82,42 @@ def write_comparison(
     """Compare groups of runs, such as those of several seeds, by their last evaluations.
 
     Args:
-        groups: a name to the OUTPUT_DIRs of its runs, at least two.
-        names: the metrics, as in metrics.json.
+        groups: from the name of a group to the OUTPUT_DIRs of its runs, at least two.
+        names: the names of the metrics in metrics.json.
         picture: the file to draw into.
 
     Raises:
-        FileNotFoundError, ValueError: as ``RunFolder.metrics``, or a run without an evaluation.
+        FileNotFoundError: a run has no metrics.json.
+        ValueError: a group has fewer than two runs, or a run has no evaluation.
     """
+    for group, folders in groups.items():
+        if len(folders) < 2:
+            raise ValueError(
+                f"the deviation within a group needs at least two runs; {group!r} has "
+                f"{len(folders)}"
+            )
     runs = {
-        group: {folder: RunFolder(folder).metrics() for folder in folders}
+        group: {os.fspath(folder): RunFolder(folder).metrics() for folder in folders}
         for group, folders in groups.items()
     }
-    rows = []
-    for group, metrics in runs.items():
-        row = [group, str(len(metrics))]
-        for name in names:
-            last = []
-            for folder, written in metrics.items():
-                _, values = series_of(written, name)
-                if not values:
-                    raise ValueError(f"{os.fspath(folder)} holds no evaluation ({name})")
-                last.append(values[-1])
-            row.append(
-                f"{mean(last):.1f} ± {stdev(last):.1f} ({', '.join(f'{v:.1f}' for v in last)})"
-            )
-        rows.append(row)
+    rows = [
+        [group, str(len(metrics)), *(_last_values(metrics, name) for name in names)]
+        for group, metrics in runs.items()
+    ]
     table = tabulate(rows, ["", "runs", *names], tablefmt="pipe")
     figure = plot_groups({group: [*metrics.values()] for group, metrics in runs.items()}, names)
     return Comparison(table, save_figure(figure, picture))
+
+
+def _last_values(runs: Mapping[str, Metrics], name: str) -> str:
+    """A metric at the end of each run: mean ± sample standard deviation, and the values."""
+    last = []
+    for folder, metrics in runs.items():
+        _, values = series_of(metrics, name)
+        if not values:
+            raise ValueError(
+                f"{folder} holds no evaluation ({name}); let the training end, with "
+                "tools/train_net.py --resume"
+            )
+        last.append(values[-1])
+    return f"{mean(last):.1f} ± {stdev(last):.1f} ({', '.join(f'{v:.1f}' for v in last)})"

@@ -11,11 +11,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 
-from ..drawing.style import BLUE, GREY, INK, RED, plots, style_axes
+from ..drawing.style import BLUE, GREY, INK, ORANGE, RED, plots, style_axes
 from .damage import KINDS
 from .damage_runs import Damaged
 
-ORANGE = "#E69F00"  # Okabe and Ito's, as the other colours
 AXES = {"node": "output degree of the removed node", "edge": "input degree of the edge's target"}
 
 Groups = dict[str, dict[int, list[float]]]

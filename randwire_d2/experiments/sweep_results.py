@@ -10,13 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from ..drawing.style import BLUE, GREY, INK, RED, plots, style_axes
+from ..drawing.style import COLORS, INK, plots, style_axes
 from ..wiring import parse_graph
 from .paper import FIGURE_3, FIGURE_6_PEARSON
 from .sweep import Run, Setting, Status
-
-# Okabe and Ito's, for groups and series.
-COLORS = (BLUE, RED, "#009E73", "#CC79A7", GREY, "#56B4E9", "#E69F00", INK)
 
 
 @dataclass(frozen=True)

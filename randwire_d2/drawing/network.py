@@ -1,27 +1,22 @@
-"""A whole network, its stages in columns from left to right, after Figure 1 of the paper."""
+"""One whole network, its stages in columns from left to right."""
+
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..wiring import NODE_OP_COMPLEXITY_REGISTRY, NetworkSpec, StageSpec, complexity
 from ..wiring.network import HEAD_CHANNELS
-from .dag_layout import Point, layout_dag
-from .graph import draw_dag
-from .style import (
-    GUTTER,
-    MARGIN,
-    PALE,
-    PORT,
-    SIDE,
-    TITLE,
-    WIDTH,
-    page,
-    put_arrow,
-    put_card,
-    put_frame,
-    put_legend,
-    put_text,
-)
+from .dag_layout import layout_dag
+from .graph import draw_dag, put_legend
+from .style import MARGIN, PALE, Point, page, put_arrow, put_frame, put_text
+
+# All in pixels.
+WIDTH = 1600  # of the page
+CARD = 168  # the width of a layer that is no random graph, and so of the first and last column
+GUTTER = 34  # between columns
+TITLE = 92  # from the upper edge of a stage to its graph
+PORT = 26  # from a graph to the outer ends of its extra nodes
 
 
 def draw_network(spec: NetworkSpec) -> Figure:
@@ -40,20 +35,20 @@ def draw_network(spec: NetworkSpec) -> Figure:
     height = body + 2 * MARGIN
     figure, ax = page(WIDTH, height)
 
-    # The left column: the image, the dense convolutions, and the legend.
-    x, y, stride = MARGIN + SIDE / 2, MARGIN + 12.0, 1
+    # The first column: the image, the dense convolutions, and the legend.
+    x, y, stride = MARGIN + CARD / 2, MARGIN + 12.0, 1
     put_text(ax, x, y, "image", size=16)
     for conv in spec.convs:
         stride *= 2
         title = "conv1" if conv.name == "stem" else conv.name
         lines = ["3×3 conv", f"{conv.channels} channels", f"stride {stride}"]
         put_arrow(ax, [(x, y + 12), (x, y + 40)])
-        y = put_card(ax, x, y + 40, title, lines)
-    leave = [(x + SIDE / 2, max(entry, y - 44))]
+        y = _card(ax, x, y + 40, title, lines)
+    leave = [(x + CARD / 2, max(entry, y - 44))]
     put_legend(ax, MARGIN, y + 50)
 
     # The randomly wired stages.
-    left = MARGIN + SIDE + GUTTER
+    left = MARGIN + CARD + GUTTER
     shares = [max(layout.width, 1.0) ** 0.5 for layout in layouts]
     shares = [max(share, 0.85 * max(shares)) for share in shares]  # room for the text above
     room = (WIDTH - 2 * left - (len(layouts) - 1) * GUTTER) / sum(shares)
@@ -65,21 +60,31 @@ def draw_network(spec: NetworkSpec) -> Figure:
         put_arrow(ax, [*leave, (gutter, leave[-1][1]), (gutter, in_y), (in_x - 8, in_y)])
         leave = [(out_x, out_y + 8), (out_x, out_y + PORT)]
 
-    # The right column: what the network is, and the classifier.
-    x = WIDTH - MARGIN - SIDE / 2
-    _facts(ax, spec, x - SIDE / 2, MARGIN + 12)
+    # The last column: what the network is, and the classifier.
+    x = WIDTH - MARGIN - CARD / 2
+    _facts(ax, spec, x - CARD / 2, MARGIN + 12)
     lines = ["ReLU, 1×1 conv", f"{HEAD_CHANNELS} channels", "global avg. pool", "fc"]
     top = MARGIN + body - 152
-    put_card(ax, x, top, "classifier", lines)
-    gutter = x - SIDE / 2 - GUTTER / 2
-    put_arrow(ax, [*leave, (gutter, leave[-1][1]), (gutter, top + 66), (x - SIDE / 2, top + 66)])
+    _card(ax, x, top, "classifier", lines)
+    gutter = x - CARD / 2 - GUTTER / 2
+    put_arrow(ax, [*leave, (gutter, leave[-1][1]), (gutter, top + 66), (x - CARD / 2, top + 66)])
     return figure
+
+
+def _card(ax: Axes, x: float, top: float, title: str, lines: Sequence[str]) -> float:
+    """Draw a box with a title and lines of text, centred on x; returns its lower edge."""
+    height = 44 + 21 * len(lines)
+    put_frame(ax, x - CARD / 2, top, CARD, height, "white")
+    put_text(ax, x, top + 20, title, size=18, weight="bold")
+    for i, line in enumerate(lines):
+        put_text(ax, x, top + 46 + 21 * i, line, size=15.5)
+    return top + height
 
 
 def _stage(
     ax: Axes, stage: StageSpec, stride: int, left: float, width: float, height: float
 ) -> tuple[Point, Point]:
-    """One stage in its frame; returns where its extra input and output nodes are."""
+    """Draw a stage in its frame; returns where its extra input and output nodes are."""
     put_frame(ax, left, MARGIN, width, height, PALE)
     nodes, edges = stage.dag.num_nodes, len(stage.dag.edges)
     put_text(ax, left + 16, MARGIN + 24, stage.name, size=21, weight="bold", align="left")
@@ -106,7 +111,7 @@ def _facts(ax: Axes, spec: NetworkSpec, left: float, top: float) -> None:
 
 
 def cost_of(spec: NetworkSpec) -> list[str]:
-    """Parameters and FLOPs in two lines; none for a project's own node op that has no count."""
+    """Parameters and FLOPs in two lines; no lines where nobody registered the node op's cost."""
     if spec.node_op not in NODE_OP_COMPLEXITY_REGISTRY:
         return []
     cost = complexity(spec)
