@@ -277,7 +277,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Installs everything, step by step, and prints the versions that can be imported."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument(
-        "--extras", nargs="+", default=[], metavar="NAME", help="extras of setup.py, e.g. test"
+        "--extras",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="the extras of setup.py to install as well, such as test",
     )
     extras = parser.parse_args(argv).extras
 

@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and activations of a network, from its spec alone."""
+"""The parameters, multiply-adds and activations of a network, counted from its spec alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +11,8 @@ from .network import HEAD_CHANNELS, NetworkGenerator, NetworkSpec, StageSpec
 
 NODE_OP_COMPLEXITY_REGISTRY = Registry("NODE_OP_COMPLEXITY")
 NODE_OP_COMPLEXITY_REGISTRY.__doc__ = """
-The cost of one node operation without its norm: ``(in_channels, out_channels, height, width) ->
-Complexity``, with the size of the operation's output. It has the name of the operation.
+What a node operation costs without its norm: under the operation's name, a function ``(in_channels,
+out_channels, height, width) -> Complexity``. Height and width are those of the operation's output.
 """
 
 
@@ -41,7 +41,11 @@ class Complexity:
 
 @dataclass(frozen=True)
 class NetworkComplexity(Complexity):
-    """The totals of a network, and ``stages``: the part of ``"stem"``, ``"res2"`` … ``"head"``."""
+    """The totals of a network and the parts they are made of.
+
+    Attributes:
+        stages: what ``"stem"``, ``"res2"`` … ``"res5"`` and ``"head"`` cost.
+    """
 
     stages: Mapping[str, Complexity] = field(default_factory=dict)
 
@@ -51,9 +55,13 @@ def complexity(
 ) -> NetworkComplexity:
     """Count what the classifier of a spec costs for one image of height × width pixels.
 
-    Reproduces the FLOPs and parameters of Tables 2 to 4. ``RandWireClassifier(spec, num_classes)``
-    has exactly ``params`` parameters; fvcore's counter finds the same multiply-adds, except those
-    of the weighted sums, which it does not count.
+    The counts reproduce the FLOPs and parameters of Tables 2 to 4. ``RandWireClassifier(spec,
+    num_classes)`` has exactly ``params`` parameters; fvcore's counter finds the same multiply-adds
+    except those of the weighted sums, which it does not count.
+
+    Raises:
+        ValueError: the height or the width is less than 1, or nobody registered the cost of the
+            spec's node operation.
     """
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be at least 1; got {height}×{width}")
@@ -91,9 +99,9 @@ def find_channels(
     (§4, "Architecture details").
 
     Args:
-        generator: its own C does not matter.
+        generator: what draws the networks; its own C does not matter.
         flops: the multiply-adds that the networks should have on average over the seeds.
-        seeds: of the networks.
+        seeds: the seeds of these networks.
         height, width, num_classes: as for ``complexity``.
 
     Returns:
@@ -103,7 +111,7 @@ def find_channels(
         ValueError: there are no seeds, or C = 2 already costs more.
     """
     if not seeds:
-        raise ValueError("C is found for the mean over seeds; got no seeds")
+        raise ValueError("the multiply-adds are averaged over seeds; got no seeds")
     specs = [generator(seed) for seed in seeds]  # C changes nothing of their graphs
 
     @cache
@@ -129,11 +137,14 @@ def node_complexities(stage: StageSpec, node_op: str, height: int, width: int) -
     """The cost of each node of a stage whose output is height × width.
 
     Raises:
-        ValueError: the cost of the operation is not registered.
+        ValueError: nobody registered the cost of the operation.
     """
     if node_op not in NODE_OP_COMPLEXITY_REGISTRY:
         known = sorted(name for name, _ in NODE_OP_COMPLEXITY_REGISTRY)
-        raise ValueError(f"the complexity of node_op {node_op!r} is unknown; known are {known}")
+        raise ValueError(
+            f"the complexity of node_op {node_op!r} is unknown; known are {known}; register it in "
+            "NODE_OP_COMPLEXITY_REGISTRY"
+        )
     op_complexity = NODE_OP_COMPLEXITY_REGISTRY.get(node_op)
     nodes = []
     for predecessors in stage.dag.predecessors:
@@ -154,14 +165,14 @@ def halve(size: int) -> int:
 def conv(
     kernel: int, in_channels: int, out_channels: int, height: int, width: int, groups: int = 1
 ) -> Complexity:
-    """A convolution without bias whose output is height × width."""
+    """What a convolution without bias costs whose output is height × width."""
     weights = kernel * kernel * (in_channels // groups) * out_channels
     pixels = height * width
     return Complexity(weights, weights * pixels, out_channels * pixels)
 
 
 def norm(channels: int) -> Complexity:
-    """A batch norm: two parameters per channel; it can be folded away, so no multiply-adds."""
+    """What a batch norm costs: two parameters per channel; folded away, it needs no work."""
     return Complexity(params=2 * channels)
 
 

@@ -21,7 +21,7 @@ class Dag:
         edges: pairs (u, v) with 0 <= u < v < N, without duplicates; kept sorted.
 
     Raises:
-        ValueError: for any edge or node count that breaks these rules.
+        ValueError: an edge or the number of nodes breaks these rules.
     """
 
     num_nodes: int

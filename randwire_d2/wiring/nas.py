@@ -1,4 +1,4 @@
-"""NAS-style cells as a random graph model: the restricted space of §3.1, drawn without a search."""
+"""NAS-style cells as a random graph model: drawn from the space that §3.1 lists, not searched."""
 
 from itertools import combinations
 from random import Random
@@ -10,9 +10,9 @@ from .random_graphs import GRAPH_REGISTRY
 
 @GRAPH_REGISTRY.register()
 def NAS(num_nodes: int, seed: int, cell_nodes: int) -> nx.Graph:
-    """A stack of cells as in NASNet, one cell drawn uniformly and repeated.
+    """A stack of cells as in NASNet: one cell is drawn uniformly and repeated.
 
-    The rules are those that §3.1 lists, the mapping to a graph is that of Figure 7, right: "a
+    The rules are those that §3.1 lists, and they are mapped to a graph as in Figure 7, right: "a
     combining op" is a node. Its unary transformation is the one of §3.2, the same for all nodes.
 
     - "A cell always accepts the activations of the output nodes from the 2 immediately preceding
@@ -20,16 +20,16 @@ def NAS(num_nodes: int, seed: int, cell_nodes: int) -> nx.Graph:
     - "Each cell contains 5 nodes that are wired to 2 and only 2 existing nodes", here
       ``cell_nodes``: the inputs of the cell or earlier nodes of it, each pair equally likely.
     - "All nodes that have no output in a cell are concatenated by an extra node": here that node
-      adds them up, as §3.2's do, with learned weights, so that all nodes have C channels. It is an
-      ordinary one, with the convolution that NASNet applies to what a cell receives.
+      adds them up with learned weights, as §3.2's nodes do, so that all nodes have C channels. It
+      is an ordinary node, with the convolution that NASNet applies to what a cell receives.
 
-    With five, 2 + 5·(5 + 1) = 32 nodes are five whole cells. What is left of another N is the
-    beginning of a cell; the stage's output averages its loose ends.
+    With five nodes per cell, N = 2 + 5·(5 + 1) = 32 makes five whole cells. What is left of another
+    N is the beginning of a cell, whose loose ends are among the stage's outputs.
 
-    It is a small space: every merging node has input degree 2, and the choices of a cell of five
-    are 1·3·6·10·15 = 2700. The pairs are drawn independently, so each is equally likely. (The
-    paper also counts an "output degree 1" of the nodes. The three rules do not bring it about, and
-    it is not one of the rules here: any number of nodes may read a node, as in NASNet.)
+    The space is small: every node that merges has input degree 2, and there are 1·3·6·10·15 = 2700
+    cells of five nodes, all equally likely, because the pairs are drawn independently. (The paper
+    also speaks of an "output degree 1". It does not follow from the three rules, and is no rule
+    here: any number of nodes may read a node, as in NASNet.)
     """
     if cell_nodes < 1:
         raise ValueError(f"NAS needs at least one node per cell; got cell_nodes={cell_nodes}")

@@ -53,7 +53,7 @@ class NetworkSpec:
         dags: the wiring of each randomly wired stage, from high to low resolution.
 
     Raises:
-        ValueError: for an unknown regime, a wrong number of stages, or C < 2.
+        ValueError: the regime is unknown, the number of stages is not the regime's, or C < 2.
     """
 
     regime: str
@@ -111,7 +111,7 @@ class NetworkSpec:
         """The inverse of ``to_json``.
 
         Raises:
-            ValueError: if the text is not the JSON of a spec; the message says what is wrong.
+            ValueError: the text is not the JSON of a spec; the message says what is wrong.
         """
         try:
             spec = json.loads(text)
@@ -136,7 +136,7 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class NetworkGenerator:
-    """The stochastic network generator g: fix θ here, then call with a seed s.
+    """The stochastic network generator g: θ is given here, the seed s with each call.
 
     Every stage's graph is drawn with the same seed, as the paper's authors did: the parameters
     and FLOPs of the networks so drawn match Tables 2 to 4 to the last digit.
@@ -151,8 +151,8 @@ class NetworkGenerator:
         node_op: the convolution of every node.
 
     Raises:
-        ValueError: from the constructor for a wrong regime, C or N; from the call for parameters
-            that the graph model refuses.
+        ValueError: the constructor refuses the regime, C or N, or the call gets parameters that
+            the graph model refuses.
     """
 
     regime: str = "regular"

@@ -2,8 +2,8 @@
 
 A graph model is a function ``(num_nodes, seed, **params) -> networkx.Graph`` whose nodes are the
 integers 0 … N-1 in the order in which the paper indexes them (appendix, "Converting undirected
-graphs into DAGs"). A project adds its own one with ``@GRAPH_REGISTRY.register()``; the function's
-name is the name of the model, and its keyword parameters are the model's parameters.
+graphs into DAGs"). A project adds its own with ``@GRAPH_REGISTRY.register()``; the function's
+name is the name of the model, and its further parameters are the model's parameters.
 """
 
 import ast
@@ -29,7 +29,8 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
         params: the model's own parameters, such as ``k=4, p=0.75``.
 
     Raises:
-        ValueError: for an unknown model, missing or superfluous parameters, or values out of range.
+        ValueError: the model is unknown, a parameter is missing or superfluous, or a value is out
+            of range.
     """
     draw = _registered(model)
     if num_nodes < 1:
@@ -49,7 +50,7 @@ def graph_label(model: str, params: Mapping[str, Any]) -> str:
     """The paper's name for a model with its parameters: ``"WS(4, 0.75)"``.
 
     Raises:
-        ValueError: for an unknown model, missing or superfluous parameters.
+        ValueError: the model is unknown, or a parameter is missing or superfluous.
     """
     names = _parameters(model)
     if set(names) != set(params):
@@ -58,11 +59,12 @@ def graph_label(model: str, params: Mapping[str, Any]) -> str:
 
 
 def parse_graph(label: str) -> tuple[str, dict[str, Any]]:
-    """The model and the parameters that ``graph_label`` names: ``"WS(4,0.75)"`` → ``"WS"`` and
-    ``{"k": 4, "p": 0.75}``.
+    """The model and the parameters that a label like ``graph_label``'s names.
+
+    ``"WS(4,0.75)"`` names ``"WS"`` and ``{"k": 4, "p": 0.75}``.
 
     Raises:
-        ValueError: if it names no registered model, or not with its parameters.
+        ValueError: the label names no registered model, or lacks its parameters.
     """
     match = re.fullmatch(r"(\w+)(?:\((.*)\))?", label.strip())
     if not match:
@@ -120,8 +122,8 @@ def BA(num_nodes: int, seed: int, m: int) -> nx.Graph:
 
 @GRAPH_REGISTRY.register()
 def WS(num_nodes: int, seed: int, k: int, p: float) -> nx.Graph:
-    """Watts-Strogatz: a ring where each node is joined to its ``k`` nearest, each edge rewired
-    with probability ``p``; exactly N·K/2 edges (the paper's "N·K" counts each edge twice)."""
+    """Watts-Strogatz: a ring in which each node is joined to its ``k`` nearest ones, and each edge
+    is rewired with probability ``p``; exactly N·K/2 edges (the paper's "N·K" counts each twice)."""
     if k % 2 or not 0 < k < num_nodes:
         raise ValueError(f"WS needs an even K with 0 < K < N; got K={k}, N={num_nodes}")
     _check_probability("WS", p)

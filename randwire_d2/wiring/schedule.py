@@ -1,8 +1,8 @@
-"""In which order to run a stage's nodes, so that the fewest results are held at once.
+"""The order in which to run a stage's nodes so that the fewest results are held at once.
 
 The exact search over downsets (the sets of nodes that can have run so far) follows SERENITY:
 "Ordering Chaos: Memory-Aware Scheduling of Irregularly Wired Neural Networks for Edge Devices"
-(Ahn et al., MLSys 2020); the rules that leave downsets out are our own.
+(Ahn et al., MLSys 2020); the rules by which downsets are left out are our own.
 """
 
 import heapq
@@ -14,8 +14,8 @@ from functools import lru_cache
 
 from .dag import Dag, as_integer
 
-# Sets of nodes to go through at most: a few seconds. The paper's generators with 32 nodes have
-# thousands.
+# The search is given up after so many sets of nodes, some seconds. Graphs of the paper's generators
+# with 32 nodes have thousands.
 LIMIT = 200_000
 
 
@@ -26,8 +26,7 @@ class Schedule:
     Attributes:
         order: every node once, each after its predecessors.
         peak: the most memory at any moment, as ``peak_of`` counts it, in results of one node.
-        optimal: whether no order has a lower peak; unknown, and False, where the search was given
-            up.
+        optimal: True if no order has a lower peak; False where the search was given up.
     """
 
     order: tuple[int, ...]
@@ -41,16 +40,16 @@ def schedule(
 ) -> Schedule:
     """The order with the least peak of all orders; the ascending one if that is among the best.
 
-    Exact, and so exponential at worst in the number of nodes that can run side by side: a fraction
-    of a second for the paper's generators with 32 nodes. For far larger graphs it is given up after
-    ``LIMIT`` sets of nodes, and the order is the ascending one.
+    The search is exact, and so at worst exponential in the number of nodes that can run side by
+    side: it takes a fraction of a second for the paper's generators with 32 nodes. For far larger
+    graphs it is given up after ``LIMIT`` sets of nodes, and the order is the ascending one.
 
     Args:
         dag: the stage's wiring.
         input_size, workspace: see ``peak_of``.
 
     Raises:
-        ValueError: as ``peak_of``.
+        ValueError: a size is negative or not finite.
     """
     memory = _Memory(dag, input_size, workspace)
     ascending = tuple(range(dag.num_nodes))
@@ -114,7 +113,7 @@ def peak_of(
             inputs and the result of a node at once.
 
     Raises:
-        ValueError: if ``order`` is no such order, or a size is negative or not finite.
+        ValueError: ``order`` is no such order, or a size is negative or not finite.
     """
     memory = _Memory(dag, input_size, workspace)
     order = tuple(as_integer("a node of the order", node) for node in order)
