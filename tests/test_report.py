@@ -375,6 +375,8 @@ def test_a_comparison_has_each_groups_mean_and_deviation(tmp_path: Path) -> None
     assert comparison.picture.is_file()
     with pytest.raises(ValueError, match=r"no evaluation \(bbox/AP50\)"):
         write_comparison(groups, ["bbox/AP50"], tmp_path / "picture.png")
+    with pytest.raises(ValueError, match="needs at least two runs; 'a' has 1"):
+        write_comparison({"a": groups["a"][:1]}, ["bbox/AP"], tmp_path / "picture.png")
 
 
 def test_demo_spares_a_folder_that_is_not_its_own(tmp_path: Path) -> None:

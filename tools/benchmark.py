@@ -84,7 +84,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             nargs="*",
             default=values,
             metavar="VALUE",
-            help=f"values of the {title} (default: {' '.join(map(str, values))})",
+            help=f'the values on the axis "{title}" (default: {" ".join(map(str, values))})',
         )
     args = parser.parse_args(argv)
     if args.batch is None:

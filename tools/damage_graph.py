@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from randwire_d2.drawing.style import FORMATS, save_figure
+from randwire_d2.drawing.style import FORMATS, check_format, save_figure
 from randwire_d2.engine import split_pairs
 from randwire_d2.experiments.damage import KINDS
 from randwire_d2.experiments.damage_report import plot_damage, to_json, to_markdown
@@ -85,9 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ["python", "tools/damage_graph.py", *(sys.argv[1:] if argv is None else argv)]
     )
     try:
-        figure_file = Path(args.output)
-        if figure_file.suffix.lower() not in FORMATS:
-            raise ValueError(f"--output must end in one of {', '.join(FORMATS)}; got {figure_file}")
+        check_format(args.output, "--output")
         if args.weights and len(args.runs) > 1:
             raise ValueError(f"--weights belongs to one RUN; got {len(args.runs)}")
         if args.json:  # rather now than after hours, if its folder can't be made
@@ -99,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(to_markdown(outcomes))
         if args.json:
             write_or_print(to_json(outcomes, command), args.json)
-        print(f"\n{save_figure(plot_damage(outcomes), figure_file)}")
+        print(f"\n{save_figure(plot_damage(outcomes), args.output)}")
     except (ValueError, OSError) as e:
         sys.exit(f"damage_graph.py: error: {' '.join(str(e).split())}")
     except KeyboardInterrupt:
