@@ -45,11 +45,18 @@ def add_randwire_config(cfg: CfgNode) -> None:
     node.SPEC_FILE = ""
     # Any norm of Detectron2's. FrozenBN needs pretrained weights; from scratch: BN, SyncBN or GN.
     node.NORM = "FrozenBN"
+    # The mode of the convolutions' He initialisation: "fan_in", or "fan_out" as pycls has it.
+    node.INIT = "fan_in"
     # The features handed to the FPN or the heads: any of stem, res2, res3, res4, res5.
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Hand them out after a ReLU, as a ResNet's are. A classifier's head begins with one anyway.
+    node.RELU_FEATURES = False
     # The probability with which a training mini-batch loses one edge; the paper's ImageNet
     # training in the regular regime has 0.1, its fine-tuning does not mention it.
     node.EDGE_DROP_PROB = 0.0
+    # The mini-batch that loses it: "process", each process's own images lose an edge of their own,
+    # or "batch", all processes' images of an iteration lose the same edge. §4.2 may mean either.
+    node.EDGE_DROP_SCOPE = "process"
     # Fused operators for separable convolutions with batch norms: the same function, faster. Turn
     # them off to compare, or where something wants each node's module to run.
     node.FUSED = True
@@ -77,6 +84,8 @@ def add_classification_config(cfg: CfgNode) -> None:
     node.NUM_CLASSES = 1000
     # Before the fc layer; the paper's: 0.2 in the regular regime, none in the small. For RandWire.
     node.DROPOUT = 0.0
+    # A ReLU between the norm of the 1280-d layer and the pool. Table 1 has none. For RandWire.
+    node.HEAD_RELU = False
     node.LABEL_SMOOTHING = 0.1
 
     # A training crop covers this part of the image's area, has an aspect ratio of 3/4 … 4/3, and is

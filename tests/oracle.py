@@ -102,14 +102,24 @@ def backbone(
 
 
 def classifier(
-    spec: NetworkSpec, state: State, images: Tensor, *, train: bool, dropped: Edge | None = None
+    spec: NetworkSpec,
+    state: State,
+    images: Tensor,
+    *,
+    train: bool,
+    dropped: Edge | None = None,
+    head_relu: bool = False,
 ) -> Result:
-    """Compute a network with its classifier; like ``backbone``, without dropout."""
+    """Compute a network with its classifier; like ``backbone``, without dropout.
+
+    With ``head_relu``, which the paper does not mention, a ReLU precedes the global average pool.
+    """
     result = backbone(spec, state, images, train=train, dropped=dropped, prefix="backbone.")
     # Table 1: "1×1 conv, 1280-d / global average pool, 1000-d fc"; a conv is ReLU-Conv-BN.
     x = F.relu(result.features["res5"])
     x = dense(x, state["conv.weight"], stride=1)
     x = batch_norm(x, state, "norm", train, result)
+    x = F.relu(x) if head_relu else x
     x = x.sum(dim=(2, 3)) / (x.shape[2] * x.shape[3])
     result.logits = x @ state["fc.weight"].T + state["fc.bias"]
     return result

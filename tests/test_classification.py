@@ -44,6 +44,7 @@ from randwire_d2.classification.data import (
     train_transform,
 )
 from randwire_d2.classification.evaluation import AccuracyEvaluator
+from randwire_d2.classification.model import build_network
 from randwire_d2.classification.recipe import scale_schedule
 from randwire_d2.classification.trainer import WatchInput
 from randwire_d2.config import classifier_config
@@ -454,11 +455,28 @@ def test_a_value_that_cannot_work_is_refused_in_one_line(
     assert str(shown) in str(e.value)
 
 
-def test_a_resnet_has_no_dropout(folders: Path) -> None:
-    options = tiny(folders, "MODEL.CLASSIFIER.DROPOUT", 0.2)
-    with pytest.raises(ValueError, match="MODEL.CLASSIFIER.DROPOUT must be 0.*got 0.2"):
-        load_config(parse(R50, *options))
+@pytest.mark.parametrize(
+    ("key", "default", "value"), [("DROPOUT", 0, 0.2), ("HEAD_RELU", False, True)]
+)
+def test_a_resnet_has_no_such_head(folders: Path, key: str, default: object, value: object) -> None:
+    """Wrong: a key that only RandWire's head reads is accepted for a ResNet, and does nothing."""
+    key = f"MODEL.CLASSIFIER.{key}"
+    with pytest.raises(ValueError, match=f"{key} must be {default}.*got {value}"):
+        load_config(parse(R50, *tiny(folders, key, value)))
     load_config(parse(R50, *tiny(folders)))
+
+
+def test_keys_reach_the_classifier(folders: Path) -> None:
+    """Wrong: a key of a RandWire's classifier is ignored."""
+    options = ["MODEL.CLASSIFIER.HEAD_RELU", True, "MODEL.RANDWIRE.EDGE_DROP_SCOPE", "batch"]
+    cfg = load_config(parse(C78, *tiny(folders, *options, "MODEL.RANDWIRE.INIT", "fan_out")))
+    network = build_network(cfg)
+    assert isinstance(network, RandWireClassifier)
+    assert network.head_relu and network.backbone.edge_drop_scope == "batch"
+    # He's fan-out of 1280 outputs: √(2/1280).
+    assert network.conv.weight.std().item() == pytest.approx(0.0395, rel=0.05)
+    literal = build_network(load_config(parse(C78, *tiny(folders))))
+    assert not literal.head_relu and literal.backbone.edge_drop_scope == "process"
 
 
 @pytest.mark.parametrize(

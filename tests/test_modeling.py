@@ -15,10 +15,19 @@ from unittest import mock
 import oracle
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
-from test_oracle import PATHS, assert_same, draw_spec, images, leaves, randomise
+from test_oracle import (
+    PATHS,
+    assert_same,
+    assert_same_gradients,
+    draw_spec,
+    images,
+    leaves,
+    randomise,
+)
 from test_wiring import GOLDEN
 from torch import Tensor, nn
 
@@ -199,6 +208,63 @@ def test_weighted_sums_start_at_one_half() -> None:
                 assert name not in state
 
 
+@pytest.mark.parametrize("init", ["fan_in", "fan_out"])
+def test_init_is_hes(init: str) -> None:
+    """Wrong: a convolution, the head's among them, has another scale than He's rule of that mode
+    gives it, or the mode is the wrong one. Fan-out is torch's and pycls's, which for a depthwise
+    convolution counts the output channels of all its groups."""
+    spec = NetworkGenerator("small", 64, 4, "WS", {"k": 2, "p": 0.5})(1)
+    model = RandWireClassifier(spec, 4, init=init)
+    convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    assert {"conv", "backbone.stem.conv", "backbone.res3.nodes.0.conv.depthwise"} < set(convs)
+    for name, conv in convs.items():
+        fan = conv.in_channels // conv.groups if init == "fan_in" else conv.out_channels
+        expected = (2 / (fan * conv.kernel_size[0] ** 2)) ** 0.5
+        # The standard deviation of n normal numbers is known to 1/√(2n).
+        tolerance = 5 / (2 * conv.weight.numel()) ** 0.5
+        assert conv.weight.std().item() == pytest.approx(expected, rel=tolerance), name
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_relu_in_the_head_is_the_oracles(path: str, train: bool) -> None:
+    """Wrong: HEAD_RELU's ReLU stands somewhere else than between norm and pool, or its gradient is
+    lost on one of the paths."""
+    spec = draw_spec("small", "WS")
+    model = RandWireClassifier(spec, 5, head_relu=True, **PATHS[path])
+    randomise(model.double()).train(train)
+    state = leaves(model)
+    x, x_oracle = images(69, 77).requires_grad_(), images(69, 77).requires_grad_()
+    logits = model(x)
+    expected = oracle.classifier(spec, state, x_oracle, train=train, head_relu=True).logits
+    assert_same(logits, expected, "logits")
+    literal = oracle.classifier(spec, state, x_oracle, train=train).logits
+    assert (logits - literal).abs().max() > 1e-2, "the test can't tell the two heads apart"
+    logits.square().sum().backward()
+    expected.square().sum().backward()
+    assert_same_gradients(model, x, state, x_oracle)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_features_after_a_relu(path: str) -> None:
+    """Wrong: RELU_FEATURES changes what a stage computes from its predecessor, or a gradient, or
+    leaves out a feature."""
+    spec = draw_spec("regular", "BA")
+    model = RandWire(spec, out_features=NAMES, relu_features=True, **PATHS[path])
+    randomise(model.double()).train()
+    state = leaves(model)
+    x, x_oracle = images(69, 77).requires_grad_(), images(69, 77).requires_grad_()
+    features = model(x)
+    expected = oracle.backbone(spec, state, x_oracle, train=True).features
+    assert list(features) == list(NAMES)
+    for name in NAMES:
+        assert (expected[name] < 0).any(), "the test can't tell the two apart"
+        assert_same(features[name], F.relu(expected[name]), name)
+    sum(feature.square().sum() for feature in features.values()).backward()
+    sum(F.relu(feature).square().sum() for feature in expected.values()).backward()
+    assert_same_gradients(model, x, state, x_oracle)
+
+
 def test_dropout_is_the_papers() -> None:
     """Else the classifier's dropout or edge dropping is not that of its regime."""
     for regime, dropout, edge_drop in [("small", 0.0, 0.0), ("regular", 0.2, 0.1)]:
@@ -216,6 +282,8 @@ def test_dropout_is_the_papers() -> None:
     [
         ({"out_features": ["res6"]}, ["out_features", "res6", "res5"]),
         ({"out_features": []}, ["out_features", "[]"]),
+        ({"init": "fan"}, ["init", "'fan'", "fan_in or fan_out"]),
+        ({"edge_drop_scope": "gpu"}, ["edge_drop_scope", "'gpu'", "process or batch"]),
         ({"edge_drop_prob": 1.5}, ["edge_drop_prob", "0 … 1", "1.5"]),
         ({"edge_drop_prob": -0.1}, ["edge_drop_prob", "0 … 1", "-0.1"]),
         ({"norm": "BatchNorm"}, ["norm", "'BatchNorm'", "FrozenBN"]),
@@ -384,6 +452,39 @@ def test_edge_dropping_follows_torchs_seed() -> None:
     assert any(not torch.equal(a, first[0]) for a in first[1:]), "nothing was dropped"
 
 
+def _drop_edges_with_others(scope: str, folder: Path, rank: int) -> tuple[list[list], list[float]]:
+    """In one of two processes, whose seeds differ: a network's outputs, and the next numbers."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / scope}", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    spec = draw_spec("small", "WS")
+    model = RandWire(spec, out_features=["res5"], edge_drop_prob=0.5, edge_drop_scope=scope)
+    randomise(model.double()).train()
+    torch.manual_seed(1 + rank)
+    with torch.no_grad():
+        outputs = [model(images(35, 35))["res5"].tolist() for _ in range(12)]
+    torch.distributed.destroy_process_group()
+    return outputs, torch.rand(2).tolist()
+
+
+def test_edges_drop_in_one_process_or_in_all(tmp_path: Path) -> None:
+    """Wrong: with EDGE_DROP_SCOPE batch, one process trains without an edge that another keeps, or
+    no edge drops; with process, all drop the same; or the key changes the random numbers of
+    whatever draws next, such as dropout."""
+    runs = {}
+    for scope in ("process", "batch"):
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            arguments = [(scope, tmp_path, rank) for rank in range(2)]
+            runs[scope] = pool.starmap(_drop_edges_with_others, arguments, chunksize=1)
+    (own, numbers), (others, other_numbers) = runs["process"]
+    assert own != others, "both processes drew the same edges"
+    (shared, shared_numbers), (same, same_numbers) = runs["batch"]
+    assert shared == same == own, "not the first process's edges in both"
+    assert len({str(output) for output in own}) > 3, "the draws do not differ"
+    assert (numbers, other_numbers) == (shared_numbers, same_numbers)
+
+
 def test_networks_without_droppable_edges_train() -> None:
     """Else a network whose nodes all have one input edge fails where an edge should drop."""
     chain = Dag(3, ((0, 1), (1, 2)))
@@ -394,13 +495,14 @@ def test_networks_without_droppable_edges_train() -> None:
     assert torch.isfinite(features["res5"]).all()
 
 
-def test_initialisation_follows_torchs_seed() -> None:
+@pytest.mark.parametrize("init", ["fan_in", "fan_out"])
+def test_initialisation_follows_torchs_seed(init: str) -> None:
     """Else a run can't be repeated from its seed."""
     spec = draw_spec("regular", "WS")
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        states.append(RandWire(spec).state_dict())
+        states.append(RandWire(spec, init=init).state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["stem.conv.weight"], states[2]["stem.conv.weight"])
 
@@ -497,11 +599,23 @@ def test_the_default_config_is_the_papers_network() -> None:
 
 def test_every_key_reaches_the_network() -> None:
     """Else a config key is ignored."""
-    keys = {"SEED": 3, "WS_K": 2, "WS_P": 0.5, "NODE_OP": "conv3x3", "EDGE_DROP_PROB": 0.25}
+    keys = {
+        "SEED": 3,
+        "WS_K": 2,
+        "WS_P": 0.5,
+        "NODE_OP": "conv3x3",
+        "INIT": "fan_out",
+        "EDGE_DROP_PROB": 0.25,
+        "EDGE_DROP_SCOPE": "batch",
+        "RELU_FEATURES": True,
+    }
     backbone = build_backbone(config(**keys, OUT_FEATURES=["res3", "res2"]))
     expected = NetworkGenerator("small", 4, 6, "WS", {"k": 2, "p": 0.5}, "conv3x3")(3)
     assert backbone.spec == expected
-    assert backbone.edge_drop_prob == 0.25
+    assert (backbone.edge_drop_prob, backbone.edge_drop_scope) == (0.25, "batch")
+    assert backbone.relu_features
+    std = backbone.res3.nodes[0].conv.weight.std().item()
+    assert std == pytest.approx((2 / (9 * backbone.output_shape()["res3"].channels)) ** 0.5, 0.3)
     assert list(backbone.output_shape()) == ["res2", "res3"]
     for graph, params in [("ER", {"p": 0.9}), ("BA", {"m": 3})]:
         ((key, value),) = params.items()

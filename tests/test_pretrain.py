@@ -64,11 +64,13 @@ def command(
     folders: Path, output: Path, *options: object, ranks: int = 1, flags: tuple[str, ...] = ()
 ) -> list[str]:
     several = ["--num-gpus", str(ranks), "--dist-url", "auto"] if ranks > 1 else []
+    scope = "batch" if ranks > 1 else "process"
     return [
         sys.executable, str(TOOL),
         "--config-file", str(ROOT / "configs/imagenet/randwire_c78_250ep.yaml"), *several, *flags,
         "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", "8", "MODEL.RANDWIRE.NUM_NODES", "6",
-        "MODEL.RANDWIRE.EDGE_DROP_PROB", "0.5", "MODEL.CLASSIFIER.DROPOUT", "0.5",
+        "MODEL.RANDWIRE.EDGE_DROP_PROB", "0.5", "MODEL.RANDWIRE.EDGE_DROP_SCOPE", scope,
+        "MODEL.CLASSIFIER.DROPOUT", "0.5",
         "MODEL.CLASSIFIER.NUM_CLASSES", "3",
         "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
         "INPUT.TRAIN_CROP_SIZE", "32", "INPUT.TEST_CROP_SIZE", "32", "SOLVER.EPOCHS", "0",

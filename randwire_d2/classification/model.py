@@ -95,8 +95,11 @@ def build_network(cfg: CfgNode) -> nn.Module:
             spec_from_config(cfg),
             num_classes,
             norm=cfg.MODEL.RANDWIRE.NORM,
+            init=cfg.MODEL.RANDWIRE.INIT,
+            head_relu=cfg.MODEL.CLASSIFIER.HEAD_RELU,
             dropout=cfg.MODEL.CLASSIFIER.DROPOUT,
             edge_drop_prob=cfg.MODEL.RANDWIRE.EDGE_DROP_PROB,
+            edge_drop_scope=cfg.MODEL.RANDWIRE.EDGE_DROP_SCOPE,
             fused=cfg.MODEL.RANDWIRE.FUSED,
             recompute=cfg.MODEL.RANDWIRE.RECOMPUTE,
         )

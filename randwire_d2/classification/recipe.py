@@ -89,6 +89,8 @@ def _check_values(cfg: CfgNode) -> None:
     require("MODEL.CLASSIFIER.DROPOUT", 0 <= dropout < 1, "within 0 … 1")
     if name == "build_resnet_backbone":
         require("MODEL.CLASSIFIER.DROPOUT", dropout == 0, "0: Detectron2's ResNet has none")
+        head_relu = cfg.MODEL.CLASSIFIER.HEAD_RELU
+        require("MODEL.CLASSIFIER.HEAD_RELU", not head_relu, "False: a ResNet has no such layer")
     require("SOLVER.EPOCHS", cfg.SOLVER.EPOCHS >= 0, "at least 0")
     require("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH >= 1, "at least 1")
     require("SOLVER.REFERENCE_BATCH_SIZE", cfg.SOLVER.REFERENCE_BATCH_SIZE >= 1, "at least 1")

@@ -2,18 +2,23 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.utils import comm
 from torch import Tensor
 
 from ..config import spec_from_config
 from ..wiring import NetworkSpec, StageSpec
+from .node import Init, apply_init
 from .stage import ConvStage, RandWireStage
+
+EdgeDropScope = Literal["process", "batch"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +33,25 @@ class RandWire(Backbone):
         out_features: any of ``"stem"``, ``"res2"`` … ``"res5"``: strides 2, 4, 8, 16 and 32, the
             paper's conv1 … conv5. Stages after the last of them are not built.
         norm: any of Detectron2's: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, …
+        init: the mode of the convolutions' He initialisation, ``"fan_in"`` or ``"fan_out"``.
         edge_drop_prob: the probability with which a training mini-batch loses one edge whose
             target has input degree > 1 (§4.2, "Regular computation regime": 0.1).
+        edge_drop_scope: what that mini-batch is when several processes share a batch: with
+            ``"process"`` the images of one process, each of which draws an edge of its own; with
+            ``"batch"`` those of all, which drop the first process's edge. The paper's "for each
+            training mini-batch" may mean either.
         freeze_at: see ``freeze``.
+        relu_features: hand out the features after a ReLU, as a ResNet's are. Without it they are
+            the stages' outputs, the means of what their last batch norms return. The next stage's
+            own ReLUs come first in either case (Figure 2).
         fused: run each stage as one function of fused operators, in channels_last, wherever it has
             separable convolutions and batch norms, frozen or not. The same function of the same
             weights; without it, nodes run one by one.
         recompute: with ``fused``, save half as much for the backward pass, and compute it again.
 
     Raises:
-        ValueError: for unknown features, norms or node operations, or values out of range.
+        ValueError: for unknown features, norms, node operations, inits or scopes, or values out of
+            range.
     """
 
     @configurable
@@ -47,8 +61,11 @@ class RandWire(Backbone):
         *,
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
         norm: str = "BN",
+        init: Init = "fan_in",
         edge_drop_prob: float = 0.0,
+        edge_drop_scope: EdgeDropScope = "process",
         freeze_at: int = 0,
+        relu_features: bool = False,
         fused: bool = True,
         recompute: bool = False,
     ) -> None:
@@ -59,8 +76,16 @@ class RandWire(Backbone):
             raise ValueError(f"out_features must name some of {names}; got {list(out_features)}")
         if not 0 <= edge_drop_prob <= 1:
             raise ValueError(f"edge_drop_prob must be within 0 … 1; got {edge_drop_prob}")
+        for argument, value, known in (
+            ("init", init, get_args(Init)),
+            ("edge_drop_scope", edge_drop_scope, get_args(EdgeDropScope)),
+        ):
+            if value not in known:
+                raise ValueError(f"{argument} must be {' or '.join(known)}; got {value!r}")
         self.spec = spec
         self.edge_drop_prob = edge_drop_prob
+        self.edge_drop_scope = edge_drop_scope
+        self.relu_features = relu_features
         self._out_features = [name for name in names if name in out_features]
         self._stage_names = names[: names.index(self._out_features[-1]) + 1]
         self._shapes = {}
@@ -72,6 +97,7 @@ class RandWire(Backbone):
             )
             self.add_module(layer.name, stage)
             self._shapes[layer.name] = ShapeSpec(channels=layer.channels, stride=2 ** (i + 1))
+        apply_init(self, init)
         self.freeze(freeze_at)
 
     @classmethod
@@ -89,8 +115,11 @@ class RandWire(Backbone):
             "spec": spec_from_config(cfg),
             "out_features": cfg.MODEL.RANDWIRE.OUT_FEATURES,
             "norm": cfg.MODEL.RANDWIRE.NORM,
+            "init": cfg.MODEL.RANDWIRE.INIT,
             "edge_drop_prob": cfg.MODEL.RANDWIRE.EDGE_DROP_PROB,
+            "edge_drop_scope": cfg.MODEL.RANDWIRE.EDGE_DROP_SCOPE,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+            "relu_features": cfg.MODEL.RANDWIRE.RELU_FEATURES,
             "fused": cfg.MODEL.RANDWIRE.FUSED,
             "recompute": cfg.MODEL.RANDWIRE.RECOMPUTE,
         }
@@ -114,17 +143,23 @@ class RandWire(Backbone):
             else:
                 x = stage(x)
             if name in self._out_features:
-                features[name] = x
+                features[name] = F.relu(x) if self.relu_features else x
         return features
 
     def _draw_dropped_edge(self) -> tuple[str, tuple[int, int]] | None:
         """With probability ``edge_drop_prob``, one edge, uniformly over all that may be dropped.
 
-        The draw comes from torch's CPU generator, whose state a seed or a checkpoint restores.
+        The draw comes from torch's CPU generator, whose state a seed or a checkpoint restores. With
+        the scope "batch" all processes must call this together: it is the first one's draw.
         """
-        if not self._droppable or torch.rand(()).item() >= self.edge_drop_prob:
+        if not self._droppable:
             return None
-        return self._droppable[int(torch.randint(len(self._droppable), ()).item())]
+        edge = None
+        if torch.rand(()).item() < self.edge_drop_prob:
+            edge = self._droppable[int(torch.randint(len(self._droppable), ()).item())]
+        # Processes whose draw is not used draw all the same: their dropout stays that of the scope
+        # "process".
+        return edge if self.edge_drop_scope == "process" else comm.all_gather(edge)[0]
 
     def freeze(self, freeze_at: int = 0) -> "RandWire":
         """Freeze the first stages: 1 freezes the stem, 2 also res2, and so on; 0 freezes nothing.

@@ -5,23 +5,26 @@ from torch import Tensor, nn
 
 from ..wiring import NetworkSpec
 from ..wiring.network import HEAD_CHANNELS
-from .backbone import RandWire
-from .node import build_norm, conv2d
+from .backbone import EdgeDropScope, RandWire
+from .node import Init, apply_init, build_norm, conv2d
 
 
 class RandWireClassifier(nn.Module):
     """A randomly wired network with its classifier.
 
     ReLU, 1×1 conv to 1280 channels, BN, global average pool, dropout, fc; the softmax is the
-    loss's. It has exactly ``complexity(spec, num_classes=num_classes).params`` parameters.
+    loss's. Table 1 has no ReLU between BN and pool: ``head_relu`` puts one there. It has exactly
+    ``complexity(spec, num_classes=num_classes).params`` parameters.
 
     Args:
         spec: the symbolic network.
         num_classes: the number of classes.
         norm: any of Detectron2's.
+        init: see ``RandWire``.
+        head_relu: put a ReLU between the 1280 channels' norm and the pool.
         dropout: before the fc layer; by default the paper's: 0.2 in the regular regime, else none.
         edge_drop_prob: see ``RandWire``; by default the paper's: 0.1 in the regular regime, else 0.
-        fused, recompute: see ``RandWire``.
+        edge_drop_scope, fused, recompute: see ``RandWire``.
     """
 
     def __init__(
@@ -30,8 +33,11 @@ class RandWireClassifier(nn.Module):
         num_classes: int = 1000,
         *,
         norm: str = "BN",
+        init: Init = "fan_in",
+        head_relu: bool = False,
         dropout: float | None = None,
         edge_drop_prob: float | None = None,
+        edge_drop_scope: EdgeDropScope = "process",
         fused: bool = True,
         recompute: bool = False,
     ) -> None:
@@ -47,12 +53,16 @@ class RandWireClassifier(nn.Module):
             spec,
             out_features=("res5",),
             norm=norm,
+            init=init,
             edge_drop_prob=edge_drop_prob,
+            edge_drop_scope=edge_drop_scope,
             fused=fused,
             recompute=recompute,
         )
         self.conv = conv2d(spec.stages[-1].channels, HEAD_CHANNELS, 1)
+        apply_init(self.conv, init)
         self.norm = build_norm(norm, HEAD_CHANNELS)
+        self.head_relu = head_relu
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(HEAD_CHANNELS, num_classes)
         nn.init.normal_(self.fc.weight, std=0.01)
@@ -65,4 +75,6 @@ class RandWireClassifier(nn.Module):
     def head(self, x: Tensor) -> Tensor:
         """The last row alone: res5 (N, C, H, W) to logits (N, num_classes)."""
         x = self.norm(self.conv(F.relu(x)))
+        if self.head_relu:
+            x = F.relu(x)
         return self.fc(self.dropout(x.mean(dim=(2, 3))))

@@ -1,6 +1,7 @@
 """A node of a random graph: weighted sum, then a ReLU-convolution-BN triplet (§3.2, Figure 2)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,17 @@ complexity shall be counted.
 """
 
 
+# The modes of He's initialisation.
+Init = Literal["fan_in", "fan_out"]
+
+
 def conv2d(
     in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
 ) -> Conv2d:
-    """A convolution without bias, padded so that only the stride changes the size; He init."""
+    """A convolution without bias, padded so that only the stride changes the size.
+
+    Its weights are He's, of fan-in.
+    """
     conv = Conv2d(
         in_channels,
         out_channels,
@@ -30,9 +38,22 @@ def conv2d(
         groups=groups,
         bias=False,
     )
-    # Fan-in, not fan-out: it alone gives a depthwise convolution the right scale.
+    # Fan-in alone gives a depthwise convolution the right scale: its fan-out, in torch and pycls,
+    # counts the outputs of all channels, though a weight reaches those of its own only.
     nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
     return conv
+
+
+def apply_init(module: nn.Module, init: Init) -> None:
+    """Draw the weights of a module's convolutions again, unless they are ``init``'s already.
+
+    Args:
+        init: ``"fan_in"``, as ``conv2d`` has drawn them, or ``"fan_out"``.
+    """
+    if init != "fan_in":
+        for conv in module.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_normal_(conv.weight, mode=init, nonlinearity="relu")
 
 
 class SepConv3x3(nn.Sequential):
