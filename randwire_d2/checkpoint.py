@@ -15,10 +15,11 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from .files import atomic_open
-from .modeling import RandWire
+from .modeling import RandWire, RandWireClassifier
 from .wiring import NetworkSpec
 
-# The key under which a checkpoint holds its wiring: {"spec": JSON, "fingerprint": sha256}.
+# The key under which a checkpoint holds its Wiring: {"spec": JSON, "fingerprint": sha256}, and of a
+# classifier {"head_relu": bool}.
 WIRING_KEY = "randwire"
 # The key under which it holds its Preprocessing, as a dict.
 PREPROCESSING_KEY = "preprocessing"
@@ -66,9 +67,16 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Wiring:
-    """The network that a checkpoint's weights belong to."""
+    """The network that a checkpoint's weights belong to.
+
+    Attributes:
+        spec: the symbolic network.
+        head_relu: whether its classifier has the ReLU of MODEL.CLASSIFIER.HEAD_RELU, which no
+            weight tells; None of a network without a classifier, and where it is not known.
+    """
 
     spec: NetworkSpec
+    head_relu: bool | None = None
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> "Wiring | None":
@@ -89,11 +97,24 @@ class Wiring:
                 f"its spec has the fingerprint {spec.fingerprint}, but it states {fingerprint}: "
                 "one of the two was changed"
             )
-        return cls(spec)
+        head_relu = entry.get("head_relu")
+        if not isinstance(head_relu, bool | None):
+            raise ValueError(f"its entry {WIRING_KEY!r} is damaged: head_relu is {head_relu!r}")
+        return cls(spec, head_relu)
 
-    def to_dict(self) -> dict[str, str]:
+    @classmethod
+    def in_model(cls, model: nn.Module) -> "Wiring | None":
+        """That of the RandWire inside a model; None if the model has none."""
+        _, backbone = _find_backbone(model)
+        if backbone is None:
+            return None
+        heads = (m.head_relu for m in model.modules() if isinstance(m, RandWireClassifier))
+        return cls(backbone.spec, next(heads, None))
+
+    def to_dict(self) -> dict[str, Any]:
         """For a checkpoint, under ``WIRING_KEY``."""
-        return {"spec": self.spec.to_json(), "fingerprint": self.spec.fingerprint}
+        entry = {"spec": self.spec.to_json(), "fingerprint": self.spec.fingerprint}
+        return entry if self.head_relu is None else {**entry, "head_relu": self.head_relu}
 
 
 class RandWireCheckpointer(DetectionCheckpointer):
@@ -105,7 +126,8 @@ class RandWireCheckpointer(DetectionCheckpointer):
       ``weights_only``, Detectron2's ``.pkl`` with nothing but arrays and containers allowed.
     - A checkpoint holds the spec of the RandWire network in the model, if there is one; loading it
       into another wiring raises a ValueError that names both fingerprints. The same shapes fit many
-      wirings, so nothing else would notice. So does loading what has no weight for the backbone.
+      wirings, so nothing else would notice. So does loading a classifier into one whose head has
+      another ReLU, and loading what has no weight for the backbone.
     - It also holds the preprocessing of the model's images; loading it into a model with another
       one logs a warning.
     """
@@ -115,9 +137,9 @@ class RandWireCheckpointer(DetectionCheckpointer):
         self.path_manager = _AtomicPathManager()
 
     def save(self, name: str, **kwargs: Any) -> None:
-        spec = find_spec(self.model)
-        if spec is not None:
-            kwargs[WIRING_KEY] = Wiring(spec).to_dict()
+        wiring = Wiring.in_model(self.model)
+        if wiring is not None:
+            kwargs[WIRING_KEY] = wiring.to_dict()
         preprocessing = find_preprocessing(self.model)
         if preprocessing is not None:
             kwargs[PREPROCESSING_KEY] = preprocessing.to_dict()
@@ -148,33 +170,35 @@ class RandWireCheckpointer(DetectionCheckpointer):
         return incompatible
 
 
-def find_spec(model: nn.Module) -> NetworkSpec | None:
-    """The spec of the RandWire backbone inside a model; None if the model has none."""
-    _, backbone = _find_backbone(model)
-    return None if backbone is None else backbone.spec
-
-
 def _find_backbone(model: nn.Module) -> tuple[str, RandWire | None]:
     found = ((name, m) for name, m in model.named_modules() if isinstance(m, RandWire))
     return next(found, ("", None))
 
 
 def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another wiring than the model's.
+    """Refuse a checkpoint of another wiring than the model's, or of another head.
 
     Raises:
-        ValueError: if both know their wiring and the two differ; it names both fingerprints.
+        ValueError: if both know their wiring and the two differ; it names both fingerprints. Or if
+            both know the ReLU of their classifiers' heads and one has none.
     """
-    spec = find_spec(model)
-    wiring = Wiring.of(checkpoint)
-    if spec is None or wiring is None or wiring.spec == spec:
+    ours, theirs = Wiring.in_model(model), Wiring.of(checkpoint)
+    if ours is None or theirs is None:
         return
-    raise ValueError(
-        f"the checkpoint's network has the fingerprint {wiring.spec.fingerprint}, the model's "
-        f"{spec.fingerprint}: weights of one wiring mean nothing in another. Build the "
-        "checkpoint's own network with --config-from-weights, or convert a checkpoint of the "
-        "config's with tools/convert_checkpoint.py."
-    )
+    if theirs.spec != ours.spec:
+        raise ValueError(
+            f"the checkpoint's network has the fingerprint {theirs.spec.fingerprint}, the model's "
+            f"{ours.spec.fingerprint}: weights of one wiring mean nothing in another. Build the "
+            "checkpoint's own network with --config-from-weights, or convert a checkpoint of the "
+            "config's with tools/convert_checkpoint.py."
+        )
+    if None not in (ours.head_relu, theirs.head_relu) and ours.head_relu != theirs.head_relu:
+        raise ValueError(
+            f"the checkpoint's classifier was trained with MODEL.CLASSIFIER.HEAD_RELU "
+            f"{theirs.head_relu}, the config says {ours.head_relu}: the same weights give other "
+            f"logits. Set MODEL.CLASSIFIER.HEAD_RELU {theirs.head_relu}, or add "
+            "--config-from-weights"
+        )
 
 
 def find_preprocessing(model: nn.Module) -> Preprocessing | None:

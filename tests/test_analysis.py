@@ -16,11 +16,11 @@ from fvcore.nn import FlopCountAnalysis
 from processes import run
 
 from randwire_d2 import add_randwire_config, complexity
-from randwire_d2.classification.model import build_network
 from randwire_d2.config import classifier_config, spec_from_config
 from randwire_d2.experiments.analysis import paper_table, seeds_of, table_1
 from randwire_d2.experiments.parts import default_size, network_parts, total_cost
 from randwire_d2.experiments.tables import Quantity, Table
+from randwire_d2.modeling.image_classifier import build_network
 from randwire_d2.wiring import Complexity, NetworkGenerator
 
 ROOT = Path(__file__).parents[1]

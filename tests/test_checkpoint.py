@@ -14,8 +14,10 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from randwire_d2 import NetworkGenerator, RandWire, add_randwire_config
-from randwire_d2.checkpoint import PREPROCESSING_KEY, WIRING_KEY, RandWireCheckpointer
+from randwire_d2 import NetworkGenerator, RandWire, RandWireClassifier, add_randwire_config
+from randwire_d2.checkpoint import PREPROCESSING_KEY, WIRING_KEY, RandWireCheckpointer, Wiring
+from randwire_d2.config import classifier_config, detector_config, spec_from_config
+from randwire_d2.engine import argument_parser, read_config
 from randwire_d2.files import atomic_open
 from randwire_d2.wiring import NetworkSpec
 
@@ -65,6 +67,36 @@ def test_another_wiring_is_refused_with_both_fingerprints(tmp_path: Path) -> Non
     assert "--config-from-weights" in str(e.value)
     assert "convert_checkpoint.py" in str(e.value)
     assert all(torch.equal(other.state_dict()[name], value) for name, value in before.items())
+
+
+def test_a_classifier_with_another_relu_in_its_head_is_refused(tmp_path: Path) -> None:
+    """Wrong: a classifier that was trained with HEAD_RELU is evaluated without it: the shapes are
+    the same, and the accuracy would be another network's."""
+    spec, path = GENERATOR(1), str(tmp_path / "model.pth")
+    RandWireCheckpointer(RandWireClassifier(spec, 3, head_relu=True), str(tmp_path)).save("model")
+    assert torch.load(path, weights_only=True)[WIRING_KEY]["head_relu"] is True
+    RandWireCheckpointer(RandWireClassifier(spec, 3, head_relu=True)).load(path)
+    with pytest.raises(ValueError, match=r"HEAD_RELU True.* False.*--config-from-weights"):
+        RandWireCheckpointer(RandWireClassifier(spec, 3)).load(path)
+    without_head = torch.nn.ModuleDict({"backbone": RandWire(spec)})
+    RandWireCheckpointer(without_head).load(path)
+
+    # As --config-from-weights does it; a config that has no classifier is left alone.
+    for cfg, taken in ((classifier_config(), True), (detector_config(), None)):
+        if taken:
+            cfg.MODEL.META_ARCHITECTURE = "ImageClassifier"
+        args = argument_parser().parse_args(["--config-from-weights", "MODEL.WEIGHTS", path])
+        cfg = read_config(args, cfg)
+        assert spec_from_config(cfg) == spec
+        assert cfg.MODEL.get("CLASSIFIER", {}).get("HEAD_RELU") is taken
+
+    # A file of before this key existed says nothing, and one whose entry is no truth is damaged.
+    file = torch.load(path, weights_only=True)
+    del file[WIRING_KEY]["head_relu"]
+    assert Wiring.of(file) == Wiring(spec)
+    file[WIRING_KEY]["head_relu"] = "yes"
+    with pytest.raises(ValueError, match="head_relu is 'yes'"):
+        Wiring.of(file)
 
 
 def detector(*options: str) -> torch.nn.Module:

@@ -1,7 +1,7 @@
 """Training classifiers on ImageNet, or any folder of images, on Detectron2's engine."""
 
 from ..config import add_classification_config
-from .model import ImageClassifier
+from ..modeling import ImageClassifier
 from .recipe import load_config
 from .trainer import ClassificationTrainer, measure_input
 

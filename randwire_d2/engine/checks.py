@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from .. import data  # noqa: F401 (registers the built-in data sets)
 from ..checkpoint import PREPROCESSING_KEY, Preprocessing, Wiring, load_checkpoint
-from ..config import detector_config, family, merge_config, merge_in_one_line
+from ..config import detector_config, family, is_classifier, merge_config, merge_in_one_line
 from ..runs import RunFolder
 
 
@@ -61,6 +61,8 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
         # Indented below an empty line, it is still JSON, but no Python: yacs evaluates a text that
         # is when it reads the run's config.yaml, and refuses the dict that it gets.
         cfg.MODEL.RANDWIRE.SPEC = f"\n {wiring.spec.to_json()}"
+        if wiring.head_relu is not None and is_classifier(cfg):
+            cfg.MODEL.CLASSIFIER.HEAD_RELU = wiring.head_relu
     if preprocessing is not None:
         cfg.merge_from_list(Preprocessing.from_dict(preprocessing).options)
 

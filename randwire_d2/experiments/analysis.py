@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from ..classification.model import build_network
 from ..config import classifier_config, drawn_network, family
+from ..modeling.image_classifier import build_network
 from ..wiring import (
     Complexity,
     ConvSpec,

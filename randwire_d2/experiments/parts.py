@@ -14,8 +14,8 @@ from detectron2.modeling import FPN, Backbone, ROIHeads, build_model
 from detectron2.utils.analysis import FlopCountAnalysis, parameter_count
 from torch import Tensor, nn
 
-from ..classification.model import build_network
 from ..config import is_classifier, spec_from_config
+from ..modeling.image_classifier import build_network
 from ..modeling.stage import RandWireStage
 from ..wiring import Complexity, NetworkSpec, StageSpec, complexity
 

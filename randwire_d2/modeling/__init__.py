@@ -1,4 +1,4 @@
-"""Networks built from specs. Importing this registers the backbones in Detectron2."""
+"""Networks built from specs. Importing this registers them in Detectron2."""
 
 from .backbone import (
     RandWire,
@@ -7,16 +7,19 @@ from .backbone import (
     build_randwire_retinanet_fpn_backbone,
 )
 from .classifier import RandWireClassifier
+from .image_classifier import ImageClassifier, build_network
 from .node import NODE_OP_REGISTRY, Node
 from .stage import ConvStage, RandWireStage
 
 __all__ = [
     "NODE_OP_REGISTRY",
     "ConvStage",
+    "ImageClassifier",
     "Node",
     "RandWire",
     "RandWireClassifier",
     "RandWireStage",
+    "build_network",
     "build_randwire_backbone",
     "build_randwire_fpn_backbone",
     "build_randwire_retinanet_fpn_backbone",

@@ -13,7 +13,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..config import spec_from_config
-from ..modeling import RandWireClassifier
+from .classifier import RandWireClassifier
 
 
 @META_ARCH_REGISTRY.register()
