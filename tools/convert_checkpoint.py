@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Convert a checkpoint into Detectron2's layout, and prove it by running both networks.
+"""Convert a checkpoint, and prove it by running both networks.
 
     python tools/convert_checkpoint.py SOURCE OUTPUT [options] [KEY VALUE ...]
 
 SOURCE is this project's classifier or detector, a ResNe(X)t of torchvision or Detectron2, or a
 RandWire of seungwonpark/RandWireNN or JiaminRen/RandWireNN; OUTPUT ends in .pth, .pkl or
-.safetensors. It is written only if a detector that loads it computes the features of SOURCE's own
-network. KEY VALUE pairs go into that detector's config.
+.safetensors. It holds the backbone for a detector or, with --to classifier, a RandWire's whole
+classifier for tools/pretrain_imagenet.py. It is written only if a detector that loads it computes
+the features of SOURCE's own network, or a classifier its logits too. KEY VALUE pairs go into that
+detector's or classifier's config.
 """
 
 import argparse
@@ -18,6 +20,9 @@ from randwire_d2.checkpoint import Preprocessing
 from randwire_d2.conversion import LAYOUTS, Conversion, convert, read_image
 from randwire_d2.wiring import NetworkSpec
 
+# What a printed command takes the rest of its config from.
+DETECTOR, CLASSIFIER = "configs/Base-RCNN-FPN-1x.yaml", "configs/imagenet/Base-ImageNet.yaml"
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -26,48 +31,49 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("source", metavar="SOURCE", help="the checkpoint to convert")
     parser.add_argument("output", metavar="OUTPUT", help="the file to write")
     parser.add_argument(
-        "--layout", choices=["auto", *LAYOUTS], default="auto", help="SOURCE's (auto: by its keys)"
+        "--layout",
+        choices=["auto", *LAYOUTS],
+        default="auto",
+        help="the layout of SOURCE; auto tells it by the names of the weights",
     )
     parser.add_argument(
         "--to",
-        choices=["fpn", "bare"],
+        choices=["fpn", "bare", "classifier"],
         default="fpn",
-        help="the names inside an FPN (backbone.bottom_up.…), or of a detector's plain backbone",
+        help="what the weights are for: fpn is a backbone inside an FPN, bare a detector's plain "
+        "backbone, classifier a RandWire with its 1280-d layer and its fc layer",
     )
     parser.add_argument(
         "--graphs",
         action="append",
         default=[],
         metavar="PATH",
-        help="the wiring of a public layout. seungwonpark: the folder of its text files, or the "
-        "three files, each with --graphs. jiaminren: the folder of conv2.yaml … conv5.yaml, or "
-        "the training config; without it, the graphs are drawn as MODEL.RANDWIRE says",
+        help="the wiring of a public layout. Of seungwonpark it is the folder of the text files, "
+        "or the three files, each with --graphs; of jiaminren the folder of conv2.yaml … "
+        "conv5.yaml, or the training config, and without it the graphs are drawn as "
+        "MODEL.RANDWIRE says",
     )
-    parser.add_argument("--input-format", choices=["RGB", "BGR"], help="of SOURCE's images")
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--pixel-{name}",
-            type=float,
-            nargs=3,
-            metavar=("C1", "C2", "C3"),
-            help=f"the {name} of SOURCE's images, of values 0 … 255, in the order of its channels",
-        )
+    _add_preprocessing(parser)
     parser.add_argument(
         "--config-file",
-        help="the config of the detector to verify in, as you will train it; by default a Faster "
-        "R-CNN with SOURCE's preprocessing",
+        help="the config of the detector or classifier to verify in, as you will train it; by "
+        "default it has SOURCE's preprocessing, and a detector is a Faster R-CNN",
     )
     parser.add_argument(
-        "--spec-output", metavar="FILE", help="write the wiring too: MODEL.RANDWIRE.SPEC_FILE"
+        "--spec-output",
+        metavar="FILE",
+        help="a file for the wiring (MODEL.RANDWIRE.SPEC_FILE)",
     )
     parser.add_argument("--image", metavar="FILE", help="the image to verify with")
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="on unless --no-verify",
+        help="run both networks, and write nothing if they differ; this is the default",
     )
-    parser.add_argument("opts", metavar="KEY VALUE", nargs="*", help="config keys")
+    parser.add_argument(
+        "opts", metavar="KEY VALUE", nargs="*", help="keys of the config, with values"
+    )
     args = parser.parse_intermixed_args(argv)
     given = [args.input_format, args.pixel_mean, args.pixel_std]
     if any(given) and not all(given):
@@ -75,8 +81,24 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input-format",
+        choices=["RGB", "BGR"],
+        help="the order of the channels of SOURCE's images",
+    )
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--pixel-{name}",
+            type=float,
+            nargs=3,
+            metavar=("C1", "C2", "C3"),
+            help=f"the {name} of SOURCE's images, whose values are 0 … 255, for each channel",
+        )
+
+
 def report(done: Conversion, config_file: str | None) -> str:
-    """What was read, used and left, what was proved, and how to train with it."""
+    """What was read, used and left, what was proved, and how to use it."""
     source, verification = done.source, done.verification
     network = source.network
     if isinstance(network, NetworkSpec):
@@ -101,19 +123,24 @@ def report(done: Conversion, config_file: str | None) -> str:
     lines.append(f"written   {done.output}")
     if done.spec_file is not None:
         lines.append(f"spec      {done.spec_file}")
-    return "\n".join([*lines, training(done, config_file)])
+    return "\n".join([*lines, command(done, config_file)])
 
 
-def training(done: Conversion, config_file: str | None) -> str:
-    """The command that trains with the result; its keys, where Detectron2 can't read the format."""
+def command(done: Conversion, config_file: str | None) -> str:
+    """The command that uses the result; its keys, where Detectron2 can't read the format."""
     if done.output.endswith(".safetensors"):
-        return f"needs     {shlex.join(done.options)}; to train, convert to .pth or .pkl"
-    command = ["python", "tools/train_net.py"]
-    if config_file is not None or done.to == "fpn":
-        command += ["--config-file", config_file or "configs/Base-RCNN-FPN-1x.yaml"]
-    if done.needs_spec and done.spec_file is None:
-        command.append("--config-from-weights")
-    return f"train     {shlex.join([*command, *done.options])}"
+        return f"needs     {shlex.join(done.options)}; to use it, convert it to .pth or .pkl"
+    if done.to == "classifier":
+        use, tool, base = "evaluate", ["tools/pretrain_imagenet.py", "--eval-only"], CLASSIFIER
+    else:
+        use, tool = "train", ["tools/train_net.py"]
+        base = DETECTOR if done.to == "fpn" else ""
+    config_file = config_file or base
+    if config_file:
+        tool += ["--config-file", config_file]
+    if done.config_from_weights:
+        tool.append("--config-from-weights")
+    return f"{use:9} {shlex.join(['python', *tool, *done.options])}"
 
 
 def _counts(parts: dict[str, int]) -> str:

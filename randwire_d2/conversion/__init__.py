@@ -1,18 +1,20 @@
-"""Checkpoints of other layouts, converted for Detectron2 and verified by running both networks."""
+"""Checkpoints of other layouts, converted and verified by running both networks."""
 
 from .convert import LAYOUTS, Conversion, convert, read_source, recognise
-from .detector import Config, Verification, default_image, read_image, verify
 from .formats import FORMATS, Checkpoint, read_checkpoint, write_checkpoint
-from .source import ResNetArch, Source
+from .source import Head, ResNetArch, Source
+from .target import Target
+from .verification import Verification, default_image, read_image, verify
 
 __all__ = [
     "FORMATS",
     "LAYOUTS",
     "Checkpoint",
-    "Config",
     "Conversion",
+    "Head",
     "ResNetArch",
     "Source",
+    "Target",
     "Verification",
     "convert",
     "default_image",

@@ -1,4 +1,4 @@
-"""The conversion: read a checkpoint of any layout, write it for Detectron2, prove it right."""
+"""The conversion: read a checkpoint of any layout, write it under our names, prove it right."""
 
 import os
 import tempfile
@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from ..checkpoint import PREPROCESSING_KEY, WIRING_KEY, Preprocessing, Wiring
 from ..files import atomic_open
 from ..wiring import NetworkSpec
 from . import public, randwire, resnet
-from .detector import PREFIXES, Config, Verification, default_image, verify
 from .formats import RESNETS_KEY, Checkpoint, check_format, read_checkpoint, write_checkpoint
 from .source import ResNetArch, Source, some
+from .target import PREFIXES, Target
+from .verification import Verification, default_image, verify
 
 # In the order in which they are recognised.
 LAYOUTS = {
@@ -32,11 +34,10 @@ class Conversion:
     Attributes:
         source: the network that was read.
         output: the file that was written.
-        to: ``"fpn"`` or ``"bare"``.
+        to: ``"fpn"``, ``"bare"`` or ``"classifier"``.
         keys: the number of weights in it.
-        options: the KEY VALUE pairs that a training with it needs.
+        options: the KEY VALUE pairs that a training or a test with it needs.
         spec_file: the file that holds the spec, if one was written.
-        needs_spec: whether no keys of MODEL.RANDWIRE draw the wiring.
         verification: None if none was asked for.
     """
 
@@ -46,8 +47,13 @@ class Conversion:
     keys: int
     options: list[str]
     spec_file: str | None
-    needs_spec: bool
     verification: Verification | None
+
+    @property
+    def config_from_weights(self) -> bool:
+        """Whether the wiring must be taken from ``output``, as none of ``options`` gives it."""
+        randwire = isinstance(self.source.network, NetworkSpec)
+        return randwire and not any(key.startswith("MODEL.RANDWIRE.") for key in self.options)
 
 
 def convert(
@@ -70,11 +76,13 @@ def convert(
         source_file: the checkpoint, of a layout in ``LAYOUTS``.
         output: the file to write, ``.pth``, ``.pkl`` or ``.safetensors``; it is replaced.
         layout: that of the source, or ``"auto"``.
-        to: ``"fpn"`` for a backbone inside an FPN, ``"bare"`` for a detector's plain backbone.
+        to: ``"fpn"`` for a backbone inside an FPN, ``"bare"`` for a detector's plain backbone,
+            ``"classifier"`` for tools/pretrain_imagenet.py's ImageClassifier, of a RandWire whose
+            file holds its classifier.
         graphs: for the public layouts, see ``read_seungwonpark`` and ``read_jiaminren``.
         preprocessing: for a source that does not say how its images were prepared.
-        config_file: the config of the detector to verify in; by default a Faster R-CNN that has the
-            source's preprocessing.
+        config_file: the config of the detector or classifier to verify in; by default one that has
+            the source's preprocessing, a Faster R-CNN where it is a detector.
         options: KEY VALUE pairs for it.
         spec_output: a file for the network's spec, MODEL.RANDWIRE.SPEC_FILE.
         image: (H, W, 3), uint8, RGB, sizes multiples of 32; by default one of the built-in set.
@@ -84,62 +92,63 @@ def convert(
         ValueError: one line that names what is wrong, and the way out.
     """
     output = os.fspath(output)
+    spec_file = None if spec_output is None else os.fspath(spec_output)
     check_format(output)
-    _check_folder(output)
+    for path in filter(None, (output, spec_file)):
+        _check_folder(path)
     if os.path.realpath(output) == os.path.realpath(source_file):
         raise ValueError(f"OUTPUT is SOURCE, {output!r}: choose another name")
-    if spec_output is not None:
-        _check_folder(os.fspath(spec_output))
-    if to not in PREFIXES:
-        raise ValueError(f"to must be one of {sorted(PREFIXES)}; got {to!r}")
-    config = Config(config_file, options, to)
+    target = Target(config_file, options, to)
     source = read_source(
         read_checkpoint(source_file), layout, graphs=graphs, preprocessing=preprocessing,
-        config=config,
+        target=target,
     )  # fmt: skip
-    if spec_output is not None and isinstance(source.network, ResNetArch):
+    if spec_file is not None and isinstance(source.network, ResNetArch):
         raise ValueError("--spec-output: a ResNet has no spec; MODEL.RESNETS describes it")
+    needed = target.fit(source, spec_file)
+    if verified and image is None:
+        image = default_image()
+    state = _state(source, to)
+    verification = _write(output, spec_file, state, source, target, image if verified else None)
+    needed += ["MODEL.WEIGHTS", output]
+    return Conversion(source, output, to, len(state), needed, spec_file, verification)
+
+
+def _state(source: Source, to: str) -> dict[str, Tensor]:
+    """The weights under the names that they have in a detector or a classifier."""
     state = {PREFIXES[to] + name: value for name, value in source.weights.items()}
+    if source.head is not None:
+        before = PREFIXES[to].removesuffix("backbone.")
+        state |= {before + name: value for name, value in source.head.weights.items()}
+    return state
+
+
+def _write(
+    output: str,
+    spec_file: str | None,
+    state: dict[str, Tensor],
+    source: Source,
+    target: Target,
+    image: np.ndarray | None,
+) -> Verification | None:
+    """Write the files, once the image, if there is one, has proved the weights."""
     entries: dict[str, object] = {PREPROCESSING_KEY: source.preprocessing.to_dict()}
     if isinstance(source.network, NetworkSpec):
-        entries[WIRING_KEY] = Wiring(source.network).to_dict()
+        head_relu = None if source.head is None else source.head.relu
+        entries[WIRING_KEY] = Wiring(source.network, head_relu).to_dict()
     else:
         entries[RESNETS_KEY] = dict(vars(source.network))
     # Beside the output, so that it can take its name; under its suffix, which says how to load it.
     folder = os.path.dirname(os.path.abspath(output))
     with tempfile.TemporaryDirectory(prefix=".convert_checkpoint_", dir=folder) as temporary:
-        spec_file = os.path.join(temporary, "spec.json")
-        if isinstance(source.network, NetworkSpec):
-            with atomic_open(spec_file) as f:
-                f.write(source.network.to_json())
-        needed = config.fit(source, spec_file)
         unproven = os.path.join(temporary, os.path.basename(output))
         write_checkpoint(unproven, state, entries)
-        verification = None
-        if verified:
-            if image is None:
-                image = default_image()
-            verification = verify(unproven, source, config, image)
-        if spec_output is not None:
-            os.replace(spec_file, spec_output)
+        verification = None if image is None else verify(unproven, source, target, image)
+        if spec_file is not None and isinstance(source.network, NetworkSpec):
+            with atomic_open(spec_file) as f:
+                f.write(source.network.to_json())
         os.replace(unproven, output)
-    needs_spec = spec_file in needed
-    if needs_spec:
-        place = needed.index(spec_file)
-        if spec_output is not None:
-            needed[place] = os.fspath(spec_output)
-        else:
-            del needed[place - 1 : place + 1]
-    return Conversion(
-        source=source,
-        output=output,
-        to=to,
-        keys=len(state),
-        options=[*needed, "MODEL.WEIGHTS", output],
-        spec_file=None if spec_output is None else os.fspath(spec_output),
-        needs_spec=needs_spec,
-        verification=verification,
-    )
+    return verification
 
 
 def read_source(
@@ -148,7 +157,7 @@ def read_source(
     *,
     graphs: Sequence[str | os.PathLike[str]] = (),
     preprocessing: Preprocessing | None = None,
-    config: Config | None = None,
+    target: Target | None = None,
 ) -> Source:
     """The network in a checkpoint; see ``convert``.
 
@@ -158,7 +167,7 @@ def read_source(
     if layout == "auto":
         layout = recognise(checkpoint)
     try:
-        return _read(checkpoint, layout, graphs, preprocessing, config)
+        return _read(checkpoint, layout, graphs, preprocessing, target)
     except (IndexError, RuntimeError, TypeError) as e:  # a scalar where a convolution should be
         reason = (str(e).splitlines() or [""])[0]
         raise ValueError(
@@ -172,27 +181,38 @@ def _read(
     layout: str,
     graphs: Sequence[str | os.PathLike[str]],
     preprocessing: Preprocessing | None,
-    config: Config | None,
+    target: Target | None,
 ) -> Source:
-    public_layout = layout in (public.SEUNGWONPARK, public.JIAMINREN)
-    if graphs and not public_layout:
+    if layout not in LAYOUTS:
+        raise ValueError(f"the layout {layout!r} is unknown; known are {sorted(LAYOUTS)}")
+    if graphs and layout not in (public.SEUNGWONPARK, public.JIAMINREN):
         raise ValueError(f"--graphs: the layout {layout} does not have its wiring in other files")
+    with_head = target is not None and target.to == "classifier"
+    if with_head and layout in (resnet.TORCHVISION, resnet.DETECTRON2):
+        raise ValueError(
+            f"--to classifier is for RandWires; the layout {layout} is a ResNet's, whose backbone "
+            "alone is converted, with --to fpn or bare"
+        )
     if layout == public.SEUNGWONPARK:
-        return public.read_seungwonpark(checkpoint, preprocessing, graphs=graphs)
+        return public.read_seungwonpark(
+            checkpoint, preprocessing, graphs=graphs, with_head=with_head
+        )
     if layout == public.JIAMINREN:
-        configured = None if config is None else config.graph_config
+        configured = None if target is None else target.graph_config
         return public.read_jiaminren(
-            checkpoint, preprocessing, graphs=graphs, configured=configured
+            checkpoint, preprocessing, graphs=graphs, configured=configured, with_head=with_head
         )
     if layout == resnet.TORCHVISION:
         return resnet.read_torchvision(checkpoint, preprocessing)
     if layout == resnet.DETECTRON2:
-        stride = None if config is None else config.stride_in_1x1()
+        stride = None if target is None else target.stated("MODEL.RESNETS.STRIDE_IN_1X1")
         return resnet.read_detectron2(checkpoint, preprocessing, stride_in_1x1=stride)
-    if layout == randwire.LAYOUT:
-        spec = None if config is None else config.spec
-        return randwire.read(checkpoint, preprocessing, configured=spec)
-    raise ValueError(f"the layout {layout!r} is unknown; known are {sorted(LAYOUTS)}")
+    return randwire.read(
+        checkpoint, preprocessing,
+        configured=None if target is None else target.spec,
+        with_head=with_head,
+        head_relu=target is not None and bool(target.stated("MODEL.CLASSIFIER.HEAD_RELU")),
+    )  # fmt: skip
 
 
 def recognise(checkpoint: Checkpoint) -> str:

@@ -22,10 +22,10 @@ from ..checkpoint import Preprocessing
 from ..wiring import Dag, NetworkSpec
 from .formats import Checkpoint
 from .graphs import Edges, draw, read_text, read_training_config, read_yaml
+from .head import read_head
 from .randwire import backbone_shapes
 from .source import (
     COUNTERS,
-    EPS,
     IMAGENET_RGB,
     Features,
     Keys,
@@ -33,6 +33,8 @@ from .source import (
     batch_norm,
     finish,
     preprocessing_of,
+    run_conv,
+    run_norm,
 )
 
 SEUNGWONPARK, JIAMINREN = "seungwonpark", "jiaminren"
@@ -52,12 +54,14 @@ def read_seungwonpark(
     preprocessing: Preprocessing | None = None,
     *,
     graphs: Sequence[str | os.PathLike[str]] = (),
+    with_head: bool = False,
 ) -> Source:
     """
     Args:
         checkpoint: the file.
         preprocessing: in place of ImageNet's.
         graphs: the folder of the text files, or the three files of the stages, in order.
+        with_head: whether to read the classifier too; it has no ReLU before its pool.
 
     Raises:
         ValueError: if the weights do not fit the graphs, or no network of ours is the same.
@@ -69,41 +73,53 @@ def read_seungwonpark(
     weights = _dense_conv(keys, "stem", "conv1", "bn1") | _dense_conv(keys, "res2", "conv2", "bn2")
     dags = []
     for stage, graph in enumerate(wirings, start=3):
-        layer = f"dagly{stage}"
-        order = _topological_order(keys, layer, graph)
-        _check_in_degrees(keys, graph, f"{layer}.nodes", "agg_weight")
-        place = {node: i for i, node in enumerate(order)}
-        dags.append(Dag(graph[0], tuple((place[u], place[v]) for u, v in graph[1])))
-        for node in order:
-            theirs, ours = f"{layer}.nodes.{node}", f"res{stage}.nodes.{place[node]}"
-            # Their weights are in the order of the file's edges, ours in that of the nodes.
-            sources = [place[u] for u, v in graph[1] if v == node]
-            scale = None
-            if len(sources) > 1:
-                ascending = sorted(range(len(sources)), key=sources.__getitem__)
-                weights[f"{ours}.weight"] = keys(f"{theirs}.agg_weight")[ascending]
-            elif f"{theirs}.agg_weight" in keys:
-                # Until April 2019 a single input had a weight too: a positive factor, which passes
-                # through the ReLU into the convolution.
-                scale = torch.sigmoid(keys(f"{theirs}.agg_weight"))
-            weights |= _separable(
-                keys,
-                ours,
-                f"{theirs}.conv.conv1",
-                f"{theirs}.conv.pointwise",
-                f"{theirs}.bn",
-                scale,
-            )
+        dag, read = _seungwonpark_stage(keys, stage, graph)
+        dags.append(dag)
+        weights |= read
     spec = NetworkSpec("small", channels, "sep_conv3x3", tuple(dags))
     weights = finish(keys, weights, backbone_shapes(spec))
-    default = IMAGENET_RGB
+    head = None
+    if with_head:
+        names = {"conv": "convlast", "norm": "bnlast", "fc": "fc"}
+        head = read_head(keys, spec.stages[-1].channels, **names, relu=False)
     trained_on = config["data"].get("type", "ImageNet")
+    default = IMAGENET_RGB if trained_on == "ImageNet" else None
     return Source(
-        SEUNGWONPARK, spec, weights, len(keys.used),
-        keys.unused({"classifier head": r"(convlast|bnlast|fc)\..*", **COUNTERS}),
-        preprocessing_of(keys, preprocessing, default if trained_on == "ImageNet" else None),
-        lambda images: _seungwonpark_features(checkpoint.state, wirings, images),
-    )  # fmt: skip
+        layout=SEUNGWONPARK,
+        network=spec,
+        weights=weights,
+        used=len(keys.used),
+        unused=keys.unused({"classifier head": r"(convlast|bnlast|fc)\..*", **COUNTERS}),
+        preprocessing=preprocessing_of(keys, preprocessing, default),
+        features=lambda images: _seungwonpark_features(checkpoint.state, wirings, images),
+        head=head,
+    )
+
+
+def _seungwonpark_stage(keys: Keys, stage: int, graph: Graph) -> tuple[Dag, dict[str, Tensor]]:
+    """A stage's graph, its nodes renumbered so that every edge ascends, and its weights."""
+    layer = f"dagly{stage}"
+    order = _topological_order(keys, layer, graph)
+    _check_in_degrees(keys, graph, f"{layer}.nodes", "agg_weight")
+    place = {node: i for i, node in enumerate(order)}
+    weights = {}
+    for node in order:
+        theirs, ours = f"{layer}.nodes.{node}", f"res{stage}.nodes.{place[node]}"
+        # Their weights are in the order of the file's edges, ours in that of the nodes.
+        sources = [place[u] for u, v in graph[1] if v == node]
+        scale = None
+        if len(sources) > 1:
+            ascending = sorted(range(len(sources)), key=sources.__getitem__)
+            weights[f"{ours}.weight"] = keys(f"{theirs}.agg_weight")[ascending]
+        elif f"{theirs}.agg_weight" in keys:
+            # Until April 2019 a single input had a weight too: a positive factor, which passes
+            # through the ReLU into the convolution.
+            scale = torch.sigmoid(keys(f"{theirs}.agg_weight"))
+        conv = f"{theirs}.conv"
+        weights |= _separable(
+            keys, ours, f"{conv}.conv1", f"{conv}.pointwise", f"{theirs}.bn", scale
+        )
+    return Dag(graph[0], tuple((place[u], place[v]) for u, v in graph[1])), weights
 
 
 def _hyperparameters(keys: Keys) -> dict[str, dict[str, Any]]:
@@ -158,6 +174,7 @@ def read_jiaminren(
     *,
     graphs: Sequence[str | os.PathLike[str]] = (),
     configured: Callable[[], Mapping[str, Any]] | None = None,
+    with_head: bool = False,
 ) -> Source:
     """
     Args:
@@ -167,6 +184,7 @@ def read_jiaminren(
             files of the stages, in order.
         configured: where ``graphs`` is empty, what to draw them from: the keys of a training
             config.
+        with_head: whether to read the classifier too; it has a ReLU before its pool.
 
     Raises:
         ValueError: if the weights do not fit the graphs, or no network of ours is the same.
@@ -195,13 +213,21 @@ def read_jiaminren(
         regime, channels, "sep_conv3x3", tuple(Dag(n, tuple(edges)) for n, edges in wirings)
     )
     weights = finish(keys, weights, backbone_shapes(spec))
+    head = None
+    if with_head:
+        names = {"conv": "conv", "norm": "bn2", "fc": "fc"}
+        head = read_head(keys, spec.stages[-1].channels, **names, relu=True)
     return Source(
-        JIAMINREN, spec, weights, len(keys.used),
-        keys.unused({"classifier head": r"(conv|bn2|fc)\.[a-z_]*", **COUNTERS}),
-        preprocessing_of(keys, preprocessing, IMAGENET_RGB),
-        lambda images: _jiaminren_features(checkpoint.state, stages, wirings, images),
-        notes,
-    )  # fmt: skip
+        layout=JIAMINREN,
+        network=spec,
+        weights=weights,
+        used=len(keys.used),
+        unused=keys.unused({"classifier head": r"(conv|bn2|fc)\.[a-z_]*", **COUNTERS}),
+        preprocessing=preprocessing_of(keys, preprocessing, IMAGENET_RGB),
+        features=lambda images: _jiaminren_features(checkpoint.state, stages, wirings, images),
+        notes=notes,
+        head=head,
+    )
 
 
 def _jiaminren_graphs(
@@ -308,31 +334,11 @@ def _named(ours: str, convs: dict[str, Tensor], norm: dict[str, Tensor]) -> dict
 # -------------------------------------------------------------------------------------------------
 
 
-def _conv(state: Mapping[str, Tensor], name: str, x: Tensor, stride: int = 1) -> Tensor:
-    weight, bias = state[f"{name}.weight"].float(), state.get(f"{name}.bias")
-    return F.conv2d(
-        x,
-        weight,
-        None if bias is None else bias.float(),
-        stride=stride,
-        padding=weight.shape[-1] // 2,
-        groups=x.shape[1] // weight.shape[1],
-    )
-
-
-def _norm(state: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    mean, var, weight, bias = (
-        state[f"{name}.{part}"].float()
-        for part in ("running_mean", "running_var", "weight", "bias")
-    )
-    return F.batch_norm(x, mean, var, weight, bias, eps=EPS)
-
-
 def _seungwonpark_features(
     state: Mapping[str, Tensor], graphs: Sequence[Graph], images: Tensor
 ) -> Features:
-    x = _norm(state, "bn1", _conv(state, "conv1", images, 2))
-    x = _norm(state, "bn2", _conv(state, "conv2", F.relu(x), 2))
+    x = run_norm(state, "bn1", run_conv(state, "conv1", images, 2))
+    x = run_norm(state, "bn2", run_conv(state, "conv2", F.relu(x), 2))
     result = {"res2": x}
     for stage, (num_nodes, edges) in enumerate(graphs, start=3):
         name = f"dagly{stage}.nodes.{{}}"
@@ -345,11 +351,11 @@ def _seungwonpark_features(
                 y = torch.stack([outputs[u] for u in sources[node]] or [x], dim=-1)
                 aggregation = state.get(f"{name.format(node)}.agg_weight")
                 y = y[..., 0] if aggregation is None else y @ torch.sigmoid(aggregation.float())
-                y = _conv(
+                y = run_conv(
                     state, f"{name.format(node)}.conv.conv1", F.relu(y), 1 if sources[node] else 2
                 )
-                y = _conv(state, f"{name.format(node)}.conv.pointwise", y)
-                outputs[node] = _norm(state, f"{name.format(node)}.bn", y)
+                y = run_conv(state, f"{name.format(node)}.conv.pointwise", y)
+                outputs[node] = run_norm(state, f"{name.format(node)}.bn", y)
         read = {u for u, _ in edges}
         x = torch.stack([outputs[node] for node in range(num_nodes) if node not in read]).mean(0)
         result[f"res{stage}"] = x
@@ -360,12 +366,12 @@ def _jiaminren_features(
     state: Mapping[str, Tensor], stages: Sequence[str], graphs: Sequence[Graph], images: Tensor
 ) -> Features:
     def separable(name: str, x: Tensor, stride: int) -> Tensor:
-        return _conv(state, f"{name}.pointwise", _conv(state, f"{name}.depthwise", x, stride))
+        return run_conv(state, f"{name}.pointwise", run_conv(state, f"{name}.depthwise", x, stride))
 
-    x = _norm(state, "bn1", separable("conv1", images, 2))
+    x = run_norm(state, "bn1", separable("conv1", images, 2))
     result = {}
     if "conv2" not in stages:
-        x = _norm(state, "conv2.bn", separable("conv2.conv", F.relu(x), 2))
+        x = run_norm(state, "conv2.bn", separable("conv2.conv", F.relu(x), 2))
         result["res2"] = x
     for stage, (num_nodes, edges) in zip(stages, graphs):
         outputs: list[Tensor] = []
@@ -377,7 +383,7 @@ def _jiaminren_features(
                 factors = torch.sigmoid(state[f"{name}.mean_weight"].float())
                 y = sum((f * i for f, i in zip(factors, inputs)), torch.zeros(()))
             y = separable(f"{name}.conv.conv", F.relu(y), 1 if inputs else 2)
-            outputs.append(_norm(state, f"{name}.conv.bn", y))
+            outputs.append(run_norm(state, f"{name}.conv.bn", y))
         last = [node for node in range(num_nodes) if not any(u == node for u, _ in edges)]
         x = sum((outputs[node] for node in last), torch.zeros(())) / len(last)
         result[f"res{stage[-1]}"] = x

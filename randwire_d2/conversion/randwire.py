@@ -10,6 +10,7 @@ from ..checkpoint import Preprocessing, Wiring
 from ..modeling import RandWire
 from ..wiring import NetworkSpec
 from .formats import Checkpoint
+from .head import read_head
 from .source import COUNTERS, Features, Keys, Source, finish, preprocessing_of
 
 LAYOUT = "randwire"
@@ -42,22 +43,23 @@ def read(
     preprocessing: Preprocessing | None = None,
     *,
     configured: Callable[[], NetworkSpec] | None = None,
+    with_head: bool = False,
+    head_relu: bool = False,
 ) -> Source:
     """
     Args:
         checkpoint: the file.
         preprocessing: for a file that does not say how its images were prepared.
         configured: the config's network, for a file that does not hold its wiring.
+        with_head: whether to read the classifier too.
+        head_relu: whether that has a ReLU before its pool, for a file that does not say so.
 
     Raises:
         ValueError: if weights and wiring do not fit, or one is unknown.
     """
     keys = Keys(checkpoint, LAYOUT)
     prefix = find_prefix(keys, "stem.conv.weight", PREFIXES)
-    try:
-        wiring = Wiring.of(checkpoint.rest)
-    except ValueError as e:
-        raise keys.error(str(e)) from e
+    wiring = _wiring(keys)
     if wiring is not None:
         spec = wiring.spec
     elif configured is not None:
@@ -70,10 +72,17 @@ def read(
     shapes = backbone_shapes(spec)
     weights = {name: keys(prefix + name) for name in shapes if prefix + name in keys}
     weights = finish(keys, weights, shapes)
-    head = re.escape(prefix.removesuffix("backbone."))
-    unused = keys.unused(
-        {"classifier head": rf"{head}(conv|norm|fc)\..*", **COUNTERS, **DETECTOR},
-    )
+    before = prefix.removesuffix("backbone.")
+    head, notes = None, []
+    if with_head:
+        if wiring is None or wiring.head_relu is None:
+            notes = [f"SOURCE does not tell its MODEL.CLASSIFIER.HEAD_RELU: {head_relu} is assumed"]
+        else:
+            head_relu = wiring.head_relu
+        names = {part: f"{before}{part}" for part in ("conv", "norm", "fc")}
+        head = read_head(keys, spec.stages[-1].channels, **names, relu=head_relu)
+    classifier = rf"{re.escape(before)}(conv|norm|fc)\..*"
+    unused = keys.unused({"classifier head": classifier, **COUNTERS, **DETECTOR})
     return Source(
         layout=LAYOUT,
         network=spec,
@@ -82,7 +91,16 @@ def read(
         unused=unused,
         preprocessing=preprocessing_of(keys, preprocessing, None),
         features=_features(spec, checkpoint.state, prefix),
+        notes=notes,
+        head=head,
     )
+
+
+def _wiring(keys: Keys) -> Wiring | None:
+    try:
+        return Wiring.of(keys.checkpoint.rest)
+    except ValueError as e:
+        raise keys.error(str(e)) from e
 
 
 def backbone_shapes(spec: NetworkSpec) -> dict[str, torch.Size]:

@@ -140,22 +140,7 @@ def read_detectron2(
         default = FACEBOOK if arch.NUM_GROUPS > 1 else MSRA
     stride = _stride_in_1x1(keys, arch, prefix, caffe2, stride_in_1x1)
     arch = replace(arch, STRIDE_IN_1X1=stride)
-    shapes = backbone_shapes(arch)
-    weights = {}
-    for name in shapes:
-        if re.search(r"\.norm\.running_(mean|var)$", name) and caffe2:
-            # Caffe2's batch norms are scale and shift alone: statistics that change nothing.
-            like = keys(prefix + name.rpartition(".")[0] + ".weight")
-            weights[name] = (
-                torch.zeros_like(like) if name.endswith("mean") else torch.full_like(like, 1 - EPS)
-            )
-        elif prefix + name in keys:
-            weights[name] = keys(prefix + name)
-    if f"{prefix}stem.conv1.bias" in keys and "stem.conv1.norm.weight" in weights:
-        # MSRA's R-50 has one; Detectron2's stem has none.
-        mean = weights["stem.conv1.norm.running_mean"]
-        weights["stem.conv1.norm.running_mean"] = mean - keys(f"{prefix}stem.conv1.bias")
-    weights = finish(keys, weights, shapes)
+    weights = _read_weights(keys, arch, prefix, caffe2)
     head = rf"{re.escape(prefix)}(linear|stem\.fc|fc\d*)\..*"
     unused = keys.unused({"classifier head": head, **COUNTERS, **DETECTOR})
 
@@ -173,6 +158,25 @@ def read_detectron2(
         DETECTRON2, arch, weights, len(keys.used), unused,
         preprocessing_of(keys, preprocessing, default), features,
     )  # fmt: skip
+
+
+def _read_weights(keys: Keys, arch: ResNetArch, prefix: str, caffe2: bool) -> dict[str, Tensor]:
+    shapes = backbone_shapes(arch)
+    weights = {}
+    for name in shapes:
+        if re.search(r"\.norm\.running_(mean|var)$", name) and caffe2:
+            # Caffe2's batch norms are scale and shift alone: statistics that change nothing.
+            like = keys(prefix + name.rpartition(".")[0] + ".weight")
+            weights[name] = (
+                torch.zeros_like(like) if name.endswith("mean") else torch.full_like(like, 1 - EPS)
+            )
+        elif prefix + name in keys:
+            weights[name] = keys(prefix + name)
+    if f"{prefix}stem.conv1.bias" in keys and "stem.conv1.norm.weight" in weights:
+        # MSRA's R-50 has one; Detectron2's stem has none.
+        mean = weights["stem.conv1.norm.running_mean"]
+        weights["stem.conv1.norm.running_mean"] = mean - keys(f"{prefix}stem.conv1.bias")
+    return finish(keys, weights, shapes)
 
 
 def _stride_in_1x1(

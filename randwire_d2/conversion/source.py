@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoint import PREPROCESSING_KEY, Preprocessing
@@ -35,6 +36,26 @@ class ResNetArch:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The classifier behind res5.
+
+    Attributes:
+        weights: float32, every name and shape that ``RandWireClassifier`` has beside its backbone.
+        relu: whether a ReLU lies between its norm and its pool.
+        logits: res5 (N, C, H, W) to logits (N, classes), computed by the original network from the
+            file's own weights.
+    """
+
+    weights: dict[str, Tensor]
+    relu: bool
+    logits: Callable[[Tensor], Tensor]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.weights["fc.bias"])
+
+
+@dataclass(frozen=True)
 class Source:
     """A checkpoint that was read, whatever its layout.
 
@@ -49,6 +70,7 @@ class Source:
         features: prepared images (N, 3, H, W) to res2 … res5, computed by the original network
             from the file's own weights: nothing in it knows ``weights``.
         notes: what the user should know.
+        head: its classifier, if that is converted too.
     """
 
     layout: str
@@ -59,6 +81,7 @@ class Source:
     preprocessing: Preprocessing
     features: Callable[[Tensor], Features]
     notes: list[str] = field(default_factory=list)
+    head: Head | None = None
 
     def prepare(self, image: np.ndarray) -> Tensor:
         """An image (H, W, 3), uint8, RGB, as the original network wants it: (1, 3, H, W)."""
@@ -148,7 +171,7 @@ def finish(
     """
     missing = [name for name in shapes if name not in weights]
     if missing:
-        raise keys.error(f"{len(missing)} weights of the backbone are missing: {some(missing)}")
+        raise keys.error(f"{len(missing)} weights of the network are missing: {some(missing)}")
     superfluous = [name for name in weights if name not in shapes]
     if superfluous:
         raise keys.error(f"{len(superfluous)} weights have no place in it: {some(superfluous)}")
@@ -205,3 +228,25 @@ def batch_norm(keys: Keys, name: str, bias: Tensor | None = None) -> dict[str, T
     if bias is not None:
         norm["running_mean"] = norm["running_mean"] - bias
     return norm
+
+
+def run_conv(state: Mapping[str, Tensor], name: str, x: Tensor, stride: int = 1) -> Tensor:
+    """A convolution of an original network, computed from the file's own weights."""
+    weight, bias = state[f"{name}.weight"].float(), state.get(f"{name}.bias")
+    return F.conv2d(
+        x,
+        weight,
+        None if bias is None else bias.float(),
+        stride=stride,
+        padding=weight.shape[-1] // 2,
+        groups=x.shape[1] // weight.shape[1],
+    )
+
+
+def run_norm(state: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """A batch norm of an original network, with the statistics of the file."""
+    mean, var, weight, bias = (
+        state[f"{name}.{part}"].float()
+        for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    return F.batch_norm(x, mean, var, weight, bias, eps=EPS)
