@@ -1,8 +1,8 @@
 """The public layouts of RandWire as plain modules, for tests: same names, same arithmetic.
 
 Written from reading seungwonpark/RandWireNN and JiaminRen/RandWireNN; nothing here knows
-``randwire_d2``. ``features`` maps images (N, 3, H, W) to res2 … res5, ``state_dict`` is what those
-repositories save.
+``randwire_d2``. ``features`` maps images (N, 3, H, W) to res2 … res5, ``logits`` to (N, classes),
+``state_dict`` is what those repositories save.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,9 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
             fill(part.weight, -2 * limit, 2 * limit)
             if part.bias is not None:
                 fill(part.bias, -0.5, 0.5)
+        elif isinstance(part, nn.Linear):
+            fill(part.weight, -0.1, 0.1)
+            fill(part.bias, -0.5, 0.5)
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.ndim == 1 and name.endswith("weight") and not hasattr(part, "eps"):
                 fill(parameter, -2, 2)  # of an aggregation
@@ -111,6 +114,11 @@ class Seungwonpark(nn.Module):
             features[f"res{i}"] = x = getattr(self, f"dagly{i}")(x)
         return features
 
+    def logits(self, images: Tensor) -> Tensor:
+        """What their log_softmax is computed from."""
+        x = self.bnlast(self.convlast(F.relu(self.features(images)["res5"])))
+        return self.fc(F.adaptive_avg_pool2d(x, (1, 1)).flatten(1))
+
 
 class SeparableJR(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -186,3 +194,8 @@ class JiaminRen(nn.Module):
         for i in range(2, 6):
             features[f"res{i}"] = x = getattr(self, f"conv{i}")(x)
         return features
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Their pool is 7×7: all of res5 at 224×224, the only size that their fc layer takes."""
+        x = F.relu(self.bn2(self.conv(F.relu(self.features(images)["res5"]))))
+        return self.fc(F.adaptive_avg_pool2d(x, (1, 1)).flatten(1))

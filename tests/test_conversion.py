@@ -21,15 +21,18 @@ import torchvision
 import yaml
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ResNet, build_resnet_backbone
+from detectron2.modeling import ResNet, build_model, build_resnet_backbone
 from public_layouts import Graph, JiaminRen, Seungwonpark, randomise
 from torch import Tensor, nn
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, RandWireClassifier
-from randwire_d2.conversion import public, read_checkpoint
+from randwire_d2.checkpoint import RandWireCheckpointer
+from randwire_d2.config import classifier_config
+from randwire_d2.conversion import head, public, read_checkpoint
 from randwire_d2.conversion.graphs import draw
+from randwire_d2.engine import argument_parser, read_config
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "convert_checkpoint.py"
@@ -134,7 +137,7 @@ def test_own_classifier(
     torch.save(own_checkpoint(regime), source)
     out, error = convert(source, output, "--to", to)
     assert not error
-    assert "classifier head (8 keys)" in out
+    assert "classifier head (7 keys)" in out
     assert "verified  largest" in out
     prefix = "backbone.bottom_up." if to == "fpn" else "backbone."
     found = run_randwire(output, prefix)
@@ -250,6 +253,151 @@ def test_a_bare_state_dict_needs_to_be_told_what_it_is(own: Path, convert: Calla
     own_file = own_checkpoint()
     torch.save(own_file, own)
     assert "it says that it was trained with INPUT.FORMAT RGB" in convert(own, output, *told)[1]
+
+
+# -- to a classifier -------------------------------------------------------------------------------
+
+
+def printed_config(out: str) -> CfgNode:
+    """The config of the command that the tool printed for pretrain_imagenet.py."""
+    words = shlex.split(re.search(r"^evaluate +(.*)$", out, re.M)[1])
+    assert words[:3] == ["python", "tools/pretrain_imagenet.py", "--eval-only"]
+    words[words.index("--config-file") + 1] = str(ROOT / words[words.index("--config-file") + 1])
+    args = argument_parser().parse_args(words[2:])
+    return read_config(args, classifier_config())
+
+
+def run_classifier(out: str) -> Tensor:
+    """The logits of the converted file in ImageClassifier, as the printed command builds it."""
+    cfg = printed_config(out)
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg).eval()
+    checkpointer = RandWireCheckpointer(model)
+    state = set(read_checkpoint(cfg.MODEL.WEIGHTS).state)
+    counters = {key for key in model.state_dict() if key.endswith("num_batches_tracked")}
+    assert state == set(model.state_dict()) - counters
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    mean, std = (torch.tensor(IMAGENET[k])[:, None, None] for k in ("pixel_mean", "pixel_std"))
+    with torch.no_grad():
+        return model({"image": images() * std + mean})
+
+
+def assert_same_logits(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape == (1, 10)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert expected.std() > 1e-3, "logits that are all the same prove nothing"
+
+
+@pytest.mark.parametrize(("suffix", "relu"), [("pth", False), ("pkl", True)])
+def test_own_classifier_stays_one(
+    tmp_path: Path, convert: Callable, suffix: str, relu: bool
+) -> None:
+    """Wrong: the logits are not those of the network that was trained, or HEAD_RELU is lost; or
+    what was written can't be converted again."""
+    classifier = randomise(RandWireClassifier(SPECS["small"], 10, head_relu=relu))
+    folder, output = tmp_path / "run", tmp_path / f"out.{suffix}"
+    folder.mkdir()
+    network = nn.ModuleDict({"network": classifier})
+    RandWireCheckpointer(network, str(folder), save_to_disk=True).save(
+        "model_final", preprocessing=IMAGENET
+    )
+    out, error = convert(folder / "model_final.pth", output, "--to", "classifier")
+    assert not error
+    assert re.search(r"verified .*res5 [\d.e+-]+, logits [\d.e+-]+$", out, re.M)
+    assert ("MODEL.CLASSIFIER.HEAD_RELU True" in out) == relu
+    assert "MODEL.CLASSIFIER.NUM_CLASSES 10" in out and "note" not in out
+    with torch.no_grad():
+        expected = classifier(images())
+    assert_same_logits(run_classifier(out), expected)
+    text = tmp_path / "again.safetensors"
+    assert not convert(output, text, "--to", "classifier")[1]
+    out, error = convert(text, tmp_path / "last.pth", "--to", "classifier")
+    assert not error
+    assert_same_logits(run_classifier(out), expected)
+    assert not convert(tmp_path / "last.pth", tmp_path / "backbone.pth", "--to", "fpn")[1]
+
+
+def test_a_classifier_that_does_not_tell_its_relu(own: Path, convert: Callable) -> None:
+    """Wrong: a file from before the key is read as if it had the ReLU, or in silence; or the user,
+    who knows, is not heard."""
+    output = own.with_name("out.pth")
+    for options, relu in ([], False), (["MODEL.CLASSIFIER.HEAD_RELU", True], True):
+        out, error = convert(own, output, "--to", "classifier", *options)
+        assert not error
+        assert f"MODEL.CLASSIFIER.HEAD_RELU: {relu} is assumed" in out
+        classifier = own_classifier()
+        classifier.head_relu = relu
+        with torch.no_grad():
+            assert_same_logits(run_classifier(out), classifier(images()))
+
+
+def test_public_classifiers(tmp_path: Path, convert: Callable) -> None:
+    """Wrong: a public implementation's head loses its convolution's bias, or gets a ReLU that it
+    has not, or loses the one that it has."""
+    graphs = ws_graphs(3)
+    for i, graph in enumerate(graphs):
+        (tmp_path / f"{i}.txt").write_text(graph_text(graph))
+    files = [word for i in range(3) for word in ("--graphs", tmp_path / f"{i}.txt")]
+    without_relu = randomise(Seungwonpark(9, graphs))
+    _, with_relu = jiaminren("regular", "WS", K=4, P=0.75)
+    source, output = tmp_path / "s.pth", tmp_path / "out.pth"
+    for network, wiring, relu in (without_relu, files, False), (with_relu, [], True):
+        torch.save({"state_dict": network.state_dict()}, source)
+        out, error = convert(source, output, "--to", "classifier", *wiring)
+        assert not error
+        assert ("MODEL.CLASSIFIER.HEAD_RELU True" in out) == relu
+        assert "classifier head" not in out, "a part of the head was left"
+        with torch.no_grad():
+            assert_same_logits(run_classifier(out), network.logits(images()))
+        output.unlink()
+        _, error = convert(
+            source, output, "--to", "classifier", *wiring, "MODEL.CLASSIFIER.HEAD_RELU", not relu
+        )
+        assert f"MODEL.CLASSIFIER.HEAD_RELU is {not relu}, the checkpoint's {relu}" in error
+        assert not output.exists()
+
+
+def test_wrong_logits_fail(own: Path, convert: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: a head that was converted wrongly is written, for only the stages were compared."""
+    output = own.with_name("out.pth")
+    right = head.finish
+    with monkeypatch.context() as patch:
+        patch.setattr(head, "finish", lambda *a: {k: v * 1.01 for k, v in right(*a).items()})
+        _, error = convert(own, output, "--to", "classifier")
+    assert "verification failed" in error
+    assert re.search(r"res5 by [\d.e+-]+, logits by 0\.0[\d.]+ of", error)
+    assert not output.exists()
+
+
+def test_what_can_not_become_a_classifier(own: Path, convert: Callable) -> None:
+    """Wrong: what has no classifier, or is a ResNet, ends in a traceback or in half a file; or a
+    config of another kind is taken."""
+    output = own.with_name("out.pth")
+
+    def fails(*options: object) -> str:
+        _, error = convert(own, output, *options)
+        assert error and not output.exists()
+        return error
+
+    detector = ROOT / "configs/faster_rcnn_randwire_c109_fpn_1x.yaml"
+    classifier = ROOT / "configs/imagenet/randwire_c109_100ep.yaml"
+    error = fails("--to", "classifier", "--config-file", detector)
+    assert "--to classifier" in error and "GeneralizedRCNN" in error
+    error = fails("--to", "fpn", "--config-file", classifier)
+    assert "--to fpn" in error and "ImageClassifier" in error
+    error = fails("--to", "classifier", "MODEL.CLASSIFIER.NUM_CLASSES", 12)
+    assert "MODEL.CLASSIFIER.NUM_CLASSES is 12, the checkpoint's 10" in error
+    file = own_checkpoint()
+    backbone = {k: v for k, v in file["model"].items() if ".backbone." in k}
+    torch.save({**file, "model": backbone}, own)
+    assert "it holds no classifier, whose fc layer would be 'network.fc'" in fails(
+        "--to", "classifier"
+    )
+    torch.save({**file, "model": {**file["model"], "network.fc.bias": torch.zeros(())}}, own)
+    assert "shapes of no such network" in fails("--to", "classifier")
+    _, network = small_resnet(DEPTH=18, RES2_OUT_CHANNELS=64)
+    torch.save({"model": network.state_dict(), "preprocessing": IMAGENET}, own)
+    assert "--to classifier is for RandWires" in fails("--to", "classifier")
 
 
 # -- ResNe(X)t -------------------------------------------------------------------------------------
@@ -520,7 +668,7 @@ def test_seungwonpark(tmp_path: Path, convert: Callable, variant: str) -> None:
     torch.save(data, source, _use_new_zipfile_serialization=False)  # as PyTorch 1.0 wrote
     out, error = convert(source, output, "--graphs", folder)
     assert not error
-    assert "classifier head (9 keys)" in out
+    assert "classifier head (8 keys)" in out
     with torch.no_grad():
         assert_agree(run_randwire(output), network.features(images()))
     files = [word for name in names for word in ("--graphs", folder / name)]
@@ -748,7 +896,7 @@ def damaged(data: dict[str, Any], change: Callable[[dict], Any]) -> dict[str, An
             lambda d: d["randwire"].update(
                 spec=SPECS["small"].to_json(), fingerprint=SPECS["small"].fingerprint
             ),
-            "weights of the backbone are missing",
+            "weights of the network are missing",
         ),
         (
             lambda d: d["randwire"].update(

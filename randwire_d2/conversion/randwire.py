@@ -82,7 +82,7 @@ def read(
         names = {part: f"{before}{part}" for part in ("conv", "norm", "fc")}
         head = read_head(keys, spec.stages[-1].channels, **names, relu=head_relu)
     classifier = rf"{re.escape(before)}(conv|norm|fc)\..*"
-    unused = keys.unused({"classifier head": classifier, **COUNTERS, **DETECTOR})
+    unused = keys.unused({**COUNTERS, "classifier head": classifier, **DETECTOR})
     return Source(
         layout=LAYOUT,
         network=spec,
