@@ -860,6 +860,23 @@ def test_options_that_do_not_fit(
     assert not output.exists()
 
 
+@pytest.mark.parametrize("key", ["SPEC_FILE", "SPEC"])
+def test_a_drawn_network_in_the_config(own: Path, convert: Callable, key: str) -> None:
+    """Wrong: another network than the checkpoint's is accepted if its JSON describes it, or the
+    printed command does not build the checkpoint's."""
+    file, output = own.with_name("spec.json"), own.with_name("out.pth")
+    for spec in SPECS["small"], SPECS["regular"]:
+        file.write_text(spec.to_json())
+        value = file if key == "SPEC_FILE" else repr(spec.to_json())
+        out, error = convert(own, output, "--no-verify", f"MODEL.RANDWIRE.{key}", value)
+        if spec == SPECS["small"]:
+            assert "MODEL.RANDWIRE.REGIME is small, the checkpoint's regular" in error
+            assert f"fingerprint is {spec.fingerprint}" in error
+    assert not error
+    named = f"MODEL.RANDWIRE.SPEC_FILE {file}" if key == "SPEC_FILE" else "--config-from-weights"
+    assert named in out and "MODEL.RANDWIRE.SEED" not in out
+
+
 def test_config_of_another_network(own: Path, convert: Callable) -> None:
     """C=109 in the config file, C=8 in the checkpoint: it would be trained on random weights."""
     config = ROOT / "configs/faster_rcnn_randwire_c109_fpn_1x.yaml"
