@@ -92,6 +92,9 @@ def add_classification_config(cfg: CfgNode) -> None:
     # resized to TRAIN_CROP_SIZE; INPUT.RANDOM_FLIP, "horizontal" or "none", is Detectron2's key.
     cfg.INPUT.TRAIN_CROP_AREA = [0.08, 1.0]
     cfg.INPUT.TRAIN_CROP_SIZE = 224
+    # The standard deviation of AlexNet's colour noise along ImageNet's principal components
+    # (Krizhevsky et al., 2012, section 4.1; theirs is 0.1). The paper mentions none.
+    cfg.INPUT.PCA_LIGHTING = 0.0
     # A test image is resized until its shorter side is TEST_CROP_SIZE / TEST_CROP_RATIO, and its
     # centre is cropped: 256 and 224. Table 4 tests at 320.
     cfg.INPUT.TEST_CROP_SIZE = 224
@@ -102,6 +105,9 @@ def add_classification_config(cfg: CfgNode) -> None:
     # IMS_PER_BATCH the rate grows in proportion, the others shrink. If 0, all are taken literally.
     cfg.SOLVER.EPOCHS = 0
     cfg.SOLVER.REFERENCE_BATCH_SIZE = 256
+    # With EPOCHS, a larger batch than REFERENCE_BATCH_SIZE and WARMUP_ITERS 0: the rate grows from
+    # that of the reference to its own in so many epochs (Goyal et al., section 2.2).
+    cfg.SOLVER.WARMUP_EPOCHS = 5
 
     # Images per process in a test.
     cfg.TEST.IMS_PER_PROCESS = 100

@@ -213,7 +213,8 @@ def evaluation_folder(cfg: CfgNode) -> Path:
     for key in _INDIFFERENT:
         *nodes, name = key.split(".")
         reduce(getitem, nodes, decisive).pop(name, None)
-    digest = hashlib.sha256(decisive.dump().encode()).hexdigest()
+    # Not the YAML, whose aliases depend on which values happen to be the same object.
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     run = RunFolder(cfg.OUTPUT_DIR)
     # An evaluation that is repeated from its own config.yaml stays where it is.
     root = run.path.parent.parent if run.is_evaluation else run.path

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import shutil
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import setup_logger
 from PIL import Image
 from processes import draw_image_folders, last_metrics
 from torch import nn
@@ -36,6 +38,7 @@ from randwire_d2.classification import data as data_module
 from randwire_d2.classification.data import (
     UNREADABLE,
     BatchPositions,
+    PCALighting,
     TestImages,
     TrainingStream,
     TrainLoader,
@@ -49,6 +52,7 @@ from randwire_d2.classification.trainer import WatchInput
 from randwire_d2.config import classifier_config
 from randwire_d2.engine import argument_parser, read_config, train_or_evaluate
 from randwire_d2.modeling.image_classifier import build_network
+from randwire_d2.runs import Evaluation, RunFolder
 
 # Named as pytest's own.
 TestImages.__test__ = False
@@ -189,6 +193,35 @@ def test_images_are_augmented_as_in_the_recipe() -> None:
     assert std == pytest.approx([255 * s for s in (0.229, 0.224, 0.225)])
 
 
+def test_pca_lighting_adds_one_colour_to_all_pixels(folders: Path) -> None:
+    """Wrong: noise of another scale or another one than AlexNet's; or it is on by default."""
+    kinds = [type(t) for t in train_transform(config(C78, "INPUT.PCA_LIGHTING", 0.1)).transforms]
+    assert kinds[-2:] == [v2.PILToTensor, PCALighting]
+    torch.manual_seed(0)
+    grey = torch.full((3, 2, 2), 128, dtype=torch.uint8)
+    colours = []
+    for _ in range(2000):
+        image = PCALighting(0.1)(grey)
+        assert image.dtype == torch.uint8 and (image == image[:, :1, :1]).all()
+        colours.append(image[:, 0, 0] - 128.0)
+    # Σ λ² v vᵀ over the components: the first, nearly grey, has σ = 255 · 0.1 · 0.2175.
+    assert torch.stack(colours).mean(dim=0).abs().max() < 0.3
+    covariance = torch.stack(colours).T.cov()
+    values, vectors = torch.linalg.eigh(covariance)
+    assert values[2].sqrt().item() == pytest.approx(255 * 0.1 * 0.2175, rel=0.05)
+    assert (vectors[:, 2].abs() - torch.tensor([0.5675, 0.5808, 0.5836])).abs().max() < 0.02
+    for value in (0, 255):
+        extreme = PCALighting(0.1)(torch.full((3, 1, 1), value, dtype=torch.uint8))
+        assert (extreme.float() - value).abs().max() < 100, "values wrap around"
+    # In the stream it is a function of the position, like all else, and RGB's before BGR.
+    plain, *found = (stream(folders, *o)[5]["image"].float() for o in (
+        (), ("INPUT.PCA_LIGHTING", 0.1), ("INPUT.PCA_LIGHTING", 0.1),
+        ("INPUT.PCA_LIGHTING", 0.1, "INPUT.FORMAT", "BGR"),
+    ))  # fmt: skip
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2].flip(0))
+    assert 0 < (found[0] - plain).abs().max() < 60
+
+
 def test_another_batch_size_scales_the_schedule() -> None:
     """Goyal et al.: k times the images, k times the rate, a k-th of the iterations."""
     options = ["SOLVER.IMS_PER_BATCH", 1024, "SOLVER.WARMUP_ITERS", 4000]
@@ -201,10 +234,55 @@ def test_another_batch_size_scales_the_schedule() -> None:
     assert (solver.WEIGHT_DECAY, solver.MOMENTUM) == (1e-5, 0.9)
 
 
-def test_a_scaled_config_is_not_scaled_again(tmp_path: Path) -> None:
-    """A run's config.yaml, given to a run, is that run."""
-    cfg = scale_schedule(config(C78, "SOLVER.IMS_PER_BATCH", 64), IMAGENET)
-    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (0.025, 5004559)  # 5004558.6
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        # 5 · 1281167 / 1024 = 6255.7 iterations from 0.1 up to the half cosine of 0.4 and 125114:
+        # 0.2 · (1 + cos(π · 6256 / 125114)) = 0.39753743, and half of the way at their half.
+        (1024, {0: 0.1, 3128: 0.248768716, 6256: 0.397537432, 62557: 0.2}),
+        # 5 · 1281167 / 8192 = 781.96; 1.6 · (1 + cos(π · 782 / 15640)) = 3.18030134.
+        (8192, {0: 0.1, 391: 1.640150672, 782: 3.180301345, 7820: 1.6}),
+        (256, {0: 0.1, 250228: 0.05}),
+        (64, {0: 0.025}),
+    ],
+)
+def test_a_larger_batch_is_warmed_up(batch: int, expected: dict[int, float]) -> None:
+    """Goyal et al., section 2.2. Wrong: a rate of 3.2 at once diverges, or 256 is warmed up."""
+    cfg = scale_schedule(config(R50, "SOLVER.IMS_PER_BATCH", batch), IMAGENET)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = ClassificationTrainer.build_lr_scheduler(cfg, optimizer)
+    optimizer.step()  # nothing, but the scheduler insists
+    for iteration, rate in expected.items():
+        if iteration:
+            scheduler.last_epoch = iteration - 1
+            scheduler.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-8), iteration
+
+
+def test_the_warm_up_is_optional_and_shorter_than_the_training() -> None:
+    """Wrong: a short training never reaches its rate, or a config's own warm-up is overwritten."""
+
+    def warm_up(*options: object) -> tuple[int, float]:
+        cfg = config(C78, "SOLVER.IMS_PER_BATCH", 512, *options)
+        solver = scale_schedule(cfg, 25600).SOLVER
+        return solver.WARMUP_ITERS, solver.WARMUP_FACTOR
+
+    assert warm_up() == (250, 0.5)
+    assert warm_up("SOLVER.WARMUP_EPOCHS", 2) == (100, 0.5)
+    assert warm_up("SOLVER.WARMUP_EPOCHS", 0)[0] == 0
+    assert warm_up("SOLVER.WARMUP_ITERS", 10) == (5, 0.001)  # Detectron2's factor
+    with pytest.raises(ValueError, match="WARMUP_EPOCHS 5 is not less than EPOCHS 5") as e:
+        warm_up("SOLVER.EPOCHS", 5)
+    assert "\n" not in str(e.value)
+    assert warm_up("SOLVER.EPOCHS", 5, "SOLVER.WARMUP_EPOCHS", 4) == (200, 0.5)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(64, 5004559), (1024, 312785)])
+def test_a_scaled_config_is_not_scaled_again(tmp_path: Path, batch: int, length: int) -> None:
+    """A run's config.yaml, given to a run, is that run. Wrong: its rate is scaled once more."""
+    cfg = scale_schedule(config(C78, "SOLVER.IMS_PER_BATCH", batch), IMAGENET)
+    assert pytest.approx(0.1 * batch / 256) == cfg.SOLVER.BASE_LR
+    assert length == cfg.SOLVER.MAX_ITER  # 250 · 1281167 / batch, rounded up
     (tmp_path / "config.yaml").write_text(cfg.dump())
     again = scale_schedule(config(str(tmp_path / "config.yaml")), IMAGENET)
     assert json.dumps(again) == json.dumps(cfg)  # YAML has no tuples
@@ -432,6 +510,7 @@ def test_a_data_set_of_broken_images_is_an_error(damaged: Path) -> None:
         ("INPUT.TRAIN_CROP_AREA", "[0.5, 1.1]"),
         ("INPUT.TRAIN_CROP_AREA", "[0.5]"),
         ("INPUT.TRAIN_CROP_SIZE", 0),
+        ("INPUT.PCA_LIGHTING", -0.1),
         ("INPUT.TEST_CROP_SIZE", 0),
         ("INPUT.TEST_CROP_RATIO", 0.0),
         ("INPUT.TEST_CROP_RATIO", 1.5),
@@ -439,6 +518,7 @@ def test_a_data_set_of_broken_images_is_an_error(damaged: Path) -> None:
         ("MODEL.CLASSIFIER.LABEL_SMOOTHING", -0.1),
         ("MODEL.CLASSIFIER.DROPOUT", 1.0),
         ("SOLVER.EPOCHS", -1),
+        ("SOLVER.WARMUP_EPOCHS", -1),
         ("SOLVER.IMS_PER_BATCH", 0),
         ("SOLVER.REFERENCE_BATCH_SIZE", 0),
         ("TEST.IMS_PER_PROCESS", 0),
@@ -718,23 +798,16 @@ def test_a_failed_training_is_not_waited_for(
     assert ("3 training images could not be read" in caplog.text) == said
 
 
-@pytest.fixture
-def _project_logger() -> Iterator[None]:
-    """What setup_logger changes is undone, or later tests see no records."""
-    logger = logging.getLogger("randwire_d2")
-    before = logger.level, logger.propagate, list(logger.handlers)
-    yield
-    logger.level, logger.propagate, logger.handlers = before
-
-
-@pytest.mark.usefixtures("_project_logger")
-def test_input_and_training_are_measured_alone(folders: Path, tmp_path: Path) -> None:
-    """--measure-input says both rates in the log, and leaves no checkpoint."""
+def test_input_and_training_are_measured_alone(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """--measure-input says both rates. Wrong: it writes into OUTPUT_DIR, a training's perhaps."""
     args = parse(C78, *tiny(folders, "OUTPUT_DIR", tmp_path, "DATALOADER.NUM_WORKERS", 1))
+    setup_logger(name="randwire_d2")  # as the tool does
     measure_input(load_config(args), args, seconds=0.2)
-    (line,) = (x for x in (tmp_path / "log.txt").read_text().splitlines() if "input feeds" in x)
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if "input feeds" in x)
     assert "(1 × 1 workers)" in line and "training alone consumes" in line
-    assert not list(tmp_path.glob("*.pth")) and not (tmp_path / "metrics.json").read_text()
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_writes_what_it_should(folders: Path, tmp_path: Path) -> None:
@@ -749,3 +822,93 @@ def test_training_writes_what_it_should(folders: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert checkpoint["iteration"] == 3
     assert checkpoint["preprocessing"]["input_format"] == "RGB"
+
+
+def checkpoint(output: Path, name: str = "model_final") -> dict[str, Any]:
+    return torch.load(output / f"{name}.pth", weights_only=True)
+
+
+def test_precise_norms_leave_the_training_as_it_is(folders: Path, tmp_path: Path) -> None:
+    """TEST.PRECISE_BN. Wrong: other weights than without it, or others after an interruption."""
+
+    def train(output: Path, *options: object, flags: tuple[str, ...] = ()) -> dict[str, Any]:
+        options = (
+            *("SEED", 1, "MODEL.CLASSIFIER.DROPOUT", 0.5, "MODEL.RANDWIRE.EDGE_DROP_PROB", 0.5),
+            *("SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2, "OUTPUT_DIR", output),
+            *options,
+        )
+        args = parse(C78, *flags, *tiny(folders, *options))
+        train_or_evaluate(load_config(args), args, ClassificationTrainer)
+        return checkpoint(output)["model"]
+
+    precise = ("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 3)
+    without, found = train(tmp_path / "without"), train(tmp_path / "precise", *precise)
+    statistics = {key for key in found if "running_" in key}
+    same_keys = {key for key in found if torch.equal(found[key], without[key])}
+    assert statistics and not statistics & same_keys
+    weights = {key for key in found if key.endswith((".weight", ".bias"))}
+    assert weights and weights <= same_keys
+
+    interrupted = tmp_path / "interrupted"
+    interrupted.mkdir()
+    shutil.copy(tmp_path / "precise" / "model_0000001.pth", interrupted)
+    (interrupted / "last_checkpoint").write_text("model_0000001.pth")
+    resumed = train(interrupted, *precise, flags=("--resume",))
+    assert all(torch.equal(resumed[key], found[key]) for key in found)
+
+
+def test_an_evaluation_leaves_the_training_as_it_is(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """README's command for Table 4. Wrong: it changes the training's files, or its own results
+    are not those that it printed."""
+    output = tmp_path / "run"
+    options = ["OUTPUT_DIR", output, "TEST.EVAL_PERIOD", 4]
+    args = parse(C78, *tiny(folders, *options))
+    train_or_evaluate(load_config(args), args, ClassificationTrainer)
+    for name in ("randwire_d2", "detectron2", "fvcore"):  # the tool has a process of its own
+        logging.getLogger(name).handlers.clear()
+    setup_logger(name="randwire_d2")  # as the tool does
+
+    def evaluate(*options: object, flags: tuple[str, ...] = ()) -> tuple[dict, Path]:
+        args = parse(C78, "--eval-only", *flags, *tiny(folders, "OUTPUT_DIR", output, *options))
+        capsys.readouterr()
+        results = train_or_evaluate(load_config(args), args, ClassificationTrainer)
+        *_, last = capsys.readouterr().out.splitlines()
+        return results, Path(last.split()[-1])
+
+    def contents() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+
+    before = contents()
+    weights = ("MODEL.WEIGHTS", output / "model_final.pth")
+    # MAX_ITER of the command, not of the training: what config.yaml must not get.
+    large = (*weights, "INPUT.TEST_CROP_SIZE", 64, "SOLVER.MAX_ITER", 40000)
+    results, folder = evaluate(*large)
+    after = contents()
+    assert {path: after[path] for path in before} == before
+    assert all(path.is_relative_to(folder) for path in after.keys() - before)
+    run = RunFolder(folder)
+    assert folder.parent == output / "evaluations" and run.is_evaluation
+    assert run.config().INPUT.TEST_CROP_SIZE == 64
+    found = run.evaluation()
+    assert found == Evaluation(str(output / "model_final.pth"), str(output), results)
+
+    # Where and how it is computed makes no other evaluation of it; the same one replaces itself.
+    assert evaluate(*large, "TEST.IMS_PER_PROCESS", 7, "DATALOADER.NUM_WORKERS", 1)[1] == folder
+    small_results, small = evaluate(flags=("--resume",))
+    assert small != folder and RunFolder(small).evaluation().weights == found.weights
+    assert RunFolder(folder).evaluation() == found
+    last = last_metrics(output)
+    assert {f"classification/{k}": v for k, v in small_results["classification"].items()} == {
+        k: v for k, v in last.items() if k.startswith("classification/")
+    }
+    # From its own config.yaml, too.
+    args = parse(str(small / "config.yaml"), "--eval-only")
+    train_or_evaluate(load_config(args), args, ClassificationTrainer)
+    assert sorted(p.name for p in (output / "evaluations").iterdir()) == sorted(
+        [folder.name, small.name]
+    )
+    (folder / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="results.json is damaged.*evaluate again"):
+        run.evaluation()

@@ -12,8 +12,8 @@ from torchvision.datasets import ImageFolder
 from randwire_d2.data import ClassificationShapesConfig, builtin, image_folder
 from randwire_d2.data.image_folder import (
     check_image_folders,
-    ensure_registered,
     image_folder_classes,
+    register_folders,
     register_image_folder,
 )
 from randwire_d2.data.shapes import CLASSES
@@ -39,6 +39,7 @@ def touch(folder, *names):
 
 def line(train, test=()):
     """The one line that refuses these data sets."""
+    register_folders([*train, *test])
     with pytest.raises(ValueError) as e:
         check_image_folders(train, test)
     assert "\n" not in str(e.value)
@@ -99,7 +100,7 @@ def test_folders_are_names(tmp_path, monkeypatch):
     absolute = str(tmp_path / "here" / "only")
     for name, classes in (("both", ["a"]), ("only", ["c"]), (absolute, ["c"])):
         for _ in range(2):
-            ensure_registered(name)
+            register_folders([name])
         assert image_folder_classes(name) == classes
         assert [r["label"] for r in DatasetCatalog.get(name)] == [0]
 
@@ -108,8 +109,7 @@ def test_other_names_stay_unknown(tmp_path):
     """A typing error, or an empty name, would become a data set; a known name, another one."""
     touch(tmp_path, "file", "coco_2017_val/a/1.jpg")
     before = set(DatasetCatalog.list())
-    for name in ("", "file", "missing", "imagenet_train", "coco_2017_val"):
-        ensure_registered(name)
+    register_folders(["", "file", "missing", "imagenet_train", "coco_2017_val"])
     assert set(DatasetCatalog.list()) == before
     assert MetadataCatalog.get("coco_2017_val").evaluator_type == "coco"
 
@@ -140,6 +140,7 @@ def test_good_folders(tmp_path):
     """Classes in the order of their labels; images may lie deeper, and beside other files."""
     touch(tmp_path, "train/b/x/y/1.jpg", "train/a/1.txt", "train/a/2.PNG", "val/a/1.jpg")
     touch(tmp_path, "val/b/1.jpg", "val/readme.txt")
+    register_folders(["train", "val"])
     assert check_image_folders(["train"], ["val"]) == ["a", "b"]
     assert check_image_folders([], ["val"]) == ["a", "b"]
     assert check_image_folders(["train", "val"], ["val"]) == ["a", "b"]
@@ -156,7 +157,7 @@ def test_missing_folder(tmp_path):
     """A registered set that was never downloaded."""
     root = str(tmp_path / "gone")
     register_image_folder("gone_set", root)
-    assert f"'gone_set' needs the folder {root!r}, which does not exist" in line([], ["gone_set"])
+    assert f"'gone_set' needs {root!r}, which does not exist" in line([], ["gone_set"])
 
 
 def test_detection_set():
@@ -235,5 +236,6 @@ def test_check_lists_no_files(tmp_path, monkeypatch):
     real = image_folder.is_image_file
     monkeypatch.setattr(image_folder, "is_image_file", lambda n: seen.append(n) or real(n))
     monkeypatch.delattr(image_folder, "ImageFolder")
+    register_folders(["t"])
     assert check_image_folders(["t"], ["t"]) == ["a", "b", "c"]
     assert len(seen) == 3

@@ -15,14 +15,15 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList
 from detectron2.data.samplers import InferenceSampler
+from detectron2.data.transforms import RandomLighting
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from ..data.image_folder import ensure_registered
+from ..data.image_folder import register_folders
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +31,36 @@ MOST_BROKEN = 100  # images in a row: then it is not the images that are broken
 UNREADABLE = -1  # the label of a test image that can't be read
 
 
+class PCALighting(nn.Module):
+    """AlexNet's colour noise (Krizhevsky et al., 2012, §4.1): one colour is added to all pixels.
+
+    It is drawn along the principal components of ImageNet's colours, in proportion to their
+    eigenvalues. Values that leave 0 … 255 are cut off.
+
+    Args:
+        std: of the factor of each component.
+    """
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        # Its numbers only: it adds values for pixels of 0 … 1 to any image, and draws them from
+        # numpy's global generator.
+        pca = RandomLighting(std)
+        self.components = torch.from_numpy(255 * std * pca.eigen_vecs * pca.eigen_vals).float()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """RGB (3, H, W) of uint8 to the same."""
+        colour = self.components @ torch.randn(3)
+        return (image + colour[:, None, None]).round_().clamp_(0, 255).to(torch.uint8)
+
+
 def train_transform(cfg: CfgNode) -> v2.Transform:
     """PIL image to (3, S, S) of uint8, S = INPUT.TRAIN_CROP_SIZE."""
     crop = v2.RandomResizedCrop(cfg.INPUT.TRAIN_CROP_SIZE, tuple(cfg.INPUT.TRAIN_CROP_AREA))
     flip = [v2.RandomHorizontalFlip()] if cfg.INPUT.RANDOM_FLIP == "horizontal" else []
-    return v2.Compose([crop, *flip, v2.PILToTensor()])
+    std = cfg.INPUT.PCA_LIGHTING
+    lighting = [PCALighting(std)] if std else []
+    return v2.Compose([crop, *flip, v2.PILToTensor(), *lighting])
 
 
 def test_transform(cfg: CfgNode) -> v2.Transform:
@@ -207,6 +233,5 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
 
 
 def _records(names: Sequence[str]) -> list[dict]:
-    for name in names:
-        ensure_registered(name)
+    register_folders(names)
     return [record for name in names for record in DatasetCatalog.get(name)]

@@ -99,13 +99,23 @@ class WatchInput(HookBase):
             logger.warning(f"{broken} training images could not be read, and were replaced")
 
 
+class _WithoutHooks(ClassificationTrainer):
+    def build_hooks(self) -> list[HookBase]:
+        return []
+
+
 def measure_input(cfg: CfgNode, args: argparse.Namespace, seconds: float = 10.0) -> None:
     """Log the images per second that the input feeds alone, beside what training consumes.
 
-    Call it in each process (``engine.run_distributed``); the figures are for all together.
+    Call it in each process (``engine.run_distributed``); the figures are for all together. No file
+    is written: OUTPUT_DIR may be that of a training.
     """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = None
+    cfg.freeze()
     setup(cfg, args)
-    trainer = ClassificationTrainer(cfg)
+    trainer = _WithoutHooks(cfg)
     steps = trainer._trainer
     feed = steps._data_loader_iter
     batch = next(feed)  # the workers have started

@@ -6,12 +6,14 @@ once, on import, as Detectron2 does). The listing is torchvision's ``ImageFolder
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import find_classes, is_image_file
+
+from .paths import existing_path
 
 DATASETS_ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 EVALUATOR_TYPE = "image_folder"
@@ -41,18 +43,18 @@ def _load(name: str, root: str) -> list[dict]:
     return [{"file_name": file_name, "label": label} for file_name, label in listing.samples]
 
 
-def ensure_registered(name: str) -> None:
-    """Register a name that is a folder, under ``$DETECTRON2_DATASETS`` or as a path by itself.
+def register_folders(names: Iterable[str]) -> None:
+    """Register each name that is a folder, under ``$DETECTRON2_DATASETS`` or as a path by itself.
 
-    Does nothing where the name is registered already or is no such folder. Each process has its
-    own catalog: call this again in those that ``launch`` starts.
+    Leaves out what is registered already or is no such folder. Each process has its own catalog:
+    call this again in those that ``launch`` starts.
     """
-    if not name or name in DatasetCatalog:
-        return
-    for root in (os.path.join(DATASETS_ROOT, name), name):
-        if os.path.isdir(root):
+    for name in names:
+        if not name or name in DatasetCatalog:
+            continue
+        roots = filter(os.path.isdir, (os.path.join(DATASETS_ROOT, name), name))
+        if root := next(roots, None):
             register_image_folder(name, root)
-            return
 
 
 def image_folder_classes(name: str) -> list[str]:
@@ -76,10 +78,10 @@ def image_folder_classes(name: str) -> list[str]:
 
 
 def check_image_folders(train: Sequence[str], test: Sequence[str]) -> list[str]:
-    """Whether a classifier can be trained and tested on these data sets; returns their classes.
+    """The classes of data sets that a classifier can be trained and tested on; they are registered.
 
-    Registers names that are folders. Looks at no more files than it takes to find one image per
-    class; a built-in set is made if it isn't there.
+    Looks at no more files than it takes to find one image per class; a built-in set is made if it
+    isn't there.
 
     Raises:
         ValueError: a data set is missing, is no image folder, or has a class without images, or
@@ -105,7 +107,6 @@ def check_image_folders(train: Sequence[str], test: Sequence[str]) -> list[str]:
 
 
 def _check(name: str) -> list[str]:
-    ensure_registered(name)
     classes = image_folder_classes(name)
     root = _local_root(name)
     try:
@@ -132,16 +133,7 @@ def _local_root(name: str) -> str:
             f"{name!r} is no image folder; a classifier needs data sets with one folder of images "
             "per class"
         )
-    try:
-        root = PathManager.get_local_path(metadata.image_root)
-    except (OSError, RuntimeError) as e:
-        raise ValueError(f"{name!r}: {e}") from e
-    if not os.path.isdir(root):
-        raise ValueError(
-            f"{name!r} needs the folder {root!r}, which does not exist; set the environment "
-            "variable DETECTRON2_DATASETS to the folder that holds it"
-        )
-    return root
+    return existing_path(name, metadata.image_root)
 
 
 def _has_image(folder: str) -> bool:

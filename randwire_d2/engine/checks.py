@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 from detectron2.utils.file_io import PathManager
 
-from .. import data  # noqa: F401 (registers the built-in data sets)
+from .. import data
 from ..checkpoint import PREPROCESSING_KEY, Preprocessing, Wiring, load_checkpoint
 from ..config import detector_config, family, is_classifier, merge_config, merge_in_one_line
 from ..runs import RunFolder
@@ -115,15 +115,10 @@ def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> None:
                 if not path or "://" in path:
                     continue
                 try:
-                    # To ask for its path makes the built-in set: once, before there are processes.
-                    path = PathManager.get_local_path(path)
-                except (OSError, RuntimeError) as e:
-                    raise ValueError(f"DATASETS.{key}: {name!r}: {e}") from e
-                if not os.path.exists(path):
-                    raise ValueError(
-                        f"DATASETS.{key}: {name!r} needs {path!r}, which does not exist; set the "
-                        "environment variable DETECTRON2_DATASETS to the folder that holds it"
-                    )
+                    # Makes a built-in set: once, before there are processes.
+                    data.existing_path(name, path)
+                except ValueError as e:
+                    raise ValueError(f"DATASETS.{key}: {e}") from e
 
 
 def _similar(name: str, known: Iterable[str]) -> str:

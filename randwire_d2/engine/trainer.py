@@ -1,11 +1,14 @@
 """The trainer: Detectron2's, with this project's checkpoints, for GPUs and CPUs."""
 
 import os
+import random
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -34,9 +37,8 @@ from detectron2.utils import comm
 
 from ..checkpoint import RandWireCheckpointer
 
-# Detectron2 has this choice in its tools/train_net.py alone, which is no module to import; its
-# DefaultTrainer leaves build_evaluator to the project.
-# By a data set's ``evaluator_type``, as Detectron2's own tools/train_net.py chooses them.
+# By a data set's ``evaluator_type``, as in Detectron2's tools/train_net.py: its package, and so its
+# DefaultTrainer, has no such choice.
 _EVALUATORS: dict[str, tuple[Callable[[str, str], DatasetEvaluator], ...]] = {
     "coco": (lambda name, folder: COCOEvaluator(name, output_dir=folder),),
     "coco_panoptic_seg": (
@@ -50,6 +52,29 @@ _EVALUATORS: dict[str, tuple[Callable[[str, str], DatasetEvaluator], ...]] = {
     "pascal_voc": (lambda name, folder: PascalVOCDetectionEvaluator(name),),
     "lvis": (lambda name, folder: LVISEvaluator(name, output_dir=folder),),
 }
+
+
+class PreciseBN(hooks.PreciseBN):
+    """Detectron2's, as a function of the weights alone, which leaves the training as it is.
+
+    Each time it sees the images with which its loader begins, as after an interruption; and the
+    random numbers that it draws are not missing in the training.
+    """
+
+    def update_stats(self) -> None:
+        self._data_iter = None
+        with _random_state_kept():
+            super().update_stats()
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
 
 
 class Trainer(DefaultTrainer):
@@ -78,10 +103,14 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        built = super().build_hooks()
-        for hook in built:
+        with _random_state_kept():  # PreciseBN's loader may draw a seed
+            built = super().build_hooks()
+        for i, hook in enumerate(built):
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
+            elif isinstance(hook, hooks.PreciseBN):
+                period, iterations = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PRECISE_BN.NUM_ITER
+                built[i] = PreciseBN(period, self.model, hook._data_loader, iterations)
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)

@@ -1,0 +1,27 @@
+"""Where a data set's files are on this machine."""
+
+import os
+
+from detectron2.utils.file_io import PathManager
+
+
+def existing_path(name: str, path: str) -> str:
+    """The local path of a data set's file or folder; a built-in set is made if it isn't there.
+
+    Args:
+        name: the data set's, for errors.
+        path: any that Detectron2's PathManager knows.
+
+    Raises:
+        ValueError: there is nothing, or it can't be made; one line.
+    """
+    try:
+        local = str(PathManager.get_local_path(path))
+    except (OSError, RuntimeError) as e:
+        raise ValueError(f"{name!r}: {e}") from e
+    if not os.path.exists(local):
+        raise ValueError(
+            f"{name!r} needs {local!r}, which does not exist; set the environment variable "
+            "DETECTRON2_DATASETS to the folder that holds it"
+        )
+    return local
