@@ -9,7 +9,8 @@ with torch's own operators, that moves three times the bytes of a ResNet of the 
 - Weighted sum, ReLU and depthwise convolution are one operator, which writes its result alone.
 - The gradients of a node's readers are summed where they are read, by the backward of its norm.
 
-The 1×1 convolution is torch's. ``modeling.graph_function`` puts the operators together, with the gradients.
+The 1×1 convolution is torch's. ``modeling.graph_function`` puts the operators together, with the
+gradients.
 
 ``native`` and ``triton_kernels`` are two implementations of one interface, for the CPU and for
 CUDA, so the same signatures stand in both. ``native`` says what each operator computes, and its
