@@ -37,7 +37,6 @@ class RandWireStage(CNNBlockBase):
     """
 
     by_source: Tensor
-    by_target: Tensor
 
     def __init__(
         self,
@@ -58,9 +57,8 @@ class RandWireStage(CNNBlockBase):
         self.fused = fused
         self.recompute = recompute
         self.plan = Plan(spec.dag)
-        for name in ("by_source", "by_target"):
-            places = torch.tensor(getattr(self.plan, name), dtype=torch.int64)
-            self.register_buffer(name, places, persistent=False)
+        by_source = torch.tensor(self.plan.by_source, dtype=torch.int64)
+        self.register_buffer("by_source", by_source, persistent=False)
 
     def forward(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
         """
@@ -73,9 +71,7 @@ class RandWireStage(CNNBlockBase):
         """
         nodes, plan = [*self.nodes], self.plan
         if self.fused and is_fusable(nodes, x):
-            return run_fused(
-                *(plan, nodes, x, dropped_edge), *(self.by_source, self.by_target, self.recompute)
-            )
+            return run_fused(plan, nodes, x, dropped_edge, self.by_source, self.recompute)
         results: dict[int, Tensor] = {}
         total = None
         for v in plan.order:

@@ -2,6 +2,9 @@
 
 In channels_last, depthwise convolutions and batch norms run two to nine times as fast here as in
 torch's default format, and the 1×1 convolutions as fast.
+
+The functions without an underscore are the operators; the schema that torch knows each by is
+inferred from its type hints. See ``randwire_d2.ops`` for the arguments' shapes.
 """
 
 from collections.abc import Sequence
@@ -14,6 +17,7 @@ from torch import Tensor
 def weighted_sum(
     inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
 ) -> Tensor:
+    """The sum over i of coefficients[i] · (scale[i] · inputs[i] + shift[i])."""
     if affines:
         return _affine_sum(inputs, coefficients, affines)
     factor, total = _factored_sum(inputs, coefficients)
@@ -23,6 +27,11 @@ def weighted_sum(
 def weighted_sum_backward(
     grads: Sequence[Tensor], coefficients: Tensor, output: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """The gradients of a node's result and of the coefficients that its readers give it.
+
+    ``grads`` are those of the weighted sums that read ``output``, the node's result. Returned are
+    the sum over i of coefficients[i] · grads[i], and ⟨grads[i], output⟩ for each i.
+    """
     return weighted_sum(grads, coefficients, []), _products(grads, output, coefficients)
 
 
@@ -33,6 +42,7 @@ def aggregate(
     weight: Tensor,
     stride: int,
 ) -> Tensor:
+    """ReLU of the weighted sum, then the 3×3 depthwise convolution."""
     factor, data = _activation(inputs, coefficients, affines)
     return _depthwise(data, weight * factor, stride)
 
@@ -46,6 +56,11 @@ def aggregate_backward(
     stride: int,
     want: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the weighted sum and of the weight, and ``aggregate``'s result, once more.
+
+    Not the gradients of the inputs: their own nodes gather them, by ``weighted_sum_backward``.
+    ``want`` says which of the first and the last are asked for; one that is not is empty.
+    """
     factor, data = _activation(inputs, coefficients, affines)
     grad_data, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad,
@@ -72,6 +87,7 @@ def aggregate_backward(
 def batch_norm_statistics(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
+    """The affine function that a batch norm is for this batch, and the batch's moments."""
     moments = torch.stack(torch.batch_norm_update_stats(_wide(x), None, None, 0.0))
     return _affine(weight, bias, moments, eps), moments
 
@@ -85,6 +101,10 @@ def batch_norm_backward(
     moments: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``weighted_sum_backward`` of the norm's output, then the norm's own backward.
+
+    Returned are the gradients of x, of the coefficients, and of the norm's weight and bias.
+    """
     mean, var = moments
     factor, grad = _factored_sum(grads, coefficients)
     grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(

@@ -356,31 +356,37 @@ def _dot(taps, weights, k: tl.constexpr):
 
 
 @_jit
+def _terms_and_weights(inputs, coefficients, affines, weight, channels, CHANNELS: tl.constexpr):
+    """This program's channels, and what it needs of each: the weighted sum's terms, the weights."""
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    factors, shift = _terms(inputs, coefficients, affines, channel, channels)
+    return channel, factors, shift, _weights(weight, channel, channels)
+
+
+@_jit
 def _aggregate_kernel(
     inputs, coefficients, affines, weight, result, height, width, channels, rows,
     STRIDE: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     out_height, out_width = tl.cdiv(height, STRIDE), tl.cdiv(width, STRIDE)
     image, first, column = _strip(out_height, out_width, rows, COLUMNS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    factors, shift = _terms(inputs, coefficients, affines, channel, channels)
-    weights = _weights(weight, channel, channels)
+    channel, factors, shift, weights = _terms_and_weights(
+        inputs, coefficients, affines, weight, channels, CHANNELS
+    )
     channel = channel[None, :]
     # Every row of the input is computed once, and added to the rows of the output that it is in.
     # The first rows of the input are above the strip: their own outputs are not stored.
     current = tl.zeros([COLUMNS, CHANNELS], WIDE)
     following = tl.zeros([COLUMNS, CHANNELS], WIDE)
     for y in range(first - 3 + STRIDE, min(first + rows, out_height)):
-        if STRIDE == 2:
+        # As many rows of the input come in as there are to a row of the output; the last of them
+        # meets the kernel's last row.
+        for i in tl.static_range(STRIDE):
             taps = _taps(
-                inputs, factors, shift, image, 2 * y, 2 * column, channel, height, width, channels
-            )
-            current += _dot(taps, weights, 1)
-        taps = _taps(
-            inputs, factors, shift, image, STRIDE * y + 1, STRIDE * column, channel,
-            height, width, channels,
-        )  # fmt: skip
-        current += _dot(taps, weights, 2)
+                inputs, factors, shift, image, STRIDE * y + (2 - STRIDE + i), STRIDE * column,
+                channel, height, width, channels,
+            )  # fmt: skip
+            current += _dot(taps, weights, 3 - STRIDE + i)
         base = (image * out_height + y).to(tl.int64) * out_width * channels
         mask = (column < tl.where(y >= first, out_width, 0)) & (channel < channels)
         tl.store(result + base + column * channels + channel, current, mask)
@@ -399,9 +405,9 @@ def _aggregate_backward_kernel(
 ):  # fmt: skip
     out_height, out_width = tl.cdiv(height, STRIDE), tl.cdiv(width, STRIDE)
     image, first, column = _strip(height, width, rows, COLUMNS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    factors, shift = _terms(inputs, coefficients, affines, channel, channels)
-    weights = _weights(weight, channel, channels)
+    channel, factors, shift, weights = _terms_and_weights(
+        inputs, coefficients, affines, weight, channels, CHANNELS
+    )
     place = tl.program_id(0).to(tl.int64) * 9 * channels + channel
     exists = channel < channels
     channel = channel[None, :]

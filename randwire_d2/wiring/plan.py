@@ -9,9 +9,10 @@ from .schedule import schedule
 class Plan:
     """Orders, lifetimes, and places in vectors.
 
-    The learned coefficients σ(w) of a stage are one vector, those of a node's inputs side by side,
-    in the order of ``dag.predecessors``. The backward pass wants those of a node's readers side by
-    side, in the order of ``dag.successors``, which is that of ``dag.edges``.
+    The learned coefficients σ(w) of a stage are one vector: one sigmoid for all of them, and an
+    operator gets those of a node as a slice, without a copy. The forward pass wants those of a
+    node's inputs side by side, in the order of ``dag.predecessors``; the backward pass those of its
+    readers, in the order of ``dag.successors``, which is that of ``dag.edges``.
 
     Attributes:
         num_nodes, predecessors, successors, output_nodes: the wiring's. (Its own are properties,
@@ -23,7 +24,6 @@ class Plan:
             has a single one, whose coefficient is 1.
         reader_coefficients: where each node's readers are among the edges.
         by_source: for each edge, its place among the learned coefficients followed by a 1.
-        by_target: for each learned coefficient, its place among the edges.
         forgettable: nodes whose results had better be computed again than be saved.
     """
 
@@ -32,8 +32,10 @@ class Plan:
         self.predecessors = dag.predecessors
         self.successors = dag.successors
         self.output_nodes = dag.output_nodes
+        # The result of the depthwise convolution is there until that of the 1×1 convolution is.
         self.order = schedule(dag, workspace=1).order
         self.done = _last_uses(self.order, dag.predecessors)
+        # The backward pass runs in the reversed order, where a node reads what its readers left.
         self.done_backward = _last_uses(self.order[::-1], dag.successors)
         degrees = [len(p) if len(p) > 1 else 0 for p in dag.predecessors]
         learned = [
@@ -41,15 +43,20 @@ class Plan:
         ]
         places = {edge: i for i, edge in enumerate(learned)}
         self.coefficients = _slices(degrees)
+        # Among all edges: every reader leaves a gradient, whether its coefficient is learned or 1.
         self.reader_coefficients = _slices(len(s) for s in dag.successors)
         self.by_source = [places.get(edge, len(learned)) for edge in dag.edges]
-        self.by_target = [dag.edges.index(edge) for edge in learned]
         self.forgettable = self._forgettable()
 
     def _forgettable(self) -> frozenset[int]:
         """No two of them adjacent, so that each needs nothing but saved results; and at most a
-        quarter of all, which costs a twelfth of the work: a node's forward pass is a third."""
+        quarter of all, which costs a twelfth of the work: a node's forward pass is a third.
+
+        No output nodes: a result is computed again when the first of its readers needs it, and
+        theirs have none.
+        """
         chosen: set[int] = set()
+        # To look at predecessors is enough: when a successor's turn comes, it looks at this node.
         for v in self.order:
             few = 4 * (len(chosen) + 1) <= self.num_nodes
             if few and self.successors[v] and chosen.isdisjoint(self.predecessors[v]):
@@ -58,6 +65,7 @@ class Plan:
 
 
 def _slices(lengths: Iterable[int]) -> list[slice]:
+    """Where pieces of these lengths are in a vector that has them one after the other."""
     slices, start = [], 0
     for length in lengths:
         slices.append(slice(start, start + length))
@@ -66,5 +74,6 @@ def _slices(lengths: Iterable[int]) -> list[slice]:
 
 
 def _last_uses(order: Sequence[int], reads: Sequence[Sequence[int]]) -> list[list[int]]:
+    """For each node, which of those it reads nobody reads after it."""
     last = {u: v for v in order for u in reads[v]}
     return [[u for u, reader in last.items() if reader == v] for v in range(len(reads))]
