@@ -34,6 +34,7 @@ from detectron2.config import CfgNode
 
 from ..config import (
     classifier_config,
+    detector_config,
     drawn_network,
     family,
     generator_from_config,
@@ -225,6 +226,9 @@ class _Experiment:
 
     @property
     def _shape(self) -> dict[str, int]:
+        """The size and classes that ``complexity`` counts; the paper's classifier for detectors."""
+        if not is_classifier(self.cfg):
+            return {}
         size = self.cfg.INPUT.TEST_CROP_SIZE
         return {"height": size, "width": size, "num_classes": self.cfg.MODEL.CLASSIFIER.NUM_CLASSES}
 
@@ -284,6 +288,9 @@ class _Experiment:
 def _read_config(path: Path, options: Sequence[str]) -> CfgNode:
     cfg = classifier_config()
     merge_config(cfg, path, options)
+    if not is_classifier(cfg):  # its tool knows fewer keys
+        cfg = detector_config()
+        merge_config(cfg, path, options)
     if family(cfg) != "RANDWIRE":
         raise ValueError(f"{path}: a sweep is of RandWires; got {cfg.MODEL.BACKBONE.NAME!r}")
     if drawn := drawn_network(cfg):

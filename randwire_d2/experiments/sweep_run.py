@@ -192,11 +192,11 @@ def check_weights(runs: Sequence[Run]) -> None:
     weights = next(filter(None, lacking), None)
     if weights is None:
         return
-    several = f", nor do those of {len(lacking) - 1} other runs" if len(lacking) > 1 else ""
-    train = f"train them first: {weights.sweep}; or " if weights.sweep else ""
+    train = f"train them first, {weights.sweep}; or " if weights.sweep else ""
     raise ValueError(
-        f"the weights {weights.file} do not exist{several}: {train}say where they are, such as "
-        "MODEL.WEIGHTS 'networks/c{channels}_seed{seed}.pth'"
+        f"the weights that {len(lacking)} of {len(runs)} runs start from are missing, such as "
+        f"{weights.file}: {train}say where they are, like MODEL.WEIGHTS "
+        "'networks/c{channels}_seed{seed}.pth'"
     )
 
 
