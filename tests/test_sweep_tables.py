@@ -274,12 +274,12 @@ def test_an_evaluation_trains_nothing_and_is_finished_by_its_results(
     run = load("table4", tmp_path)[0]
     training(run)()
     assert calls() == [["train", "--eval-only", *run.arguments]]
-    assert run.status().state == "unfinished" and run.result_folder is None
+    assert run.status().state == "unfinished" and run.result is None
     found = Evaluation("w.pth", None, {"classification": {"top1": 81.5, "top5": 95.5}})
     folder = run.folder / "evaluations" / "0123456789ab"
     RunFolder(folder).write_evaluation(found)
     assert (run.status().state, run.status().score) == ("finished", 81.5)
-    assert run.result_folder == folder
+    assert run.result is not None and run.result.path == folder
 
 
 def finish(run: Run, ap: float) -> None:

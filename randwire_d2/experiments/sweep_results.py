@@ -38,8 +38,8 @@ def report(runs: Sequence[Run]) -> Report:
     """Figure 3 or 6 of a sweep of generators; of other sweeps, its rows of Tables 2 to 5."""
     if any(run.setting.config for run in runs):
         states = [(run, run.status()) for run in runs]
-        finished = [run.result_folder for run, status in states if status.state == "finished"]
-        rows = [read_result(folder) for folder in finished if folder is not None]
+        finished = [run.result for run, status in states if status.state == "finished"]
+        rows = [read_result(result.path) for result in finished if result is not None]
         missing = "\n".join(_not_finished(states))
         table = "\n\n".join(part for part in (runs_to_markdown(rows), missing) if part)
         return Report(table, runs_to_json(rows), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..files import atomic_open
-from ..runs import EVALUATIONS, RunFolder
+from ..runs import RunFolder
 
 State = Literal["finished", "failed", "running", "unfinished"]
 
@@ -144,20 +144,13 @@ class Run:
         return self.folder / "lock"
 
     @property
-    def result_folder(self) -> Path | None:
-        """The folder that holds the result: the run's, or that of its evaluation, once it is there.
-
-        ``experiments.results`` reads it.
-        """
-        if not self.evaluates:
-            return self.folder
-        # Several, if it was repeated on another machine.
-        done = (self.folder / EVALUATIONS).glob("*/results.json")
-        newest = max(done, key=lambda path: path.stat().st_mtime, default=None)
-        return newest and newest.parent
+    def result(self) -> RunFolder | None:
+        """Where its result stands: the evaluation, once it is there, or the training."""
+        folder = RunFolder(self.folder)
+        return folder.last_evaluation() if self.evaluates else folder
 
     def status(self) -> Status:
-        progress, score = self._result()
+        progress, score = self._progress()
         if score is not None:
             return Status("finished", 1.0, score)
         if self.failure.is_file():
@@ -168,17 +161,16 @@ class Run:
             return Status("failed", progress, reason=said[0] if killed else said[-1])
         return Status("running" if _is_locked(self.lock) else "unfinished", progress)
 
-    def _result(self) -> tuple[float, float | None]:
+    def _progress(self) -> tuple[float, float | None]:
         """How far the run is, 0 … 1, and its score, once it is finished."""
+        run = self.result
+        if run is None:
+            return 0.0, None
         if self.evaluates:
-            if self.result_folder is None:
-                return 0.0, None
             task, name = self.metric.split("/")
-            found = RunFolder(self.result_folder).evaluation().results
-            return 1.0, found.get(task, {}).get(name)
-        folder = RunFolder(self.folder)
-        progress = folder.progress()
-        finished = progress.done == 1 and folder.final_checkpoint.is_file()
+            return 1.0, run.evaluation().results.get(task, {}).get(name)
+        progress = run.progress()
+        finished = progress.done == 1 and run.final_checkpoint.is_file()
         return progress.done, progress.last.get(self.metric) if finished else None
 
 
