@@ -98,8 +98,9 @@ class Run:
         """
         path = self.folder / "sweep.yaml"
         if path.is_file() and (text := path.read_text()) != self.identity:
-            theirs = text.splitlines()
-            changed = [line.strip() for line in self.identity.splitlines() if line not in theirs]
+            ours, theirs = self.identity.splitlines(), text.splitlines()
+            changed = [line.strip() for line in ours if line not in theirs]
+            changed += [f"without {line.strip()}" for line in theirs if line not in ours]
             raise ValueError(
                 f"{self.folder} holds a run of another config than this sweep's, where it is now "
                 f"{'; '.join(changed[:5])}: choose another --output, or remove that folder"
