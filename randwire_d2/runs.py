@@ -147,6 +147,12 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(f"{path} is damaged ({e}); evaluate again") from e
 
+    def last_evaluation(self) -> "RunFolder | None":
+        """The newest of an OUTPUT_DIR's evaluations that have results, if it has any."""
+        done = (self.path / EVALUATIONS).glob("*/results.json")
+        newest = max(done, key=lambda path: path.stat().st_mtime, default=None)
+        return None if newest is None else RunFolder(newest.parent)
+
     def write_evaluation(self, evaluation: "Evaluation") -> None:
         """Write results.json."""
         self.path.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,18 @@
 #!/usr/bin/env python
-"""Compare network generators: Figure 3's bars and Figure 6's node operations, by training them.
+"""Run a sweep: Figures 3 and 6 of the paper, and Tables 2 to 5 over five seeds.
 
     python tools/compare_generators.py configs/sweeps/miniature.yaml --jobs 2
     python tools/compare_generators.py configs/sweeps/figure3.yaml --jobs 4 --num-gpus 2
-    python tools/compare_generators.py configs/sweeps/figure6.yaml --num-gpus 8 \\
+    python tools/compare_generators.py configs/sweeps/table3.yaml --num-gpus 8
+    python tools/compare_generators.py configs/sweeps/table5.yaml --num-gpus 8 \\
         --slurm timeout_min=2880 slurm_partition=gpu cpus_per_task=64
 
-A sweep (explained in randwire_d2/experiments/sweep.py) names generators, seeds and a config of
-tools/pretrain_imagenet.py, which trains each network in a folder of its own below --output. Start
-it again after an interruption: what is finished is not trained again, what was begun goes on. Runs
-that failed are listed, and tried again with --retry. At the end, and at each Ctrl-C, it writes
-table.md, results.json and the picture of what is finished; --report does only that.
+A sweep (explained in randwire_d2/experiments/sweep.py) names configs, seeds, and in most cases
+generators. Each network is trained by tools/pretrain_imagenet.py or tools/train_net.py in a folder
+of its own below --output. Start it again after an interruption: what is finished is not trained
+again, what was begun goes on. Runs that failed are listed, and tried again with --retry. At the
+end, and at each Ctrl-C, it writes table.md, results.json and, if it compares generators, the
+picture of what is finished; --report does only that.
 """
 
 import argparse
@@ -23,18 +25,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from randwire_d2.drawing.style import FORMATS, save_figure
-from randwire_d2.experiments.sweep import Run, load_sweep
-from randwire_d2.experiments.sweep_results import (
-    collect,
-    plot_bars,
-    plot_operations,
-    to_json,
-    to_markdown,
-)
+from randwire_d2.experiments import sweep_results
+from randwire_d2.experiments.sweep import load_sweep
+from randwire_d2.experiments.sweep_run import Run, check_weights
 from randwire_d2.experiments.trainings import Local, Slurm, Training
 from randwire_d2.files import atomic_open
 
-TRAIN = Path(__file__).with_name("pretrain_imagenet.py")
+TOOLS = Path(__file__).resolve().parent
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,21 +40,38 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sweep", help="a file such as configs/sweeps/figure3.yaml")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of every run's config")
-    parser.add_argument("--output", type=Path, help="(default: output/<the sweep's name>)")
-    parser.add_argument("--figure", choices=FORMATS, default=".png", help="(default: .png)")
+    parser.add_argument(
+        "sweep", metavar="SWEEP", help="a sweep's file, such as configs/sweeps/figure3.yaml"
+    )
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="keys of every run's config, and their values"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="the folder for the runs and the results (default: output/<the sweep's name>)",
+    )
+    parser.add_argument(
+        "--figure", choices=FORMATS, default=".png", help="the picture's format (default: .png)"
+    )
     how = parser.add_argument_group("training")
-    how.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
-    how.add_argument("--num-gpus", type=int, default=1, help="of each training (default: 1)")
+    how.add_argument(
+        "--jobs", type=int, default=1, help="the number of trainings at a time (default: 1)"
+    )
+    how.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="the GPUs of each training, or its processes on a CPU (default: 1)",
+    )
     how.add_argument(
         "--slurm",
         nargs="*",
         metavar="NAME=VALUE",
         help="submit each training to Slurm, with these parameters of submitit's AutoExecutor",
     )
-    how.add_argument("--retry", action="store_true", help="train what failed, too")
-    how.add_argument("--report", action="store_true", help="train nothing")
+    how.add_argument("--retry", action="store_true", help="train also what failed before")
+    how.add_argument("--report", action="store_true", help="train nothing; only write the results")
     args = parser.parse_intermixed_args(argv)
     args.output = args.output or Path("output", Path(args.sweep).stem)
     for name in ("jobs", "num_gpus"):
@@ -69,6 +83,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def training(run: Run) -> Training:
+    conversion = run.weights.conversion if run.weights is not None else ()
+    convert = (sys.executable, str(TOOLS / "convert_checkpoint.py"), *conversion)
+    command = (sys.executable, str(TOOLS / run.tool))
+    return Training(run, command, convert if conversion else ())
+
+
 def train(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     for run in runs:
         run.claim()
@@ -76,7 +97,7 @@ def train(args: argparse.Namespace, runs: Sequence[Run]) -> None:
             run.failure.unlink(missing_ok=True)
     states = {run: run.status() for run in runs}
     wanted = [run for run, status in states.items() if status.state == "unfinished"]
-    trainings = [Training(run, (sys.executable, str(TRAIN.resolve()))) for run in wanted]
+    trainings = [training(run) for run in wanted]
     launch: Local | Slurm
     if args.slurm is None:
         launch = Local(args.jobs, args.num_gpus)
@@ -102,16 +123,13 @@ def train(args: argparse.Namespace, runs: Sequence[Run]) -> None:
 
 
 def report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
-    results = collect(runs)
-    table = to_markdown(results)
-    print(table, flush=True)
-    for name, text in (("table.md", table + "\n"), ("results.json", to_json(results))):
+    found = sweep_results.report(runs)
+    print(found.table, flush=True)
+    for name, text in (("table.md", found.table + "\n"), ("results.json", found.data)):
         with atomic_open(args.output / name) as f:
             f.write(text)
-    if any(result.top1 for result in results):
-        several = len({result.setting.node_op for result in results}) > 1
-        figure = (plot_operations if several else plot_bars)(results)
-        print(f"Picture: {save_figure(figure, args.output / f'comparison{args.figure}')}")
+    if found.figure is not None:
+        print(f"Picture: {save_figure(found.figure, args.output / f'comparison{args.figure}')}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -121,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = load_sweep(args.sweep, args.output, args.opts, args.num_gpus)
         for run in runs:
             run.check()
+        if not args.report:
+            check_weights(runs)
         os.makedirs(args.output, exist_ok=True)
         try:
             if not args.report:

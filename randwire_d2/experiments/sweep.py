@@ -1,32 +1,47 @@
-"""Sweeps: generators × node operations × seeds, each a run of tools/pretrain_imagenet.py.
+"""Sweeps: configs or generators × node operations × seeds, each a run of a training tool.
 
 A sweep is a YAML file (configs/sweeps) with these keys, and ``_BASE_`` as in Detectron2's configs:
 
-    config: the classifier's config, relative to the sweep's file
-    generators: labels such as WS(4, 0.75); Figure 3's columns
+    config: a classifier's or a detector's config, relative to the sweep's file; or a list of them
     seeds: of both the wiring and the training
-    node_ops: node operations (default: the config's)
-    channels: C of the config's node operation (default: the config's)
-    multiply_adds: in place of ``channels``, what each generator's networks have on average
-    options: more keys of the config
+    generators: labels such as WS(4, 0.75), Figure 3's columns, in place of the config's generator
+    node_ops: with generators, the node operations (default: the config's)
+    channels: with generators, the C of all of them with the config's node operation
+    multiply_adds: in place of channels, what each generator's networks have on average
+    pretrained: another sweep, relative to this file: each run starts from the weights of that
+        sweep's run of the same network, which lie beside this sweep's --output
+    evaluate: True, to evaluate those weights and train nothing
+    options: more keys of the configs
+
+MODEL.WEIGHTS among the options takes the place of ``pretrained``, and may contain {channels} and
+{seed}. A detector that starts from the classifiers of another sweep has them converted first.
 
 "We adjust the factor C to keep the complexity of all alternative networks" (§4.1, "Node
-operations"): an operation other than the config's gets, for each generator, the C whose networks
-have the nearest multiply-adds, on average over the seeds.
+operations"), and the paper's generators differ by ±2% (§3.2): where neither ``channels`` nor
+``multiply_adds`` says otherwise, each generator and operation gets the C whose networks have the
+multiply-adds nearest to those of the config's own, both on average over the seeds.
 """
 
-import fcntl
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any
 
 from detectron2.config import CfgNode
 
-from ..config import classifier_config, merge_config, merge_in_one_line
-from ..files import atomic_open
+from ..config import (
+    classifier_config,
+    detector_config,
+    drawn_network,
+    family,
+    generator_from_config,
+    is_classifier,
+    merge_config,
+    merge_in_one_line,
+)
 from ..runs import RunFolder
 from ..wiring import (
     NODE_OP_COMPLEXITY_REGISTRY,
@@ -36,120 +51,16 @@ from ..wiring import (
     graph_label,
     parse_graph,
 )
+from .sweep_run import BACKBONE, Run, Setting, Weights
 
-KEYS = ("config", "generators", "seeds", "node_ops", "channels", "multiply_adds", "options")
-METRIC = "classification/top1"
-
-State = Literal["finished", "failed", "running", "unfinished"]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A bar of Figure 3, or a point of Figure 6: what several seeds are drawn from.
-
-    Attributes:
-        generator: its label, such as ``"WS(4, 0.75)"``.
-        node_op: the operation of every node.
-        channels: C.
-        flops: the multiply-adds of its networks, on average over the sweep's seeds.
-    """
-
-    generator: str
-    node_op: str
-    channels: int
-    flops: float
-
-
-@dataclass(frozen=True)
-class Status:
-    """What a run's folder says.
-
-    Attributes:
-        state: ``"failed"`` is a training that ended by itself, without its result; one that was
-            killed together with its sweep is ``"unfinished"``.
-        progress: the part of the training that is done, 0 … 1.
-        top1: of a finished run, in %.
-        reason: of a failed run, the last thing that it said.
-    """
-
-    state: State
-    progress: float = 0.0
-    top1: float | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One network of a setting.
-
-    Attributes:
-        seed: of the wiring and of the training.
-        folder: the training's OUTPUT_DIR.
-        arguments: of tools/pretrain_imagenet.py.
-        identity: its whole config, as text, but for the keys that do not change the result.
-    """
-
-    setting: Setting
-    seed: int
-    folder: Path
-    arguments: tuple[str, ...]
-    identity: str
-
-    def check(self) -> None:
-        """
-        Raises:
-            ValueError: the folder holds another run: of another sweep, or of this one before it was
-                changed.
-        """
-        path = self.folder / "sweep.yaml"
-        if path.is_file() and (text := path.read_text()) != self.identity:
-            theirs = text.splitlines()
-            changed = [line.strip() for line in self.identity.splitlines() if line not in theirs]
-            raise ValueError(
-                f"{self.folder} holds a run of another config than this sweep's, where it is now "
-                f"{'; '.join(changed[:5])}: choose another --output, or remove that folder"
-            )
-
-    def claim(self) -> None:
-        """Make the folder this run's, for all sweeps to come."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_open(self.folder / "sweep.yaml") as f:
-            f.write(self.identity)
-
-    @property
-    def failure(self) -> Path:
-        """The file in which a failed training leaves the end of its output."""
-        return self.folder / "failed.txt"
-
-    @property
-    def lock(self) -> Path:
-        """The file whose lock the training's process holds, even if its sweep was killed."""
-        return self.folder / "lock"
-
-    def status(self) -> Status:
-        folder = RunFolder(self.folder)
-        progress = folder.progress()
-        top1 = progress.last.get(METRIC)
-        if progress.done == 1 and top1 is not None and folder.final_checkpoint.is_file():
-            return Status("finished", 1.0, top1)
-        if self.failure.is_file():
-            # How it ended, and the end of its output.
-            lines = self.failure.read_text(errors="replace").split("\n")
-            said = [line.strip() for line in lines if line.strip()] or [""]
-            killed = said[0].startswith("killed")
-            return Status("failed", progress.done, reason=said[0] if killed else said[-1])
-        return Status("running" if _is_locked(self.lock) else "unfinished", progress.done)
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with open(path) as f:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+KEYS = (
+    "config", "seeds", "generators", "node_ops", "channels", "multiply_adds", "pretrained",
+    "evaluate", "options",
+)  # fmt: skip
+# What compares generators; without them, a sweep is of its configs' own networks.
+OF_GENERATORS = ("node_ops", "channels", "multiply_adds")
+# The keys by which a detector is verified with the weights that it will start from.
+DESCRIBES = re.compile(r"INPUT\..+|MODEL\.(?!WEIGHTS$|DEVICE$|CLASSIFIER\.).+")
 
 
 def load_sweep(
@@ -167,88 +78,229 @@ def load_sweep(
         OSError: the file, or the config that it names, can't be read.
         ValueError: a key or a value is wrong; the message names it.
     """
+    path, output = Path(path), Path(output)
     sweep = _read(path)
     for key, value in (sweep.get("options") or {}).items():
         options = [key, str(value), *options]
-    config = Path(path).parent / sweep["config"]
-    cfg = _read_config(config, options)
-    settings = _settings(sweep, cfg)
-    # The machine that it runs on does not change a network's result.
-    cfg.merge_from_list(["OUTPUT_DIR", "", "MODEL.DEVICE", "", "DATALOADER.NUM_WORKERS", 0])
-    shared = cfg.dump()
-    runs = []
-    for seed in sweep["seeds"]:
-        for setting in settings:
-            folder = Path(output, setting.node_op, _as_file_name(setting.generator), f"seed{seed}")
-            arguments = ["--config-file", str(config.resolve())]
-            if num_gpus > 1:
-                # Each run finds a port of its own.
-                arguments += ["--num-gpus", str(num_gpus), "--dist-url", "auto"]
-            network = _network_options(setting, cfg, seed)
-            arguments += [*options, *network, "OUTPUT_DIR", str(folder)]
-            identity = "\n".join([shared, *map(": ".join, zip(network[::2], network[1::2]))])
-            runs.append(Run(setting, seed, folder, tuple(arguments), identity))
-    return runs
+    pretrained = None
+    if "pretrained" in sweep:
+        pretrained = _Pretrained(path.parent / str(sweep["pretrained"]), output.parent)
+    runs: list[Run] = []
+    for name in sweep["config"]:
+        experiment = _Experiment(path.parent / name, sweep, options, num_gpus, pretrained)
+        runs += experiment.runs(output)
+    folders = {run.folder for run in runs}
+    if len(folders) < len(runs):
+        raise ValueError(f"{path}: its configs, or its generators, must differ in their names")
+    return sorted(runs, key=lambda run: sweep["seeds"].index(run.seed))
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
+    """A sweep's file, checked; its ``config`` is a list."""
     sweep: dict[str, Any] = {}
     merge_in_one_line(str(path), lambda: sweep.update(CfgNode.load_yaml_with_base(str(path))))
     unknown = set(sweep) - set(KEYS)
     if unknown:
         raise ValueError(f"{path}: unknown keys {sorted(unknown)}; known are {list(KEYS)}")
-    for key in ("config", "generators", "seeds"):
+    compares = "generators" in sweep
+    for key in ("config", "seeds", *(["generators"] if compares else [])):
         if not sweep.get(key):
             raise ValueError(f"{path}: the key {key!r} is missing or empty")
-    for key in ("generators", "seeds", "node_ops"):
+    if isinstance(sweep["config"], str):
+        sweep["config"] = [sweep["config"]]
+    for key in ("config", "generators", "seeds", "node_ops"):
         values = sweep.get(key, [])
         if not isinstance(values, list) or len({str(v) for v in values}) < len(values):
             raise ValueError(f"{path}: {key} must be a list without repetitions; got {values!r}")
+    if compares and len(sweep["config"]) > 1:
+        raise ValueError(f"{path}: generators are compared with one config, not several")
+    lonely = [key for key in OF_GENERATORS if key in sweep and not compares]
+    if lonely:
+        raise ValueError(f"{path}: {', '.join(lonely)} go with generators, which are missing")
     if "channels" in sweep and "multiply_adds" in sweep:
         raise ValueError(f"{path}: channels and multiply_adds exclude each other")
     return sweep
 
 
+class _Pretrained:
+    """The runs of another sweep, whose last checkpoints others start from.
+
+    Args:
+        path: the other sweep's YAML.
+        root: the folder that holds its --output, under its name.
+    """
+
+    def __init__(self, path: Path, root: Path) -> None:
+        self.path = path
+        output = root / path.stem
+        self.command = f"python tools/compare_generators.py {path}"
+        if output != Path("output", path.stem):
+            self.command += f" --output {output}"
+        self.runs: dict[tuple[Any, ...], Run] = {}
+        for run in load_sweep(path, output):
+            if self.runs.setdefault(self._network(run.setting, run.seed), run) is not run:
+                raise ValueError(f"{path}: {run.setting} has two runs of seed {run.seed}")
+
+    @staticmethod
+    def _network(setting: Setting, seed: int) -> tuple[Any, ...]:
+        return setting.generator, setting.node_op, setting.channels, seed
+
+    def __call__(self, setting: Setting, seed: int) -> Run:
+        """The run of a network.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            return self.runs[self._network(setting, seed)]
+        except KeyError:
+            raise ValueError(
+                f"{self.path}: none of its runs is of {setting.generator}, {setting.node_op}, "
+                f"C={setting.channels}, seed {seed}"
+            ) from None
+
+
+class _Experiment:
+    """One config of a sweep."""
+
+    def __init__(
+        self,
+        path: Path,
+        sweep: Mapping[str, Any],
+        options: Sequence[str],
+        num_gpus: int,
+        pretrained: _Pretrained | None,
+    ) -> None:
+        self.path = path
+        self.sweep = sweep
+        self.seeds: list[int] = sweep["seeds"]
+        self.options = options
+        self.num_gpus = num_gpus
+        self.pretrained = pretrained
+        self.cfg = _read_config(path, options)
+        self.evaluates = bool(sweep.get("evaluate"))
+        if self.evaluates and pretrained is None and not self.cfg.MODEL.WEIGHTS:
+            raise ValueError("evaluate needs pretrained, or MODEL.WEIGHTS among the options")
+
+    def runs(self, output: Path) -> list[Run]:
+        return [
+            self._run(setting, seed, output) for setting in self._settings() for seed in self.seeds
+        ]
+
+    def _settings(self) -> list[Setting]:
+        own = generator_from_config(self.cfg)
+        if "generators" not in self.sweep:
+            return [self._setting(own, self.path.stem)]
+        target = self.sweep.get("multiply_adds", self._flops(own))
+        settings = []
+        for node_op in self.sweep.get("node_ops") or [own.node_op]:
+            if node_op not in NODE_OP_COMPLEXITY_REGISTRY:
+                known = sorted(name for name, _ in NODE_OP_COMPLEXITY_REGISTRY)
+                raise ValueError(f"unknown node operation {node_op!r}; known are {known}")
+            for label in self.sweep["generators"]:
+                graph, params = parse_graph(label)
+                generator = replace(own, graph=graph, graph_params=params)
+                settings.append(self._setting(self._adjusted(generator, node_op, target)))
+        return settings
+
+    def _adjusted(
+        self, generator: NetworkGenerator, node_op: str, target: float
+    ) -> NetworkGenerator:
+        """A generator with an operation, and the C that makes it comparable with the others."""
+        if "channels" in self.sweep:
+            generator = replace(generator, channels=self.sweep["channels"])
+            if node_op == generator.node_op:
+                return generator
+            target = self._flops(generator)
+        generator = replace(generator, node_op=node_op)
+        channels = find_channels(generator, target, self.seeds, **self._shape)
+        return replace(generator, channels=channels)
+
+    def _setting(self, generator: NetworkGenerator, config: str = "") -> Setting:
+        label = graph_label(generator.graph, generator.graph_params)
+        flops = self._flops(generator)
+        return Setting(label, generator.node_op, generator.channels, flops, config)
+
+    def _flops(self, generator: NetworkGenerator) -> float:
+        return mean(complexity(generator(seed), **self._shape).flops for seed in self.seeds)
+
+    @property
+    def _shape(self) -> dict[str, int]:
+        """The size and classes that ``complexity`` counts; the paper's classifier for detectors."""
+        if not is_classifier(self.cfg):
+            return {}
+        size = self.cfg.INPUT.TEST_CROP_SIZE
+        return {"height": size, "width": size, "num_classes": self.cfg.MODEL.CLASSIFIER.NUM_CLASSES}
+
+    def _run(self, setting: Setting, seed: int, output: Path) -> Run:
+        generator = Path(setting.node_op, _as_file_name(setting.generator))
+        folder = output / (setting.config or generator) / f"seed{seed}"
+        network = _network_options(setting, self.cfg, seed)
+        weights = self._weights(setting, seed, network, folder)
+        arguments = ["--config-file", str(self.path.resolve())]
+        if self.num_gpus > 1:
+            # Each run finds a port of its own.
+            arguments += ["--num-gpus", str(self.num_gpus), "--dist-url", "auto"]
+        arguments += [*self.options, *network]
+        if weights is not None:
+            file = folder / BACKBONE if weights.conversion else weights.file
+            arguments += ["MODEL.WEIGHTS", str(file)]
+        return Run(
+            setting=setting,
+            seed=seed,
+            folder=folder,
+            arguments=(*arguments, "OUTPUT_DIR", str(folder)),
+            classifies=is_classifier(self.cfg),
+            identity="\n".join([self._identity, *map(": ".join, zip(network[::2], network[1::2]))]),
+            weights=weights,
+            evaluates=self.evaluates,
+        )
+
+    @cached_property
+    def _identity(self) -> str:
+        """What all runs have in common and does change a network's result: not the machine."""
+        cfg = self.cfg.clone()
+        cfg.merge_from_list(["OUTPUT_DIR", "", "MODEL.DEVICE", "", "DATALOADER.NUM_WORKERS", 0])
+        start = [key for key in ("pretrained", "evaluate") if key in self.sweep]
+        return "\n".join([*(f"{key}: {self.sweep[key]}" for key in start), cfg.dump()])
+
+    def _weights(
+        self, setting: Setting, seed: int, network: Sequence[str], folder: Path
+    ) -> Weights | None:
+        if given := self.cfg.MODEL.WEIGHTS:
+            for name, value in (("{channels}", setting.channels), ("{seed}", seed)):
+                given = given.replace(name, str(value))
+            return Weights(given)
+        if self.pretrained is None:
+            return None
+        source = self.pretrained(setting, seed)
+        file = str(RunFolder(source.folder).final_checkpoint)
+        if is_classifier(self.cfg) or not source.classifies:
+            return Weights(file, self.pretrained.command)
+        options = [*self.options, *network]
+        pairs = zip(options[::2], options[1::2])
+        described = [text for pair in pairs if DESCRIBES.fullmatch(pair[0]) for text in pair]
+        to = "fpn" if "fpn" in self.cfg.MODEL.BACKBONE.NAME else "bare"
+        conversion = [file, str(folder / BACKBONE), "--to", to, "--config-file", str(self.path)]
+        return Weights(file, self.pretrained.command, (*conversion, *described))
+
+
 def _read_config(path: Path, options: Sequence[str]) -> CfgNode:
     cfg = classifier_config()
     merge_config(cfg, path, options)
-    if cfg.MODEL.BACKBONE.NAME != "build_randwire_backbone":
+    if not is_classifier(cfg):  # its tool knows fewer keys
+        cfg = detector_config()
+        merge_config(cfg, path, options)
+    if family(cfg) != "RANDWIRE":
         raise ValueError(f"{path}: a sweep is of RandWires; got {cfg.MODEL.BACKBONE.NAME!r}")
+    if drawn := drawn_network(cfg):
+        raise ValueError(f"{path}: {drawn} is one network, and a sweep draws others by its seeds")
+    if len(cfg.DATASETS.TEST) != 1:
+        raise ValueError(
+            f"{path}: DATASETS.TEST must be one data set, by which runs are compared; got "
+            f"{cfg.DATASETS.TEST}"
+        )
     return cfg
-
-
-def _settings(sweep: dict[str, Any], cfg: CfgNode) -> list[Setting]:
-    node = cfg.MODEL.RANDWIRE
-    size = cfg.INPUT.TEST_CROP_SIZE
-    shape = {"height": size, "width": size, "num_classes": cfg.MODEL.CLASSIFIER.NUM_CLASSES}
-    seeds = sweep["seeds"]
-    channels = sweep.get("channels", node.CHANNELS)
-    settings = []
-    for node_op in sweep.get("node_ops") or [node.NODE_OP]:
-        if node_op not in NODE_OP_COMPLEXITY_REGISTRY:
-            known = sorted(name for name, _ in NODE_OP_COMPLEXITY_REGISTRY)
-            raise ValueError(f"unknown node operation {node_op!r}; known are {known}")
-        for label in sweep["generators"]:
-            graph, params = parse_graph(label)
-            base = NetworkGenerator(
-                node.REGIME, channels, node.NUM_NODES, graph, params, node.NODE_OP
-            )
-            target = sweep.get("multiply_adds")
-            if target is None:
-                target = mean(complexity(base(seed), **shape).flops for seed in seeds)
-            if node_op == node.NODE_OP and "multiply_adds" not in sweep:
-                chosen = channels
-            else:
-                generator = NetworkGenerator(
-                    node.REGIME, channels, node.NUM_NODES, graph, params, node_op
-                )
-                chosen = find_channels(generator, target, seeds, **shape)
-            generator = NetworkGenerator(
-                node.REGIME, chosen, node.NUM_NODES, graph, params, node_op
-            )
-            flops = mean(complexity(generator(seed), **shape).flops for seed in seeds)
-            settings.append(Setting(graph_label(graph, params), node_op, chosen, flops))
-    return settings
 
 
 def _network_options(setting: Setting, cfg: CfgNode, seed: int) -> list[str]:

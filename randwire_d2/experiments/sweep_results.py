@@ -1,4 +1,4 @@
-"""What a sweep found: the table of its settings, Figure 3's bars, Figure 6's series."""
+"""What a sweep found: Figure 3's bars and Figure 6's series, or the rows of Tables 2 to 5."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,42 @@ from tabulate import tabulate
 from ..drawing.style import COLORS, INK, plots, style_axes
 from ..wiring import parse_graph
 from .paper import FIGURE_3, FIGURE_6_PEARSON
-from .sweep import Run, Setting, Status
+from .results import read_result
+from .results import to_json as runs_to_json
+from .results import to_markdown as runs_to_markdown
+from .sweep_run import Run, Setting, Status
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a sweep has found so far.
+
+    Attributes:
+        table: in Markdown, with what is not finished, and why.
+        data: everything, in JSON.
+        figure: None without a finished run, and of a sweep that compares no generators.
+    """
+
+    table: str
+    data: str
+    figure: Figure | None
+
+
+def report(runs: Sequence[Run]) -> Report:
+    """Figure 3 or 6 of a sweep of generators; of other sweeps, its rows of Tables 2 to 5."""
+    if any(run.setting.config for run in runs):
+        states = [(run, run.status()) for run in runs]
+        finished = [run.result for run, status in states if status.state == "finished"]
+        rows = [read_result(result.path) for result in finished if result is not None]
+        missing = "\n".join(_not_finished(states))
+        table = "\n\n".join(part for part in (runs_to_markdown(rows), missing) if part)
+        return Report(table, runs_to_json(rows), None)
+    results = collect(runs)
+    figure = None
+    if any(result.scores for result in results):
+        several = len({result.setting.node_op for result in results}) > 1
+        figure = (plot_operations if several else plot_bars)(results)
+    return Report(to_markdown(results), to_json(results), figure)
 
 
 @dataclass(frozen=True)
@@ -28,9 +63,14 @@ class Result:
     runs: tuple[tuple[Run, Status], ...]
 
     @property
-    def top1(self) -> list[float]:
-        """The accuracies of the finished runs, in %."""
-        return [status.top1 for _, status in self.runs if status.top1 is not None]
+    def scores(self) -> list[float]:
+        """The accuracies, or APs, of the finished runs, in %."""
+        return [status.score for _, status in self.runs if status.score is not None]
+
+    @property
+    def classifies(self) -> bool:
+        """Whether its networks are classifiers, and not detectors."""
+        return self.runs[0][0].classifies
 
     @property
     def group(self) -> str:
@@ -58,34 +98,38 @@ def collect(runs: Sequence[Run]) -> list[Result]:
 def to_markdown(results: Sequence[Result]) -> str:
     """A row per setting, and below, what is missing and why."""
     several = len({result.setting.node_op for result in results}) > 1
-    rows, missing = [], []
+    rows = []
     for result in results:
-        setting, top1 = result.setting, result.top1
+        setting, scores = result.setting, result.scores
         row: list[str] = [setting.generator, *([setting.node_op] if several else [])]
         row += [str(setting.channels), f"{setting.flops / 1e6:,.1f}"]
-        row += [f"{len(top1)} of {len(result.runs)}", _mean_and_std(top1)]
-        row += [", ".join(f"{value:.1f}" for value in top1)]
+        row += [f"{len(scores)} of {len(result.runs)}", _mean_and_std(scores)]
+        row += [", ".join(f"{value:.1f}" for value in scores)]
         # The paper's figures are those of separable convolutions.
-        told = FIGURE_3.get(setting.generator)
+        told = FIGURE_3.get(setting.generator) if result.classifies else None
         comparable = told and (not several or setting.node_op == "sep_conv3x3")
         row += [f"{told}" if comparable else ""]
         rows.append(row)
-        for run, status in result.runs:
-            if status.state != "finished":
-                what = f"{status.state} at {status.progress:.0%}"
-                why = f": {status.reason}" if status.reason else ""
-                missing.append(f"- {run.folder}: {what}{why}")
     header = ["generator", *(["operation"] if several else []), "C", "multiply-adds (M)", "runs"]
-    header += ["top-1 (%): mean ± std", "each", "Figure 3, ImageNet"]
+    header += [f"{_score(results)}: mean ± std", "each", "Figure 3, ImageNet"]
     table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
     between = " … ".join(map(str, FIGURE_6_PEARSON))
     correlations = [
         f"Pearson correlation of {a} and {b}: {r:.2f} over {n} generators (paper: {between})"
         for a, b, r, n in pearson(results)
     ]
-    if missing:
-        missing = [f"Not finished ({len(missing)}):", *missing]
+    missing = _not_finished([pair for result in results for pair in result.runs])
     return "\n".join([table, *correlations, *missing])
+
+
+def _not_finished(runs: Sequence[tuple[Run, Status]]) -> list[str]:
+    """A line for each run without a result, with the reason, below a title."""
+    lines = []
+    for run, status in runs:
+        if status.state != "finished":
+            why = f": {status.reason}" if status.reason else ""
+            lines.append(f"- {run.folder}: {status.state} at {status.progress:.0%}{why}")
+    return [f"Not finished ({len(lines)}):", *lines] if lines else []
 
 
 def to_json(results: Sequence[Result]) -> str:
@@ -131,10 +175,14 @@ def pearson(results: Sequence[Result]) -> list[tuple[str, str, float, int]]:
 def _series(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     series: dict[str, dict[str, float]] = {}
     for result in results:
-        if result.top1:
+        if result.scores:
             of_op = series.setdefault(result.setting.node_op, {})
-            of_op[result.setting.generator] = mean(result.top1)
+            of_op[result.setting.generator] = mean(result.scores)
     return series
+
+
+def _score(results: Sequence[Result]) -> str:
+    return "top-1 (%)" if all(result.classifies for result in results) else "AP"
 
 
 def _mean_and_std(values: Sequence[float]) -> str:
@@ -151,13 +199,13 @@ def plot_bars(results: Sequence[Result]) -> Figure:
     Raises:
         ValueError: nothing is finished yet.
     """
-    drawn = [result for result in results if result.top1]
+    drawn = [result for result in results if result.scores]
     if not drawn:
         raise ValueError("no run is finished: there is nothing to draw")
     figure, ax = _figure(max(6.0, 1.5 + 0.62 * len(drawn)))
     groups = list(dict.fromkeys(result.group for result in drawn))
-    lowest = min(min(result.top1) for result in drawn)
-    highest = max(max(result.top1) for result in drawn)
+    lowest = min(min(result.scores) for result in drawn)
+    highest = max(max(result.scores) for result in drawn)
     room = max(highest - lowest, 0.5)
     floor = max(0.0, lowest - 0.35 * room)
     tags: list[str] = []
@@ -165,22 +213,23 @@ def plot_bars(results: Sequence[Result]) -> Figure:
     for result in drawn:
         at = len(x) + 0.6 * groups.index(result.group)  # a gap between groups
         color = COLORS[groups.index(result.group) % len(COLORS)]
-        centre = mean(result.top1)
-        error = stdev(result.top1) if len(result.top1) > 1 else 0
+        centre = mean(result.scores)
+        error = stdev(result.scores) if len(result.scores) > 1 else 0
         ax.bar(at, centre - floor, 0.72, floor, color=color, alpha=0.75)
         ax.errorbar(at, centre, error, color=INK, capsize=4, linewidth=1.4)
         spread = [
-            at + 0.22 * (i / max(len(result.top1) - 1, 1) - 0.5) for i in range(len(result.top1))
+            at + 0.22 * (i / max(len(result.scores) - 1, 1) - 0.5)
+            for i in range(len(result.scores))
         ]
-        ax.plot(spread, result.top1, "o", color="white", markeredgecolor=INK, markersize=4)
-        top = max(centre + error, max(result.top1))
+        ax.plot(spread, result.scores, "o", color="white", markeredgecolor=INK, markersize=4)
+        top = max(centre + error, max(result.scores))
         ax.text(at, top + 0.04 * room, f"{centre:.1f}", ha="center", color=INK, fontsize=10)
         tags.append(_tag(result.setting.generator))
         x.append(at)
     ax.set_xticks(x, tags, rotation=45 if max(map(len, tags)) > 4 and len(tags) > 8 else 0)
     ax.margins(x=0.04)
     ax.set_ylim(floor, highest + 0.25 * room)
-    ax.set_ylabel("top-1 accuracy (%)", color=INK)
+    ax.set_ylabel(_score(drawn), color=INK)
     for group in groups:
         at = mean(x[i] for i, result in enumerate(drawn) if result.group == group)
         ax.annotate(
@@ -219,7 +268,7 @@ def plot_operations(results: Sequence[Result]) -> Figure:
         y = [means[columns[i]] for i in x]
         ax.plot(x, y, marker, linestyle=":", color=color, label=node_op, markersize=7)
     ax.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor")
-    ax.set_ylabel("top-1 accuracy (%), mean over seeds", color=INK)
+    ax.set_ylabel(f"{_score(results)}, mean over seeds", color=INK)
     ax.legend(frameon=False)
     return figure
 

@@ -18,7 +18,7 @@ import submitit
 import torch
 
 from ..files import atomic_open
-from .sweep import Run
+from .sweep_run import Run
 
 POLL = 5.0  # seconds between two looks at the runs
 TAIL = 4000  # characters of a failed training's output that are kept beside it
@@ -33,42 +33,63 @@ class Training:
     It resumes by itself, so that submitit may put it back into Slurm's queue when its time is up.
 
     Attributes:
-        command: the interpreter and the path of tools/pretrain_imagenet.py.
+        command: the interpreter and the path of the run's tool.
+        preparation: the whole command that converts the weights that the run starts from; ``()`` if
+            they are loaded as they are.
     """
 
     run: Run
     command: tuple[str, ...]
+    preparation: tuple[str, ...] = ()
 
     def __call__(
         self,
         environment: Mapping[str, str] | None = None,
         stop: threading.Event | None = None,
     ) -> None:
-        """Train. A failure leaves a file in the run's folder; it is not raised.
+        """Train, or evaluate. A failure leaves a file in the run's folder; it is not raised.
 
         Args:
             environment: variables on top of this process's.
-            stop: when it is set, the training is killed; that is no failure.
+            stop: when it is set, the process is killed; that is no failure.
         """
-        with open(self.run.lock, "w") as lock, open(self.run.folder / "output.txt", "ab") as out:
+        flag = "--eval-only" if self.run.evaluates else "--resume"
+        commands = [(*self.command, flag, *self.run.arguments)]
+        if self.preparation and not self.run.is_converted:
+            commands.insert(0, self.preparation)
+        with open(self.run.lock, "w") as lock:
             if not take(lock):
                 return  # another sweep, or what a killed one left behind, is at it
+            for command in commands:
+                status = self._execute(command, lock, {**os.environ, **(environment or {})}, stop)
+                if status != 0:
+                    break
+        if status and status not in ENDED:
+            self._record(status)
+
+    def _execute(
+        self,
+        command: Sequence[str],
+        lock: IO[str],
+        environment: Mapping[str, str],
+        stop: threading.Event | None,
+    ) -> int | None:
+        """The exit status of a command; None if ``stop`` was set before it had ended."""
+        with open(self.run.folder / "output.txt", "ab") as out:
             child = subprocess.Popen(
-                [*self.command, "--resume", *self.run.arguments],
+                command,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
+                env=environment,
                 pass_fds=[lock.fileno()],  # the lock is released when the last of us ends
                 start_new_session=True,  # a Ctrl-C is ours to pass on
             )
-            try:
-                while child.poll() is None and not (stop and stop.is_set()):
-                    wait_for(child, 0.5)
-                status = child.poll()
-            finally:
-                end(child)
-        if status and status not in ENDED:
-            self._record(status)
+        try:
+            while child.poll() is None and not (stop and stop.is_set()):
+                wait_for(child, 0.5)
+            return child.poll()
+        finally:
+            end(child)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> submitit.helpers.DelayedSubmission:
         """What submitit submits again when Slurm ends the job."""

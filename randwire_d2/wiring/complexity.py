@@ -1,5 +1,6 @@
 """The parameters, multiply-adds and activations of a network, counted from its spec alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -99,7 +100,7 @@ def find_channels(
     (§4, "Architecture details").
 
     Args:
-        generator: what draws the networks; its own C does not matter.
+        generator: what draws the networks; the search begins at its own C.
         flops: the multiply-adds that the networks should have on average over the seeds.
         seeds: the seeds of these networks.
         height, width, num_classes: as for ``complexity``.
@@ -124,9 +125,13 @@ def find_channels(
         raise ValueError(
             f"no C has {flops:,.0f} multiply-adds; the least, C={low}, has {cost(low):,.0f}"
         )
-    high = 2 * low
+    # Multiply-adds grow about as C², so the search begins near its end.
+    near = int(generator.channels * math.sqrt(flops / cost(generator.channels)))
+    low, high, step = max(low, near), max(low, near), 1
+    while cost(low) > flops:
+        low, step = max(2, low - step), 2 * step
     while cost(high) < flops:
-        low, high = high, 2 * high
+        high, step = high + step, 2 * step
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= flops else (low, middle)
