@@ -1,18 +1,44 @@
 """Settings that every test shares."""
 
+# ruff: noqa: E402 (what the environment must hold before an import)
+
 import logging
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+
+# Ahead of torch, and for all processes that tests start. Tensors are small: a second thread costs
+# more than it brings, and sums keep their order.
+os.environ["OMP_NUM_THREADS"] = "1"
+# Ahead of randwire_d2, which reads it once.
+_datasets = tempfile.TemporaryDirectory(prefix="randwire_d2_tests_")
+os.environ["DETECTRON2_DATASETS"] = _datasets.name
 
 import pytest
 import torch
 from hypothesis import settings
 
-# Small tensors: a second thread costs more than it brings, and sums keep their order.
+pytest.register_assert_rewrite("helpers")
+import helpers
+
 torch.set_num_threads(1)
 
 # The same examples on every run; a slow machine is no failure.
 settings.register_profile("randwire", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("randwire")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_builtin_sets() -> None:
+    helpers.draw_small_builtin_sets(Path(_datasets.name))
+
+
+@pytest.fixture(autouse=True)
+def _no_process_stays() -> Iterator[None]:
+    """What a failed test started would go on, and pytest would wait for it."""
+    yield
+    helpers.end_tools()
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
-from processes import run
+from helpers import run
 
 from randwire_d2 import add_randwire_config, complexity
 from randwire_d2.config import classifier_config, spec_from_config

@@ -21,8 +21,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
+from helpers import draw_image_folders, last_metrics
 from PIL import Image
-from processes import draw_image_folders, last_metrics
 from torch import nn
 from torchvision.transforms import v2
 

@@ -12,12 +12,22 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from helpers import (
+    NODE_OPS,
+    SEEDS,
+    assert_same,
+    ba,
+    draw_image_folders,
+    draw_spec,
+    er,
+    images,
+    randomise,
+    run,
+    ws,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import PathCollection
-from processes import draw_image_folders, run
-from test_oracle import NODE_OPS, assert_same, draw_spec, images, randomise
-from test_wiring import SEEDS, ba, er, ws
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
-from test_oracle import assert_same, draw_spec, images, leaves, randomise
+from helpers import assert_same, draw_spec, images, leaves, randomise
 from torch import Tensor, nn
 
 from randwire_d2 import (

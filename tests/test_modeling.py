@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
-from test_oracle import (
+from helpers import (
+    GOLDEN,
     PATHS,
     assert_same,
     assert_same_gradients,
@@ -28,7 +29,6 @@ from test_oracle import (
     leaves,
     randomise,
 )
-from test_wiring import GOLDEN
 from torch import Tensor, nn
 
 from randwire_d2 import (

@@ -3,71 +3,31 @@
 import oracle
 import pytest
 import torch
+from helpers import (
+    GRAPHS,
+    NODE_OPS,
+    PATHS,
+    SEEDS,
+    assert_same,
+    assert_same_gradients,
+    ba,
+    draw_spec,
+    er,
+    images,
+    leaves,
+    randomise,
+    ws,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_wiring import SEEDS, ba, er, ws
-from torch import Tensor, nn
 
-from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, RandWireClassifier
+from randwire_d2 import NetworkSpec, RandWire, RandWireClassifier
 from randwire_d2.wiring import Dag, random_graph
-
-GRAPHS = {"ER": {"p": 0.35}, "BA": {"m": 2}, "WS": {"k": 2, "p": 0.75}}
-NODE_OPS = ("sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3")
-# The ways to run a stage, as options of RandWire.
-PATHS = {"plain": {"fused": False}, "fused": {}, "recompute": {"recompute": True}}
-TOLERANCE = 1e-10  # relative, in float64
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def draw_spec(regime: str, graph: str, node_op: str = "sep_conv3x3", seed: int = 1) -> NetworkSpec:
-    num_nodes = 7 if regime == "small" else 8
-    return NetworkGenerator(regime, 5, num_nodes, graph, GRAPHS[graph], node_op)(seed)
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every tensor values that a forgotten or swapped one would betray."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        if name.endswith(("running_var", "norm.weight")):
-            tensor.uniform_(0.5, 2, generator=generator)
-        elif tensor.dim() == 1:  # w, γ's partner β, running means, the fc's bias
-            tensor.normal_(generator=generator)
-    return model
-
-
-def leaves(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's state whose parameters are leaves of their own."""
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        state[name].requires_grad_(parameter.requires_grad)
-    return state
-
-
-def images(height: int = 37, width: int = 45) -> Tensor:
-    generator = torch.Generator().manual_seed(5)
-    return torch.randn(2, 3, height, width, dtype=torch.float64, generator=generator)
-
-
-def assert_same(actual: Tensor | None, expected: Tensor | None, what: str) -> None:
-    assert actual is not None and expected is not None, what
-    assert actual.shape == expected.shape, what
-    scale = expected.abs().max().item()
-    error = (actual - expected).abs().max().item()
-    assert error <= TOLERANCE * max(scale, 1e-3), f"{what}: off by {error:.3g} of {scale:.3g}"
-
-
-def assert_same_gradients(
-    model: nn.Module, x: Tensor, state: dict[str, Tensor], x_oracle: Tensor
-) -> None:
-    assert_same(x.grad, x_oracle.grad, "gradient of the images")
-    for name, parameter in model.named_parameters():
-        assert_same(parameter.grad, state[name].grad, f"gradient of {name}")
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])

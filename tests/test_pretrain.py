@@ -1,46 +1,21 @@
-"""tools/pretrain_imagenet.py as users run it: real processes, killed with SIGKILL and resumed.
+"""tools/pretrain_imagenet.py in processes of its own, killed with SIGKILL and resumed.
 
 The order of images, augmentation, dropout and edge dropping are random, and every run that is
 resumed must end with what the run that nobody disturbed ended with, to the last bit.
 """
 
-import os
-import random
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import draw_image_folders, last_metrics, run
+from helpers import ROOT, Tool, draw_image_folders, last_metrics, refusal, run_tool
 
-pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
-TOOL = ROOT / "tools/pretrain_imagenet.py"
-# Seven epochs of 44 files, of which two are broken; an iteration takes about 10 ms.
-ITERATIONS = 38
-
-# Kills the process, or its whole group, the moment before it opens or renames a certain file for
-# the n-th time: on every machine at the same point of the program, in it or in a loader's worker.
-KILLER = """
-import os, signal, sys
-
-event, part, left, victim = os.environ["KILL_AT"].split()
-left = int(left)
-
-def watch(name, args):
-    global left
-    if name == event and any(part in a for a in args if isinstance(a, str)):
-        left -= 1
-        if not left:
-            os.kill(os.getpid() if victim == "process" else 0, signal.SIGKILL)
-
-sys.addaudithook(watch)
-"""
+TOOL = "pretrain_imagenet.py"
+# Five epochs of 44 files, of which two are broken.
+ITERATIONS = 28
 
 
 @pytest.fixture(scope="module")
@@ -52,36 +27,26 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that makes every Python process with it on its path watch for its moment."""
-    folder = tmp_path_factory.mktemp("killer")
-    (folder / "sitecustomize.py").write_text(KILLER)
-    return folder
-
-
-def command(
+def arguments(
     folders: Path, output: Path, *options: object, ranks: int = 1, flags: tuple[str, ...] = ()
-) -> list[str]:
-    several = ["--num-gpus", str(ranks), "--dist-url", "auto"] if ranks > 1 else []
+) -> list[object]:
+    several = ["--num-gpus", ranks, "--dist-url", "auto"] if ranks > 1 else []
     scope = "batch" if ranks > 1 else "process"
     return [
-        sys.executable, str(TOOL),
-        "--config-file", str(ROOT / "configs/imagenet/randwire_c78_250ep.yaml"), *several, *flags,
-        "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", "8", "MODEL.RANDWIRE.NUM_NODES", "6",
-        "MODEL.RANDWIRE.EDGE_DROP_PROB", "0.5", "MODEL.RANDWIRE.EDGE_DROP_SCOPE", scope,
-        "MODEL.CLASSIFIER.DROPOUT", "0.5",
-        "MODEL.CLASSIFIER.NUM_CLASSES", "3",
+        "--config-file", ROOT / "configs/imagenet/randwire_c78_250ep.yaml", *several, *flags,
+        "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6,
+        "MODEL.RANDWIRE.EDGE_DROP_PROB", 0.5, "MODEL.RANDWIRE.EDGE_DROP_SCOPE", scope,
+        "MODEL.CLASSIFIER.DROPOUT", 0.5,
+        "MODEL.CLASSIFIER.NUM_CLASSES", 3,
         "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
-        "INPUT.TRAIN_CROP_SIZE", "32", "INPUT.TEST_CROP_SIZE", "32", "SOLVER.EPOCHS", "0",
-        "SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.01", "SOLVER.MAX_ITER", str(ITERATIONS),
-        "SOLVER.CHECKPOINT_PERIOD", "5", "TEST.EVAL_PERIOD", "0", "OUTPUT_DIR", str(output),
-        *map(str, options),
+        "INPUT.TRAIN_CROP_SIZE", 32, "INPUT.TEST_CROP_SIZE", 32, "SOLVER.EPOCHS", 0,
+        "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER", ITERATIONS,
+        "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.EVAL_PERIOD", 0, "OUTPUT_DIR", output, *options,
     ]  # fmt: skip
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+def log_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.log")
 
 
 def train(
@@ -89,30 +54,23 @@ def train(
 ) -> str:
     """Train to the end; returns the log."""
     options = ("DATALOADER.NUM_WORKERS", workers)
-    return run(command(folders, output, *options, ranks=ranks, flags=flags), env=environment())
+    given = arguments(folders, output, *options, ranks=ranks, flags=flags)
+    return run_tool(TOOL, *given, log=log_of(output))
 
 
-def train_until(
-    moment: str, killer: Path, folders: Path, output: Path, *, workers: int, ranks: int = 1
-) -> str:
-    """Resume the training, and let it be killed at "EVENT FILE COUNT VICTIM"; returns the log."""
+def train_until(moment: str, folders: Path, output: Path, *, workers: int, ranks: int = 1) -> str:
+    """Resume the training, and let it be killed at a moment; returns the log."""
     event, file, *rest = moment.split()
     moment = " ".join([event, f"{folders / file}/" if file == "train" else file, *rest])
     options = ("DATALOADER.NUM_WORKERS", workers)
-    done = subprocess.run(
-        command(folders, output, *options, ranks=ranks, flags=("--resume",)),
-        env=environment(KILL_AT=moment, PYTHONPATH=str(killer)),
-        start_new_session=True,  # the group that is killed
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    given = arguments(folders, output, *options, ranks=ranks, flags=("--resume",))
+    tool = Tool(TOOL, *given, log=log_of(output), kill_at=moment)
     if moment.endswith("group"):
-        assert done.returncode == -signal.SIGKILL, done.stdout[-3000:]
+        assert tool.wait() == -signal.SIGKILL, tool.said[-3000:]
     else:  # one of several: the others must notice
-        assert done.returncode > 0, done.stdout[-3000:]
+        assert tool.wait() > 0, tool.said[-3000:]
     assert not (output / "model_final.pth").exists()
-    return done.stdout
+    return tool.said
 
 
 def checkpoints(output: Path) -> dict[str, Any]:
@@ -154,12 +112,14 @@ def undisturbed(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def test_what_is_compared_is_there(undisturbed: tuple[Path, str]) -> None:
-    """Else the other tests compare nothing; and training learns, so weights and momentum move."""
+    """Wrong: the other tests compare nothing, or training does not move weights and momentum."""
     output, log = undisturbed
     files = checkpoints(output)
-    assert list(files) == [f"model_{i:07}.pth" for i in range(4, 38, 5)] + ["model_final.pth"]
+    assert list(files) == [f"model_{i:07}.pth" for i in range(4, ITERATIONS, 5)] + [
+        "model_final.pth"
+    ]
     first, final = files["model_0000004.pth"], files["model_final.pth"]
-    assert (first["iteration"], final["iteration"]) == (4, 37)
+    assert (first["iteration"], final["iteration"]) == (4, ITERATIONS - 1)
     assert {"model", "trainer", "randwire", "preprocessing"} <= final.keys()
     buffers = str(final).count("momentum_buffer")
     assert buffers == sum("running" not in k and "tracked" not in k for k in final["model"])
@@ -169,12 +129,13 @@ def test_what_is_compared_is_there(undisturbed: tuple[Path, str]) -> None:
     assert accuracy(output)["classification/unreadable"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_chosen_moments_ends_the_same(
-    undisturbed: tuple[Path, str], folders: Path, killer: Path, tmp_path: Path
+    undisturbed: tuple[Path, str], folders: Path, tmp_path: Path
 ) -> None:
-    """One worker, always: at the start, around a checkpoint, amid an epoch, and at the very end."""
+    """Wrong: with a worker, a run that was killed around a checkpoint, amid an epoch or at the very
+    end ends with other weights than one that was not."""
     moments = [
-        ("open train 3 group", 0),
         # The first checkpoint is written, but not under its name; then it is, but not marked.
         ("os.rename model_0000004.pth 1 group", 0),
         ("os.rename last_checkpoint 1 group", 0),
@@ -182,58 +143,43 @@ def test_a_run_killed_at_chosen_moments_ends_the_same(
         ("open train 80 group", 0),
         ("os.rename model_final.pth 1 group", 5),
     ]
+    output = tmp_path / "run"
     for moment, start in moments:
-        log = train_until(moment, killer, folders, tmp_path, workers=1)
+        log = train_until(moment, folders, output, workers=1)
         assert first_iteration(log) == start, moment
-    log = train(folders, tmp_path, workers=1, flags=("--resume",))
-    assert first_iteration(log) == 35
-    assert_equal(checkpoints(tmp_path), checkpoints(undisturbed[0]))
-    assert accuracy(tmp_path) == accuracy(undisturbed[0])
+    log = train(folders, output, workers=1, flags=("--resume",))
+    assert first_iteration(log) == 25
+    assert_equal(checkpoints(output), checkpoints(undisturbed[0]))
+    assert accuracy(output) == accuracy(undisturbed[0])
 
 
-def test_a_run_killed_at_random_moments_ends_the_same(
-    undisturbed: tuple[Path, str], folders: Path, killer: Path, tmp_path: Path
+@pytest.mark.slow
+def test_a_run_that_lost_a_worker_ends_the_same_with_none(
+    undisturbed: tuple[Path, str], folders: Path, tmp_path: Path
 ) -> None:
-    """Two workers, then none: killed from outside, and by the loss of a worker."""
-    draw = random.Random(0)
-    for flags in ((), ("--resume",)):
-        options = ("DATALOADER.NUM_WORKERS", 2)
-        running = subprocess.Popen(
-            command(folders, tmp_path, *options, flags=flags),
-            env=environment(),
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert running.stdout is not None
-        try:
-            for line in running.stdout:
-                if "Starting training" in line:
-                    time.sleep(draw.uniform(0, 0.5))
-                    break
-        finally:
-            os.killpg(running.pid, signal.SIGKILL)  # a run that was faster is as good a test
-            running.communicate()
-    if not (tmp_path / "model_final.pth").exists():
-        log = train_until("open train 17 process", killer, folders, tmp_path, workers=2)
-        assert "DataLoader worker" in log and "killed" in log
-    train(folders, tmp_path, workers=0, flags=("--resume",))
-    assert_equal(checkpoints(tmp_path), checkpoints(undisturbed[0]))
-    assert accuracy(tmp_path) == accuracy(undisturbed[0])
+    """Wrong: training hangs when one of two workers is gone, or their number changes it."""
+    output = tmp_path / "run"
+    log = train_until("open train 50 process", folders, output, workers=2)
+    assert "DataLoader worker" in log
+    log = train(folders, output, workers=0, flags=("--resume",))
+    assert first_iteration(log) > 0
+    assert_equal(checkpoints(output), checkpoints(undisturbed[0]))
+    assert accuracy(output) == accuracy(undisturbed[0])
 
 
+@pytest.mark.slow
 def test_two_processes_one_of_them_killed_end_the_same(
-    undisturbed: tuple[Path, str], folders: Path, killer: Path, tmp_path: Path
+    undisturbed: tuple[Path, str], folders: Path, tmp_path: Path
 ) -> None:
-    """They train one model on the images that one process would read, and test it together."""
+    """Wrong: two processes do not train one model on the images that one would read, do not test
+    it together, or wait for ever for one that was killed."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     log = train(folders, whole, workers=0, ranks=2)
     said = r"(\d+) training images could not be read"
     assert re.findall(said, log) == re.findall(said, undisturbed[1]), "other images, or a count"
 
     # A rank of its own accord: the other, and the tool, end, and nothing waits for ever.
-    log = train_until("open train 31 process", killer, folders, resumed, workers=0, ranks=2)
+    log = train_until("open train 31 process", folders, resumed, workers=0, ranks=2)
     assert "World size: 2" in log
     log = train(folders, resumed, workers=1, ranks=2, flags=("--resume",))
     assert first_iteration(log) == 5
@@ -242,57 +188,42 @@ def test_two_processes_one_of_them_killed_end_the_same(
 
     # One process finds what two found; of another wiring, it takes the checkpoint's.
     expected = [["classification", k.split("/")[1], v, 1e-6] for k, v in accuracy(whole).items()]
-    run(command(
+    run_tool(TOOL, *arguments(
         folders, tmp_path / "evaluated", "MODEL.WEIGHTS", whole / "model_final.pth",
         "MODEL.RANDWIRE.SEED", 5, "TEST.EXPECTED_RESULTS", expected, "DATALOADER.NUM_WORKERS", 1,
         flags=("--eval-only", "--config-from-weights"),
-    ), env=environment())  # fmt: skip
+    ), log=tmp_path / "evaluated.log")  # fmt: skip
 
 
-def test_a_data_set_of_broken_images_ends_the_run(folders: Path, tmp_path: Path) -> None:
-    """With workers too: an error that names the folder, and no search without an end."""
+def test_a_data_set_of_broken_images_ends_the_run(tmp_path: Path) -> None:
+    """Wrong: with workers, a search without an end, or an error that does not name the folder."""
     draw_image_folders(tmp_path, train=2, val=1)
     for path in (tmp_path / "train").glob("*/*"):
         path.write_bytes(b"")
-    done = subprocess.run(
-        command(tmp_path, tmp_path / "output", "DATALOADER.NUM_WORKERS", 2),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "100 images in a row can't be read" in done.stdout
-    assert str(tmp_path / "train") in done.stdout
+    given = arguments(tmp_path, tmp_path / "output", "DATALOADER.NUM_WORKERS", 2)
+    tool = Tool(TOOL, *given, log=tmp_path / "log")
+    assert tool.wait() == 1
+    assert "100 images in a row can't be read" in tool.said
+    assert str(tmp_path / "train") in tool.said
 
 
 def test_an_error_of_the_user_is_one_line_and_leaves_nothing(folders: Path, tmp_path: Path) -> None:
+    """Wrong: a mistake ends in a traceback, or in a folder that looks like a run."""
     output = tmp_path / "output"
-    done = subprocess.run(
-        command(folders, output, "MODEL.CLASSIFIER.NUM_CLASSES", 1000),
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if "arn" not in line]
-    assert [line for line in lines if "NUM_CLASSES is 1000" in line] == lines[-1:]
-    assert "Traceback" not in done.stderr
+    given = arguments(folders, output, "MODEL.CLASSIFIER.NUM_CLASSES", 1000)
+    assert "NUM_CLASSES is 1000" in refusal(TOOL, *given, log=tmp_path / "log")
     assert not output.exists()
 
 
 def test_measure_input_prints_both_rates(folders: Path, tmp_path: Path) -> None:
-    """The tool's flag, with a tenth of a second in place of ten."""
+    """Wrong: the tool's flag trains, or measures something else. A tenth of a second is enough."""
     shorter = (
-        "import runpy, sys\n"
         "from randwire_d2.classification import measure_input\n"
         "measure_input.__defaults__ = (0.1,)\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    python, tool, *arguments = command(
-        folders, tmp_path, "DATALOADER.NUM_WORKERS", 1, flags=("--measure-input",)
+    given = arguments(
+        folders, tmp_path / "run", "DATALOADER.NUM_WORKERS", 1, flags=("--measure-input",)
     )
-    start = f"import sys\nsys.argv[0] = {tool!r}\n"
-    log = run([python, "-c", start + shorter, *arguments], env=environment())
+    log = run_tool(TOOL, *given, log=tmp_path / "log", before=shorter)
     (line,) = (line for line in log.splitlines() if "The input feeds" in line)
     assert re.search(r"feeds \d+ images/s \(1 × 1 workers\), training alone consumes \d+", line)

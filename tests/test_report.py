@@ -1,12 +1,12 @@
-"""The report of a training run, and tools/demo.py: real data set, real files, real processes."""
+"""The report of a training run, and tools/demo.py, which trains it."""
 
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.visualizer import Visualizer
+from helpers import PATIENCE, ROOT, run
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -25,7 +26,6 @@ from randwire_d2.engine.report import write_comparison, write_report
 from randwire_d2.experiments.results import find_runs, read_result
 from randwire_d2.runs import RunFolder
 
-ROOT = Path(__file__).parents[1]
 CLASSES = ["cat", "dog", "owl"]
 DATASET_IDS = {7: 0, 3: 1, 90: 2}  # neither contiguous nor in order, as in COCO
 
@@ -280,86 +280,6 @@ def test_a_run_that_has_not_ended_is_refused(dataset: str, tmp_path: Path) -> No
         write_report(run, tmp_path)
 
 
-# -------------------------------------------------------------------------------------------------
-# tools/demo.py
-# -------------------------------------------------------------------------------------------------
-
-SMALL = [
-    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "1", "TEST.EVAL_PERIOD", "0",
-    "INPUT.MIN_SIZE_TEST", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "10",
-]  # fmt: skip
-# The detector takes the wiring from the classifier.
-PRETRAIN = (
-    "MODEL.RANDWIRE.CHANNELS 8 MODEL.RANDWIRE.NUM_NODES 10 SOLVER.EPOCHS 0 SOLVER.MAX_ITER 2 "
-    "SOLVER.IMS_PER_BATCH 4 INPUT.TEST_CROP_SIZE 32"
-)
-
-
-def demo(output: Path, *options: str) -> list[str]:
-    tool = [sys.executable, str(ROOT / "tools/demo.py"), "--output", str(output)]
-    return [*tool, "--pretrain-opts", PRETRAIN, *options]
-
-
-@pytest.mark.slow
-def test_demo_trains_anew_and_draws(tmp_path: Path) -> None:
-    """Wrong: `make demo` fails, mixes two runs' metrics, or removes a file that is not its own."""
-    output = tmp_path / "demo"
-    (output / "run").mkdir(parents=True)
-    (output / "run" / "made_by_demo.txt").touch()
-    (output / "run" / "metrics.json").write_text(line(99, total_loss=1.0) + "\n")
-    (output / "mine.txt").write_text("kept")
-    command = demo(output, "--seed", "5", *SMALL, "SOLVER.MAX_ITER", "2")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    ap, pictures = done.stdout.splitlines()[-2:]
-    assert ap.startswith("AP ") and "AP50 " in ap
-    for name in ("detections.png", "training.png", "wiring.png"):
-        assert str(output / name) in pictures and (output / name).is_file()
-    detector, classifier = output / "run" / "detector", output / "run" / "pretrain"
-    metrics = RunFolder(detector).metrics()
-    assert max(metrics) == 2
-    # What Detectron2 leaves is what tools/collect_results.py reads.
-    found = {folder: read_result(folder) for folder in find_runs([output])}
-    assert set(found) == {detector, classifier} and all(r.values for r in found.values())
-    assert found[detector].values[0] == metrics[2]["bbox/AP"]
-    for run in (detector, classifier):
-        assert "SEED: 5" in (run / "config.yaml").read_text()
-    # The detector began with the classifier's network and weights.
-    assert (
-        (torch.load(classifier / "model_final.pth", weights_only=True)["randwire"]["spec"])
-        == RunFolder(detector).config().MODEL.RANDWIRE.SPEC
-    )
-    assert "verified  largest relative differences: " in done.stdout
-    assert not (output / "run" / "metrics.json").exists()
-    assert (output / "mine.txt").read_text() == "kept"
-
-
-@pytest.mark.slow
-def test_transfer_compares_three_of_each(tmp_path: Path) -> None:
-    """Wrong: detectors that differ in more than their first weights, or a table of other runs."""
-    options = [*SMALL, "SOLVER.MAX_ITER", "1", "MODEL.RANDWIRE.CHANNELS", "8"]
-    options += ["MODEL.RANDWIRE.NUM_NODES", "10"]
-    command = demo(tmp_path, "--transfer", *options)
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    *_, scratch, pretrained, _ = done.stdout.splitlines()
-    assert scratch.startswith("| from scratch |") and pretrained.startswith("| pretrained   |")
-    assert (tmp_path / "transfer.png").is_file()
-    configs = {}
-    for run in sorted((tmp_path / "run").glob("*_[123]")):
-        cfg = detector_config()
-        cfg.merge_from_file(str(run / "config.yaml"))
-        configs[run.name] = cfg
-    assert len(configs) == 6
-    for seed in (1, 2, 3):
-        scratch, pretrained = (configs[f"{k}_{seed}"] for k in ("from_scratch", "pretrained"))
-        assert seed == scratch.SEED and not scratch.MODEL.WEIGHTS
-        assert pretrained.MODEL.WEIGHTS.endswith("backbone.pth")
-        for cfg in (scratch, pretrained):
-            cfg.MODEL.WEIGHTS = cfg.MODEL.RANDWIRE.SPEC_FILE = cfg.OUTPUT_DIR = ""
-        assert scratch == pretrained
-
-
 def test_a_comparison_has_each_groups_mean_and_deviation(tmp_path: Path) -> None:
     """Wrong: the table of transfer says something else than the runs."""
     for name, values in (("a", (10.0, 30.0)), ("b", (50.0, 54.0))):
@@ -379,48 +299,164 @@ def test_a_comparison_has_each_groups_mean_and_deviation(tmp_path: Path) -> None
         write_comparison({"a": groups["a"][:1]}, ["bbox/AP"], tmp_path / "picture.png")
 
 
-def test_demo_spares_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
-    """Wrong: someone's own output/demo/run is deleted."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("...")
-    done = subprocess.run(demo(tmp_path), capture_output=True, text=True)
-    assert done.returncode == 1 and "not from a demo" in done.stderr
-    assert (tmp_path / "run" / "thesis.tex").exists()
-
-
-def test_demo_hands_on_the_status_of_a_training_that_fails(tmp_path: Path) -> None:
-    """Wrong: `make demo` succeeds, or draws pictures, though the training failed."""
-    done = subprocess.run(demo(tmp_path, "NO.SUCH_KEY", "1"), capture_output=True, text=True)
-    assert done.returncode == 1 and "NO.SUCH_KEY" in done.stderr
-    assert not list(tmp_path.glob("*.png"))
+# -------------------------------------------------------------------------------------------------
+# tools/demo.py
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_ends_its_training(tmp_path: Path, number: signal.Signals) -> None:
-    """Wrong: a training that goes on, unseen, on both cores."""
-    command = demo(tmp_path, *SMALL, "SOLVER.MAX_ITER", "100000")
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # Whoever runs the tests in the background has it ignored, which children inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+def test_demo_trains_anew_and_draws(tmp_path: Path) -> None:
+    """Wrong: `make demo` fails, mixes two runs' metrics, or removes a file that is not its own."""
+    output = tmp_path / "demo"
+    (output / "run").mkdir(parents=True)
+    (output / "run" / "made_by_demo.txt").touch()
+    (output / "run" / "metrics.json").write_text(line(99, total_loss=1.0) + "\n")
+    (output / "mine.txt").write_text("kept")
+    # The detector takes the wiring from the classifier.
+    pretrain = (
+        "MODEL.RANDWIRE.CHANNELS 8 MODEL.RANDWIRE.NUM_NODES 10 SOLVER.EPOCHS 0 SOLVER.MAX_ITER 2 "
+        "SOLVER.IMS_PER_BATCH 4 INPUT.TEST_CROP_SIZE 32"
     )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not children.exists():
-        process.kill()
-        pytest.skip("needs Linux's /proc")
-    deadline = time.monotonic() + 60
-    while not (found := children.read_text().split()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
-    process.send_signal(number)
+    said = run([
+        sys.executable, str(ROOT / "tools/demo.py"), "--output", str(output), "--seed", "5",
+        "--pretrain-opts", pretrain, "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "1",
+        "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0",
+    ])  # fmt: skip
+    ap, pictures = said.splitlines()[-2:]
+    assert ap.startswith("AP ") and "AP50 " in ap
+    for name in ("detections.png", "training.png", "wiring.png"):
+        assert str(output / name) in pictures and (output / name).is_file()
+    detector, classifier = output / "run" / "detector", output / "run" / "pretrain"
+    metrics = RunFolder(detector).metrics()
+    assert max(metrics) == 2
+    # What Detectron2 leaves is what tools/collect_results.py reads.
+    found = {folder: read_result(folder) for folder in find_runs([output])}
+    assert set(found) == {detector, classifier} and all(r.values for r in found.values())
+    assert found[detector].values[0] == metrics[2]["bbox/AP"]
+    for folder in (detector, classifier):
+        assert "SEED: 5" in (folder / "config.yaml").read_text()
+    # The detector began with the classifier's network and weights.
+    assert (
+        (torch.load(classifier / "model_final.pth", weights_only=True)["randwire"]["spec"])
+        == RunFolder(detector).config().MODEL.RANDWIRE.SPEC
+    )
+    assert "verified  largest relative differences: " in said
+    assert not (output / "run" / "metrics.json").exists()
+    assert (output / "mine.txt").read_text() == "kept"
+
+
+# Stands for a tool that demo.py runs: notes how it was called, and trains in no time.
+STAND_IN = """
+import json, os, sys, time
+name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
+with open(os.environ["CALLS"], "a") as f:
+    f.write(json.dumps([name, *arguments]) + "\\n")
+if name == os.environ.get("FAILS"):
+    sys.exit(3)
+if name == os.environ.get("HANGS"):
+    print("it hangs", os.getpid(), flush=True)
+    time.sleep(3600)
+if "OUTPUT_DIR" in arguments:
+    folder = arguments[arguments.index("OUTPUT_DIR") + 1]
+    os.makedirs(folder)
+    with open(os.path.join(folder, "metrics.json"), "w") as f:
+        f.write(json.dumps({"iteration": 9, "bbox/AP": 1.0, "bbox/AP50": 2.0}))
+"""
+
+
+class Demo:
+    """A copy of tools/demo.py among stand-ins of the tools that it runs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.output, self._calls = root, root / "output", root / "calls"
+        (root / "tools").mkdir()
+        shutil.copy(ROOT / "tools" / "demo.py", root / "tools")
+        for name in ("pretrain_imagenet.py", "convert_checkpoint.py", "train_net.py"):
+            (root / "tools" / name).write_text(STAND_IN)
+
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(self.root / "tools" / "demo.py"), "--output", str(self.output),
+             *arguments],
+            env={**os.environ, "CALLS": str(self._calls), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # Tests that run in the background ignore Ctrl-C, which their children would inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+
+    @property
+    def calls(self) -> list[list[str]]:
+        lines = self._calls.read_text().splitlines() if self._calls.exists() else []
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Demo:
+    return Demo(tmp_path)
+
+
+@pytest.mark.slow
+def test_transfer_compares_detectors_that_differ_in_their_first_weights(demo: Demo) -> None:
+    """Wrong: detectors that differ in more than their first weights, or a table of other runs."""
+    process = demo("--transfer", "SOLVER.IMS_PER_BATCH", "4")
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    *_, scratch, pretrained, _ = said.splitlines()
+    assert scratch.startswith("| from scratch |") and pretrained.startswith("| pretrained   |")
+    assert (demo.output / "transfer.png").is_file()
+    trained: dict[str, set[tuple[str, ...]]] = {"from_scratch": set(), "pretrained": set()}
+    for name, *arguments in demo.calls:
+        if name != "train_net.py":
+            continue
+        folder = Path(arguments.pop(arguments.index("OUTPUT_DIR") + 1)).name
+        kind, seed = folder.rsplit("_", 1)
+        assert arguments[arguments.index("SEED") + 1] == seed
+        assert arguments[arguments.index("SOLVER.IMS_PER_BATCH") + 1] == "4"
+        assert ("MODEL.WEIGHTS" in arguments) == (kind == "pretrained")
+        if kind == "pretrained":
+            at = arguments.index("MODEL.WEIGHTS")
+            assert arguments[at + 1] == str(demo.output / "run" / "backbone.pth")
+            del arguments[at : at + 2]
+            arguments.remove("--config-from-weights")
+        trained[kind].add(tuple(arguments))
+    assert len(trained["from_scratch"]) == 3
+    assert trained["from_scratch"] == trained["pretrained"]
+
+
+def test_demo_spares_a_folder_that_is_not_its_own(demo: Demo) -> None:
+    """Wrong: someone's own output/demo/run is deleted."""
+    (demo.output / "run").mkdir(parents=True)
+    (demo.output / "run" / "thesis.tex").write_text("...")
+    process = demo()
+    said, _ = process.communicate()
+    assert process.returncode == 1 and "not from a demo" in said
+    assert (demo.output / "run" / "thesis.tex").exists() and not demo.calls
+
+
+def test_demo_hands_on_the_status_of_a_training_that_fails(demo: Demo) -> None:
+    """Wrong: `make demo` succeeds, goes on, or draws pictures, though the training failed."""
+    process = demo(FAILS="pretrain_imagenet.py")
+    process.communicate()
+    assert process.returncode == 3
+    assert [name for name, *_ in demo.calls] == ["pretrain_imagenet.py"]
+    assert not list(demo.output.glob("*.png"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_ends_its_training(demo: Demo, number: signal.Signals) -> None:
+    """Wrong: a training that goes on, unseen, on both cores."""
+    process = demo(HANGS="pretrain_imagenet.py")
+    assert process.stdout is not None
+    child = int(next(line for line in process.stdout if "it hangs" in line).split()[-1])
     try:
-        assert process.wait(timeout=30) == 128 + number
-        assert found and not os.path.exists(f"/proc/{found[0]}")
+        process.send_signal(number)
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 128 + number
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
     finally:
         process.kill()
-        for child in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)

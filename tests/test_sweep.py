@@ -4,18 +4,17 @@ import fcntl
 import json
 import os
 import runpy
+import shutil
 import signal
 import stat
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import correlation, mean
 
 import pytest
 import yaml
+from helpers import ROOT, Tool, run_tool, wait_until
 
 from randwire_d2 import NetworkGenerator, complexity
 from randwire_d2.config import classifier_config, spec_from_config
@@ -32,7 +31,6 @@ from randwire_d2.experiments.sweep_run import Run
 from randwire_d2.experiments.trainings import Local, Slurm, Training
 from randwire_d2.wiring import parse_graph
 
-ROOT = Path(__file__).parents[1]
 SWEEPS = ROOT / "configs" / "sweeps"
 TOOL = ROOT / "tools" / "compare_generators.py"
 
@@ -51,7 +49,7 @@ if plan == "fail":
 print("iteration 7", flush=True)
 if plan in ("SIGUSR2", "SIGKILL"):
     os.kill(os.getpid(), getattr(signal, plan))
-time.sleep(60 if plan == "hang" else 0.2)
+time.sleep(3600 if plan == "hang" else 0)
 with open(os.path.join(folder, "metrics.json"), "w") as f:
     f.write(json.dumps({"iteration": 9, "classification/top1": plan}))
 open(os.path.join(folder, "model_final.pth"), "w").close()
@@ -91,13 +89,6 @@ def plan(run: Run, what: float | str) -> None:
 def starts(run: Run) -> int:
     path = run.folder / "starts"
     return len(path.read_text()) if path.exists() else 0
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -232,7 +223,7 @@ def test_local_runs_finish_fail_and_are_not_repeated(
     assert [s.state for s in states] == ["finished", "failed", "finished", "finished"]
     assert [s.score for s in states] == [70.5, None, 60.25, 61.0]
     assert states[1].reason == "no more disk"
-    assert max(running) in (1, 2)
+    assert max(running) <= 2
     assert [starts(run) for run in runs] == [1, 1, 1, 1]
 
 
@@ -259,10 +250,8 @@ def test_an_interrupted_run_is_killed_and_has_not_failed(
         if starts(runs[0]):
             raise KeyboardInterrupt
 
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         Local(jobs=1)([Training(run, trainer) for run in runs], watch)
-    assert time.monotonic() - began < 30
     assert [starts(run) for run in runs] == [1, 0, 0, 0]
     assert {run.status().state for run in runs} == {"unfinished"}
 
@@ -340,94 +329,81 @@ def test_slurm_jobs_are_submitted_once_and_waited_for(
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_SLURM", str(tmp_path / "queue"))
-    for run, what in zip(runs, (70.5, "fail", 60.25, 61.0)):
+    for run, what in zip(runs, (70.5, "fail", 60.25)):
         plan(run, what)
     trainings = [Training(run, trainer) for run in runs]
     slurm = Slurm(tmp_path / "slurm", {"timeout_min": 5, "slurm_partition": "gpu"})
-    slurm(trainings[:3], lambda: None)
+    slurm(trainings[:2], lambda: None)
     states = [run.status().state for run in runs]
-    assert states == ["finished", "failed", "finished", "unfinished"]
+    assert states == ["finished", "failed", "unfinished", "unfinished"]
     assert "--partition=gpu" in (tmp_path / "queue" / "0").read_text()
 
     # A job in the queue, of a tool that was interrupted while it waited.
-    (runs[3].folder / "slurm_job").write_text("99")
-    assert slurm.job(trainings[3]) is not None
+    (runs[2].folder / "slurm_job").write_text("99")
+    assert slurm.job(trainings[2]) is not None
     assert len(list((tmp_path / "queue").iterdir())) == 1
-
-
-def tool(*arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(TOOL), *map(str, arguments)],
-        cwd=ROOT,  # where the built-in data set lies
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # Tests that run in the background ignore Ctrl-C, which their children would inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 @pytest.mark.slow
 def test_the_tool_from_the_first_run_to_the_picture(tmp_path: Path) -> None:
     """Wrong: a failure is lost or repeated unasked, or what is finished is trained again."""
-    sweep, out = SWEEPS / "miniature.yaml", tmp_path / "out"
-    runs = load_sweep(sweep, out)
-    first, second = runs[0].folder, runs[1].folder
+    tiny = {"MODEL.RANDWIRE.NUM_NODES": 6, "SOLVER.EPOCHS": 0, "SOLVER.MAX_ITER": 2,
+            "SOLVER.IMS_PER_BATCH": 4, "TEST.EVAL_PERIOD": 0}  # fmt: skip
+    sweep = write_sweep(tmp_path, seeds=[1], options={"MODEL.RANDWIRE.REGIME": "small", **tiny})
+    out, log = tmp_path / "out", tmp_path / "log"
+    first, second = (run.folder for run in load_sweep(sweep, out))
     second.mkdir(parents=True)
     (second / "last_checkpoint").write_text("model_0000001.pth")
     (second / "model_0000001.pth").write_bytes(b"a broken disk")
 
-    process = tool(sweep, "--output", out, "--jobs", 2)
-    said, _ = process.communicate()
-    assert process.returncode == 1, said
-    assert "some runs failed; --retry tries them again" in said
-    assert "Not finished (1):" in said and f"- {second}: failed at 0%" in said
+    tool = Tool(TOOL.name, sweep, "--output", out, "--jobs", 2, log=log)
+    assert tool.wait() == 1, tool.said
+    assert "some runs failed; --retry tries them again" in tool.said
+    assert "Not finished (1):" in tool.said and f"- {second}: failed at 0%" in tool.said
     trained = (first / "model_final.pth").stat().st_mtime_ns
 
     (second / "last_checkpoint").unlink()
-    assert "failed at 0%" in tool(sweep, "--output", out).communicate()[0], "tried again unasked"
-    process = tool(sweep, "--output", out, "--retry")
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    assert "Not finished" not in said and "Pearson correlation of sep_conv3x3 and max_poo" in said
+    tool = Tool(TOOL.name, sweep, "--output", out, log=log)
+    assert tool.wait() == 1
+    assert "failed at 0%" in tool.said, "tried again unasked"
+    said = run_tool(TOOL.name, sweep, "--output", out, "--retry", log=log)
+    assert "Not finished" not in said
     assert (first / "model_final.pth").stat().st_mtime_ns == trained
     results = json.loads((out / "results.json").read_text())
-    assert [len(setting["runs"]) for setting in results["settings"]] == [1] * 8
+    assert [len(setting["runs"]) for setting in results["settings"]] == [1, 1]
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "table.md").read_text() in said
 
     # What the sweep has trained is what the other tools read.
     figure, table = tmp_path / "damage.png", tmp_path / "table.md"
-    arguments = [str(first), str(second), "--images", "60", "--output", str(figure)]
+    arguments = [str(first), str(second), "--images", "6", "--output", str(figure)]
     runpy.run_path(str(TOOL.with_name("damage_graph.py")))["main"](arguments)
     assert figure.read_bytes().startswith(b"\x89PNG")
     arguments = [str(out), "--output", str(table)]
     runpy.run_path(str(TOOL.with_name("collect_results.py")))["main"](arguments)
-    assert table.read_text().count("randwire_shapes_cls_val") == 8
+    assert table.read_text().count("randwire_shapes_cls_val") == 2
 
 
-@pytest.mark.slow
-def test_the_tool_is_interrupted_and_goes_on(tmp_path: Path) -> None:
-    """Wrong: a Ctrl-C leaves trainings behind, or loses what they had reached."""
-    path = write_sweep(tmp_path, generators=["BA(1)"], seeds=[1])
-    arguments = [path, "--output", tmp_path / "out", "SOLVER.EPOCHS", 0, "SOLVER.MAX_ITER", 40]
-    arguments += ["SOLVER.CHECKPOINT_PERIOD", 4, "TEST.EVAL_PERIOD", 0]
+def test_the_tool_is_interrupted_and_goes_on(tmp_path: Path, runs: list[Run]) -> None:
+    """Wrong: a Ctrl-C leaves trainings behind, or the next start does not go on with them."""
+    # The tool beside a stand-in of the tool that it starts.
+    shutil.copy(TOOL, tmp_path)
+    (tmp_path / "pretrain_imagenet.py").write_text(TRAINER)
+    path, log = write_sweep(tmp_path, generators=["BA(1)"], seeds=[1]), tmp_path / "log"
     (run,) = load_sweep(path, tmp_path / "out")
-    process = tool(*arguments)
-    wait_until(lambda: len([*run.folder.glob("model_*.pth")]) > 0)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate()
-    assert process.returncode == 130 and "Interrupted; start it again to go on" in said
-    assert f"- {run.folder}: unfinished" in said
+    plan(run, "hang")
+    tool = Tool(tmp_path / TOOL.name, path, "--output", tmp_path / "out", log=log)
+    wait_until(lambda: starts(run) == 1)
+    tool.send(signal.SIGINT)
+    assert tool.wait() == 130, tool.said
+    assert "Interrupted; start it again to go on" in tool.said
+    assert f"- {run.folder}: unfinished" in tool.said
     assert run.status().state == "unfinished"
 
-    said, _ = tool(*arguments).communicate()
-    assert run.status().state == "finished", said
-    assert "Starting training from iteration 0" in (run.folder / "output.txt").read_text()
-    resumed = (run.folder / "output.txt").read_text().count("Starting training from iteration ")
-    assert resumed == 2 and "iteration 0\n" not in said
-    assert [p.name for p in run.folder.glob("model_0*.pth")] == ["model_0000039.pth"]
+    plan(run, 60.0)
+    said = run_tool(tmp_path / TOOL.name, path, "--output", tmp_path / "out", log=log)
+    assert "| 60.0 " in said and run.status().state == "finished", said
+    assert starts(run) == 2
 
 
 # -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from fvcore.common.registry import Registry
+from helpers import GOLDEN, SEEDS, ba, er, ws
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -23,10 +24,6 @@ from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, add_randwire_co
 from randwire_d2.wiring import GRAPH_REGISTRY, Dag, graph_label, parse_graph, random_graph
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "ws_4_075.json").read_text())
-SEEDS = st.integers(0, 2**32 - 1)
-PROBABILITIES = st.floats(0, 1)
-
 # Imports randwire_d2.wiring alone: the package's own __init__ needs torch and Detectron2.
 WIRING_ALONE = f"""
 import sys, types
@@ -35,24 +32,6 @@ package.__path__ = [{str(ROOT / "randwire_d2")!r}]
 sys.modules["randwire_d2"] = package
 from randwire_d2.wiring import NetworkGenerator
 """
-
-
-@st.composite
-def er(draw: st.DrawFn, most: int = 40) -> tuple[str, int, dict[str, Any]]:
-    return "ER", draw(st.integers(1, most)), {"p": draw(PROBABILITIES)}
-
-
-@st.composite
-def ba(draw: st.DrawFn, most: int = 40) -> tuple[str, int, dict[str, Any]]:
-    num_nodes = draw(st.integers(2, most))
-    return "BA", num_nodes, {"m": draw(st.integers(1, num_nodes - 1))}
-
-
-@st.composite
-def ws(draw: st.DrawFn, most: int = 40) -> tuple[str, int, dict[str, Any]]:
-    num_nodes = draw(st.integers(3, most))
-    k = 2 * draw(st.integers(1, (num_nodes - 1) // 2))
-    return "WS", num_nodes, {"k": k, "p": draw(PROBABILITIES)}
 
 
 @st.composite

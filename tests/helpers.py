@@ -1,0 +1,269 @@
+"""What test files share: processes of the tools, a small data set, random specs, comparisons."""
+
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from randwire_d2 import NetworkGenerator, NetworkSpec
+from randwire_d2.data import builtin
+from randwire_d2.data.shapes import ClassificationShapesConfig, ShapesConfig
+
+ROOT = Path(__file__).parents[1]
+# A limit against hanging, not a measure of speed: minutes, where seconds are expected.
+PATIENCE = 900.0
+
+# -------------------------------------------------------------------------------------------------
+# Processes
+# -------------------------------------------------------------------------------------------------
+
+# Importing torch and Detectron2 takes a process longer than most of these tests. A fork server
+# imports them once; each process that it forks has done nothing else yet.
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload(["randwire_d2.classification"])
+
+
+KILLER = ROOT / "tests" / "killer" / "sitecustomize.py"
+
+
+def _run_tool(
+    path: str, arguments: Sequence[str], log: Path, env: Mapping[str, str], before: str
+) -> None:
+    os.setsid()  # so that its group can be killed
+    # Tests that run in the background ignore Ctrl-C, which their children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with open(log, "ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.environ.update(env)
+    sys.argv = [path, *arguments]
+    exec(before, {})
+    runpy.run_path(path, run_name="__main__")
+
+
+class Tool:
+    """A script, run as ``python tools/NAME ARGUMENTS`` would, in its own process group.
+
+    Its output, and that of its children, is appended to the file ``log``.
+    """
+
+    def __init__(
+        self, name: str | Path, *arguments: object, log: Path, before: str = "", kill_at: str = ""
+    ) -> None:
+        """Start it.
+
+        Args:
+            name: of a script in tools/, or the path of another one.
+            before: code that the process executes first.
+            kill_at: the moment of its end (killer/sitecustomize.py).
+        """
+        env = {}
+        if kill_at:
+            env = {"KILL_AT": kill_at, "PYTHONPATH": str(KILLER.parent)}
+            before += KILLER.read_text()
+        self._log = log
+        self._skip = log.stat().st_size if log.exists() else 0
+        self._process = FORK_SERVER.Process(
+            target=_run_tool,
+            args=(str(ROOT / "tools" / name), [*map(str, arguments)], log, env, before),
+        )
+        self._process.start()
+        _started.append(self)
+
+    @property
+    def said(self) -> str:
+        """What it has printed so far."""
+        with open(self._log, "rb") as file:
+            file.seek(self._skip)
+            return file.read().decode(errors="replace")
+
+    def wait(self) -> int:
+        """Its exit status, negative for a signal."""
+        self._process.join(PATIENCE)
+        status = self._process.exitcode
+        if status is None:
+            self.send(signal.SIGKILL)
+            raise AssertionError(f"it hangs: {self.said[-3000:]}")
+        return status
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to its process group."""
+        assert self._process.pid is not None
+        os.killpg(self._process.pid, number)
+
+
+_started: list[Tool] = []
+
+
+def end_tools() -> None:
+    """Kill what a test that failed has left running."""
+    while _started:
+        tool = _started.pop()
+        if tool._process.is_alive():
+            tool.send(signal.SIGKILL)
+            tool.wait()
+
+
+def run_tool(name: str | Path, *arguments: object, log: Path, before: str = "") -> str:
+    """What a tool, which must succeed, printed."""
+    tool = Tool(name, *arguments, log=log, before=before)
+    status = tool.wait()
+    assert status == 0, tool.said[-3000:]
+    return tool.said
+
+
+def refusal(name: str, *arguments: object, log: Path) -> str:
+    """What a tool said in the one line with which it refused to work."""
+    tool = Tool(name, *arguments, log=log)
+    assert tool.wait() == 1 and "Traceback" not in tool.said, tool.said[-3000:]
+    *_, last = tool.said.splitlines()
+    assert last.startswith(f"{name}: error: "), tool.said[-3000:]
+    return last
+
+
+def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+    """The output of a command, which must succeed."""
+    done = subprocess.run(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it hangs"
+        time.sleep(0.02)
+
+
+# -------------------------------------------------------------------------------------------------
+# Files
+# -------------------------------------------------------------------------------------------------
+
+
+def last_metrics(output: Path) -> dict[str, float]:
+    """The last value of everything that was logged."""
+    last: dict[str, float] = {}
+    for line in (output / "metrics.json").read_text().splitlines():
+        last.update(json.loads(line))
+    return last
+
+
+def draw_image_folders(
+    root: Path, *, classes: Sequence[str] = ("a", "b", "c"), train: int = 14, val: int = 6
+) -> None:
+    """Write ``root/{train,val}/<class>/<i>.png``: noise of 40 × 48 pixels, as many per class."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", train), ("val", val)):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def draw_small_builtin_sets(root: Path) -> None:
+    """Put a few images where the built-in data sets are expected, which take a minute to draw."""
+    for kind in (ShapesConfig, ClassificationShapesConfig):
+        few = builtin.make_dataset(root, kind(num_train=24, num_val=12))
+        few.rename(builtin.dataset_folder(root, kind()))
+
+
+# -------------------------------------------------------------------------------------------------
+# Random graphs
+# -------------------------------------------------------------------------------------------------
+
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "ws_4_075.json").read_text())
+SEEDS = st.integers(0, 2**32 - 1)
+PROBABILITIES = st.floats(0, 1)
+
+
+@st.composite
+def er(draw: st.DrawFn, most: int = 40) -> tuple[str, int, dict[str, Any]]:
+    return "ER", draw(st.integers(1, most)), {"p": draw(PROBABILITIES)}
+
+
+@st.composite
+def ba(draw: st.DrawFn, most: int = 40) -> tuple[str, int, dict[str, Any]]:
+    num_nodes = draw(st.integers(2, most))
+    return "BA", num_nodes, {"m": draw(st.integers(1, num_nodes - 1))}
+
+
+@st.composite
+def ws(draw: st.DrawFn, most: int = 40) -> tuple[str, int, dict[str, Any]]:
+    num_nodes = draw(st.integers(3, most))
+    k = 2 * draw(st.integers(1, (num_nodes - 1) // 2))
+    return "WS", num_nodes, {"k": k, "p": draw(PROBABILITIES)}
+
+
+# -------------------------------------------------------------------------------------------------
+# Networks and their oracle
+# -------------------------------------------------------------------------------------------------
+
+GRAPHS = {"ER": {"p": 0.35}, "BA": {"m": 2}, "WS": {"k": 2, "p": 0.75}}
+NODE_OPS = ("sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3")
+# The ways to run a stage, as options of RandWire.
+PATHS = {"plain": {"fused": False}, "fused": {}, "recompute": {"recompute": True}}
+TOLERANCE = 1e-10  # relative, in float64
+
+
+def draw_spec(regime: str, graph: str, node_op: str = "sep_conv3x3", seed: int = 1) -> NetworkSpec:
+    num_nodes = 7 if regime == "small" else 8
+    return NetworkGenerator(regime, 5, num_nodes, graph, GRAPHS[graph], node_op)(seed)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every tensor values that a forgotten or swapped one would betray."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if name.endswith(("running_var", "norm.weight")):
+            tensor.uniform_(0.5, 2, generator=generator)
+        elif tensor.dim() == 1:  # w, γ's partner β, running means, the fc's bias
+            tensor.normal_(generator=generator)
+    return model
+
+
+def leaves(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's state whose parameters are leaves of their own."""
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        state[name].requires_grad_(parameter.requires_grad)
+    return state
+
+
+def images(height: int = 37, width: int = 45) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(2, 3, height, width, dtype=torch.float64, generator=generator)
+
+
+def assert_same(actual: Tensor | None, expected: Tensor | None, what: str) -> None:
+    assert actual is not None and expected is not None, what
+    assert actual.shape == expected.shape, what
+    scale = expected.abs().max().item()
+    error = (actual - expected).abs().max().item()
+    assert error <= TOLERANCE * max(scale, 1e-3), f"{what}: off by {error:.3g} of {scale:.3g}"
+
+
+def assert_same_gradients(
+    model: nn.Module, x: Tensor, state: dict[str, Tensor], x_oracle: Tensor
+) -> None:
+    assert_same(x.grad, x_oracle.grad, "gradient of the images")
+    for name, parameter in model.named_parameters():
+        assert_same(parameter.grad, state[name].grad, f"gradient of {name}")
