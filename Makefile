@@ -7,13 +7,18 @@ BIN := $(VENV)/bin
 # holds the checkout's path, because a .venv that was moved points at the old one.
 STAMP := $(VENV)/.installed-$(shell pwd | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo transfer test lint venv clean
+# Processes that share the tests. A file's tests stay together: they share what they train.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: help demo transfer test test-all lint venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      pretrain, convert and fine-tune a small detector on built-in data; draw it"
 	@echo "make transfer  compare detectors that start from pretrained weights and from scratch"
-	@echo "make test      lint, then all tests"
+	@echo "make test      lint, then all tests but the slow ones (WORKERS=2 at a time)"
+	@echo "make test-all  make test, then the slow tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make venv      only set up .venv (PYTHON=... chooses the interpreter, >= 3.10)"
 	@echo "make clean     remove .venv, caches and build files"
@@ -25,7 +30,10 @@ transfer: venv
 	$(BIN)/python tools/demo.py --transfer
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: test
+	$(PYTEST) -m slow
 
 lint: venv
 	$(BIN)/python -m ruff check .

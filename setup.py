@@ -32,6 +32,7 @@ EXTRAS_REQUIRE = {
         "mypy>=1.11",
         "pytest>=7.4",
         "pytest-timeout>=2.2",
+        "pytest-xdist>=3.0",
         "ruff~=0.17.6",  # another minor version formats differently
         "safetensors>=0.4",
     ],

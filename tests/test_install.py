@@ -2,27 +2,27 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-WHEEL_METADATA = """Metadata-Version: 2.1
-Name: sal-detectron2
-Version: 0.7.2
-Requires-Dist: yacs>=0.1.8
-Requires-Dist: numpy<2
-Requires-Dist: omegaconf<2.4,>=2.1
-Requires-Dist: timm; extra == "all"
-"""
-WHEEL_RECORD = """detectron2/__init__.py,,
-detectron2/_C.cpython-310-x86_64-linux-gnu.so,,
-sal_detectron2-0.7.2.dist-info/METADATA,,
-tools/train_net.py,,
-"""
+WHEEL = {
+    "detectron2/__init__.py": "",
+    "detectron2/_C.cpython-310-x86_64-linux-gnu.so": "",
+    "tools/train_net.py": "",
+    "sal_detectron2-0.7.2.dist-info/METADATA": "Metadata-Version: 2.1\n"
+    "Name: sal-detectron2\nVersion: 0.7.2\nRequires-Dist: yacs>=0.1.8\nRequires-Dist: numpy<2\n"
+    'Requires-Dist: omegaconf<2.4,>=2.1\nRequires-Dist: timm; extra == "all"\n',
+    "sal_detectron2-0.7.2.dist-info/RECORD": "detectron2/__init__.py,,\n"
+    "detectron2/_C.cpython-310-x86_64-linux-gnu.so,,\ntools/train_net.py,,\n"
+    "sal_detectron2-0.7.2.dist-info/METADATA,,\n",
+}
 
 
 def load_installer() -> ModuleType:
@@ -34,55 +34,26 @@ def load_installer() -> ModuleType:
     return module
 
 
-class FakeRun:
-    """Stands for `run`: notes each command, fails on those it is told to, unpacks a tiny wheel."""
+class Commands(list[str]):
+    """Stands for install.py's ``run``: notes the commands, which do nothing.
 
-    def __init__(self, **failures: str) -> None:
-        """Takes, by the kind of a command (see `kind`), the output with which it fails."""
+    Those that contain a key of ``failures`` fail, with its value as their output.
+    """
+
+    def __init__(self, failures: Mapping[str, str] = MappingProxyType({})) -> None:
         self.failures = failures
-        self.commands: list[list[str]] = []
-        self.constraints: list[list[str]] = []
-
-    @staticmethod
-    def kind(command: list[str]) -> str:
-        text = " ".join(command)
-        if "pip" not in command:
-            if "torchvision" in text:
-                return "use_torchvision"
-            return "ask_github" if "urlopen" in text else "import_detectron2"
-        if "uninstall" in command:
-            return "uninstall"
-        if "--target" in command:
-            return "wheel"
-        return "upstream" if "github.com" in text else "install"
-
-    @property
-    def kinds(self) -> list[str]:
-        return [self.kind(command) for command in self.commands]
 
     def __call__(self, command: list[str], echo: bool = True) -> str:
-        self.commands.append(command)
-        kind = self.kind(command)
-        if kind in self.failures:
-            raise subprocess.CalledProcessError(1, command, self.failures[kind])
-        if "-c" in command and kind in ("install", "upstream"):
-            self.constraints.append(Path(command[command.index("-c") + 1]).read_text().split("\n"))
-        if kind == "wheel":
-            self.unpack(Path(command[command.index("--target") + 1]))
+        self.append(" ".join(command[1:]))
+        for part, output in self.failures.items():
+            if part in self[-1]:
+                raise subprocess.CalledProcessError(1, command, output)
+        if "--target" in command:
+            folder = Path(command[command.index("--target") + 1])
+            for name, text in WHEEL.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(text)
         return ""
-
-    @staticmethod
-    def unpack(target: Path) -> None:
-        files = {
-            "detectron2/__init__.py": "",
-            "detectron2/_C.cpython-310-x86_64-linux-gnu.so": "",
-            "sal_detectron2-0.7.2.dist-info/METADATA": WHEEL_METADATA,
-            "sal_detectron2-0.7.2.dist-info/RECORD": WHEEL_RECORD,
-            "tools/train_net.py": "",
-        }
-        for name, text in files.items():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (target / name).write_text(text)
 
 
 @pytest.fixture
@@ -104,52 +75,46 @@ def pretend_installed(installer, monkeypatch):
 # --- PyTorch: a user's own build is never replaced ------------------------------------------------
 
 
-def test_torch_that_is_there_is_not_installed_again(installer, pretend_installed):
-    pretend_installed(torch="2.5.1+cu121", torchvision="0.20.1+cu121")
-    run = FakeRun()
-    assert "Kept torch 2.5.1+cu121" in installer.install_torch(run)
-    assert run.kinds == ["use_torchvision"]
-
-
-def test_only_what_is_missing_is_installed_to_fit_the_torch_that_is_there(
-    installer, pretend_installed
+@pytest.mark.parametrize(
+    ("versions", "installed"),
+    [
+        ({"torch": "2.5.1+cu121", "torchvision": "0.20.1+cu121"}, None),
+        ({"torch": "2.5.1+cu121"}, "torchvision"),
+        ({}, "torch torchvision"),
+    ],
+)
+def test_torch_is_installed_only_where_it_is_missing(
+    installer, pretend_installed, versions, installed
 ):
-    pretend_installed(torch="2.5.1+cu121")
-    run = FakeRun()
-    installer.install_torch(run)
-    assert run.kinds == ["install", "use_torchvision"]
-    assert run.commands[0][-1] == "torchvision" and "torch" not in run.commands[0]
-    assert "torch==2.5.1+cu121" in run.constraints[0]
-
-
-def test_torch_is_not_pinned_where_it_is_missing(installer, pretend_installed):
-    run = FakeRun()
-    installer.install_torch(run)
-    assert run.commands[0][-2:] == ["torch", "torchvision"]
-    assert not any(line.startswith("torch") for line in run.constraints[0])
+    """Wrong: a user's own build is replaced, or a torchvision comes that does not fit it."""
+    pretend_installed(**versions)
+    run = Commands()
+    said = installer.install_torch(run)
+    assert said.startswith("Installed" if installed else "Kept torch 2.5.1+cu121")
+    pip, *checks = run if installed else ["", *run]
+    assert not installed or re.fullmatch(rf"-m pip install -c \S+ {installed}", pip)
+    assert len(checks) == 1 and "torchvision.ops.nms" in checks[0]
+    kept = {f"{name}=={version}" for name, version in versions.items()}
+    assert set(installer.constraints()) == {"setuptools<81"} | kept
 
 
 def test_torchvision_of_another_torch_is_named(installer, pretend_installed):
-    """Otherwise Detectron2 would be found broken, and replaced, for a fault that is not its own."""
+    """Wrong: Detectron2 is found broken, and replaced, for a fault that is not its own."""
     pretend_installed(torch="2.13.0+cpu", torchvision="0.28.0")
-    run = FakeRun(use_torchvision="RuntimeError: operator torchvision::nms does not exist")
+    run = Commands({"nms": "RuntimeError: operator torchvision::nms does not exist"})
     with pytest.raises(SystemExit, match=r"torch 2\.13\.0\+cpu .*not work together .*::nms"):
         installer.install_torch(run)
 
 
-def test_every_installation_keeps_torch_and_pkg_resources(installer, pretend_installed, tmp_path):
-    """A later pip call could otherwise replace torch, or bring setuptools without pkg_resources."""
-    pretend_installed(torch="2.5.1+cpu", torchvision="0.20.1+cpu")
-    run = FakeRun(import_detectron2="absent")
+def test_no_installation_can_replace_torch(installer, pretend_installed, tmp_path):
+    """Wrong: a later pip call replaces torch, or brings setuptools without pkg_resources."""
+    run = Commands({"import detectron2": "absent"})
     installer.install_package(["test"], run)
     installer.install_detectron2(tmp_path, run)
-    offline = FakeRun(import_detectron2="absent", ask_github="no route")
-    installer.install_detectron2(tmp_path, offline)
-    assert len(run.constraints) == 2 and len(offline.constraints) == 1
-    for lines in run.constraints + offline.constraints:
-        assert {"setuptools<81", "torch==2.5.1+cpu", "torchvision==0.20.1+cpu"} <= set(lines)
-    wheel = next(command for command in offline.commands if offline.kind(command) == "wheel")
-    assert "--no-deps" in wheel  # the one pip call without constraints can't touch torch either
+    installer.install_wheel(tmp_path, run)
+    pip = [command for command in run if "pip install" in command]
+    assert len(pip) == 4
+    assert all(" -c " in command or " --no-deps " in command for command in pip)
 
 
 # --- OpenCV: another build is not overwritten -----------------------------------------------------
@@ -157,63 +122,65 @@ def test_every_installation_keeps_torch_and_pkg_resources(installer, pretend_ins
 
 @pytest.mark.parametrize("present", [True, False])
 def test_opencv_is_asked_for_only_where_it_is_missing(installer, monkeypatch, present):
+    """Wrong: pip writes one build of OpenCV over another, or Detectron2 lacks it."""
     monkeypatch.setattr(installer.util, "find_spec", lambda name: object() if present else None)
-    run = FakeRun()
+    run = Commands()
     installer.install_package(["test"], run)
     expected = "[test]" if present else "[test,opencv]"
-    assert run.commands[0][-2:] == ["-e", f"{ROOT}{expected}"]
+    assert run[0].endswith(f" -e {ROOT}{expected}")
 
 
 # --- Detectron2: which source, and what is said ---------------------------------------------------
 
 
-def test_detectron2_that_works_is_kept(installer, pretend_installed, tmp_path):
-    run = FakeRun()
-    assert "Kept" in installer.install_detectron2(tmp_path, run)
-    assert run.kinds == ["import_detectron2"]
-
-
-def test_upstream_is_built_when_github_answers(installer, pretend_installed, tmp_path):
-    run = FakeRun(import_detectron2="absent")
+@pytest.mark.parametrize(
+    ("failures", "source", "says"),
+    [
+        ({}, None, "Kept"),
+        ({"import detectron2": "absent"}, "upstream", "GitHub can be reached"),
+        (
+            {"import detectron2": "absent", "urlopen": "Traceback\ntimed out"},
+            "wheel",
+            "GitHub can't be reached (timed out)",
+        ),
+        ({"import detectron2": "absent", "-isolation": "no g++"}, "wheel", "02b5c4e2 failed"),
+    ],
+    ids=["it works", "GitHub answers", "GitHub does not answer", "upstream does not build"],
+)
+def test_the_source_of_detectron2(installer, tmp_path, failures, source, says):
+    """Wrong: a Detectron2 that works is replaced, or none is installed where GitHub can't be
+    reached or nothing can be compiled; or a user is told another source."""
+    run = Commands(failures)
     said = installer.install_detectron2(tmp_path, run)
-    assert run.kinds == ["import_detectron2", "ask_github", "upstream"]
-    assert "--no-build-isolation" in run.commands[-1]
-    assert run.commands[-1][-1].endswith("02b5c4e295e990042a714712c21dc79b731e8833.zip")
-    assert "upstream's commit 02b5c4e2" in said and "GitHub can be reached" in said
-
-
-def test_wheel_is_taken_when_github_does_not_answer(installer, pretend_installed, tmp_path):
-    run = FakeRun(import_detectron2="absent", ask_github="Traceback\ntimed out")
-    said = installer.install_detectron2(tmp_path, run)
-    assert run.kinds == ["import_detectron2", "ask_github", "wheel", "install"]
-    assert "--require-hashes" in run.commands[2]
-    assert "republished wheel" in said and "GitHub can't be reached (timed out)" in said
-
-
-def test_wheel_is_taken_when_upstream_does_not_build(installer, pretend_installed, tmp_path):
-    run = FakeRun(import_detectron2="absent", upstream="error: g++ not found")
-    said = installer.install_detectron2(tmp_path, run)
-    assert run.kinds[-3:] == ["upstream", "wheel", "install"]
-    assert "republished wheel" in said and "failed" in said and "can't be reached" not in said
+    assert says in said
+    pip = [command for command in run if "pip install" in command]
+    if source is None:
+        assert not pip
+    elif source == "upstream":
+        assert len(pip) == 1 and "--no-build-isolation" in pip[0]
+        assert pip[0].endswith("02b5c4e295e990042a714712c21dc79b731e8833.zip")
+        assert "upstream's commit 02b5c4e2" in said
+    else:
+        assert "--require-hashes" in pip[-2] and "republished wheel" in said
+        assert (tmp_path / "detectron2" / "__init__.py").exists()
 
 
 def test_broken_detectron2_is_removed_first(installer, pretend_installed, tmp_path):
-    """pip leaves an installed package of the same version as it is, broken or not."""
+    """Wrong: pip leaves an installed package of the same version as it is, broken or not."""
     pretend_installed(detectron2="0.6")
-    run = FakeRun(import_detectron2="ImportError: _C")
+    run = Commands({"import detectron2": "ImportError: _C"})
     installer.install_detectron2(tmp_path, run)
-    assert run.kinds == ["import_detectron2", "uninstall", "ask_github", "upstream"]
-    assert run.commands[1][-2:] == ["-y", "detectron2"]
+    assert run[1] == "-m pip uninstall -y detectron2"
 
 
-def test_wheel_brings_its_requirements_and_nothing_else(installer, pretend_installed, tmp_path):
-    """No `tools`, which would shadow others', no `_C` of another Python, no numpy below 2."""
+def test_wheel_brings_its_requirements_and_nothing_else(installer, tmp_path):
+    """Wrong: a `tools` that shadows others', a `_C` of another Python, or a numpy below 2."""
     (tmp_path / "tools").mkdir()  # another package's
     (tmp_path / "detectron2").mkdir()
     (tmp_path / "detectron2/left_over.py").touch()
-    run = FakeRun()
+    run = Commands()
     installer.install_wheel(tmp_path, run)
-    assert run.commands[1][-2:] == ["yacs>=0.1.8", "omegaconf<2.4,>=2.1"]
+    assert run[1].endswith(" yacs>=0.1.8 omegaconf<2.4,>=2.1")
     files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     info = "sal_detectron2-0.7.2.dist-info"
     assert files == ["detectron2/__init__.py", f"{info}/METADATA", f"{info}/RECORD"]
@@ -223,10 +190,12 @@ def test_wheel_brings_its_requirements_and_nothing_else(installer, pretend_insta
     assert sorted(p.name for p in tmp_path.iterdir()) == ["detectron2", info, "tools"]
 
 
-@pytest.mark.parametrize("failing", ["wheel", "install"])
-def test_wheel_that_fails_leaves_nothing_behind(installer, pretend_installed, tmp_path, failing):
+@pytest.mark.parametrize("failing", ["--target", "yacs"])
+def test_wheel_that_fails_leaves_nothing_behind(installer, tmp_path, failing):
+    """Wrong: half a Detectron2 that can be imported."""
+    run = Commands({failing: "no such version"})
     with pytest.raises(subprocess.CalledProcessError):
-        installer.install_wheel(tmp_path, FakeRun(**{failing: "no such version"}))
+        installer.install_wheel(tmp_path, run)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,21 +203,23 @@ def test_wheel_that_fails_leaves_nothing_behind(installer, pretend_installed, tm
 
 
 def test_old_python_is_told(monkeypatch):
+    """Wrong: an old Python ends in a SyntaxError."""
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
     with pytest.raises(SystemExit, match=r"needs Python 3\.10 or newer; .* is 3\.9\.18$"):
         load_installer()
 
 
 def test_silence_is_broken(installer, capsys):
-    """pip can be silent for a minute; a person would think that it hangs."""
+    """Wrong: pip is silent for a minute, and a person thinks that it hangs."""
     code = "import time; print('a', flush=True); time.sleep(1); print('b')"
     assert installer.run([sys.executable, "-c", code], quiet=0.1) == "a\nb\n"
     lines = capsys.readouterr().out.splitlines()
     assert "a" in lines and lines[-1] == "b"
-    assert sum("still at it after" in line for line in lines) >= 3
+    assert any("still at it after" in line for line in lines)
 
 
 def test_failed_command_keeps_its_output(installer, capsys):
+    """Wrong: nobody sees why pip failed."""
     code = "import sys; print('why'); sys.exit(3)"
     with pytest.raises(subprocess.CalledProcessError) as caught:
         installer.run([sys.executable, "-c", code])
@@ -257,11 +228,14 @@ def test_failed_command_keeps_its_output(installer, capsys):
 
 
 def test_problem_is_the_last_line_of_the_error(installer):
+    """Wrong: a traceback, or nothing, is given as the reason."""
     assert installer.problem_with("pass") == ""
     assert installer.problem_with("raise ImportError('no _C')") == "ImportError: no _C"
 
 
 def test_failed_step_is_named(installer, monkeypatch, capsys):
+    """Wrong: a failure does not say which step it was, and what to do."""
+
     def fail() -> str:
         raise subprocess.CalledProcessError(1, ["pip"])
 
@@ -275,7 +249,7 @@ def test_failed_step_is_named(installer, monkeypatch, capsys):
 
 
 def test_setup_bounds_torch_from_below_only():
-    """A pin or an upper bound would replace a user's own build, or refuse it."""
+    """Wrong: a pin or an upper bound replaces a user's own build, or refuses it."""
     code = (
         "import setuptools\n"  # it brings distutils to Pythons that have none
         "from distutils.core import run_setup\n"
@@ -296,7 +270,7 @@ def test_setup_bounds_torch_from_below_only():
 
 @pytest.mark.parametrize("case", ["absent", "broken"])
 def test_package_without_detectron2_names_the_installer(tmp_path, case):
-    """A user who forgot it should not have to read a traceback through Detectron2."""
+    """Wrong: a user who forgot it reads a traceback through Detectron2."""
     code = "import randwire_d2"
     if case == "absent":
         code = f"import sys; sys.modules['detectron2'] = None; {code}"
