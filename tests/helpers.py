@@ -43,6 +43,8 @@ def _run_tool(
     path: str, arguments: Sequence[str], log: Path, env: Mapping[str, str], before: str
 ) -> None:
     os.setsid()  # so that its group can be killed
+    # The default, which is first, as in a process that no fork server has started.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     # Tests that run in the background ignore Ctrl-C, which their children inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(log, "ab") as file:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import ROOT, Tool, last_metrics, refusal, run_tool
 
-from randwire_d2.runs import RunFolder
+from randwire_d2.runs import EVALUATIONS, RunFolder
 
 TOOL = "train_net.py"
 # What is tested is the machinery.
@@ -30,20 +30,21 @@ def arguments(
 @pytest.mark.slow
 def test_train_evaluate_and_evaluate_again(tmp_path: Path) -> None:
     """Wrong: --eval-only of the final checkpoint does not find the AP that training ended with, or
-    nothing is evaluated with test-time augmentation."""
+    nothing is evaluated with test-time augmentation, or the training's config is overwritten."""
     run, log = tmp_path / "run", tmp_path / "log"
     options = ["SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 4]
     assert "eta:" in run_tool(TOOL, *arguments(run, options=options), log=log), "no progress"
     trained = last_metrics(run)
     assert 0 < trained["total_loss"] < float("inf")
-    results = RunFolder(run).detections_file
-    results.unlink()
+    config = RunFolder(run).config_file.read_text()
     expected = f"[['bbox', 'AP', {trained['bbox/AP']}, 1e-6]]"
     options = ["MODEL.WEIGHTS", run / "model_final.pth", "TEST.EXPECTED_RESULTS", expected,
                "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(128,)"]  # fmt: skip
     run_tool(TOOL, *arguments(run, ["--eval-only"], options), log=log)
-    assert results.is_file()
-    assert (run / "inference_TTA" / results.name).is_file()
+    (evaluation,) = map(RunFolder, (run / EVALUATIONS).iterdir())
+    assert evaluation.detections_file.is_file() and evaluation.results_file.is_file()
+    assert (evaluation.path / "inference_TTA" / evaluation.detections_file.name).is_file()
+    assert RunFolder(run).config_file.read_text() == config
 
 
 @pytest.mark.slow
