@@ -17,6 +17,7 @@ os.environ["DETECTRON2_DATASETS"] = _datasets.name
 
 import pytest
 import torch
+from detectron2.utils.logger import setup_logger
 from hypothesis import settings
 
 pytest.register_assert_rewrite("helpers")
@@ -43,8 +44,11 @@ def _no_process_stays() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _log_as_it_was() -> Iterator[None]:
-    """Detectron2's setup_logger cuts a logger off from pytest's for the tests to come."""
-    logger = logging.getLogger("randwire_d2")
-    before = logger.propagate, logger.level, list(logger.handlers)
+    """A tool logs in a process of its own. Here, setup_logger cuts loggers off from pytest's, what
+    is logged would go into the folders of earlier tests, and asked again it does nothing."""
+    loggers = [logging.getLogger(name) for name in helpers.LOGGERS]
+    before = [(logger.propagate, logger.level, list(logger.handlers)) for logger in loggers]
     yield
-    logger.propagate, logger.level, logger.handlers = before
+    for logger, state in zip(loggers, before):
+        logger.propagate, logger.level, logger.handlers = state
+    setup_logger.cache_clear()

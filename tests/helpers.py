@@ -25,6 +25,7 @@ from randwire_d2.data.shapes import ClassificationShapesConfig, ShapesConfig
 ROOT = Path(__file__).parents[1]
 # A limit against hanging, not a measure of speed: minutes, where seconds are expected.
 PATIENCE = 900.0
+LOGGERS = ("randwire_d2", "detectron2", "fvcore")  # those that Detectron2's tools set up
 
 # -------------------------------------------------------------------------------------------------
 # Processes

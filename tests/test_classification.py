@@ -21,7 +21,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
-from helpers import draw_image_folders, last_metrics
+from helpers import LOGGERS, draw_image_folders, last_metrics
 from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
@@ -866,8 +866,9 @@ def test_an_evaluation_leaves_the_training_as_it_is(
     options = ["OUTPUT_DIR", output, "TEST.EVAL_PERIOD", 4]
     args = parse(C78, *tiny(folders, *options))
     train_or_evaluate(load_config(args), args, ClassificationTrainer)
-    for name in ("randwire_d2", "detectron2", "fvcore"):  # the tool has a process of its own
+    for name in LOGGERS:  # the tool has a process of its own
         logging.getLogger(name).handlers.clear()
+    setup_logger.cache_clear()
     setup_logger(name="randwire_d2")  # as the tool does
 
     def evaluate(*options: object, flags: tuple[str, ...] = ()) -> tuple[dict, Path]:
