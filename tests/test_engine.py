@@ -230,7 +230,6 @@ def test_what_runs_is_counted() -> None:
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
 
 
-@pytest.mark.slow
 def test_precise_norms_leave_the_training_as_it_is(tmp_path: Path) -> None:
     """TEST.PRECISE_BN. Wrong: the statistics stay as they are, or the weights do not, because the
     images of the training or its random numbers were used up."""

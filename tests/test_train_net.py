@@ -29,8 +29,8 @@ def arguments(
 
 @pytest.mark.slow
 def test_train_evaluate_and_evaluate_again(tmp_path: Path) -> None:
-    """Wrong: --eval-only of the final checkpoint does not find the AP that training ended with, or
-    nothing is evaluated with test-time augmentation, or one of the training's files is not what it was."""
+    """Wrong: --eval-only of the final checkpoint does not find the AP that training ended with,
+    nothing is evaluated with test-time augmentation, or a file of the training is another."""
     run, log = tmp_path / "run", tmp_path / "log"
     options = ["SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 4]
     assert "eta:" in run_tool(TOOL, *arguments(run, options=options), log=log), "no progress"
