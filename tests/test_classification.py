@@ -798,12 +798,20 @@ def test_a_failed_training_is_not_waited_for(
     assert ("3 training images could not be read" in caplog.text) == said
 
 
+def log_to_stdout() -> None:
+    """As the tools do, whatever another test's log was."""
+    for name in LOGGERS:
+        logging.getLogger(name).handlers.clear()
+    setup_logger.cache_clear()
+    setup_logger(name="randwire_d2")
+
+
 def test_input_and_training_are_measured_alone(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """--measure-input says both rates. Wrong: it writes into OUTPUT_DIR, a training's perhaps."""
     args = parse(C78, *tiny(folders, "OUTPUT_DIR", tmp_path, "DATALOADER.NUM_WORKERS", 1))
-    setup_logger(name="randwire_d2")  # as the tool does
+    log_to_stdout()
     measure_input(load_config(args), args, seconds=0.2)
     (line,) = (x for x in capsys.readouterr().out.splitlines() if "input feeds" in x)
     assert "(1 × 1 workers)" in line and "training alone consumes" in line
@@ -866,10 +874,7 @@ def test_an_evaluation_leaves_the_training_as_it_is(
     options = ["OUTPUT_DIR", output, "TEST.EVAL_PERIOD", 4]
     args = parse(C78, *tiny(folders, *options))
     train_or_evaluate(load_config(args), args, ClassificationTrainer)
-    for name in LOGGERS:  # the tool has a process of its own
-        logging.getLogger(name).handlers.clear()
-    setup_logger.cache_clear()
-    setup_logger(name="randwire_d2")  # as the tool does
+    log_to_stdout()
 
     def evaluate(*options: object, flags: tuple[str, ...] = ()) -> tuple[dict, Path]:
         args = parse(C78, "--eval-only", *flags, *tiny(folders, "OUTPUT_DIR", output, *options))

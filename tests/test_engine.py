@@ -1,6 +1,7 @@
 """A run that can't succeed is refused before any work; evaluators fit their data sets."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.utils.env import seed_all_rng
 
-from randwire_d2 import add_randwire_config
+from randwire_d2 import add_randwire_config, engine
 from randwire_d2.checkpoint import RandWireCheckpointer
 from randwire_d2.config import spec_from_config
 from randwire_d2.engine import Trainer, argument_parser, load_config, trainer
+from randwire_d2.engine.threads import available_cores, busy_cores, fair_threads
 from randwire_d2.runs import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -169,6 +172,91 @@ def test_the_1x_recipe_is_the_original_detectrons() -> None:
         assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
         assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.RANDWIRE.NORM == "FrozenBN"
         assert cfg.OUTPUT_DIR.endswith(Path(config).stem)
+
+
+@pytest.mark.parametrize(
+    ("available", "cores", "busy", "processes", "threads"),
+    [
+        (2, 2, 0, 1, 2),
+        (2, 2, 1, 1, 1),
+        (2, 2, 9, 1, 1),
+        (2, 2, 0, 2, 1),
+        (2, 2, 2, 2, 1),
+        (16, 16, 4, 1, 12),
+        (16, 16, 4, 3, 4),
+        # A container with two cores of a machine that has others free, and of one that has not.
+        (2, 64, 40, 1, 2),
+        (2, 64, 63, 1, 1),
+    ],
+)
+def test_threads_share_the_cores_that_are_free(
+    available: int, cores: int, busy: int, processes: int, threads: int
+) -> None:
+    """Wrong: threads wait in busy loops for others that have no core, or cores stay idle."""
+    assert fair_threads(available, cores, busy, processes) == threads
+
+
+def test_the_environments_number_of_threads_is_respected(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: OMP_NUM_THREADS has no effect, or the processes to be started do not inherit one."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(engine.threads, "available_cores", lambda: 8)
+    monkeypatch.setattr(engine.threads, "busy_cores", lambda: 5)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    torch.set_num_threads(4)
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "5")
+        engine.share_cores()
+        assert (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]) == (4, "5")
+        assert not caplog.records
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        engine.share_cores()
+        assert (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]) == (3, "3")
+        assert "PyTorch gets 3 of 8" in caplog.text and "OMP_NUM_THREADS" in caplog.text
+    finally:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # then undone
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="Linux alone tells what runs")
+def test_what_runs_is_counted() -> None:
+    """Wrong: a file that the kernel writes is not understood, which looks like an idle machine."""
+    assert (
+        0
+        <= busy_cores(samples=1, seconds=0)
+        < int(Path("/proc/loadavg").read_text().split()[3].split("/")[1])
+    )
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def test_precise_norms_leave_the_training_as_it_is(tmp_path: Path) -> None:
+    """TEST.PRECISE_BN. Wrong: the statistics stay as they are, or the weights do not, because the
+    images of the training or its random numbers were used up."""
+
+    class Untested(Trainer):
+        @classmethod
+        def test(cls, *args: Any) -> dict[str, Any]:
+            return {}
+
+    def train(*options: str) -> dict[str, torch.Tensor]:
+        cfg = load_config(parse(
+            SHAPES, "MODEL.RANDWIRE.CHANNELS", "8", "MODEL.RANDWIRE.NUM_NODES", "10", "SEED", "1",
+            "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "TEST.EVAL_PERIOD", "1",
+            "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path), *options,
+        ))  # fmt: skip
+        seed_all_rng(1)
+        trainer = Untested(cfg)
+        trainer.train()
+        return trainer.model.state_dict()
+
+    without = train()
+    precise = train("TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2")
+    equal = {key for key in precise if torch.equal(precise[key], without[key])}
+    statistics = {key for key in precise if "running_" in key}
+    weights = {key for key in precise if key.endswith((".weight", ".bias"))}
+    assert statistics and not statistics & equal
+    assert weights and weights <= equal
 
 
 def test_evaluators_follow_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

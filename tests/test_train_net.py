@@ -29,22 +29,27 @@ def arguments(
 
 @pytest.mark.slow
 def test_train_evaluate_and_evaluate_again(tmp_path: Path) -> None:
-    """Wrong: --eval-only of the final checkpoint does not find the AP that training ended with, or
-    nothing is evaluated with test-time augmentation, or the training's config is overwritten."""
+    """Wrong: --eval-only of the final checkpoint does not find the AP that training ended with,
+    nothing is evaluated with test-time augmentation, or a file of the training is another."""
     run, log = tmp_path / "run", tmp_path / "log"
     options = ["SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 4]
     assert "eta:" in run_tool(TOOL, *arguments(run, options=options), log=log), "no progress"
     trained = last_metrics(run)
     assert 0 < trained["total_loss"] < float("inf")
-    config = RunFolder(run).config_file.read_text()
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.rglob("*") if p.is_file()}
     expected = f"[['bbox', 'AP', {trained['bbox/AP']}, 1e-6]]"
     options = ["MODEL.WEIGHTS", run / "model_final.pth", "TEST.EXPECTED_RESULTS", expected,
                "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(128,)"]  # fmt: skip
-    run_tool(TOOL, *arguments(run, ["--eval-only"], options), log=log)
+    said = run_tool(TOOL, *arguments(run, ["--eval-only"], options), log=log)
     (evaluation,) = map(RunFolder, (run / EVALUATIONS).iterdir())
     assert evaluation.detections_file.is_file() and evaluation.results_file.is_file()
     assert (evaluation.path / "inference_TTA" / evaluation.detections_file.name).is_file()
-    assert RunFolder(run).config_file.read_text() == config
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in before} == before
+    found = evaluation.evaluation()
+    assert (found.weights, found.training) == (str(run / "model_final.pth"), str(run))
+    assert found.results["bbox"]["AP"] == pytest.approx(trained["bbox/AP"], abs=1e-6)
+    assert found.results.keys() == {"bbox", "bbox_TTA"}
+    assert said.count(f"results are in {evaluation.path}") == 1
 
 
 @pytest.mark.slow

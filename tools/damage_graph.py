@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from randwire_d2.drawing.style import FORMATS, check_format, save_figure
-from randwire_d2.engine import split_pairs
+from randwire_d2.engine import share_cores, split_pairs
 from randwire_d2.experiments.damage import KINDS
 from randwire_d2.experiments.damage_report import plot_damage, to_json, to_markdown
 from randwire_d2.experiments.damage_runs import evaluate, load_run
@@ -81,6 +81,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    share_cores()
     command = shlex.join(
         ["python", "tools/damage_graph.py", *(sys.argv[1:] if argv is None else argv)]
     )

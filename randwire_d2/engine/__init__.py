@@ -1,7 +1,8 @@
-"""Training on Detectron2's engine: trainer, checks, launching, and the report of a run."""
+"""Training on Detectron2's engine: trainer, checks, launching, threads, and a run's report."""
 
 from .checks import check_device, check_model, load_config, read_config
 from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
+from .threads import share_cores
 from .trainer import Trainer
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "read_config",
     "run_distributed",
     "setup",
+    "share_cores",
     "split_pairs",
     "train_or_evaluate",
 ]

@@ -68,7 +68,7 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
 
 
 def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Raise a ValueError if the machine has not what the run needs, or the batch can't be split."""
+    """Raise a ValueError if the machine lacks what the run needs, or the batch can't be split."""
     try:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as e:

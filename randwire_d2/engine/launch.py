@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import RandWireCheckpointer
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
+from .threads import share_cores
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-from-weights",
         action="store_true",
-        help="take the wiring and the preprocessing (MODEL.RANDWIRE.SPEC_FILE, INPUT.FORMAT, "
+        help="take the wiring and the preprocessing (MODEL.RANDWIRE.SPEC, INPUT.FORMAT, "
         "MODEL.PIXEL_MEAN, MODEL.PIXEL_STD) from the checkpoint MODEL.WEIGHTS",
     )
     return parser
@@ -88,12 +88,10 @@ def _write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
 def run_distributed(main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace) -> Any:
     """Call ``main(cfg, args)`` in ``--num-gpus`` processes on each of ``--num-machines`` machines.
 
-    With ``MODEL.DEVICE cpu`` the processes share the machine's cores.
+    With ``MODEL.DEVICE cpu`` the processes share the cores that others leave free.
     """
-    if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
-        # Inherited by the processes. Each would otherwise start a thread for every core.
-        threads = max(1, (os.cpu_count() or 1) // args.num_gpus)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if cfg.MODEL.DEVICE == "cpu":
+        share_cores(args.num_gpus)
     return launch(
         main,
         args.num_gpus,
