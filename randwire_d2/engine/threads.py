@@ -3,7 +3,7 @@
 At the end of every operation OpenMP's threads wait for each other in busy loops: if one has lost
 its core to another process, all have. A training step of the demo's detector, on two cores that two
 other processes kept busy, took 2.9 s with two threads, 1.0 s with two that sleep while they wait
-(OMP_WAIT_POLICY=PASSIVE) and 0.65 s with one.
+(OMP_WAIT_POLICY=PASSIVE) and 0.65 s with one; on idle cores, 0.34 s with two and 0.44 s with one.
 """
 
 import logging
