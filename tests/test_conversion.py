@@ -1123,6 +1123,7 @@ def run_tool(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_the_tool_as_users_run_it(own: Path) -> None:
     output = own.with_name("out.pth")
     done = run_tool(own, output)

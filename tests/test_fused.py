@@ -383,6 +383,7 @@ def test_too_few_values_for_a_batch_norm_are_refused() -> None:
 # ---------------------------------------------------------------- what users do with it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_torch_compile(norm: str) -> None:
     """Else a user's torch.compile fails or breaks the graph in each stage, or computes something

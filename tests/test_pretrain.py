@@ -111,6 +111,7 @@ def undisturbed(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return output, train(folders, output, workers=0)
 
 
+@pytest.mark.slow
 def test_what_is_compared_is_there(undisturbed: tuple[Path, str]) -> None:
     """Wrong: the other tests compare nothing, or training does not move weights and momentum."""
     output, log = undisturbed
