@@ -19,6 +19,7 @@ from helpers import PATIENCE, ROOT, run
 from matplotlib.figure import Figure
 from PIL import Image
 
+from randwire_d2 import NetworkSpec
 from randwire_d2.config import detector_config
 from randwire_d2.drawing.curves import plot_training
 from randwire_d2.drawing.detections import draw_detections
@@ -335,10 +336,9 @@ def test_demo_trains_anew_and_draws(tmp_path: Path) -> None:
     for folder in (detector, classifier):
         assert "SEED: 5" in (folder / "config.yaml").read_text()
     # The detector began with the classifier's network and weights.
-    assert (
-        (torch.load(classifier / "model_final.pth", weights_only=True)["randwire"]["spec"])
-        == RunFolder(detector).config().MODEL.RANDWIRE.SPEC
-    )
+    weights = torch.load(classifier / "model_final.pth", weights_only=True)
+    taken = RunFolder(detector).config().MODEL.RANDWIRE.SPEC
+    assert NetworkSpec.from_json(taken) == NetworkSpec.from_json(weights["randwire"]["spec"])
     assert "verified  largest relative differences: " in said
     assert not (output / "run" / "metrics.json").exists()
     assert (output / "mine.txt").read_text() == "kept"
