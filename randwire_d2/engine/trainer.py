@@ -36,6 +36,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..checkpoint import RandWireCheckpointer
+from ..runs import RunFolder
 
 # By a data set's ``evaluator_type``, as in Detectron2's tools/train_net.py: its package, and so its
 # DefaultTrainer, has no such choice.
@@ -127,8 +128,8 @@ class Trainer(DefaultTrainer):
             for hook in self._hooks:
                 if isinstance(hook, hooks.PeriodicCheckpointer):
                     hook.recent_checkpoints = [self.checkpointer.get_checkpoint_file()]
-        final = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
-        if self.start_iter >= self.max_iter and not os.path.isfile(final):
+        finished = RunFolder(self.cfg.OUTPUT_DIR).final_checkpoint.is_file()
+        if self.start_iter >= self.max_iter and not finished:
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
 
     @classmethod
