@@ -147,6 +147,13 @@ def drawn_network(cfg: CfgNode) -> str:
     return f"MODEL.RANDWIRE.SPEC_FILE {node.SPEC_FILE!r}" if node.SPEC_FILE else ""
 
 
+def set_spec(cfg: CfgNode, spec: NetworkSpec) -> None:
+    """Make a network that was drawn already the config's (MODEL.RANDWIRE.SPEC)."""
+    # Indented below an empty line, it is still JSON, but no Python: yacs evaluates a text that is
+    # when it reads the config from a file, and refuses the dict that it gets.
+    cfg.MODEL.RANDWIRE.SPEC = f"\n {spec.to_json()}"
+
+
 def merge_config(cfg: CfgNode, config_file: str | os.PathLike[str], opts: Sequence[str]) -> None:
     """Merge a config file, if it has a name, and KEY VALUE pairs into a config.
 

@@ -9,6 +9,7 @@ from ..config import (
     drawn_network,
     is_classifier,
     merge_config,
+    set_spec,
     spec_from_config,
 )
 from ..wiring import NetworkSpec
@@ -132,7 +133,7 @@ class Target:
         needed: dict[str, Any] = {"MODEL.BACKBONE.NAME": self._backbone_name(network)}
         if isinstance(network, NetworkSpec):
             needed |= self._wiring(network, spec_file)
-            self.cfg.MODEL.RANDWIRE.SPEC = network.to_json()
+            set_spec(self.cfg, network)
         else:
             needed |= _describe(network)
         # The ReLU is named where it is, for it is nobody's default.

@@ -14,7 +14,14 @@ from detectron2.utils.file_io import PathManager
 
 from .. import data
 from ..checkpoint import PREPROCESSING_KEY, Preprocessing, Wiring, load_checkpoint
-from ..config import detector_config, family, is_classifier, merge_config, merge_in_one_line
+from ..config import (
+    detector_config,
+    family,
+    is_classifier,
+    merge_config,
+    merge_in_one_line,
+    set_spec,
+)
 from ..runs import RunFolder
 
 
@@ -58,9 +65,7 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
     if wiring is None and preprocessing is None:
         raise ValueError(f"MODEL.WEIGHTS {path!r} holds neither a wiring nor a preprocessing")
     if wiring is not None:
-        # Indented below an empty line, it is still JSON, but no Python: yacs evaluates a text that
-        # is when it reads the run's config.yaml, and refuses the dict that it gets.
-        cfg.MODEL.RANDWIRE.SPEC = f"\n {wiring.spec.to_json()}"
+        set_spec(cfg, wiring.spec)
         if wiring.head_relu is not None and is_classifier(cfg):
             cfg.MODEL.CLASSIFIER.HEAD_RELU = wiring.head_relu
     if preprocessing is not None:
