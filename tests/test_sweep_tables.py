@@ -369,7 +369,6 @@ def test_detectors_of_generators_are_compared_by_their_ap(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # nine processes, which are slow to start on a busy machine
 def test_networks_are_trained_tested_and_fine_tuned(
     tmp_path: Path, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
