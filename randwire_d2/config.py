@@ -57,9 +57,10 @@ def add_randwire_config(cfg: CfgNode) -> None:
     # The mini-batch that loses it: "process", each process's own images lose an edge of their own,
     # or "batch", all processes' images of an iteration lose the same edge. §4.2 may mean either.
     node.EDGE_DROP_SCOPE = "process"
-    # Fused operators for separable convolutions with batch norms: the same function, faster. Turn
-    # them off to compare, or where something wants each node's module to run.
-    node.FUSED = True
+    # Fused operators for separable convolutions with batch norms, the same function with less
+    # traffic: "auto", where they work (in training by this project's tools: and are not slower);
+    # "on", or an error; "off", every node's own modules. In YAML in quotes: a bare on is True.
+    node.FUSED = "auto"
     # Save about half as much for the backward pass, and compute it again. Turn it on if the
     # batch does not fit into memory.
     node.RECOMPUTE = False
@@ -69,6 +70,9 @@ def add_engine_config(cfg: CfgNode) -> None:
     """Add the keys that this project's trainers read; those of another project would not."""
     # What SOLVER.AMP.ENABLED computes in: "float16" or "bfloat16".
     cfg.SOLVER.AMP.PRECISION = "float16"
+    # In its first iteration a training runs each fused stage node by node as well, and stops if
+    # they differ. With a period, it does so with one stage every so many iterations.
+    cfg.SOLVER.SHADOW_PERIOD = 0
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
 
@@ -164,10 +168,27 @@ def merge_config(cfg: CfgNode, config_file: str | os.PathLike[str], opts: Sequen
     if path:
         if "://" not in path and not os.path.isfile(path):
             raise ValueError(f"--config-file {path!r} does not exist")
-        merge_in_one_line(path, lambda: cfg.merge_from_file(path))
+        merge_file(cfg, path)
     if len(opts) % 2:
         raise ValueError(f"options come as pairs KEY VALUE; got {' '.join(opts)!r}")
     merge_in_one_line("the command line", lambda: cfg.merge_from_list(list(opts)))
+
+
+def merge_file(cfg: CfgNode, path: str, *, allow_unsafe: bool = True) -> None:
+    """Merge a config file into a config that has MODEL.RANDWIRE.
+
+    Args:
+        allow_unsafe: whether its YAML tags may run code.
+
+    Raises:
+        ValueError: if it can't be; its message is one line.
+    """
+    node = cfg.MODEL.RANDWIRE
+    # Runs of before FUSED had three values have a truth value, which yacs takes in place of None.
+    before, node.FUSED = node.FUSED, None
+    merge_in_one_line(path, lambda: cfg.merge_from_file(path, allow_unsafe=allow_unsafe))
+    merged = {None: before, True: "auto", False: "off"}
+    node.FUSED = merged.get(node.FUSED, node.FUSED)
 
 
 def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from .config import classifier_config, merge_in_one_line
+from .config import classifier_config, merge_file
 from .files import atomic_open
 
 EVALUATIONS = "evaluations"
@@ -153,6 +153,24 @@ class RunFolder:
         newest = max(done, key=lambda path: path.stat().st_mtime, default=None)
         return None if newest is None else RunFolder(newest.parent)
 
+    @property
+    def stages_file(self) -> Path:
+        """How the stages of a training run; see ``engine.shadow_steps``."""
+        return self.path / "stages.json"
+
+    def slower_stages(self) -> dict[str, dict[str, str]] | None:
+        """What ``write_slower_stages`` wrote; None if that can't be read."""
+        try:
+            written = json.loads(self.stages_file.read_text())
+            return {name: dict(modes) for name, modes in written.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
+
+    def write_slower_stages(self, slower: dict[str, dict[str, str]]) -> None:
+        """Note which stages run node by node, and why: a stage's name -> mode -> why."""
+        with atomic_open(self.stages_file) as f:
+            json.dump(slower, f, indent=1)
+
     def write_evaluation(self, evaluation: "Evaluation") -> None:
         """Write results.json."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -237,7 +255,7 @@ def training_of(weights: str) -> str | None:
 def _read_config(path: str, modified: int) -> CfgNode:
     cfg = classifier_config()
     # It may be somebody else's: no tags that run code.
-    merge_in_one_line(path, lambda: cfg.merge_from_file(path, allow_unsafe=False))
+    merge_file(cfg, path, allow_unsafe=False)
     return cfg
 
 

@@ -221,7 +221,7 @@ def ws(draw: st.DrawFn, most: int = 40) -> tuple[str, int, dict[str, Any]]:
 GRAPHS = {"ER": {"p": 0.35}, "BA": {"m": 2}, "WS": {"k": 2, "p": 0.75}}
 NODE_OPS = ("sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3")
 # The ways to run a stage, as options of RandWire.
-PATHS = {"plain": {"fused": False}, "fused": {}, "recompute": {"recompute": True}}
+PATHS = {"plain": {"fused": "off"}, "fused": {}, "recompute": {"recompute": True}}
 TOLERANCE = 1e-10  # relative, in float64
 
 

@@ -1,6 +1,7 @@
 """The fused operators, and what the fast path promises beside the oracle's results: counts, memory,
 and that it steps aside where it would not do."""
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator
@@ -21,12 +22,13 @@ from randwire_d2 import (
     RandWire,
     RandWireClassifier,
     add_randwire_config,
+    ops,
 )
 from randwire_d2.benchmark import Case, build, count
 from randwire_d2.benchmark.models import forward
 from randwire_d2.modeling import fused
 from randwire_d2.modeling.stage import RandWireStage
-from randwire_d2.ops import native
+from randwire_d2.ops import native, probe
 from randwire_d2.wiring import Dag, random_graph
 from randwire_d2.wiring.plan import Plan
 from randwire_d2.wiring.schedule import peak_of, schedule
@@ -321,36 +323,150 @@ def synchronise(stage: RandWireStage) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, fast",
+    "change, why",
     [
-        (change_nothing, True),
-        (parametrize, False),
-        (hook_a_node, False),
-        (hook_a_convolution, False),
-        (mix_norms, False),
-        (cumulative_statistics, False),
-        (replace_a_norm, False),
-        (synchronise, False),
+        (change_nothing, ""),
+        (parametrize, "somebody changed a convolution"),
+        (hook_a_node, "a Node has a hook"),
+        (hook_a_convolution, "a Conv2d has a hook"),
+        (mix_norms, "some of the norms are in another mode"),
+        (cumulative_statistics, "without weights, running statistics or momentum"),
+        (replace_a_norm, "the norm is GroupNorm, not BN or FrozenBN"),
+        (synchronise, "the norm is SyncBatchNorm"),
     ],
 )
 def test_what_it_does_not_know_it_leaves_to_the_nodes(
-    change: Callable[[RandWireStage], None], fast: bool, runs: mock.Mock
+    change: Callable[[RandWireStage], None], why: str, runs: mock.Mock
 ) -> None:
-    """Else a hook is not called, or a module that somebody changed is not run."""
+    """Else a hook is not called, a module that somebody changed is not run, or nobody learns why
+    the fast path isn't taken."""
     stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN").train()
     change(stage)
-    assert fused.is_fusable([*stage.nodes], torch.randn(2, 5, 8, 8)) == fast
+    x = torch.randn(2, 5, 8, 8)
+    assert bool(stage.obstacle(x)) == bool(why) and why in stage.obstacle(x)
     if change is not synchronise:  # it does not run on a CPU
-        stage(torch.randn(2, 5, 8, 8)).sum().backward()
-        assert runs.called == fast
+        stage(x).sum().backward()
+        assert runs.called == (not why) and stage.plain_because == stage.obstacle(x)
+    stage.fused = "on"
+    if why:
+        with pytest.raises(ValueError, match=f"FUSED is on, but .*{why}.*; with auto, nodes run"):
+            stage(x)
+
+
+def test_the_log_says_once_how_stages_run(caplog: pytest.LogCaptureFixture) -> None:
+    """Else a network silently takes the slow path, or the log fills with what it says."""
+    backbone = RandWire(draw_spec("small", "WS")).double().train()
+    caplog.set_level("INFO", "randwire_d2")
+    for _ in range(2):
+        backbone(images())
+    backbone.get_submodule("res4.nodes.0").norm = nn.GroupNorm(1, 10).double()
+    for _ in range(2):
+        backbone(images())
+    assert caplog.messages == [
+        "RandWire runs res3, res4, res5 fused",
+        "RandWire runs res3, res5 fused; res4 node by node, because the norm is GroupNorm, not BN "
+        "or FrozenBN",
+    ]
+
+
+# ---------------------------------------------------------------- operators that do not work
+
+
+def fail(*_: Any) -> Any:
+    raise OSError("no C compiler")
+
+
+def off_by_a_little(*arguments: Any) -> Any:
+    grad, *others = native.aggregate_backward(*arguments)
+    return grad * (1 + 1e-8), *others
+
+
+@pytest.mark.parametrize(
+    "operator, broken, why",
+    [
+        ("aggregate", fail, "OSError: no C compiler"),
+        ("aggregate_backward", off_by_a_little, "Mismatch: aggregate_backward, result 0"),
+    ],
+)
+def test_operators_that_do_not_work_are_not_used(
+    operator: str,
+    broken: Any,
+    why: str,
+    runs: mock.Mock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else the first step of a training dies in a compiler, or the training is wrong."""
+    monkeypatch.setattr("randwire_d2.modeling.stage.needs_probe", lambda device: True)
+    monkeypatch.setattr(torch.ops.randwire, operator, broken)
+    probe.failure.cache_clear()
+    try:
+        backbone = RandWire(draw_spec("small", "WS")).double().train()
+        twin = RandWire(draw_spec("small", "WS"), fused="off").double().train()
+        twin.load_state_dict(backbone.state_dict())
+        x = images()
+        for _ in range(2):
+            for name, feature in backbone(x).items():
+                assert torch.equal(feature, twin(x)[name])
+        assert not runs.called
+        (warning,) = (r for r in caplog.records if r.levelname == "WARNING")
+        assert "node by node, because the operators fail on cpu in torch.float64" in warning.message
+        assert why in warning.message and "fused" not in warning.message
+        with pytest.raises(ValueError, match=f"FUSED is on, but the operators fail.*{why}"):
+            RandWire(draw_spec("small", "WS"), fused="on").double()(x)
+    finally:
+        probe.failure.cache_clear()
+
+
+def test_operators_that_work_are_used(runs: mock.Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the probe refuses what is right: here it looks at what it compares with."""
+    monkeypatch.setattr("randwire_d2.modeling.stage.needs_probe", lambda device: True)
+    for norm, mode in (("BN", True), ("BN", False), ("FrozenBN", True)):
+        backbone = RandWire(draw_spec("small", "WS"), norm=norm).double().train(mode)
+        backbone(images())
+    assert runs.call_count == 9
+
+
+def test_the_probe_sees_all_that_a_stage_asks_for() -> None:
+    """Else a stage's first pass compiles a kernel that nothing was held against."""
+    spec = NetworkGenerator("small", 6, 12, "ER", {"p": 0.7})(1)
+    stage = RandWireStage(spec.stages[0], "sep_conv3x3", "BN").train()
+
+    def asked(run: Callable[[], Any]) -> set[tuple[Any, ...]]:
+        """Of each call: what Triton compiles kernels for."""
+        calls = set()
+        for name in probe.OPERATORS:
+            original = getattr(torch.ops.randwire, name)
+
+            def note(*arguments: Any, name: str = name, original: Any = original) -> Any:
+                lists = [len(a) for a in arguments if isinstance(a, (list, tuple))]
+                rest = [a for a in arguments if isinstance(a, int)]
+                calls.add((name, *lists[: 2 if name.startswith("agg") else 1], *rest))
+                return original(*arguments)
+
+            patches.enter_context(mock.patch.object(ops, name, note))
+            patches.enter_context(mock.patch.object(torch.ops.randwire, name, note))
+        run()
+        patches.close()
+        return calls
+
+    patches = contextlib.ExitStack()
+    x = torch.randn(2, 6, 9, 7, requires_grad=True)
+    needed = asked(lambda: stage(x).sum().backward())
+    variants = probe.Variants(*stage._sizes, batch=True, backward=True)
+    probe.failure.cache_clear()
+    device = torch.device("cpu")
+    seen = asked(lambda: probe.failure(device, torch.float32, variants))
+    probe.failure.cache_clear()
+    assert needed and needed <= seen
 
 
 def test_the_switches_reach_every_stage(runs: mock.Mock) -> None:
     """Else MODEL.RANDWIRE.FUSED or RECOMPUTE is ignored."""
-    for on, recompute in itertools.product((True, False), repeat=2):
+    for on, recompute in itertools.product(("auto", "on", "off"), (True, False)):
         cfg = get_cfg()
         add_randwire_config(cfg)
-        assert (cfg.MODEL.RANDWIRE.FUSED, cfg.MODEL.RANDWIRE.RECOMPUTE) == (True, False)
+        assert (cfg.MODEL.RANDWIRE.FUSED, cfg.MODEL.RANDWIRE.RECOMPUTE) == ("auto", False)
         cfg.MODEL.RANDWIRE.FUSED, cfg.MODEL.RANDWIRE.RECOMPUTE = on, recompute
         cfg.MODEL.RANDWIRE.CHANNELS, cfg.MODEL.RANDWIRE.NUM_NODES = 4, 10
         cfg.MODEL.WEIGHTS = "somewhere"
@@ -358,14 +474,14 @@ def test_the_switches_reach_every_stage(runs: mock.Mock) -> None:
         backbone = RandWire(cfg, mock.Mock(channels=3))
         with torch.no_grad():
             backbone(torch.randn(1, 3, 32, 32))
-        assert runs.call_count == (4 if on else 0)
+        assert runs.call_count == (0 if on == "off" else 4)
         assert all(call.args[-1] == recompute for call in runs.call_args_list)
 
 
 def test_one_checkpoint_for_every_path() -> None:
     """Else weights trained on one path don't load on another, or mean something else there."""
     spec = draw_spec("regular", "WS")
-    models = [RandWireClassifier(spec, 4, fused=on).double().eval() for on in (True, False)]
+    models = [RandWireClassifier(spec, 4, fused=on).double().eval() for on in ("on", "off")]
     randomise(models[0])
     models[1].load_state_dict(models[0].state_dict())
     assert_same(models[1](images()), models[0](images()), "logits")
@@ -418,7 +534,7 @@ def test_autocast_agrees_with_the_nodes(recompute: bool) -> None:
     of another type than the weights'."""
     spec = NetworkGenerator("small", 8, 6, "WS", {"k": 2, "p": 0.5})(1)
     models = [
-        RandWire(spec, out_features=["res3"], fused=on, recompute=recompute) for on in (True, False)
+        RandWire(spec, out_features=["res3"], fused=on, recompute=recompute) for on in ("on", "off")
     ]
     randomise(models[0])
     models[1].load_state_dict(models[0].state_dict())
@@ -434,6 +550,30 @@ def test_autocast_agrees_with_the_nodes(recompute: bool) -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     for a, b in (results, gradients):
         assert ((a - b).norm() / b.norm()) < 0.05
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_a_model_that_was_cast_loses_no_more_than_its_nodes(norm: str) -> None:
+    """Else means, variances and affines are of half precision too: a mean that is large beside the
+    deviation then leaves few digits of the difference."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", norm).train()
+    stage.bfloat16()
+    exact = copy.deepcopy(stage).double()
+    x = (torch.randn(4, 5, 24, 24) + 20).bfloat16()
+    expected = exact.run_nodes(x.double())
+    kept = copy.deepcopy(stage.state_dict())
+    errors = {}
+    for run in (RandWireStage.run_fused, RandWireStage.run_nodes):
+        stage.load_state_dict(kept)
+        y = run(stage, x.requires_grad_())
+        assert y.dtype == torch.bfloat16
+        y.sum().backward()
+        errors[run.__name__] = float((y.double() - expected).norm() / expected.norm())
+        for name, value in stage.state_dict().items():
+            torch.testing.assert_close(
+                value, exact.state_dict()[name].to(value), atol=0.1, rtol=0.1
+            )
+    assert errors["run_fused"] < 1.1 * errors["run_nodes"], errors
 
 
 def test_frozen_norms_stay_frozen_in_train_mode() -> None:

@@ -14,7 +14,7 @@ from randwire_d2.runs import EVALUATIONS, RunFolder
 TOOL = "train_net.py"
 # What is tested is the machinery.
 SMALL = [
-    "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 10,
+    "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 10, "MODEL.RANDWIRE.FUSED", "on",
     "SOLVER.IMS_PER_BATCH", 4, "SOLVER.WARMUP_ITERS", 2, "SEED", 1,
     "DATALOADER.NUM_WORKERS", 0,
 ]  # fmt: skip

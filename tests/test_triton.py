@@ -20,36 +20,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is not installed")
 
-from randwire_d2.ops import native, triton_kernels
+from randwire_d2.ops import probe, triton_kernels
+from randwire_d2.ops.probe import EVERY_WANT, OPERATORS, operands
 
-EVERY_WANT = ((False, False), (False, True), (True, False), (True, True))
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # A tile, a strip and a program's share so small that little images have several of each.
 SMALL = {"TILE": 64, "FLAT": 16, "PROGRAMS": 3, "MIN_ROWS": 1, "STRIP_WIDTH": 2, "STRIP_HEIGHT": 3}
-OPERATORS = (
-    *("weighted_sum", "weighted_sum_backward", "aggregate", "aggregate_backward"),
-    *("batch_norm_statistics", "batch_norm_backward"),
-)
 
 
 @dataclass(frozen=True)
-class Case:
-    """The operands of the operators, and the constants of ``triton_kernels`` that are replaced."""
+class Case(probe.Case):
+    """A case with constants of ``triton_kernels`` that are replaced."""
 
-    inputs: int
-    affine: bool
-    stride: int
-    size: tuple[int, int]
-    channels: int
-    dtype: torch.dtype = torch.float64
-    want: tuple[tuple[bool, bool], ...] = ((True, True),)
+    contiguous: bool = True
     constants: dict[str, int] = field(default_factory=dict)
-    mean: float = 0
-    only: tuple[str, ...] = OPERATORS
 
 
 CASES = {
@@ -90,44 +76,6 @@ CUDA_CASES = {
 }
 
 
-def operands(case: Case, operator: str, device: str) -> Iterator[tuple[Any, ...]]:
-    """Argument lists of an operator, in the dtype of the case."""
-    generator = torch.Generator().manual_seed(0)
-    wide = torch.float64 if case.dtype == torch.float64 else torch.float32
-
-    def draw(*size: int, dtype: torch.dtype = wide) -> Tensor:
-        x = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
-        return x.to(device)
-
-    def image(stride: int = 1) -> Tensor:
-        h, w = (-(-length // stride) for length in case.size)
-        x = draw(2, case.channels, h, w, dtype=case.dtype) + case.mean
-        return x.contiguous(memory_format=torch.channels_last)
-
-    n, c, stride = case.inputs, case.channels, case.stride
-    inputs, coefficients = [image() for _ in range(n)], draw(n)
-    output = inputs[0] + image()  # so that their product is large beside its rounding errors
-    inputs[-1] = inputs[-1].contiguous()  # not in channels_last
-    if n > 1:
-        coefficients[n // 2] = 0  # a dropped edge
-    affines = [draw(2, c) for _ in range(n)] if case.affine else []
-    kernel = draw(c, 1, 3, 3, dtype=case.dtype)
-    weight, bias, moments = draw(c), draw(c), draw(2, c).abs()
-    if operator == "weighted_sum":
-        yield inputs, coefficients, affines
-    elif operator == "weighted_sum_backward":
-        yield inputs, coefficients, output
-    elif operator == "aggregate":
-        yield inputs, coefficients, affines, kernel, stride
-    elif operator == "aggregate_backward":
-        for want in case.want:
-            yield image(stride), inputs, coefficients, affines, kernel, stride, want
-    elif operator == "batch_norm_statistics":
-        yield output, weight, bias, 1e-5
-    else:
-        yield inputs, coefficients, output, weight, bias, moments, 1e-5
-
-
 @contextmanager
 def replaced(constants: dict[str, int]) -> Iterator[None]:
     before = {name: getattr(triton_kernels, name) for name in constants}
@@ -136,34 +84,9 @@ def replaced(constants: dict[str, int]) -> Iterator[None]:
     vars(triton_kernels).update(before)
 
 
-def in_double(x: Any) -> Any:
-    if isinstance(x, (list, tuple)):
-        return type(x)(in_double(item) for item in x)
-    return x.cpu().double() if isinstance(x, Tensor) else x
-
-
 def check(case: Case, operator: str, function: Callable[..., Any], device: str = "cpu") -> None:
-    """Compare with the native implementation, in double precision, of the same values."""
     with replaced(case.constants):
-        for arguments in operands(case, operator, device):
-            results = function(*arguments)
-            expected = getattr(native, operator)(*in_double(arguments))
-            if isinstance(results, Tensor):
-                results, expected = (results,), (expected,)
-            parameters = arguments[3 if operator == "batch_norm_backward" else 1]
-            for i, (result, reference) in enumerate(zip(results, expected, strict=True)):
-                where = f"result {i} of {arguments[-1]}"
-                assert result.shape == reference.shape, where
-                image = result.dim() == 4 or not result.numel()
-                assert result.dtype == (case.dtype if image else parameters.dtype), where
-                if not result.numel():
-                    continue
-                if result.shape[1:2] == (case.channels,) and image:
-                    assert result.is_contiguous(memory_format=torch.channels_last), where
-                size = reference.abs()  # of the moments' and the affine's rows, one by one
-                size = size.amax(-1, keepdim=True) if reference.dim() == 2 else size.max()
-                error = float(((result.cpu().double() - reference).abs() / size).max())
-                assert error <= TOLERANCE[case.dtype], f"{where}: error {error:.1e}"
+        probe.compare(case, operator, function, device)
 
 
 def check_nan() -> None:

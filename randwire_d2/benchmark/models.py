@@ -28,9 +28,9 @@ CLASSES = 1000
 
 # The options in which the RandWires differ.
 RANDWIRE_OPTIONS: dict[str, dict[str, Any]] = {
-    "randwire": {"fused": True},
-    "randwire-recompute": {"fused": True, "recompute": True},
-    "randwire-plain": {"fused": False},
+    "randwire": {"fused": "on"},
+    "randwire-recompute": {"fused": "on", "recompute": True},
+    "randwire-plain": {"fused": "off"},
 }
 # Options of Detectron2's ResNets. MSRA's models have the stride in the first 1×1 convolution of a
 # block, which is Detectron2's default; torchvision's and this project's configs have it in the 3×3.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import spec_from_config
 from ..wiring import NetworkSpec, StageSpec
+from .fused import Fused
 from .node import Init, apply_init
 from .stage import ConvStage, RandWireStage
 
@@ -44,10 +45,12 @@ class RandWire(Backbone):
         relu_features: hand out the features after a ReLU, as a ResNet's are. Without it they are
             the stages' outputs, the means of what their last batch norms return. The next stage's
             own ReLUs come first in either case (Figure 2).
-        fused: run each stage as one function of fused operators, in channels_last, wherever it has
-            separable convolutions and batch norms, frozen or not. The same function of the same
-            weights; without it, nodes run one by one.
-        recompute: with ``fused``, save half as much for the backward pass, and compute it again.
+        fused: whether each stage runs as one function of fused operators, in channels_last: the
+            same function of the same weights as its nodes one by one. It can where it has separable
+            convolutions and batch norms, frozen or not. ``"auto"``: where it can and the operators
+            work on the device; the log says where not, and why. ``"on"``: or there is a
+            ValueError. ``"off"``: nowhere.
+        recompute: of a fused stage, save half as much for the backward pass, and compute it again.
 
     Raises:
         ValueError: for unknown features, norms, node operations, inits or scopes, or values out of
@@ -66,7 +69,7 @@ class RandWire(Backbone):
         edge_drop_scope: EdgeDropScope = "process",
         freeze_at: int = 0,
         relu_features: bool = False,
-        fused: bool = True,
+        fused: Fused = "auto",
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -79,6 +82,7 @@ class RandWire(Backbone):
         for argument, value, known in (
             ("init", init, get_args(Init)),
             ("edge_drop_scope", edge_drop_scope, get_args(EdgeDropScope)),
+            ("fused", fused, get_args(Fused)),
         ):
             if value not in known:
                 raise ValueError(f"{argument} must be {' or '.join(known)}; got {value!r}")
@@ -89,6 +93,7 @@ class RandWire(Backbone):
         self._out_features = [name for name in names if name in out_features]
         self._stage_names = names[: names.index(self._out_features[-1]) + 1]
         self._shapes = {}
+        self._said: set[str] = set()
         for i, layer in enumerate(spec.layers[: len(self._stage_names)]):
             stage: CNNBlockBase = (
                 RandWireStage(layer, spec.node_op, norm, fused=fused, recompute=recompute)
@@ -144,7 +149,25 @@ class RandWire(Backbone):
                 x = stage(x)
             if name in self._out_features:
                 features[name] = F.relu(x) if self.relu_features else x
+        if not torch.compiler.is_compiling():
+            self._say_how_stages_ran()
         return features
+
+    def _say_how_stages_ran(self) -> None:
+        """Log how the stages have just run, unless it was said before."""
+        stages = {name: getattr(self, name) for name in self._stage_names}
+        graphs = {name: s for name, s in stages.items() if isinstance(s, RandWireStage)}
+        names: dict[str | None, list[str]] = {}
+        for name, stage in graphs.items():
+            names.setdefault(stage.plain_because, []).append(name)
+        said = "; ".join(
+            f"{', '.join(group)} {f'node by node, because {reason}' if reason else 'fused'}"
+            for reason, group in names.items()
+        )
+        if said and said not in self._said:
+            self._said.add(said)
+            failed = any(stage.failed for stage in graphs.values())
+            logger.log(logging.WARNING if failed else logging.INFO, f"RandWire runs {said}")
 
     def _draw_dropped_edge(self) -> tuple[str, tuple[int, int]] | None:
         """With probability ``edge_drop_prob``, one edge, uniformly over all that may be dropped.

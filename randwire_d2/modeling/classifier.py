@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ..wiring import NetworkSpec
 from ..wiring.network import HEAD_CHANNELS
 from .backbone import EdgeDropScope, RandWire
+from .fused import Fused
 from .node import Init, apply_init, build_norm, conv2d
 
 
@@ -38,7 +39,7 @@ class RandWireClassifier(nn.Module):
         dropout: float | None = None,
         edge_drop_prob: float | None = None,
         edge_drop_scope: EdgeDropScope = "process",
-        fused: bool = True,
+        fused: Fused = "auto",
         recompute: bool = False,
     ) -> None:
         super().__init__()

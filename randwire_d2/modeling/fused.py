@@ -5,7 +5,7 @@ computed, and its gradients, stand in ``graph_function``.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -16,44 +16,63 @@ from ..wiring.plan import Plan
 from .graph_function import GraphFunction, Run
 from .node import Node, SepConv3x3
 
+Fused = Literal["auto", "on", "off"]
 
-def is_fusable(nodes: Sequence[nn.Module], x: Tensor) -> bool:
-    """Whether ``run_fused`` computes what these nodes would: separable convolutions as they were
-    built, followed by batch norms that all do the same, frozen or not; no hooks, which it would not
-    call; no tracing or exporting, which wants torch's own operators."""
-    return (
-        ops.available(x.device)
-        and not (torch.jit.is_tracing() or torch.compiler.is_exporting())
-        and all(_is_simple(node) for node in nodes)
-        and len({_settings(node.norm) for node in nodes if isinstance(node, Node)}) == 1
-    )
+EXPORTING = "the model is traced or exported"
 
 
-def _is_simple(node: nn.Module) -> bool:
-    if type(node) is not Node or type(node.conv) is not SepConv3x3:
-        return False
+def why_not(nodes: Sequence[nn.Module], x: Tensor) -> str:
+    """Why ``run_fused`` would not compute what these nodes do; empty if it would.
+
+    It does with separable convolutions as they were built, followed by batch norms that all do the
+    same, frozen or not; without hooks, which it would not call; and not while tracing or exporting,
+    which want torch's own operators.
+    """
+    reason = ops.unavailable(x.device)
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        reason = EXPORTING
+    for node in nodes:
+        reason = reason or _why_not(node)
+    if not reason and len({_settings(node.norm) for node in nodes if isinstance(node, Node)}) > 1:
+        reason = "some of the norms are in another mode, or have another momentum or eps"
+    return reason
+
+
+def _why_not(node: nn.Module) -> str:
+    if type(node) is not Node:
+        return f"a node is a {type(node).__name__}"
+    if type(node.conv) is not SepConv3x3:
+        return f"the node operation is {type(node.conv).__name__}, not SepConv3x3"
     norm, convs = node.norm, (node.conv.depthwise, node.conv.pointwise)
     if type(norm) is nn.BatchNorm2d:
         # Without a momentum, the running statistics are cumulative averages.
-        simple = norm.affine and norm.track_running_stats and norm.momentum is not None
-    else:
-        simple = type(norm) is FrozenBatchNorm2d
-    return (
-        simple
-        and all(type(conv) is Conv2d and conv.bias is None for conv in convs)
-        and not any(
+        if not (norm.affine and norm.track_running_stats and norm.momentum is not None):
+            return "a BatchNorm2d is without weights, running statistics or momentum"
+    elif type(norm) is not FrozenBatchNorm2d:
+        return f"the norm is {type(norm).__name__}, not BN or FrozenBN"
+    for conv in convs:
+        if type(conv) is not Conv2d or conv.bias is not None:
+            return "somebody changed a convolution"
+    for module in (node, node.conv, *convs, norm):
+        if (
             module._forward_hooks
             or module._forward_pre_hooks
             or module._backward_hooks
             or module._backward_pre_hooks
-            for module in (node, node.conv, *convs, norm)
-        )
-    )
+        ):
+            return f"a {type(module).__name__} has a hook"
+    return ""
 
 
 def _settings(norm: Any) -> tuple[Any, ...]:
     batch = isinstance(norm, nn.BatchNorm2d) and norm.training
     return norm.eps, batch, norm.momentum if batch else None
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What a stage computes in: autocast's type, or its input's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def run_fused(
@@ -80,8 +99,10 @@ def run_fused(
     Raises:
         ValueError: if there is but one value per channel to take a batch's statistics of.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = compute_dtype(x)
+    # What is computed for a whole channel is so in single precision at least, whatever the weights'
+    # type: of a model that was cast to bfloat16, too.
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     norms: list[Any] = [node.norm for node in nodes]
     eps, batch, momentum = _settings(norms[0])
     depthwise = [node.conv.depthwise.weight.to(dtype) for node in nodes]
@@ -93,18 +114,19 @@ def run_fused(
                 f"is {tuple(x.shape)}: use larger images, a larger batch or FrozenBN"
             )
         pointwise = [weight.to(dtype) for weight in pointwise]
-        scale, bias = [norm.weight for norm in norms], [norm.bias for norm in norms]
+        scale = [norm.weight.to(wide) for norm in norms]
+        bias = [norm.bias.to(wide) for norm in norms]
     else:
         # The 1×1 weights are not cast yet: their product with the scale is to be rounded once.
-        scale, bias = _as_affine(norms)
+        scale, bias = _as_affine(norms, wide)
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-    coefficients = _coefficients(plan, nodes, dropped_edge)
+    coefficients = _coefficients(plan, nodes, dropped_edge).to(wide)
     parameters = [*depthwise, *pointwise, *scale, *bias]
     # Asked here, because inside of an autograd function gradients are always off.
     needed = any(tensor.requires_grad for tensor in (x, coefficients, *parameters))
     run = Run(plan, batch, eps, needed and torch.is_grad_enabled(), recompute)
     # What is not of autocast's type by now is not for autocast to change.
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         output, *moments = GraphFunction.apply(run, by_source, x, coefficients, *parameters)
     if batch:
         count = output.numel() // output.shape[1]
@@ -127,10 +149,10 @@ def _coefficients(plan: Plan, nodes: Sequence[Any], dropped_edge: tuple[int, int
     return coefficients
 
 
-def _as_affine(norms: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
+def _as_affine(norms: Sequence[Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     """The scale and the shift of each channel, of norms whose statistics are fixed."""
     weight, bias, mean, var = (
-        torch.stack([getattr(norm, name) for norm in norms])
+        torch.stack([getattr(norm, name) for norm in norms]).to(dtype)
         for name in ("weight", "bias", "running_mean", "running_var")
     )
     scale = weight * torch.rsqrt(var + norms[0].eps)
@@ -145,6 +167,8 @@ def _update_running_statistics(
     means, variances = zip(*(m.unbind() for m in moments), strict=True)
     # torch normalises by the biased variance and remembers the unbiased one.
     unbiased = torch._foreach_mul(variances, count / (count - 1))
-    torch._foreach_lerp_([norm.running_mean for norm in norms], means, momentum)
-    torch._foreach_lerp_([norm.running_var for norm in norms], unbiased, momentum)
+    for name, values in (("running_mean", means), ("running_var", unbiased)):
+        running = [getattr(norm, name) for norm in norms]
+        cast = [value.to(own.dtype) for value, own in zip(values, running, strict=True)]
+        torch._foreach_lerp_(running, cast, momentum)
     torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)

@@ -1,13 +1,17 @@
 """A stage of the network: one random graph, or the single convolution of conv1 and conv2 (§3.2)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase
+from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..ops.probe import Variants, failure, needs_probe
 from ..wiring import ConvSpec, StageSpec
 from ..wiring.plan import Plan
-from .fused import is_fusable, run_fused
+from .fused import EXPORTING, Fused, compute_dtype, run_fused, why_not
 from .node import Node, build_norm, conv2d
 
 
@@ -32,8 +36,15 @@ class RandWireStage(CNNBlockBase):
         spec: the wiring and the channels.
         node_op: a name in ``NODE_OP_REGISTRY``.
         norm: see ``build_norm``.
-        fused: run the nodes as one function with fused operators, where that is possible.
+        fused: whether the nodes run as one function of fused operators: ``"auto"``, where that is
+            possible and the operators work; ``"on"``, there or not at all; ``"off"``, nowhere.
         recompute: save less for the backward pass of that function, and compute it again.
+
+    Attributes:
+        slower: by ``training``, why nodes are run one by one with ``"auto"`` though they need not
+            be: somebody timed both. They are in channels_last then.
+        plain_because: why the last pass ran the nodes one by one; empty if it was fused, None if
+            there was none.
     """
 
     by_source: Tensor
@@ -44,7 +55,7 @@ class RandWireStage(CNNBlockBase):
         node_op: str,
         norm: str,
         *,
-        fused: bool = True,
+        fused: Fused = "auto",
         recompute: bool = False,
     ) -> None:
         super().__init__(spec.in_channels, spec.channels, stride=2)
@@ -56,7 +67,18 @@ class RandWireStage(CNNBlockBase):
         )
         self.fused = fused
         self.recompute = recompute
+        self.slower: dict[bool, str] = {}
+        self.plain_because: str | None = None
+        self._failures: dict[tuple[torch.device, torch.dtype, bool], str] = {}
         self.plan = Plan(spec.dag)
+        self._sizes = (
+            self.in_channels,
+            self.out_channels,
+            tuple(sorted({len(p) for p in spec.dag.predecessors if p})),
+            tuple(sorted({len(s) for s in spec.dag.successors if s})),
+            len(spec.dag.input_nodes),
+            len(spec.dag.output_nodes),
+        )
         by_source = torch.tensor(self.plan.by_source, dtype=torch.int64)
         self.register_buffer("by_source", by_source, persistent=False)
 
@@ -69,9 +91,65 @@ class RandWireStage(CNNBlockBase):
         Returns:
             Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), the mean of the output nodes.
         """
+        reason = self._why_plain(x)
+        if not torch.compiler.is_compiling():
+            self.plain_because = reason
+        return self.run_nodes(x, dropped_edge) if reason else self.run_fused(x, dropped_edge)
+
+    def _why_plain(self, x: Tensor) -> str:
+        """Why to run the nodes one by one; empty if they are to run fused.
+
+        Raises:
+            ValueError: they must run fused, and can't.
+        """
+        if self.fused == "off":
+            return "MODEL.RANDWIRE.FUSED is off"
+        reason = self.obstacle(x)
+        if self.fused == "auto":
+            return reason or self.slower.get(self.training, "")
+        if reason and reason != EXPORTING:
+            raise ValueError(
+                f"MODEL.RANDWIRE.FUSED is on, but {reason}; with auto, nodes run one by one"
+            )
+        return reason
+
+    def obstacle(self, x: Tensor) -> str:
+        """Why the nodes can't run fused on this input, or had better not; empty if they can.
+
+        On a GPU, the first call in training is one that all processes make together.
+        """
+        return why_not([*self.nodes], x) or self._failure(x)
+
+    def _failure(self, x: Tensor) -> str:
+        """Why the operators don't work for this stage on x's device; see ``ops.probe``."""
+        if not needs_probe(x.device):
+            return ""
+        key = (x.device, compute_dtype(x), self.training)
+        batch = self.training and isinstance(self.nodes[0].norm, nn.BatchNorm2d)
+        variants = Variants(*self._sizes, batch, backward=torch.is_grad_enabled())
+        if torch.compiler.is_compiling():
+            return failure(*key[:2], variants)
+        if key not in self._failures:
+            self._failures[key] = _in_all_processes(
+                lambda: failure(*key[:2], variants), together=self.training
+            )
+        return self._failures[key]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the operators have been found not to work for this stage."""
+        return any(self._failures.values())
+
+    def run_fused(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
+        """``forward`` as one function, whether or not that is possible."""
+        nodes = [*self.nodes]
+        return run_fused(self.plan, nodes, x, dropped_edge, self.by_source, self.recompute)
+
+    def run_nodes(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
+        """``forward`` node by node."""
         nodes, plan = [*self.nodes], self.plan
-        if self.fused and is_fusable(nodes, x):
-            return run_fused(plan, nodes, x, dropped_edge, self.by_source, self.recompute)
+        if self.training in self.slower:
+            x = x.contiguous(memory_format=torch.channels_last)
         results: dict[int, Tensor] = {}
         total = None
         for v in plan.order:
@@ -91,3 +169,17 @@ class RandWireStage(CNNBlockBase):
             del y
         assert total is not None, "a DAG has at least one output node"
         return total / len(plan.output_nodes)
+
+
+def _in_all_processes(find: Callable[[], str], *, together: bool) -> str:
+    """The first thing that any process finds.
+
+    One process comes first, and the others find in the cache what it has compiled. Not
+    ``together``, as in a test, which not all processes need take part in: this process alone.
+    """
+    if not together or comm.get_world_size() == 1:
+        return find()
+    found = find() if comm.is_main_process() else ""
+    comm.synchronize()
+    found = found or find()
+    return next(filter(None, comm.all_gather(found)), "")

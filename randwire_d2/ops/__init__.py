@@ -38,19 +38,23 @@ from .memory_format import empty_image
 _LIBRARY = torch.library.Library("randwire", "DEF")
 
 
-def available(device: torch.device) -> bool:
-    """Whether the operators run there: on a CPU, and on a GPU of NVIDIA's that Triton knows."""
-    return device.type == "cpu" or (device.type == "cuda" and _has_triton(device))
+def unavailable(device: torch.device) -> str:
+    """Why there are no operators for a device; empty for a CPU and a GPU that Triton knows."""
+    if device.type == "cpu":
+        return ""
+    return _unavailable_on_cuda(device) if device.type == "cuda" else f"the device is {device}"
 
 
 @torch.compiler.assume_constant_result
 @functools.cache
-def _has_triton(device: torch.device) -> bool:
-    return (
-        torch.version.cuda is not None
-        and torch.cuda.get_device_capability(device) >= (7, 0)
-        and importlib.util.find_spec("triton") is not None
-    )
+def _unavailable_on_cuda(device: torch.device) -> str:
+    if torch.version.cuda is None:
+        return "this PyTorch is not built for CUDA"
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return "the GPU is older than compute capability 7.0"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return ""
 
 
 def _on_cuda(name: str) -> Callable[..., Any]:

@@ -1,0 +1,224 @@
+"""Whether the operators work on a device: each is held against ``native`` in double precision.
+
+Kernels that are compiled where they run can fail there for reasons of that machine alone: there is
+no C compiler or no Python.h, the cache folder can't be written, the driver is old, a new compiler
+translates something wrongly. A training that is about to use them asks ``failure`` first.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import native
+
+OPERATORS = (
+    *("weighted_sum", "weighted_sum_backward", "aggregate", "aggregate_backward"),
+    *("batch_norm_statistics", "batch_norm_backward"),
+)
+# The largest error of an element, in units of the largest element.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+EVERY_WANT = ((False, False), (False, True), (True, False), (True, True))
+# Images with odd sides, and some whose pixels are a multiple of 16: Triton compiles other code for
+# these, and what a network computes with is most often the latter. Both are as wide as a strip.
+SIZES = ((7, 5), (8, 8))
+
+
+class Mismatch(RuntimeError):
+    """An operator's result is not what ``native`` computes."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Operands of the operators.
+
+    Attributes:
+        inputs: the number of inputs, or of gradients.
+        affine: whether the inputs have affines.
+        stride: 1 or 2.
+        size: height and width of the inputs, of which there are two images.
+        channels: C.
+        dtype: that of the activations.
+        want: the values of ``aggregate_backward``'s argument.
+        mean: the activations'; their standard deviation is 1.
+        only: the operators that are called.
+        contiguous: whether the last input is, in place of channels_last.
+    """
+
+    inputs: int
+    affine: bool
+    stride: int
+    size: tuple[int, int]
+    channels: int
+    dtype: torch.dtype = torch.float64
+    want: tuple[tuple[bool, bool], ...] = ((True, True),)
+    mean: float = 0
+    only: tuple[str, ...] = OPERATORS
+    contiguous: bool = False
+
+    def __str__(self) -> str:
+        height, width = self.size
+        return (
+            f"{self.inputs} inputs of {self.channels} channels, {height}×{width}, stride "
+            f"{self.stride}, {'with' if self.affine else 'without'} affines"
+        )
+
+
+class Variants(NamedTuple):
+    """What a stage asks of the operators; Triton compiles kernels for each of these numbers.
+
+    Attributes:
+        in_channels, channels: those of the stage's input and of its nodes.
+        inputs, readers: how many a node can have, in the order of size.
+        input_nodes, output_nodes: how many there are.
+        batch: whether norms use the statistics of the batch.
+        backward: whether there are gradients.
+    """
+
+    in_channels: int
+    channels: int
+    inputs: tuple[int, ...]
+    readers: tuple[int, ...]
+    input_nodes: int
+    output_nodes: int
+    batch: bool
+    backward: bool
+
+
+def needs_probe(device: torch.device) -> bool:
+    """Whether the operators are compiled there; on a CPU they are torch's own."""
+    return device.type != "cpu"
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str:
+    """Why a stage had better not use the operators there: one line, empty if they work.
+
+    The first call compiles the stage's kernels, which takes up to minutes.
+    """
+    try:
+        for case in cases(dtype, variants):
+            for operator in case.only:
+                compare(case, operator, getattr(torch.ops.randwire, operator), device)
+    # Whatever it is: nodes that run one by one need none of this.
+    except Exception as e:
+        reason = " ".join(str(e).split())[:300]
+        return f"the operators fail on {device} in {dtype}: {type(e).__name__}: {reason}"
+    return ""
+
+
+def cases(dtype: torch.dtype, variants: Variants) -> Iterator[Case]:
+    """One, two and three inputs, with and without affines, both strides; then the stage's own."""
+    stage = variants
+    sums, sums_backward, norms = OPERATORS[:1], OPERATORS[1:2], OPERATORS[5:]
+    read = OPERATORS[2:4] if stage.backward else OPERATORS[2:3]
+    for size in SIZES:
+        for n, affine, stride in itertools.product((1, 2, 3), (False, True), (1, 2)):
+            yield Case(n, affine, stride, size, stage.channels, dtype)
+        yield Case(1, False, 2, size, stage.in_channels, dtype, EVERY_WANT, only=read)
+        own = [(read, n) for n in stage.inputs]
+        if stage.batch:
+            own.append((sums, stage.output_nodes))
+        if stage.backward:
+            own += [(norms if stage.batch else sums_backward, n) for n in stage.readers]
+            yield Case(stage.input_nodes, False, 1, size, stage.in_channels, dtype, only=sums)
+        for only, n in own:
+            if n > 3:
+                yield Case(n, stage.batch, 1, size, stage.channels, dtype, only=only)
+
+
+def compare(
+    case: Case, operator: str, function: Callable[..., Any], device: torch.device | str = "cpu"
+) -> float:
+    """Hold an operator against ``native`` with the same values in double precision.
+
+    Returns:
+        float: the largest error of a result's element, in units of its largest element, or of what
+            a sum over the pixels can be expected to be.
+
+    Raises:
+        Mismatch: a result has another value, type, size or memory format.
+    """
+    worst = 0.0
+    for arguments in operands(case, operator, device):
+        with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
+            results = function(*arguments)
+        expected = getattr(native, operator)(*_in_double(arguments))
+        if isinstance(results, Tensor):
+            results, expected = (results,), (expected,)
+        parameters = arguments[3 if operator == "batch_norm_backward" else 1]
+        for i, (result, reference) in enumerate(zip(results, expected, strict=True)):
+            image = result.dim() == 4 or not result.numel()
+            dtype = case.dtype if image else parameters.dtype
+            where = f"{operator}, result {i}, of {case}"
+            if (result.shape, result.dtype) != (reference.shape, dtype):
+                raise Mismatch(f"{where}: {result.dtype} of {tuple(result.shape)}")
+            if not result.numel():
+                continue
+            activation = image and result.shape[1] == case.channels  # not a weight's gradient
+            if activation and not result.is_contiguous(memory_format=torch.channels_last):
+                raise Mismatch(f"{where}: not in channels_last")
+            size = reference.abs()  # of the moments' and the affine's rows, one by one
+            size = size.amax(-1, keepdim=True) if reference.dim() == 2 else size.max()
+            if reference.dim() == 1:
+                # Sums over pixels, which may cancel by chance; their rounding errors do not.
+                size = size.clamp_min(math.sqrt(2 * math.prod(case.size)))
+            error = float(((result.cpu().double() - reference).abs() / size).max())
+            if not error <= TOLERANCE[case.dtype]:
+                raise Mismatch(f"{where}: off by {error:.1e} of its largest element")
+            worst = max(worst, error)
+    return worst
+
+
+def operands(
+    case: Case, operator: str, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Any, ...]]:
+    """Argument lists of an operator, in the dtype of the case; the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.float64 if case.dtype == torch.float64 else torch.float32
+
+    def draw(*size: int, dtype: torch.dtype = wide) -> Tensor:
+        x = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        return x.to(device)
+
+    def image(stride: int = 1) -> Tensor:
+        h, w = (-(-length // stride) for length in case.size)
+        x = draw(2, case.channels, h, w, dtype=case.dtype) + case.mean
+        return x.contiguous(memory_format=torch.channels_last)
+
+    n, c, stride = case.inputs, case.channels, case.stride
+    inputs, coefficients = [image() for _ in range(n)], draw(n)
+    output = inputs[0] + image()  # so that their product is large beside its rounding errors
+    if case.contiguous:
+        inputs[-1] = inputs[-1].contiguous()
+    if n > 1:
+        coefficients[n // 2] = 0  # a dropped edge
+    affines = [draw(2, c) for _ in range(n)] if case.affine else []
+    kernel = draw(c, 1, 3, 3, dtype=case.dtype)
+    # No variance near 0, whose inverse would leave float16's range.
+    weight, bias, moments = draw(c), draw(c), draw(2, c).abs() + 0.5
+    if operator == "weighted_sum":
+        yield inputs, coefficients, affines
+    elif operator == "weighted_sum_backward":
+        yield inputs, coefficients, output
+    elif operator == "aggregate":
+        yield inputs, coefficients, affines, kernel, stride
+    elif operator == "aggregate_backward":
+        for want in case.want:
+            yield image(stride), inputs, coefficients, affines, kernel, stride, want
+    elif operator == "batch_norm_statistics":
+        yield output, weight, bias, 1e-5
+    else:
+        yield inputs, coefficients, output, weight, bias, moments, 1e-5
+
+
+def _in_double(x: Any) -> Any:
+    if isinstance(x, (list, tuple)):
+        return type(x)(_in_double(item) for item in x)
+    return x.cpu().double() if isinstance(x, Tensor) else x
