@@ -37,6 +37,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import RandWireCheckpointer
 from ..runs import RunFolder
+from .shadow_steps import ShadowSteps
 
 # By a data set's ``evaluator_type``, as in Detectron2's tools/train_net.py: its package, and so its
 # DefaultTrainer, has no such choice.
@@ -112,6 +113,8 @@ class Trainer(DefaultTrainer):
             elif isinstance(hook, hooks.PreciseBN):
                 period, iterations = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PRECISE_BN.NUM_ITER
                 built[i] = PreciseBN(period, self.model, hook._data_loader, iterations)
+        folder, period = RunFolder(self.cfg.OUTPUT_DIR), self.cfg.SOLVER.SHADOW_PERIOD
+        built.insert(0, ShadowSteps(self.model, folder, period))
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)

@@ -1,0 +1,173 @@
+"""Whether a device computes what it should: the fused operators, then a stage, timed both ways.
+
+Each examination is a process of its own: after an illegal access to memory, a process can use its
+GPU no more, and what comes later would be blamed for it.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils.collect_env import collect_env_info
+
+from .. import ops
+from ..modeling.shadow import shadow
+from ..modeling.stage import RandWireStage
+from ..ops import probe
+from ..wiring import NetworkGenerator
+
+DTYPES = ("float32", "float16", "bfloat16")
+SANITIZERS = ("memcheck", "racecheck")
+_SANITIZER = "compute-sanitizer"
+_SIZE = 56  # of the images that a stage gets
+_ROUNDS = 9
+
+Report = dict[str, Any]
+
+
+def examine(
+    device: str,
+    channels: int = 109,
+    batch: int = 32,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Examine a device.
+
+    Args:
+        device: such as ``"cuda"`` or ``"cuda:1"``.
+        channels: C of the stage.
+        batch: the images that it gets.
+        progress: is called with a line for each examination, before it begins.
+
+    Returns:
+        dict: "works"; "environment", a text; "compiler"; and under "operators", "stage" and
+        "sanitizer" what was found of each type or tool, or the "error" that ended it. It can be
+        written as JSON.
+    """
+    report: Report = {
+        "works": True,
+        "device": device,
+        "environment": collect_env_info(),
+        "compiler": _compiler(),
+        "operators": {},
+        "stage": {},
+        "sanitizer": {},
+    }
+    # On a CPU the operators sum in the type of their inputs: what is expected of a GPU's is not
+    # of them.
+    lower = DTYPES if torch.device(device).type == "cuda" else DTYPES[:1]
+    for part, options, dtypes in (
+        ("operators", [channels], lower),
+        ("stage", [channels, batch], DTYPES),
+    ):
+        for dtype in dtypes:
+            progress(f"{part} in {dtype}")
+            report[part][dtype] = _elsewhere([], part, device, dtype, *options)
+    installed = shutil.which(_SANITIZER)
+    for tool in SANITIZERS:
+        if installed is None or not device.startswith("cuda"):
+            report["sanitizer"][tool] = {"skipped": f"there is no {_SANITIZER}"}
+            continue
+        progress(f"operators under {_SANITIZER}, {tool}")
+        prefix = [installed, "--tool", tool, "--error-exitcode", "86"]
+        report["sanitizer"][tool] = _elsewhere(prefix, "operators", device, "float32", channels)
+    report["works"] = not any(
+        "error" in outcome
+        for part in ("operators", "stage", "sanitizer")
+        for outcome in report[part].values()
+    )
+    return report
+
+
+def examine_operators(device: str, dtype: str, channels: str) -> Report:
+    """The largest error of each operator, in units of the largest element of its result.
+
+    Raises:
+        Exception: an operator does not work; whatever it raised, or a ``Mismatch``.
+    """
+    there, kind = torch.device(device), getattr(torch, dtype)
+    _must_have_operators(there)
+    variants = probe.Variants(int(channels), int(channels), (4, 5), (4, 5), 4, 4, True, True)
+    worst = dict.fromkeys(probe.OPERATORS, 0.0)
+    for batch in (True, False):
+        for case in probe.cases(kind, variants._replace(batch=batch)):
+            for name in case.only:
+                function = getattr(torch.ops.randwire, name)
+                worst[name] = max(worst[name], probe.compare(case, name, function, there))
+    return {"errors": worst}
+
+
+def examine_stage(device: str, dtype: str, channels: str, batch: str) -> Report:
+    """A shadow step of the first stage of the paper's network: its errors and times.
+
+    Raises:
+        RuntimeError: the errors are larger than rounding explains.
+    """
+    there, kind = torch.device(device), getattr(torch, dtype)
+    _must_have_operators(there)
+    torch.manual_seed(0)
+    spec = NetworkGenerator("regular", int(channels), 32, "WS", {"k": 4, "p": 0.75})(1)
+    stage = RandWireStage(spec.stages[1], spec.node_op, "BN").to(there).train()
+    x = torch.randn(int(batch), int(channels), _SIZE, _SIZE, device=there, requires_grad=True)
+    with torch.autocast(there.type, kind, enabled=kind != torch.float32):
+        found = shadow(stage, x, _ROUNDS)
+    for what, error in found.errors.items():
+        if not error <= found.limit:
+            raise RuntimeError(f"{what}: off by {error:.2g}; rounding explains {found.limit:g}")
+    seconds = {
+        "training" if training else "inference": {"fused": fused, "node by node": nodes}
+        for training, (fused, nodes) in found.seconds.items()
+    }
+    return {"errors": found.errors, "seconds": seconds}
+
+
+def _must_have_operators(device: torch.device) -> None:
+    reason = ops.unavailable(device)
+    if reason:
+        raise RuntimeError(f"there are no fused operators: {reason}")
+
+
+def _compiler() -> Report:
+    """What Triton needs to build its launcher."""
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    cache = Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return {
+        "compiler": next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None),
+        "Python.h": header.is_file(),
+        "cache": str(cache),
+        "cache can be written": os.access(existing, os.W_OK),
+    }
+
+
+def _elsewhere(prefix: Sequence[str], part: str, *arguments: object) -> Report:
+    """What an examination found, in a process of its own."""
+    command = [*prefix, sys.executable, "-m", __name__, part, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode == 0:
+        found: Report = json.loads(done.stdout.splitlines()[-1])
+        return found
+    status = (
+        signal.Signals(-done.returncode).name
+        if done.returncode < 0
+        else f"exit status {done.returncode}"
+    )
+    said = (done.stderr if done.stderr.strip() else done.stdout).strip()
+    last = said.splitlines()[-1] if said else "nothing was printed"
+    return {"error": f"{last[:500]} ({status})", "log": said[-5000:]}
+
+
+if __name__ == "__main__":
+    _PARTS: dict[str, Callable[..., Report]] = {
+        "operators": examine_operators,
+        "stage": examine_stage,
+    }
+    print(json.dumps(_PARTS[sys.argv[1]](*sys.argv[2:])))

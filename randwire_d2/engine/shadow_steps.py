@@ -1,0 +1,150 @@
+"""How a training runs its stages: it tries both ways, and keeps the one that is right and fast."""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..modeling.shadow import Shadow, shadow
+from ..modeling.stage import RandWireStage
+from ..runs import RunFolder
+
+ROUNDS = 3  # of timing
+WORTH = 0.95  # nodes one by one have to take less of a fused stage's time than this, to be kept
+
+logger = logging.getLogger(__name__)
+
+
+class ShadowSteps(HookBase):
+    """Runs stages both ways, on what they get in the middle of a training step.
+
+    In the first iteration of a process, every stage: with ``MODEL.RANDWIRE.FUSED`` "auto" they are
+    timed as well, in training and inference, and each keeps the faster way. What they keep is in
+    the run's folder, and a training that is resumed keeps it, too: its numbers stay the same to the
+    bit. After that, one stage every ``period`` iterations.
+
+    Args:
+        model: it may be wrapped; all processes have the same.
+        folder: the run's.
+        period: iterations; 0 for the first iteration alone.
+    """
+
+    def __init__(self, model: nn.Module, folder: RunFolder, period: int) -> None:
+        self._stages = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, RandWireStage) and module.fused != "off"
+        }
+        self._folder, self._period = folder, period
+        self._found: dict[str, Shadow] = {}
+        self._handles: list[RemovableHandle] = []
+        self._decided = False
+
+    def before_train(self) -> None:
+        decided = self._folder.slower_stages() if self.trainer.start_iter else None
+        if decided is not None and decided.keys() == self._stages.keys():
+            self._decided = True
+            self._decide(decided)
+
+    def before_step(self) -> None:
+        names = [*self._stages]
+        since = self.trainer.iter - self.trainer.start_iter
+        if since:
+            if not names or not self._period or self.trainer.iter % self._period:
+                return
+            names = [names[self.trainer.iter // self._period % len(names)]]
+        for name in names:
+            stage = self._stages[name]
+            timed = not since and not self._decided and stage.fused == "auto"
+            self._handles.append(
+                stage.register_forward_pre_hook(
+                    lambda stage, args, name=name, rounds=ROUNDS if timed else 0: self._look(
+                        name, stage, args[0], rounds
+                    )
+                )
+            )
+
+    def _look(self, name: str, stage: RandWireStage, x: Tensor, rounds: int) -> None:
+        if stage.obstacle(x):
+            return
+        try:
+            self._found[name] = shadow(stage, x, rounds)
+        except torch.OutOfMemoryError:
+            logger.warning(f"{name}: there is no memory to run it both ways; it stays fused")
+
+    def after_step(self) -> None:
+        if not self._handles:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        everywhere = comm.all_gather(self._found)
+        self._found = {}
+        # Of a stage that some process could not look at, nothing is known.
+        common = [name for name in self._stages if all(name in found for found in everywhere)]
+        worst = {name: _worst([found[name] for found in everywhere]) for name in common}
+        for name, found in worst.items():
+            _check(name, found)
+        if worst:
+            logger.info(f"Shadow step: {'; '.join(_say(*item) for item in worst.items())}")
+        if self.trainer.iter == self.trainer.start_iter and not self._decided:
+            slower = {name: _slower(worst.get(name)) for name in self._stages}
+            self._decide(slower)
+            if comm.is_main_process():
+                self._folder.write_slower_stages(slower)
+
+    def _decide(self, slower: Mapping[str, Mapping[str, str]]) -> None:
+        for name, stage in self._stages.items():
+            stage.slower = {mode == "training": why for mode, why in slower[name].items()}
+
+
+def _worst(found: list[Shadow]) -> Shadow:
+    """What the slowest and least accurate of all processes found."""
+    first = found[0]
+    common = set.intersection(*(set(f.errors) for f in found))
+    return Shadow(
+        {what: max(f.errors[what] for f in found) for what in first.errors if what in common},
+        first.limit,
+        {
+            training: tuple(max(f.seconds[training][i] for f in found) for i in (0, 1))  # type: ignore[misc]
+            for training in first.seconds
+        },
+    )
+
+
+def _check(name: str, found: Shadow) -> None:
+    """
+    Raises:
+        RuntimeError: the stage is not what its nodes are.
+    """
+    for what, error in found.errors.items():
+        if not error <= found.limit:
+            raise RuntimeError(
+                f"{name} runs fused, and its {what} is off by {error:.2g} of what its nodes give "
+                f"one by one; rounding explains {found.limit:g}. Train with MODEL.RANDWIRE.FUSED "
+                "off, and report what tools/check_gpu.py prints"
+            )
+
+
+def _slower(found: Shadow | None) -> dict[str, str]:
+    """Where nodes one by one take less time: "training" or "inference" -> how much less."""
+    slower = {}
+    for training, (fused, nodes) in (found.seconds if found else {}).items():
+        if nodes < WORTH * fused:
+            mode = "training" if training else "inference"
+            slower[mode] = f"that takes {nodes / fused:.2f} of the time in {mode}"
+    return slower
+
+
+def _say(name: str, found: Shadow) -> str:
+    errors = ", ".join(f"{what} {error:.1e}" for what, error in found.errors.items())
+    times = [
+        f"{'training' if training else 'inference'} {nodes / fused:.2f}"
+        for training, (fused, nodes) in found.seconds.items()
+    ]
+    speed = f", times as fast as node by node: {', '.join(times)}" if times else ""
+    return f"{name} fused: relative errors: {errors or 'none'}{speed}"

@@ -1,0 +1,69 @@
+"""tools/check_gpu.py, on a CPU: each examination is a process of its own, as on a GPU."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Tool, refusal, run_tool
+
+from randwire_d2.benchmark import health
+from randwire_d2.ops import native, probe
+
+TOOL = "check_gpu.py"
+
+
+@pytest.mark.slow
+def test_a_device_that_works(tmp_path: Path) -> None:
+    """Wrong: something is not examined, or the report can't be attached to a bug report."""
+    options = ["--device", "cpu", "--channels", 12, "--batch", 2, "--output", tmp_path / "r.json"]
+    said = run_tool(TOOL, *options, log=tmp_path / "log")
+    assert "The fast path works." in said and "times as fast as node by node" in said
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["works"] and torch.__version__ in report["environment"]
+    assert report["operators"]["float32"]["errors"].keys() == set(probe.OPERATORS)
+    assert report["stage"].keys() == set(health.DTYPES)
+    assert report["stage"]["float32"]["seconds"].keys() == {"training", "inference"}
+    assert report["compiler"].keys() >= {"compiler", "Python.h", "cache can be written"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_without_a_gpu_there_is_nothing_to_check(tmp_path: Path) -> None:
+    assert "no GPU that PyTorch can use" in refusal(TOOL, log=tmp_path / "log")
+
+
+def test_a_wrong_operator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: a report that says "works" of kernels that do not."""
+
+    def wrong(*arguments: Any) -> Any:
+        return 1.01 * native.weighted_sum(*arguments)
+
+    monkeypatch.setattr(torch.ops.randwire, "weighted_sum", wrong)
+    with pytest.raises(probe.Mismatch, match="weighted_sum, result 0, of 1 inputs of 6 channels"):
+        health.examine_operators("cpu", "float32", "6")
+
+
+@pytest.mark.parametrize(
+    ("child", "error"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "(SIGSEGV)"),
+        ("raise OSError('no compiler')", "OSError: no compiler (exit status 1)"),
+    ],
+)
+def test_a_process_that_dies_is_an_outcome(
+    child: str, error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Wrong: the tool dies with what it examines."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f'#!/bin/sh\nexec python3 -c "{child}"\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(health.sys, "executable", str(stand_in))
+    report = health.examine("cpu", 6, 2)
+    assert not report["works"]
+    assert all(error in found["error"] for found in report["operators"].values())
+
+
+def test_wrong_options_are_refused(tmp_path: Path) -> None:
+    tool = Tool(TOOL, "--batch", 0, log=tmp_path / "log")
+    assert tool.wait() == 2 and "--batch must be at least 1; got 0" in tool.said

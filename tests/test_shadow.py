@@ -1,0 +1,196 @@
+"""A stage run both ways in the middle of a training, and what a training makes of it."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from helpers import draw_spec, images
+from torch import Tensor, nn
+
+from randwire_d2 import RandWire
+from randwire_d2.engine import shadow_steps
+from randwire_d2.engine.shadow_steps import ShadowSteps
+from randwire_d2.modeling import stage as stage_module
+from randwire_d2.modeling.shadow import LIMITS, Shadow, shadow
+from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.runs import RunFolder
+
+EVERYTHING = {"output", "parameters' gradients", "input's gradient"}
+
+
+def stage(norm: str = "BN", fused: Any = "auto") -> RandWireStage:
+    torch.manual_seed(0)
+    spec = draw_spec("small", "WS").stages[0]
+    return RandWireStage(spec, "sep_conv3x3", norm, fused=fused).train()
+
+
+def x(dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4, 5, 12, 12, dtype=dtype, generator=generator).requires_grad_()
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_both_ways_agree_and_the_stage_stays_as_it_is(norm: str) -> None:
+    """Else a training is not the same with a shadow step as without: statistics moved on, random
+    numbers were drawn, a gradient was left in a parameter, a mode was changed."""
+    one = stage(norm)
+    before = {name: value.clone() for name, value in one.state_dict().items()}
+    random = torch.get_rng_state()
+    found = shadow(one, x(), rounds=1)
+    assert found.errors.keys() == EVERYTHING and max(found.errors.values()) < 1e-5
+    assert found.seconds.keys() == {True, False}
+    assert all(fused > 0 and nodes > 0 for fused, nodes in found.seconds.values())
+    assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
+    assert all(p.grad is None for p in one.parameters()) and one.nodes[0].training
+    assert torch.equal(torch.get_rng_state(), random)
+    with torch.no_grad():
+        assert shadow(one, x()).errors.keys() == {"output"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_stays_below_the_limit(dtype: torch.dtype) -> None:
+    """Else mixed precision stops a training that is right."""
+    with torch.autocast("cpu", dtype):
+        found = shadow(stage(), x())
+    assert found.limit == LIMITS[dtype] and 1e-4 < max(found.errors.values()) < found.limit / 2
+
+
+def broken(change: Callable[[Tensor], Tensor]) -> Any:
+    """``run_fused`` with another result."""
+    original = stage_module.run_fused
+    return mock.patch.object(
+        stage_module, "run_fused", lambda *arguments: change(original(*arguments))
+    )
+
+
+def test_a_wrong_result_is_seen() -> None:
+    """Else a kernel that computes something else goes unnoticed, by its values or gradients."""
+    with broken(lambda y: 1.1 * y):
+        errors = shadow(stage(), x()).errors
+    assert all(errors[what] == pytest.approx(0.1, rel=1e-3) for what in EVERYTHING)
+
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, y: Tensor) -> Tensor:
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+            return 2 * grad
+
+    with broken(Twice.apply):
+        errors = shadow(stage(), x()).errors
+    assert errors["output"] < 1e-6
+    assert errors["parameters' gradients"] == pytest.approx(1, rel=1e-3)
+
+
+def test_a_training_that_diverges_is_no_fault_of_the_operators() -> None:
+    """Else NaN in the images stops the training with a wrong explanation."""
+    diverged = x().detach()
+    diverged[0, 0, 0, 0] = torch.nan
+    assert shadow(stage("FrozenBN"), diverged).errors == {}
+
+
+# -------------------------------------------------------------------------------------------------
+# In a training
+# -------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """A backbone with the hook, and steps in place of a trainer's."""
+
+    def __init__(self, folder: Path, fused: Any = "auto", period: int = 0, start: int = 0) -> None:
+        self.backbone = RandWire(draw_spec("small", "WS"), fused=fused).double().train()
+        self.hook = ShadowSteps(self.backbone, RunFolder(folder), period)
+        self.hook.trainer = SimpleNamespace(iter=start, start_iter=start)  # type: ignore[assignment]
+        self.hook.before_train()
+
+    def step(self) -> None:
+        self.hook.before_step()
+        self.backbone(images())
+        self.hook.after_step()
+        self.hook.trainer.iter += 1
+
+    def because(self, training: bool) -> list[str | None]:
+        self.backbone.train(training)(images())
+        return [getattr(self.backbone, name).plain_because for name in ("res3", "res4", "res5")]
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """The channels of each stage that was looked at, and the rounds; res4 is slower fused."""
+    calls: list[tuple[int, int]] = []
+
+    def look(one: RandWireStage, x: Tensor, rounds: int) -> Shadow:
+        calls.append((one.out_channels, rounds))
+        nodes = 0.5 if one.out_channels == 10 else 0.99
+        seconds = {True: (1.0, nodes), False: (1.0, 2.0)} if rounds else {}
+        return Shadow({"output": 1e-12}, 1e-8, seconds)
+
+    monkeypatch.setattr(shadow_steps, "shadow", look)
+    yield calls
+
+
+def test_a_training_keeps_the_faster_way_and_a_resumed_one_what_it_kept(
+    tmp_path: Path, looked: list[tuple[int, int]]
+) -> None:
+    """Else "auto" trains the slow way, or a resumed run computes other last bits than before."""
+    training = Training(tmp_path)
+    training.step()
+    assert looked == [(c, shadow_steps.ROUNDS) for c in (5, 10, 20)]
+    slow = "that takes 0.50 of the time in training"
+    assert training.because(True) == ["", slow, ""]
+    assert training.because(False) == ["", "", ""]
+    training.step()
+    assert len(looked) == 3, "it looks again"
+    assert json.loads((tmp_path / "stages.json").read_text())["res4"] == {"training": slow}
+
+    resumed = Training(tmp_path, start=2)
+    assert resumed.because(True) == ["", slow, ""]
+    resumed.step()
+    assert looked[3:] == [(c, 0) for c in (5, 10, 20)], "it is timed again"
+
+
+def test_switches_are_not_overruled(tmp_path: Path, looked: list[tuple[int, int]]) -> None:
+    """Else "on" is slower than promised, or "off" runs what somebody wanted not to run."""
+    on = Training(tmp_path, fused="on")
+    on.step()
+    assert looked == [(c, 0) for c in (5, 10, 20)] and on.because(True) == ["", "", ""]
+    Training(tmp_path, fused="off").step()
+    assert len(looked) == 3
+
+
+def test_every_so_often_one_stage_is_looked_at(
+    tmp_path: Path, looked: list[tuple[int, int]]
+) -> None:
+    """Else SOLVER.SHADOW_PERIOD looks at everything, at nothing, or always at the same stage."""
+    training = Training(tmp_path, period=2)
+    for _ in range(8):
+        training.step()
+    assert looked[3:] == [(10, 0), (20, 0), (5, 0)]
+    assert not any(module._forward_pre_hooks for module in training.backbone.modules()), (
+        "a hook is left, which would end the fast path"
+    )
+
+
+def test_a_stage_that_differs_stops_the_training(tmp_path: Path) -> None:
+    """Else wrong gradients train on for days."""
+    training = Training(tmp_path)
+    with broken(lambda y: y * (1 + 1e-7)), pytest.raises(RuntimeError) as e:
+        training.step()
+    assert "res3 runs fused, and its output is off by 1e-07" in str(e.value)
+    assert "FUSED off" in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "stages.json").exists()
+
+
+def test_what_can_not_run_fused_is_left_alone(tmp_path: Path) -> None:
+    """Else a network with other norms can't be trained."""
+    training = Training(tmp_path)
+    training.backbone.get_submodule("res3.nodes.0").norm = nn.GroupNorm(1, 5).double()
+    training.step()
+    assert set(json.loads((tmp_path / "stages.json").read_text())) == {"res3", "res4", "res5"}
