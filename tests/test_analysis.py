@@ -180,9 +180,9 @@ def test_parts_of_a_detector(norm: str, freeze_at: int) -> None:
 
     pixels = [height * width // stride**2 for stride in (8, 16, 32)]
     levels = [
-        (16, 64, 1, pixels[0], 1),
-        (32, 64, 1, pixels[1], 1),
-        (64, 64, 1, pixels[2], 1),
+        (8, 64, 1, pixels[0], 1),
+        (16, 64, 1, pixels[1], 1),
+        (32, 64, 1, pixels[2], 1),
         *((64, 64, 3, n, 1) for n in pixels),
     ]
     assert parts.pop("backbone.fpn") == layers(levels, norms=6)

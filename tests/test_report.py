@@ -409,14 +409,14 @@ def test_transfer_compares_detectors_that_differ_in_their_first_weights(demo: De
     for name, *arguments in demo.calls:
         if name != "train_net.py":
             continue
-        folder = Path(arguments.pop(arguments.index("OUTPUT_DIR") + 1)).name
-        kind, seed = folder.rsplit("_", 1)
-        assert arguments[arguments.index("SEED") + 1] == seed
+        folder = Path(arguments.pop(arguments.index("OUTPUT_DIR") + 1))
+        kind = folder.name
+        assert f"seed{arguments[arguments.index('SEED') + 1]}" == folder.parent.name
         assert arguments[arguments.index("SOLVER.IMS_PER_BATCH") + 1] == "4"
         assert ("MODEL.WEIGHTS" in arguments) == (kind == "pretrained")
         if kind == "pretrained":
             at = arguments.index("MODEL.WEIGHTS")
-            assert arguments[at + 1] == str(demo.output / "run" / "backbone.pth")
+            assert arguments[at + 1] == str(folder.with_name("backbone.pth"))
             del arguments[at : at + 2]
             arguments.remove("--config-from-weights")
         trained[kind].add(tuple(arguments))

@@ -6,8 +6,8 @@
 
 It runs tools/pretrain_imagenet.py, tools/convert_checkpoint.py and tools/train_net.py, which has
 the KEY VALUE pairs, then draws detections.png, training.png and wiring.png. Each time it trains
-anew; the runs of the time before, in OUTPUT/run, are removed. With --transfer it trains detectors
-from these weights and from scratch, three of each, and compares them.
+anew; the runs of the time before, in OUTPUT/run, are removed. With --transfer it does the same with
+three seeds, trains their detectors from scratch as well, and compares the two.
 """
 
 import argparse
@@ -24,8 +24,6 @@ TOOLS = Path(__file__).resolve().parent
 CONFIGS = TOOLS.parent / "configs"
 MARK = "made_by_demo.txt"  # in a folder that may be removed
 SEEDS = (1, 2, 3)
-# A short training shows what the weights are worth: with a long one, detectors catch up.
-TRANSFER = ["SOLVER.MAX_ITER", "500", "TEST.EVAL_PERIOD", "100", "SOLVER.CHECKPOINT_PERIOD", "100"]
 
 
 def parse_args() -> argparse.Namespace:
@@ -98,21 +96,19 @@ def run_tool(name: str, *args: object) -> None:
         sys.exit(status if status > 0 else 128 - status)  # a signal, as shells have it
 
 
-def pretrain(args: argparse.Namespace, run_dir: Path) -> Path:
+def pretrain(args: argparse.Namespace, run_dir: Path, seed: int | None) -> Path:
     """Train the classifier and convert it; the file with the detector's backbone."""
     classifier, backbone = run_dir / "pretrain", run_dir / "backbone.pth"
-    seed = [] if args.seed is None else ["SEED", args.seed]
-    opts = [*shlex.split(args.pretrain_opts), *seed, "OUTPUT_DIR", classifier]
+    pairs = [] if seed is None else ["SEED", seed]
+    opts = [*shlex.split(args.pretrain_opts), *pairs, "OUTPUT_DIR", classifier]
     run_tool("pretrain_imagenet.py", "--config-file", args.pretrain_config, *opts)
     run_tool("convert_checkpoint.py", classifier / "model_final.pth", backbone)
     return backbone
 
 
-def detect(
-    args: argparse.Namespace, run_dir: Path, weights: Path | None, seed: int | None, *opts: str
-) -> None:
+def detect(args: argparse.Namespace, run_dir: Path, weights: Path | None, seed: int | None) -> None:
     flags = [] if weights is None else ["--config-from-weights"]
-    pairs = [*opts, *args.opts, "OUTPUT_DIR", run_dir]
+    pairs = [*args.opts, "OUTPUT_DIR", run_dir]
     if weights is not None:
         pairs += ["MODEL.WEIGHTS", weights]
     if seed is not None:
@@ -121,7 +117,7 @@ def detect(
 
 
 def demo(args: argparse.Namespace, run_dir: Path) -> None:
-    detect(args, run_dir / "detector", pretrain(args, run_dir), args.seed)
+    detect(args, run_dir / "detector", pretrain(args, run_dir, args.seed), args.seed)
     print("Drawing the pictures ...", flush=True)
     from randwire_d2.engine.report import write_report  # seconds to import: not before the training
 
@@ -131,12 +127,13 @@ def demo(args: argparse.Namespace, run_dir: Path) -> None:
 
 
 def transfer(args: argparse.Namespace, run_dir: Path) -> None:
-    backbone = pretrain(args, run_dir)
     runs: dict[str, list[Path]] = {"from scratch": [], "pretrained": []}
     for seed in SEEDS:
+        of_seed = run_dir / f"seed{seed}"
+        backbone = pretrain(args, of_seed, seed)
         for name, weights in (("from scratch", None), ("pretrained", backbone)):
-            runs[name].append(run_dir / f"{name.replace(' ', '_')}_{seed}")
-            detect(args, runs[name][-1], weights, seed, *TRANSFER)
+            runs[name].append(of_seed / name.replace(" ", "_"))
+            detect(args, runs[name][-1], weights, seed)
     from randwire_d2.engine.report import write_comparison
 
     comparison = write_comparison(runs, ("bbox/AP", "bbox/AP50"), args.output / "transfer.png")

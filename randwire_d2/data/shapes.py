@@ -48,7 +48,9 @@ class ShapesConfig:
     occluders: int = 1  # most distractors among and before them
     min_visible: float = 0.5  # least part of an object's area that stays visible
     texture: float = 0.4  # in [0, 1]; how far a texture goes from its first to its second colour
-    contrast: float = 80.0  # of 255; least difference of an object's colours to what lies below
+    # Of 255; how much lighter the colours of objects are, at least, than all others. Were they to
+    # differ either way, most of a short training would go into learning what an edge is.
+    contrast: float = 40.0
     noise: int = 8  # of 255; largest noise of a pixel
 
     def __post_init__(self) -> None:
@@ -63,7 +65,7 @@ class ShapesConfig:
             "clutter": (self.clutter >= 0, "at least 0"),
             "occluders": (self.occluders >= 0, "at least 0"),
             "min_visible": (0 < self.min_visible < 1, "between 0 and 1, both excluded"),
-            "contrast": (0 <= self.contrast <= 120, "0 to 120: no colour is 128 from mid-grey"),
+            "contrast": (0 <= self.contrast <= 150, "0 to 150: beyond, few colours are left"),
             "noise": (0 <= self.noise <= 127, "0 to 127"),
         }
         self._check(limits)
@@ -88,8 +90,8 @@ class ShapesConfig:
 class ClassificationShapesConfig(ShapesConfig):
     """The same for the classification set: small images of one object each.
 
-    It is there to train a backbone for the detection set, so its objects have that set's sizes in
-    pixels, up to what fits. One image in six is of each class.
+    It is there to train a backbone for the detection set, so its objects have that set's look, and
+    its sizes in pixels, up to what fits. One image in six is of each class.
     """
 
     name: ClassVar[str] = "randwire_shapes_cls"
@@ -99,12 +101,7 @@ class ClassificationShapesConfig(ShapesConfig):
     image_size: int = 48
     objects: tuple[int, int] = (1, 1)
     scale: tuple[float, float] = (0.5, 0.92)
-    # Easier to tell than the detection set's, whose detectors have boxes to learn from as well:
-    # with its textures and clutter, a classifier learns next to nothing in some minutes.
-    clutter: int = 0
-    occluders: int = 0
     min_visible: float = 0.7  # an object that a near edge cuts off must still tell the class
-    texture: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,10 +142,10 @@ def draw_scene(config: ShapesConfig, rng: np.random.Generator, categories: Seque
     """
     size = config.image_size
     canvas = np.zeros((size, size, 3))
-    _paint(rng, config, canvas, np.ones((size, size)))
+    _paint(rng, config, canvas, np.ones((size, size)), is_object=False)
     for _ in range(rng.integers(config.clutter + 1)):
         window, alpha = _coverage(_place(rng, config, _distractor(rng)), size)
-        _paint(rng, config, canvas[window], alpha)
+        _paint(rng, config, canvas[window], alpha, is_object=False)
 
     objects: list[SceneObject] = []
     layers = [True] * rng.integers(*config.objects, endpoint=True)
@@ -191,8 +188,7 @@ def _add_layer(
     if not all(_can_label(o.visible, config.min_visible * o.area) for o in seen):
         return None
     window, alpha = _coverage(ring, size)
-    contrast = 0 if category is None else config.contrast
-    _paint(rng, config, canvas[window], alpha, contrast)
+    _paint(rng, config, canvas[window], alpha, is_object=category is not None)
     for o in seen:
         o.coverage[window] *= 1 - alpha
     if category is not None:
@@ -315,13 +311,11 @@ def _paint(
     config: ShapesConfig,
     canvas: Array,
     alpha: Array,
-    contrast: float = 0,
+    *,
+    is_object: bool,
 ) -> None:
     """Blend a random texture into the canvas (h, w, 3), in place, by alpha (h, w)."""
-    ground = np.zeros(3)
-    if contrast > 0:
-        ground = (canvas * alpha[..., None]).sum(axis=(0, 1)) / max(alpha.sum(), 1)
-    first, second = (_colour(rng, ground, contrast) for _ in range(2))
+    first, second = (_colour(rng, config.contrast, light=is_object) for _ in range(2))
     u, v = np.meshgrid(np.arange(alpha.shape[1]), np.arange(alpha.shape[0]))
     texture = TEXTURES[rng.integers(len(TEXTURES))]
     period, angle = rng.uniform(5, 14), rng.uniform(0, 2 * math.pi)
@@ -331,11 +325,12 @@ def _paint(
     canvas += (paint - canvas) * alpha[..., None]
 
 
-def _colour(rng: np.random.Generator, ground: Array, contrast: float) -> Array:
-    """A colour (3,) with some channel at least ``contrast`` away from the ground's."""
+def _colour(rng: np.random.Generator, contrast: float, *, light: bool) -> Array:
+    """A colour (3,) whose mean is lighter, or darker, than mid-grey by half the contrast."""
     while True:
         colour = rng.integers(256, size=3).astype(np.float32)
-        if np.abs(colour - ground).max() >= contrast:
+        lightness = colour.mean() - 127.5
+        if (lightness if light else -lightness) >= contrast / 2:
             return colour
 
 
