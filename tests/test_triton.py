@@ -23,6 +23,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is not installed")
 
+from randwire_d2 import ops
 from randwire_d2.ops import probe, triton_kernels
 from randwire_d2.ops.probe import EVERY_WANT, OPERATORS, operands
 
@@ -194,6 +195,20 @@ def test_operators_of_larger_operands(name: str, operator: str) -> None:
 def test_nan_is_not_hidden() -> None:
     """If it failed, a ReLU would turn NaNs into zeros, and a diverged training would go on."""
     assert not elsewhere("interpret", "NaN", *CASES)["NaN"]
+
+
+def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, tools/benchmark.py would count other launches than there are."""
+    launched: list[str] = []
+    monkeypatch.setattr(
+        triton_kernels, "_launch", lambda kernel, *_, **__: launched.append(kernel.fn.__name__)
+    )
+    case = probe.Case(3, True, 1, (7, 5), 5, torch.float32, EVERY_WANT)
+    for operator in OPERATORS:
+        for arguments in operands(case, operator):
+            launched.clear()
+            getattr(triton_kernels, operator)(*arguments)
+            assert len(launched) == ops.launches(operator, arguments), launched
 
 
 @pytest.mark.slow

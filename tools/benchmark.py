@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Compare what RandWire, ResNet-50 and ResNeXt-50 cost: bytes, kernels, memory, and times.
+"""Compare what RandWire, ResNet-50 and ResNeXt-50 cost: bytes, launches, memory, and times.
 
     python tools/benchmark.py --batch 64 --no-time
     python tools/benchmark.py --batch 8 --rounds 11 --json output/benchmark.json
     python tools/benchmark.py --detection --no-time
     python tools/benchmark.py --batch 4 --growth output/growth.png
 
-Bytes, kernels, saved and peak memory are counted on fake tensors. That takes seconds for any size,
+Bytes, launches, saved and peak memory are counted on fake tensors. That takes seconds for any size,
 and the counts are the same on every machine. Times, and the ceilings that they are compared with,
 are measured on the present device: a GPU, if there is one. The tables are Markdown.
 """

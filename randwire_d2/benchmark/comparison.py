@@ -88,7 +88,7 @@ class Row:
     Attributes:
         model: a name of ``MODELS``.
         step: ``"inference"`` or ``"training"``.
-        count: the bytes, kernels and memory that were counted.
+        count: the bytes, launches and memory that were counted.
         times: the seconds of the whole batch, one for each round; empty where none were taken.
         versus: the time as a multiple of ResNet-50's in the same round.
         floor: the least seconds that the roofline allows for the whole batch.

@@ -1,9 +1,11 @@
-"""The bytes, kernels and memory of a step, counted on fake tensors: nothing is computed.
+"""The bytes, launches and memory of a step, counted on fake tensors: nothing is computed.
 
 These are the conventions:
 
-- An operation is what PyTorch dispatches below autograd, forward and backward, and counts as one
-  kernel. Views, metadata and uninitialised allocations are no operations.
+- An operation is what PyTorch dispatches below autograd, forward and backward. Views, metadata and
+  uninitialised allocations are no operations.
+- An operation counts as one launch of a kernel, though cuDNN may need several; an operator of
+  ``randwire_d2.ops`` as the Triton kernels that it launches on CUDA.
 - Its traffic is the bytes of every tensor that it reads or writes. What it changes in place is
   both read and written, unless it is only overwritten. A dimension that is broadcast with stride 0
   counts once. A custom operator moves its arguments and results, whatever it does inside.
@@ -28,6 +30,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .. import ops
+
 # These take memory and put nothing into it.
 ALLOCATIONS = {
     f"aten::{name}"
@@ -50,18 +54,20 @@ OVERWRITING = {
 
 
 class Operation(NamedTuple):
-    """One kernel.
+    """One operation.
 
     Attributes:
         name: PyTorch's name, such as ``"aten.addmm.default"``.
         traffic: the bytes that it reads and writes.
         flops: two for each multiply-add of a convolution or a matrix product, by the formulas of
             ``torch.utils.flop_counter``; 0 where it has no formula, as for most custom operators.
+        launches: the kernels that it launches on a GPU.
     """
 
     name: str
     traffic: int
     flops: int
+    launches: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Count:
     """What one step does with the whole batch; all sizes are in bytes.
 
     Attributes:
-        operations: every kernel, in order.
+        operations: all of them, in order.
         saved: what autograd keeps for the backward pass.
         peak: the most that is held at once.
     """
@@ -83,8 +89,8 @@ class Count:
         return sum(operation.traffic for operation in self.operations)
 
     @property
-    def kernels(self) -> int:
-        return len(self.operations)
+    def launches(self) -> int:
+        return sum(operation.launches for operation in self.operations)
 
     @property
     def flops(self) -> int:
@@ -187,9 +193,10 @@ class _Counter(TorchDispatchMode):
         if isinstance(func, OpOverload):
             traffic = _traffic(func, args, kwargs, outputs)
             if traffic is not None:
-                self.operations.append(
-                    Operation(str(func), traffic, _flops(func, args, kwargs, result))
-                )
+                flops = _flops(func, args, kwargs, result)
+                own = func.namespace == "randwire"
+                launches = ops.launches(func._opname, args) if own else 1
+                self.operations.append(Operation(str(func), traffic, flops, launches))
         return result
 
 

@@ -50,13 +50,13 @@ def to_markdown(benchmark: Benchmark, command: str) -> str:
 
 def _counts(benchmark: Benchmark) -> str:
     batch = benchmark.case.batch
-    header = ["multiply-adds (M)", "traffic (MB)", "kernels", "saved (MB)", "peak (MB)"]
+    header = ["multiply-adds (M)", "traffic (MB)", "launches", "saved (MB)", "peak (MB)"]
     rows = [
         [
             *_title(row),
             f"{row.count.flops / 2 / batch / MB:,.0f}",
             f"{row.count.traffic / batch / MB:,.0f}",
-            f"{row.count.kernels:,}",
+            f"{row.count.launches:,}",
             f"{row.count.saved / batch / MB:,.1f}",
             f"{row.count.peak / MB:,.0f}",
         ]
@@ -92,7 +92,7 @@ def to_json(benchmark: Benchmark, command: str, growth: Iterable[GrowthPoint] = 
                 "model": row.model,
                 "step": row.step,
                 "traffic": row.count.traffic,
-                "kernels": row.count.kernels,
+                "launches": row.count.launches,
                 "saved": row.count.saved,
                 "peak": row.count.peak,
                 "flops": row.count.flops,

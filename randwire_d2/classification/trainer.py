@@ -14,9 +14,11 @@ from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..engine import Trainer, setup
+from ..modeling.image_classifier import ImageClassifier
 from .data import TrainLoader, build_test_loader, mix_seeds
 from .evaluation import AccuracyEvaluator
 
@@ -33,7 +35,8 @@ class ClassificationTrainer(Trainer):
 
     def build_hooks(self) -> list[HookBase]:
         seeds = [SeedIterations(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
-        return [*seeds, WatchInput(self._trainer.data_loader), *super().build_hooks()]
+        watch = [WriteAccuracy(self.model), WatchInput(self._trainer.data_loader)]
+        return [*seeds, *watch, *super().build_hooks()]
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -66,6 +69,18 @@ class SeedIterations(HookBase):
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
+
+
+class WriteAccuracy(HookBase):
+    """Writes the accuracy of each training batch, once the step, which ends with the loss on the
+    CPU, has waited for the device anyway."""
+
+    def __init__(self, model: nn.Module) -> None:
+        (self._model,) = (m for m in model.modules() if isinstance(m, ImageClassifier))
+
+    def after_step(self) -> None:
+        if self._model.train_top1 is not None:
+            self.trainer.storage.put_scalar("train_top1", float(self._model.train_top1))
 
 
 class WatchInput(HookBase):

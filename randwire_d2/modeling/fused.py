@@ -105,7 +105,7 @@ def run_fused(
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     norms: list[Any] = [node.norm for node in nodes]
     eps, batch, momentum = _settings(norms[0])
-    depthwise = [node.conv.depthwise.weight.to(dtype) for node in nodes]
+    depthwise = [node.conv.depthwise.weight for node in nodes]
     pointwise = [node.conv.pointwise.weight for node in nodes]
     if batch:
         if x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2) == 1:
@@ -113,18 +113,16 @@ def run_fused(
                 "a batch norm in training needs more than one value per channel; the stage's input "
                 f"is {tuple(x.shape)}: use larger images, a larger batch or FrozenBN"
             )
-        pointwise = [weight.to(dtype) for weight in pointwise]
         scale = [norm.weight.to(wide) for norm in norms]
         bias = [norm.bias.to(wide) for norm in norms]
     else:
-        # The 1×1 weights are not cast yet: their product with the scale is to be rounded once.
         scale, bias = _as_affine(norms, wide)
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     coefficients = _coefficients(plan, nodes, dropped_edge).to(wide)
     parameters = [*depthwise, *pointwise, *scale, *bias]
     # Asked here, because inside of an autograd function gradients are always off.
     needed = any(tensor.requires_grad for tensor in (x, coefficients, *parameters))
-    run = Run(plan, batch, eps, needed and torch.is_grad_enabled(), recompute)
+    run = Run(plan, batch, eps, dtype, needed and torch.is_grad_enabled(), recompute)
     # What is not of autocast's type by now is not for autocast to change.
     with torch.autocast(x.device.type, enabled=False):
         output, *moments = GraphFunction.apply(run, by_source, x, coefficients, *parameters)

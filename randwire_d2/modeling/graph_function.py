@@ -46,6 +46,7 @@ class Run:
         batch: whether norms use the statistics of the batch; else they are folded into the 1×1
             convolutions.
         eps: the norms'.
+        dtype: what activations are in, and the weights of the convolutions are cast to.
         save: whether there will be a backward pass.
         recompute: whether to save less for it.
     """
@@ -53,6 +54,7 @@ class Run:
     plan: Plan
     batch: bool
     eps: float
+    dtype: torch.dtype
     save: bool
     recompute: bool
 
@@ -82,8 +84,13 @@ class _State:
         n = run.plan.num_nodes
         self.run, self.x, self.coefficients = run, x, coefficients
         self.one = coefficients.new_ones(1)
-        self.depthwise, self.pointwise = parameters[:n], parameters[n : 2 * n]
+        self.depthwise = _cast(parameters[:n], run.dtype)
+        self.pointwise = parameters[n : 2 * n]
         self.scale, self.bias = parameters[2 * n : 3 * n], parameters[3 * n :]
+        if run.batch:
+            self.pointwise = _cast(self.pointwise, run.dtype)
+        else:  # P's product with a is cast, so that it is rounded once
+            self.bias = _cast(self.bias, run.dtype)
         self.inner: dict[int, Tensor] = {}
         self.results: dict[int, Tensor] = {}
         self.affines: dict[int, Tensor] = {}
@@ -118,7 +125,7 @@ class _State:
         del inputs
         for u in done:
             del self.results[u]
-        bias = None if self.run.batch else self.bias[v].to(self.inner[v])
+        bias = None if self.run.batch else self.bias[v]
         self.results[v] = F.conv2d(self.inner[v], self.conv1x1(v), bias)
 
     def conv1x1(self, v: int) -> Tensor:
@@ -126,7 +133,10 @@ class _State:
         whenever it is used: all of them at once would be a copy of most of a network's weights."""
         if self.run.batch:
             return self.pointwise[v]
-        return (self.pointwise[v] * self.scale[v][:, None, None, None]).to(self.x.dtype)
+        weight, scale = self.pointwise[v], self.scale[v][:, None, None, None]
+        if self.run.dtype == weight.dtype == scale.dtype:
+            return weight * scale
+        return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=self.run.dtype))
 
     def forward(self) -> Tensor:
         """Run all nodes; return the mean of the output nodes."""
@@ -207,8 +217,11 @@ class GraphFunction(torch.autograd.Function):
         # all single inputs share; whichever of their gradients it gets, nobody asks for it.
         grad_coefficients = coefficients.new_empty(len(coefficients) + 1)
         grad_coefficients.index_copy_(0, by_source, torch.cat(gradients.edges))
+        # In the weights' own types: autograd would cast them one by one.
+        own = [tensor.dtype for tensor in tensors[: 2 * n : n]]
         grad_parameters = (
-            *gradients.depthwise, *gradients.pointwise, *gradients.scale, *gradients.bias
+            *_cast(gradients.depthwise, own[0]), *_cast(gradients.pointwise, own[1]),
+            *gradients.scale, *gradients.bias,
         )  # fmt: skip
         return None, None, grad_x, grad_coefficients[:-1], *grad_parameters
 
@@ -348,6 +361,15 @@ class _Gradients:
                 self.scale[v] = (grad_weight * state.pointwise[v]).sum(dim=(1, 2, 3))
                 self.bias[v] = grad_bias
         return grad_sum
+
+
+def _cast(tensors: Sequence[Any], dtype: torch.dtype) -> Sequence[Any]:
+    """All of them in another type, in one launch."""
+    if all(tensor.dtype == dtype for tensor in tensors):
+        return tensors
+    cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(cast, list(tensors))
+    return cast
 
 
 def _conv1x1_backward(

@@ -9,7 +9,6 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..config import spec_from_config
@@ -27,10 +26,15 @@ class ImageClassifier(nn.Module):
         pixel_mean: subtracted from each channel, whose values are 0 … 255.
         pixel_std: each channel is then divided by it.
         label_smoothing: the part of the target that is spread over all classes.
+
+    Attributes:
+        train_top1: the accuracy of the last training batch, in per cent, on the device: who reads
+            it waits for the device. None before that.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    train_top1: Tensor | None
 
     @configurable
     def __init__(
@@ -46,6 +50,7 @@ class ImageClassifier(nn.Module):
         self.network = network
         self.input_format = input_format
         self.label_smoothing = label_smoothing
+        self.train_top1 = None
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
@@ -82,8 +87,7 @@ class ImageClassifier(nn.Module):
         if not self.training:
             return logits
         labels = batch["label"].to(self.device, non_blocking=True)
-        accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        get_event_storage().put_scalar("train_top1", 100 * accuracy.item())
+        self.train_top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
         return {"loss_cls": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
 
 

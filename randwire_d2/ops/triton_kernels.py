@@ -47,7 +47,7 @@ def weighted_sum(
     result, size = empty_image(inputs[0]), inputs[0].numel()
     channels = result.shape[1] if affines else FLAT
     tile = _tile_shape(channels)
-    grid = (triton.cdiv(size, channels * tile["ROWS"]),)
+    grid = (_cdiv(size, channels * tile["ROWS"]),)
     operands = (inputs, coefficients, tuple(affines), result)
     _launch(_weighted_sum_kernel, grid, *operands, size, channels, **tile)
     return result
@@ -58,7 +58,7 @@ def weighted_sum_backward(
 ) -> tuple[Tensor, Tensor]:
     *grads, output = _channels_last([*grads, output])
     result, size, n = empty_image(output), output.numel(), len(grads)
-    programs, rows, tile = _partition(triton.cdiv(size, FLAT), FLAT)
+    programs, rows, tile = _partition(_cdiv(size, FLAT), FLAT)
     partial = _workspace(output, programs * n)
     operands = (tuple(grads), coefficients, output, result, partial)
     _launch(_weighted_sum_backward_kernel, (programs,), *operands, size, FLAT, rows, **tile)
@@ -153,7 +153,7 @@ def batch_norm_backward(
     )
     _combine(partial, programs, columns, grad_bias, grad_weight, products)
     read = (tuple(grads), coefficients) if total is None else ((total,), None)
-    grid = (triton.cdiv(size // channels, tile["ROWS"]),)
+    grid = (_cdiv(size // channels, tile["ROWS"]),)
     operands = (*read, x, weight, moments, grad_weight, grad_bias, grad_x)
     _launch(_norm_backward_kernel, grid, *operands, size, channels, **(tile | {"EPS": eps}))
     return grad_x, products, grad_weight, grad_bias
@@ -168,18 +168,27 @@ def _workspace(like: Tensor, size: int) -> Tensor:
     return torch.empty(size, dtype=wide, device=like.device)
 
 
+# Triton's own cost 3 to 5 µs a call, and there are thousands in a training step.
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
 def _tile_shape(channels: int) -> dict[str, Any]:
     """All channels, so that a sum over channels is one program's."""
-    width = triton.next_power_of_2(channels)
+    width = _next_power_of_2(channels)
     return {"ROWS": max(TILE // width, 1), "CHANNELS": width}
 
 
 def _partition(rows: int, channels: int) -> tuple[int, int, dict[str, Any]]:
     """How many programs, the rows of each, and the shape of their tiles."""
     tile = _tile_shape(channels)
-    each = max(triton.cdiv(rows, PROGRAMS), MIN_ROWS)
-    each = triton.cdiv(each, tile["ROWS"]) * tile["ROWS"]
-    return triton.cdiv(rows, each), each, tile
+    each = max(_cdiv(rows, PROGRAMS), MIN_ROWS)
+    each = _cdiv(each, tile["ROWS"]) * tile["ROWS"]
+    return _cdiv(rows, each), each, tile
 
 
 def _strips(x: Tensor) -> tuple[tuple[int, int], int, dict[str, Any]]:
@@ -188,17 +197,17 @@ def _strips(x: Tensor) -> tuple[tuple[int, int], int, dict[str, Any]]:
     One channel per thread: its 9 weights stay in registers, and no sum over pixels crosses threads.
     """
     n, c, h, w = x.shape
-    channels = min(triton.next_power_of_2(c), 64 if 0 < c % 128 <= 64 else 128)
-    width = min(triton.next_power_of_2(w), STRIP_WIDTH)
-    across, blocks = n * triton.cdiv(w, width), triton.cdiv(c, channels)
-    height = min(max(triton.cdiv(across * blocks * h, STRIPS), STRIP_HEIGHT), h)
+    channels = min(_next_power_of_2(c), 64 if 0 < c % 128 <= 64 else 128)
+    width = min(_next_power_of_2(w), STRIP_WIDTH)
+    across, blocks = n * _cdiv(w, width), _cdiv(c, channels)
+    height = min(max(_cdiv(across * blocks * h, STRIPS), STRIP_HEIGHT), h)
     tile = {"COLUMNS": width, "CHANNELS": channels, "num_warps": max(channels // 32, 1)}
-    return (across * triton.cdiv(h, height), blocks), height, tile
+    return (across * _cdiv(h, height), blocks), height, tile
 
 
 def _combination(columns: int) -> tuple[tuple[int], dict[str, Any]]:
     """Many narrow programs, whose rows are sectors of memory, read many at a time."""
-    return (triton.cdiv(columns, 8),), {"ROWS": 256, "COLUMNS": 8}
+    return (_cdiv(columns, 8),), {"ROWS": 256, "COLUMNS": 8}
 
 
 def _combine(
