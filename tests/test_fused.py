@@ -340,10 +340,6 @@ def parametrize(stage: RandWireStage) -> None:
     nn.utils.parametrizations.weight_norm(stage.get_submodule("nodes.1.conv.pointwise"))
 
 
-def synchronise(stage: RandWireStage) -> None:
-    nn.SyncBatchNorm.convert_sync_batchnorm(stage)
-
-
 @pytest.mark.parametrize(
     "change, why",
     [
@@ -353,8 +349,7 @@ def synchronise(stage: RandWireStage) -> None:
         (hook_a_convolution, "a Conv2d has a hook"),
         (mix_norms, "some of the norms are in another mode"),
         (cumulative_statistics, "without weights, running statistics or momentum"),
-        (replace_a_norm, "the norm is GroupNorm, not BN or FrozenBN"),
-        (synchronise, "the norm is SyncBatchNorm"),
+        (replace_a_norm, "the norm is GroupNorm, not BN, SyncBN or FrozenBN"),
     ],
 )
 def test_what_it_does_not_know_it_leaves_to_the_nodes(
@@ -366,9 +361,8 @@ def test_what_it_does_not_know_it_leaves_to_the_nodes(
     change(stage)
     x = torch.randn(2, 5, 8, 8)
     assert bool(stage.obstacle(x)) == bool(why) and why in stage.obstacle(x)
-    if change is not synchronise:  # it does not run on a CPU
-        stage(x).sum().backward()
-        assert runs.called == (not why) and stage.plain_because == stage.obstacle(x)
+    stage(x).sum().backward()
+    assert runs.called == (not why) and stage.plain_because == stage.obstacle(x)
     stage.fused = "on"
     if why:
         with pytest.raises(ValueError, match=f"FUSED is on, but .*{why}.*; with auto, nodes run"):
@@ -386,8 +380,8 @@ def test_the_log_says_once_how_stages_run(caplog: pytest.LogCaptureFixture) -> N
         backbone(images())
     assert caplog.messages == [
         "RandWire runs res3, res4, res5 fused",
-        "RandWire runs res3, res5 fused; res4 node by node, because the norm is GroupNorm, not BN "
-        "or FrozenBN",
+        "RandWire runs res3, res5 fused; res4 node by node, because the norm is GroupNorm, not "
+        "BN, SyncBN or FrozenBN",
     ]
 
 

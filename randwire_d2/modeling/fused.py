@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..wiring.plan import Plan
-from .graph_function import GraphFunction, Run
+from .graph_function import GraphFunction
+from .graph_state import Run
 from .node import Node, SepConv3x3
+from .shares import Shares
 
 Fused = Literal["auto", "on", "off"]
 
@@ -44,12 +46,14 @@ def _why_not(node: nn.Module) -> str:
     if type(node.conv) is not SepConv3x3:
         return f"the node operation is {type(node.conv).__name__}, not SepConv3x3"
     norm, convs = node.norm, (node.conv.depthwise, node.conv.pointwise)
-    if type(norm) is nn.BatchNorm2d:
+    if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
         # Without a momentum, the running statistics are cumulative averages.
         if not (norm.affine and norm.track_running_stats and norm.momentum is not None):
-            return "a BatchNorm2d is without weights, running statistics or momentum"
+            return f"a {type(norm).__name__} is without weights, running statistics or momentum"
+        if type(norm) is nn.SyncBatchNorm and torch.compiler.is_compiling():
+            return "the norm is SyncBatchNorm, whose messages torch.compile does not know"
     elif type(norm) is not FrozenBatchNorm2d:
-        return f"the norm is {type(norm).__name__}, not BN or FrozenBN"
+        return f"the norm is {type(norm).__name__}, not BN, SyncBN or FrozenBN"
     for conv in convs:
         if type(conv) is not Conv2d or conv.bias is not None:
             return "somebody changed a convolution"
@@ -64,9 +68,23 @@ def _why_not(node: nn.Module) -> str:
     return ""
 
 
+def uses_batch(norm: nn.Module) -> bool:
+    """Whether a norm normalises by statistics of the batch."""
+    return isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) and norm.training
+
+
+def sharing(norm: nn.Module) -> Any:
+    """The processes with which a synchronised norm shares a batch; None of any other."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not (isinstance(norm, nn.SyncBatchNorm) and norm.training and distributed):
+        return None
+    group = norm.process_group or torch.distributed.group.WORLD
+    return group if torch.distributed.get_world_size(group) > 1 else None
+
+
 def _settings(norm: Any) -> tuple[Any, ...]:
-    batch = isinstance(norm, nn.BatchNorm2d) and norm.training
-    return norm.eps, batch, norm.momentum if batch else None
+    batch = uses_batch(norm)
+    return norm.eps, batch, norm.momentum if batch else None, sharing(norm)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -86,7 +104,7 @@ def run_fused(
     """Run a whole random graph, and update its running statistics as its nodes would.
 
     Args:
-        plan: the plan of the graph.
+        plan: the plan of the graph; of synchronised norms one by level, for fewer messages.
         nodes: its nodes; they must be fusable.
         x: the stage's input (N, in_channels, H, W).
         dropped_edge: see ``RandWireStage``.
@@ -104,11 +122,13 @@ def run_fused(
     # type: of a model that was cast to bfloat16, too.
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     norms: list[Any] = [node.norm for node in nodes]
-    eps, batch, momentum = _settings(norms[0])
+    eps, batch, momentum, group = _settings(norms[0])
+    count: float | Tensor = x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2)
+    shares = None
     depthwise = [node.conv.depthwise.weight for node in nodes]
     pointwise = [node.conv.pointwise.weight for node in nodes]
     if batch:
-        if x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2) == 1:
+        if count == 1 and group is None:
             raise ValueError(
                 "a batch norm in training needs more than one value per channel; the stage's input "
                 f"is {tuple(x.shape)}: use larger images, a larger batch or FrozenBN"
@@ -122,12 +142,14 @@ def run_fused(
     parameters = [*depthwise, *pointwise, *scale, *bias]
     # Asked here, because inside of an autograd function gradients are always off.
     needed = any(tensor.requires_grad for tensor in (x, coefficients, *parameters))
-    run = Run(plan, batch, eps, dtype, needed and torch.is_grad_enabled(), recompute)
+    if group is not None:
+        shares = Shares.of(group, int(count), coefficients)
+        count = shares.total
+    run = Run(plan, batch, shares, eps, dtype, needed and torch.is_grad_enabled(), recompute)
     # What is not of autocast's type by now is not for autocast to change.
     with torch.autocast(x.device.type, enabled=False):
         output, *moments = GraphFunction.apply(run, by_source, x, coefficients, *parameters)
     if batch:
-        count = output.numel() // output.shape[1]
         _update_running_statistics(norms, moments, count, momentum)
     return output
 
@@ -159,7 +181,7 @@ def _as_affine(norms: Sequence[Any], dtype: torch.dtype) -> tuple[list[Tensor], 
 
 @torch.no_grad()
 def _update_running_statistics(
-    norms: Sequence[Any], moments: Sequence[Tensor], count: int, momentum: float
+    norms: Sequence[Any], moments: Sequence[Tensor], count: float | Tensor, momentum: float
 ) -> None:
     """What every batch norm does in training, for all of a stage in a few kernels."""
     means, variances = zip(*(m.unbind() for m in moments), strict=True)

@@ -1,6 +1,8 @@
 """A stage of the network: one random graph, or the single convolution of conv1 and conv2 (§3.2)."""
 
 from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from ..ops.probe import Variants, failure, needs_probe
 from ..wiring import ConvSpec, StageSpec
 from ..wiring.plan import Plan
-from .fused import EXPORTING, Fused, compute_dtype, run_fused, why_not
+from .fused import EXPORTING, Fused, compute_dtype, run_fused, sharing, uses_batch, why_not
 from .node import Node, build_norm, conv2d
 
 
@@ -70,6 +72,7 @@ class RandWireStage(CNNBlockBase):
         self.slower: dict[bool, str] = {}
         self.plain_because: str | None = None
         self._failures: dict[tuple[torch.device, torch.dtype, bool], str] = {}
+        self._dag = spec.dag
         self.plan = Plan(spec.dag)
         self._sizes = (
             self.in_channels,
@@ -113,6 +116,10 @@ class RandWireStage(CNNBlockBase):
             )
         return reason
 
+    @cached_property
+    def _plan_by_level(self) -> Plan:
+        return Plan(self._dag, by_level=True)
+
     def obstacle(self, x: Tensor) -> str:
         """Why the nodes can't run fused on this input, or had better not; empty if they can.
 
@@ -125,7 +132,8 @@ class RandWireStage(CNNBlockBase):
         if not needs_probe(x.device):
             return ""
         key = (x.device, compute_dtype(x), self.training)
-        batch = self.training and isinstance(self.nodes[0].norm, nn.BatchNorm2d)
+        norm: Any = self.nodes[0].norm
+        batch = uses_batch(norm)
         variants = Variants(*self._sizes, batch, backward=torch.is_grad_enabled())
         if torch.compiler.is_compiling():
             return failure(*key[:2], variants)
@@ -142,8 +150,10 @@ class RandWireStage(CNNBlockBase):
 
     def run_fused(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
         """``forward`` as one function, whether or not that is possible."""
-        nodes = [*self.nodes]
-        return run_fused(self.plan, nodes, x, dropped_edge, self.by_source, self.recompute)
+        nodes: list[Any] = [*self.nodes]
+        synchronised = sharing(nodes[0].norm) is not None
+        plan = self._plan_by_level if synchronised else self.plan
+        return run_fused(plan, nodes, x, dropped_edge, self.by_source, self.recompute)
 
     def run_nodes(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
         """``forward`` node by node."""

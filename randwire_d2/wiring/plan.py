@@ -18,6 +18,8 @@ class Plan:
         num_nodes, predecessors, successors, output_nodes: the wiring's. (Its own are properties,
             which torch.compile can't look into.)
         order: the order of the nodes, the one that holds the fewest results at once.
+        groups: the same order, in groups of nodes that do not need each other. With ``by_level``
+            the order is another one, and there are as few groups as there can be.
         done: for each node, those whose results nobody reads after it.
         done_backward: the same for gradients, which readers leave to what they read.
         coefficients: where each node's inputs are among the learned coefficients; nowhere, if it
@@ -27,13 +29,15 @@ class Plan:
         forgettable: nodes whose results had better be computed again than be saved.
     """
 
-    def __init__(self, dag: Dag) -> None:
+    def __init__(self, dag: Dag, *, by_level: bool = False) -> None:
         self.num_nodes = dag.num_nodes
         self.predecessors = dag.predecessors
         self.successors = dag.successors
         self.output_nodes = dag.output_nodes
         # The result of the depthwise convolution is there until that of the 1×1 convolution is.
-        self.order = schedule(dag, workspace=1).order
+        order = schedule(dag, workspace=1).order if not by_level else ()
+        self.groups = _levels(dag) if by_level else tuple((v,) for v in order)
+        self.order = tuple(v for group in self.groups for v in group)
         self.done = _last_uses(self.order, dag.predecessors)
         # The backward pass runs in the reversed order, where a node reads what its readers left.
         self.done_backward = _last_uses(self.order[::-1], dag.successors)
@@ -62,6 +66,16 @@ class Plan:
             if few and self.successors[v] and chosen.isdisjoint(self.predecessors[v]):
                 chosen.add(v)
         return frozenset(chosen)
+
+
+def _levels(dag: Dag) -> tuple[tuple[int, ...], ...]:
+    """Nodes by the length of the longest path from an input node."""
+    level: list[int] = []
+    for predecessors in dag.predecessors:  # in topological order
+        level.append(max((level[u] + 1 for u in predecessors), default=0))
+    return tuple(
+        tuple(v for v, own in enumerate(level) if own == number) for number in range(max(level) + 1)
+    )
 
 
 def _slices(lengths: Iterable[int]) -> list[slice]:

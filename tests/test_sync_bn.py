@@ -1,0 +1,128 @@
+"""Synchronised norms on the fast path: two processes are one with the whole batch."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from helpers import assert_same, randomise
+from torch import Tensor
+
+from randwire_d2.modeling import fused
+from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.wiring import NetworkGenerator
+from randwire_d2.wiring.plan import Plan
+
+SPEC = NetworkGenerator("small", 5, 12, "WS", {"k": 4, "p": 0.75})(1)
+PARTS = (3, 1)  # images of each process
+DAG = SPEC.stages[0].dag
+EDGE = next((u, v) for u, v in DAG.edges if len(DAG.predecessors[v]) > 1)
+
+
+def build(norm: str, recompute: bool, dtype: torch.dtype) -> RandWireStage:
+    torch.manual_seed(0)
+    stage = RandWireStage(SPEC.stages[0], "sep_conv3x3", norm, fused="on", recompute=recompute)
+    return randomise(stage.to(dtype)).train()  # type: ignore[return-value]
+
+
+def batch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Images, and the gradient of the loss by the output."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(sum(PARTS), 5, 9, 6, generator=generator, dtype=torch.float64) + 3
+    gradient = torch.randn(sum(PARTS), 5, 5, 3, generator=generator, dtype=torch.float64)
+    return x.to(dtype), gradient.to(dtype)
+
+
+def step(stage: RandWireStage, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    x.requires_grad_()
+    y = stage(x, dropped_edge=EDGE)
+    y.backward(gradient)
+    assert x.grad is not None
+    gradients = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+    return {"output": y.detach(), "input's gradient": x.grad, **gradients}
+
+
+def in_one_of_two(
+    rank: int, folder: Path, recompute: bool, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """A process's results, its statistics afterwards, and how many messages it sent."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
+    sent = 0
+
+    def counting(function: Any) -> Any:
+        def send(*args: Any, **kwargs: Any) -> Any:
+            nonlocal sent
+            sent += 1
+            return function(*args, **kwargs)
+
+        return send
+
+    dist = torch.distributed
+    stage = build("SyncBN", recompute, dtype)
+    x, gradient = (whole.split(PARTS)[rank] for whole in batch(dtype))
+    with (
+        mock.patch.object(dist, "all_gather", counting(dist.all_gather)),
+        mock.patch.object(dist, "all_reduce", counting(dist.all_reduce)),
+    ):
+        results = step(stage, x.clone(), gradient)
+    torch.distributed.destroy_process_group()
+    return results, dict(stage.named_buffers()), sent
+
+
+@pytest.mark.parametrize(
+    ("recompute", "dtype"),
+    [(False, torch.float64), (True, torch.float64), (False, torch.float32)],
+)
+def test_two_processes_are_one_with_the_whole_batch(
+    tmp_path: Path, recompute: bool, dtype: torch.dtype
+) -> None:
+    """Wrong: statistics of one process's images alone, in the output, the running statistics or the
+    gradients; images counted alike where processes have different numbers of them; more messages
+    than the wiring is deep."""
+    whole = build("BN", recompute, dtype)
+    expected = step(whole, *batch(dtype))
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        arguments = [(rank, tmp_path, recompute, dtype) for rank in range(2)]
+        parts = pool.starmap(in_one_of_two, arguments, chunksize=1)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    for name, value in expected.items():
+        own = [results[name] for results, _, _ in parts]
+        joined = torch.cat(own) if name in ("output", "input's gradient") else own[0] + own[1]
+        error = (joined - value).norm() / max(float(value.norm()), 1.0)
+        assert error < tolerance, f"{name}: off by {error:.1e}"
+    for _, statistics, _ in parts:
+        for name, value in whole.named_buffers():
+            torch.testing.assert_close(statistics[name], value, msg=name)
+    levels = len(Plan(DAG, by_level=True).groups)
+    # One asks how many images there are.
+    assert [sent for _, _, sent in parts] == [2 * levels + 1] * 2
+    assert levels < DAG.num_nodes
+
+
+def test_alone_it_is_a_batch_norm() -> None:
+    """Wrong: a network with SyncBN can't be trained, or tested, by one process."""
+    one, other = (build(norm, False, torch.float64) for norm in ("SyncBN", "BN"))
+    x, gradient = batch(torch.float64)
+    for training in (True, False):
+        results, expected = (
+            step(stage.train(training), x.clone(), gradient) for stage in (one, other)
+        )
+        for name, value in expected.items():
+            assert_same(results[name], value, name)
+    assert fused.sharing(one.nodes[0].norm) is None  # type: ignore[arg-type]
+
+
+def test_levels_need_only_what_came_before() -> None:
+    """Wrong: a node runs before one that it reads, or twice, or not at all."""
+    for stage in SPEC.stages:
+        plan = Plan(stage.dag, by_level=True)
+        assert sorted(plan.order) == [*range(stage.dag.num_nodes)]
+        done: set[int] = set()
+        for group in plan.groups:
+            assert all(done.issuperset(stage.dag.predecessors[v]) for v in group)
+            done.update(group)
