@@ -11,12 +11,13 @@ STAMP := $(VENV)/.installed-$(shell pwd | cksum | cut -d ' ' -f 1)
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help demo transfer test test-all lint venv clean
+.PHONY: help demo transfer gpu test test-all lint venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      pretrain, convert and fine-tune a small detector on built-in data; draw it"
 	@echo "make transfer  compare detectors that start from pretrained weights and from scratch"
+	@echo "make gpu       test and measure the fused operators on a GPU; tables in output/gpu/gpu.md"
 	@echo "make test      lint, then all tests but the slow ones (WORKERS=2 at a time)"
 	@echo "make test-all  make test, then the slow tests"
 	@echo "make lint      ruff and mypy"
@@ -28,6 +29,10 @@ demo: venv
 
 transfer: venv
 	$(BIN)/python tools/demo.py --transfer
+
+gpu: venv
+	$(BIN)/python -m pytest -k cuda
+	$(BIN)/python tools/measure_gpu.py
 
 test: lint
 	$(PYTEST) -m "not slow"

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
-from randwire_d2.benchmark.health import examine
+from randwire_d2.benchmark.health import examine, summary
 from randwire_d2.files import write_or_print
 
 
@@ -56,25 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"check_gpu.py: error: {' '.join(str(e).split())}")
     print("\n".join(summary(report)))
     sys.exit(0 if report["works"] else 1)
-
-
-def summary(report: dict) -> list[str]:
-    """The report in a line for each examination."""
-    lines = []
-    for part in ("operators", "stage", "sanitizer"):
-        for name, found in report[part].items():
-            if "error" in found:
-                outcome = f"FAILS: {found['error']}"
-            elif "skipped" in found:
-                outcome = f"skipped, {found['skipped']}"
-            else:
-                outcome = f"right, largest error {max(found['errors'].values()):.1e}"
-            for mode, seconds in found.get("seconds", {}).items():
-                ratio = seconds["node by node"] / seconds["fused"]
-                outcome += f"; {mode} {ratio:.2f} times as fast as node by node"
-            lines.append(f"{part:9}  {name:9}  {outcome}")
-    verdict = "works" if report["works"] else "does not work; MODEL.RANDWIRE.FUSED auto avoids it"
-    return [*lines, f"The fast path {verdict}."]
 
 
 def say(line: str) -> None:

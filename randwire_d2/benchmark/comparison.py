@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from .counting import Count, count
-from .models import MODELS, REFERENCE, STEPS, Case, build, forward
+from .models import COMPILED, MODELS, REFERENCE, STEPS, Case, build, forward
 from .roofline import Ceilings, floor, measure_ceilings
-from .timing import Clock, Ratio, Step, clock_of, paired, ratio
+from .timing import Clock, Ratio, Step, clock_of, host_clock, paired, ratio
 
 DEVICES = ("cpu", "cuda")
 # The first steps on a GPU choose or compile kernels and fill the allocator.
@@ -93,6 +93,9 @@ class Row:
         versus: the time as a multiple of ResNet-50's in the same round.
         floor: the least seconds that the roofline allows for the whole batch.
         gpu_peak: the most bytes that the step held, as the allocator of the GPU counts them.
+        host: on a GPU, the seconds until the host had launched the whole step, in each round: where
+            they are more than its time, the GPU waits for the host.
+        gpu_kernels: the kernels that the GPU ran, as the profiler counts them.
     """
 
     model: str
@@ -102,6 +105,8 @@ class Row:
     versus: Ratio | None = None
     floor: float | None = None
     gpu_peak: int | None = None
+    host: tuple[float, ...] = ()
+    gpu_kernels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,8 +154,10 @@ def run(
             rows.append(Row(name, step, counted))
     best = None
     if settings.rounds:
-        for model in models.values():
+        for name, model in models.items():
             model.to(device)
+            if name in COMPILED:
+                models[name] = torch.compile(model)  # type: ignore[assignment]
         inputs = make_inputs(device)
         if ceilings:
             progress("measuring the ceilings")
@@ -180,25 +187,27 @@ def _timed(
         name: partial(train if training else infer, model, *inputs, settings.amp_dtype)
         for name, model in models.items()
     }
-    times = paired(
-        steps,
-        clock,
-        settings.rounds,
-        warmup=WARMUP[settings.device],
-        before=lambda name: models[name].zero_grad(set_to_none=True),
-    )
+
+    def clear(name: str) -> None:
+        models[name].zero_grad(set_to_none=True)
+
+    times = paired(steps, clock, settings.rounds, warmup=WARMUP[settings.device], before=clear)
     timed = []
     for row in rows:
         own = times[row.model]
-        on_gpu = settings.device == "cuda"
-        timed.append(
+        versus = ratio(own, times[REFERENCE]) if REFERENCE in times else None
+        timed.append(replace(row, times=tuple(own), versus=versus))
+    if settings.device == "cuda":
+        host = paired(steps, host_clock, settings.rounds, warmup=0, before=clear)
+        timed = [
             replace(
                 row,
-                times=tuple(own),
-                versus=ratio(own, times[REFERENCE]) if REFERENCE in times else None,
-                gpu_peak=gpu_peak(steps[row.model], models[row.model], inputs) if on_gpu else None,
+                gpu_peak=gpu_peak(steps[row.model], models[row.model], inputs),
+                host=tuple(host[row.model]),
+                gpu_kernels=gpu_kernels(steps[row.model]),
             )
-        )
+            for row in timed
+        ]
     return timed
 
 
@@ -229,6 +238,17 @@ def gpu_peak(step: Step, model: nn.Module, inputs: Iterable[torch.Tensor]) -> in
     step()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before + own
+
+
+def gpu_kernels(step: Step) -> int:
+    """The kernels, copies and fills that a GPU runs in a step."""
+    cuda = torch.profiler.ProfilerActivity.CUDA
+    with torch.profiler.profile(activities=[cuda]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    return sum(
+        event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events() or ()
+    )
 
 
 def _tensors(model: nn.Module) -> Sequence[torch.Tensor]:

@@ -24,6 +24,7 @@ LOOKS = {
     "randwire": (BLUE, "o"),
     "randwire-recompute": (GREEN, "D"),
     "randwire-plain": (RED, "s"),
+    "randwire-compiled": (RED, "x"),
     "resnet50": (INK, "^"),
     "resnext50": (PINK, "v"),
     "resnet50-msra": (GREY, "P"),

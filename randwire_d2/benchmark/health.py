@@ -87,6 +87,25 @@ def examine(
     return report
 
 
+def summary(report: Report) -> list[str]:
+    """The report in a line for each examination."""
+    lines = []
+    for part in ("operators", "stage", "sanitizer"):
+        for name, found in report[part].items():
+            if "error" in found:
+                outcome = f"FAILS: {found['error']}"
+            elif "skipped" in found:
+                outcome = f"skipped, {found['skipped']}"
+            else:
+                outcome = f"right, largest error {max(found['errors'].values()):.1e}"
+            for mode, seconds in found.get("seconds", {}).items():
+                ratio = seconds["node by node"] / seconds["fused"]
+                outcome += f"; {mode} {ratio:.2f} times as fast as node by node"
+            lines.append(f"{part:9}  {name:9}  {outcome}")
+    verdict = "works" if report["works"] else "does not work; MODEL.RANDWIRE.FUSED auto avoids it"
+    return [*lines, f"The fast path {verdict}."]
+
+
 def examine_operators(device: str, dtype: str, channels: str) -> Report:
     """The largest error of each operator, in units of the largest element of its result.
 

@@ -69,7 +69,7 @@ def _times(benchmark: Benchmark, on_gpu: bool) -> str:
     batch = benchmark.case.batch
     header = ["", "step", "time (ms)", f"× {MODELS[REFERENCE]} (quartiles)"]
     header += ["floor (ms)", "time / floor"] if benchmark.ceilings else []
-    header += ["measured peak (MB)"] if on_gpu else []
+    header += ["measured peak (MB)", "host (ms)", "kernels"] if on_gpu else []
     rows = []
     for row in benchmark.rows:
         time = statistics.median(row.times)
@@ -78,7 +78,8 @@ def _times(benchmark: Benchmark, on_gpu: bool) -> str:
         if row.floor is not None:
             cells += [f"{row.floor / batch * 1e3:,.2f}", f"{time / row.floor:.1f}"]
         if row.gpu_peak is not None:
-            cells.append(f"{row.gpu_peak / MB:,.0f}")
+            host = f"{statistics.median(row.host) / batch * 1e3:,.2f}" if row.host else ""
+            cells += [f"{row.gpu_peak / MB:,.0f}", host, f"{row.gpu_kernels or 0:,}"]
         rows.append(cells)
     return _table(header, rows)
 
@@ -100,6 +101,8 @@ def to_json(benchmark: Benchmark, command: str, growth: Iterable[GrowthPoint] = 
                 "versus_resnet50": None if row.versus is None else row.versus._asdict(),
                 "floor": row.floor,
                 "gpu_peak": row.gpu_peak,
+                "host": row.host,
+                "gpu_kernels": row.gpu_kernels,
             }
         )
     content: dict[str, Any] = {

@@ -18,6 +18,7 @@ MODELS = {
     "randwire": "RandWire",
     "randwire-recompute": "RandWire, recompute",
     "randwire-plain": "RandWire, plain",
+    "randwire-compiled": "RandWire, plain, compiled",
     "resnet50": "ResNet-50",
     "resnext50": "ResNeXt-50",
     "resnet50-msra": "ResNet-50, MSRA",
@@ -31,7 +32,9 @@ RANDWIRE_OPTIONS: dict[str, dict[str, Any]] = {
     "randwire": {"fused": "on"},
     "randwire-recompute": {"fused": "on", "recompute": True},
     "randwire-plain": {"fused": "off"},
+    "randwire-compiled": {"fused": "off"},
 }
+COMPILED = ("randwire-compiled",)  # by torch.compile, once they have been counted
 # Options of Detectron2's ResNets. MSRA's models have the stride in the first 1×1 convolution of a
 # block, which is Detectron2's default; torchvision's and this project's configs have it in the 3×3.
 RESNET_OPTIONS: dict[str, dict[str, Any]] = {

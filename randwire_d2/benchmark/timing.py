@@ -40,6 +40,14 @@ def _cuda_clock(step: Step) -> float:
     return start.elapsed_time(end) / 1000
 
 
+def host_clock(step: Step) -> float:
+    """The seconds until a step has been launched; before it and after, the GPU is waited for."""
+    torch.cuda.synchronize()
+    seconds = _cpu_clock(step)
+    torch.cuda.synchronize()
+    return seconds
+
+
 def paired(
     steps: Mapping[str, Step],
     clock: Clock,

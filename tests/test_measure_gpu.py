@@ -1,0 +1,56 @@
+"""tools/measure_gpu.py: that nothing is lost of what was measured."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from helpers import ROOT, refusal
+
+from randwire_d2.benchmark import Case, Settings
+
+TOOL = "measure_gpu.py"
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("measure_gpu", ROOT / "tools" / TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "measure_gpu", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_part_that_fails_leaves_the_others(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: an hour of measurements is lost, a failure is not said, or the exit status is 0."""
+
+    def compare(case: Case, settings: Settings) -> tuple[str, object]:
+        # What is there already is on disk.
+        assert "The check" in json.loads((tmp_path / "gpu.json").read_text())
+        if case.detection:
+            raise RuntimeError("CUDA error:\nan illegal access")
+        return f"| batch {case.batch} |", {"batch": case.batch}
+
+    monkeypatch.setattr(tool, "check", lambda device, quick: ("it works", {"works": True}))
+    monkeypatch.setattr(tool, "compare", compare)
+    monkeypatch.setattr(tool, "train", lambda *_: ("top-1 80%", {"top1": 80.0}))
+    with pytest.raises(SystemExit) as e:
+        tool.main(["--device", "cpu", "--output", str(tmp_path)])
+    assert "measure_gpu.py: error: these failed: Detectors, 2 images, float32; Det" in str(e.value)
+    text = (tmp_path / "gpu.md").read_text()
+    assert "FAILED: RuntimeError: CUDA error: an illegal access" in text
+    assert all(f"| batch {batch} |" in text for batch in (32, 128, 256))
+    numbers = json.loads((tmp_path / "gpu.json").read_text())
+    assert numbers["A training, FUSED off"] == {"top1": 80.0}
+    assert len(numbers) == len(tool.comparisons("cpu", quick=False)) + 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_without_a_gpu_there_is_nothing_to_measure(tmp_path: Path) -> None:
+    assert "no GPU that PyTorch can use" in refusal(TOOL, log=tmp_path / "log")
