@@ -71,7 +71,7 @@ class RandWireStage(CNNBlockBase):
         self.recompute = recompute
         self.slower: dict[bool, str] = {}
         self.plain_because: str | None = None
-        self._failures: dict[tuple[torch.device, torch.dtype, bool], str] = {}
+        self._failures: dict[tuple[torch.device, torch.dtype, bool, bool], str] = {}
         self._dag = spec.dag
         self.plan = Plan(spec.dag)
         self._sizes = (
@@ -131,16 +131,18 @@ class RandWireStage(CNNBlockBase):
         """Why the operators don't work for this stage on x's device; see ``ops.probe``."""
         if not needs_probe(x.device):
             return ""
-        key = (x.device, compute_dtype(x), self.training)
+        device, dtype, gradients = x.device, compute_dtype(x), torch.is_grad_enabled()
+        key = (device, dtype, self.training, gradients)
+        if key in self._failures and not torch.compiler.is_compiling():
+            return self._failures[key]
         norm: Any = self.nodes[0].norm
-        batch = uses_batch(norm)
-        variants = Variants(*self._sizes, batch, backward=torch.is_grad_enabled())
+        needed = x.requires_grad or any(p.requires_grad for p in self.parameters())
+        variants = Variants(*self._sizes, uses_batch(norm), gradients and needed)
         if torch.compiler.is_compiling():
-            return failure(*key[:2], variants)
-        if key not in self._failures:
-            self._failures[key] = _in_all_processes(
-                lambda: failure(*key[:2], variants), together=self.training
-            )
+            return failure(device, dtype, variants)
+        self._failures[key] = _in_all_processes(
+            lambda: failure(device, dtype, variants), together=self.training
+        )
         return self._failures[key]
 
     @property
