@@ -69,13 +69,15 @@ def test_resume_after_kill_goes_on_from_the_last_checkpoint(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_two_cpu_processes_train_one_model(tmp_path: Path) -> None:
     """Wrong: two gloo ranks do not share the batch or the evaluation, or edge dropping stalls one
-    of them, whatever is recomputed."""
+    of them, whatever is recomputed; or they do not choose together how their stages run."""
     run = tmp_path / "run"
-    options = ["SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 4,
+    options = ["SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 4, "MODEL.RANDWIRE.FUSED", "auto",
                "MODEL.RANDWIRE.EDGE_DROP_PROB", 1.0, "MODEL.RANDWIRE.RECOMPUTE", True]  # fmt: skip
     flags = ["--num-gpus", 2, "--dist-url", "auto"]
     said = run_tool(TOOL, *arguments(run, flags, options), log=tmp_path / "log")
     assert "World size: 2" in said
+    assert said.count("Shadow step: ") == 1
+    assert len(RunFolder(run).slower_stages() or {}) == 3
     assert "bbox/AP" in last_metrics(run)
     assert (run / "model_final.pth").is_file()
 
