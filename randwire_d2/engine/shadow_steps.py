@@ -69,7 +69,9 @@ class ShadowSteps(HookBase):
             )
 
     def _look(self, name: str, stage: RandWireStage, x: Tensor, rounds: int) -> None:
-        if stage.obstacle(x):
+        # Where norms are synchronised, a process that runs out of memory would leave the others
+        # waiting for its messages.
+        if stage.synchronised or stage.obstacle(x):
             return
         try:
             self._found[name] = shadow(stage, x, rounds)

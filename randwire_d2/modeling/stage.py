@@ -116,6 +116,12 @@ class RandWireStage(CNNBlockBase):
             )
         return reason
 
+    @property
+    def synchronised(self) -> bool:
+        """Whether other processes' images are in its norms' statistics."""
+        norm: Any = self.nodes[0].norm
+        return sharing(norm) is not None
+
     @cached_property
     def _plan_by_level(self) -> Plan:
         return Plan(self._dag, by_level=True)
@@ -152,9 +158,8 @@ class RandWireStage(CNNBlockBase):
 
     def run_fused(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
         """``forward`` as one function, whether or not that is possible."""
-        nodes: list[Any] = [*self.nodes]
-        synchronised = sharing(nodes[0].norm) is not None
-        plan = self._plan_by_level if synchronised else self.plan
+        nodes = [*self.nodes]
+        plan = self._plan_by_level if self.synchronised else self.plan
         return run_fused(plan, nodes, x, dropped_edge, self.by_source, self.recompute)
 
     def run_nodes(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
