@@ -50,7 +50,7 @@ def add_randwire_config(cfg: CfgNode) -> None:
     # The features handed to the FPN or the heads: any of stem, res2, res3, res4, res5.
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     # Hand them out after a ReLU, as a ResNet's are. A classifier's head begins with one anyway.
-    node.RELU_FEATURES = False
+    node.RELU_FEATURES = True
     # The probability with which a training mini-batch loses one edge; the paper's ImageNet
     # training in the regular regime has 0.1, its fine-tuning does not mention it.
     node.EDGE_DROP_PROB = 0.0
