@@ -67,3 +67,17 @@ def test_a_process_that_dies_is_an_outcome(
 def test_wrong_options_are_refused(tmp_path: Path) -> None:
     tool = Tool(TOOL, "--batch", 0, log=tmp_path / "log")
     assert tool.wait() == 2 and "--batch must be at least 1; got 0" in tool.said
+
+
+@pytest.mark.slow
+def test_kernels_can_be_inspected_without_a_gpu(tmp_path: Path) -> None:
+    """Wrong: the tool compiles something else than it is asked for, or reads no numbers."""
+    pytest.importorskip("triton", reason="Triton comes with torch for CUDA")
+    options = ["--operators", "weighted_sum", "--inputs", 2, "--channels", 5, "--capability", 80]
+    *_, row = run_tool("inspect_kernels.py", *options, log=tmp_path / "log").splitlines()
+    channels, inputs, operator, kernel, registers, *_, instructions = (
+        cell.strip() for cell in row.strip("|").split("|")
+    )
+    assert (channels, inputs, operator) == ("5", "2", "weighted_sum")
+    assert kernel == "_weighted_sum_kernel"
+    assert 8 < int(registers) <= 255 and int(instructions) > 50

@@ -2,10 +2,11 @@
 
 Without a GPU, Triton's interpreter runs them on the CPU. It must be chosen before Triton is first
 imported, so this file runs itself in another process: ``python test_triton.py interpret CASE...``
-writes what was wrong in each case, as JSON. ``compile`` runs the compiler for a GPU in place of the
-kernels.
+writes what was wrong in each case, as JSON. ``compile`` and ``well`` run the compiler for a GPU in
+place of the kernels.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +48,7 @@ CASES = {
     "five inputs": Case(5, True, 1, (4, 3), 5, constants=SMALL),
     "every want": Case(2, True, 1, (3, 2), 5, want=EVERY_WANT, only=("aggregate_backward",)),
     "twelve inputs": Case(12, False, 1, (2, 3), 5),
+    "twenty inputs": Case(20, True, 1, (3, 2), 5, only=("aggregate", "aggregate_backward")),
     "float32": Case(2, True, 1, (7, 5), 5, torch.float32),
     "float16": Case(3, True, 1, (7, 5), 5, torch.float16),
     "bfloat16": Case(2, False, 2, (7, 5), 5, torch.bfloat16),
@@ -123,24 +124,9 @@ def interpret(names: list[str]) -> dict[str, str]:
 
 def compile_for_gpu() -> dict[str, str]:
     """What is wrong with each kernel, for a GPU of compute capability 9.0."""
-    import triton
-    from triton.backends.compiler import GPUTarget
+    from randwire_d2.ops.compiled import compile_kernels
 
-    target = GPUTarget("cuda", 90, 32)
-    triton.runtime.driver.set_active(
-        SimpleNamespace(
-            get_current_target=lambda: target,
-            get_current_device=lambda: 0,
-            get_current_stream=lambda device: 0,
-        )
-    )
-    wrong, name = {}, ""
-
-    def compile_only(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
-        compiled = kernel.warmup(*args, grid=grid, **constants)
-        wrong[f"{kernel.fn.__name__}, {name}"] = "" if compiled.asm["cubin"] else "no code"
-
-    vars(triton_kernels)["_launch"] = compile_only
+    wrong = {}
     # From three gradients on, a norm's backward writes their sum.
     for n, dtype in [
         (1, torch.float32),
@@ -153,11 +139,27 @@ def compile_for_gpu() -> dict[str, str]:
                 case = Case(n, affine, stride, (4, 4), 109, dtype)
                 name = f"{n} inputs, {dtype}, {affine = }, {stride = }"
                 for operator in OPERATORS:
-                    for arguments in operands(case, operator, "cpu"):
-                        try:
-                            getattr(triton_kernels, operator)(*arguments)
-                        except Exception as error:
-                            wrong[f"{operator}, {name}"] = f"{type(error).__name__}: {error}"
+                    try:
+                        for found in compile_kernels(case, [operator]):
+                            wrong[f"{found.kernel}, {name}"] = ""
+                    except Exception as error:
+                        wrong[f"{operator}, {name}"] = f"{type(error).__name__}: {error}"
+    return wrong
+
+
+def compiled_well() -> dict[str, str]:
+    """The kernels that would be slow: whose threads spill, or wait for each other."""
+    from randwire_d2.ops.compiled import compile_kernels
+
+    wrong = {}
+    # 112 is a multiple of 16, for which Triton compiles other loads than for 109.
+    for n, stride, channels in [(1, 1, 109), (4, 1, 112), (16, 1, 109), (1, 2, 112), (6, 1, 109)]:
+        case = Case(n, True, stride, (8, 8), channels, torch.float16)
+        operators = OPERATORS[2:4] if n != 6 else OPERATORS[5:]
+        for found in compile_kernels(case, operators):
+            strip = found.kernel.startswith("_aggregate")
+            good = found.spills <= 100 and not (strip and found.barriers + found.shuffles)
+            wrong[f"{n}, {stride}, {channels}, {found.kernel}"] = "" if good else str(found)
     return wrong
 
 
@@ -203,12 +205,12 @@ def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         triton_kernels, "_launch", lambda kernel, *_, **__: launched.append(kernel.fn.__name__)
     )
-    case = probe.Case(3, True, 1, (7, 5), 5, torch.float32, EVERY_WANT)
-    for operator in OPERATORS:
+    for n, operator in itertools.product((1, 3, 7, 13, 17), OPERATORS):
+        case = probe.Case(n, True, 1, (7, 5), 5, torch.float32, EVERY_WANT)
         for arguments in operands(case, operator):
             launched.clear()
             getattr(triton_kernels, operator)(*arguments)
-            assert len(launched) == ops.launches(operator, arguments), launched
+            assert len(launched) == ops.launches(operator, arguments), (n, launched)
 
 
 @pytest.mark.slow
@@ -222,6 +224,16 @@ def test_kernels_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {name.split(",")[0] for name in wrong} == kernels
 
 
+@pytest.mark.slow
+def test_kernels_compile_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it failed, a convolution's threads would wait for each other at every row, as where Triton
+    spreads the columns over warps, or keep in memory what registers have no room for."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    wrong = elsewhere("well")
+    assert len(wrong) > 10
+    assert not {name: message for name, message in wrong.items() if message}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @each(CASES | CUDA_CASES)
 def test_operators_on_cuda(name: str, operator: str) -> None:
@@ -230,4 +242,6 @@ def test_operators_on_cuda(name: str, operator: str) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_for_gpu() if sys.argv[1] == "compile" else interpret(sys.argv[2:])))
+    task, *names = sys.argv[1:]
+    tasks = {"compile": compile_for_gpu, "well": compiled_well}
+    print(json.dumps(tasks[task]() if task in tasks else interpret(names)))

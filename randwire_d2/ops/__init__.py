@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import native
+from .launches import launches as launches
 from .memory_format import empty_image
 
 _LIBRARY = torch.library.Library("randwire", "DEF")
@@ -120,24 +121,6 @@ def batch_norm_backward(
     _: Any, coefficients: Tensor, x: Tensor, weight: Tensor, *others: Any
 ) -> tuple[Tensor, ...]:
     return empty_image(x), *(torch.empty_like(like) for like in (coefficients, weight, weight))
-
-
-# The Triton kernels that an operator launches on CUDA: what sums over pixels needs one more, which
-# adds up the sums of the first.
-_LAUNCHES = {
-    "weighted_sum": 1,
-    "weighted_sum_backward": 2,
-    "aggregate": 1,
-    "aggregate_backward": 2,
-    "batch_norm_statistics": 2,
-    "batch_norm_backward": 3,
-}
-
-
-def launches(name: str, args: Sequence[Any]) -> int:
-    """How many kernels an operator of that name launches on CUDA, with these arguments."""
-    computed_again = name == "aggregate_backward" and args[-1][1]
-    return _LAUNCHES[name] + bool(computed_again)
 
 
 # Two for each multiply-add, and of convolutions alone, as PyTorch's own formulas count.

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launches import MOST_GRADS, MOST_INPUTS
 from .memory_format import empty_image
 
 # With 4 warps, 16 elements of each input per thread: enough loads in flight to hide the latency of
@@ -26,8 +27,9 @@ FLAT = 1024  # columns where channels don't matter, so that loads can be of 16 b
 PROGRAMS = 512  # that sum over rows, at most: about what a large GPU holds at once
 MIN_ROWS = 8  # of such a program: its sums are to be few beside what it reads
 
-# A convolution's tile moves down a strip of the image. Per channel, it holds about 6 values for
-# each of its columns.
+# A convolution's program moves down a strip of the image, a thread for each channel. A thread has
+# the columns one by one, in registers, so no sum over pixels crosses threads; as a dimension of a
+# tile, Triton would spread them over threads wherever it can load several channels at once.
 STRIP_WIDTH = 8
 STRIP_HEIGHT = 8  # at least: two more rows are read than the strip has
 STRIPS = 2048  # where there would be more, they are longer
@@ -74,10 +76,10 @@ def aggregate(
     weight: Tensor,
     stride: int,
 ) -> Tensor:
-    inputs = _channels_last(inputs)
+    inputs, coefficients, affines = _few(_channels_last(inputs), coefficients, affines)
     result = empty_image(inputs[0], stride)
-    grid, rows, tile = _strips(result)
-    operands = (inputs, coefficients, tuple(affines), weight.contiguous(), result)
+    grid, rows, tile = _strips(result, 1)
+    operands = (tuple(inputs), coefficients, tuple(affines), weight.contiguous(), result)
     sizes = (*inputs[0].shape[2:], result.shape[1], rows)
     wide = tl.float64 if result.dtype == torch.float64 else tl.float32
     _launch(_aggregate_kernel, grid, *operands, *sizes, STRIDE=stride, WIDE=wide, **tile)
@@ -94,8 +96,9 @@ def aggregate_backward(
     want: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, *inputs = _channels_last([grad, *inputs])
+    inputs, coefficients, affines = _few(inputs, coefficients, affines)
     grad_data = empty_image(inputs[0]) if want[0] else None
-    grid, rows, tile = _strips(inputs[0])
+    grid, rows, tile = _strips(inputs[0], stride)
     partial = _workspace(grad, grid[0] * weight.numel())
     operands = (grad, tuple(inputs), coefficients, tuple(affines), weight.contiguous())
     sizes = (*inputs[0].shape[2:], grad.shape[1], rows)
@@ -139,24 +142,58 @@ def batch_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *grads, x = _channels_last([*grads, x])
     size, channels, n = x.numel(), x.shape[1], len(grads)
-    programs, rows, tile = _partition(size // channels, channels)
-    columns = 2 * channels + n
-    partial = _workspace(x, programs * columns)
-    grad_x, grad_bias = empty_image(x), torch.empty_like(bias)
-    grad_weight, products = torch.empty_like(weight), torch.empty_like(coefficients)
+    norm, products = (x, weight, bias, moments, eps), []
+    if n > MOST_GRADS:
+        for first in range(0, n, MOST_GRADS):
+            group = slice(first, first + MOST_GRADS)
+            products.append(_norm_sums(grads[group], coefficients[group], *norm, None)[2])
+        grads, coefficients = [weighted_sum(grads, coefficients, [])], coefficients.new_ones(1)
+    grad_x = empty_image(x)
     # To write the sum of more than two gradients is less than to read them again.
-    total = grad_x if n > 2 else None
-    norm = (x, weight, bias, moments)
-    operands = (tuple(grads), coefficients, *norm, total, partial)
-    _launch(
-        _norm_sums_kernel, (programs,), *operands, size, channels, rows, **(tile | {"EPS": eps})
-    )
-    _combine(partial, programs, columns, grad_bias, grad_weight, products)
+    total = grad_x if len(grads) > 2 else None
+    grad_bias, grad_weight, product = _norm_sums(grads, coefficients, *norm, total)
     read = (tuple(grads), coefficients) if total is None else ((total,), None)
+    tile = _tile_shape(channels)
     grid = (_cdiv(size // channels, tile["ROWS"]),)
     operands = (*read, x, weight, moments, grad_weight, grad_bias, grad_x)
     _launch(_norm_backward_kernel, grid, *operands, size, channels, **(tile | {"EPS": eps}))
-    return grad_x, products, grad_weight, grad_bias
+    return grad_x, torch.cat(products) if products else product, grad_weight, grad_bias
+
+
+def _norm_sums(
+    grads: Sequence[Tensor],
+    coefficients: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    moments: Tensor,
+    eps: float,
+    total: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of a norm's bias and weight, and the products of each gradient with its output.
+
+    With a ``total``, the weighted sum of the gradients is written to it.
+    """
+    size, channels, n = x.numel(), x.shape[1], len(grads)
+    programs, rows, tile = _partition(size // channels, channels)
+    columns = 2 * channels + n
+    partial = _workspace(x, programs * columns)
+    operands = (tuple(grads), coefficients, x, weight, bias, moments, total, partial)
+    _launch(
+        _norm_sums_kernel, (programs,), *operands, size, channels, rows, **(tile | {"EPS": eps})
+    )
+    sums = torch.empty_like(bias), torch.empty_like(weight), coefficients.new_empty(n)
+    _combine(partial, programs, columns, *sums)
+    return sums
+
+
+def _few(
+    inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Tensor, Sequence[Tensor]]:
+    """Operands of the same weighted sum that a convolution's kernel has registers for."""
+    if len(inputs) <= MOST_INPUTS:
+        return inputs, coefficients, affines
+    return [weighted_sum(inputs, coefficients, affines)], coefficients.new_ones(1), []
 
 
 def _channels_last(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -191,16 +228,17 @@ def _partition(rows: int, channels: int) -> tuple[int, int, dict[str, Any]]:
     return _cdiv(rows, each), each, tile
 
 
-def _strips(x: Tensor) -> tuple[tuple[int, int], int, dict[str, Any]]:
+def _strips(x: Tensor, multiple: int) -> tuple[tuple[int, int], int, dict[str, Any]]:
     """The grid of a convolution's programs, the height of their strips, the shape of their tiles.
 
-    One channel per thread: its 9 weights stay in registers, and no sum over pixels crosses threads.
+    Width and height of a strip are multiples of ``multiple``, unless it ends with the image.
     """
     n, c, h, w = x.shape
     channels = min(_next_power_of_2(c), 64 if 0 < c % 128 <= 64 else 128)
-    width = min(_next_power_of_2(w), STRIP_WIDTH)
+    width = max(min(_next_power_of_2(w), STRIP_WIDTH), multiple)
     across, blocks = n * _cdiv(w, width), _cdiv(c, channels)
     height = min(max(_cdiv(across * blocks * h, STRIPS), STRIP_HEIGHT), h)
+    height = _cdiv(height, multiple) * multiple
     tile = {"COLUMNS": width, "CHANNELS": channels, "num_warps": max(channels // 32, 1)}
     return (across * _cdiv(h, height), blocks), height, tile
 
@@ -246,8 +284,13 @@ def _load(pointer, mask):
 
 
 @_jit
+def _vector(pointer, channel, channels):
+    return _load(pointer + channel, channel < channels)
+
+
+@_jit
 def _row(pointer, channel, channels):
-    return _load(pointer + channel, channel < channels)[None, :]
+    return _vector(pointer, channel, channels)[None, :]
 
 
 @_jit
@@ -259,8 +302,8 @@ def _terms(inputs, coefficients, affines, channel, channels):
         if coefficients is not None:
             factor = _wide(tl.load(coefficients + i))
         if len(affines) > 0:
-            shift += factor * _row(affines[i] + channels, channel, channels)
-            factor *= _row(affines[i], channel, channels)
+            shift += factor * _vector(affines[i] + channels, channel, channels)
+            factor *= _vector(affines[i], channel, channels)
         factors = factors + (factor,)
     return factors, shift
 
@@ -327,41 +370,62 @@ def _weighted_sum_backward_kernel(
 
 @_jit
 def _strip(height, width, rows, COLUMNS: tl.constexpr):
-    """The image, first row and columns of this program's strip."""
+    """The image, first row and first column of this program's strip."""
     across = tl.cdiv(width, COLUMNS)
     down = tl.cdiv(height, rows)
     program = tl.program_id(0)
     strip = program // across
-    column = program % across * COLUMNS + tl.arange(0, COLUMNS)
-    return strip // down, strip % down * rows, column[:, None]
+    return strip // down, strip % down * rows, program % across * COLUMNS
 
 
 @_jit
 def _weights(weight, channel, channels):
     weights = ()
     for k in tl.static_range(9):
-        weights = weights + (_load(weight + channel * 9 + k, channel < channels)[None, :],)
+        weights = weights + (_load(weight + channel * 9 + k, channel < channels),)
     return weights
 
 
 @_jit
-def _taps(inputs, factors, shift, image, y, x, channel, height, width, channels):
-    """ReLU of the weighted sum, left of, at and right of the columns x of a row."""
+def _pixels(
+    inputs, factors, shift, image, y, x, channel, height, width, channels, COUNT: tl.constexpr
+):
+    """The weighted sum at ``COUNT`` columns of a row, from x on, and where they are inside."""
     base = (image * height + y).to(tl.int64) * width * channels
     end = tl.where((y >= 0) & (y < height), width, 0)
-    taps = ()
-    for k in tl.static_range(3):
-        column = x + k - 1
-        inside = (column >= 0) & (column < end) & (channel < channels)
-        total = _total(inputs, factors, shift, base + column * channels + channel, inside)
-        taps = taps + (_relu(total, inside),)
-    return taps
+    values, masks = (), ()
+    for j in tl.static_range(COUNT):
+        mask = (x + j >= 0) & (x + j < end) & (channel < channels)
+        offset = base + (x + j) * channels + channel
+        values = values + (_total(inputs, factors, shift, offset, mask),)
+        masks = masks + (mask,)
+    return values, masks
 
 
 @_jit
-def _dot(taps, weights, k: tl.constexpr):
-    """The share of kernel row k in the convolution."""
-    return taps[0] * weights[3 * k] + taps[1] * weights[3 * k + 1] + taps[2] * weights[3 * k + 2]
+def _activations(values, masks):
+    activations = ()
+    for j in tl.static_range(len(values)):
+        activations = activations + (_relu(values[j], masks[j]),)
+    return activations
+
+
+@_jit
+def _dots(row, weights, k: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
+    """The share of kernel row k in the convolution at each column."""
+    dots = ()
+    for j in tl.static_range(COLUMNS):
+        at = row[STRIDE * j] * weights[3 * k] + row[STRIDE * j + 1] * weights[3 * k + 1]
+        dots = dots + (at + row[STRIDE * j + 2] * weights[3 * k + 2],)
+    return dots
+
+
+@_jit
+def _sums(first, second):
+    sums = ()
+    for j in tl.static_range(len(first)):
+        sums = sums + (first[j] + second[j],)
+    return sums
 
 
 @_jit
@@ -382,28 +446,31 @@ def _aggregate_kernel(
     channel, factors, shift, weights = _terms_and_weights(
         inputs, coefficients, affines, weight, channels, CHANNELS
     )
-    channel = channel[None, :]
     # Every row of the input is computed once, and added to the rows of the output that it is in.
     # The first rows of the input are above the strip: their own outputs are not stored.
-    current = tl.zeros([COLUMNS, CHANNELS], WIDE)
-    following = tl.zeros([COLUMNS, CHANNELS], WIDE)
+    current = (tl.zeros([CHANNELS], WIDE),) * COLUMNS
+    following = (tl.zeros([CHANNELS], WIDE),) * COLUMNS
     for y in range(first - 3 + STRIDE, min(first + rows, out_height)):
         # As many rows of the input come in as there are to a row of the output; the last of them
         # meets the kernel's last row.
+        row = ()
         for i in tl.static_range(STRIDE):
-            taps = _taps(
-                inputs, factors, shift, image, STRIDE * y + (2 - STRIDE + i), STRIDE * column,
-                channel, height, width, channels,
+            values, masks = _pixels(
+                inputs, factors, shift, image, STRIDE * y + (2 - STRIDE + i), STRIDE * column - 1,
+                channel, height, width, channels, STRIDE * (COLUMNS - 1) + 3,
             )  # fmt: skip
-            current += _dot(taps, weights, 3 - STRIDE + i)
+            row = _activations(values, masks)
+            current = _sums(current, _dots(row, weights, 3 - STRIDE + i, STRIDE, COLUMNS))
         base = (image * out_height + y).to(tl.int64) * out_width * channels
-        mask = (column < tl.where(y >= first, out_width, 0)) & (channel < channels)
-        tl.store(result + base + column * channels + channel, current, mask)
+        end = tl.where(y >= first, out_width, 0)
+        for j in tl.static_range(COLUMNS):
+            mask = (column + j < end) & (channel < channels)
+            tl.store(result + base + (column + j) * channels + channel, current[j], mask)
         if STRIDE == 2:
-            current = _dot(taps, weights, 0)
+            current = _dots(row, weights, 0, STRIDE, COLUMNS)
         else:
-            current = following + _dot(taps, weights, 1)
-            following = _dot(taps, weights, 0)
+            current = _sums(following, _dots(row, weights, 1, STRIDE, COLUMNS))
+            following = _dots(row, weights, 0, STRIDE, COLUMNS)
 
 
 @_jit
@@ -419,29 +486,66 @@ def _aggregate_backward_kernel(
     )
     place = tl.program_id(0).to(tl.int64) * 9 * channels + channel
     exists = channel < channels
-    channel = channel[None, :]
-    mask = (column < width) & (channel < channels)
     sums = (tl.zeros([CHANNELS], partial.dtype.element_ty),) * 9
-    for y in range(first, min(first + rows, height)):
-        base = (image * height + y).to(tl.int64) * width * channels
-        offset = base + column * channels + channel
-        data = _relu(_total(inputs, factors, shift, offset, mask), mask)
-        total, new = 0.0, ()
-        for k in tl.static_range(9):
-            # The pixel of the output that reads this one with the kernel's element k.
-            row, col = y + 1 - k // 3, column + 1 - k % 3
-            inside = (row >= 0) & (row < out_height * STRIDE) & (row % STRIDE == 0)
-            end = tl.where(inside, out_width * STRIDE, 0)
-            there = (col >= 0) & (col < end) & (col % STRIDE == 0) & (channel < channels)
-            base = (image * out_height + row // STRIDE).to(tl.int64) * out_width * channels
-            shifted = _load(grad + base + col // STRIDE * channels + channel, there)
-            total += shifted * weights[k]
-            new = new + (sums[k] + tl.sum(data * shifted, 0),)
-        sums = new
-        if grad_data is not None:
-            tl.store(grad_data + offset, tl.where(data == 0, 0.0, total), mask)
+    # Rows of the gradient are read once. With a stride of 1, a pixel of the input is in outputs of
+    # three rows and columns, the first of which is to the left; with 2 in one or two.
+    LEFT: tl.constexpr = 2 - STRIDE
+    COUNT: tl.constexpr = COLUMNS // STRIDE + 1 + LEFT
+    x = column // STRIDE - LEFT
+    y = first // STRIDE
+    above, _ = _pixels(
+        (grad,), (1.0,), 0.0, image, y - 1, x, channel, out_height, out_width, channels, COUNT
+    )
+    here, _ = _pixels(
+        (grad,), (1.0,), 0.0, image, y, x, channel, out_height, out_width, channels, COUNT
+    )
+    for y in range(first // STRIDE, tl.cdiv(min(first + rows, height), STRIDE)):
+        below, _ = _pixels(
+            (grad,), (1.0,), 0.0, image, y + 1, x, channel, out_height, out_width, channels, COUNT
+        )
+        for i in tl.static_range(STRIDE):
+            values, masks = _pixels(
+                inputs, factors, shift, image, STRIDE * y + i, column,
+                channel, height, width, channels, COLUMNS,
+            )  # fmt: skip
+            data = _activations(values, masks)
+            base = (image * height + STRIDE * y + i).to(tl.int64) * width * channels
+            totals, sums = _spread(
+                (above, here, below), data, weights, sums, i, STRIDE, LEFT, COLUMNS
+            )
+            if grad_data is not None:
+                for j in tl.static_range(COLUMNS):
+                    total = tl.where(data[j] == 0, 0.0, totals[j])
+                    offset = base + (column + j) * channels + channel
+                    tl.store(grad_data + offset, total, masks[j])
+        above, here = here, below
     for k in tl.static_range(9):
         tl.store(partial + place + k * channels, sums[k], exists)
+
+
+@_jit
+def _spread(
+    grads, data, weights, sums, i: tl.constexpr,
+    STRIDE: tl.constexpr, LEFT: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The gradient at each column of a row of the input, and the weight's, with this row's added.
+
+    ``i`` is the row's number among those of one row of the output; ``grads`` has three rows.
+    """
+    totals, products = (), sums
+    for j in tl.static_range(COLUMNS):
+        total = tl.zeros_like(data[j])
+        new = ()
+        for k in tl.static_range(9):
+            product = products[k]
+            # The pixel of the output that reads this one with the kernel's element k, if any does.
+            if ((i + 1 - k // 3) % STRIDE == 0) and ((j + 1 - k % 3) % STRIDE == 0):
+                value = grads[(i + 1 - k // 3) // STRIDE + 1][(j + 1 - k % 3) // STRIDE + LEFT]
+                total += value * weights[k]
+                product += data[j] * value
+            new = new + (product,)
+        totals, products = totals + (total,), new
+    return totals, products
 
 
 @_jit

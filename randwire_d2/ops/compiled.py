@@ -1,0 +1,107 @@
+"""What a compiler makes of the Triton kernels, for a GPU that need not be there.
+
+Registers decide how many threads a GPU holds at once; spills are memory traffic that nobody wrote;
+barriers and shuffles are threads that wait for each other.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import triton_kernels
+from .probe import Case, operands
+
+
+class Compiled(NamedTuple):
+    """One kernel's code.
+
+    Attributes:
+        operator: the operator that launches it.
+        kernel: its name.
+        registers: those of a thread.
+        spills: the bytes that a thread keeps in memory for want of registers.
+        barriers, shuffles, loads, instructions: how many stand in the code; loops count once.
+    """
+
+    operator: str
+    kernel: str
+    registers: int
+    spills: int
+    barriers: int
+    shuffles: int
+    loads: int
+    instructions: int
+
+
+def compile_kernels(
+    case: Case, operators: Sequence[str], capability: int = 90
+) -> Iterator[Compiled]:
+    """Compile all kernels that operators launch with a case's operands.
+
+    This replaces Triton's driver: in this process nothing can run on a GPU any more.
+
+    Args:
+        capability: the GPU's compute capability, 80 for 8.0.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    target = GPUTarget("cuda", capability, 32)
+    triton.runtime.driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: target,
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device: 0,
+        )
+    )
+    compiled: dict[str, bytes] = {}
+
+    def compile_only(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
+        compiled[kernel.fn.__name__] = kernel.warmup(*args, grid=grid, **constants).asm["cubin"]
+
+    launch, triton_kernels._launch = triton_kernels._launch, compile_only
+    try:
+        for operator in operators:
+            compiled.clear()
+            arguments: tuple[Any, ...] = next(operands(case, operator))
+            assert isinstance(arguments[0], (Tensor, list))
+            getattr(triton_kernels, operator)(*arguments)
+            for name, cubin in compiled.items():
+                yield Compiled(operator, name, *_examine(cubin))
+    finally:
+        triton_kernels._launch = launch
+
+
+def _examine(cubin: bytes) -> tuple[int, int, int, int, int, int]:
+    """The numbers of ``Compiled``, as NVIDIA's tools, which come with Triton, tell them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _cuobjdump("--dump-resource-usage", path)
+        code = _cuobjdump("-sass", path)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    # An instruction's line is /*0080*/, perhaps a predicate, its name with a dot before each of its
+    # options, and its operands.
+    names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", code, re.M)
+    count = Counter(names)
+    return (
+        *map(int, found.groups()),
+        *(count[name] for name in ("BAR", "SHFL", "LDG")),
+        len(names) - count["NOP"],
+    )  # type: ignore[return-value]
+
+
+def _cuobjdump(option: str, path: Path) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    done = subprocess.run([tool, option, path], capture_output=True, text=True, check=True)
+    return done.stdout
