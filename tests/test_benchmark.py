@@ -87,14 +87,15 @@ def test_convolution() -> None:
     result = counted(lambda conv, x: conv(x).sum(), conv, inputs=((2, 4, 5, 5),), training=True)
     multiply_adds = results * 2 * 9
     assert [tuple(operation) for operation in result.operations] == [
-        ("aten.convolution.default", FLOAT * (images + weights + results), 2 * multiply_adds),
-        ("aten.sum.default", FLOAT * (results + 1), 0),
-        ("aten.ones_like.default", FLOAT, 0),  # the gradient of the loss; nothing is read
+        ("aten.convolution.default", FLOAT * (images + weights + results), 2 * multiply_adds, 1),
+        ("aten.sum.default", FLOAT * (results + 1), 0, 1),
+        ("aten.ones_like.default", FLOAT, 0, 1),  # the gradient of the loss; nothing is read
         # The gradient of the sum is one number, broadcast: read once. The images need none.
         (
             "aten.convolution_backward.default",
             FLOAT * (1 + images + weights + weights),
             2 * multiply_adds,
+            1,
         ),
     ]
     assert result.saved == FLOAT * images  # the weights are there anyway

@@ -192,7 +192,8 @@ def test_a_folder_of_another_sweep_is_not_mixed_in(tmp_path: Path, runs: list[Ru
     """Wrong: after a change of the sweep, the table mixes old runs with new ones."""
     runs[0].claim()
     runs[0].check()
-    sweep = write_sweep(tmp_path, options={"SOLVER.MAX_ITER": 77})
+    options = {"SOLVER.MAX_ITER": 77, "MODEL.RANDWIRE.NUM_NODES": 12}
+    sweep = write_sweep(tmp_path, options=options)
     changed = load_sweep(sweep, tmp_path / "out")
     with pytest.raises(ValueError, match=r"NUM_NODES: 12.*MAX_ITER: 77.*another --output"):
         changed[0].check()

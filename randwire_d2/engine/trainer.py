@@ -36,6 +36,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..checkpoint import RandWireCheckpointer
+from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
 from .shadow_steps import ShadowSteps
 
@@ -65,8 +66,19 @@ class PreciseBN(hooks.PreciseBN):
 
     def update_stats(self) -> None:
         self._data_iter = None
-        with _random_state_kept():
+        with _random_state_kept(), _norms_may_have_hooks(self._model):
             super().update_stats()
+
+
+@contextmanager
+def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
+    """fvcore sees the statistics by hooks, which no fused stage calls, "on" or not."""
+    stages = [m for m in model.modules() if isinstance(m, RandWireStage) and m.fused == "on"]
+    for stage in stages:
+        stage.fused = "auto"
+    yield
+    for stage in stages:
+        stage.fused = "on"
 
 
 @contextmanager
