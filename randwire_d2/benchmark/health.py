@@ -19,7 +19,7 @@ import torch
 from detectron2.utils.collect_env import collect_env_info
 
 from .. import ops
-from ..modeling.shadow import shadow
+from ..modeling.shadow import MODES, shadow
 from ..modeling.stage import RandWireStage
 from ..ops import probe
 from ..wiring import NetworkGenerator
@@ -138,11 +138,9 @@ def examine_stage(device: str, dtype: str, channels: str, batch: str) -> Report:
     x = torch.randn(int(batch), int(channels), _SIZE, _SIZE, device=there, requires_grad=True)
     with torch.autocast(there.type, kind, enabled=kind != torch.float32):
         found = shadow(stage, x, _ROUNDS)
-    for what, error in found.errors.items():
-        if not error <= found.limit:
-            raise RuntimeError(f"{what}: off by {error:.2g}; rounding explains {found.limit:g}")
+    found.check()
     seconds = {
-        "training" if training else "inference": {"fused": fused, "node by node": nodes}
+        MODES[training]: {"fused": fused, "node by node": nodes}
         for training, (fused, nodes) in found.seconds.items()
     }
     return {"errors": found.errors, "seconds": seconds}

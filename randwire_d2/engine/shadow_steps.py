@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..modeling.shadow import Shadow, shadow
+from ..modeling.shadow import MODES, Shadow, shadow
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
 
@@ -101,7 +101,8 @@ class ShadowSteps(HookBase):
 
     def _decide(self, slower: Mapping[str, Mapping[str, str]]) -> None:
         for name, stage in self._stages.items():
-            stage.slower = {mode == "training": why for mode, why in slower[name].items()}
+            why = slower[name]
+            stage.slower = {key: why[mode] for key, mode in MODES.items() if mode in why}
 
 
 def _worst(found: list[Shadow]) -> Shadow:
@@ -123,13 +124,13 @@ def _check(name: str, found: Shadow) -> None:
     Raises:
         RuntimeError: the stage is not what its nodes are.
     """
-    for what, error in found.errors.items():
-        if not error <= found.limit:
-            raise RuntimeError(
-                f"{name} runs fused, and its {what} is off by {error:.2g} of what its nodes give "
-                f"one by one; rounding explains {found.limit:g}. Train with MODEL.RANDWIRE.FUSED "
-                "off, and report what tools/check_gpu.py prints"
-            )
+    try:
+        found.check()
+    except RuntimeError as e:
+        raise RuntimeError(
+            f"{name} runs fused, and {e}. Train with MODEL.RANDWIRE.FUSED off, and report what "
+            "tools/check_gpu.py prints"
+        ) from e
 
 
 def _slower(found: Shadow | None) -> dict[str, str]:
@@ -137,7 +138,7 @@ def _slower(found: Shadow | None) -> dict[str, str]:
     slower = {}
     for training, (fused, nodes) in (found.seconds if found else {}).items():
         if nodes < WORTH * fused:
-            mode = "training" if training else "inference"
+            mode = MODES[training]
             slower[mode] = f"that takes {nodes / fused:.2f} of the time in {mode}"
     return slower
 
@@ -145,7 +146,7 @@ def _slower(found: Shadow | None) -> dict[str, str]:
 def _say(name: str, found: Shadow) -> str:
     errors = ", ".join(f"{what} {error:.1e}" for what, error in found.errors.items())
     times = [
-        f"{'training' if training else 'inference'} {nodes / fused:.2f}"
+        f"{MODES[training]} {nodes / fused:.2f}"
         for training, (fused, nodes) in found.seconds.items()
     ]
     speed = f", times as fast as node by node: {', '.join(times)}" if times else ""

@@ -76,9 +76,11 @@ def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
     stages = [m for m in model.modules() if isinstance(m, RandWireStage) and m.fused == "on"]
     for stage in stages:
         stage.fused = "auto"
-    yield
-    for stage in stages:
-        stage.fused = "on"
+    try:
+        yield
+    finally:
+        for stage in stages:
+            stage.fused = "on"
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class RandWire(Backbone):
         self._out_features = [name for name in names if name in out_features]
         self._stage_names = names[: names.index(self._out_features[-1]) + 1]
         self._shapes = {}
-        self._said: set[str] = set()
+        self._said: set[tuple[str | None, ...]] = set()
         for i, layer in enumerate(spec.layers[: len(self._stage_names)]):
             stage: CNNBlockBase = (
                 RandWireStage(layer, spec.node_op, norm, fused=fused, recompute=recompute)
@@ -158,6 +158,10 @@ class RandWire(Backbone):
         """Log how the stages have just run, unless it was said before."""
         stages = {name: getattr(self, name) for name in self._stage_names}
         graphs = {name: s for name, s in stages.items() if isinstance(s, RandWireStage)}
+        reasons = tuple(stage.plain_because for stage in graphs.values())
+        if not reasons or reasons in self._said:
+            return
+        self._said.add(reasons)
         names: dict[str | None, list[str]] = {}
         for name, stage in graphs.items():
             names.setdefault(stage.plain_because, []).append(name)
@@ -165,10 +169,8 @@ class RandWire(Backbone):
             f"{', '.join(group)} {f'node by node, because {reason}' if reason else 'fused'}"
             for reason, group in names.items()
         )
-        if said and said not in self._said:
-            self._said.add(said)
-            failed = any(stage.failed for stage in graphs.values())
-            logger.log(logging.WARNING if failed else logging.INFO, f"RandWire runs {said}")
+        failed = any(stage.failed for stage in graphs.values())
+        logger.log(logging.WARNING if failed else logging.INFO, f"RandWire runs {said}")
 
     def _draw_dropped_edge(self) -> tuple[str, tuple[int, int]] | None:
         """With probability ``edge_drop_prob``, one edge, uniformly over all that may be dropped.

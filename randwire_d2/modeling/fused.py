@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..wiring.plan import Plan
 from .graph_function import GraphFunction
-from .graph_state import Run
+from .graph_state import Run, cast
 from .node import Node, SepConv3x3
 from .shares import Shares
 
@@ -75,8 +75,9 @@ def uses_batch(norm: nn.Module) -> bool:
 
 def sharing(norm: nn.Module) -> Any:
     """The processes with which a synchronised norm shares a batch; None of any other."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not (isinstance(norm, nn.SyncBatchNorm) and norm.training and distributed):
+    if not (isinstance(norm, nn.SyncBatchNorm) and norm.training):
+        return None
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
     group = norm.process_group or torch.distributed.group.WORLD
     return group if torch.distributed.get_world_size(group) > 1 else None
@@ -189,6 +190,5 @@ def _update_running_statistics(
     unbiased = torch._foreach_mul(variances, count / (count - 1))
     for name, values in (("running_mean", means), ("running_var", unbiased)):
         running = [getattr(norm, name) for norm in norms]
-        cast = [value.to(own.dtype) for value, own in zip(values, running, strict=True)]
-        torch._foreach_lerp_(running, cast, momentum)
+        torch._foreach_lerp_(running, list(cast(values, running[0].dtype)), momentum)
     torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)

@@ -19,6 +19,9 @@ from .stage import RandWireStage
 # mantissa has 10 bits; what gradients lose on the way grows with the depth of the graph.
 LIMITS = {torch.float64: 1e-8, torch.float32: 1e-2, torch.float16: 0.25, torch.bfloat16: 0.5}
 
+# By ``training``.
+MODES = {True: "training", False: "inference"}
+
 Run = Callable[[RandWireStage, Tensor], Tensor]
 RUNS: tuple[Run, Run] = (RandWireStage.run_fused, RandWireStage.run_nodes)
 
@@ -38,6 +41,18 @@ class Shadow:
     errors: dict[str, float]
     limit: float
     seconds: dict[bool, tuple[float, float]]
+
+    def check(self) -> None:
+        """
+        Raises:
+            RuntimeError: an error is larger than rounding explains.
+        """
+        for what, error in self.errors.items():
+            if not error <= self.limit:
+                raise RuntimeError(
+                    f"its {what} is off by {error:.2g} of what its nodes give one by one; rounding "
+                    f"explains {self.limit:g}"
+                )
 
 
 def shadow(stage: RandWireStage, x: Tensor, rounds: int = 0) -> Shadow:
