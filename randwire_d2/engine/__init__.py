@@ -1,6 +1,7 @@
 """Training on Detectron2's engine: trainer, checks, launching, threads, and a run's report."""
 
 from .checks import check_device, check_model, load_config, read_config
+from .datasets import register_data
 from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
 from .threads import share_cores
 from .trainer import Trainer
@@ -12,6 +13,7 @@ __all__ = [
     "check_model",
     "load_config",
     "read_config",
+    "register_data",
     "run_distributed",
     "setup",
     "share_cores",

@@ -23,6 +23,7 @@ from ..config import (
     set_spec,
 )
 from ..runs import RunFolder
+from .datasets import forget_classes, settle_classes, take_data
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -33,11 +34,16 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             set or device, a network that can't be built, a training that can't succeed. The message
             is one line that names the value and the way out.
     """
-    cfg = read_config(args, detector_config())
-    cfg.freeze()
+    cfg = detector_config()
+    default_classes = forget_classes(cfg)
+    cfg = read_config(args, cfg)
     check_device(cfg, args)
+    take_data(cfg)
     _check_datasets(cfg, args)
+    names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
+    settle_classes(cfg, default_classes, names)
     check_model(cfg, args)
+    cfg.freeze()
     return cfg
 
 
@@ -48,9 +54,21 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
         ValueError: for a missing file, an unknown key, or a value of the wrong type.
     """
     merge_config(cfg, args.config_file, args.opts)
+    _take_flags(cfg, args)
     if args.config_from_weights:
         merge_in_one_line("--config-from-weights", lambda: _take_config_from_weights(cfg))
     return cfg
+
+
+def _take_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
+    for flag, key in (("data", "PATH"), ("data_val", "PATH_VAL")):
+        if given := getattr(args, flag):
+            if is_classifier(cfg):
+                raise ValueError(
+                    f"--{flag.replace('_', '-')} is a detector's; a classifier's data sets are "
+                    "folders with one folder per class, such as DATASETS.TRAIN \"('my/train',)\""
+                )
+            cfg.DATASETS[key] = given
 
 
 def _take_config_from_weights(cfg: CfgNode) -> None:

@@ -1,0 +1,107 @@
+"""The data sets of a config: by their path, and the number of classes that follows from them."""
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..data import absolute, register_detection_data
+from ..data.labels import named
+
+# The heads that have a NUM_CLASSES; SEM_SEG_HEAD's are not things.
+HEADS = ("ROI_HEADS", "RETINANET")
+# Those that a meta-architecture of Detectron2's builds; of another one, each may be.
+_HEADS_OF: dict[str, tuple[str, ...]] = {
+    "GeneralizedRCNN": ("ROI_HEADS",),
+    "PanopticFPN": ("ROI_HEADS",),
+    "RetinaNet": ("RETINANET",),
+    "ProposalNetwork": (),
+    "SemanticSegmentor": (),
+}
+UNSET = -1  # the NUM_CLASSES that neither a config file nor the command line has set
+
+
+def register_data(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Register the data set of DATASETS.PATH, if there is one, in this process.
+
+    Returns:
+        The names for DATASETS.TRAIN and DATASETS.TEST.
+
+    Raises:
+        ValueError: it can't be used; one line.
+    """
+    node = cfg.DATASETS
+    if not node.PATH:
+        return tuple(node.TRAIN), tuple(node.TEST)
+    return register_detection_data(node.PATH, node.PATH_VAL, node.HOLD_BACK, max(cfg.SEED, 0))
+
+
+def take_data(cfg: CfgNode) -> None:
+    """Make the data set of DATASETS.PATH the config's, wherever it is read later."""
+    node = cfg.DATASETS
+    if node.PATH_VAL and not node.PATH:
+        raise ValueError("DATASETS.PATH_VAL (--data-val) needs DATASETS.PATH (--data)")
+    node.PATH, node.PATH_VAL = absolute(node.PATH), absolute(node.PATH_VAL)
+    node.TRAIN, node.TEST = register_data(cfg)
+
+
+def forget_classes(cfg: CfgNode) -> dict[str, int]:
+    """Mark each head's NUM_CLASSES as not set; the numbers that were there."""
+    defaults = {head: cfg.MODEL[head].NUM_CLASSES for head in HEADS}
+    for head in HEADS:
+        cfg.MODEL[head].NUM_CLASSES = UNSET
+    return defaults
+
+
+def settle_classes(cfg: CfgNode, defaults: dict[str, int], names: Sequence[str]) -> None:
+    """Give each head the number of the data's classes, unless it was set.
+
+    Args:
+        defaults: what ``forget_classes`` returned, for data sets that know no classes.
+        names: of the registered data sets, at least one.
+
+    Raises:
+        ValueError: a head's number was set to another, or the data sets differ; one line.
+    """
+    first, *others = [(name, classes) for name in names if (classes := thing_classes(name))] or [
+        (names[0], [])
+    ]
+    for name, classes in others:
+        if classes != first[1]:
+            raise ValueError(
+                f"{first[0]!r} and {name!r} have different classes: {_short(first[1])}, and "
+                f"{_short(classes)}"
+            )
+    number = len(first[1])
+    built = _HEADS_OF.get(cfg.MODEL.META_ARCHITECTURE, HEADS)
+    for head in HEADS:
+        node = cfg.MODEL[head]
+        if node.NUM_CLASSES == UNSET:
+            node.NUM_CLASSES = number or defaults[head]
+        elif number and head in built and number != node.NUM_CLASSES:
+            raise ValueError(
+                f"MODEL.{head}.NUM_CLASSES is {node.NUM_CLASSES}, but {first[0]!r} has "
+                f"{_short(first[1])}; leave the key out, and the number follows from the data"
+            )
+
+
+def _short(classes: Sequence[str]) -> str:
+    return f"{len(classes)} classes ({named(classes, len(classes))})"
+
+
+def thing_classes(name: str) -> list[str]:
+    """The classes of a registered data set; none where it doesn't tell.
+
+    A set that is registered without them is read: Detectron2's reader of COCO's files then notes
+    them.
+
+    Raises:
+        ValueError: it can't be read, or has a category that is none of them; one line.
+    """
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("thing_classes") and metadata.get("json_file"):
+        try:
+            DatasetCatalog.get(name)
+        except (KeyError, TypeError, AssertionError, OSError) as e:
+            raise ValueError(f"{name!r} can't be read: {' '.join(str(e).split())}") from e
+    return list(metadata.get("thing_classes") or [])
