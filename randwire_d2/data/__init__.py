@@ -14,9 +14,11 @@ from .image_folder import (
 from .layouts import absolute
 from .paths import existing_path
 from .shapes import ClassificationShapesConfig, ShapesConfig
+from .summary import Look, look
 
 __all__ = [
     "ClassificationShapesConfig",
+    "Look",
     "ShapesConfig",
     "absolute",
     "check_image_folders",
@@ -24,6 +26,7 @@ __all__ = [
     "existing_path",
     "image_folder_classes",
     "labelled_images",
+    "look",
     "make_dataset",
     "register_detection_data",
     "register_folders",

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 
 from .inspection import clean
 from .labels import LabelledImages, named
@@ -54,10 +55,26 @@ def register_detection_data(
     return (names["train"],), (names["val"],)
 
 
-def labelled_images(name: str) -> LabelledImages | None:
-    """What a registered data set was read as, with its faults; None if it isn't one by path."""
+def labelled_images(name: str) -> LabelledImages:
+    """What a registered data set holds that can be used, and the faults of what can't.
+
+    Raises:
+        ValueError: too little of it can be used; one line.
+    """
     registered = DatasetCatalog[name]
-    return registered.peek() if isinstance(registered, _Lasting) else None
+    if isinstance(registered, _Lasting):
+        return registered.peek()
+    records = []
+    for record in registered():
+        annotations = [
+            {**a, "bbox": BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS)}
+            for a in record.get("annotations", ())
+        ]
+        records.append({**record, "annotations": annotations})
+    metadata = MetadataCatalog.get(name)
+    classes = tuple(metadata.get("thing_classes") or ())
+    ids = metadata.get("thing_dataset_id_to_contiguous_id") or range(len(classes))
+    return clean(LabelledImages(name, records, classes, tuple(ids)))
 
 
 def count_images(name: str, filter_empty: bool = True) -> int:
@@ -67,8 +84,8 @@ def count_images(name: str, filter_empty: bool = True) -> int:
         filter_empty: without those that have no box but crowds, which Detectron2 does not train on
             with DATALOADER.FILTER_EMPTY_ANNOTATIONS.
     """
-    split = labelled_images(name)
-    records = split.records if split else DatasetCatalog.get(name)
+    registered = DatasetCatalog[name]
+    records = registered.peek().records if isinstance(registered, _Lasting) else registered()
     return sum(
         not filter_empty
         or "annotations" not in record

@@ -47,6 +47,19 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def data_config(args: argparse.Namespace) -> CfgNode:
+    """The config of a command line with its data sets registered, whatever else it lacks.
+
+    Raises:
+        ValueError: for an unknown key, or data that can't be used; one line.
+    """
+    cfg = read_config(args, detector_config())
+    take_data(cfg)
+    _check_datasets(cfg, args)
+    cfg.freeze()
+    return cfg
+
+
 def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
     """The config of a command line, on top of ``cfg``, which has the keys that are known.
 

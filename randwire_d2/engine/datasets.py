@@ -1,11 +1,13 @@
 """The data sets of a config: by their path, and the number of classes that follows from them."""
 
+import logging
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 
-from ..data import absolute, register_detection_data
+from ..data import Look, absolute, labelled_images, look, register_detection_data
 from ..data.labels import named
 
 # The heads that have a NUM_CLASSES; SEM_SEG_HEAD's are not things.
@@ -19,6 +21,8 @@ _HEADS_OF: dict[str, tuple[str, ...]] = {
     "SemanticSegmentor": (),
 }
 UNSET = -1  # the NUM_CLASSES that neither a config file nor the command line has set
+
+logger = logging.getLogger(__name__)
 
 
 def register_data(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -43,6 +47,47 @@ def take_data(cfg: CfgNode) -> None:
         raise ValueError("DATASETS.PATH_VAL (--data-val) needs DATASETS.PATH (--data)")
     node.PATH, node.PATH_VAL = absolute(node.PATH), absolute(node.PATH_VAL)
     node.TRAIN, node.TEST = register_data(cfg)
+    if node.PATH and cfg.MODEL.MASK_ON:
+        _check_masks(node.TRAIN[0])
+
+
+def _check_masks(name: str) -> None:
+    split = labelled_images(name)
+    bare = sum("segmentation" not in a for r in split.records for a in r["annotations"])
+    if bare:
+        raise ValueError(
+            f"MODEL.MASK_ON is True, but {bare} of {split.num_boxes} boxes of {split.source!r} "
+            "have no polygon; train without masks, MODEL.MASK_ON False"
+        )
+
+
+def look_at_data(cfg: CfgNode) -> Look:
+    """Look at the data sets of a config, which are registered.
+
+    Raises:
+        ValueError: too little of one can be used, or none is named; one line.
+    """
+    names = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.TEST}
+    splits = {
+        split if len(of_split) == 1 else f"{split} {name}": labelled_images(name)
+        for split, of_split in names.items()
+        for name in of_split
+    }
+    if not splits:
+        raise ValueError("no data set is named; give --data PATH, or DATASETS.TRAIN")
+    return look(splits)
+
+
+def log_data(cfg: CfgNode) -> None:
+    """Log one look at the data set of DATASETS.PATH, if there is one, in the first process.
+
+    Registered sets are left alone: who registered them knows them, and COCO's would take a minute.
+    """
+    if cfg.DATASETS.PATH and comm.is_main_process():
+        found = look_at_data(cfg)
+        logger.info(f"The data:\n{found.summary}")
+        for line in found.warnings:
+            logger.warning(line)
 
 
 def forget_classes(cfg: CfgNode) -> dict[str, int]:

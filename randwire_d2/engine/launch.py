@@ -15,7 +15,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import RandWireCheckpointer
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
-from .datasets import register_data
+from .datasets import log_data, register_data
 from .threads import share_cores
 from .trainer import Trainer
 
@@ -71,6 +71,7 @@ def train_or_evaluate(
     if args.eval_only:
         return _evaluate(cfg, args, trainer_class)
     setup(cfg, args)
+    log_data(cfg)
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
