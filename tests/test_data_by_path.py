@@ -140,7 +140,7 @@ def test_three_formats_train_alike(tmp_path: Path) -> None:
         assert said.count("24 images (all 128 × 128)") == 1
         losses[name] = last_metrics(tmp_path / name)["total_loss"]
     assert losses["yolo"] == losses["coco"] == losses["voc"]
-    said = run_tool(
+    run_tool(
         "train_net.py", "--config-file", tmp_path / "voc" / "config.yaml", "--eval-only",
         "--resume", "--num-gpus", 2, "--dist-url", "auto", log=tmp_path / "log",
     )  # fmt: skip

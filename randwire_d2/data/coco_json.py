@@ -13,6 +13,7 @@ from typing import Any
 import pycocotools.mask
 
 from .labels import Faults, LabelledImages, annotation, check_classes, named
+from .paths import read_text
 
 NO_IMAGE = "annotations of an image that is not in the file (left out)"
 NOT_FOUR = "boxes that are not four numbers (left out)"
@@ -31,7 +32,7 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
     images, annotations, categories = (
         _list(json_file, content, key) for key in ("images", "annotations", "categories")
     )
-    used = {a.get("category_id") for a in annotations}
+    used = {_key(a, "category_id") for a in annotations}
     categories = _without_root(_by_id(json_file, "category", categories, "name"), used)
     index = {category["id"]: i for i, category in enumerate(categories)}
     faults = Faults()
@@ -46,10 +47,11 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
         records[image["id"]] = record
     for entry in annotations:
         where = f"annotation {entry.get('id')}"
-        if entry.get("image_id") not in records:
+        image_id = _key(entry, "image_id")
+        if image_id not in records:
             faults.add(NO_IMAGE, where)
         elif (found := _annotation(json_file, entry, index, where, faults)) is not None:
-            records[entry["image_id"]]["annotations"].append(found)
+            records[image_id]["annotations"].append(found)
     return LabelledImages(
         json_file,
         list(records.values()),
@@ -62,11 +64,9 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
 
 
 def _parse(json_file: str) -> dict[str, Any]:
+    text = read_text(json_file)
     try:
-        with open(json_file, encoding="utf-8") as f:
-            content = json.load(f)
-    except OSError as e:
-        raise ValueError(f"{json_file!r}: {e.strerror}") from e
+        content = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{json_file!r} is no JSON: {' '.join(str(e).split())}") from e
     if not isinstance(content, dict):
@@ -120,12 +120,12 @@ def _annotation(
     json_file: str, entry: dict[str, Any], index: dict[int, int], where: str, faults: Faults
 ) -> dict[str, Any] | None:
     """The annotation in Detectron2's form; None of a fault."""
-    category, box = entry.get("category_id"), entry.get("bbox")
+    category, box = _key(entry, "category_id"), entry.get("bbox")
     segmentation = entry.get("segmentation")
     if category not in index:
         raise ValueError(
-            f"{json_file!r}: {where} has the category_id {category!r}, which is none of its "
-            f"{len(index)} categories ({named(index, len(index))})"
+            f"{json_file!r}: {where} has the category_id {entry.get('category_id')!r}, which is "
+            f"none of its {len(index)} categories ({named(index, len(index))})"
         )
     polygons = segmentation if isinstance(segmentation, list) else []
     valid = [p for p in polygons if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6]
@@ -147,7 +147,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
+def _key(entry: dict[str, Any], name: str) -> Any:
+    """The number that an entry has under a name; None of anything else."""
+    return entry[name] if isinstance(entry.get(name), int) else None
+
+
 def _compressed(rle: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(rle.get("counts"), list):
+    """An RLE as Detectron2 has it; one that can't be read becomes empty, which fits no image."""
+    if not isinstance(rle.get("counts"), list):
+        return rle
+    try:
         return pycocotools.mask.frPyObjects(rle, *rle["size"])
-    return rle
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return {}

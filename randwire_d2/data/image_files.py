@@ -37,8 +37,8 @@ def probe(path: str) -> ImageFile:
     """Look at an image file's first and last bytes; once, as long as it isn't changed."""
     try:
         stat = os.stat(path)
-    except OSError as e:
-        return ImageFile(None, str(e.strerror))
+    except (OSError, ValueError) as e:  # a path with a zero byte is a ValueError
+        return ImageFile(None, str(e))
     return _probe(path, stat.st_mtime_ns, stat.st_size)
 
 

@@ -22,7 +22,7 @@ EMPTY = "boxes without area (left out)"
 OUTSIDE = "boxes outside their image (left out)"
 HUGE = "boxes more than twice as wide or high as their image (left out)"
 BEYOND = "boxes that reach beyond their image (training clips them)"
-BAD_MASK = "masks with what is no number (left out with their boxes)"
+BAD_MASK = "masks that are no numbers, or of another size than their image (left out, and boxes)"
 MARGIN = 1.0  # pixels beyond the image that are no fault; COCO itself has them
 
 
@@ -44,7 +44,9 @@ def clean(split: LabelledImages) -> LabelledImages:
             records.append(record)
     split.records = records
     unusable = before - len(records)
-    if not before or unusable > MOST_UNUSABLE * before:
+    if not before:
+        raise ValueError(f"{split.source!r} has no images")
+    if unusable > MOST_UNUSABLE * before:
         raise ValueError(
             f"{split.source!r}: {unusable} of {before} images can't be used; "
             f"{'; '.join(faults.lines())}"
@@ -91,15 +93,20 @@ def _fault(annotation: Mapping[str, Any], width: int, height: int) -> str | None
     if w > 2 * width or h > 2 * height:
         return HUGE
     segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, list):
-        try:
-            if not all(math.isfinite(sum(polygon)) for polygon in segmentation):
-                return BAD_MASK
-        except TypeError:
-            return BAD_MASK
+    if segmentation is not None and not _is_mask(segmentation, width, height):
+        return BAD_MASK
     if min(x, y) < -MARGIN or x + w > width + MARGIN or y + h > height + MARGIN:
         return BEYOND
     return None
+
+
+def _is_mask(segmentation: Any, width: int, height: int) -> bool:
+    if isinstance(segmentation, dict):
+        return list(segmentation.get("size") or ()) == [height, width]
+    try:
+        return all(math.isfinite(sum(polygon)) for polygon in segmentation)
+    except TypeError:
+        return False
 
 
 def duplicates(

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from torchvision.datasets.folder import is_image_file
 
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
+from .paths import read_text
 
 FOLDERS = ("Annotations", "JPEGImages")
 LABEL_MAP = "labelmap.txt"  # CVAT's and Datumaro's: a class on each line, up to the colon
@@ -38,7 +39,7 @@ def image_sets(folder: str) -> dict[str, list[str]]:
     for train, val in (("train", "val"), ("trainval", "test")):
         if train in lists:
             return {
-                split: [line.strip() for line in lists[name].read_text().splitlines() if line]
+                split: [line.strip() for line in read_text(lists[name]).splitlines() if line]
                 for split, name in (("train", train), ("val", val))
                 if name in lists
             }
@@ -53,7 +54,7 @@ def voc_classes(folder: str) -> tuple[str, ...]:
     """
     label_map = Path(folder, LABEL_MAP)
     if label_map.is_file():
-        lines = label_map.read_text().splitlines()
+        lines = read_text(label_map).splitlines()
         names = [line.split(":")[0].strip() for line in lines if not line.startswith("#")]
         return check_classes(str(label_map), [n for n in names if n not in ("", "background")])
     files = sorted(Path(folder, FOLDERS[0]).glob("*.xml"))

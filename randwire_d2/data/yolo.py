@@ -17,6 +17,7 @@ from torchvision.datasets.folder import is_image_file
 
 from .image_files import probe
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
+from .paths import read_text
 
 NO_LABEL = "label lines that are neither class x y width height nor a polygon (left out)"
 DIGITS = 3  # of a pixel's coordinates
@@ -28,12 +29,10 @@ def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     Raises:
         ValueError: it is no such file, or names what does not exist; one line.
     """
+    text = read_text(path)
     try:
-        with open(path, encoding="utf-8") as f:
-            content = yaml.safe_load(f)
-    except OSError as e:
-        raise ValueError(f"{path!r}: {e.strerror}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as e:
         raise ValueError(f"{path!r} is no YAML: {' '.join(str(e).split())}") from e
     if not isinstance(content, dict) or not isinstance(content.get("names"), list | dict):
         raise ValueError(f"{path!r} is no data.yaml of YOLO's: it has no 'names' of its classes")
@@ -138,7 +137,7 @@ def _images(path: str, root: object, given: object) -> list[str]:
             found = (os.path.join(f, n) for f, _, names in os.walk(place) for n in names)
             images += sorted(filter(is_image_file, found))
         else:
-            lines = Path(place).read_text().split("\n")
+            lines = read_text(place).split("\n")
             folder = os.path.dirname(place)
             images += [_join(folder, line.strip()) for line in lines if line.strip()]
     if not images:

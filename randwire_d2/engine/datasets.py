@@ -48,11 +48,17 @@ def take_data(cfg: CfgNode) -> None:
     node.PATH, node.PATH_VAL = absolute(node.PATH), absolute(node.PATH_VAL)
     node.TRAIN, node.TEST = register_data(cfg)
     if node.PATH and cfg.MODEL.MASK_ON:
-        _check_masks(node.TRAIN[0])
+        _check_masks(node.TRAIN[0], cfg.INPUT.MASK_FORMAT)
 
 
-def _check_masks(name: str) -> None:
+def _check_masks(name: str, mask_format: str) -> None:
     split = labelled_images(name)
+    if mask_format == "polygon" and any(
+        isinstance(a.get("segmentation"), dict) and not a["iscrowd"]
+        for record in split.records
+        for a in record["annotations"]
+    ):
+        raise ValueError(f"{split.source!r} has masks as RLE; set INPUT.MASK_FORMAT bitmask")
     bare = sum("segmentation" not in a for r in split.records for a in r["annotations"])
     if bare:
         raise ValueError(
