@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 from helpers import ROOT, last_metrics, refusal, run_tool
 from label_formats import FORMATS, Content, simplified, write_formats
@@ -86,29 +87,33 @@ def test_three_formats_are_one_data_set(kind: str, polygons: bool, tmp_path: Pat
         assert found[name] == found["coco"], name
 
 
+def average_precision(cfg: CfgNode, output: Path, noise: float) -> float:
+    """The AP of detections that are the labels, moved by some pixels."""
+    output.mkdir()
+    test, rng = cfg.DATASETS.TEST[0], np.random.default_rng(0)
+    evaluator = Trainer.build_evaluator(cfg, test, str(output))
+    evaluator.reset()
+    for record in DatasetCatalog.get(test):
+        annotations = record["annotations"]
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        found = Instances((record["height"], record["width"]))
+        moves = rng.normal(0, noise, (len(boxes), 1))
+        found.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4) + moves)
+        found.scores = torch.tensor(rng.random(len(boxes)))
+        found.pred_classes = torch.tensor([a["category_id"] for a in annotations])
+        evaluator.process([record], [{"instances": found}])
+    return evaluator.evaluate()["bbox"]["AP"]
+
+
 def test_three_formats_have_the_same_ap(tmp_path: Path) -> None:
     """Wrong: the ground truth that the evaluation makes of a format is another's."""
     given = write_formats(tmp_path / "data", two_splits("shapes", tmp_path))
-    results = []
-    for name in FORMATS:
-        cfg = load_config(parse(*given[name], "OUTPUT_DIR", tmp_path / name))
-        (tmp_path / name).mkdir()
-        test = cfg.DATASETS.TEST[0]
-        evaluator = Trainer.build_evaluator(cfg, test)
-        evaluator.reset()
-        rng = np.random.default_rng(0)
-        for record in DatasetCatalog.get(test):
-            boxes = [BoxMode.convert(a["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
-                     for a in record["annotations"]]  # fmt: skip
-            found = Instances((record["height"], record["width"]))
-            shifted = torch.tensor(boxes).reshape(-1, 4) + rng.normal(0, 3, (len(boxes), 1))
-            found.pred_boxes = Boxes(shifted)
-            found.scores = torch.tensor(rng.random(len(boxes)))
-            found.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]])
-            evaluator.process([record], [{"instances": found}])
-        results.append(evaluator.evaluate()["bbox"])
-    assert 20 < results[0]["AP"] < 80
-    assert results[1]["AP"] == results[0]["AP"] == results[2]["AP"]
+    coco, yolo, voc = (
+        average_precision(load_config(parse(*given[name])), tmp_path / name, noise=3)
+        for name in FORMATS
+    )
+    assert 20 < coco < 80
+    assert yolo == coco == voc
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="no images in ../shared/data")
@@ -203,6 +208,18 @@ def test_the_root_category_of_roboflow_is_no_class(unsplit: Path) -> None:
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES == 2
 
 
+def test_the_evaluation_reads_what_roboflow_writes(unsplit: Path, tmp_path: Path) -> None:
+    """Wrong: the root category is a class of the evaluation's, or the annotation with id 0 is never
+    found; or labels that were corrected are evaluated as they were before."""
+    for run, category in (("first", 2), ("second", 1)):
+        content = json.loads((unsplit / "_annotations.coco.json").read_text())
+        content["annotations"][1]["category_id"] = category
+        (unsplit / "_annotations.coco.json").write_text(json.dumps(content))
+        cfg = load_config(parse("--data", unsplit, "--data-val", unsplit))
+        assert average_precision(cfg, tmp_path / run, noise=0) == pytest.approx(100)
+        assert average_precision(cfg, tmp_path / f"{run}_again", noise=9) < 50
+
+
 def test_a_path_is_the_configs(
     unsplit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +236,8 @@ def test_a_path_is_the_configs(
     assert load_config(args).DATASETS == cfg.DATASETS
     with pytest.raises(ValueError, match="needs DATASETS.PATH"):
         load_config(parse("--data-val", unsplit))
+    with pytest.raises(ValueError, match=r"DATASETS.TEST is given beside DATASETS.PATH .*unsplit"):
+        load_config(parse("--data", unsplit, "DATASETS.TEST", "('randwire_shapes_val',)"))
 
 
 def test_the_number_of_classes_follows_from_the_data(unsplit: Path) -> None:
@@ -238,6 +257,23 @@ def test_the_number_of_classes_follows_from_the_data(unsplit: Path) -> None:
         settle_classes(cfg, {}, ["coco_2017_train", "randwire_shapes_val"])
     with pytest.raises(ValueError, match=r"MASK_ON.*10 of 10 boxes"):
         load_config(parse("--data", unsplit, "--data-val", unsplit, "MODEL.MASK_ON", True))
+
+
+def test_a_registered_set_without_names_is_read(unsplit: Path) -> None:
+    """Wrong: a COCO file that a project registers by itself fails inside the training."""
+    json_file = unsplit / "_annotations.coco.json"
+    register_coco_instances("own", {}, str(json_file), str(unsplit))
+    try:
+        own = ["DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)"]
+        assert load_config(parse(*own)).MODEL.ROI_HEADS.NUM_CLASSES == 3  # as Detectron2 reads it
+        MetadataCatalog.remove("own")  # as in a new process
+        MetadataCatalog.get("own").set(json_file=str(json_file), image_root=str(unsplit))
+        json_file.write_text(json_file.read_text().replace('"category_id": 2', '"category_id": 9'))
+        with pytest.raises(ValueError, match=r"'own' can't be read: .*category_id=9"):
+            load_config(parse(*own))
+    finally:
+        DatasetCatalog.remove("own")
+        MetadataCatalog.remove("own")
 
 
 def test_a_classifier_has_no_use_for_the_flag(unsplit: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
         _list(json_file, content, key) for key in ("images", "annotations", "categories")
     )
     used = {_key(a, "category_id") for a in annotations}
+    before = len(categories)
     categories = _without_root(_by_id(json_file, "category", categories, "name"), used)
     index = {category["id"]: i for i, category in enumerate(categories)}
     faults = Faults()
@@ -52,13 +53,14 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
             faults.add(NO_IMAGE, where)
         elif (found := _annotation(json_file, entry, index, where, faults)) is not None:
             records[image_id]["annotations"].append(found)
+    evaluable = len(categories) == before and _is_evaluable(images, annotations)
     return LabelledImages(
         json_file,
         list(records.values()),
         check_classes(json_file, (category["name"] for category in categories)),
         tuple(index),
         faults,
-        json_file,
+        json_file if evaluable else None,
         image_root,
     )
 
@@ -114,6 +116,20 @@ def _without_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict
         or category.get("supercategory") != "none"
         or category["name"] not in above
     ]
+
+
+def _is_evaluable(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> bool:
+    """Whether COCO's evaluation can take the file as it is.
+
+    To it, what was matched with an annotation of id 0 is unmatched; Roboflow's begin there.
+    """
+    ids = {a.get("id") for a in annotations if isinstance(a.get("id"), int)}
+    return (
+        0 not in ids
+        and len(ids) == len(annotations)
+        and all("area" in a and "iscrowd" in a for a in annotations)
+        and all("height" in image and "width" in image for image in images)
+    )
 
 
 def _annotation(

@@ -56,7 +56,8 @@ class LabelledImages:
         classes: their names.
         category_ids: the ids that classes have in COCO's files, in the same order.
         faults: what was wrong with what is not among the records.
-        json_file: the COCO file, if the records are all that is in it.
+        json_file: the COCO file, if the records are all that is in it, and COCO's evaluation can
+            read it.
         image_root: the folder that the COCO file's names begin in.
     """
 

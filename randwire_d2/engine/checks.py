@@ -82,6 +82,12 @@ def _take_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
                     "folders with one folder per class, such as DATASETS.TRAIN \"('my/train',)\""
                 )
             cfg.DATASETS[key] = given
+    named = {"DATASETS.TRAIN", "DATASETS.TEST"}.intersection(args.opts[::2])
+    if cfg.DATASETS.PATH and named:
+        raise ValueError(
+            f"{min(named)} is given beside DATASETS.PATH {cfg.DATASETS.PATH!r} (--data), which "
+            "sets both; leave one out, or set DATASETS.PATH ''"
+        )
 
 
 def _take_config_from_weights(cfg: CfgNode) -> None:
