@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -183,10 +184,33 @@ def merge_file(cfg: CfgNode, path: str, *, allow_unsafe: bool = True) -> None:
     Raises:
         ValueError: if it can't be; its message is one line.
     """
+    merge = partial(cfg.merge_from_file, path, allow_unsafe=allow_unsafe)
+    merge_in_one_line(path, lambda: _merge_old_fused(cfg, merge))
+
+
+def merge_text(cfg: CfgNode, text: str, source: str) -> None:
+    """Merge a config's YAML into a config that has MODEL.RANDWIRE; no tag in it runs code.
+
+    Args:
+        text: what ``cfg.dump()`` gave.
+        source: where it lies, for errors.
+
+    Raises:
+        ValueError: if it can't be; its message is one line.
+    """
+
+    def merge() -> None:
+        other = CfgNode.load_cfg(text)  # reads a text with yaml.safe_load
+        _merge_old_fused(cfg, lambda: cfg.merge_from_other_cfg(other))
+
+    merge_in_one_line(source, merge)
+
+
+def _merge_old_fused(cfg: CfgNode, merge: Callable[[], Any]) -> None:
     node = cfg.MODEL.RANDWIRE
     # Runs of before FUSED had three values have a truth value, which yacs takes in place of None.
     before, node.FUSED = node.FUSED, None
-    merge_in_one_line(path, lambda: cfg.merge_from_file(path, allow_unsafe=allow_unsafe))
+    merge()
     merged = {None: before, True: "auto", False: "off"}
     node.FUSED = merged.get(node.FUSED, node.FUSED)
 

@@ -112,7 +112,13 @@ class Trainer(DefaultTrainer):
         else:
             self._trainer = SimpleTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = RandWireCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = RandWireCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            cfg=cfg,
+            class_names=self.class_names(cfg),  # of a COCO set, known once it is loaded
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -148,6 +154,12 @@ class Trainer(DefaultTrainer):
         finished = RunFolder(self.cfg.OUTPUT_DIR).final_checkpoint.is_file()
         if self.start_iter >= self.max_iter and not finished:
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
+
+    @classmethod
+    def class_names(cls, cfg: CfgNode) -> list[str] | None:
+        """The names of the first training set's classes; None where it has none."""
+        names: list[str] | None = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+        return names
 
     @classmethod
     def test(
