@@ -5,7 +5,7 @@ import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +28,11 @@ PREPROCESSING_KEY = "preprocessing"
 CONFIG_KEY = "config"
 # The key under which it holds the names of its classes: a list, in the order of the outputs.
 CLASS_NAMES_KEY = "class_names"
+# The key under which it holds the ids that its data set gives these classes, in the same order.
+CATEGORY_IDS_KEY = "category_ids"
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
     Args:
         cfg: the config of the model.
         class_names: of the model's classes, in the order of its outputs.
+        category_ids: the ids that the data set gives them, where they have any, as COCO's do.
         checkpointables: as Detectron2's.
     """
 
@@ -150,6 +154,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
         *,
         cfg: CfgNode | None = None,
         class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int] | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
@@ -159,6 +164,8 @@ class RandWireCheckpointer(DetectionCheckpointer):
             self._whole[CONFIG_KEY] = portable_config(cfg, Wiring.in_model(model)).dump()
         if class_names is not None:
             self._whole[CLASS_NAMES_KEY] = list(map(str, class_names))
+        if category_ids is not None:
+            self._whole[CATEGORY_IDS_KEY] = list(map(int, category_ids))
 
     def save(self, name: str, **kwargs: Any) -> None:
         wiring = Wiring.in_model(self.model)
@@ -296,12 +303,25 @@ def stored_class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
     Raises:
         ValueError: they are damaged; one line.
     """
-    names = checkpoint.get(CLASS_NAMES_KEY)
-    if names is None:
+    return _list_of(str, checkpoint, CLASS_NAMES_KEY)
+
+
+def stored_category_ids(checkpoint: Mapping[str, Any]) -> list[int] | None:
+    """The ids that the data set gave the classes, if a checkpoint holds any.
+
+    Raises:
+        ValueError: they are damaged; one line.
+    """
+    return _list_of(int, checkpoint, CATEGORY_IDS_KEY)
+
+
+def _list_of(kind: type[_T], checkpoint: Mapping[str, Any], key: str) -> list[_T] | None:
+    values = checkpoint.get(key)
+    if values is None:
         return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"its entry {CLASS_NAMES_KEY!r} is damaged: no list of names")
-    return names
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise ValueError(f"its entry {key!r} is damaged: no list of {kind.__name__}")
+    return values
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:

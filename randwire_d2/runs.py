@@ -59,6 +59,27 @@ class RunFolder:
         return self.path / "model_final.pth"
 
     @property
+    def best_checkpoint(self) -> Path:
+        """That of the best evaluation so far; a run without evaluations has none."""
+        return self.path / "model_best.pth"
+
+    def checkpoint(self) -> Path:
+        """The one to use: the best, else the final, else the last one.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        for path in (self.best_checkpoint, self.final_checkpoint):
+            if path.is_file():
+                return path
+        if not self.can_resume:
+            raise FileNotFoundError(
+                f"{self.path} holds no checkpoint (model_best.pth, model_final.pth or "
+                "last_checkpoint): name the OUTPUT_DIR of a training, or a .pth file"
+            )
+        return self.last_checkpoint
+
+    @property
     def detections_file(self) -> Path:
         """What COCOEvaluator wrote of the last evaluation."""
         return self.path / "inference" / "coco_instances_results.json"

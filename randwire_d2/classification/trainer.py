@@ -52,8 +52,8 @@ class ClassificationTrainer(Trainer):
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
-    def class_names(cls, cfg: CfgNode) -> list[str]:
-        return image_folder_classes(cfg.DATASETS.TRAIN[0])
+    def classes(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"class_names": image_folder_classes(cfg.DATASETS.TRAIN[0])}
 
     @classmethod
     def build_evaluator(

@@ -12,13 +12,12 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import Visualizer
-from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from .. import data  # noqa: F401 (registers the built-in data sets)
-from .style import INK, page
+from .style import INK, class_palette, page
 
 TILE = 320  # pixels: the longer side of an image
 GAP = 8  # pixels between images
@@ -142,8 +141,8 @@ def _draw_instances(
     colors = metadata.get("thing_colors")
     if colors:
         palette = [tuple(channel / 255 for channel in color) for color in colors]
-    else:  # bright, and by the golden ratio far apart for any number of classes
-        palette = [tuple(hsv_to_rgb((i * 0.618 % 1, 0.6, 1))) for i in range(len(names))]
+    else:
+        palette = class_palette(len(names))
     drawn = visualizer.overlay_instances(
         boxes=np.array(
             [BoxMode.convert(i["bbox"], i["bbox_mode"], BoxMode.XYXY_ABS) for i in instances]

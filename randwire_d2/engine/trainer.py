@@ -36,6 +36,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..checkpoint import RandWireCheckpointer
+from ..data.classes import category_ids
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
 from .shadow_steps import ShadowSteps
@@ -116,7 +117,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             cfg=cfg,
-            class_names=self.class_names(cfg),  # of a COCO set, known once it is loaded
+            **self.classes(cfg),  # a COCO file's are known once it is loaded
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -156,10 +157,13 @@ class Trainer(DefaultTrainer):
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
 
     @classmethod
-    def class_names(cls, cfg: CfgNode) -> list[str] | None:
-        """The names of the first training set's classes; None where it has none."""
-        names: list[str] | None = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
-        return names
+    def classes(cls, cfg: CfgNode) -> dict[str, Any]:
+        """What a checkpoint holds of the first training set's classes: names and ids."""
+        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+        return {
+            "class_names": metadata.get("thing_classes"),
+            "category_ids": category_ids(metadata),
+        }
 
     @classmethod
     def test(

@@ -1,0 +1,136 @@
+"""What a prediction leaves in its folder: results, pictures, videos; each appears whole.
+
+results.json    COCO's results: image_id, category_id, score, and of a detector bbox (x, y,
+                width, height in pixels) and segmentation (RLE), as COCOEvaluator writes them
+images.json     what the ids are, in the form of COCO's annotations: images (file_name, height,
+                width, of a video frame) and categories (name)
+results.csv     the same in a table
+pictures/       the images and videos with what was found in them
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ..files import atomic_open
+
+RESULTS, TABLE, IMAGES, PICTURES = "results.json", "results.csv", "images.json", "pictures"
+_COLUMNS = (
+    "image_id", "file_name", "frame", "category_id", "category", "score", "x", "y", "width",
+    "height",
+)  # fmt: skip
+
+
+class ResultsWriter:
+    """Writes the three files of results while they come; used with ``with``.
+
+    Args:
+        folder: it is there.
+        categories: name by id.
+    """
+
+    def __init__(self, folder: Path, categories: dict[int, str]) -> None:
+        self._categories = categories
+        self._open = [atomic_open(folder / name) for name in (RESULTS, TABLE, IMAGES)]
+        self.results = 0
+
+    def __enter__(self) -> "ResultsWriter":
+        self._results, self._table, self._images = (o.__enter__() for o in self._open)
+        self._csv = csv.DictWriter(self._table, _COLUMNS, lineterminator="\n")
+        self._csv.writeheader()
+        self._results.write("[")
+        categories = [{"id": i, "name": name} for i, name in self._categories.items()]
+        self._images.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
+        self._first_image = True
+        return self
+
+    def add(self, image: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:
+        """Write what was found in an image.
+
+        Args:
+            image: of images.json: id, file_name, height, width, of a video frame.
+            records: of results.json.
+        """
+        self._images.write(("\n" if self._first_image else ",\n") + json.dumps(image))
+        self._first_image = False
+        for record in records:
+            self._results.write((",\n" if self.results else "\n") + json.dumps(record))
+            self.results += 1
+            row = dict(zip(("x", "y", "width", "height"), record.get("bbox", ())))
+            row |= {k: image[k] for k in ("file_name", "frame") if k in image}
+            row |= {k: record[k] for k in ("image_id", "category_id", "score")}
+            self._csv.writerow({**row, "category": self._categories[record["category_id"]]})
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._results.write("\n]\n")
+            self._images.write("\n]}\n")
+        for opened in self._open:
+            opened.__exit__(kind, error, trace)
+
+
+def picture_path(folder: Path, name: str, is_video: bool) -> Path:
+    return folder / PICTURES / f"{name}.{'mp4' if is_video else 'jpg'}"
+
+
+def save_picture(image: np.ndarray, path: Path) -> None:
+    """Write an RGB image (H, W, 3) as JPEG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_open(path, "wb") as f:
+        Image.fromarray(image).save(f, "JPEG", quality=95)
+
+
+@contextmanager
+def video_writer(path: Path, fps: float) -> Iterator["_VideoWriter"]:
+    """A video that takes its name once the block ends, if it has a frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}.part{path.suffix}")  # the suffix names the format
+    writer = _VideoWriter(temporary, fps)
+    try:
+        yield writer
+        writer.release()
+        if temporary.exists():
+            os.replace(temporary, path)
+    finally:
+        writer.release()
+        temporary.unlink(missing_ok=True)
+
+
+class _VideoWriter:
+    """OpenCV's, which needs the size of the frames at once, and says of no failure."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self._path, self._fps = path, fps
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, image: np.ndarray) -> None:
+        """Append an RGB image (H, W, 3).
+
+        Raises:
+            OSError: OpenCV can't write it.
+        """
+        height, width = image.shape[:2]
+        if self._writer is None:
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self._path), codec, self._fps, (width, height))
+            if not self._writer.isOpened():
+                raise OSError(f"OpenCV can't write {self._path} with the codec mp4v")
+        self._writer.write(np.ascontiguousarray(image[:, :, ::-1]))
+
+    def release(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
