@@ -4,7 +4,7 @@ from detectron2.data import Metadata
 
 
 def category_ids(metadata: Metadata) -> list[int] | None:
-    """The data set's own ids of its classes, in the order of a detector's outputs, as COCO has them.
+    """The data set's own ids of its classes, as COCO has them, in the order of a model's outputs.
 
     None where the data set has none: then a class's id is its place in that order.
     """

@@ -16,6 +16,8 @@ from torch import nn
 
 from ..drawing.style import class_palette
 
+LEGIBLE = 480  # pixels: about the longer side that a picture has at least
+
 
 class Detector:
     """A detector out of its checkpoint, called like Detectron2's DefaultPredictor.
@@ -95,8 +97,12 @@ class Detector:
         return records
 
     def draw(self, image: np.ndarray, found: Instances, score_threshold: float) -> np.ndarray:
-        """An RGB image (H, W, 3) with the instances of at least a score (0 … 1)."""
-        visualizer = Visualizer(image, self.metadata, instance_mode=ColorMode.SEGMENTATION)
+        """An RGB image (H, W, 3) with the instances of at least a score (0 … 1).
+
+        A small one is enlarged, so that the names are legible and hide less.
+        """
+        scale = max(1, round(LEGIBLE / max(image.shape)))
+        visualizer = Visualizer(image, self.metadata, scale, ColorMode.SEGMENTATION)
         shown = found[found.scores >= score_threshold]
         drawn = visualizer.draw_instance_predictions(shown, jittering=False)
         return np.asarray(drawn.get_image())

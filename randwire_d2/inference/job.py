@@ -130,7 +130,6 @@ class Job:
 
 
 def _drawer_of_frames(model: Detector | Classifier) -> _Draw:
-    """It remembers the frame before, so that an object keeps its colour."""
     if isinstance(model, Classifier):
         return model.draw
     return partial(_draw_frame, VideoVisualizer(model.metadata))
@@ -140,6 +139,9 @@ def _draw_frame(
     visualizer: VideoVisualizer, image: np.ndarray, found: Instances, score_threshold: float
 ) -> np.ndarray:
     shown = found[found.scores >= score_threshold]
+    # Of its class, as in pictures: those of the visualizer's own choice are random.
+    colors = visualizer.metadata.thing_colors
+    shown.COLOR = [[c / 255 for c in colors[i]] for i in shown.pred_classes]
     return np.asarray(visualizer.draw_instance_predictions(image, shown).get_image())
 
 
