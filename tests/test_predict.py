@@ -267,6 +267,22 @@ def test_images_folders_and_globs(detector: Path, images: Path, tmp_path: Path) 
     ]
 
 
+def test_a_batch_changes_no_result(detector: Path, images: Path, tmp_path: Path) -> None:
+    """Wrong: images of different sizes are padded to one, which moves boxes and scores."""
+    given = [images, *(r["file_name"] for r in DatasetCatalog.get(VAL)[:2])]
+    found = []
+    for size in (1, 5):
+        out = tmp_path / str(size)
+        options = ["--output", out, "--device", "cpu", "--no-pictures", "--batch", size]
+        assert predict(detector, *given, *options) == 0
+        found.append(results(out))
+    assert len(found[0]) == 25
+    for one, many in zip(*found, strict=True):
+        assert (one["image_id"], one["category_id"]) == (many["image_id"], many["category_id"])
+        assert many["score"] == pytest.approx(one["score"], abs=1e-5)
+        assert many["bbox"] == pytest.approx(one["bbox"], abs=1e-3)
+
+
 def test_a_threshold_is_of_all_that_is_written(
     detector: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -353,6 +369,7 @@ def test_a_classifiers_best_class_is_what_its_evaluation_counts(
     out = tmp_path / "out"
     given = ["--dataset", "test", "--output", out, "--device", "cpu", "--batch", 3]
     assert predict(classifier, *given) == 0
+    assert len(list((out / "pictures").glob("[a-g]/[01].jpg"))) == 14
     model = load_classifier(classifier, "cpu")
     top1 = ClassificationTrainer.test(model.cfg, model.model)["classification"]["top1"]
     found = results(out)

@@ -82,12 +82,21 @@ class Detector:
     def predict(self, inputs: Sequence[dict[str, Any]]) -> list[Instances]:
         """The instances of each image, in the CPU's memory.
 
+        Those of one size are computed at once. Others are not: the padding that would make them
+        one size changes what is found.
+
         Args:
-            inputs: what ``read`` or ``prepare`` gave. Images of a batch are padded to one size,
-                which changes results a little; one alone gives what an evaluation finds.
+            inputs: what ``read`` or ``prepare`` gave.
         """
+        by_size: dict[torch.Size, list[int]] = {}
+        for i, one in enumerate(inputs):
+            by_size.setdefault(one["image"].shape, []).append(i)
+        found: dict[int, Instances] = {}
         with torch.no_grad():
-            return [output["instances"].to("cpu") for output in self.model(list(inputs))]
+            for indices in by_size.values():
+                outputs = self.model([inputs[i] for i in indices])
+                found |= {i: o["instances"].to("cpu") for i, o in zip(indices, outputs)}
+        return [found[i] for i in range(len(inputs))]
 
     def records(self, found: Instances, image_id: int | str) -> list[dict[str, Any]]:
         """Instances as COCO's results, as in COCOEvaluator's coco_instances_results.json."""
@@ -102,7 +111,9 @@ class Detector:
         A small one is enlarged, so that the names are legible and hide less.
         """
         scale = max(1, round(LEGIBLE / max(image.shape)))
-        visualizer = Visualizer(image, self.metadata, scale, ColorMode.SEGMENTATION)
+        visualizer = Visualizer(
+            image, self.metadata, scale, ColorMode.SEGMENTATION, font_size_scale=1.4
+        )
         shown = found[found.scores >= score_threshold]
         drawn = visualizer.draw_instance_predictions(shown, jittering=False)
         return np.asarray(drawn.get_image())

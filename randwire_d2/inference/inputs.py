@@ -1,7 +1,7 @@
 """What is predicted: images and videos out of files, globs and folders; the frames of a video."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -51,8 +51,19 @@ def find_inputs(given: Sequence[str]) -> list[Input]:
             )
         for path, name in files:
             found.setdefault(path, name)
+    return _inputs(found.items())
+
+
+def files_as_inputs(paths: Sequence[str]) -> list[Input]:
+    """The files of a data set, named below the folder that holds them all."""
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    relative = ((path, os.path.relpath(path, root or None)) for path in paths)
+    return _inputs((path, os.path.splitext(name)[0]) for path, name in relative)
+
+
+def _inputs(named: Iterable[tuple[str, str]]) -> list[Input]:
     taken: set[str] = set()
-    return [Input(path, _unique(name, taken)) for path, name in found.items()]
+    return [Input(path, _unique(name, taken)) for path, name in named]
 
 
 def _files(text: str) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from .. import data
 from ..data.classes import category_ids
 from .classifier import Classifier
 from .detector import Detector
-from .inputs import find_inputs
+from .inputs import files_as_inputs, find_inputs
 from .job import DRAWN, Job
 from .loading import load_model
 from .output import RESULTS, picture_path
@@ -82,8 +82,9 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--batch",
         type=int,
         default=1,
-        help="the images that are computed at once (default: 1); a detector pads them to one size, "
-        "which changes its results a little",
+        metavar="IMAGES",
+        help="the images that are read and computed at once, a detector's if they have one size "
+        "(default: 1); results of another number differ in their last digits",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
@@ -119,7 +120,7 @@ def _prepare(args: argparse.Namespace, register_data: Callable[[CfgNode], None] 
         if register_data is not None:
             register_data(model.cfg)
         records = _dataset_records(model, args.dataset)
-        names = [Path(record["file_name"]).stem for record in records]
+        names = [i.name for i in files_as_inputs([record["file_name"] for record in records])]
     else:
         images = [i for i in inputs if not i.is_video]
         records = [{"file_name": i.path, "image_id": n} for n, i in enumerate(images, start=1)]
