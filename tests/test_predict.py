@@ -187,6 +187,11 @@ def test_what_is_no_whole_model_is_refused_in_one_line(
         "weights of the model are missing": {**whole, "model": headless},
         r"holds no weights \(an entry 'model'\)": ["a", "list"],
         "'config'.*NONE": {**whole, "config": "NONE: 1"},
+        "registers its parts": {**whole, "config": "MODEL: {META_ARCHITECTURE: Theirs}"},
+        "a SemanticSegmentor finds no": {
+            **whole,
+            "config": "MODEL: {META_ARCHITECTURE: SemanticSegmentor}",
+        },
         "states": {**whole, "randwire": {**whole["randwire"], "fingerprint": "another"}},
     }
     for i, (message, content) in enumerate(files.items()):

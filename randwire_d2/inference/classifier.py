@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from torch import Tensor, nn
 
 from ..data.images import center_crop, order_channels, read_rgb
+from ..drawing.detections import legible_visualizer
 
 TOP = 5  # classes that are reported of an image
 
@@ -24,7 +24,10 @@ class Classifier:
         model: the ``ImageClassifier``, in eval mode.
         class_names: in the order of its outputs.
         category_ids: that order: 0, 1, …
+        least_drawn: as of ``Detector``.
     """
+
+    least_drawn = 0.0
 
     def __init__(
         self, file: str, cfg: CfgNode, model: nn.Module, class_names: Sequence[str]
@@ -74,7 +77,7 @@ class Classifier:
 
     def draw(self, image: np.ndarray, found: Tensor, score_threshold: float) -> np.ndarray:
         """An RGB image (H, W, 3) with those of the five that have at least a score (0 … 1)."""
-        visualizer = Visualizer(image)
+        visualizer = legible_visualizer(image)
         size = visualizer._default_font_size
         shown = [r for r in self.records(found, 0) if r["score"] >= score_threshold]
         for line, record in enumerate(shown):

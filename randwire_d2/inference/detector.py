@@ -11,12 +11,10 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
+from ..drawing.detections import legible_visualizer
 from ..drawing.style import class_palette
-
-LEGIBLE = 480  # pixels: about the longer side that a picture has at least
 
 
 class Detector:
@@ -30,9 +28,11 @@ class Detector:
         category_ids: the ids that its data set gives them, in the same order.
         metadata: names and colours, for Detectron2's Visualizer; in no catalog.
         input_format: "BGR", the channels of the images it is called with, whatever INPUT.FORMAT is.
+        least_drawn: the score from which on a detection is worth drawing, unless the user says.
     """
 
     input_format = "BGR"
+    least_drawn = 0.5
 
     def __init__(
         self,
@@ -47,8 +47,10 @@ class Detector:
         self.category_ids = list(category_ids or range(len(self.class_names)))
         colors = [[round(255 * c) for c in color] for color in class_palette(len(class_names))]
         self.metadata = Metadata(thing_classes=self.class_names, thing_colors=colors)
-        self._mapper = DatasetMapper(cfg, is_train=False)
-        self._resize = T.AugmentationList(build_augmentation(cfg, is_train=False))
+        # As the mapper of a test, which would ask a keypoint detector's training set for its names.
+        resize = build_augmentation(cfg, is_train=False)
+        self._mapper = DatasetMapper(False, augmentations=resize, image_format=cfg.INPUT.FORMAT)
+        self._resize = T.AugmentationList(resize)
 
     def __call__(self, image: np.ndarray) -> dict[str, Instances]:
         """What is in one image.
@@ -110,10 +112,7 @@ class Detector:
 
         A small one is enlarged, so that the names are legible and hide less.
         """
-        scale = max(1, round(LEGIBLE / max(image.shape)))
-        visualizer = Visualizer(
-            image, self.metadata, scale, ColorMode.SEGMENTATION, font_size_scale=1.4
-        )
+        visualizer = legible_visualizer(image, self.metadata)
         shown = found[found.scores >= score_threshold]
         drawn = visualizer.draw_instance_predictions(shown, jittering=False)
         return np.asarray(drawn.get_image())

@@ -16,9 +16,7 @@ from tqdm import tqdm
 from .classifier import Classifier
 from .detector import Detector
 from .inputs import Input, Video
-from .output import ResultsWriter, picture_path, save_picture, video_writer
-
-DRAWN = 0.5  # the least score of what is drawn, unless told otherwise
+from .output import ResultsWriter, picture_path, results_writer, save_picture, video_writer
 
 _T = TypeVar("_T")
 _Draw = Callable[[np.ndarray, Any, float], np.ndarray]
@@ -34,7 +32,8 @@ class Job:
         videos: their frames get the ids that follow.
         folder: for what is written; it is made.
         batch: images that are computed at once.
-        score_threshold: the least score of what is drawn and written; None for DRAWN and 0.
+        score_threshold: the least score of what is drawn and written; None for the model's
+            ``least_drawn``, and for all.
         pictures: whether to draw.
         broken: the inputs that could not be read, once ``run`` has ended.
     """
@@ -56,7 +55,7 @@ class Job:
         categories = dict(zip(self.model.category_ids, self.model.class_names))
         self.folder.mkdir(parents=True, exist_ok=True)
         with (
-            ResultsWriter(self.folder, categories) as writer,
+            results_writer(self.folder, categories) as writer,
             tqdm(total=total, unit="image", smoothing=0.1) as bar,
         ):
             self._images(writer, bar)
@@ -122,7 +121,8 @@ class Job:
         writer.add(image, [record for record in records if record["score"] >= least])
 
     def _draw(self, draw: _Draw, image: np.ndarray, found: Any) -> np.ndarray:
-        return draw(image, found, DRAWN if self.score_threshold is None else self.score_threshold)
+        least = self.model.least_drawn if self.score_threshold is None else self.score_threshold
+        return draw(image, found, least)
 
     def _say_broken(self, path: str, error: Exception) -> None:
         self.broken.append(path)

@@ -68,7 +68,7 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
         cfg = _config(file, checkpoint)
         cfg.MODEL.DEVICE = check_device(device)
         cfg.freeze()
-        model = build_model(cfg)
+        model = _build(cfg)
         check_wiring(model, checkpoint)
         _load_strictly(model, checkpoint["model"])
         names, ids = _classes(cfg, checkpoint)
@@ -143,6 +143,18 @@ def _config(file: str, checkpoint: Mapping[str, Any]) -> CfgNode:
     if wiring := Wiring.of(checkpoint):
         set_spec(cfg, wiring.spec)
     return cfg
+
+
+def _build(cfg: CfgNode) -> nn.Module:
+    if cfg.MODEL.META_ARCHITECTURE in ("ProposalNetwork", "SemanticSegmentor"):
+        raise ValueError(f"a {cfg.MODEL.META_ARCHITECTURE} finds no instances of classes")
+    try:
+        return build_model(cfg)
+    except (KeyError, AssertionError) as e:  # KeyError: of a registry
+        reason = " ".join(str(e.args[0] if e.args else e).split())
+        raise ValueError(
+            f"its config's model can't be built ({reason}); import what registers its parts first"
+        ) from e
 
 
 def _load_strictly(model: nn.Module, state: Mapping[str, Any]) -> None:

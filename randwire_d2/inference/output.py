@@ -11,11 +11,10 @@ pictures/       the images and videos with what was found in them
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -30,28 +29,32 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+@contextmanager
+def results_writer(folder: Path, categories: Mapping[int, str]) -> Iterator["ResultsWriter"]:
+    """Results in a folder, which is there; categories are names by id."""
+    with (
+        atomic_open(folder / RESULTS) as results,
+        atomic_open(folder / TABLE) as table,
+        atomic_open(folder / IMAGES) as images,
+    ):
+        writer = ResultsWriter(results, table, images, categories)
+        yield writer
+        writer.finish()
+
+
 class ResultsWriter:
-    """Writes the three files of results while they come; used with ``with``.
+    """Writes the three files of results while they come, so that none need be kept."""
 
-    Args:
-        folder: it is there.
-        categories: name by id.
-    """
-
-    def __init__(self, folder: Path, categories: dict[int, str]) -> None:
-        self._categories = categories
-        self._open = [atomic_open(folder / name) for name in (RESULTS, TABLE, IMAGES)]
-        self.results = 0
-
-    def __enter__(self) -> "ResultsWriter":
-        self._results, self._table, self._images = (o.__enter__() for o in self._open)
-        self._csv = csv.DictWriter(self._table, _COLUMNS, lineterminator="\n")
+    def __init__(
+        self, results: IO[str], table: IO[str], images: IO[str], categories: Mapping[int, str]
+    ) -> None:
+        self._results, self._images, self._categories = results, images, categories
+        self._csv = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
         self._csv.writeheader()
-        self._results.write("[")
-        categories = [{"id": i, "name": name} for i, name in self._categories.items()]
-        self._images.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
-        self._first_image = True
-        return self
+        results.write("[")
+        listed = [{"id": i, "name": name} for i, name in categories.items()]
+        images.write(f'{{"categories": {json.dumps(listed)},\n"images": [')
+        self.images, self.results = 0, 0
 
     def add(self, image: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:
         """Write what was found in an image.
@@ -60,8 +63,8 @@ class ResultsWriter:
             image: of images.json: id, file_name, height, width, of a video frame.
             records: of results.json.
         """
-        self._images.write(("\n" if self._first_image else ",\n") + json.dumps(image))
-        self._first_image = False
+        self._images.write((",\n" if self.images else "\n") + json.dumps(image))
+        self.images += 1
         for record in records:
             self._results.write((",\n" if self.results else "\n") + json.dumps(record))
             self.results += 1
@@ -70,17 +73,9 @@ class ResultsWriter:
             row |= {k: record[k] for k in ("image_id", "category_id", "score")}
             self._csv.writerow({**row, "category": self._categories[record["category_id"]]})
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self._results.write("\n]\n")
-            self._images.write("\n]}\n")
-        for opened in self._open:
-            opened.__exit__(kind, error, trace)
+    def finish(self) -> None:
+        self._results.write("\n]\n")
+        self._images.write("\n]}\n")
 
 
 def picture_path(folder: Path, name: str, is_video: bool) -> Path:

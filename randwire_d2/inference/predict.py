@@ -15,7 +15,7 @@ from ..data.classes import category_ids
 from .classifier import Classifier
 from .detector import Detector
 from .inputs import files_as_inputs, find_inputs
-from .job import DRAWN, Job
+from .job import Job
 from .loading import load_model
 from .output import RESULTS, picture_path
 
@@ -75,8 +75,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--score-threshold",
         type=float,
         metavar="SCORE",
-        help=f"the least score (0 ... 1) of what is drawn and written (default: {DRAWN} of what is "
-        "drawn; all that the model finds is written)",
+        help="the least score (0 ... 1) of what is drawn and written (default: "
+        f"{Detector.least_drawn} of the detections that are drawn; all are written)",
     )
     parser.add_argument(
         "--batch",
