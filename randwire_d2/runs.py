@@ -60,24 +60,8 @@ class RunFolder:
 
     @property
     def best_checkpoint(self) -> Path:
-        """That of the best evaluation so far; a run without evaluations has none."""
+        """The weights that did best in an evaluation (SOLVER.BEST_METRIC)."""
         return self.path / "model_best.pth"
-
-    def checkpoint(self) -> Path:
-        """The one to use: the best, else the final, else the last one.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        for path in (self.best_checkpoint, self.final_checkpoint):
-            if path.is_file():
-                return path
-        if not self.can_resume:
-            raise FileNotFoundError(
-                f"{self.path} holds no checkpoint (model_best.pth, model_final.pth or "
-                "last_checkpoint): name the OUTPUT_DIR of a training, or a .pth file"
-            )
-        return self.last_checkpoint
 
     @property
     def detections_file(self) -> Path:
@@ -107,6 +91,22 @@ class RunFolder:
             FileNotFoundError: there is none.
         """
         return self.path / (self.path / "last_checkpoint").read_text().strip()
+
+    def checkpoint(self) -> Path:
+        """The one to use: the best, else the final, else the last one.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        for path in (self.best_checkpoint, self.final_checkpoint):
+            if path.is_file():
+                return path
+        if not self.can_resume:
+            raise FileNotFoundError(
+                f"{self.path} holds no checkpoint (model_best.pth, model_final.pth or "
+                "last_checkpoint): name the OUTPUT_DIR of a training, or a .pth file"
+            )
+        return self.last_checkpoint
 
     def config(self) -> CfgNode:
         """The config of the run, a detector's or a classifier's; a copy.
