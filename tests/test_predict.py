@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from helpers import ROOT, draw_image_folders, run_tool
 from PIL import Image
@@ -148,6 +149,19 @@ def test_a_copied_checkpoint_is_a_whole_model_elsewhere(tmp_path: Path, images: 
     assert len(records) == len(found) == 5
     assert [r["score"] for r in records] == found.scores.tolist()
     assert [{18: 0, 17: 1}[r["category_id"]] for r in records] == found.pred_classes.tolist()
+
+
+def test_detectron2s_predictor_takes_the_config(
+    detector: Path, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: a detector finds something else than Detectron2's DefaultPredictor with its config, or
+    its loading warns of a training without weights."""
+    own = load_detector(detector, "cpu")
+    assert "MODEL.WEIGHTS" not in caplog.text
+    image = cv2.imread(str(images / "b.jpg"))
+    found, expected = own(image)["instances"], DefaultPredictor(own.cfg)(image)["instances"]
+    assert len(found) == 5 and found.scores.tolist() == expected.scores.tolist()
+    assert found.pred_boxes.tensor.tolist() == expected.pred_boxes.tensor.tolist()
 
 
 def test_a_run_gives_its_best_checkpoint_and_old_ones_its_config(
@@ -365,6 +379,14 @@ def test_a_video_is_read_frame_by_frame(detector: Path, tmp_path: Path) -> None:
         distances = [np.abs(shown.astype(float) - frame).mean() for frame in frames]
         assert np.argmin(distances) == i
     assert [p.name for p in (out / "pictures").iterdir() if "part" in p.name] == []
+
+    # One that was cut off is named, and what is left of it is kept.
+    (tmp_path / "cut.avi").write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    out = tmp_path / "cut"
+    options = ["--output", out, "--device", "cpu", "--batch", 4, "--no-pictures"]
+    assert predict(detector, tmp_path / "cut.avi", *options) == 1
+    assert {r["image_id"] for r in results(out)} == {1, 2, 3}
+    assert not (out / "pictures").exists()
 
 
 def test_a_classifiers_best_class_is_what_its_evaluation_counts(

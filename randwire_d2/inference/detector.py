@@ -22,7 +22,7 @@ class Detector:
 
     Attributes:
         file: the checkpoint.
-        cfg: its config, frozen.
+        cfg: its config, frozen; MODEL.WEIGHTS is the checkpoint, for Detectron2's own tools.
         model: the Detectron2 meta-architecture, in eval mode.
         class_names: in the order of its outputs.
         category_ids: the ids that its data set gives them, in the same order.

@@ -66,6 +66,7 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
     checkpoint = _read(file)
     try:
         cfg = _config(file, checkpoint)
+        cfg.MODEL.WEIGHTS = os.path.abspath(file)
         cfg.MODEL.DEVICE = check_device(device)
         cfg.freeze()
         model = _build(cfg)
@@ -139,7 +140,6 @@ def _config(file: str, checkpoint: Mapping[str, Any]) -> CfgNode:
             "put the config.yaml of its run into the folder that it lies in"
         )
     cfg = run.config()
-    cfg.MODEL.WEIGHTS = ""
     if wiring := Wiring.of(checkpoint):
         set_spec(cfg, wiring.spec)
     return cfg

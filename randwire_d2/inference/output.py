@@ -92,7 +92,6 @@ def save_picture(image: np.ndarray, path: Path) -> None:
 @contextmanager
 def video_writer(path: Path, fps: float) -> Iterator["_VideoWriter"]:
     """A video that takes its name once the block ends, if it has a frame."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.part{path.suffix}")  # the suffix names the format
     writer = _VideoWriter(temporary, fps)
     try:
@@ -120,6 +119,7 @@ class _VideoWriter:
         """
         height, width = image.shape[:2]
         if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self._path), codec, self._fps, (width, height))
             if not self._writer.isOpened():
