@@ -1,6 +1,7 @@
 """A prediction at work: images, then videos frame by frame; results and pictures of each."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
@@ -50,8 +51,8 @@ class Job:
 
     def run(self) -> int:
         """Do it; the number of results."""
-        opened = [(v, video) for v in self.videos if (video := self._open(v)) is not None]
-        total = len(self.records) + sum(video.frames for _, video in opened)
+        videos = [(v, frames) for v in self.videos if (frames := self._frames(v)) is not None]
+        total = len(self.records) + sum(frames for _, frames in videos)
         categories = dict(zip(self.model.category_ids, self.model.class_names))
         self.folder.mkdir(parents=True, exist_ok=True)
         with (
@@ -60,13 +61,15 @@ class Job:
         ):
             self._images(writer, bar)
             ids = count(1 + len(self.records))
-            for source, video in opened:
-                self._video(source, video, ids, writer, bar)
+            for source, _ in videos:
+                self._video(source, ids, writer, bar)
         return writer.results
 
-    def _open(self, source: Input) -> Video | None:
+    def _frames(self, source: Input) -> int | None:
+        """How many a video says that it has; None if it is broken."""
         try:
-            return Video(source.path)
+            with closing(Video(source.path)) as video:
+                return video.frames
         except ValueError as e:
             self._say_broken(source.path, e)
             return None
@@ -90,12 +93,10 @@ class Job:
                     )
             bar.update(len(batch))
 
-    def _video(
-        self, source: Input, video: Video, ids: Iterator[int], writer: ResultsWriter, bar: tqdm
-    ) -> None:
+    def _video(self, source: Input, ids: Iterator[int], writer: ResultsWriter, bar: tqdm) -> None:
         draw = _drawer_of_frames(self.model)
         path = picture_path(self.folder, source.name, is_video=True)
-        with video_writer(path, video.fps) as drawn:
+        with closing(Video(source.path)) as video, video_writer(path, video.fps) as drawn:
             for batch in _batches(enumerate(video), self.batch):
                 prepared = [self.model.prepare(frame) for _, frame in batch]
                 found = self.model.predict(prepared)
@@ -105,7 +106,6 @@ class Job:
                     if self.pictures:
                         drawn.write(self._draw(draw, frame[:, :, ::-1], one))
                 bar.update(len(batch))
-        video.close()
         try:
             video.check()
         except ValueError as e:  # what was read of it is kept
