@@ -30,6 +30,9 @@ CONFIG_KEY = "config"
 CLASS_NAMES_KEY = "class_names"
 # The key under which it holds the ids that its data set gives these classes, in the same order.
 CATEGORY_IDS_KEY = "category_ids"
+# The key under which it holds, with SOLVER.EMA, the average of the weights, in the form of "model":
+# what evaluations test.
+EMA_KEY = "ema"
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")

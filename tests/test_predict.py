@@ -188,6 +188,15 @@ def test_a_run_gives_its_best_checkpoint_and_old_ones_its_config(
         load_detector(tmp_path.parent)
 
 
+def test_a_detector_has_the_weights_that_evaluations_test(detector: Path, tmp_path: Path) -> None:
+    """Wrong: of a training with SOLVER.EMA, the raw weights are used in place of their average."""
+    file = torch.load(detector, weights_only=True)
+    average = {name: value + 1 for name, value in file["model"].items()}
+    torch.save({**file, "ema": average}, tmp_path / "x.pth")
+    loaded = load_detector(tmp_path / "x.pth").model.state_dict()
+    assert all(torch.equal(loaded[name].cpu(), value) for name, value in average.items())
+
+
 def test_what_is_no_whole_model_is_refused_in_one_line(
     detector: Path, classifier: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint import (
+    EMA_KEY,
     Wiring,
     check_wiring,
     load_checkpoint,
@@ -27,6 +28,8 @@ from .detector import Detector
 
 def load_detector(path: str | os.PathLike[str], device: str | None = None) -> Detector:
     """The detector that a training saved, ready to be called on images.
+
+    It has the weights that the training's evaluations tested: with SOLVER.EMA their average.
 
     Args:
         path: a checkpoint of tools/train_net.py, or the OUTPUT_DIR of a run: then its
@@ -71,7 +74,7 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
         cfg.freeze()
         model = _build(cfg)
         check_wiring(model, checkpoint)
-        _load_strictly(model, checkpoint["model"])
+        _load_strictly(model, checkpoint.get(EMA_KEY, checkpoint["model"]))
         names, ids = _classes(cfg, checkpoint)
     except ValueError as e:
         raise ValueError(f"{file}: {e}") from e
