@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -10,6 +9,7 @@ from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
 from .wiring import NetworkGenerator, NetworkSpec
+from .yaml_tags import check_yaml
 
 
 def add_randwire_config(cfg: CfgNode) -> None:
@@ -175,17 +175,18 @@ def merge_config(cfg: CfgNode, config_file: str | os.PathLike[str], opts: Sequen
     merge_in_one_line("the command line", lambda: cfg.merge_from_list(list(opts)))
 
 
-def merge_file(cfg: CfgNode, path: str, *, allow_unsafe: bool = True) -> None:
-    """Merge a config file into a config that has MODEL.RANDWIRE.
-
-    Args:
-        allow_unsafe: whether its YAML tags may run code.
+def merge_file(cfg: CfgNode, path: str) -> None:
+    """Merge a config file, which may be a stranger's, into a config that has MODEL.RANDWIRE.
 
     Raises:
-        ValueError: if it can't be; its message is one line.
+        ValueError: if it can't be, or would run code; its message is one line.
     """
-    merge = partial(cfg.merge_from_file, path, allow_unsafe=allow_unsafe)
-    merge_in_one_line(path, lambda: _merge_old_fused(cfg, merge))
+
+    def merge() -> None:
+        check_yaml(path)
+        _merge_old_fused(cfg, lambda: cfg.merge_from_file(path))
+
+    merge_in_one_line(path, merge)
 
 
 def merge_text(cfg: CfgNode, text: str, source: str) -> None:

@@ -275,8 +275,7 @@ def training_of(weights: str) -> str | None:
 @lru_cache(maxsize=256)  # a sweep asks every few seconds, and a config takes a while to read
 def _read_config(path: str, modified: int) -> CfgNode:
     cfg = classifier_config()
-    # It may be somebody else's: no tags that run code.
-    merge_file(cfg, path, allow_unsafe=False)
+    merge_file(cfg, path)
     return cfg
 
 
