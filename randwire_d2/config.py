@@ -76,6 +76,14 @@ def add_engine_config(cfg: CfgNode) -> None:
     cfg.SOLVER.SHADOW_PERIOD = 0
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
+    # A detector's data set by its path, in place of DATASETS.TRAIN and TEST: COCO's format, YOLO's
+    # or Pascal VOC's, as data/layouts.py says; tools/train_net.py's --data.
+    cfg.DATASETS.PATH = ""
+    # The same for the validation split, if PATH doesn't hold it; --data-val.
+    cfg.DATASETS.PATH_VAL = ""
+    # The share of the training images held back for validation where there is no such split; SEED,
+    # if it isn't negative, chooses them.
+    cfg.DATASETS.HOLD_BACK = 0.0
 
 
 def add_classification_config(cfg: CfgNode) -> None:

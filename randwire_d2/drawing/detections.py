@@ -140,8 +140,24 @@ def _read_detections(
 def _draw_instances(
     file_name: str, instances: Sequence[Mapping[str, Any]], metadata: Metadata, has_masks: bool
 ) -> np.ndarray:
-    """An image with instances as RGB (H, W, 3), no larger than a tile."""
-    image = read_image(file_name, "RGB")
+    return draw_instances(read_image(file_name, "RGB"), instances, metadata, has_masks)
+
+
+def draw_instances(
+    image: np.ndarray,
+    instances: Sequence[Mapping[str, Any]],
+    metadata: Metadata,
+    has_masks: bool,
+) -> np.ndarray:
+    """Draw instances, in the form of Detectron2's annotations, on an image.
+
+    Args:
+        image: RGB, (H, W, 3).
+        has_masks: whether each instance has a segmentation, which is then drawn.
+
+    Returns:
+        RGB (H, W, 3), no larger than a tile.
+    """
     # The Visualizer rounds the size up; a pixel less keeps it within the tile.
     scale = (TILE - 1) / max(image.shape[:2])
     visualizer = Visualizer(image, metadata, scale=scale, font_size_scale=1.4)

@@ -23,6 +23,7 @@ from ..config import (
     set_spec,
 )
 from ..runs import RunFolder
+from .datasets import forget_classes, settle_classes, take_data
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -33,11 +34,29 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             set or device, a network that can't be built, a training that can't succeed. The message
             is one line that names the value and the way out.
     """
-    cfg = read_config(args, detector_config())
-    cfg.freeze()
+    cfg = detector_config()
+    default_classes = forget_classes(cfg)
+    cfg = read_config(args, cfg)
     check_device(cfg, args)
+    take_data(cfg)
     _check_datasets(cfg, args)
+    names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
+    settle_classes(cfg, default_classes, names)
     check_model(cfg, args)
+    cfg.freeze()
+    return cfg
+
+
+def data_config(args: argparse.Namespace) -> CfgNode:
+    """The config of a command line with its data sets registered, whatever else it lacks.
+
+    Raises:
+        ValueError: for an unknown key, or data that can't be used; one line.
+    """
+    cfg = read_config(args, detector_config())
+    take_data(cfg)
+    _check_datasets(cfg, args)
+    cfg.freeze()
     return cfg
 
 
@@ -48,9 +67,27 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
         ValueError: for a missing file, an unknown key, or a value of the wrong type.
     """
     merge_config(cfg, args.config_file, args.opts)
+    _take_flags(cfg, args)
     if args.config_from_weights:
         merge_in_one_line("--config-from-weights", lambda: _take_config_from_weights(cfg))
     return cfg
+
+
+def _take_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
+    for flag, key in (("data", "PATH"), ("data_val", "PATH_VAL")):
+        if given := getattr(args, flag):
+            if is_classifier(cfg):
+                raise ValueError(
+                    f"--{flag.replace('_', '-')} is a detector's; a classifier's data sets are "
+                    "folders with one folder per class, such as DATASETS.TRAIN \"('my/train',)\""
+                )
+            cfg.DATASETS[key] = given
+    named = {"DATASETS.TRAIN", "DATASETS.TEST"}.intersection(args.opts[::2])
+    if cfg.DATASETS.PATH and named:
+        raise ValueError(
+            f"{min(named)} is given beside DATASETS.PATH {cfg.DATASETS.PATH!r} (--data), which "
+            "sets both; leave one out, or set DATASETS.PATH ''"
+        )
 
 
 def _take_config_from_weights(cfg: CfgNode) -> None:

@@ -15,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import RandWireCheckpointer
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
+from .datasets import log_data, register_data
 from .threads import share_cores
 from .trainer import Trainer
 
@@ -22,8 +23,23 @@ logger = logging.getLogger(__name__)
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's command line with one flag more."""
+    """Detectron2's command line with a few flags more."""
     parser = default_argument_parser(epilog)
+    parser.add_argument(
+        "--data",
+        default="",
+        metavar="PATH",
+        help="a detector's data set: a folder in COCO's layout or Roboflow's, "
+        "annotations.json:images, YOLO's data.yaml, or a folder of Pascal VOC's; sets "
+        "DATASETS.PATH",
+    )
+    parser.add_argument(
+        "--data-val",
+        default="",
+        metavar="PATH",
+        help="the same for its validation split, if --data does not hold it; sets "
+        "DATASETS.PATH_VAL",
+    )
     parser.add_argument(
         "--config-from-weights",
         action="store_true",
@@ -41,10 +57,11 @@ def split_pairs(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's ``default_setup``, and this project's log beside its."""
+    """Detectron2's ``default_setup``, this project's log beside its, and the data by path."""
     default_setup(cfg, args)
     several = comm.get_world_size() > 1  # then this process was started without a log
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="randwire_d2", configure_stdout=several)
+    register_data(cfg)  # launch may have started this process, whose catalog is its own
 
 
 def train_or_evaluate(
@@ -54,6 +71,7 @@ def train_or_evaluate(
     if args.eval_only:
         return _evaluate(cfg, args, trainer_class)
     setup(cfg, args)
+    log_data(cfg)
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -44,7 +44,8 @@ from .shadow_steps import ShadowSteps
 # By a data set's ``evaluator_type``, as in Detectron2's tools/train_net.py: its package, and so its
 # DefaultTrainer, has no such choice.
 _EVALUATORS: dict[str, tuple[Callable[[str, str], DatasetEvaluator], ...]] = {
-    "coco": (lambda name, folder: COCOEvaluator(name, output_dir=folder),),
+    # Without a COCO file the ground truth is written into the folder: anew, the labels may be.
+    "coco": (lambda name, folder: COCOEvaluator(name, output_dir=folder, allow_cached_coco=False),),
     "coco_panoptic_seg": (
         lambda name, folder: SemSegEvaluator(name, distributed=True, output_dir=folder),
         lambda name, folder: COCOEvaluator(name, output_dir=folder),
