@@ -9,6 +9,7 @@ from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
 from .wiring import NetworkGenerator, NetworkSpec
+from .yaml_tags import check_yaml
 
 
 def add_randwire_config(cfg: CfgNode) -> None:
@@ -182,19 +183,43 @@ def merge_config(cfg: CfgNode, config_file: str | os.PathLike[str], opts: Sequen
     merge_in_one_line("the command line", lambda: cfg.merge_from_list(list(opts)))
 
 
-def merge_file(cfg: CfgNode, path: str, *, allow_unsafe: bool = True) -> None:
-    """Merge a config file into a config that has MODEL.RANDWIRE.
+def merge_file(cfg: CfgNode, path: str) -> None:
+    """Merge a config file, which may be a stranger's, into a config that has MODEL.RANDWIRE.
+
+    Raises:
+        ValueError: if it can't be, or would run code; its message is one line.
+    """
+
+    def merge() -> None:
+        check_yaml(path)
+        _merge_old_fused(cfg, lambda: cfg.merge_from_file(path))
+
+    merge_in_one_line(path, merge)
+
+
+def merge_text(cfg: CfgNode, text: str, source: str) -> None:
+    """Merge a config's YAML into a config that has MODEL.RANDWIRE; no tag in it runs code.
 
     Args:
-        allow_unsafe: whether its YAML tags may run code.
+        text: what ``cfg.dump()`` gave.
+        source: where it lies, for errors.
 
     Raises:
         ValueError: if it can't be; its message is one line.
     """
+
+    def merge() -> None:
+        other = CfgNode.load_cfg(text)  # reads a text with yaml.safe_load
+        _merge_old_fused(cfg, lambda: cfg.merge_from_other_cfg(other))
+
+    merge_in_one_line(source, merge)
+
+
+def _merge_old_fused(cfg: CfgNode, merge: Callable[[], Any]) -> None:
     node = cfg.MODEL.RANDWIRE
     # Runs of before FUSED had three values have a truth value, which yacs takes in place of None.
     before, node.FUSED = node.FUSED, None
-    merge_in_one_line(path, lambda: cfg.merge_from_file(path, allow_unsafe=allow_unsafe))
+    merge()
     merged = {None: before, True: "auto", False: "off"}
     node.FUSED = merged.get(node.FUSED, node.FUSED)
 

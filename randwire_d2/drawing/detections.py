@@ -11,19 +11,27 @@ import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
-from detectron2.utils.visualizer import Visualizer
-from matplotlib.colors import hsv_to_rgb
+from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from .. import data  # noqa: F401 (registers the built-in data sets)
-from .style import INK, page
+from .style import INK, class_palette, page
 
 TILE = 320  # pixels: the longer side of an image
 GAP = 8  # pixels between images
 STRIP = 32  # pixels for the words at the left
 COLUMNS = 4  # at most
+LEGIBLE = 480  # pixels: about the longer side that a picture of its own has at least
+
+
+def legible_visualizer(image: np.ndarray, metadata: Metadata | None = None) -> Visualizer:
+    """Detectron2's, on an RGB image (H, W, 3), of which a small one is enlarged; with the colours
+    of the metadata, if it has any."""
+    scale = max(1, round(LEGIBLE / max(image.shape)))
+    mode = ColorMode.IMAGE if metadata is None else ColorMode.SEGMENTATION
+    return Visualizer(image, metadata, scale, mode, font_size_scale=1.4)
 
 
 def draw_detections(
@@ -158,8 +166,8 @@ def draw_instances(
     colors = metadata.get("thing_colors")
     if colors:
         palette = [tuple(channel / 255 for channel in color) for color in colors]
-    else:  # bright, and by the golden ratio far apart for any number of classes
-        palette = [tuple(hsv_to_rgb((i * 0.618 % 1, 0.6, 1))) for i in range(len(names))]
+    else:
+        palette = class_palette(len(names))
     drawn = visualizer.overlay_instances(
         boxes=np.array(
             [BoxMode.convert(i["bbox"], i["bbox_mode"], BoxMode.XYXY_ABS) for i in instances]

@@ -36,6 +36,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..checkpoint import RandWireCheckpointer
+from ..data.classes import category_ids
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
 from .shadow_steps import ShadowSteps
@@ -113,7 +114,13 @@ class Trainer(DefaultTrainer):
         else:
             self._trainer = SimpleTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = RandWireCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = RandWireCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            cfg=cfg,
+            **self.classes(cfg),  # a COCO file's are known once it is loaded
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -149,6 +156,15 @@ class Trainer(DefaultTrainer):
         finished = RunFolder(self.cfg.OUTPUT_DIR).final_checkpoint.is_file()
         if self.start_iter >= self.max_iter and not finished:
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
+
+    @classmethod
+    def classes(cls, cfg: CfgNode) -> dict[str, Any]:
+        """What a checkpoint holds of the first training set's classes: names and ids."""
+        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+        return {
+            "class_names": metadata.get("thing_classes"),
+            "category_ids": category_ids(metadata),
+        }
 
     @classmethod
     def test(
