@@ -34,7 +34,7 @@ be read is named and skipped; then the exit status is 1.
 
 
 def main(
-    argv: Sequence[str] | None = None, register_data: Callable[[CfgNode], None] | None = None
+    argv: Sequence[str] | None = None, register_data: Callable[[CfgNode], object] | None = None
 ) -> None:
     """The command line; exits with 1 if an input could not be read, or nothing could be done.
 
@@ -106,7 +106,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 # -------------------------------------------------------------------------------------------------
 
 
-def _prepare(args: argparse.Namespace, register_data: Callable[[CfgNode], None] | None) -> Job:
+def _prepare(args: argparse.Namespace, register_data: Callable[[CfgNode], object] | None) -> Job:
     folder = Path(args.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {args.output!r} is a file; name a folder")
