@@ -101,7 +101,7 @@ def _check(path: str, root: yaml.Node | None) -> list[str]:
 
 
 def _check_expression(path: str, node: yaml.Node) -> None:
-    arguments = node.value if isinstance(node, yaml.SequenceNode) else ()
+    arguments = node.value if isinstance(node, yaml.SequenceNode) else []
     text = arguments[0].value if len(arguments) == 1 else None
     try:
         if not isinstance(text, str):
