@@ -290,7 +290,7 @@ def test_many_classes_stay_on_a_page() -> None:
     assert max(figure.get_size_inches()) * figure.dpi < 2400
     ap = np.linspace(99, 1, 1000)
     figure = plot_class_ap(names, ap, ap)
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()][0] == "class 999"
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "class 999"
     assert max(figure.get_size_inches()) * figure.dpi < 2400
 
 
@@ -355,9 +355,8 @@ def test_no_errors_and_missing_images(dataset: str, tmp_path: Path) -> None:
     assert (analysis.worst, analysis.metrics["AP"]) == ((), pytest.approx(100))
     assert len(Page(path).images) == 5
     written(dataset, tmp_path, perfect(dataset)[1:])
-    write_analysis(source)
-    assert len(Page(path).images) == 6 and (path.parent / "images.png").is_file()
     (tmp_path / "0.png").unlink()
+    (path.parent / "images.png").touch()
     write_analysis(source)
     page = Page(path)
     assert len(page.images) == 5 and "0.png" in page.text
@@ -447,6 +446,8 @@ def test_what_can_not_be_analysed(dataset: str, tmp_path: Path) -> None:
     run = run_of(dataset, tmp_path / "classifier", None, classifier)
     with pytest.raises(ValueError, match="classifier's run"):
         source_of_run(run.path)
+    with pytest.raises(FileNotFoundError, match=r"config\.yaml does not exist"):
+        source_of_run(tmp_path / "no_run")
     run = run_of(dataset, tmp_path / "unfinished", None)
     with pytest.raises(FileNotFoundError, match="evaluate first"):
         write_analysis(source_of_run(run.path))
@@ -481,14 +482,6 @@ def test_the_tool(tmp_path: Path) -> None:
     said = run_tool(TOOL, run.path, "--score-threshold", 0.7, log=log)
     assert "most confused: none" in said and "100.0" in said
     assert said.splitlines()[-1] == f"The page: {run.path / 'analysis' / 'index.html'}"
-    assert "none" in refusal(TOOL, tmp_path / "none", log=log)
-    given = [
-        "--results",
-        run.detections_file,
-        "--dataset",
-        "no_such_set",
-        "--output",
-        run.path / "x",
-    ]
-    assert "no_such_set" in refusal(TOOL, *given, log=log)
+    given = ["--results", run.detections_file, "--dataset", "no_such_set"]
+    assert "no_such_set" in refusal(TOOL, *given, "--output", run.path / "x", log=log)
     assert not (run.path / "x").exists()
