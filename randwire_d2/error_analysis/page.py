@@ -38,8 +38,7 @@ p {{ max-width: 50rem; margin: .5rem 0 1rem; }}
 .wide img {{ display: block; border-radius: .5rem; background: #FFFFFF; }}
 .wide img.fit {{ max-width: 100%; height: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .25rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap;
-  text-align: left; }}
+th, td {{ padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; }}
 </style>
 </head>
 <body>

@@ -231,7 +231,11 @@ def _scores(analysis: Analysis, folder: Path) -> Section:
 
 
 def _images(analysis: Analysis, folder: Path, source: Source) -> Section:
-    worst, png, why = analysis.worst[:SHOWN], None, ""
+    worst, png = analysis.worst[:SHOWN], None
+    about = (
+        f"Of {analysis.images} images, {len(analysis.worst)} have objects that were not found as "
+        "what they are, or false detections. "
+    )
     if worst:
         try:
             figure = draw_detections(
@@ -239,14 +243,14 @@ def _images(analysis: Analysis, folder: Path, source: Source) -> Section:
                 [image.image_id for image in worst],
             )  # fmt: skip
             png = _png(figure, folder / "images.png", palette=False)
+            about += "Those with the most, in the order of the table:"
         except OSError as e:
-            why = f" They can't be drawn: {e}"
+            about += f"They can't be drawn: {e}"
     if png is None:
         (folder / "images.png").unlink(missing_ok=True)  # an earlier analysis's
     return Section(
         "Images with the most errors",
-        f"Of {analysis.images} images, {len(analysis.worst)} have objects that were not found as "
-        f"what they are, or false detections.{why}",
+        about,
         png,
         f"The {len(worst)} images with the most errors, each with its ground truth above and the "
         "detections below.",
