@@ -39,13 +39,13 @@ def plot_confusion(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
     colors[-1], colors[:, -1] = to_rgb(GREY), to_rgb(GREY)
     np.einsum("iic->ic", colors)[:-1] = to_rgb(BLUE)
     strength = np.sqrt(part)[..., None]  # so that what is rare shows
-    ax.imshow(1 - strength * (1 - colors), interpolation="nearest")
+    shades = 1 - strength * (1 - colors)
+    ax.imshow(shades, interpolation="nearest")
     if len(shown) <= COUNTED:
         for (i, j), count in np.ndenumerate(counts[np.ix_(rows, rows)]):
             if count:
-                dark = strength[i, j, 0] > 0.6
-                ax.text(j, i, str(count), ha="center", va="center", size=_fit(count),
-                        color="white" if dark else INK)  # fmt: skip
+                color = "white" if shades[i, j].mean() < 0.5 else INK
+                ax.text(j, i, str(count), ha="center", va="center", size=_fit(count), color=color)
     size = 10 if len(shown) <= COUNTED else 8
     labels = [_short(names[k]) for k in shown]
     ax.set_xticks(range(len(rows)), [*labels, "nothing found"], rotation=90, size=size)

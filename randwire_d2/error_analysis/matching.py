@@ -22,11 +22,12 @@ Task = Literal["bbox", "segm"]
 
 IOU = 0.5  # from which on a detection has found an object
 NEAR = 0.1  # from which on it lies at one; TIDE's value
+# In this order; a false detection is of the first that fits.
 KINDS = {
+    "place": f"at an object of its class, but with an IoU below {IOU:g}",
     "class": "on an object of another class",
-    "place": f"of the object's class, but with an IoU below {IOU:g}",
-    "class and place": f"of another class, and with an IoU below {IOU:g}",
     "duplicate": "on an object that another detection has found",
+    "class and place": f"at an object of another class, with an IoU below {IOU:g}",
     "background": "where no object is",
     "missed": "objects that no detection is on or at",
 }
@@ -179,7 +180,7 @@ def _kind(own: float, other: float) -> str:
         return "class"
     if own >= IOU:
         return "duplicate"
-    return "background" if max(own, other) < NEAR else "class and place"
+    return "class and place" if other >= NEAR else "background"
 
 
 def _load(truth: COCO, results: list[dict[str, Any]], task: Task) -> COCO:
