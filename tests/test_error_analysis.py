@@ -23,6 +23,7 @@ from PIL import Image
 from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.drawing.errors import MOST, plot_class_ap, plot_confusion
 from randwire_d2.drawing.style import BLUE, RED
+from randwire_d2.engine import register_data
 from randwire_d2.error_analysis import (
     Analysis,
     Source,
@@ -422,6 +423,38 @@ def test_what_of_a_run_is_analysed(dataset: str, tmp_path: Path) -> None:
     run.detections_file.parent.mkdir()
     run.detections_file.write_text("[]")
     assert source_of_run(run.path) == Source(dataset, run.detections_file, run.path / "analysis")
+
+
+def test_a_run_on_data_by_path(tmp_path: Path) -> None:
+    """Wrong: a process that did not train does not know the run's data set; or it can't be
+    analysed although it trains."""
+    images, annotations = [], []
+    for split in ("train", "valid"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (64, 48), (9, 99, 9 * i)).save(tmp_path / "data" / split / f"{i}.jpg")
+    for i in range(2):
+        images.append({"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48})
+        annotations.append({"id": i, "image_id": i, "category_id": 1 + i, "iscrowd": 0,
+                            "bbox": [4, 5, 30, 20], "area": 600})  # fmt: skip
+    content = {"images": images, "annotations": annotations,
+               "categories": [{"id": 1, "name": "cell"}, {"id": 2, "name": "speck"}]}  # fmt: skip
+    for split in ("train", "valid"):
+        path = tmp_path / "data" / split / "_annotations.coco.json"
+        path.write_text(json.dumps(content))
+    cfg = detector_config()
+    cfg.DATASETS.PATH = str(tmp_path / "data")
+    train, (name,) = register_data(cfg)
+    ids = {record["image_id"] for record in DatasetCatalog.get(name)}
+    results = [{"image_id": i, "category_id": 1, "bbox": [4, 5, 30, 20], "score": 0.9} for i in ids]
+    run = run_of(name, tmp_path / "run", results, cfg)
+    for registered in (*train, name):
+        DatasetCatalog.remove(registered)
+        MetadataCatalog.remove(registered)
+    analysis, page = write_analysis(source_of_run(run.path))
+    assert str(tmp_path / "data") in Page(page).text, "a name that tells a user nothing"
+    assert analysis.confused_pairs() == [("speck", "cell", 1)]
+    assert analysis.metrics["AP"] == pytest.approx(50, abs=1)
 
 
 def test_only_an_analysis_of_the_same_run_is_replaced(dataset: str, tmp_path: Path) -> None:

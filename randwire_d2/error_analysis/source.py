@@ -11,8 +11,8 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
-from .. import engine
 from ..config import is_classifier
+from ..engine import register_data
 from ..runs import RunFolder
 
 
@@ -24,11 +24,13 @@ class Source:
         dataset: its name in Detectron2's catalogs.
         results: the coco_instances_results.json that COCOEvaluator wrote.
         folder: where the analysis goes unless another folder is asked for.
+        data: what people know the data set as, if not by its name: the path that it was given by.
     """
 
     dataset: str
     results: Path
     folder: Path
+    data: str = ""
 
 
 def source_of_run(path: str | os.PathLike[str]) -> Source:
@@ -39,7 +41,7 @@ def source_of_run(path: str | os.PathLike[str]) -> Source:
 
     Raises:
         FileNotFoundError: it is neither.
-        ValueError: it is a classifier's.
+        ValueError: it is a classifier's, or its data set can't be used.
     """
     run = RunFolder(path)
     if not run.detections_file.is_file():
@@ -52,11 +54,10 @@ def source_of_run(path: str | os.PathLike[str]) -> Source:
         )
     if not cfg.DATASETS.TEST:
         raise ValueError(f"{run.config_file} names no data set in DATASETS.TEST")
-    # A process knows a data set by its path only once it has registered it.
-    if hasattr(engine, "register_data"):
-        engine.register_data(cfg)
+    register_data(cfg)
     # The evaluators of several sets write to one file; the last one's stays.
-    return Source(cfg.DATASETS.TEST[-1], run.detections_file, run.path / "analysis")
+    data = cfg.DATASETS.PATH_VAL or cfg.DATASETS.PATH
+    return Source(cfg.DATASETS.TEST[-1], run.detections_file, run.path / "analysis", data)
 
 
 def ground_truth(dataset: str) -> COCO:
