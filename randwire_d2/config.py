@@ -75,6 +75,9 @@ def add_engine_config(cfg: CfgNode) -> None:
     cfg.SOLVER.SHADOW_PERIOD = 0
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
+    # What model_best.pth is best in, by its name in metrics.json: the more, the better, but of a
+    # loss the less. With several test sets it begins with a set's name, or the first is meant.
+    cfg.SOLVER.BEST_METRIC = "bbox/AP"
 
 
 def add_classification_config(cfg: CfgNode) -> None:
@@ -91,6 +94,7 @@ def add_classification_config(cfg: CfgNode) -> None:
     # A ReLU between the norm of the 1280-d layer and the pool. Table 1 has none. For RandWire.
     node.HEAD_RELU = False
     node.LABEL_SMOOTHING = 0.1
+    cfg.SOLVER.BEST_METRIC = "classification/top1"
 
     # A training crop covers this part of the image's area, has an aspect ratio of 3/4 … 4/3, and is
     # resized to TRAIN_CROP_SIZE; INPUT.RANDOM_FLIP, "horizontal" or "none", is Detectron2's key.

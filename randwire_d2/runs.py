@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "model_final.pth"
 
     @property
+    def best_checkpoint(self) -> Path:
+        """The weights that did best in an evaluation (SOLVER.BEST_METRIC)."""
+        return self.path / "model_best.pth"
+
+    @property
     def detections_file(self) -> Path:
         """What COCOEvaluator wrote of the last evaluation."""
         return self.path / "inference" / "coco_instances_results.json"
@@ -121,6 +126,19 @@ class RunFolder:
         if not metrics:
             raise ValueError(f"{path} holds no line of Detectron2's metrics.json: train first")
         return metrics
+
+    def evaluations(self, metric: str, end: int | None = None) -> list[tuple[int, float]]:
+        """What the training's evaluations found, those of iterations below ``end``: (iteration,
+        value), in order; none where there is no metrics.json yet."""
+        try:
+            metrics = self.metrics()
+        except (OSError, ValueError):
+            return []
+        return [
+            (iteration, values[metric])
+            for iteration, values in metrics.items()
+            if metric in values and (end is None or iteration < end)
+        ]
 
     def progress(self) -> "Progress":
         """How far the training is; 0 where it has not begun."""

@@ -8,7 +8,7 @@ from detectron2.engine import DefaultTrainer
 
 from ..config import classifier_config
 from ..data.image_folder import check_image_folders, register_folders
-from ..engine import check_device, check_model, read_config
+from ..engine import check_best_metric, check_device, check_model, read_config
 
 
 def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
@@ -78,6 +78,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             f"MODEL.CLASSIFIER.NUM_CLASSES is {cfg.MODEL.CLASSIFIER.NUM_CLASSES}, but "
             f"{(*train, *cfg.DATASETS.TEST)[0]!r} has {len(classes)} classes"
         )
+    if not args.eval_only:
+        check_best_metric(cfg)
     if not args.eval_only and cfg.SOLVER.EPOCHS:
         cfg = scale_schedule(cfg, sum(len(DatasetCatalog.get(name)) for name in train))
     check_model(cfg, args)

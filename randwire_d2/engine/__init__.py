@@ -1,5 +1,6 @@
 """Training on Detectron2's engine: trainer, checks, launching, threads, and a run's report."""
 
+from .best import check_best_metric
 from .checks import check_device, check_model, load_config, read_config
 from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
 from .threads import share_cores
@@ -8,6 +9,7 @@ from .trainer import Trainer
 __all__ = [
     "Trainer",
     "argument_parser",
+    "check_best_metric",
     "check_device",
     "check_model",
     "load_config",

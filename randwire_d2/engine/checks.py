@@ -23,6 +23,7 @@ from ..config import (
     set_spec,
 )
 from ..runs import RunFolder
+from .best import check_best_metric
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -38,6 +39,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_device(cfg, args)
     _check_datasets(cfg, args)
     check_model(cfg, args)
+    if not args.eval_only:
+        check_best_metric(cfg)
     return cfg
 
 

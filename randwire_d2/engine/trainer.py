@@ -4,7 +4,7 @@ import os
 import random
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,12 +32,15 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from ..checkpoint import RandWireCheckpointer
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
+from .best import BestCheckpointer
 from .shadow_steps import ShadowSteps
 
 # By a data set's ``evaluator_type``, as in Detectron2's tools/train_net.py: its package, and so its
@@ -70,6 +73,25 @@ class PreciseBN(hooks.PreciseBN):
             super().update_stats()
 
 
+class PeriodicWriter(hooks.PeriodicWriter):
+    """Detectron2's, which would write only the last of the evaluations within its period.
+
+    Args:
+        eval_period: each so many iterations there is an evaluation; 0 for none.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], eval_period: int) -> None:
+        super().__init__(writers)
+        self._eval_period = eval_period
+
+    def after_step(self) -> None:
+        if self._eval_period and (self.trainer.iter + 1) % self._eval_period == 0:
+            for writer in self._writers:
+                writer.write()
+        else:
+            super().after_step()
+
+
 @contextmanager
 def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
     """fvcore sees the statistics by hooks, which no fused stage calls, "on" or not."""
@@ -94,7 +116,15 @@ def _random_state_kept() -> Iterator[None]:
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs."""
+    """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs.
+
+    Attributes:
+        last_evaluation: what the last evaluation found, by its names in metrics.json; in the main
+            process.
+    """
+
+    iter: int
+    last_evaluation: dict[str, float]
 
     def __init__(self, cfg: CfgNode) -> None:
         # In place of DefaultTrainer's, which hands DistributedDataParallel a GPU index on any
@@ -115,20 +145,26 @@ class Trainer(DefaultTrainer):
         self.checkpointer = RandWireCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.last_evaluation = {}
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
         with _random_state_kept():  # PreciseBN's loader may draw a seed
             built = super().build_hooks()
+        period = self.cfg.TEST.EVAL_PERIOD
         for i, hook in enumerate(built):
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
             elif isinstance(hook, hooks.PreciseBN):
-                period, iterations = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PRECISE_BN.NUM_ITER
+                iterations = self.cfg.TEST.PRECISE_BN.NUM_ITER
                 built[i] = PreciseBN(period, self.model, hook._data_loader, iterations)
-        folder, period = RunFolder(self.cfg.OUTPUT_DIR), self.cfg.SOLVER.SHADOW_PERIOD
-        built.insert(0, ShadowSteps(self.model, folder, period))
+            elif isinstance(hook, hooks.EvalHook):
+                built[i] = hooks.EvalHook(period, self.evaluate)
+            elif isinstance(hook, hooks.PeriodicWriter):
+                built[i] = PeriodicWriter(hook._writers, period)
+        folder = RunFolder(self.cfg.OUTPUT_DIR)
+        built.insert(0, ShadowSteps(self.model, folder, self.cfg.SOLVER.SHADOW_PERIOD))
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)
@@ -136,7 +172,26 @@ class Trainer(DefaultTrainer):
                 len(built) - last,
                 hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)),
             )
+        if comm.is_main_process():
+            built.append(BestCheckpointer(self.cfg, self.evaluated_model))
         return built
+
+    @property
+    def evaluated_model(self) -> torch.nn.Module:
+        """The network that evaluations test, as it is saved: not wrapped."""
+        return self.checkpointer.model
+
+    def evaluate(self) -> dict[str, float]:
+        """Test the network as it is now; what was found, by its names in metrics.json, in the main
+        process."""
+        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
+        self.last_evaluation = flatten_results_dict(self._last_eval_results)
+        return self.last_evaluation
+
+    def after_train(self) -> None:
+        # A training that had ended and was resumed is evaluated as of the same iteration.
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth."""
