@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "model_best.pth"
 
     @property
+    def backbone(self) -> Path:
+        """A classifier's network for detectors; or that of another run, which a run starts from."""
+        return self.path / "backbone.pth"
+
+    @property
     def detections_file(self) -> Path:
         """What COCOEvaluator wrote of the last evaluation."""
         return self.path / "inference" / "coco_instances_results.json"

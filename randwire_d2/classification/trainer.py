@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..engine import Trainer, setup
 from ..modeling.image_classifier import ImageClassifier
+from .backbone import write_backbone
 from .data import TrainLoader, build_test_loader, mix_seeds
 from .evaluation import AccuracyEvaluator
 
@@ -55,6 +56,10 @@ class ClassificationTrainer(Trainer):
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
         return AccuracyEvaluator()
+
+    def next_command(self) -> str:
+        """As Trainer's: fine-tuning a detector with the network, converted into a backbone."""
+        return write_backbone(self.cfg)
 
 
 class SeedIterations(HookBase):

@@ -28,10 +28,28 @@ logger = logging.getLogger(__name__)
 
 def best_metric(cfg: CfgNode) -> str:
     """SOLVER.BEST_METRIC, as it stands in metrics.json."""
-    name, sets = cfg.SOLVER.BEST_METRIC, cfg.DATASETS.TEST
-    if len(sets) < 2 or name.startswith(tuple(f"{test}/" for test in sets)):
-        return str(name)
-    return f"{sets[0]}/{name}"
+    name, prefix = cfg.SOLVER.BEST_METRIC, set_prefix(cfg)
+    return str(name) if name.startswith(prefix) else f"{prefix}{name}"
+
+
+def set_prefix(cfg: CfgNode) -> str:
+    """What precedes the metrics of the test set that SOLVER.BEST_METRIC is of; "" of only one."""
+    sets = [f"{test}/" for test in cfg.DATASETS.TEST]
+    if len(sets) < 2:
+        return ""
+    return next((test for test in sets if cfg.SOLVER.BEST_METRIC.startswith(test)), sets[0])
+
+
+def best_evaluation(
+    run: RunFolder, metric: str, end: int | None = None
+) -> tuple[int, float] | None:
+    """The iteration and the value of the first of a run's best evaluations, of iterations below
+    ``end``; None if there is none."""
+    best: tuple[int, float] | None = None
+    for iteration, value in run.evaluations(metric, end):
+        if improves(metric, value, best and best[1]):
+            best = iteration, value
+    return best
 
 
 def improves(metric: str, value: float, best: float | None) -> bool:
@@ -107,11 +125,12 @@ class BestCheckpointer(hooks.BestCheckpointer):
         start = self.trainer.start_iter
         if not start:
             return
-        for iteration, value in self._run.evaluations(self._val_metric, start):
-            if improves(self._val_metric, value, self.best_metric):
-                self._update_best(value, iteration)
+        found = best_evaluation(self._run, self._val_metric, start)
         best = self._run.best_checkpoint
-        if self.best_iter is None or _iteration(best) == self.best_iter:
+        if found is None:
+            return
+        self.best_iter, self.best_metric = found
+        if _iteration(best) == self.best_iter:
             return
         if self.best_iter == start - 1:  # killed before it was saved
             self.save(best.stem, iteration=self.best_iter)

@@ -1,7 +1,9 @@
 """The trainer: Detectron2's, with this project's checkpoints, for GPUs and CPUs."""
 
+import logging
 import os
 import random
+import shlex
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +42,11 @@ from detectron2.utils.events import EventWriter
 from ..checkpoint import RandWireCheckpointer
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
-from .best import BestCheckpointer
+from .best import BestCheckpointer, best_evaluation, best_metric
+from .report import write_report
 from .shadow_steps import ShadowSteps
+
+logger = logging.getLogger(__name__)
 
 # By a data set's ``evaluator_type``, as in Detectron2's tools/train_net.py: its package, and so its
 # DefaultTrainer, has no such choice.
@@ -187,6 +192,46 @@ class Trainer(DefaultTrainer):
         self._last_eval_results = self.test(self.cfg, self.evaluated_model)
         self.last_evaluation = flatten_results_dict(self._last_eval_results)
         return self.last_evaluation
+
+    def train(self) -> Any:
+        """Train to the end; then draw the run's pictures into its folder, and say what it is worth.
+
+        Returns:
+            what the last evaluation found if TEST.EXPECTED_RESULTS says what it should, else None.
+        """
+        results = super().train()
+        if comm.is_main_process():
+            self.conclude()
+        return results
+
+    def conclude(self) -> None:
+        """What the main process does at the end of a training."""
+        output = self.cfg.OUTPUT_DIR
+        try:
+            write_report(output, output)
+        # Whatever it is: the training went well, and its files are there.
+        except Exception as e:
+            logger.warning(f"There is no report of {output}: {' '.join(f'{e!r}'.split())}")
+        logger.info(f"{self._outcome()} Next: {self.next_command()}")
+
+    def _outcome(self) -> str:
+        run, metric = RunFolder(self.cfg.OUTPUT_DIR), best_metric(self.cfg)
+        outcome = f"The training has ended after {self.iter} iterations, {run.final_checkpoint}"
+        best = best_evaluation(run, metric)
+        if best is not None:
+            _, last = run.evaluations(metric)[-1]
+            outcome += (
+                f": {metric} {last:.1f}; the best, {best[1]:.1f} at iteration {best[0]}, is "
+                f"{run.best_checkpoint}"
+            )
+        return f"{outcome}."
+
+    def next_command(self) -> str:
+        """The command that makes use of a training that has ended."""
+        output = os.path.normpath(self.cfg.OUTPUT_DIR)
+        predictions = os.path.join(output, "predictions")
+        command = ["python", "tools/predict.py", output, "images/", "--output", predictions]
+        return shlex.join(command)
 
     def after_train(self) -> None:
         # A training that had ended and was resumed is evaluated as of the same iteration.
