@@ -75,6 +75,13 @@ def add_engine_config(cfg: CfgNode) -> None:
     cfg.SOLVER.SHADOW_PERIOD = 0
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
+    # If not 0, the length of the training, and MAX_ITER is computed from it: STEPS stay where they
+    # are in the config's MAX_ITER (60000 of 90000: after two thirds), and BASE_LR, WARMUP_ITERS,
+    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are those of REFERENCE_BATCH_SIZE: with another
+    # IMS_PER_BATCH the rate grows in proportion, the others shrink. If 0, all are taken literally.
+    cfg.SOLVER.EPOCHS = 0
+    # A classifier's is 256.
+    cfg.SOLVER.REFERENCE_BATCH_SIZE = 16
     # What model_best.pth is best in, by its name in metrics.json: the more, the better, but of a
     # loss the less. With several test sets it begins with a set's name, or the first is meant.
     cfg.SOLVER.BEST_METRIC = "bbox/AP"
@@ -108,10 +115,6 @@ def add_classification_config(cfg: CfgNode) -> None:
     cfg.INPUT.TEST_CROP_SIZE = 224
     cfg.INPUT.TEST_CROP_RATIO = 0.875
 
-    # If not 0, the length of the training; MAX_ITER is computed from it, and BASE_LR, WARMUP_ITERS,
-    # STEPS, CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are those of REFERENCE_BATCH_SIZE: with another
-    # IMS_PER_BATCH the rate grows in proportion, the others shrink. If 0, all are taken literally.
-    cfg.SOLVER.EPOCHS = 0
     cfg.SOLVER.REFERENCE_BATCH_SIZE = 256
     # With EPOCHS, a larger batch than REFERENCE_BATCH_SIZE and WARMUP_ITERS 0: the rate grows from
     # that of the reference to its own in so many epochs (Goyal et al., section 2.2).

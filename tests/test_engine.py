@@ -198,6 +198,43 @@ def test_a_detector_starts_from_what_its_pretraining_leaves() -> None:
         assert Preprocessing.from_config(detector) == Preprocessing.from_config(classifier)
 
 
+def test_epochs_are_of_the_images_with_objects(tmp_path: Path) -> None:
+    """Wrong: a detector's epochs are not of the images that are read, its rate drops at iterations
+    of another schedule, another batch has the rate of 16, or a config without EPOCHS is changed."""
+    records = DatasetCatalog.get("randwire_shapes_train")
+    some = [*records[:20], *({**record, "annotations": []} for record in records[20:])]
+    name = f"half_empty_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: some)
+    MetadataCatalog.get(name).set(thing_classes=["a"], evaluator_type="coco")
+
+    def load(*options: object) -> Any:
+        given = ["MODEL.WEIGHTS", "", "MODEL.RANDWIRE.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
+        return load_config(parse(C109, *map(str, [*ON_CPU, *given, "DATASETS.TRAIN", f"('{name}',)",
+                                                 "TEST.EVAL_PERIOD", 100, *options])))  # fmt: skip
+
+    try:
+        literal = load("SOLVER.IMS_PER_BATCH", 4).SOLVER
+        assert (literal.MAX_ITER, literal.BASE_LR, literal.STEPS) == (90000, 0.02, (60000, 80000))
+        cfg = load("SOLVER.EPOCHS", 450, "SOLVER.IMS_PER_BATCH", 4)
+        solver = cfg.SOLVER
+        assert cfg.is_frozen() and (solver.EPOCHS, solver.IMS_PER_BATCH) == (0, 4)
+        assert (solver.MAX_ITER, solver.STEPS) == (2250, (1500, 2000))  # 450 · 20 / 4
+        assert pytest.approx(0.005) == solver.BASE_LR
+        assert (solver.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (2000, 400)
+        cfg = load("SOLVER.EPOCHS", 9000, "SOLVER.IMS_PER_BATCH", 16000)
+        assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD) == (12, 1)
+        every = ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SOLVER.EPOCHS", 900)
+        assert -(-900 * len(records) // 16) == load(*every).SOLVER.MAX_ITER
+        with pytest.raises(ValueError, match="WARMUP_ITERS 500 .*EPOCHS 400") as e:
+            load("SOLVER.EPOCHS", 400, "SOLVER.IMS_PER_BATCH", 32)
+        assert "\n" not in str(e.value)
+        with pytest.raises(ValueError, match="SOLVER.EPOCHS must be at least 0; got -1"):
+            load("SOLVER.EPOCHS", -1)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
 @pytest.mark.parametrize(
     ("available", "cores", "busy", "processes", "threads"),
     [

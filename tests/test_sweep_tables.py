@@ -13,8 +13,8 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 
-from randwire_d2.classification.recipe import scale_schedule
 from randwire_d2.config import classifier_config, detector_config, spec_from_config
+from randwire_d2.engine import scale_schedule
 from randwire_d2.experiments.sweep import load_sweep
 from randwire_d2.experiments.sweep_results import report
 from randwire_d2.experiments.sweep_run import Run

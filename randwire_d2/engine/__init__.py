@@ -3,6 +3,7 @@
 from .best import check_best_metric
 from .checks import check_device, check_model, load_config, read_config
 from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
+from .schedule import check_schedule, scale_schedule
 from .threads import share_cores
 from .trainer import Trainer
 
@@ -12,9 +13,11 @@ __all__ = [
     "check_best_metric",
     "check_device",
     "check_model",
+    "check_schedule",
     "load_config",
     "read_config",
     "run_distributed",
+    "scale_schedule",
     "setup",
     "share_cores",
     "split_pairs",

@@ -24,6 +24,7 @@ from ..config import (
 )
 from ..runs import RunFolder
 from .best import check_best_metric
+from .schedule import check_schedule, count_training_images, scale_schedule
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -35,12 +36,14 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             is one line that names the value and the way out.
     """
     cfg = read_config(args, detector_config())
-    cfg.freeze()
     check_device(cfg, args)
     _check_datasets(cfg, args)
     check_model(cfg, args)
     if not args.eval_only:
         check_best_metric(cfg)
+        check_schedule(cfg)
+        cfg = scale_schedule(cfg, count_training_images(cfg) if cfg.SOLVER.EPOCHS else 0)
+    cfg.freeze()
     return cfg
 
 

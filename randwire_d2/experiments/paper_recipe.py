@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
-from ..classification.recipe import scale_schedule
 from ..config import classifier_config, family, is_classifier, merge_config
+from ..engine import scale_schedule
 from .paper import TABLE_2, TABLE_3, TABLE_4, TABLE_5, Classification, Detection
 
 CONFIGS = Path(__file__).parents[2] / "configs"  # a checkout's; an installed package has none
