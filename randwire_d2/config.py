@@ -75,6 +75,9 @@ def add_engine_config(cfg: CfgNode) -> None:
     cfg.SOLVER.SHADOW_PERIOD = 0
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
+    # If not 0, evaluations test an average of the weights, and checkpoints hold it beside them as
+    # "ema": in each iteration it keeps this part of itself (0.999, say), and takes the rest anew.
+    cfg.SOLVER.EMA = CfgNode({"DECAY": 0.0})
     # If not 0, the length of the training, and MAX_ITER is computed from it: STEPS stay where they
     # are in the config's MAX_ITER (60000 of 90000: after two thirds), and BASE_LR, WARMUP_ITERS,
     # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are those of REFERENCE_BATCH_SIZE: with another

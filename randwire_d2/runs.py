@@ -260,6 +260,8 @@ def evaluation_folder(cfg: CfgNode) -> Path:
     for key in _INDIFFERENT:
         *nodes, name = key.split(".")
         reduce(getitem, nodes, decisive).pop(name, None)
+    if cfg.SOLVER.EMA.DECAY:
+        decisive["EMA"] = True  # which of a checkpoint's weights are evaluated
     # Not the YAML, whose aliases depend on which values happen to be the same object.
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     run = RunFolder(cfg.OUTPUT_DIR)

@@ -3,11 +3,17 @@
 import logging
 import os
 import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
+import torch
 from detectron2.config import CfgNode
 
+from ..checkpoint import load_checkpoint
 from ..config import family
 from ..conversion import convert
+from ..engine import EMA_KEY
 from ..runs import RunFolder
 
 DETECTOR = "configs/Base-RCNN-FPN-1x.yaml"  # what a printed command takes the rest from
@@ -20,6 +26,8 @@ def write_backbone(cfg: CfgNode) -> str:
 
     The last, and not model_best.pth: a schedule is made for its end, where the rate is 0, and to
     choose by the accuracy of the test images would make that no test any more.
+
+    With SOLVER.EMA it is the average, which was evaluated.
 
     Args:
         cfg: the training's. It has ended.
@@ -34,7 +42,8 @@ def write_backbone(cfg: CfgNode) -> str:
     # No weight tells it.
     stated = ["MODEL.RESNETS.STRIDE_IN_1X1", str(cfg.MODEL.RESNETS.STRIDE_IN_1X1)] if resnet else []
     try:
-        done = convert(final, backbone, options=stated)
+        with _averaged(final) if cfg.SOLVER.EMA.DECAY else nullcontext(final) as source:
+            done = convert(source, backbone, options=stated)
     except (ValueError, OSError) as e:
         logger.warning(f"{backbone} was not written: {' '.join(str(e).split())}")
         command = ["tools/convert_checkpoint.py", final, backbone, *stated]
@@ -48,3 +57,15 @@ def write_backbone(cfg: CfgNode) -> str:
         name = "build_randwire_fpn_backbone"
         options = [*("--config-from-weights", "MODEL.BACKBONE.NAME", name), *done.options[-2:]]
     return shlex.join(["python", "tools/train_net.py", "--config-file", DETECTOR, *options])
+
+
+@contextmanager
+def _averaged(path: str) -> Iterator[str]:
+    """A checkpoint whose weights are the average in another one, as long as it is needed."""
+    checkpoint = load_checkpoint(path)
+    checkpoint["model"] = checkpoint.pop(EMA_KEY)
+    del checkpoint["trainer"]
+    with tempfile.TemporaryDirectory(prefix=".average_", dir=os.path.dirname(path)) as folder:
+        averaged = os.path.join(folder, os.path.basename(path))
+        torch.save(checkpoint, averaged)
+        yield averaged

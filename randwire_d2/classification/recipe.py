@@ -11,7 +11,7 @@ from ..engine import (
     check_best_metric,
     check_device,
     check_model,
-    check_schedule,
+    check_solver,
     read_config,
     scale_schedule,
 )
@@ -25,7 +25,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = read_config(args, classifier_config())
     _check_values(cfg)
-    check_schedule(cfg)
+    check_solver(cfg)
     check_device(cfg, args)
     train = () if args.eval_only else cfg.DATASETS.TRAIN
     for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):

@@ -2,18 +2,20 @@
 
 from .best import check_best_metric
 from .checks import check_device, check_model, load_config, read_config
+from .ema import EMA_KEY
 from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
-from .schedule import check_schedule, scale_schedule
+from .schedule import check_solver, scale_schedule
 from .threads import share_cores
 from .trainer import Trainer
 
 __all__ = [
+    "EMA_KEY",
     "Trainer",
     "argument_parser",
     "check_best_metric",
     "check_device",
     "check_model",
-    "check_schedule",
+    "check_solver",
     "load_config",
     "read_config",
     "run_distributed",

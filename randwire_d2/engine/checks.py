@@ -24,7 +24,7 @@ from ..config import (
 )
 from ..runs import RunFolder
 from .best import check_best_metric
-from .schedule import check_schedule, count_training_images, scale_schedule
+from .schedule import check_solver, count_training_images, scale_schedule
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -41,7 +41,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_model(cfg, args)
     if not args.eval_only:
         check_best_metric(cfg)
-        check_schedule(cfg)
+        check_solver(cfg)
         cfg = scale_schedule(cfg, count_training_images(cfg) if cfg.SOLVER.EPOCHS else 0)
     cfg.freeze()
     return cfg

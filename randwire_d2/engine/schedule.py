@@ -6,14 +6,18 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.engine import DefaultTrainer
 
 
-def check_schedule(cfg: CfgNode) -> None:
+def check_solver(cfg: CfgNode) -> None:
     """
     Raises:
-        ValueError: a key of SOLVER has a value that is no schedule.
+        ValueError: a key of SOLVER has a value that no training has.
     """
     for key, least in (("EPOCHS", 0), ("IMS_PER_BATCH", 1), ("REFERENCE_BATCH_SIZE", 1)):
         if cfg.SOLVER[key] < least:
             raise ValueError(f"SOLVER.{key} must be at least {least}; got {cfg.SOLVER[key]!r}")
+    if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
+        raise ValueError(
+            f"SOLVER.EMA.DECAY must be within 0 … 1, and less than 1; got {cfg.SOLVER.EMA.DECAY}"
+        )
 
 
 def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:

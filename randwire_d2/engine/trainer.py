@@ -43,6 +43,7 @@ from ..checkpoint import RandWireCheckpointer
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
 from .best import BestCheckpointer, best_evaluation, best_metric
+from .ema import EMA_KEY, AveragedWeights, AverageWeights
 from .report import write_report
 from .shadow_steps import ShadowSteps
 
@@ -124,10 +125,12 @@ class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs.
 
     Attributes:
+        average: of the weights, with SOLVER.EMA.
         last_evaluation: what the last evaluation found, by its names in metrics.json; in the main
             process.
     """
 
+    average: AveragedWeights | None
     iter: int
     last_evaluation: dict[str, float]
 
@@ -148,6 +151,10 @@ class Trainer(DefaultTrainer):
             self._trainer = SimpleTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RandWireCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        decay = cfg.SOLVER.EMA.DECAY
+        self.average = AveragedWeights(self.checkpointer.model, decay) if decay else None
+        if self.average is not None:
+            self.checkpointer.add_checkpointable(EMA_KEY, self.average)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.last_evaluation = {}
@@ -163,19 +170,21 @@ class Trainer(DefaultTrainer):
                 hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
             elif isinstance(hook, hooks.PreciseBN):
                 iterations = self.cfg.TEST.PRECISE_BN.NUM_ITER
-                built[i] = PreciseBN(period, self.model, hook._data_loader, iterations)
+                built[i] = PreciseBN(period, self.evaluated_model, hook._data_loader, iterations)
             elif isinstance(hook, hooks.EvalHook):
                 built[i] = hooks.EvalHook(period, self.evaluate)
             elif isinstance(hook, hooks.PeriodicWriter):
                 built[i] = PeriodicWriter(hook._writers, period)
         folder = RunFolder(self.cfg.OUTPUT_DIR)
         built.insert(0, ShadowSteps(self.model, folder, self.cfg.SOLVER.SHADOW_PERIOD))
+        if self.average is not None:
+            built.insert(1, AverageWeights(self.average, self.checkpointer.model))
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)
             built.insert(
                 len(built) - last,
-                hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)),
+                hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.evaluated_model)),
             )
         if comm.is_main_process():
             built.append(BestCheckpointer(self.cfg, self.evaluated_model))
@@ -183,8 +192,8 @@ class Trainer(DefaultTrainer):
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
-        """The network that evaluations test, as it is saved: not wrapped."""
-        return self.checkpointer.model
+        """The network that evaluations test, not wrapped: with SOLVER.EMA the average."""
+        return self.checkpointer.model if self.average is None else self.average.module
 
     def evaluate(self) -> dict[str, float]:
         """Test the network as it is now; what was found, by its names in metrics.json, in the main
@@ -241,6 +250,8 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth."""
         super().resume_or_load(resume)
+        if self.average is not None:
+            self.average.begin(self.checkpointer.model)
         if self.start_iter:
             for hook in self._hooks:
                 if isinstance(hook, hooks.PeriodicCheckpointer):
