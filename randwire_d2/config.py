@@ -88,6 +88,11 @@ def add_engine_config(cfg: CfgNode) -> None:
     # What model_best.pth is best in, by its name in metrics.json: the more, the better, but of a
     # loss the less. With several test sets it begins with a set's name, or the first is meant.
     cfg.SOLVER.BEST_METRIC = "bbox/AP"
+    # If not 0, so many evaluations that do not improve BEST_METRIC end the training.
+    cfg.SOLVER.PATIENCE = 0
+    # Whether a training's evaluations also write the losses of the test images, without
+    # augmentation: val_total_loss and its parts.
+    cfg.TEST.LOSS = False
 
 
 def add_classification_config(cfg: CfgNode) -> None:

@@ -30,7 +30,7 @@ EVALUATIONS = "evaluations"
 # The keys that change nothing of what an evaluation finds.
 _INDIFFERENT = (
     "OUTPUT_DIR", "SEED", "SOLVER", "DATALOADER", "MODEL.DEVICE", "TEST.EVAL_PERIOD",
-    "TEST.EXPECTED_RESULTS", "TEST.IMS_PER_PROCESS",
+    "TEST.EXPECTED_RESULTS", "TEST.IMS_PER_PROCESS", "TEST.LOSS",
 )  # fmt: skip
 
 Metrics = dict[int, dict[str, float]]
@@ -149,11 +149,12 @@ class RunFolder:
         """How far the training is; 0 where it has not begun."""
         try:
             metrics = self.metrics()
-            end = self.config().SOLVER.MAX_ITER - 1
+            solver = self.config().SOLVER
         except (OSError, ValueError):
             return Progress(0.0, {})
-        last = max(metrics)
-        return Progress(min(last / max(end, 1), 1.0) if last < end else 1.0, metrics[last])
+        last, end = max(metrics), solver.MAX_ITER - 1
+        ended = last >= end or (solver.PATIENCE and self.final_checkpoint.is_file())
+        return Progress(1.0 if ended else last / end, metrics[last])
 
     def evaluation(self) -> "Evaluation":
         """What an evaluation found.

@@ -11,7 +11,7 @@ import torch
 from helpers import ROOT, Tool, draw_image_folders, run_tool
 
 from randwire_d2.config import classifier_config, detector_config
-from randwire_d2.engine import check_best_metric
+from randwire_d2.engine import check_best_metric, check_solver
 from randwire_d2.runs import RunFolder
 
 TOOL = "pretrain_imagenet.py"
@@ -49,7 +49,7 @@ def arguments(folders: Path, output: Path, *options: object) -> list[object]:
 
 def train(folders: Path, output: Path, values: Sequence[object], *options: object) -> str:
     """Train on, to the end; returns the log."""
-    before = INVENT.format(values=values)
+    before = INVENT.format(values=f"[{', '.join(map(str, values))}]")
     log = output.with_suffix(".log")
     return run_tool(TOOL, *arguments(folders, output, *options), log=log, before=before)
 
@@ -91,7 +91,7 @@ def test_the_best_is_kept(
     """Wrong: a later or worse evaluation replaces it, NaN counts, not every evaluation is written,
     or a training goes on from it."""
     output = tmp_path / "run"
-    train(folders, output, f"[{', '.join(map(str, values))}]")
+    train(folders, output, values)
     assert [i for i, _ in RunFolder(output).evaluations(TOP1)] == [1, 3, 5, 7, 9, 12]
     assert_best_is(output, *best)
 
@@ -129,6 +129,59 @@ def test_a_killed_run_keeps_the_best_of_what_counts(
     train_until(moment, folders, output, before)
     train(folders, output, after)
     assert_best_is(output, *best)
+
+
+def test_patience_ends_a_training_as_its_last_iteration_would(
+    folders: Path, tmp_path: Path
+) -> None:
+    """Wrong: it ends too early or too late, without its last evaluation or checkpoint, or goes on
+    when it is resumed, as every run of a sweep is."""
+    output = tmp_path / "run"
+    patience = ("SOLVER.PATIENCE", 2)
+    said = train(folders, output, [20, 30, 30, "float('nan')", 29], *patience)
+    assert said.count("has not improved for 2 evaluations, SOLVER.PATIENCE") == 1
+    assert "Traceback" not in said and "Exception" not in said
+    assert "The training has ended after 8 iterations" in said
+    assert [i for i, _ in RunFolder(output).evaluations(TOP1)] == [1, 3, 5, 7, 8]
+    assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 7
+    assert_best_is(output, 3, 30)
+    assert RunFolder(output).progress().done == 1
+
+    said = train(folders, output, [29], *patience)
+    assert "Starting training from iteration 8" in said
+    assert "The training has ended after 8 iterations" in said
+    assert [i for i, _ in RunFolder(output).evaluations(TOP1)] == [1, 3, 5, 7, 8]
+    # Without it, the rest is trained.
+    train(folders, output, [10, 40], "SOLVER.PATIENCE", 0)
+    assert_best_is(output, 12, 40)
+
+
+@pytest.mark.slow
+def test_patience_is_remembered_and_shared(folders: Path, tmp_path: Path) -> None:
+    """Wrong: a resumed run begins to count anew, or one of two processes waits for the other."""
+    output = tmp_path / "run"
+    several = ("SOLVER.PATIENCE", 3)
+    given = [*arguments(folders, output, *several), "SOLVER.IMS_PER_BATCH", 8]
+    given[2:2] = ["--num-gpus", 2, "--dist-url", "auto"]
+    log = tmp_path / "log"
+    # Started processes import the tool's modules anew, but not what was invented: real values.
+    said = run_tool(TOOL, *given, "SOLVER.BASE_LR", 0.0, log=log)
+    assert said.count("has not improved for 3 evaluations") == 1
+    train_until("os.rename model_0000007.pth 1", folders, tmp_path / "killed", [30, 20, 20])
+    said = train(folders, tmp_path / "killed", [20, 20, 20], *several)
+    assert "has not improved for 3 evaluations" in said
+    assert "The training has ended after 8 iterations" in said
+    assert_best_is(tmp_path / "killed", 1, 30)
+
+
+def test_patience_needs_evaluations() -> None:
+    """Wrong: a training that would never end early, without a word."""
+    cfg = detector_config()
+    cfg.SOLVER.PATIENCE = 2
+    with pytest.raises(ValueError, match="PATIENCE 2 .*EVAL_PERIOD is 0"):
+        check_solver(cfg)
+    cfg.TEST.EVAL_PERIOD = 10
+    check_solver(cfg)
 
 
 def test_an_unknown_metric_is_refused_with_those_there_are() -> None:

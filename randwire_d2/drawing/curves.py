@@ -22,7 +22,8 @@ def plot_training(
     title: str = "Box AP on the validation set",
     names: Mapping[str, str] = BOX_AP,
 ) -> Figure:
-    """Plot the total loss of a run and what its evaluations found over its iterations.
+    """Plot a run's total loss, and that of its validation if there is one, and what its evaluations
+    found, over its iterations.
 
     Args:
         title: of the evaluations' axes, which has values of 0 … 100.
@@ -34,6 +35,9 @@ def plot_training(
     iterations, losses = series_of(metrics, "total_loss")
     loss_ax.plot(iterations, losses, color=BLUE, alpha=0.3, linewidth=1, label="total loss")
     loss_ax.plot(iterations, _smooth(losses), color=BLUE, linewidth=2, label="smoothed")
+    tested, values = series_of(metrics, "val_total_loss")
+    if tested:
+        loss_ax.plot(tested, values, color=RED, marker="o", markersize=5, label="validation")
     loss_ax.set_ylim(bottom=0)
     if iterations:
         loss_ax.legend(frameon=False)

@@ -7,6 +7,7 @@ from .launch import argument_parser, run_distributed, setup, split_pairs, train_
 from .schedule import check_solver, scale_schedule
 from .threads import share_cores
 from .trainer import Trainer
+from .validation import mean_losses
 
 __all__ = [
     "EMA_KEY",
@@ -17,6 +18,7 @@ __all__ = [
     "check_model",
     "check_solver",
     "load_config",
+    "mean_losses",
     "read_config",
     "run_distributed",
     "scale_schedule",

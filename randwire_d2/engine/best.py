@@ -1,4 +1,4 @@
-"""The best checkpoint of a training, by what its evaluations find."""
+"""The best checkpoint of a training, and its end when nothing better is found."""
 
 import copy
 import logging
@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks
+from detectron2.utils import comm
 from torch import nn
 
 from ..config import is_classifier
@@ -69,7 +70,9 @@ def check_best_metric(cfg: CfgNode) -> None:
         ValueError: no evaluation gives SOLVER.BEST_METRIC, as far as that is known before one.
     """
     known = _known_metrics(cfg)
-    if known is not None and best_metric(cfg) not in known:
+    # What a detector's losses are called, it alone knows.
+    loss = cfg.TEST.LOSS and best_metric(cfg).removeprefix(set_prefix(cfg)).startswith("val_")
+    if known is not None and not loss and best_metric(cfg) not in known:
         raise ValueError(
             f"SOLVER.BEST_METRIC: no evaluation gives {cfg.SOLVER.BEST_METRIC!r}; they give "
             f"{', '.join(known)}"
@@ -169,6 +172,51 @@ class BestCheckpointer(hooks.BestCheckpointer):
         super().after_train()
         if self.trainer.iter >= self.trainer.max_iter and os.path.exists(self._before):
             os.remove(self._before)
+
+
+class TrainingStopped(BaseException):
+    """Ends TrainerBase's loop, which would log any other exception as a failure."""
+
+
+class Patience(hooks.HookBase):
+    """Ends a training that does not improve, as one that has reached its last iteration ends: with
+    its last evaluation and model_final.pth, in all processes.
+
+    It belongs behind all other hooks, as it leaves the loop.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg
+
+    def after_step(self) -> None:
+        trainer, iterations = self.trainer, self.trainer.iter + 1
+        if iterations % self._cfg.TEST.EVAL_PERIOD or iterations == trainer.max_iter:
+            return
+        if is_exhausted(self._cfg, iterations):
+            trainer.checkpointer.save("model_final", iteration=trainer.iter)
+            trainer.iter = trainer.max_iter = iterations
+            raise TrainingStopped
+
+
+def is_exhausted(cfg: CfgNode, end: int) -> bool:
+    """Whether a training has lost its patience before iteration ``end``; in all processes, the main
+    one says it, with a line in the log."""
+    return bool(comm.all_gather(comm.is_main_process() and _is_exhausted(cfg, end))[0])
+
+
+def _is_exhausted(cfg: CfgNode, end: int) -> bool:
+    # From the file, as what counts of it is known there, whatever was killed and resumed.
+    metric, run = best_metric(cfg), RunFolder(cfg.OUTPUT_DIR)
+    iterations = [iteration for iteration, _ in run.evaluations(metric, end)]
+    best = best_evaluation(run, metric, end)
+    since = len(iterations) - 1 - (iterations.index(best[0]) if best else 0)
+    if since < cfg.SOLVER.PATIENCE:
+        return False
+    logger.info(
+        f"{metric} has not improved for {since} evaluations, SOLVER.PATIENCE: the training ends "
+        f"after {end} iterations"
+    )
+    return True
 
 
 def _iteration(path: str | os.PathLike[str]) -> int | None:

@@ -2,15 +2,13 @@
 
 import logging
 import os
-import random
 import shlex
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -33,6 +31,7 @@ from detectron2.evaluation import (
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
+    verify_results,
 )
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -42,10 +41,19 @@ from detectron2.utils.events import EventWriter
 from ..checkpoint import RandWireCheckpointer
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
-from .best import BestCheckpointer, best_evaluation, best_metric
+from .best import (
+    BestCheckpointer,
+    Patience,
+    TrainingStopped,
+    best_evaluation,
+    best_metric,
+    is_exhausted,
+)
 from .ema import EMA_KEY, AveragedWeights, AverageWeights
+from .random_state import random_state_kept
 from .report import write_report
 from .shadow_steps import ShadowSteps
+from .validation import detection_loss_loader, detection_losses, mean_losses
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +83,7 @@ class PreciseBN(hooks.PreciseBN):
 
     def update_stats(self) -> None:
         self._data_iter = None
-        with _random_state_kept(), _norms_may_have_hooks(self._model):
+        with random_state_kept(), _norms_may_have_hooks(self._model):
             super().update_stats()
 
 
@@ -109,16 +117,6 @@ def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for stage in stages:
             stage.fused = "on"
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
 
 
 class Trainer(DefaultTrainer):
@@ -162,7 +160,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        with _random_state_kept():  # PreciseBN's loader may draw a seed
+        with random_state_kept():  # PreciseBN's loader may draw a seed
             built = super().build_hooks()
         period = self.cfg.TEST.EVAL_PERIOD
         for i, hook in enumerate(built):
@@ -188,6 +186,8 @@ class Trainer(DefaultTrainer):
             )
         if comm.is_main_process():
             built.append(BestCheckpointer(self.cfg, self.evaluated_model))
+        if self.cfg.SOLVER.PATIENCE:
+            built.append(Patience(self.cfg))
         return built
 
     @property
@@ -200,7 +200,18 @@ class Trainer(DefaultTrainer):
         process."""
         self._last_eval_results = self.test(self.cfg, self.evaluated_model)
         self.last_evaluation = flatten_results_dict(self._last_eval_results)
+        if self.cfg.TEST.LOSS:
+            sets = self.cfg.DATASETS.TEST
+            for name in sets:
+                losses = self.validation_losses(name)
+                prefix = f"{name}/" if len(sets) > 1 else ""
+                self.last_evaluation |= {f"{prefix}{key}": v for key, v in losses.items()}
         return self.last_evaluation
+
+    def validation_losses(self, dataset_name: str) -> dict[str, float]:
+        """The mean losses of a test set's images; see ``mean_losses``."""
+        losses = detection_losses(self.evaluated_model)
+        return mean_losses(losses, detection_loss_loader(self.cfg, dataset_name))
 
     def train(self) -> Any:
         """Train to the end; then draw the run's pictures into its folder, and say what it is worth.
@@ -208,10 +219,16 @@ class Trainer(DefaultTrainer):
         Returns:
             what the last evaluation found if TEST.EXPECTED_RESULTS says what it should, else None.
         """
-        results = super().train()
-        if comm.is_main_process():
-            self.conclude()
-        return results
+        # DefaultTrainer's, in which nothing can be put before the verification.
+        with suppress(TrainingStopped):
+            TrainerBase.train(self, self.start_iter, self.max_iter)
+        if not comm.is_main_process():
+            return None
+        self.conclude()
+        if not self.cfg.TEST.EXPECTED_RESULTS:
+            return None
+        verify_results(self.cfg, self._last_eval_results)
+        return self._last_eval_results
 
     def conclude(self) -> None:
         """What the main process does at the end of a training."""
@@ -256,6 +273,8 @@ class Trainer(DefaultTrainer):
             for hook in self._hooks:
                 if isinstance(hook, hooks.PeriodicCheckpointer):
                     hook.recent_checkpoints = [self.checkpointer.get_checkpoint_file()]
+            if self.cfg.SOLVER.PATIENCE and is_exhausted(self.cfg, self.start_iter):
+                self.max_iter = self.start_iter
         finished = RunFolder(self.cfg.OUTPUT_DIR).final_checkpoint.is_file()
         if self.start_iter >= self.max_iter and not finished:
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
