@@ -120,9 +120,8 @@ def test_what_is_compared_is_there(undisturbed: tuple[Path, str]) -> None:
     """Wrong: the other tests compare nothing, or training does not move weights and momentum."""
     output, log = undisturbed
     files = checkpoints(output)
-    assert list(files) == [f"model_{i:07}.pth" for i in range(4, ITERATIONS, 5)] + [
-        "model_final.pth"
-    ]
+    periodic = [f"model_{i:07}.pth" for i in range(4, ITERATIONS, 5)]
+    assert list(files) == [*periodic, "model_best.pth", "model_final.pth"]
     first, final = files["model_0000004.pth"], files["model_final.pth"]
     assert (first["iteration"], final["iteration"]) == (4, ITERATIONS - 1)
     assert {"model", "trainer", "randwire", "preprocessing"} <= final.keys()

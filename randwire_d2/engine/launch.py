@@ -13,7 +13,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import RandWireCheckpointer
+from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .datasets import log_data, register_data
 from .threads import share_cores
@@ -82,7 +82,10 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Traine
     cfg = comm.all_gather(evaluation_config(cfg, args.resume))[0]
     setup(cfg, args)
     model = trainer_class.build_model(cfg)
-    RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+    rest = RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+    if cfg.SOLVER.EMA.DECAY and EMA_KEY in rest:  # what the training's own evaluations tested
+        model.load_state_dict(rest[EMA_KEY])
+        logger.info("SOLVER.EMA: what is evaluated is the average of the weights")
     results = trainer_class.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(trainer_class.test_with_TTA(cfg, model))
