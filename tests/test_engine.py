@@ -205,7 +205,8 @@ def test_epochs_are_of_the_images_with_objects(tmp_path: Path) -> None:
     some = [*records[:20], *({**record, "annotations": []} for record in records[20:])]
     name = f"half_empty_{tmp_path.name}"
     DatasetCatalog.register(name, lambda: some)
-    MetadataCatalog.get(name).set(thing_classes=["a"], evaluator_type="coco")
+    classes = MetadataCatalog.get("randwire_shapes_train").thing_classes
+    MetadataCatalog.get(name).set(thing_classes=classes, evaluator_type="coco")
 
     def load(*options: object) -> Any:
         given = ["MODEL.WEIGHTS", "", "MODEL.RANDWIRE.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
