@@ -156,7 +156,7 @@ def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> None:
         if args.eval_only and key == "TRAIN":
             continue
         if not names and (key == "TRAIN" or args.eval_only):
-            raise ValueError(f"DATASETS.{key} is empty")
+            raise ValueError(f"DATASETS.{key} is empty; name registered data sets, or --data PATH")
         for name in names:
             if name not in DatasetCatalog:
                 raise ValueError(
