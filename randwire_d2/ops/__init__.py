@@ -68,6 +68,16 @@ def _on_cuda(name: str) -> Callable[..., Any]:
     return run
 
 
+def _on_cpu(name: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        # Not before it is needed, as above: it may have to be compiled.
+        from . import cpu_kernels
+
+        return cpu_kernels.run(name, *args)
+
+    return run
+
+
 def _operator(fake: Callable[..., Any]) -> Any:
     """The operator of that name. ``fake`` returns empty results of the right sizes, for tracing.
 
@@ -79,7 +89,7 @@ def _operator(fake: Callable[..., Any]) -> Any:
     function = getattr(native, name)
     schema = torch.library.infer_schema(function, op_name=name, mutates_args=())
     _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-    _LIBRARY.impl(name, function, "CPU")
+    _LIBRARY.impl(name, _on_cpu(name), "CPU")
     _LIBRARY.impl(name, _on_cuda(name), "CUDA")
     torch.library.register_fake(f"randwire::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.randwire, name)
