@@ -391,20 +391,6 @@ void randwire_weighted_sum(int64_t n, const float* const* x, const float* coeffi
   weighted_sum(Sum(n, x, coefficients, affines, channels), pixels, out, threads);
 }
 
-void randwire_weighted_sum_backward(int64_t n, const float* const* grads,
-                                    const float* coefficients, const float* output, int64_t pixels,
-                                    int64_t channels, float* grad, float* products, int64_t threads) {
-  weighted_sum(Sum(n, grads, coefficients, nullptr, channels), pixels, grad, threads);
-  const Blocks blocks(channels);
-  const Buffer zero(blocks.count);
-  const auto sums = all_channel_sums(n, grads, output, zero + 0, blocks, pixels, threads);
-  for (int64_t i = 0; i < n; ++i) {
-    double total = 0;
-    for (int64_t c = 0; c < channels; ++c) total += sums[(2 * i + 1) * channels + c];
-    products[i] = static_cast<float>(total);
-  }
-}
-
 void randwire_aggregate(int64_t n, const float* const* x, const float* coefficients,
                         const float* const* affines, int64_t images, int64_t channels,
                         int64_t height, int64_t width, const float* weight, int64_t stride, float* out,

@@ -38,9 +38,8 @@ logger = logging.getLogger(__name__)
 def run(name: str, *args: Any) -> Any:
     """The result of the operator of that name."""
     kernels = _kernels() if _fit(args) else None
-    if kernels is None or not kernels.have_blocks(args):
-        return getattr(native, name)(*args)
-    return getattr(kernels, name)(*args)
+    source = kernels if kernels is not None and kernels.have_blocks(args) else native
+    return getattr(source, name)(*args)
 
 
 def _fit(args: Sequence[Any]) -> bool:
@@ -63,6 +62,9 @@ def _fit(args: Sequence[Any]) -> bool:
 class Kernels:
     """The operators. See ``native`` for what they compute, and ``_fit`` for what they take."""
 
+    # Of plain sums and of dot products, torch's own are as fast.
+    weighted_sum_backward = staticmethod(native.weighted_sum_backward)
+
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._least = library.randwire_lanes()
@@ -75,17 +77,11 @@ class Kernels:
     def weighted_sum(
         self, inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
     ) -> Tensor:
+        if not affines:
+            return native.weighted_sum(inputs, coefficients, affines)
         out = empty_image(inputs[0])
         self._call("weighted_sum", *_sum(inputs, coefficients, affines), *_pixels(out), out)
         return out
-
-    def weighted_sum_backward(
-        self, grads: Sequence[Tensor], coefficients: Tensor, output: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        grad, products = empty_image(output), torch.empty_like(coefficients)
-        operands = _sum(grads, coefficients, [])[:-1]
-        self._call("weighted_sum_backward", *operands, output, *_pixels(output), grad, products)
-        return grad, products
 
     def aggregate(
         self,
@@ -136,10 +132,9 @@ class Kernels:
         moments: Tensor,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        results = (
-            empty_image(x),
-            *(torch.empty_like(like) for like in (coefficients, weight, weight)),
-        )
+        grad_x, grad_coefficients = empty_image(x), torch.empty_like(coefficients)
+        grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
+        results = (grad_x, grad_coefficients, grad_weight, grad_bias)
         operands = _sum(grads, coefficients, [])[:-1]
         norm = (x, weight, bias, moments, ctypes.c_double(eps))
         self._call("batch_norm_backward", *operands, *norm, *_pixels(x), *results)
@@ -209,9 +204,10 @@ def _built() -> Path:
     # A home folder may be shared by machines whose instructions differ.
     key = (_SOURCE.read_text(), *_COMPILE, version.stdout, platform.machine(), _instructions())
     digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
-    folder = Path(
-        os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
-    ) / "randwire_d2"
+    folder = (
+        Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+        / "randwire_d2"
+    )
     path = folder / f"cpu_kernels_{digest}.so"
     if path.is_file():
         return path
