@@ -1,7 +1,6 @@
 """The compiled operators do what the native ones do, and where they can't, the native ones run."""
 
 import logging
-import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,7 @@ from randwire_d2 import NetworkGenerator, RandWire
 from randwire_d2.ops import cpu_kernels, native, probe
 from randwire_d2.ops.cpu_kernels import Kernels
 
-# Relative to the largest element: float32 against double precision, and against float32.
-SINGLE, TWO_SINGLES = 2e-5, 1e-4
+TOLERANCE = 2e-5  # of float32, relative to the largest element
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,7 @@ def test_operators_are_the_native_ones(kernels: Kernels, inputs: int, affine: bo
             )
             for operator in probe.OPERATORS:
                 error = probe.compare(case, operator, getattr(kernels, operator))
-                assert error < SINGLE, (operator, case)
+                assert error < TOLERANCE, (operator, case)
 
 
 def test_a_mean_far_from_zero_costs_no_digits(kernels: Kernels) -> None:
@@ -108,7 +106,7 @@ def test_networks_are_the_same(
     compiled = run()
     monkeypatch.setattr(cpu_kernels, "_kernels", lambda: None)
     for ours, theirs in zip(compiled, run(), strict=True):
-        assert float((ours - theirs).abs().max()) <= TWO_SINGLES * float(theirs.abs().max())
+        assert float((ours - theirs).abs().max()) <= TOLERANCE * float(theirs.abs().max())
 
 
 def test_nan_is_not_hidden(kernels: Kernels) -> None:
@@ -152,16 +150,18 @@ def test_without_a_compiler_nothing_breaks(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Else a machine without a compiler can't run the network."""
     monkeypatch.setenv("CXX", compiler)
-    check_falls_back(caplog, compiler if compiler == "false" else "CXX")
+    check_falls_back(caplog, "false" if compiler == "false" else "there is no C++ compiler")
 
 
 def test_without_a_cache_nothing_breaks(
     afresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Else a home folder that is read-only is enough to stop a training."""
     (afresh / "file").touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(afresh / "file"))
-    check_falls_back(caplog, "NotADirectoryError" if os.name == "posix" else "Error")
+    check_falls_back(caplog, "NotADirectoryError")
 
 
 def test_kernels_that_compute_wrongly_are_not_used(

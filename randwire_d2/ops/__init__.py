@@ -12,9 +12,9 @@ with torch's own operators, that moves three times the bytes of a ResNet of the 
 The 1×1 convolution is torch's. ``modeling.graph_function`` puts the operators together, with the
 gradients.
 
-``native`` and ``triton_kernels`` are two implementations of one interface, for the CPU and for
-CUDA, so the same signatures stand in both. ``native`` says what each operator computes, and its
-type hints are the operators' schemas.
+``native``, ``cpu_kernels`` and ``triton_kernels`` are implementations of one interface: in torch's
+operators, for a CPU with a C++ compiler, and for CUDA; so the same signatures stand in all of them.
+``native`` says what each operator computes, and its type hints are the operators' schemas.
 
 Tensors are (N, C, H, W) in channels_last, whose rows are pixels. ``coefficients`` is (n,) for n
 inputs; an ``affine`` is (2, C), scale above shift, and ``affines`` has one for each input, or none

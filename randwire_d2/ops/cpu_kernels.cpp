@@ -9,115 +9,14 @@
 // do not depend on the number of threads. Vectors are the compilers' own (GCC, Clang), of the width
 // that -march=native has. NaN passes through, as in torch's operators.
 
-#include <algorithm>
+#include "cpu_kernels.h"
+
 #include <cmath>
-#include <cstdint>
-#include <new>
-#include <utility>
 #include <vector>
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int L = 16;
-#elif defined(__AVX__)
-constexpr int L = 8;
-#else
-constexpr int L = 4;
-#endif
-
-typedef float V __attribute__((vector_size(L * sizeof(float))));
-typedef V Unaligned __attribute__((aligned(4), may_alias));
-
-inline V load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
-inline void store(float* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
-
-struct Blocks {
-  int64_t channels, count;
-  explicit Blocks(int64_t c) : channels(c), count((c + L - 1) / L) {}
-  int64_t offset(int64_t k) const { return std::min(k * L, channels - L); }
-};
-
-// Vectors, zero at first.
-class Buffer {
- public:
-  explicit Buffer(int64_t vectors)
-      : data_(new (std::align_val_t(64)) float[vectors * L]()) {}
-  ~Buffer() { operator delete[](data_, std::align_val_t(64)); }
-  Buffer(Buffer&& other) : data_(std::exchange(other.data_, nullptr)) {}
-  V* operator+(int64_t i) const { return reinterpret_cast<V*>(data_) + i; }
-  V& operator[](int64_t i) const { return *(*this + i); }
-
- private:
-  float* data_;
-};
-
-// Images of one size; a row of an image has width pixels of all channels.
-struct Shape {
-  int64_t images, channels, height, width;
-};
-
-// sum_i scales[i] * x[i] + shift, by channels; scales and shift are spread.
-struct Sum {
-  const Blocks blocks;
-  const int64_t n;
-  const float* const* x;
-  Buffer scales, shift;
-
-  // affines[i] has the scale of each channel, then the shifts; null if there are none.
-  Sum(int64_t n, const float* const* x, const float* coefficients, const float* const* affines,
-      int64_t channels)
-      : blocks(channels), n(n), x(x), scales(n * blocks.count), shift(blocks.count) {
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t k = 0; k < blocks.count; ++k) {
-        V c = coefficients[i] - V{};
-        if (affines) {
-          const float* affine = affines[i] + blocks.offset(k);
-          shift[k] += c * load(affine + channels);
-          c *= load(affine);
-        }
-        scales[i * blocks.count + k] = c;
-      }
-  }
-
-  template <int N, typename Write>
-  inline void pixels(int64_t first, int64_t count, Write write) const {
-    for (int64_t p = 0; p < count; ++p)
-      for (int64_t k = 0; k < blocks.count; ++k) {
-        const int64_t at = (first + p) * blocks.channels + blocks.offset(k);
-        V total = shift[k];
-        for (int64_t i = 0; i < (N ? N : n); ++i)
-          total += scales[i * blocks.count + k] * load(x[i] + at);
-        write(p, k, at, total);
-      }
-  }
-
-  // Calls write(pixel from 0, block, offset in a tensor, sum) for all blocks of some pixels.
-  template <typename Write>
-  void for_each(int64_t first, int64_t count, Write write) const {
-    switch (n) {
-      case 1: return pixels<1>(first, count, write);
-      case 2: return pixels<2>(first, count, write);
-      case 3: return pixels<3>(first, count, write);
-      default: return pixels<0>(first, count, write);
-    }
-  }
-};
-
-// The last rows of an image that were asked for, spread, with a zero pixel at either end.
-class Rows {
- public:
-  Rows(int64_t width, int64_t blocks)
-      : row_((width + 2) * blocks), blocks_(blocks), data_(5 * row_) {}
-  // The row's first pixel. A row outside of the image is the zeros at the end.
-  V* pixels(int64_t row) { return padded(row) + blocks_; }
-  V* padded(int64_t row) { return data_ + (row & 3) * row_; }
-  V* zeros() { return data_ + 4 * row_; }
-
- private:
-  int64_t row_, blocks_;
-  Buffer data_;
-};
+using namespace randwire;
 
 // Output pixels [w, w + T) of a 3×3 depthwise convolution of three padded rows.
 template <int S, int T>
@@ -163,6 +62,12 @@ Buffer spread_weight(const float* weight, const Blocks& blocks, bool turned) {
       for (int l = 0; l < L; ++l)
         spread[i * blocks.count + k][l] = weight[(blocks.offset(k) + l) * 9 + (turned ? 8 - i : i)];
   return spread;
+}
+
+void spread_row(const float* row, const Blocks& blocks, int64_t width, V* spread) {
+  for (int64_t w = 0; w < width; ++w)
+    for (int64_t k = 0; k < blocks.count; ++k)
+      spread[w * blocks.count + k] = load(row + w * blocks.channels + blocks.offset(k));
 }
 
 // How many pieces an image's rows are cut into: enough chunks for some threads, but a piece
@@ -257,6 +162,16 @@ void weight_gradient(V* const rows[3], const V* grad, int64_t blocks, int64_t wi
   }
 }
 
+// The gradient of input row i, from the padded rows of the output's gradient around row i / S.
+template <int S, typename Write>
+void input_gradient(int64_t i, V* const grads[3], const V* weight, const V* turned, int64_t blocks,
+                    int64_t width, Write write) {
+  if constexpr (S == 1)
+    convolve_row<1>(grads, turned, blocks, width, write);
+  else
+    transposed_row(i, grads + 1, weight, blocks, width, write);
+}
+
 template <int S>
 void aggregate_backward(const Sum& sum, const Shape& in, const float* grad, const float* weight,
                         float* grad_sum, float* grad_weight, float* out, int64_t threads) {
@@ -272,38 +187,27 @@ void aggregate_backward(const Sum& sum, const Shape& in, const float* grad, cons
     const int64_t image = chunk / cuts, piece = chunk % cuts, first = height * piece / cuts;
     Window<S> window(sum, in, image, first);
     Rows grads(width, b);
-    int64_t next = std::max<int64_t>(0, first - 1);
-    const auto grads_of = [&](int64_t o) {
-      return o < 0 || o >= height ? grads.zeros() : grads.padded(o);
-    };
-    for (int64_t o = first; o < height * (piece + 1) / cuts; ++o) {
-      V* three[3];
+    for (int64_t o = first, next = std::max<int64_t>(0, first - 1);
+         o < height * (piece + 1) / cuts; ++o) {
+      V *three[3], *around[3];
       window.around(o, three);
-      for (; next <= std::min(o + 1, height - 1); ++next) {
-        V* to = grads.pixels(next);
-        const float* from = grad + (image * height + next) * width * c;
-        for (int64_t w = 0; w < width; ++w)
-          for (int64_t k = 0; k < b; ++k) to[w * b + k] = load(from + w * c + blocks.offset(k));
-      }
+      for (; next <= std::min(o + 1, height - 1); ++next)
+        spread_row(grad + (image * height + next) * width * c, blocks, width, grads.pixels(next));
+      for (int r = 0; r < 3; ++r)
+        around[r] = o + r < 1 || o + r > height ? grads.zeros() : grads.padded(o - 1 + r);
       weight_gradient<S>(three, grads.pixels(o), b, width, totals + chunk * 9 * b);
-      if (out) {
-        float* row = out + (image * height + o) * width * c;
+      if (out)
         convolve_row<S>(three, spread + 0, b, width, [=](int64_t w, int64_t k, V y) {
-          store(row + w * c + blocks.offset(k), y);
+          store(out + ((image * height + o) * width + w) * c + blocks.offset(k), y);
         });
-      }
-      if (!grad_sum) continue;
-      for (int64_t i = S * o; i < std::min(S * (o + 1), in.height); ++i) {
-        float* row = grad_sum + (image * in.height + i) * in.width * c;
+      for (int64_t i = S * o; grad_sum && i < std::min(S * (o + 1), in.height); ++i) {
         const V* activation = window.rows.pixels(i);
-        const auto write = [=](int64_t w, int64_t k, V g) {
-          store(row + w * c + blocks.offset(k), activation[w * b + k] <= 0 ? V{} : g);
-        };
-        V* around[3] = {grads_of(o - 1), grads_of(o), grads_of(o + 1)};
-        if (S == 1)
-          convolve_row<1>(around, turned + 0, b, width, write);
-        else
-          transposed_row(i, around + 1, spread + 0, b, in.width, write);
+        float* row = grad_sum + (image * in.height + i) * in.width * c;
+        input_gradient<S>(i, around, spread + 0, turned + 0, b, in.width,
+                          [=](int64_t w, int64_t k, V g) {
+                            const V let_through = activation[w * b + k] <= 0 ? V{} : g;
+                            store(row + w * c + blocks.offset(k), let_through);
+                          });
       }
     }
   }

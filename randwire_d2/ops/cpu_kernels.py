@@ -30,7 +30,7 @@ from .probe import EVERY_WANT, OPERATORS, Case, compare
 # Without an OpenMP library, which PyTorch has loaded already: two of them would each have threads
 # of their own, which wait for work in busy loops.
 _COMPILE = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-c")
-_SOURCE = Path(__file__).with_suffix(".cpp")
+_SOURCE, _HEADER = (Path(__file__).with_suffix(suffix) for suffix in (".cpp", ".h"))
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,8 @@ def _built() -> Path:
         raise FileNotFoundError("there is no C++ compiler; the environment variable CXX names one")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     # A home folder may be shared by machines whose instructions differ.
-    key = (_SOURCE.read_text(), *_COMPILE, version.stdout, platform.machine(), _instructions())
+    sources = [path.read_text(encoding="utf-8") for path in (_SOURCE, _HEADER)]
+    key = (*sources, *_COMPILE, version.stdout, platform.machine(), _instructions())
     digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
     folder = (
         Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
@@ -219,7 +220,7 @@ def _built() -> Path:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = [str(Path(scratch) / name) for name in ("kernels.o", "kernels.so")]
                 for command in (
-                    (compiler, *_COMPILE, str(_SOURCE), "-o", made[0]),
+                    (compiler, *_COMPILE, "-I", str(_HEADER.parent), str(_SOURCE), "-o", made[0]),
                     (compiler, "-shared", made[0], "-o", made[1]),
                 ):
                     subprocess.run(command, capture_output=True, text=True, check=True)
