@@ -8,9 +8,14 @@ except Exception as e:  # a broken build fails in ways of its own: missing symbo
         f"({type(e).__name__}: {e}). Install it with: python tools/install.py"
     ) from e
 
+from typing import TYPE_CHECKING, Any
+
 from .config import add_randwire_config
 from .modeling import RandWire, RandWireClassifier
 from .wiring import NetworkGenerator, NetworkSpec, complexity
+
+if TYPE_CHECKING:
+    from .inference import load_classifier, load_detector
 
 __version__ = "0.1.0"
 
@@ -21,4 +26,15 @@ __all__ = [
     "RandWireClassifier",
     "add_randwire_config",
     "complexity",
+    "load_classifier",
+    "load_detector",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Not above: a project that trains a backbone needs neither OpenCV nor data sets.
+    if name in ("load_classifier", "load_detector"):
+        from . import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

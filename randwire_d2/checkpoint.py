@@ -1,19 +1,20 @@
-"""Checkpoints that are whole, safe to load, and know the wiring and the images they belong to."""
+"""Checkpoints that are whole, safe to load, and know their wiring, images, config and classes."""
 
 import collections
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from .config import classifier_config, merge_text, set_spec
 from .files import atomic_open
 from .modeling import RandWire, RandWireClassifier
 from .wiring import NetworkSpec
@@ -23,8 +24,18 @@ from .wiring import NetworkSpec
 WIRING_KEY = "randwire"
 # The key under which it holds its Preprocessing, as a dict.
 PREPROCESSING_KEY = "preprocessing"
+# The key under which it holds the config of its training, the YAML of ``portable_config``.
+CONFIG_KEY = "config"
+# The key under which it holds the names of its classes: a list, in the order of the outputs.
+CLASS_NAMES_KEY = "class_names"
+# The key under which it holds the ids that its data set gives these classes, in the same order.
+CATEGORY_IDS_KEY = "category_ids"
+# The key under which it holds, with SOLVER.EMA, the average of the weights, in the form of "model":
+# what evaluations test.
+EMA_KEY = "ema"
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ class Wiring:
 
 
 class RandWireCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, with four promises added.
+    """Detectron2's checkpointer, with five promises added.
 
     - A file appears under its name only when it is complete, so a killed run resumes from the last
       complete checkpoint.
@@ -130,11 +141,34 @@ class RandWireCheckpointer(DetectionCheckpointer):
       another ReLU, and loading what has no weight for the backbone.
     - It also holds the preprocessing of the model's images; loading it into a model with another
       one logs a warning.
+    - It holds what else makes it a whole model, if that is given: config and class names.
+
+    Args:
+        cfg: the config of the model.
+        class_names: of the model's classes, in the order of its outputs.
+        category_ids: the ids that the data set gives them, where they have any, as COCO's do.
+        checkpointables: as Detectron2's.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
-        super().__init__(model, save_dir, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        cfg: CfgNode | None = None,
+        class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int] | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
         self.path_manager = _AtomicPathManager()
+        self._whole: dict[str, Any] = {}
+        if cfg is not None:
+            self._whole[CONFIG_KEY] = portable_config(cfg, Wiring.in_model(model)).dump()
+        if class_names is not None:
+            self._whole[CLASS_NAMES_KEY] = list(map(str, class_names))
+        if category_ids is not None:
+            self._whole[CATEGORY_IDS_KEY] = list(map(int, category_ids))
 
     def save(self, name: str, **kwargs: Any) -> None:
         wiring = Wiring.in_model(self.model)
@@ -143,7 +177,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
         preprocessing = find_preprocessing(self.model)
         if preprocessing is not None:
             kwargs[PREPROCESSING_KEY] = preprocessing.to_dict()
-        super().save(name, **kwargs)
+        super().save(name, **self._whole, **kwargs)
 
     def _torch_load(self, f: str) -> Any:
         return torch.load(f, map_location="cpu", weights_only=True)
@@ -224,6 +258,73 @@ def _compare_preprocessing(model: nn.Module, checkpoint: Mapping[str, Any]) -> N
             f"{' '.join(ours.options)}: its features fit other images than the model will get. "
             "Unless that is meant, add --config-from-weights, or those keys."
         )
+
+
+def portable_config(cfg: CfgNode, wiring: Wiring | None = None) -> CfgNode:
+    """A config without the files of the machine that trained with it; a copy.
+
+    MODEL.WEIGHTS is empty, OUTPUT_DIR is Detectron2's default, and a network in a SPEC_FILE is in
+    SPEC. What DATASETS says stays: it tells what the model was trained on, and nothing reads it
+    but who asks for that data set.
+
+    Args:
+        wiring: of the model.
+    """
+    own = cfg.clone()
+    own.defrost()
+    own.MODEL.WEIGHTS = ""
+    own.OUTPUT_DIR = get_cfg().OUTPUT_DIR
+    if wiring is not None and own.MODEL.RANDWIRE.SPEC_FILE:
+        own.MODEL.RANDWIRE.SPEC_FILE = ""
+        set_spec(own, wiring.spec)
+    return own
+
+
+def stored_config(checkpoint: Mapping[str, Any]) -> CfgNode | None:
+    """The config that a checkpoint holds, if it holds one, with the checkpoint's own wiring.
+
+    It may be a stranger's: no tag in it runs code, and ``portable_config`` is applied again.
+
+    Raises:
+        ValueError: it is damaged, or none of this project's; one line.
+    """
+    text = checkpoint.get(CONFIG_KEY)
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ValueError(f"its entry {CONFIG_KEY!r} is damaged: a {type(text).__name__}")
+    cfg = classifier_config()
+    merge_text(cfg, text, f"its entry {CONFIG_KEY!r}")
+    if wiring := Wiring.of(checkpoint):
+        set_spec(cfg, wiring.spec)  # not what a seed draws here: that may be another
+    return portable_config(cfg, wiring)
+
+
+def stored_class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
+    """The class names that a checkpoint holds, if it holds any.
+
+    Raises:
+        ValueError: they are damaged; one line.
+    """
+    return _list_of(str, checkpoint, CLASS_NAMES_KEY)
+
+
+def stored_category_ids(checkpoint: Mapping[str, Any]) -> list[int] | None:
+    """The ids that the data set gave the classes, if a checkpoint holds any.
+
+    Raises:
+        ValueError: they are damaged; one line.
+    """
+    return _list_of(int, checkpoint, CATEGORY_IDS_KEY)
+
+
+def _list_of(kind: type[_T], checkpoint: Mapping[str, Any], key: str) -> list[_T] | None:
+    values = checkpoint.get(key)
+    if values is None:
+        return None
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise ValueError(f"its entry {key!r} is damaged: no list of {kind.__name__}")
+    return values
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
 from .wiring import NetworkGenerator, NetworkSpec
+from .yaml_tags import check_yaml
 
 
 def add_randwire_config(cfg: CfgNode) -> None:
@@ -75,6 +76,32 @@ def add_engine_config(cfg: CfgNode) -> None:
     cfg.SOLVER.SHADOW_PERIOD = 0
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
+    # A detector's data set by its path, in place of DATASETS.TRAIN and TEST: COCO's format, YOLO's
+    # or Pascal VOC's, as data/layouts.py says; tools/train_net.py's --data.
+    cfg.DATASETS.PATH = ""
+    # The same for the validation split, if PATH doesn't hold it; --data-val.
+    cfg.DATASETS.PATH_VAL = ""
+    # The share of the training images held back for validation where there is no such split; SEED,
+    # if it isn't negative, chooses them.
+    cfg.DATASETS.HOLD_BACK = 0.0
+    # If not 0, evaluations test an average of the weights, and checkpoints hold it beside them as
+    # "ema": in each iteration it keeps this part of itself (0.999, say), and takes the rest anew.
+    cfg.SOLVER.EMA = CfgNode({"DECAY": 0.0})
+    # If not 0, the length of the training, and MAX_ITER is computed from it: STEPS stay where they
+    # are in the config's MAX_ITER (60000 of 90000: after two thirds), and BASE_LR, WARMUP_ITERS,
+    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are those of REFERENCE_BATCH_SIZE: with another
+    # IMS_PER_BATCH the rate grows in proportion, the others shrink. If 0, all are taken literally.
+    cfg.SOLVER.EPOCHS = 0
+    # A classifier's is 256.
+    cfg.SOLVER.REFERENCE_BATCH_SIZE = 16
+    # What model_best.pth is best in, by its name in metrics.json: the more, the better, but of a
+    # loss the less. With several test sets it begins with a set's name, or the first is meant.
+    cfg.SOLVER.BEST_METRIC = "bbox/AP"
+    # If not 0, so many evaluations that do not improve BEST_METRIC end the training.
+    cfg.SOLVER.PATIENCE = 0
+    # Whether a training's evaluations also write the losses of the test images, without
+    # augmentation: val_total_loss and its parts.
+    cfg.TEST.LOSS = False
 
 
 def add_classification_config(cfg: CfgNode) -> None:
@@ -91,6 +118,7 @@ def add_classification_config(cfg: CfgNode) -> None:
     # A ReLU between the norm of the 1280-d layer and the pool. Table 1 has none. For RandWire.
     node.HEAD_RELU = False
     node.LABEL_SMOOTHING = 0.1
+    cfg.SOLVER.BEST_METRIC = "classification/top1"
 
     # A training crop covers this part of the image's area, has an aspect ratio of 3/4 … 4/3, and is
     # resized to TRAIN_CROP_SIZE; INPUT.RANDOM_FLIP, "horizontal" or "none", is Detectron2's key.
@@ -104,10 +132,6 @@ def add_classification_config(cfg: CfgNode) -> None:
     cfg.INPUT.TEST_CROP_SIZE = 224
     cfg.INPUT.TEST_CROP_RATIO = 0.875
 
-    # If not 0, the length of the training; MAX_ITER is computed from it, and BASE_LR, WARMUP_ITERS,
-    # STEPS, CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are those of REFERENCE_BATCH_SIZE: with another
-    # IMS_PER_BATCH the rate grows in proportion, the others shrink. If 0, all are taken literally.
-    cfg.SOLVER.EPOCHS = 0
     cfg.SOLVER.REFERENCE_BATCH_SIZE = 256
     # With EPOCHS, a larger batch than REFERENCE_BATCH_SIZE and WARMUP_ITERS 0: the rate grows from
     # that of the reference to its own in so many epochs (Goyal et al., section 2.2).
@@ -174,19 +198,43 @@ def merge_config(cfg: CfgNode, config_file: str | os.PathLike[str], opts: Sequen
     merge_in_one_line("the command line", lambda: cfg.merge_from_list(list(opts)))
 
 
-def merge_file(cfg: CfgNode, path: str, *, allow_unsafe: bool = True) -> None:
-    """Merge a config file into a config that has MODEL.RANDWIRE.
+def merge_file(cfg: CfgNode, path: str) -> None:
+    """Merge a config file, which may be a stranger's, into a config that has MODEL.RANDWIRE.
+
+    Raises:
+        ValueError: if it can't be, or would run code; its message is one line.
+    """
+
+    def merge() -> None:
+        check_yaml(path)
+        _merge_old_fused(cfg, lambda: cfg.merge_from_file(path))
+
+    merge_in_one_line(path, merge)
+
+
+def merge_text(cfg: CfgNode, text: str, source: str) -> None:
+    """Merge a config's YAML into a config that has MODEL.RANDWIRE; no tag in it runs code.
 
     Args:
-        allow_unsafe: whether its YAML tags may run code.
+        text: what ``cfg.dump()`` gave.
+        source: where it lies, for errors.
 
     Raises:
         ValueError: if it can't be; its message is one line.
     """
+
+    def merge() -> None:
+        other = CfgNode.load_cfg(text)  # reads a text with yaml.safe_load
+        _merge_old_fused(cfg, lambda: cfg.merge_from_other_cfg(other))
+
+    merge_in_one_line(source, merge)
+
+
+def _merge_old_fused(cfg: CfgNode, merge: Callable[[], Any]) -> None:
     node = cfg.MODEL.RANDWIRE
     # Runs of before FUSED had three values have a truth value, which yacs takes in place of None.
     before, node.FUSED = node.FUSED, None
-    merge_in_one_line(path, lambda: cfg.merge_from_file(path, allow_unsafe=allow_unsafe))
+    merge()
     merged = {None: before, True: "auto", False: "off"}
     node.FUSED = merged.get(node.FUSED, node.FUSED)
 

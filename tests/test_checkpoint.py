@@ -11,11 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from randwire_d2 import NetworkGenerator, RandWire, RandWireClassifier, add_randwire_config
-from randwire_d2.checkpoint import PREPROCESSING_KEY, WIRING_KEY, RandWireCheckpointer, Wiring
+from randwire_d2.checkpoint import (
+    CLASS_NAMES_KEY,
+    CONFIG_KEY,
+    PREPROCESSING_KEY,
+    WIRING_KEY,
+    RandWireCheckpointer,
+    Wiring,
+    stored_class_names,
+    stored_config,
+)
 from randwire_d2.config import classifier_config, detector_config, spec_from_config
 from randwire_d2.engine import argument_parser, read_config
 from randwire_d2.files import atomic_open
@@ -99,12 +108,16 @@ def test_a_classifier_with_another_relu_in_its_head_is_refused(tmp_path: Path) -
         Wiring.of(file)
 
 
-def detector(*options: str) -> torch.nn.Module:
+def detector_cfg(*options: str) -> CfgNode:
     cfg = get_cfg()
     add_randwire_config(cfg)
     cfg.merge_from_file(str(ROOT / "configs/faster_rcnn_randwire_shapes.yaml"))
     cfg.merge_from_list(["MODEL.RANDWIRE.CHANNELS", "8", *options])
-    return build_model(cfg)
+    return cfg
+
+
+def detector(*options: str) -> torch.nn.Module:
+    return build_model(detector_cfg(*options))
 
 
 def test_checkpoint_knows_the_images_and_warns_of_others(
@@ -128,6 +141,56 @@ def test_checkpoint_knows_the_images_and_warns_of_others(
             RandWireCheckpointer(detector(*options)).load(str(tmp_path / "model.pth"))
         assert f"trained with INPUT.FORMAT RGB MODEL.PIXEL_MEAN {mean}" in caplog.text
         assert options[1] in caplog.text
+
+
+def test_a_checkpoint_carries_its_config_and_class_names(tmp_path: Path) -> None:
+    """Wrong: a copied checkpoint names files of the machine that wrote it, describes another
+    network than its weights are of, or can't be read with weights_only."""
+    spec_file = tmp_path / "spec.json"
+    spec_file.write_text(GENERATOR(5).to_json())
+    options = ["MODEL.RANDWIRE.SPEC_FILE", str(spec_file), "OUTPUT_DIR", str(tmp_path),
+               "MODEL.WEIGHTS", "/home/somebody/r50.pkl", "INPUT.MIN_SIZE_TEST", "99"]  # fmt: skip
+    cfg = detector_cfg(*options)
+    cfg.freeze()
+    names = ("circle", "cat, wild")
+    checkpointer = RandWireCheckpointer(build_model(cfg), str(tmp_path), cfg=cfg, class_names=names)
+    checkpointer.save("model", iteration=3)
+    file = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert str(tmp_path) not in file[CONFIG_KEY] and "/home" not in file[CONFIG_KEY]
+    assert stored_class_names(file) == ["circle", "cat, wild"]
+    stored = stored_config(file)
+    assert stored is not None
+    assert spec_from_config(stored) == GENERATOR(5)
+    assert (stored.INPUT.MIN_SIZE_TEST, stored.MODEL.WEIGHTS) == (99, "")
+    assert stored.MODEL.FPN == cfg.MODEL.FPN and stored.SOLVER.BASE_LR == cfg.SOLVER.BASE_LR
+
+    # Of before: it loads as it did, and says that it doesn't know.
+    for key in (CONFIG_KEY, CLASS_NAMES_KEY):
+        del file[key]
+    torch.save(file, tmp_path / "old.pth")
+    assert RandWireCheckpointer(build_model(cfg)).load(str(tmp_path / "old.pth"))["iteration"] == 3
+    assert (stored_config(file), stored_class_names(file)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("MODEL: !!python/object/apply:os.mkdir ['{proof}']", "python/object/apply:os.mkdir"),
+        ("_BASE_: '{proof}'", "_BASE_"),
+        ("MODEL: {{NOBODY_KNOWS: 1}}", "NOBODY_KNOWS"),
+        ("- a list", "'config'"),
+        (3, "'config' is damaged: a int"),
+    ],
+)
+def test_a_strangers_config_runs_no_code(tmp_path: Path, text: str | int, named: str) -> None:
+    """Wrong: what is in a checkpoint's config is executed, or fails with a traceback."""
+    proof = tmp_path / "code-has-run"
+    given = text.format(proof=proof) if isinstance(text, str) else text
+    with pytest.raises(ValueError, match=named) as e:
+        stored_config({CONFIG_KEY: given})
+    assert "\n" not in str(e.value) and not proof.exists()
+    with pytest.raises(ValueError, match="class_names"):
+        stored_class_names({CLASS_NAMES_KEY: ["a", 1]})
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

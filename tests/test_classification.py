@@ -47,10 +47,9 @@ from randwire_d2.classification.data import (
     train_transform,
 )
 from randwire_d2.classification.evaluation import AccuracyEvaluator
-from randwire_d2.classification.recipe import scale_schedule
 from randwire_d2.classification.trainer import WatchInput
 from randwire_d2.config import classifier_config
-from randwire_d2.engine import argument_parser, read_config, train_or_evaluate
+from randwire_d2.engine import argument_parser, read_config, scale_schedule, train_or_evaluate
 from randwire_d2.modeling.image_classifier import build_network
 from randwire_d2.runs import Evaluation, RunFolder
 

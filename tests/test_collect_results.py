@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
 from randwire_d2 import NetworkGenerator
-from randwire_d2.classification.recipe import scale_schedule
 from randwire_d2.config import classifier_config, detector_config, is_classifier
+from randwire_d2.engine import scale_schedule
 from randwire_d2.experiments.paper_recipe import (
     IMAGENET_IMAGES,
     find_reference,

@@ -111,6 +111,8 @@ def own_checkpoint(regime: str = "regular", **changes: Any) -> dict[str, Any]:
         "model": state,
         "randwire": {"spec": spec.to_json(), "fingerprint": spec.fingerprint},
         "preprocessing": IMAGENET,
+        "config": "MODEL: {META_ARCHITECTURE: ImageClassifier}",
+        "class_names": [str(i) for i in range(10)],
         "iteration": 7,
         **changes,
     }
@@ -145,7 +147,10 @@ def test_own_classifier(
         backbone = RandWire(SPECS[regime]).eval()
         backbone.load_state_dict(own_classifier(regime).backbone.state_dict())
         assert_agree(found, backbone(images()))
-    assert read_checkpoint(output).rest["preprocessing"] == IMAGENET
+    rest = read_checkpoint(output).rest
+    assert rest["preprocessing"] == IMAGENET
+    # A backbone is no classifier any more: neither its config nor its classes go along.
+    assert rest.keys() <= {"preprocessing", "randwire", "__author__"}
 
 
 def test_output_loads_with_detectron2s_own_checkpointer(

@@ -13,8 +13,8 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.utils.env import seed_all_rng
 
 from randwire_d2 import add_randwire_config, engine
-from randwire_d2.checkpoint import RandWireCheckpointer
-from randwire_d2.config import spec_from_config
+from randwire_d2.checkpoint import Preprocessing, RandWireCheckpointer
+from randwire_d2.config import classifier_config, detector_config, spec_from_config
 from randwire_d2.engine import Trainer, argument_parser, load_config, trainer
 from randwire_d2.engine.threads import available_cores, busy_cores, fair_threads
 from randwire_d2.runs import RunFolder
@@ -22,6 +22,8 @@ from randwire_d2.runs import RunFolder
 ROOT = Path(__file__).parents[1]
 C109 = "configs/faster_rcnn_randwire_c109_fpn_1x.yaml"
 SHAPES = "configs/faster_rcnn_randwire_shapes.yaml"
+ON_CPU = ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('randwire_shapes_train',)",
+          "DATASETS.TEST", "('randwire_shapes_val',)"]  # fmt: skip
 DETECTION = [*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/quick_schedules/*.yaml")]
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in DETECTION)
 
@@ -58,8 +60,12 @@ def parse(config: str, *args: str) -> argparse.Namespace:
         (SHAPES, ["MODEL.RANDWIRE.SPEC_FILE", "no.json"], ["SPEC_FILE", "no.json"]),
         (SHAPES, ["MODEL.RANDWIRE.NORM", "FrozenBN"], ["FrozenBN", "MODEL.WEIGHTS", "NORM BN"]),
         (SHAPES, ["MODEL.BACKBONE.FREEZE_AT", "2"], ["FREEZE_AT", "MODEL.WEIGHTS"]),
-        (C109, ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('randwire_shapes_train',)",
-                "DATASETS.TEST", "('randwire_shapes_val',)"], ["FrozenBN", "NORM BN"]),
+        (C109, [*ON_CPU, "MODEL.WEIGHTS", ""], ["FrozenBN", "NORM BN"]),
+        # The three ways to a backbone.
+        (C109, ON_CPU, ["output/imagenet/randwire_c109_100ep/backbone.pth", "does not exist",
+                        "--config-file configs/imagenet/randwire_c109_100ep.yaml",
+                        "convert_checkpoint.py CHECKPOINT output/imagenet/randwire_c109_100ep/b",
+                        "MODEL.WEIGHTS '' MODEL.RANDWIRE.NORM BN MODEL.BACKBONE.FREEZE_AT 0"]),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_in_one_line(
@@ -104,6 +110,7 @@ def test_resuming_a_run_needs_no_weights(tmp_path: Path) -> None:
     options = ["MODEL.RANDWIRE.NORM", "FrozenBN", "OUTPUT_DIR", str(tmp_path)]
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     load_config(parse(SHAPES, "--resume", *options))
+    load_config(parse(SHAPES, "--resume", *options, "MODEL.WEIGHTS", "gone.pth"))
     with pytest.raises(ValueError, match="FrozenBN"):
         load_config(parse(SHAPES, *options))
 
@@ -172,6 +179,61 @@ def test_the_1x_recipe_is_the_original_detectrons() -> None:
         assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
         assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.RANDWIRE.NORM == "FrozenBN"
         assert cfg.OUTPUT_DIR.endswith(Path(config).stem)
+
+
+def test_a_detector_starts_from_what_its_pretraining_leaves() -> None:
+    """Wrong: the two commands, literally, are not the whole path."""
+    for channels in (109, 154):
+        detector, classifier = detector_config(), classifier_config()
+        detector.merge_from_file(
+            str(ROOT / f"configs/faster_rcnn_randwire_c{channels}_fpn_1x.yaml")
+        )
+        path = ROOT / f"configs/imagenet/randwire_c{channels}_100ep.yaml"
+        classifier.merge_from_file(str(path))
+        assert os.path.normpath(detector.MODEL.WEIGHTS) == str(
+            RunFolder(os.path.normpath(classifier.OUTPUT_DIR)).backbone
+        )
+        assert path.stem == Path(classifier.OUTPUT_DIR).name
+        assert spec_from_config(detector) == spec_from_config(classifier)
+        assert Preprocessing.from_config(detector) == Preprocessing.from_config(classifier)
+
+
+def test_epochs_are_of_the_images_with_objects(tmp_path: Path) -> None:
+    """Wrong: a detector's epochs are not of the images that are read, its rate drops at iterations
+    of another schedule, another batch has the rate of 16, or a config without EPOCHS is changed."""
+    records = DatasetCatalog.get("randwire_shapes_train")
+    some = [*records[:20], *({**record, "annotations": []} for record in records[20:])]
+    name = f"half_empty_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: some)
+    classes = MetadataCatalog.get("randwire_shapes_train").thing_classes
+    MetadataCatalog.get(name).set(thing_classes=classes, evaluator_type="coco")
+
+    def load(*options: object) -> Any:
+        given = ["MODEL.WEIGHTS", "", "MODEL.RANDWIRE.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
+        return load_config(parse(C109, *map(str, [*ON_CPU, *given, "DATASETS.TRAIN", f"('{name}',)",
+                                                 "TEST.EVAL_PERIOD", 100, *options])))  # fmt: skip
+
+    try:
+        literal = load("SOLVER.IMS_PER_BATCH", 4).SOLVER
+        assert (literal.MAX_ITER, literal.BASE_LR, literal.STEPS) == (90000, 0.02, (60000, 80000))
+        cfg = load("SOLVER.EPOCHS", 450, "SOLVER.IMS_PER_BATCH", 4)
+        solver = cfg.SOLVER
+        assert cfg.is_frozen() and (solver.EPOCHS, solver.IMS_PER_BATCH) == (0, 4)
+        assert (solver.MAX_ITER, solver.STEPS) == (2250, (1500, 2000))  # 450 · 20 / 4
+        assert pytest.approx(0.005) == solver.BASE_LR
+        assert (solver.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (2000, 400)
+        cfg = load("SOLVER.EPOCHS", 9000, "SOLVER.IMS_PER_BATCH", 16000)
+        assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD) == (12, 1)
+        every = ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SOLVER.EPOCHS", 900)
+        assert -(-900 * len(records) // 16) == load(*every).SOLVER.MAX_ITER
+        with pytest.raises(ValueError, match="WARMUP_ITERS 500 .*EPOCHS 400") as e:
+            load("SOLVER.EPOCHS", 400, "SOLVER.IMS_PER_BATCH", 32)
+        assert "\n" not in str(e.value)
+        with pytest.raises(ValueError, match="SOLVER.EPOCHS must be at least 0; got -1"):
+            load("SOLVER.EPOCHS", -1)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,11 @@ def train_until(moment: str, folders: Path, output: Path, *, workers: int, ranks
 
 
 def checkpoints(output: Path) -> dict[str, Any]:
-    """All that a run saved, by file: weights, momentum, schedule, iteration, wiring."""
-    return {p.name: torch.load(p, weights_only=True) for p in sorted(output.glob("model_*.pth"))}
+    """All that a run saved, by file, but for its config, which names the number of workers."""
+    files = {p.name: torch.load(p, weights_only=True) for p in sorted(output.glob("model_*.pth"))}
+    for file in files.values():
+        assert "NUM_CLASSES: 3" in file.pop("config")
+    return files
 
 
 def assert_equal(found: Any, expected: Any, where: str = "") -> None:
@@ -117,12 +120,12 @@ def test_what_is_compared_is_there(undisturbed: tuple[Path, str]) -> None:
     """Wrong: the other tests compare nothing, or training does not move weights and momentum."""
     output, log = undisturbed
     files = checkpoints(output)
-    assert list(files) == [f"model_{i:07}.pth" for i in range(4, ITERATIONS, 5)] + [
-        "model_final.pth"
-    ]
+    periodic = [f"model_{i:07}.pth" for i in range(4, ITERATIONS, 5)]
+    assert list(files) == [*periodic, "model_best.pth", "model_final.pth"]
     first, final = files["model_0000004.pth"], files["model_final.pth"]
     assert (first["iteration"], final["iteration"]) == (4, ITERATIONS - 1)
     assert {"model", "trainer", "randwire", "preprocessing"} <= final.keys()
+    assert final["class_names"] == ["a", "b", "c"]
     buffers = str(final).count("momentum_buffer")
     assert buffers == sum("running" not in k and "tracked" not in k for k in final["model"])
     with pytest.raises(AssertionError):

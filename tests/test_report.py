@@ -247,11 +247,10 @@ def test_half_written_results_and_wrong_arguments_are_named(dataset: str, tmp_pa
 
 
 def test_report(dataset: str, tmp_path: Path) -> None:
-    """Wrong: figures of another than the last evaluation, or a picture missing."""
-    report = write_report(finished_run(tmp_path / "run", dataset), tmp_path / "pictures")
-    assert (report.ap, report.ap50) == (12.5, 33.25)
-    assert {p.name for p in report.pictures} == {"detections.png", "training.png", "wiring.png"}
-    for path in report.pictures:
+    """Wrong: a picture is missing."""
+    pictures = write_report(finished_run(tmp_path / "run", dataset), tmp_path / "pictures")
+    assert {p.name for p in pictures} == {"detections.png", "training.png", "wiring.png"}
+    for path in pictures:
         assert min(Image.open(path).size) > 300
 
 
@@ -269,12 +268,17 @@ def test_a_missing_file_is_named_with_the_way_out(
     assert not (tmp_path / "pictures").exists()
 
 
-def test_a_run_that_has_not_ended_is_refused(dataset: str, tmp_path: Path) -> None:
-    """Wrong: an AP of nothing."""
+def test_a_run_of_another_kind_of_data_has_no_detections(dataset: str, tmp_path: Path) -> None:
+    """Wrong: a detector of another data set's boxes fails at its end, or shows none of the rest."""
     run = finished_run(tmp_path / "run", dataset)
-    (run / "metrics.json").write_text(line(19, total_loss=2.0))
-    with pytest.raises(ValueError, match="no evaluation"):
-        write_report(run, tmp_path)
+    (run / "inference" / "coco_instances_results.json").unlink()
+    MetadataCatalog.get(dataset).set(evaluator_type="sem_seg")
+    assert {p.name for p in write_report(run, run)} == {"training.png", "wiring.png"}
+
+
+def test_a_run_that_has_not_begun_is_refused(dataset: str, tmp_path: Path) -> None:
+    """Wrong: curves of nothing."""
+    run = finished_run(tmp_path / "run", dataset)
     (run / "metrics.json").write_text("")
     with pytest.raises(ValueError, match="train first"):
         write_report(run, tmp_path)
@@ -339,7 +343,7 @@ def test_demo_trains_anew_and_draws(tmp_path: Path) -> None:
     weights = torch.load(classifier / "model_final.pth", weights_only=True)
     taken = RunFolder(detector).config().MODEL.RANDWIRE.SPEC
     assert NetworkSpec.from_json(taken) == NetworkSpec.from_json(weights["randwire"]["spec"])
-    assert "verified  largest relative differences: " in said
+    assert "verified, largest relative differences: " in said
     assert not (output / "run" / "metrics.json").exists()
     assert (output / "mine.txt").read_text() == "kept"
 
@@ -370,7 +374,7 @@ class Demo:
         self.root, self.output, self._calls = root, root / "output", root / "calls"
         (root / "tools").mkdir()
         shutil.copy(ROOT / "tools" / "demo.py", root / "tools")
-        for name in ("pretrain_imagenet.py", "convert_checkpoint.py", "train_net.py"):
+        for name in ("pretrain_imagenet.py", "train_net.py"):
             (root / "tools" / name).write_text(STAND_IN)
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -416,7 +420,7 @@ def test_transfer_compares_detectors_that_differ_in_their_first_weights(demo: De
         assert ("MODEL.WEIGHTS" in arguments) == (kind == "pretrained")
         if kind == "pretrained":
             at = arguments.index("MODEL.WEIGHTS")
-            assert arguments[at + 1] == str(folder.with_name("backbone.pth"))
+            assert arguments[at + 1] == str(folder.parent / "pretrain" / "backbone.pth")
             del arguments[at : at + 2]
             arguments.remove("--config-from-weights")
         trained[kind].add(tuple(arguments))

@@ -13,8 +13,8 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 
-from randwire_d2.classification.recipe import scale_schedule
 from randwire_d2.config import classifier_config, detector_config, spec_from_config
+from randwire_d2.engine import scale_schedule
 from randwire_d2.experiments.sweep import load_sweep
 from randwire_d2.experiments.sweep_results import report
 from randwire_d2.experiments.sweep_run import Run
@@ -196,7 +196,7 @@ def test_weights_can_lie_elsewhere(tmp_path: Path, main: Callable[..., None]) ->
         ),
         ({"options": {"MODEL.RANDWIRE.SPEC_FILE": "x.json"}}, "SPEC_FILE 'x.json' is one network"),
         # No key of a detector's.
-        ({"config": DETECTOR, "options": {"SOLVER.EPOCHS": 3}}, "SOLVER.EPOCHS"),
+        ({"config": DETECTOR, "options": {"SOLVER.WARMUP_EPOCHS": 3}}, "SOLVER.WARMUP_EPOCHS"),
         ({"options": {"DATASETS.TEST": "('a', 'b')"}}, "DATASETS.TEST must be one data set"),
     ],
 )
@@ -387,7 +387,6 @@ def test_networks_are_trained_tested_and_fine_tuned(
         evaluate=True,
         options={**small, "INPUT.TEST_CROP_SIZE": 64},
     )
-    del short["SOLVER.EPOCHS"]  # no key of a detector's
     frozen = {"MODEL.RANDWIRE.NORM": "FrozenBN", "MODEL.BACKBONE.FREEZE_AT": 2}
     frozen |= {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.BASE_LR": 0.001, "INPUT.MIN_SIZE_TEST": 64}
     frozen |= {"MODEL.RPN.PRE_NMS_TOPK_TEST": 10, "MODEL.RPN.POST_NMS_TOPK_TEST": 5}

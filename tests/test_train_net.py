@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from helpers import ROOT, Tool, last_metrics, refusal, run_tool
 
+from randwire_d2 import load_detector
 from randwire_d2.runs import EVALUATIONS, RunFolder
 
 TOOL = "train_net.py"
@@ -36,6 +38,9 @@ def test_train_evaluate_and_evaluate_again(tmp_path: Path) -> None:
     assert "eta:" in run_tool(TOOL, *arguments(run, options=options), log=log), "no progress"
     trained = last_metrics(run)
     assert 0 < trained["total_loss"] < float("inf")
+    assert (
+        load_detector(run).class_names == MetadataCatalog.get("randwire_shapes_val").thing_classes
+    )
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.rglob("*") if p.is_file()}
     expected = f"[['bbox', 'AP', {trained['bbox/AP']}, 1e-6]]"
     options = ["MODEL.WEIGHTS", run / "model_final.pth", "TEST.EXPECTED_RESULTS", expected,

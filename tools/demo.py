@@ -4,10 +4,10 @@
     python tools/demo.py [--output output/demo] [--seed 1] [KEY VALUE ...]
     python tools/demo.py --transfer [--output output/transfer] [KEY VALUE ...]
 
-It runs tools/pretrain_imagenet.py, tools/convert_checkpoint.py and tools/train_net.py, which has
-the KEY VALUE pairs, then draws detections.png, training.png and wiring.png. Each time it trains
-anew; the runs of the time before, in OUTPUT/run, are removed. With --transfer it does the same with
-three seeds, trains their detectors from scratch as well, and compares the two.
+It runs tools/pretrain_imagenet.py, which ends with a detector's backbone, and tools/train_net.py
+with the KEY VALUE pairs, which draws detections.png, training.png and wiring.png. Each time it
+trains anew; the runs of the time before, in OUTPUT/run, are removed. With --transfer it does the
+same with three seeds, trains their detectors from scratch as well, and compares the two.
 """
 
 import argparse
@@ -97,13 +97,12 @@ def run_tool(name: str, *args: object) -> None:
 
 
 def pretrain(args: argparse.Namespace, run_dir: Path, seed: int | None) -> Path:
-    """Train the classifier and convert it; the file with the detector's backbone."""
-    classifier, backbone = run_dir / "pretrain", run_dir / "backbone.pth"
+    """Train the classifier; the file with the detector's backbone."""
+    classifier = run_dir / "pretrain"
     pairs = [] if seed is None else ["SEED", seed]
     opts = [*shlex.split(args.pretrain_opts), *pairs, "OUTPUT_DIR", classifier]
     run_tool("pretrain_imagenet.py", "--config-file", args.pretrain_config, *opts)
-    run_tool("convert_checkpoint.py", classifier / "model_final.pth", backbone)
-    return backbone
+    return classifier / "backbone.pth"
 
 
 def detect(args: argparse.Namespace, run_dir: Path, weights: Path | None, seed: int | None) -> None:
@@ -118,12 +117,12 @@ def detect(args: argparse.Namespace, run_dir: Path, weights: Path | None, seed: 
 
 def demo(args: argparse.Namespace, run_dir: Path) -> None:
     detect(args, run_dir / "detector", pretrain(args, run_dir, args.seed), args.seed)
-    print("Drawing the pictures ...", flush=True)
-    from randwire_d2.engine.report import write_report  # seconds to import: not before the training
+    from randwire_d2.runs import RunFolder  # seconds to import: not before the training
 
-    report = write_report(run_dir / "detector", args.output)
-    print(f"AP {report.ap:.1f}, AP50 {report.ap50:.1f} on the validation set")
-    print_paths(report.pictures)
+    run = RunFolder(run_dir / "detector")
+    ap, ap50 = (run.evaluations(f"bbox/{name}")[-1][1] for name in ("AP", "AP50"))
+    print(f"AP {ap:.1f}, AP50 {ap50:.1f} on the validation set")
+    print_paths([Path(shutil.copy(picture, args.output)) for picture in run.path.glob("*.png")])
 
 
 def transfer(args: argparse.Namespace, run_dir: Path) -> None:

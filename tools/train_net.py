@@ -2,7 +2,7 @@
 """Train or evaluate a detector, with Detectron2's command line.
 
     python tools/train_net.py --config-file configs/faster_rcnn_randwire_c109_fpn_1x.yaml \
-        --num-gpus 8 MODEL.WEIGHTS randwire_c109.pth
+        --num-gpus 8
 """
 
 import sys

@@ -17,13 +17,13 @@ from detectron2.data import DatasetCatalog, DatasetFromList
 from detectron2.data.samplers import InferenceSampler
 from detectron2.data.transforms import RandomLighting
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from ..data.image_folder import register_folders
+from ..data.images import center_crop, order_channels, read_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -65,19 +65,15 @@ def train_transform(cfg: CfgNode) -> v2.Transform:
 
 def test_transform(cfg: CfgNode) -> v2.Transform:
     """PIL image to (3, S, S) of uint8, S = INPUT.TEST_CROP_SIZE."""
-    size = cfg.INPUT.TEST_CROP_SIZE
-    resize = v2.Resize(round(size / cfg.INPUT.TEST_CROP_RATIO))
-    return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
+    return center_crop(cfg.INPUT.TEST_CROP_SIZE, cfg.INPUT.TEST_CROP_RATIO)
 
 
 def read_image(path: str) -> Image.Image | None:
     """An image as RGB, or None, with a warning in the log, if it can't be read."""
     try:
-        with PathManager.open(path, "rb") as f, Image.open(f) as image:
-            return image.convert("RGB")
-    # What PIL's decoders raise for broken files; OSError is the most frequent.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        logger.warning(f"Skipped {path}, which can't be read: {e}")
+        return read_rgb(path)
+    except ValueError as e:
+        logger.warning(f"Skipped {e}")
         return None
 
 
@@ -99,7 +95,7 @@ class TestImages(Dataset):
         if image is None:
             blank = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
             return {"image": blank, "label": UNREADABLE}
-        return {"image": _channels(self.transform(image), self.input_format), **_label(record)}
+        return {"image": order_channels(self.transform(image), self.input_format), **_label(record)}
 
 
 class TrainingStream(Dataset):
@@ -135,7 +131,7 @@ class TrainingStream(Dataset):
             torch.default_generator.manual_seed(mix_seeds(self.seed, position))
             tensor = self.transform(image)
         return {
-            "image": _channels(tensor, self.input_format),
+            "image": order_channels(tensor, self.input_format),
             "broken": broken,
             **_label(record),
         }
@@ -153,10 +149,6 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
 def mix_seeds(*numbers: int) -> int:
     """One seed out of several; that of other numbers is unrelated."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def _channels(image: Tensor, input_format: str) -> Tensor:
-    return image.flip(0) if input_format == "BGR" else image
 
 
 def _label(record: dict) -> dict[str, int]:

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, inference_context
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..engine import Trainer, setup
+from ..data import image_folder_classes
+from ..engine import Trainer, mean_losses, setup
 from ..modeling.image_classifier import ImageClassifier
-from .data import TrainLoader, build_test_loader, mix_seeds
+from .backbone import write_backbone
+from .data import UNREADABLE, TrainLoader, build_test_loader, mix_seeds
 from .evaluation import AccuracyEvaluator
 
 logger = logging.getLogger(__name__)
@@ -51,10 +53,34 @@ class ClassificationTrainer(Trainer):
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
+    def classes(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"class_names": image_folder_classes(cfg.DATASETS.TRAIN[0])}
+
+    @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
         return AccuracyEvaluator()
+
+    def validation_losses(self, dataset_name: str) -> dict[str, float]:
+        return mean_losses(
+            partial(_test_losses, self.evaluated_model), build_test_loader(self.cfg, dataset_name)
+        )
+
+    def next_command(self) -> str:
+        """As Trainer's: fine-tuning a detector with the network, converted into a backbone."""
+        return write_backbone(self.cfg)
+
+
+def _test_losses(model: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """The losses of a test's batch, without the images that can't be read, and how many remain."""
+    readable = batch["label"] != UNREADABLE
+    if not readable.any():
+        return {}, 0
+    with inference_context(model):
+        logits = model({"image": batch["image"][readable]})
+    labels = batch["label"][readable].to(model.device)
+    return model.losses(logits, labels), len(labels)
 
 
 class SeedIterations(HookBase):

@@ -85,7 +85,7 @@ class Target:
             )
         self.explicit = set(options[::2])
         if config_file is not None:
-            # As merge_from_file has just read it: Detectron2's own RetinaNet configs have tags.
+            # merge_config has looked at its tags, which Detectron2's own RetinaNet config has.
             stated = self.cfg.load_yaml_with_base(config_file, allow_unsafe=True)
             self.explicit |= set(_names(stated))
         self.cfg.MODEL.DEVICE = "cpu"

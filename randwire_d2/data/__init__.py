@@ -1,25 +1,34 @@
-"""Data sets: those that the project draws itself, and folders of images as data sets.
+"""Data sets: those that the project draws itself, folders of images, and labelled images by path.
 
 Importing this registers the built-in sets and ImageNet in Detectron2.
 """
 
 from .builtin import make_dataset, register_shapes
+from .by_path import count_images, labelled_images, register_detection_data
 from .image_folder import (
     check_image_folders,
     image_folder_classes,
     register_folders,
     register_image_folder,
 )
+from .layouts import absolute
 from .paths import existing_path
 from .shapes import ClassificationShapesConfig, ShapesConfig
+from .summary import Look, look
 
 __all__ = [
     "ClassificationShapesConfig",
+    "Look",
     "ShapesConfig",
+    "absolute",
     "check_image_folders",
+    "count_images",
     "existing_path",
     "image_folder_classes",
+    "labelled_images",
+    "look",
     "make_dataset",
+    "register_detection_data",
     "register_folders",
     "register_image_folder",
     "register_shapes",

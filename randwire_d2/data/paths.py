@@ -1,6 +1,7 @@
-"""Where a data set's files are on this machine."""
+"""Where a data set's files are on this machine, and text files with an error that names them."""
 
 import os
+from pathlib import Path
 
 from detectron2.utils.file_io import PathManager
 
@@ -25,3 +26,16 @@ def existing_path(name: str, path: str) -> str:
             "DETECTRON2_DATASETS to the folder that holds it"
         )
     return local
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        ValueError: it can't be read; one line.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else f"it is no text in UTF-8: {e}"
+        raise ValueError(f"{os.fspath(path)!r} can't be read: {reason}") from e

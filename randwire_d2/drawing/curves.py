@@ -14,23 +14,39 @@ from .style import BLUE, COLORS, INK, RED, plots, style_axes
 Metrics = Mapping[int, Mapping[str, float]]
 
 
-def plot_training(metrics: Metrics) -> Figure:
-    """Plot the total loss and the box AP and AP50 of a run over its iterations."""
+BOX_AP = {"AP50": "bbox/AP50", "AP": "bbox/AP"}
+
+
+def plot_training(
+    metrics: Metrics,
+    title: str = "Box AP on the validation set",
+    names: Mapping[str, str] = BOX_AP,
+) -> Figure:
+    """Plot a run's total loss, and that of its validation if there is one, and what its evaluations
+    found, over its iterations.
+
+    Args:
+        title: of the evaluations' axes, which has values of 0 … 100.
+        names: two metrics: what they are called in the plot -> in metrics.json.
+    """
     figure, ((loss_ax, ap_ax),) = plots(12, 4.6, columns=2)
 
     _over_iterations(loss_ax, "Training loss")
     iterations, losses = series_of(metrics, "total_loss")
     loss_ax.plot(iterations, losses, color=BLUE, alpha=0.3, linewidth=1, label="total loss")
     loss_ax.plot(iterations, _smooth(losses), color=BLUE, linewidth=2, label="smoothed")
+    tested, values = series_of(metrics, "val_total_loss")
+    if tested:
+        loss_ax.plot(tested, values, color=RED, marker="o", markersize=5, label="validation")
     loss_ax.set_ylim(bottom=0)
     if iterations:
         loss_ax.legend(frameon=False)
 
-    _over_iterations(ap_ax, "Box AP on the validation set")
+    _over_iterations(ap_ax, title)
     ap_ax.set_ylim(0, 100)
     ap_ax.sharex(loss_ax)
-    for name, color in (("AP50", RED), ("AP", BLUE)):
-        iterations, values = series_of(metrics, f"bbox/{name}")
+    for (name, key), color in zip(names.items(), (RED, BLUE), strict=True):
+        iterations, values = series_of(metrics, key)
         ap_ax.plot(iterations, values, color=color, marker="o", markersize=5, linewidth=2)
         if iterations:
             ap_ax.annotate(

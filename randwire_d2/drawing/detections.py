@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,27 @@ import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
-from detectron2.utils.visualizer import Visualizer
-from matplotlib.colors import hsv_to_rgb
+from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from .. import data  # noqa: F401 (registers the built-in data sets)
-from .style import INK, page
+from .style import INK, class_palette, page
 
 TILE = 320  # pixels: the longer side of an image
 GAP = 8  # pixels between images
 STRIP = 32  # pixels for the words at the left
 COLUMNS = 4  # at most
+LEGIBLE = 480  # pixels: about the longer side that a picture of its own has at least
+
+
+def legible_visualizer(image: np.ndarray, metadata: Metadata | None = None) -> Visualizer:
+    """Detectron2's, on an RGB image (H, W, 3), of which a small one is enlarged; with the colours
+    of the metadata, if it has any."""
+    scale = max(1, round(LEGIBLE / max(image.shape)))
+    mode = ColorMode.IMAGE if metadata is None else ColorMode.SEGMENTATION
+    return Visualizer(image, metadata, scale, mode, font_size_scale=1.4)
 
 
 def draw_detections(
@@ -31,49 +40,92 @@ def draw_detections(
     results_json_path: str | os.PathLike[str],
     max_images: int = 8,
     score_threshold: float = 0.5,
+    image_ids: Sequence[Any] | None = None,
 ) -> Figure:
     """Draw a contact sheet: images with their ground truth, and below them with the detections.
 
-    The images are spread evenly over the data set, whatever was found in them. Masks are drawn if
-    the results have them.
+    Unless they are named, the images are spread evenly over the data set, whatever was found in
+    them. Masks are drawn if the results have them.
 
     Args:
         dataset_name: a data set with ground truth, registered in Detectron2.
         results_json_path: the coco_instances_results.json that COCOEvaluator wrote for it.
         max_images: the largest number of images drawn.
         score_threshold: the least score (0 … 1) of the detections drawn.
+        image_ids: the images to draw, in this order.
 
     Raises:
-        FileNotFoundError: the results do not exist.
+        FileNotFoundError: the results or an image do not exist.
         ValueError: the file holds something else, or results for another data set; the data set is
             not registered; or max_images is less than 1.
     """
     if max_images < 1:
         raise ValueError(f"max_images must be at least 1; got {max_images}")
+    results = read_results(results_json_path, dataset_name)
+    records = DatasetCatalog.get(dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    detections = _by_image(results, metadata)
+    has_masks = any("segmentation" in result for result in results)
+
+    if image_ids is None:
+        count = min(max_images, len(records))
+        shown = [records[i * len(records) // count] for i in range(count)]
+    else:
+        by_id = {record["image_id"]: record for record in records}
+        shown = [by_id[image] for image in image_ids[:max_images]]
+    tiles = []
+    for record in shown:
+        found = [d for d in detections[record["image_id"]] if d["score"] >= score_threshold]
+        tiles.append(
+            [
+                _draw_instances(record["file_name"], instances, metadata, has_masks)
+                for instances in (record.get("annotations", []), found)
+            ]
+        )
+    return _contact_sheet(tiles, ["ground truth", f"detections, score ≥ {score_threshold:g}"])
+
+
+def read_results(path: str | os.PathLike[str], dataset_name: str) -> list[dict[str, Any]]:
+    """The detections in COCO's results format, with the data set's own category ids.
+
+    Args:
+        path: the coco_instances_results.json that COCOEvaluator wrote.
+        dataset_name: the data set that they are detections in, registered in Detectron2.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it holds something else, or results for another data set; or the data set is
+            not registered.
+    """
     if dataset_name not in DatasetCatalog:
         raise ValueError(f"no data set {dataset_name!r} is registered in DatasetCatalog")
-    path = Path(results_json_path)
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; expected was the coco_instances_results.json that "
             "COCOEvaluator writes: evaluate first (tools/train_net.py)"
         )
-    records = DatasetCatalog.get(dataset_name)
+    images = {record["image_id"] for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
-    detections = _read_detections(path, dataset_name, records, metadata)
-    has_masks = any("segmentation" in d for found in detections.values() for d in found)
-
-    count = min(max_images, len(records))
-    tiles = []
-    for record in (records[i * len(records) // count] for i in range(count)):
-        found = [d for d in detections[record["image_id"]] if d["score"] >= score_threshold]
-        tiles.append(
-            [
-                _draw_instances(record["file_name"], instances, metadata, has_masks)
-                for instances in (record["annotations"], found)
-            ]
-        )
-    return _contact_sheet(tiles, ["ground truth", f"detections, score ≥ {score_threshold:g}"])
+    known = metadata.get("thing_dataset_id_to_contiguous_id")
+    if known is None:
+        known = range(len(metadata.get("thing_classes", ())))
+    try:
+        results = json.loads(path.read_text())
+        if not isinstance(results, list):
+            raise TypeError(f"it holds a {type(results).__name__}, no list")
+        for result in results:
+            image, category = result["image_id"], result["category_id"]
+            _ = result["bbox"], result["score"]
+            if image not in images:
+                raise ValueError(f"image_id {image} is not in {dataset_name!r}")
+            if category not in known:
+                raise ValueError(f"category_id {category} is not in {dataset_name!r}")
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"{path} is not what COCOEvaluator writes: {e!r}") from e
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}; evaluate this data set first") from e
+    return results
 
 
 def _contact_sheet(tiles: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Figure:
@@ -105,35 +157,40 @@ def _contact_sheet(tiles: Sequence[Sequence[np.ndarray]], titles: Sequence[str])
     return figure
 
 
-def _read_detections(
-    path: Path, dataset_name: str, records: Sequence[Mapping], metadata: Metadata
-) -> dict[Any, list[dict[str, Any]]]:
-    """The detections of each image by its id, in the form of Detectron2's annotations."""
+def _by_image(results: Sequence[Mapping], metadata: Metadata) -> dict[Any, list[dict[str, Any]]]:
+    """The results of each image by its id, in the form of Detectron2's annotations."""
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
-    detections: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
-    try:
-        for result in json.loads(path.read_text()):
-            image, category = result["image_id"], result["category_id"]
-            if image not in detections:
-                raise ValueError(f"image_id {image} is not in {dataset_name!r}")
-            if contiguous is not None and category not in contiguous:
-                raise ValueError(f"category_id {category} is not in {dataset_name!r}")
-            if contiguous is not None:  # COCO's tools want the data set's own ids in the file
-                category = contiguous[category]
-            boxed = {"category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
-            detections[image].append({**result, **boxed})
-    except (KeyError, TypeError) as e:
-        raise ValueError(f"{path} is not what COCOEvaluator writes: {e!r}") from e
-    except ValueError as e:
-        raise ValueError(f"{path}: {e}; evaluate this data set first") from e
+    detections: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        category = result["category_id"]
+        if contiguous is not None:  # COCO's tools want the data set's own ids in the file
+            category = contiguous[category]
+        boxed = {"category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
+        detections[result["image_id"]].append({**result, **boxed})
     return detections
 
 
 def _draw_instances(
     file_name: str, instances: Sequence[Mapping[str, Any]], metadata: Metadata, has_masks: bool
 ) -> np.ndarray:
-    """An image with instances as RGB (H, W, 3), no larger than a tile."""
-    image = read_image(file_name, "RGB")
+    return draw_instances(read_image(file_name, "RGB"), instances, metadata, has_masks)
+
+
+def draw_instances(
+    image: np.ndarray,
+    instances: Sequence[Mapping[str, Any]],
+    metadata: Metadata,
+    has_masks: bool,
+) -> np.ndarray:
+    """Draw instances, in the form of Detectron2's annotations, on an image.
+
+    Args:
+        image: RGB, (H, W, 3).
+        has_masks: whether each instance has a segmentation, which is then drawn.
+
+    Returns:
+        RGB (H, W, 3), no larger than a tile.
+    """
     # The Visualizer rounds the size up; a pixel less keeps it within the tile.
     scale = (TILE - 1) / max(image.shape[:2])
     visualizer = Visualizer(image, metadata, scale=scale, font_size_scale=1.4)
@@ -142,8 +199,8 @@ def _draw_instances(
     colors = metadata.get("thing_colors")
     if colors:
         palette = [tuple(channel / 255 for channel in color) for color in colors]
-    else:  # bright, and by the golden ratio far apart for any number of classes
-        palette = [tuple(hsv_to_rgb((i * 0.618 % 1, 0.6, 1))) for i in range(len(names))]
+    else:
+        palette = class_palette(len(names))
     drawn = visualizer.overlay_instances(
         boxes=np.array(
             [BoxMode.convert(i["bbox"], i["bbox_mode"], BoxMode.XYXY_ABS) for i in instances]

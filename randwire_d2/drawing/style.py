@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path as Curve
@@ -29,6 +30,11 @@ COLORS = (BLUE, RED, GREEN, PINK, GREY, SKY, ORANGE, INK)  # for groups and seri
 DPI = 100
 PIXEL = 72 / DPI  # in points, matplotlib's unit for text and markers
 MARGIN = 28  # pixels around a page
+
+
+def class_palette(number: int) -> list[tuple[float, float, float]]:
+    """A bright RGB colour (0 … 1) for each class, by the golden ratio far apart for any number."""
+    return [tuple(hsv_to_rgb((i * 0.618 % 1, 0.6, 1)).tolist()) for i in range(number)]
 
 
 def page(width: float, height: float) -> tuple[Figure, Axes]:

@@ -1,18 +1,29 @@
 """Training on Detectron2's engine: trainer, checks, launching, threads, and a run's report."""
 
-from .checks import check_device, check_model, load_config, read_config
+from .best import check_best_metric
+from .checks import check_device, check_model, data_config, load_config, read_config
+from .datasets import look_at_data, register_data
 from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
+from .schedule import check_solver, scale_schedule
 from .threads import share_cores
 from .trainer import Trainer
+from .validation import mean_losses
 
 __all__ = [
     "Trainer",
     "argument_parser",
+    "check_best_metric",
     "check_device",
     "check_model",
+    "check_solver",
+    "data_config",
     "load_config",
+    "look_at_data",
+    "mean_losses",
     "read_config",
+    "register_data",
     "run_distributed",
+    "scale_schedule",
     "setup",
     "share_cores",
     "split_pairs",

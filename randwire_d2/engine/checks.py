@@ -23,6 +23,9 @@ from ..config import (
     set_spec,
 )
 from ..runs import RunFolder
+from .best import check_best_metric
+from .datasets import forget_classes, settle_classes, take_data
+from .schedule import check_solver, scale_schedule
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -33,12 +36,39 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             set or device, a network that can't be built, a training that can't succeed. The message
             is one line that names the value and the way out.
     """
-    cfg = read_config(args, detector_config())
-    cfg.freeze()
+    cfg = detector_config()
+    default_classes = forget_classes(cfg)
+    cfg = read_config(args, cfg)
     check_device(cfg, args)
+    take_data(cfg)
     _check_datasets(cfg, args)
+    names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
+    settle_classes(cfg, default_classes, names)
     check_model(cfg, args)
+    if not args.eval_only:
+        check_best_metric(cfg)
+        check_solver(cfg)
+        cfg = scale_schedule(cfg, _count_training_images(cfg) if cfg.SOLVER.EPOCHS else 0)
+    cfg.freeze()
     return cfg
+
+
+def data_config(args: argparse.Namespace) -> CfgNode:
+    """The config of a command line with its data sets registered, whatever else it lacks.
+
+    Raises:
+        ValueError: for an unknown key, or data that can't be used; one line.
+    """
+    cfg = read_config(args, detector_config())
+    take_data(cfg)
+    _check_datasets(cfg, args)
+    cfg.freeze()
+    return cfg
+
+
+def _count_training_images(cfg: CfgNode) -> int:
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    return sum(data.count_images(name, filter_empty) for name in cfg.DATASETS.TRAIN)
 
 
 def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
@@ -48,9 +78,27 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
         ValueError: for a missing file, an unknown key, or a value of the wrong type.
     """
     merge_config(cfg, args.config_file, args.opts)
+    _take_flags(cfg, args)
     if args.config_from_weights:
         merge_in_one_line("--config-from-weights", lambda: _take_config_from_weights(cfg))
     return cfg
+
+
+def _take_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
+    for flag, key in (("data", "PATH"), ("data_val", "PATH_VAL")):
+        if given := getattr(args, flag):
+            if is_classifier(cfg):
+                raise ValueError(
+                    f"--{flag.replace('_', '-')} is a detector's; a classifier's data sets are "
+                    "folders with one folder per class, such as DATASETS.TRAIN \"('my/train',)\""
+                )
+            cfg.DATASETS[key] = given
+    named = {"DATASETS.TRAIN", "DATASETS.TEST"}.intersection(args.opts[::2])
+    if cfg.DATASETS.PATH and named:
+        raise ValueError(
+            f"{min(named)} is given beside DATASETS.PATH {cfg.DATASETS.PATH!r} (--data), which "
+            "sets both; leave one out, or set DATASETS.PATH ''"
+        )
 
 
 def _take_config_from_weights(cfg: CfgNode) -> None:
@@ -131,6 +179,21 @@ def _similar(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
+def _ways_to(weights: str, cfg: CfgNode) -> str:
+    """How to get a backbone that pretrain_imagenet.py leaves, or do without; "" of other files."""
+    run = RunFolder(os.path.dirname(weights))
+    if run.backbone.name != os.path.basename(weights) or is_classifier(cfg):
+        return ""
+    node = family(cfg)
+    norm = f"MODEL.{node}.NORM BN " if node else ""
+    return (
+        ": pretrain it (python tools/pretrain_imagenet.py --config-file "
+        f"configs/imagenet/{run.path.name}.yaml), or convert a checkpoint that you have (python "
+        f"tools/convert_checkpoint.py CHECKPOINT {weights}), or train from scratch "
+        f"(MODEL.WEIGHTS '' {norm}MODEL.BACKBONE.FREEZE_AT 0)"
+    )
+
+
 def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Raise a ValueError if the backbone can't be built, or can't be trained as configured."""
     name, node = cfg.MODEL.BACKBONE.NAME, family(cfg)
@@ -143,9 +206,11 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     if trains_on_cpu and node and cfg.MODEL[node].NORM == "SyncBN":
         raise ValueError(f"MODEL.{node}.NORM SyncBN needs GPUs; on a CPU use BN or GN")
     weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not os.path.isfile(weights.split("?")[0]):
-        raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist")
     resumes = args.resume and RunFolder(cfg.OUTPUT_DIR).can_resume
+    if weights and not resumes and "://" not in weights:
+        path = weights.split("?")[0]
+        if not os.path.isfile(path):
+            raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist" + _ways_to(path, cfg))
     untrained = node is not None and not weights and not resumes
     if untrained and args.eval_only:
         raise ValueError("--eval-only needs weights: set MODEL.WEIGHTS, or --resume a run")

@@ -13,8 +13,9 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import RandWireCheckpointer
+from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
+from .datasets import log_data, register_data
 from .threads import share_cores
 from .trainer import Trainer
 
@@ -22,8 +23,23 @@ logger = logging.getLogger(__name__)
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's command line with one flag more."""
+    """Detectron2's command line with a few flags more."""
     parser = default_argument_parser(epilog)
+    parser.add_argument(
+        "--data",
+        default="",
+        metavar="PATH",
+        help="a detector's data set: a folder in COCO's layout or Roboflow's, "
+        "annotations.json:images, YOLO's data.yaml, or a folder of Pascal VOC's; sets "
+        "DATASETS.PATH",
+    )
+    parser.add_argument(
+        "--data-val",
+        default="",
+        metavar="PATH",
+        help="the same for its validation split, if --data does not hold it; sets "
+        "DATASETS.PATH_VAL",
+    )
     parser.add_argument(
         "--config-from-weights",
         action="store_true",
@@ -41,10 +57,11 @@ def split_pairs(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's ``default_setup``, and this project's log beside its."""
+    """Detectron2's ``default_setup``, this project's log beside its, and the data by path."""
     default_setup(cfg, args)
     several = comm.get_world_size() > 1  # then this process was started without a log
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="randwire_d2", configure_stdout=several)
+    register_data(cfg)  # launch may have started this process, whose catalog is its own
 
 
 def train_or_evaluate(
@@ -54,6 +71,7 @@ def train_or_evaluate(
     if args.eval_only:
         return _evaluate(cfg, args, trainer_class)
     setup(cfg, args)
+    log_data(cfg)
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
@@ -64,7 +82,10 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Traine
     cfg = comm.all_gather(evaluation_config(cfg, args.resume))[0]
     setup(cfg, args)
     model = trainer_class.build_model(cfg)
-    RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+    rest = RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+    if cfg.SOLVER.EMA.DECAY and EMA_KEY in rest:  # what the training's own evaluations tested
+        model.load_state_dict(rest[EMA_KEY])
+        logger.info("SOLVER.EMA: what is evaluated is the average of the weights")
     results = trainer_class.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(trainer_class.test_with_TTA(cfg, model))

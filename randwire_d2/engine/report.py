@@ -1,4 +1,4 @@
-"""Reports of finished detector trainings: the pictures of one run, and groups of runs compared."""
+"""Reports of finished trainings: the pictures of one run, and groups of runs compared."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,33 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from ..config import family, spec_from_config
+from ..config import family, is_classifier, spec_from_config
 from ..drawing.curves import Metrics, plot_groups, plot_training, series_of
 from ..drawing.detections import draw_detections
 from ..drawing.network import draw_network
 from ..drawing.style import save_figure
 from ..runs import RunFolder
+from .best import set_prefix
 
 
-@dataclass(frozen=True)
-class Report:
-    """What ``write_report`` found and wrote.
-
-    Attributes:
-        ap: the box AP of the last evaluation (0 … 100), averaged over IoU 0.5 … 0.95.
-        ap50: the box AP at IoU 0.5.
-        pictures: the files that were written.
-    """
-
-    ap: float
-    ap50: float
-    pictures: tuple[Path, ...]
-
-
-def write_report(run_dir: str | os.PathLike[str], picture_dir: str | os.PathLike[str]) -> Report:
-    """Draw the detections.png and training.png of a run, and the wiring.png of its RandWire.
+def write_report(
+    run_dir: str | os.PathLike[str], picture_dir: str | os.PathLike[str]
+) -> tuple[Path, ...]:
+    """Draw the training.png of a run, the wiring.png of its RandWire and, of a detector that was
+    evaluated as on COCO, its detections.png; the files that were written.
 
     Args:
         run_dir: the OUTPUT_DIR of a training that has ended.
@@ -44,20 +36,26 @@ def write_report(run_dir: str | os.PathLike[str], picture_dir: str | os.PathLike
     """
     run, picture_dir = RunFolder(run_dir), Path(picture_dir)
     cfg, metrics = run.config(), run.metrics()
-    evaluations = [values for _, values in sorted(metrics.items()) if "bbox/AP" in values]
-    if not evaluations:
-        raise ValueError(
-            f"{run.metrics_file} holds no evaluation (bbox/AP): the training has not ended; let "
-            "it, with tools/train_net.py --resume"
-        )
-    figures = {
-        "detections.png": draw_detections(cfg.DATASETS.TEST[-1], run.detections_file),
-        "training.png": plot_training(metrics),
-    }
+    figures = {"training.png": _plot_training(cfg, metrics)}
+    # Of several test sets, the last one's detections are there.
+    for test in cfg.DATASETS.TEST[-1:]:
+        kind = MetadataCatalog.get(test).get("evaluator_type", "coco")
+        if kind.startswith("coco") and not is_classifier(cfg):
+            figures["detections.png"] = draw_detections(test, run.detections_file)
     if family(cfg) == "RANDWIRE":
         figures["wiring.png"] = draw_network(spec_from_config(cfg))
-    pictures = tuple(save_figure(figure, picture_dir / name) for name, figure in figures.items())
-    return Report(evaluations[-1]["bbox/AP"], evaluations[-1]["bbox/AP50"], pictures)
+    return tuple(save_figure(figure, picture_dir / name) for name, figure in figures.items())
+
+
+def _plot_training(cfg: CfgNode, metrics: Metrics) -> Figure:
+    prefix = set_prefix(cfg)
+    if is_classifier(cfg):
+        names = {"top-5": "classification/top5", "top-1": "classification/top1"}
+        title = "Accuracy on the validation set, %"
+    else:
+        names = {"AP50": "bbox/AP50", "AP": "bbox/AP"}
+        title = "Box AP on the validation set"
+    return plot_training(metrics, title, {name: prefix + key for name, key in names.items()})
 
 
 @dataclass(frozen=True)

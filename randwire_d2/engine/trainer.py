@@ -1,14 +1,14 @@
 """The trainer: Detectron2's, with this project's checkpoints, for GPUs and CPUs."""
 
+import logging
 import os
-import random
+import shlex
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -31,19 +31,38 @@ from detectron2.evaluation import (
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
+    verify_results,
 )
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
-from ..checkpoint import RandWireCheckpointer
+from ..checkpoint import EMA_KEY, RandWireCheckpointer
+from ..data.classes import category_ids
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
+from .best import (
+    BestCheckpointer,
+    Patience,
+    TrainingStopped,
+    best_evaluation,
+    best_metric,
+    is_exhausted,
+)
+from .ema import AveragedWeights, AverageWeights
+from .random_state import random_state_kept
+from .report import write_report
 from .shadow_steps import ShadowSteps
+from .validation import detection_loss_loader, detection_losses, mean_losses
+
+logger = logging.getLogger(__name__)
 
 # By a data set's ``evaluator_type``, as in Detectron2's tools/train_net.py: its package, and so its
 # DefaultTrainer, has no such choice.
 _EVALUATORS: dict[str, tuple[Callable[[str, str], DatasetEvaluator], ...]] = {
-    "coco": (lambda name, folder: COCOEvaluator(name, output_dir=folder),),
+    # Without a COCO file the ground truth is written into the folder: anew, the labels may be.
+    "coco": (lambda name, folder: COCOEvaluator(name, output_dir=folder, allow_cached_coco=False),),
     "coco_panoptic_seg": (
         lambda name, folder: SemSegEvaluator(name, distributed=True, output_dir=folder),
         lambda name, folder: COCOEvaluator(name, output_dir=folder),
@@ -66,8 +85,27 @@ class PreciseBN(hooks.PreciseBN):
 
     def update_stats(self) -> None:
         self._data_iter = None
-        with _random_state_kept(), _norms_may_have_hooks(self._model):
+        with random_state_kept(), _norms_may_have_hooks(self._model):
             super().update_stats()
+
+
+class PeriodicWriter(hooks.PeriodicWriter):
+    """Detectron2's, which would write only the last of the evaluations within its period.
+
+    Args:
+        eval_period: each so many iterations there is an evaluation; 0 for none.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], eval_period: int) -> None:
+        super().__init__(writers)
+        self._eval_period = eval_period
+
+    def after_step(self) -> None:
+        if self._eval_period and (self.trainer.iter + 1) % self._eval_period == 0:
+            for writer in self._writers:
+                writer.write()
+        else:
+            super().after_step()
 
 
 @contextmanager
@@ -83,18 +121,18 @@ def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
             stage.fused = "on"
 
 
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
-
-
 class Trainer(DefaultTrainer):
-    """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs."""
+    """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs.
+
+    Attributes:
+        average: of the weights, with SOLVER.EMA.
+        last_evaluation: what the last evaluation found, by its names in metrics.json; in the main
+            process.
+    """
+
+    average: AveragedWeights | None
+    iter: int
+    last_evaluation: dict[str, float]
 
     def __init__(self, cfg: CfgNode) -> None:
         # In place of DefaultTrainer's, which hands DistributedDataParallel a GPU index on any
@@ -112,42 +150,151 @@ class Trainer(DefaultTrainer):
         else:
             self._trainer = SimpleTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = RandWireCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = RandWireCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            cfg=cfg,
+            **self.classes(cfg),  # a COCO file's are known once it is loaded
+            trainer=weakref.proxy(self),
+        )
+        decay = cfg.SOLVER.EMA.DECAY
+        self.average = AveragedWeights(self.checkpointer.model, decay) if decay else None
+        if self.average is not None:
+            self.checkpointer.add_checkpointable(EMA_KEY, self.average)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.last_evaluation = {}
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        with _random_state_kept():  # PreciseBN's loader may draw a seed
+        with random_state_kept():  # PreciseBN's loader may draw a seed
             built = super().build_hooks()
+        period = self.cfg.TEST.EVAL_PERIOD
         for i, hook in enumerate(built):
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
             elif isinstance(hook, hooks.PreciseBN):
-                period, iterations = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PRECISE_BN.NUM_ITER
-                built[i] = PreciseBN(period, self.model, hook._data_loader, iterations)
-        folder, period = RunFolder(self.cfg.OUTPUT_DIR), self.cfg.SOLVER.SHADOW_PERIOD
-        built.insert(0, ShadowSteps(self.model, folder, period))
+                iterations = self.cfg.TEST.PRECISE_BN.NUM_ITER
+                built[i] = PreciseBN(period, self.evaluated_model, hook._data_loader, iterations)
+            elif isinstance(hook, hooks.EvalHook):
+                built[i] = hooks.EvalHook(period, self.evaluate)
+            elif isinstance(hook, hooks.PeriodicWriter):
+                built[i] = PeriodicWriter(hook._writers, period)
+        folder = RunFolder(self.cfg.OUTPUT_DIR)
+        built.insert(0, ShadowSteps(self.model, folder, self.cfg.SOLVER.SHADOW_PERIOD))
+        if self.average is not None:
+            built.insert(1, AverageWeights(self.average, self.checkpointer.model))
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)
             built.insert(
                 len(built) - last,
-                hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)),
+                hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.evaluated_model)),
             )
+        if comm.is_main_process():
+            built.append(BestCheckpointer(self.cfg, self.evaluated_model))
+        if self.cfg.SOLVER.PATIENCE:
+            built.append(Patience(self.cfg))
         return built
+
+    @property
+    def evaluated_model(self) -> torch.nn.Module:
+        """The network that evaluations test, not wrapped: with SOLVER.EMA the average."""
+        return self.checkpointer.model if self.average is None else self.average.module
+
+    def evaluate(self) -> dict[str, float]:
+        """Test the network as it is now; what was found, by its names in metrics.json, in the main
+        process."""
+        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
+        self.last_evaluation = flatten_results_dict(self._last_eval_results)
+        if self.cfg.TEST.LOSS:
+            sets = self.cfg.DATASETS.TEST
+            for name in sets:
+                losses = self.validation_losses(name)
+                prefix = f"{name}/" if len(sets) > 1 else ""
+                self.last_evaluation |= {f"{prefix}{key}": v for key, v in losses.items()}
+        return self.last_evaluation
+
+    def validation_losses(self, dataset_name: str) -> dict[str, float]:
+        """The mean losses of a test set's images; see ``mean_losses``."""
+        losses = detection_losses(self.evaluated_model)
+        return mean_losses(losses, detection_loss_loader(self.cfg, dataset_name))
+
+    def train(self) -> Any:
+        """Train to the end; then draw the run's pictures into its folder, and say what it is worth.
+
+        Returns:
+            what the last evaluation found if TEST.EXPECTED_RESULTS says what it should, else None.
+        """
+        # DefaultTrainer's, in which nothing can be put before the verification.
+        with suppress(TrainingStopped):
+            TrainerBase.train(self, self.start_iter, self.max_iter)
+        if not comm.is_main_process():
+            return None
+        self.conclude()
+        if not self.cfg.TEST.EXPECTED_RESULTS:
+            return None
+        verify_results(self.cfg, self._last_eval_results)
+        return self._last_eval_results
+
+    def conclude(self) -> None:
+        """What the main process does at the end of a training."""
+        output = self.cfg.OUTPUT_DIR
+        try:
+            write_report(output, output)
+        # Whatever it is: the training went well, and its files are there.
+        except Exception as e:
+            logger.warning(f"There is no report of {output}: {' '.join(f'{e!r}'.split())}")
+        logger.info(f"{self._outcome()} Next: {self.next_command()}")
+
+    def _outcome(self) -> str:
+        run, metric = RunFolder(self.cfg.OUTPUT_DIR), best_metric(self.cfg)
+        outcome = f"The training has ended after {self.iter} iterations, {run.final_checkpoint}"
+        best = best_evaluation(run, metric)
+        if best is not None:
+            _, last = run.evaluations(metric)[-1]
+            outcome += (
+                f": {metric} {last:.1f}; the best, {best[1]:.1f} at iteration {best[0]}, is "
+                f"{run.best_checkpoint}"
+            )
+        return f"{outcome}."
+
+    def next_command(self) -> str:
+        """The command that makes use of a training that has ended."""
+        output = os.path.normpath(self.cfg.OUTPUT_DIR)
+        predictions = os.path.join(output, "predictions")
+        command = ["python", "tools/predict.py", output, "images/", "--output", predictions]
+        return shlex.join(command)
+
+    def after_train(self) -> None:
+        # A training that had ended and was resumed is evaluated as of the same iteration.
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth."""
         super().resume_or_load(resume)
+        if self.average is not None:
+            self.average.begin(self.checkpointer.model)
         if self.start_iter:
             for hook in self._hooks:
                 if isinstance(hook, hooks.PeriodicCheckpointer):
                     hook.recent_checkpoints = [self.checkpointer.get_checkpoint_file()]
+            if self.cfg.SOLVER.PATIENCE and is_exhausted(self.cfg, self.start_iter):
+                self.max_iter = self.start_iter
         finished = RunFolder(self.cfg.OUTPUT_DIR).final_checkpoint.is_file()
         if self.start_iter >= self.max_iter and not finished:
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
+
+    @classmethod
+    def classes(cls, cfg: CfgNode) -> dict[str, Any]:
+        """What a checkpoint holds of the first training set's classes: names and ids."""
+        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+        return {
+            "class_names": metadata.get("thing_classes"),
+            "category_ids": category_ids(metadata),
+        }
 
     @classmethod
     def test(

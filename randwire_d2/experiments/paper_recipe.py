@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
-from ..classification.recipe import scale_schedule
 from ..config import classifier_config, family, is_classifier, merge_config
+from ..engine import scale_schedule
 from .paper import TABLE_2, TABLE_3, TABLE_4, TABLE_5, Classification, Detection
 
 CONFIGS = Path(__file__).parents[2] / "configs"  # a checkout's; an installed package has none
@@ -28,9 +28,10 @@ Recipe = dict[str, Any]
 # graph model's parameters are a node of MODEL.RANDWIRE.) What SOLVER.REFERENCE_* say is how a
 # schedule was scaled, and the scaled one is compared.
 NO_RECIPE = re.compile(
-    r"(.+\.)?(SEED|NUM_WORKERS|EVAL_PERIOD|CHECKPOINT_PERIOD|CHECKPOINTS_TO_KEEP|VIS_PERIOD|SHADOW_PERIOD)"
+    r"(.+\.)?(SEED|NUM_WORKERS|EVAL_PERIOD|CHECKPOINT_PERIOD|CHECKPOINTS_TO_KEEP|BEST_METRIC"
+    r"|VIS_PERIOD|SHADOW_PERIOD)"
     r"|VERSION|OUTPUT_DIR|CUDNN_BENCHMARK|MODEL\.(WEIGHTS|DEVICE)"
-    r"|TEST\.(EXPECTED_RESULTS|IMS_PER_PROCESS)|SOLVER\.REFERENCE_(WORLD|BATCH)_SIZE"
+    r"|TEST\.(EXPECTED_RESULTS|IMS_PER_PROCESS|LOSS)|SOLVER\.REFERENCE_(WORLD|BATCH)_SIZE"
     r"|MODEL\.RANDWIRE\.(REGIME|CHANNELS|NUM_NODES|GRAPH|\w+\.\w+|NODE_OP|SPEC|SPEC_FILE)"
     r"|MODEL\.RANDWIRE\.(FUSED|RECOMPUTE)"
 )

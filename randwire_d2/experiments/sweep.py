@@ -267,7 +267,9 @@ class _Experiment:
     def _weights(
         self, setting: Setting, seed: int, network: Sequence[str], folder: Path
     ) -> Weights | None:
-        if given := self.cfg.MODEL.WEIGHTS:
+        # Each seed from its own network, and not all from the config's one.
+        own = self.pretrained is None or "MODEL.WEIGHTS" in self.options
+        if own and (given := self.cfg.MODEL.WEIGHTS):
             for name, value in (("{channels}", setting.channels), ("{seed}", seed)):
                 given = given.replace(name, str(value))
             return Weights(given)

@@ -125,7 +125,8 @@ class Run:
     @property
     def is_converted(self) -> bool:
         """Whether its weights are there in the form that it loads."""
-        return (self.folder / BACKBONE).is_file()
+        # A classifier's own is what it became.
+        return not self.classifies and (self.folder / BACKBONE).is_file()
 
     @property
     def can_start(self) -> bool:

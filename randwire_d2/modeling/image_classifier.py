@@ -88,6 +88,10 @@ class ImageClassifier(nn.Module):
             return logits
         labels = batch["label"].to(self.device, non_blocking=True)
         self.train_top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
+        return self.losses(logits, labels)
+
+    def losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """{"loss_cls": the mean cross entropy} of logits (N, num_classes) and labels (N,)."""
         return {"loss_cls": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
 
 

@@ -1,0 +1,189 @@
+"""Data sets that are given by their path, registered in Detectron2."""
+
+import hashlib
+import json
+import os
+import random
+import re
+from dataclasses import replace
+from functools import partial
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from .inspection import clean
+from .labels import LabelledImages, named
+from .layouts import Reader, absolute, find_splits
+
+SPLITS = ("train", "val")
+
+
+def register_detection_data(
+    path: str, path_val: str = "", hold_back: float = 0.0, seed: int = 0
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Register a data set by its path, for training and for validation.
+
+    The names are the same in every process and run. What is registered is a
+    ``data.labels.LabelledImages``' records, without what can't be used (``data.inspection``), and
+    metadata: thing_classes, thing_dataset_id_to_contiguous_id, evaluator_type "coco", and json_file
+    and image_root where all of a COCO file is used. Does nothing where it is registered already.
+
+    Args:
+        path: ``data.layouts`` says of what.
+        path_val: the validation split's, if ``path`` doesn't hold it.
+        hold_back: the share of the training images that are held back for validation, where there
+            is no validation split.
+        seed: of the choice of these.
+
+    Returns:
+        The names of the sets for training and for validation.
+
+    Raises:
+        ValueError: there is no such data set, it has no validation split, or the labels can't be
+            used; one line.
+    """
+    path, path_val = absolute(path), absolute(path_val)
+    names = {split: f"{_base(path, path_val, hold_back, seed)}_{split}" for split in SPLITS}
+    if any(name not in DatasetCatalog for name in names.values()):
+        readers = _readers(path, path_val, hold_back, seed)
+        sets = {split: _Lasting(readers[split]) for split in SPLITS}
+        _compare_classes(*(sets[split].about for split in SPLITS))
+        for split, name in names.items():
+            DatasetCatalog.register(name, sets[split])
+    for name in names.values():
+        _set_metadata(name, DatasetCatalog[name].about)
+    return (names["train"],), (names["val"],)
+
+
+def labelled_images(name: str) -> LabelledImages:
+    """What a registered data set holds that can be used, and the faults of what can't.
+
+    Raises:
+        ValueError: too little of it can be used; one line.
+    """
+    registered = DatasetCatalog[name]
+    if isinstance(registered, _Lasting):
+        return registered.peek()
+    records = []
+    for record in registered():
+        annotations = [
+            {**a, "bbox": BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS)}
+            for a in record.get("annotations", ())
+        ]
+        records.append({**record, "annotations": annotations})
+    metadata = MetadataCatalog.get(name)
+    classes = tuple(metadata.get("thing_classes") or ())
+    ids = metadata.get("thing_dataset_id_to_contiguous_id") or range(len(classes))
+    return clean(LabelledImages(name, records, classes, tuple(ids)))
+
+
+def count_images(name: str, filter_empty: bool = True) -> int:
+    """The images of a registered data set.
+
+    Args:
+        filter_empty: without those that have no box but crowds, which Detectron2 does not train on
+            with DATALOADER.FILTER_EMPTY_ANNOTATIONS.
+    """
+    registered = DatasetCatalog[name]
+    records = registered.peek().records if isinstance(registered, _Lasting) else registered()
+    return sum(
+        not filter_empty
+        or "annotations" not in record
+        or any(not a.get("iscrowd", 0) for a in record["annotations"])
+        for record in records
+    )
+
+
+class _Lasting:
+    """A data set as DatasetCatalog calls it: what was read is kept until it is first asked for.
+
+    So a process reads the files once before its training, and a large set is not in memory twice.
+    """
+
+    def __init__(self, read: Reader) -> None:
+        self._read = read
+        self._kept: LabelledImages | None = read()
+        self.about = replace(self._kept, records=[])
+
+    def peek(self) -> LabelledImages:
+        if self._kept is None:
+            self._kept = self._read()
+        return self._kept
+
+    def __call__(self) -> list[dict]:
+        records, self._kept = self.peek().records, None
+        return records
+
+
+def _base(path: str, path_val: str, hold_back: float, seed: int) -> str:
+    """The set's name, which is part of a file's name; it tells all that the set depends on."""
+    decisive = [path, path_val, *([hold_back, seed] if hold_back else [])]
+    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+    place = path.split(":")[0]
+    folder = place if os.path.isdir(place) else os.path.dirname(place)
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', os.path.basename(folder)).strip('_')}_{digest[:8]}"
+
+
+def _readers(path: str, path_val: str, hold_back: float, seed: int) -> dict[str, Reader]:
+    if not 0 <= hold_back < 1:
+        raise ValueError(
+            f"DATASETS.HOLD_BACK is a share of the training images, at least 0 and less than 1; "
+            f"got {hold_back}"
+        )
+    readers = find_splits(path, path_val)
+    if "val" in readers:
+        return {split: partial(_usable, readers[split]) for split in SPLITS}
+    if not hold_back:
+        raise ValueError(
+            f"{path!r} has no validation split; name one with --data-val (DATASETS.PATH_VAL), or "
+            "hold back a tenth of the training images with DATASETS.HOLD_BACK 0.1"
+        )
+    return {
+        split: partial(_held_back, readers["train"], split, hold_back, seed) for split in SPLITS
+    }
+
+
+def _usable(read: Reader) -> LabelledImages:
+    return clean(read())
+
+
+def _held_back(read: Reader, split: str, share: float, seed: int) -> LabelledImages:
+    whole = clean(read())
+    number = len(whole.records)
+    held = set(random.Random(seed).sample(range(number), max(round(share * number), 1)))
+    records = [r for i, r in enumerate(whole.records) if (i in held) == (split == "val")]
+    part = replace(whole, records=records, json_file=None)
+    if not part.num_boxes:
+        raise ValueError(
+            f"{whole.source!r}: with DATASETS.HOLD_BACK {share} the {len(records)} images for "
+            f"{split} have no box; choose another share, or another SEED"
+        )
+    return part
+
+
+def _compare_classes(train: LabelledImages, val: LabelledImages) -> None:
+    if train.classes == val.classes:
+        return
+    only = {
+        split.source: [c for c in split.classes if c not in other.classes]
+        for split, other in ((train, val), (val, train))
+    }
+    differences = [
+        f"only in {s!r}: {named(names, len(names))}" for s, names in only.items() if names
+    ]
+    raise ValueError(
+        f"training and validation have different classes "
+        f"({'; '.join(differences) or 'the same names in another order'}); give both the same"
+    )
+
+
+def _set_metadata(name: str, about: LabelledImages) -> None:
+    if name in MetadataCatalog.list():  # COCOEvaluator may have noted a run's file as json_file
+        MetadataCatalog.remove(name)
+    coco = {"json_file": about.json_file, "image_root": about.image_root}
+    MetadataCatalog.get(name).set(
+        thing_classes=list(about.classes),
+        thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(about.category_ids)},
+        evaluator_type="coco",
+        **(coco if about.json_file else {}),
+    )

@@ -1,0 +1,84 @@
+"""What can be known of an image file without decoding it: its size, and whether it is whole."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+# The last bytes of a whole file; one that ends otherwise is decoded to know.
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_TAIL = 256  # bytes
+_ORIENTATION = 0x0112  # the tag of EXIF
+_THREADS = 16  # most wait for a disk
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """What is known of an image file.
+
+    Attributes:
+        size: width and height as Detectron2 reads it, turned as EXIF says; None if it can't be.
+        error: why it can't be read; "" if it can.
+        key: the number of bytes and a digest of the last ones: equal files have equal keys.
+    """
+
+    size: tuple[int, int] | None
+    error: str = ""
+    key: tuple[int, bytes] = (0, b"")
+
+
+def probe(path: str) -> ImageFile:
+    """Look at an image file's first and last bytes; once, as long as it isn't changed."""
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError) as e:  # a path with a zero byte is a ValueError
+        return ImageFile(None, str(e))
+    return _probe(path, stat.st_mtime_ns, stat.st_size)
+
+
+def probe_all(paths: Iterable[str]) -> list[ImageFile]:
+    """``probe`` for many files at once."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(probe, paths))
+
+
+def digest(path: str) -> bytes:
+    """The sha256 of a file's content."""
+    return hashlib.sha256(Path(path).read_bytes()).digest()
+
+
+@lru_cache(maxsize=1 << 20)
+def _probe(path: str, modified: int, num_bytes: int) -> ImageFile:
+    try:
+        with open(path, "rb") as f:
+            with Image.open(f) as image:
+                kind, size = image.format, image.size
+                turned = _orientation(image) >= 5  # by a quarter, whether mirrored or not
+            tail = _tail(f, num_bytes)
+            if not tail.endswith(_ENDS.get(kind or "", b"")):
+                f.seek(0)
+                with Image.open(f) as image:
+                    image.load()
+    # Pillow raises SyntaxError and others for what is broken.
+    except Exception as e:
+        return ImageFile(None, " ".join(str(e).split()) or type(e).__name__)
+    key = (num_bytes, hashlib.sha256(tail).digest())
+    return ImageFile((size[1], size[0]) if turned else size, "", key)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # as in Detectron2: a broken EXIF is none
+        return 1
+
+
+def _tail(f: IO[bytes], num_bytes: int) -> bytes:
+    f.seek(max(num_bytes - _TAIL, 0))
+    return f.read()

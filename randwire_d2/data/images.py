@@ -1,0 +1,31 @@
+"""An image as classifiers are trained and tested with it: its file, its crop, its channels."""
+
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+
+def read_rgb(path: str) -> Image.Image:
+    """An image file as RGB, without the orientation that EXIF may give it, as ImageFolder reads it.
+
+    Raises:
+        ValueError: it can't be read; one line.
+    """
+    try:
+        with PathManager.open(path, "rb") as f, Image.open(f) as image:
+            return image.convert("RGB")
+    # What PIL's decoders raise for broken files; OSError is the most frequent.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise ValueError(f"{path} can't be read: {' '.join(str(e).split())}") from e
+
+
+def center_crop(size: int, ratio: float) -> v2.Transform:
+    """PIL image to (3, size, size) of uint8: its centre, once its shorter side is size / ratio."""
+    resize = v2.Resize(round(size / ratio))
+    return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
+
+
+def order_channels(image: Tensor, input_format: str) -> Tensor:
+    """An RGB image (3, H, W) in the order of INPUT.FORMAT."""
+    return image.flip(0) if input_format == "BGR" else image

@@ -1,0 +1,117 @@
+"""What a reader of labelled images returns, in Detectron2's form, and the faults it met."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from detectron2.structures import BoxMode
+
+MOST_NAMED = 3  # of the places where a fault was met
+
+
+class Faults:
+    """How often each kind of fault was met, and where at first."""
+
+    def __init__(self) -> None:
+        self._count: dict[str, int] = {}
+        self._first: dict[str, list[str]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._count)
+
+    def add(self, kind: str, where: str) -> None:
+        self._count[kind] = self._count.get(kind, 0) + 1
+        first = self._first.setdefault(kind, [])
+        if len(first) < MOST_NAMED:
+            first.append(where)
+
+    def count(self, kinds: Iterable[str] | None = None) -> int:
+        """How often some kinds, or all, were met."""
+        return sum(self._count.get(kind, 0) for kind in (self._count if kinds is None else kinds))
+
+    def lines(self) -> list[str]:
+        """One line for each kind: kind, number, and the first places."""
+        return [
+            f"{kind}: {self._count[kind]} ({named(first, self._count[kind])})"
+            for kind, first in self._first.items()
+        ]
+
+
+def named(first: Iterable[object], number: int) -> str:
+    """The first of some things, and how many more there are."""
+    few = [str(thing) for thing, _ in zip(first, range(MOST_NAMED))]
+    return ", ".join(few) + (f" and {number - len(few)} more" if number > len(few) else "")
+
+
+@dataclass
+class LabelledImages:
+    """One split of a data set.
+
+    Attributes:
+        source: the file or folder it was read from, for messages.
+        records: Detectron2's standard dicts: file_name, image_id, annotations, and height and width
+            (pixels) where the labels tell them. An annotation has bbox [x, y, width, height] in
+            pixels, bbox_mode XYWH_ABS, category_id (an index into classes), iscrowd, and
+            segmentation (polygons or a compressed RLE) where there is one.
+        classes: their names.
+        category_ids: the ids that classes have in COCO's files, in the same order.
+        faults: what was wrong with what is not among the records.
+        json_file: the COCO file, if the records are all that is in it, and COCO's evaluation can
+            read it.
+        image_root: the folder that the COCO file's names begin in.
+    """
+
+    source: str
+    records: list[dict[str, Any]]
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    faults: Faults = field(default_factory=Faults)
+    json_file: str | None = None
+    image_root: str | None = None
+
+    @property
+    def num_boxes(self) -> int:
+        return sum(len(record["annotations"]) for record in self.records)
+
+
+def annotation(bbox: list[float], category: int, iscrowd: int = 0) -> dict[str, Any]:
+    """An annotation of Detectron2's, without a segmentation.
+
+    Args:
+        bbox: x and y of the upper left corner, width, height; pixels.
+    """
+    return {
+        "bbox": bbox,
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": category,
+        "iscrowd": iscrowd,
+    }
+
+
+def image_ids(stems: list[str]) -> list[int]:
+    """The ids of images in formats that have none: the numbers in their names, as COCO's have.
+
+    Where the names are not all different positive numbers, their positions, from 1 on.
+
+    Args:
+        stems: the names without folder and extension, in their order.
+    """
+    numbers = [int(stem) if stem.isdecimal() else 0 for stem in stems]
+    if all(numbers) and len(set(numbers)) == len(numbers):
+        return numbers
+    return list(range(1, len(stems) + 1))
+
+
+def check_classes(source: str, classes: Iterable[object]) -> tuple[str, ...]:
+    """Class names as text.
+
+    Raises:
+        ValueError: there is none, or one comes twice; one line.
+    """
+    names = tuple(map(str, classes))
+    if not names:
+        raise ValueError(f"{source!r} names no classes")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{source!r} names a class twice: {named(twice, len(twice))}")
+    return names

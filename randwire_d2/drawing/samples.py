@@ -1,0 +1,75 @@
+"""A contact sheet of training images: as they are labelled, and as the network sees them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.structures import BoxMode, Instances
+from matplotlib.figure import Figure
+
+from .detections import _contact_sheet, draw_instances
+
+
+def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int = 8) -> Figure:
+    """Draw images with their boxes and masks, and below them what training makes of them.
+
+    The images are spread evenly over the data set; the augmentation is that of Detectron2's
+    DatasetMapper with this config, which draws from numpy's random numbers.
+
+    Args:
+        dataset_name: a registered data set with annotations.
+        max_images: the largest number of images drawn.
+
+    Raises:
+        ValueError: max_images is less than 1.
+    """
+    if max_images < 1:
+        raise ValueError(f"max_images must be at least 1; got {max_images}")
+    records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
+    count = min(max_images, len(records))
+    tiles = []
+    for record in (records[i * len(records) // count] for i in range(count)):
+        masks = _have_masks(record["annotations"])
+        before = read_image(record["file_name"], "RGB")
+        after, instances = _augment(cfg, record, masks)
+        tiles.append(
+            [
+                draw_instances(before, record["annotations"], metadata, masks),
+                draw_instances(after, instances, metadata, masks and bool(instances)),
+            ]
+        )
+    return _contact_sheet(tiles, ["labelled", "augmented"])
+
+
+def _have_masks(annotations: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(annotations) and all("segmentation" in a for a in annotations)
+
+
+def _augment(
+    cfg: CfgNode, record: Mapping[str, Any], masks: bool
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """A training image (H, W, 3), RGB, and its objects in the form of annotations."""
+    own = cfg.clone()
+    own.defrost()
+    own.MODEL.MASK_ON, own.MODEL.KEYPOINT_ON = masks, False
+    own.INPUT.MASK_FORMAT = "bitmask"  # for polygons and RLEs alike
+    sample = DatasetMapper(own, is_train=True)(dict(record))
+    image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
+    return image.astype(np.uint8), _annotations(sample["instances"])
+
+
+def _annotations(instances: Instances) -> list[dict[str, Any]]:
+    found = [
+        {"bbox": box.tolist(), "bbox_mode": BoxMode.XYXY_ABS, "category_id": int(category)}
+        for box, category in zip(instances.gt_boxes.tensor, instances.gt_classes)
+    ]
+    if instances.has("gt_masks"):
+        for annotation, mask in zip(found, instances.gt_masks.tensor.numpy()):
+            annotation["segmentation"] = pycocotools.mask.encode(
+                np.asfortranarray(mask.astype(np.uint8))
+            )
+    return found

@@ -1,0 +1,227 @@
+"""The best checkpoint of a training, and its end when nothing better is found."""
+
+import copy
+import logging
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import hooks
+from detectron2.utils import comm
+from torch import nn
+
+from ..config import is_classifier
+from ..runs import RunFolder
+
+# By task, what COCOEvaluator finds.
+_COCO = {
+    "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
+}
+
+logger = logging.getLogger(__name__)
+
+
+def best_metric(cfg: CfgNode) -> str:
+    """SOLVER.BEST_METRIC, as it stands in metrics.json."""
+    name, prefix = cfg.SOLVER.BEST_METRIC, set_prefix(cfg)
+    return str(name) if name.startswith(prefix) else f"{prefix}{name}"
+
+
+def set_prefix(cfg: CfgNode) -> str:
+    """What precedes the metrics of the test set that SOLVER.BEST_METRIC is of; "" of only one."""
+    sets = [f"{test}/" for test in cfg.DATASETS.TEST]
+    if len(sets) < 2:
+        return ""
+    return next((test for test in sets if cfg.SOLVER.BEST_METRIC.startswith(test)), sets[0])
+
+
+def best_evaluation(
+    run: RunFolder, metric: str, end: int | None = None
+) -> tuple[int, float] | None:
+    """The iteration and the value of the first of a run's best evaluations, of iterations below
+    ``end``; None if there is none."""
+    best: tuple[int, float] | None = None
+    for iteration, value in run.evaluations(metric, end):
+        if improves(metric, value, best and best[1]):
+            best = iteration, value
+    return best
+
+
+def improves(metric: str, value: float, best: float | None) -> bool:
+    """Whether a value of a metric is better than the best before it; None if there is none."""
+    if not math.isfinite(value):
+        return False
+    return best is None or (value < best if is_loss(metric) else value > best)
+
+
+def is_loss(metric: str) -> bool:
+    return "loss" in metric.rsplit("/", 1)[-1]
+
+
+def check_best_metric(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: no evaluation gives SOLVER.BEST_METRIC, as far as that is known before one.
+    """
+    known = _known_metrics(cfg)
+    # What a detector's losses are called, it alone knows.
+    loss = cfg.TEST.LOSS and best_metric(cfg).removeprefix(set_prefix(cfg)).startswith("val_")
+    if known is not None and not loss and best_metric(cfg) not in known:
+        raise ValueError(
+            f"SOLVER.BEST_METRIC: no evaluation gives {cfg.SOLVER.BEST_METRIC!r}; they give "
+            f"{', '.join(known)}"
+        )
+
+
+def _known_metrics(cfg: CfgNode) -> list[str] | None:
+    """What evaluations will find; None if that can't be told without one."""
+    names = []
+    for test in cfg.DATASETS.TEST:
+        if is_classifier(cfg):
+            found = ["classification/top1", "classification/top5"]
+        elif MetadataCatalog.get(test).get("evaluator_type") == "coco":
+            found = _coco_metrics(cfg, MetadataCatalog.get(test).get("thing_classes", ()))
+        else:
+            return None
+        names += [f"{test}/{name}" for name in found] if len(cfg.DATASETS.TEST) > 1 else found
+    return names or None
+
+
+def _coco_metrics(cfg: CfgNode, classes: Iterable[str]) -> list[str]:
+    tasks = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
+    names = [f"{task}/{name}" for task in tasks for name in _COCO[task]]
+    return names + [f"{task}/AP-{name}" for task in tasks for name in classes]
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """Detectron2's, for trainings that are killed and resumed.
+
+    Of the evaluations in metrics.json, model_best.pth is the first of the best: what was evaluated,
+    in a checkpoint without the state of the training, from which ``--resume`` does not go on.
+    Evaluations that a resumed training redoes do not count; so until there is a checkpoint of its
+    iteration, a new best leaves the one before it on disk.
+
+    Args:
+        cfg: the training's.
+        model: what is evaluated.
+
+    It belongs into the main process alone, after the hook that writes metrics.json.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
+        metric = best_metric(cfg)
+        mode = "min" if is_loss(metric) else "max"
+        super().__init__(cfg.TEST.EVAL_PERIOD, self, metric, mode)
+        self._model = model
+        self._checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
+        self._run = RunFolder(cfg.OUTPUT_DIR)
+        self._before = f"{self._run.best_checkpoint}.before"
+        self._warned = False
+
+    def before_train(self) -> None:
+        start = self.trainer.start_iter
+        if not start:
+            return
+        found = best_evaluation(self._run, self._val_metric, start)
+        best = self._run.best_checkpoint
+        if found is None:
+            return
+        self.best_iter, self.best_metric = found
+        if _iteration(best) == self.best_iter:
+            return
+        if self.best_iter == start - 1:  # killed before it was saved
+            self.save(best.stem, iteration=self.best_iter)
+        elif _iteration(self._before) == self.best_iter:
+            os.replace(self._before, best)
+        else:
+            logger.warning(
+                f"{best} is not of iteration {self.best_iter}, the best of {self._run.path}: it "
+                "stays until an evaluation finds more"
+            )
+
+    def save(self, name: str, **state: Any) -> None:
+        """What Detectron2's hook calls for each new best."""
+        best, trainer = self._run.best_checkpoint, self.trainer
+        period = self._checkpoint_period
+        saved = max(trainer.start_iter, (trainer.iter + 1) // period * period) - 1
+        if self.best_iter is not None and self.best_iter <= saved and best.is_file():
+            os.replace(best, self._before)
+        checkpointer = copy.copy(trainer.checkpointer)
+        checkpointer.model, checkpointer.checkpointables = self._model, {}
+        checkpointer.tag_last_checkpoint = lambda _: None
+        checkpointer.save(name, **state)
+
+    def _best_checking(self) -> None:
+        found = self.trainer.last_evaluation
+        if self._val_metric in found:
+            super()._best_checking()
+        elif found and not self._warned:
+            self._warned = True
+            logger.warning(
+                f"SOLVER.BEST_METRIC: no evaluation gives {self._val_metric!r}, so there is no "
+                f"model_best.pth; they give {', '.join(found)}"
+            )
+
+    def after_train(self) -> None:
+        super().after_train()
+        if self.trainer.iter >= self.trainer.max_iter and os.path.exists(self._before):
+            os.remove(self._before)
+
+
+class TrainingStopped(BaseException):
+    """Ends TrainerBase's loop, which would log any other exception as a failure."""
+
+
+class Patience(hooks.HookBase):
+    """Ends a training that does not improve, as one that has reached its last iteration ends: with
+    its last evaluation and model_final.pth, in all processes.
+
+    It belongs behind all other hooks, as it leaves the loop.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg
+
+    def after_step(self) -> None:
+        trainer, iterations = self.trainer, self.trainer.iter + 1
+        if iterations % self._cfg.TEST.EVAL_PERIOD or iterations == trainer.max_iter:
+            return
+        if is_exhausted(self._cfg, iterations):
+            trainer.checkpointer.save("model_final", iteration=trainer.iter)
+            trainer.iter = trainer.max_iter = iterations
+            raise TrainingStopped
+
+
+def is_exhausted(cfg: CfgNode, end: int) -> bool:
+    """Whether a training has lost its patience before iteration ``end``; in all processes, the main
+    one says it, with a line in the log."""
+    return bool(comm.all_gather(comm.is_main_process() and _is_exhausted(cfg, end))[0])
+
+
+def _is_exhausted(cfg: CfgNode, end: int) -> bool:
+    # From the file, as what counts of it is known there, whatever was killed and resumed.
+    metric, run = best_metric(cfg), RunFolder(cfg.OUTPUT_DIR)
+    iterations = [iteration for iteration, _ in run.evaluations(metric, end)]
+    best = best_evaluation(run, metric, end)
+    since = len(iterations) - 1 - (iterations.index(best[0]) if best else 0)
+    if since < cfg.SOLVER.PATIENCE:
+        return False
+    logger.info(
+        f"{metric} has not improved for {since} evaluations, SOLVER.PATIENCE: the training ends "
+        f"after {end} iterations"
+    )
+    return True
+
+
+def _iteration(path: str | os.PathLike[str]) -> int | None:
+    """That of a checkpoint; None if there is none."""
+    if not os.path.isfile(path):
+        return None
+    # Its tensors are left on disk.
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])

@@ -1,0 +1,158 @@
+"""The data sets of a config: by their path, and the number of classes that follows from them."""
+
+import logging
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+
+from ..data import Look, absolute, labelled_images, look, register_detection_data
+from ..data.labels import named
+
+# The heads that have a NUM_CLASSES; SEM_SEG_HEAD's are not things.
+HEADS = ("ROI_HEADS", "RETINANET")
+# Those that a meta-architecture of Detectron2's builds; of another one, each may be.
+_HEADS_OF: dict[str, tuple[str, ...]] = {
+    "GeneralizedRCNN": ("ROI_HEADS",),
+    "PanopticFPN": ("ROI_HEADS",),
+    "RetinaNet": ("RETINANET",),
+    "ProposalNetwork": (),
+    "SemanticSegmentor": (),
+}
+UNSET = -1  # the NUM_CLASSES that neither a config file nor the command line has set
+
+logger = logging.getLogger(__name__)
+
+
+def register_data(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Register the data set of DATASETS.PATH, if there is one, in this process.
+
+    Returns:
+        The names for DATASETS.TRAIN and DATASETS.TEST.
+
+    Raises:
+        ValueError: it can't be used; one line.
+    """
+    node = cfg.DATASETS
+    if not node.PATH:
+        return tuple(node.TRAIN), tuple(node.TEST)
+    return register_detection_data(node.PATH, node.PATH_VAL, node.HOLD_BACK, max(cfg.SEED, 0))
+
+
+def take_data(cfg: CfgNode) -> None:
+    """Make the data set of DATASETS.PATH the config's, wherever it is read later."""
+    node = cfg.DATASETS
+    if node.PATH_VAL and not node.PATH:
+        raise ValueError("DATASETS.PATH_VAL (--data-val) needs DATASETS.PATH (--data)")
+    node.PATH, node.PATH_VAL = absolute(node.PATH), absolute(node.PATH_VAL)
+    node.TRAIN, node.TEST = register_data(cfg)
+    if node.PATH and cfg.MODEL.MASK_ON:
+        _check_masks(node.TRAIN[0], cfg.INPUT.MASK_FORMAT)
+
+
+def _check_masks(name: str, mask_format: str) -> None:
+    split = labelled_images(name)
+    if mask_format == "polygon" and any(
+        isinstance(a.get("segmentation"), dict) and not a["iscrowd"]
+        for record in split.records
+        for a in record["annotations"]
+    ):
+        raise ValueError(f"{split.source!r} has masks as RLE; set INPUT.MASK_FORMAT bitmask")
+    bare = sum("segmentation" not in a for r in split.records for a in r["annotations"])
+    if bare:
+        raise ValueError(
+            f"MODEL.MASK_ON is True, but {bare} of {split.num_boxes} boxes of {split.source!r} "
+            "have no polygon; train without masks, MODEL.MASK_ON False"
+        )
+
+
+def look_at_data(cfg: CfgNode) -> Look:
+    """Look at the data sets of a config, which are registered.
+
+    Raises:
+        ValueError: too little of one can be used, or none is named; one line.
+    """
+    names = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.TEST}
+    splits = {
+        split if len(of_split) == 1 else f"{split} {name}": labelled_images(name)
+        for split, of_split in names.items()
+        for name in of_split
+    }
+    if not splits:
+        raise ValueError("no data set is named; give --data PATH, or DATASETS.TRAIN")
+    return look(splits)
+
+
+def log_data(cfg: CfgNode) -> None:
+    """Log one look at the data set of DATASETS.PATH, if there is one, in the first process.
+
+    Registered sets are left alone: who registered them knows them, and COCO's would take a minute.
+    """
+    if cfg.DATASETS.PATH and comm.is_main_process():
+        found = look_at_data(cfg)
+        logger.info(f"The data:\n{found.summary}")
+        for line in found.warnings:
+            logger.warning(line)
+
+
+def forget_classes(cfg: CfgNode) -> dict[str, int]:
+    """Mark each head's NUM_CLASSES as not set; the numbers that were there."""
+    defaults = {head: cfg.MODEL[head].NUM_CLASSES for head in HEADS}
+    for head in HEADS:
+        cfg.MODEL[head].NUM_CLASSES = UNSET
+    return defaults
+
+
+def settle_classes(cfg: CfgNode, defaults: dict[str, int], names: Sequence[str]) -> None:
+    """Give each head the number of the data's classes, unless it was set.
+
+    Args:
+        defaults: what ``forget_classes`` returned, for data sets that know no classes.
+        names: of the registered data sets, at least one.
+
+    Raises:
+        ValueError: a head's number was set to another, or the data sets differ; one line.
+    """
+    first, *others = [(name, classes) for name in names if (classes := thing_classes(name))] or [
+        (names[0], [])
+    ]
+    for name, classes in others:
+        if classes != first[1]:
+            raise ValueError(
+                f"{first[0]!r} and {name!r} have different classes: {_short(first[1])}, and "
+                f"{_short(classes)}"
+            )
+    number = len(first[1])
+    built = _HEADS_OF.get(cfg.MODEL.META_ARCHITECTURE, HEADS)
+    for head in HEADS:
+        node = cfg.MODEL[head]
+        if node.NUM_CLASSES == UNSET:
+            node.NUM_CLASSES = number or defaults[head]
+        elif number and head in built and number != node.NUM_CLASSES:
+            raise ValueError(
+                f"MODEL.{head}.NUM_CLASSES is {node.NUM_CLASSES}, but {first[0]!r} has "
+                f"{_short(first[1])}; leave the key out, and the number follows from the data"
+            )
+
+
+def _short(classes: Sequence[str]) -> str:
+    return f"{len(classes)} classes ({named(classes, len(classes))})"
+
+
+def thing_classes(name: str) -> list[str]:
+    """The classes of a registered data set; none where it doesn't tell.
+
+    A set that is registered without them is read: Detectron2's reader of COCO's files then notes
+    them.
+
+    Raises:
+        ValueError: it can't be read, or has a category that is none of them; one line.
+    """
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("thing_classes") and metadata.get("json_file"):
+        try:
+            DatasetCatalog.get(name)
+        except (KeyError, TypeError, AssertionError, OSError) as e:
+            raise ValueError(f"{name!r} can't be read: {' '.join(str(e).split())}") from e
+    return list(metadata.get("thing_classes") or [])

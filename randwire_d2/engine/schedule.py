@@ -1,0 +1,82 @@
+"""A training's schedule in epochs of its images, for any batch size."""
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+
+
+def check_solver(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: a key of SOLVER has a value that no training has.
+    """
+    least_of = {"EPOCHS": 0, "PATIENCE": 0, "IMS_PER_BATCH": 1, "REFERENCE_BATCH_SIZE": 1}
+    for key, least in least_of.items():
+        if cfg.SOLVER[key] < least:
+            raise ValueError(f"SOLVER.{key} must be at least {least}; got {cfg.SOLVER[key]!r}")
+    if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
+        raise ValueError(
+            f"SOLVER.PATIENCE {cfg.SOLVER.PATIENCE} is a number of evaluations, but there are none "
+            "before the last, as TEST.EVAL_PERIOD is 0; set the iterations from one to the next"
+        )
+    if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
+        raise ValueError(
+            f"SOLVER.EMA.DECAY must be within 0 … 1, and less than 1; got {cfg.SOLVER.EMA.DECAY}"
+        )
+
+
+def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
+    """The config with its schedule in iterations of IMS_PER_BATCH images, and EPOCHS 0.
+
+    Args:
+        cfg: one with ``SOLVER.EPOCHS`` and the other keys for ``SOLVER.REFERENCE_BATCH_SIZE``.
+        num_images: the images in an epoch.
+
+    Raises:
+        ValueError: the warm-up is not shorter than the training.
+    """
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH_SIZE
+    images = cfg.SOLVER.EPOCHS * num_images
+    if not images:
+        return cfg
+    scaled = cfg.clone()
+    scaled.defrost()
+    solver = scaled.SOLVER
+    if batch > reference and not solver.WARMUP_ITERS and "WARMUP_EPOCHS" in solver:
+        _warm_up(solver, num_images)
+    # Detectron2's linear scaling is by the number of GPUs: here, of one image each.
+    solver.REFERENCE_WORLD_SIZE = solver.IMS_PER_BATCH = reference
+    scaled.freeze()
+    scaled = DefaultTrainer.auto_scale_workers(scaled, batch)
+    scaled.defrost()
+    solver, iterations = scaled.SOLVER, -(-images // batch)
+    solver.REFERENCE_WORLD_SIZE = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    solver.REFERENCE_BATCH_SIZE = batch
+    whole = max(cfg.SOLVER.MAX_ITER, 1)
+    solver.STEPS = tuple(round(step * iterations / whole) for step in cfg.SOLVER.STEPS)
+    solver.MAX_ITER = iterations
+    solver.EPOCHS = 0
+    # Of a large batch, half an iteration is none.
+    solver.CHECKPOINT_PERIOD = max(solver.CHECKPOINT_PERIOD, 1)
+    scaled.TEST.EVAL_PERIOD = max(scaled.TEST.EVAL_PERIOD, int(cfg.TEST.EVAL_PERIOD > 0))
+    if iterations <= solver.WARMUP_ITERS:
+        raise ValueError(
+            f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} of {reference} images each, which is "
+            f"{solver.WARMUP_ITERS} of {batch}, is not less than the {iterations} iterations of "
+            f"SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}; set a smaller one, or more epochs"
+        )
+    return scaled
+
+
+def _warm_up(solver: CfgNode, num_images: int) -> None:
+    """Goyal et al. (2017, §2.2): from the reference's rate to that of the batch, iteration by
+    iteration, in a few epochs."""
+    epochs = solver.WARMUP_EPOCHS
+    if epochs >= solver.EPOCHS:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} is larger than REFERENCE_BATCH_SIZE "
+            f"{solver.REFERENCE_BATCH_SIZE}, so its rate needs a warm-up, but SOLVER.WARMUP_EPOCHS "
+            f"{epochs} is not less than EPOCHS {solver.EPOCHS}; set a smaller one, or 0 for none"
+        )
+    solver.WARMUP_ITERS = round(epochs * num_images / solver.REFERENCE_BATCH_SIZE)
+    solver.WARMUP_FACTOR = solver.REFERENCE_BATCH_SIZE / solver.IMS_PER_BATCH
+    solver.WARMUP_METHOD = "linear"

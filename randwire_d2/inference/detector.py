@@ -1,0 +1,118 @@
+"""A trained detector: images in, instances and COCO's result records out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, Metadata
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from torch import nn
+
+from ..drawing.detections import legible_visualizer
+from ..drawing.style import class_palette
+
+
+class Detector:
+    """A detector out of its checkpoint, called like Detectron2's DefaultPredictor.
+
+    Attributes:
+        file: the checkpoint.
+        cfg: its config, frozen; MODEL.WEIGHTS is the checkpoint, for Detectron2's own tools.
+        model: the Detectron2 meta-architecture, in eval mode.
+        class_names: in the order of its outputs.
+        category_ids: the ids that its data set gives them, in the same order.
+        metadata: names and colours, for Detectron2's Visualizer; in no catalog.
+        input_format: "BGR", the channels of the images it is called with, whatever INPUT.FORMAT is.
+        least_drawn: the score from which on a detection is worth drawing, unless the user says.
+    """
+
+    input_format = "BGR"
+    least_drawn = 0.5
+
+    def __init__(
+        self,
+        file: str,
+        cfg: CfgNode,
+        model: nn.Module,
+        class_names: Sequence[str],
+        category_ids: Sequence[int] | None = None,
+    ) -> None:
+        self.file, self.cfg, self.model = file, cfg, model
+        self.class_names = list(class_names)
+        self.category_ids = list(category_ids or range(len(self.class_names)))
+        colors = [[round(255 * c) for c in color] for color in class_palette(len(class_names))]
+        self.metadata = Metadata(thing_classes=self.class_names, thing_colors=colors)
+        # As the mapper of a test, which would ask a keypoint detector's training set for its names.
+        resize = build_augmentation(cfg, is_train=False)
+        self._mapper = DatasetMapper(False, augmentations=resize, image_format=cfg.INPUT.FORMAT)
+        self._resize = T.AugmentationList(resize)
+
+    def __call__(self, image: np.ndarray) -> dict[str, Instances]:
+        """What is in one image.
+
+        Args:
+            image: (H, W, 3), uint8, BGR, as OpenCV reads it.
+
+        Returns:
+            {"instances": pred_boxes (N, 4) in pixels of the image, scores, pred_classes, and of a
+            Mask R-CNN pred_masks (N, H, W)}, on the model's device.
+        """
+        with torch.no_grad():
+            outputs: list[dict[str, Instances]] = self.model([self.prepare(image)])
+        return outputs[0]
+
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """An image as above in the form that the model takes, prepared as in its tests."""
+        height, width = image.shape[:2]
+        if self.cfg.INPUT.FORMAT == "RGB":
+            image = image[:, :, ::-1]
+        resized = T.AugInput(image)
+        self._resize(resized)
+        tensor = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
+
+    def read(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The file of a data set's record in that form, by the mapper of Detectron2's tests."""
+        prepared: dict[str, Any] = self._mapper(record)
+        return prepared
+
+    def predict(self, inputs: Sequence[dict[str, Any]]) -> list[Instances]:
+        """The instances of each image, in the CPU's memory.
+
+        Those of one size are computed at once. Others are not: the padding that would make them
+        one size changes what is found.
+
+        Args:
+            inputs: what ``read`` or ``prepare`` gave.
+        """
+        by_size: dict[torch.Size, list[int]] = {}
+        for i, one in enumerate(inputs):
+            by_size.setdefault(one["image"].shape, []).append(i)
+        found: dict[int, Instances] = {}
+        with torch.no_grad():
+            for indices in by_size.values():
+                outputs = self.model([inputs[i] for i in indices])
+                found |= {i: o["instances"].to("cpu") for i, o in zip(indices, outputs)}
+        return [found[i] for i in range(len(inputs))]
+
+    def records(self, found: Instances, image_id: int | str) -> list[dict[str, Any]]:
+        """Instances as COCO's results, as in COCOEvaluator's coco_instances_results.json."""
+        records: list[dict[str, Any]] = instances_to_coco_json(found, image_id)
+        for record in records:
+            record["category_id"] = self.category_ids[record["category_id"]]
+        return records
+
+    def draw(self, image: np.ndarray, found: Instances, score_threshold: float) -> np.ndarray:
+        """An RGB image (H, W, 3) with the instances of at least a score (0 … 1).
+
+        A small one is enlarged, so that the names are legible and hide less.
+        """
+        visualizer = legible_visualizer(image, self.metadata)
+        shown = found[found.scores >= score_threshold]
+        drawn = visualizer.draw_instance_predictions(shown, jittering=False)
+        return np.asarray(drawn.get_image())

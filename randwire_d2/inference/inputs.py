@@ -1,0 +1,138 @@
+"""What is predicted: images and videos out of files, globs and folders; the frames of a video."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+import cv2
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+VIDEO_EXTENSIONS = (
+    ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file to look at.
+
+    Attributes:
+        path: as it was given, or below the folder that was.
+        name: of what is drawn of it, without a suffix; it may begin with folders, and no other
+            input has it.
+    """
+
+    path: str
+    name: str
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.lower().endswith(VIDEO_EXTENSIONS)
+
+
+def find_inputs(given: Sequence[str]) -> list[Input]:
+    """The images and videos of files, globs and folders (with those below), each once, in order.
+
+    A file that is given by its own name is taken for an image whatever its suffix is.
+
+    Raises:
+        ValueError: one of them is nothing, or has neither image nor video in it; one line.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        files = _files(text)
+        if not files:
+            raise ValueError(
+                f"INPUT {text!r} matches no image and no video; give files, folders, or globs "
+                "such as 'images/**/*.jpg'"
+            )
+        for path, name in files:
+            found.setdefault(path, name)
+    return _inputs(found.items())
+
+
+def files_as_inputs(paths: Sequence[str]) -> list[Input]:
+    """The files of a data set, named below the folder that holds them all."""
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    relative = ((path, os.path.relpath(path, root or None)) for path in paths)
+    return _inputs((path, os.path.splitext(name)[0]) for path, name in relative)
+
+
+def _inputs(named: Iterable[tuple[str, str]]) -> list[Input]:
+    taken: set[str] = set()
+    return [Input(path, _unique(name, taken)) for path, name in named]
+
+
+def _files(text: str) -> list[tuple[str, str]]:
+    if os.path.isfile(text):  # also one whose name could be a glob
+        return [(text, Path(text).stem)]
+    if os.path.isdir(text):
+        return _below(text)
+    matches = sorted(glob(text, recursive=True))
+    alone = [(m, Path(m).stem) for m in matches if os.path.isfile(m) and _known(m)]
+    return alone + [file for m in matches if os.path.isdir(m) for file in _below(m)]
+
+
+def _below(folder: str) -> list[tuple[str, str]]:
+    paths = sorted(p for p in Path(folder).rglob("*") if p.is_file() and _known(p.name))
+    return [(str(p), str(p.relative_to(folder).with_suffix(""))) for p in paths]
+
+
+def _known(name: str) -> bool:
+    return name.lower().endswith((*IMG_EXTENSIONS, *VIDEO_EXTENSIONS))
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    number, own = 2, name
+    while own in taken:
+        own, number = f"{name}_{number}", number + 1
+    taken.add(own)
+    return own
+
+
+class Video:
+    """A video file that is read frame by frame.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        fps: frames per second.
+        frames: how many it says that it has; 0 if it doesn't.
+
+    Raises:
+        ValueError: it can't be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._capture = cv2.VideoCapture(path)
+        if not self._capture.isOpened():
+            raise ValueError("OpenCV can't open it as a video")
+        self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
+        self._read = 0
+        self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Its frames (H, W, 3), uint8, BGR, one at a time."""
+        while True:
+            there, frame = self._capture.read()
+            if not there:
+                return
+            self._read += 1
+            yield frame
+
+    def check(self) -> None:
+        """Once its frames were read:
+
+        Raises:
+            ValueError: there were none, or clearly fewer than the file says.
+        """
+        # Some formats only estimate their number.
+        if self._read < max(1, 0.95 * self.frames - 1):
+            raise ValueError(f"it ends after {self._read} of {self.frames} frames")
+
+    def close(self) -> None:
+        self._capture.release()

@@ -1,0 +1,151 @@
+"""A prediction at work: images, then videos frame by frame; results and pictures of each."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
+from detectron2.utils.video_visualizer import VideoVisualizer
+from tqdm import tqdm
+
+from .classifier import Classifier
+from .detector import Detector
+from .inputs import Input, Video
+from .output import ResultsWriter, picture_path, results_writer, save_picture, video_writer
+
+_T = TypeVar("_T")
+_Draw = Callable[[np.ndarray, Any, float], np.ndarray]
+
+
+@dataclass
+class Job:
+    """What is to be done.
+
+    Attributes:
+        records: of the images: file_name, image_id and what else a data set says.
+        names: of their pictures.
+        videos: their frames get the ids that follow.
+        folder: for what is written; it is made.
+        batch: images that are computed at once.
+        score_threshold: the least score of what is drawn and written; None for the model's
+            ``least_drawn``, and for all.
+        pictures: whether to draw.
+        broken: the inputs that could not be read, once ``run`` has ended.
+    """
+
+    model: Detector | Classifier
+    records: Sequence[Mapping[str, Any]]
+    names: Sequence[str]
+    videos: Sequence[Input]
+    folder: Path
+    batch: int
+    score_threshold: float | None
+    pictures: bool
+    broken: list[str] = field(default_factory=list)
+
+    def run(self) -> int:
+        """Do it; the number of results."""
+        videos = [(v, frames) for v in self.videos if (frames := self._frames(v)) is not None]
+        total = len(self.records) + sum(frames for _, frames in videos)
+        categories = dict(zip(self.model.category_ids, self.model.class_names))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (
+            results_writer(self.folder, categories) as writer,
+            tqdm(total=total, unit="image", smoothing=0.1) as bar,
+        ):
+            self._images(writer, bar)
+            ids = count(1 + len(self.records))
+            for source, _ in videos:
+                self._video(source, ids, writer, bar)
+        return writer.results
+
+    def _frames(self, source: Input) -> int | None:
+        """How many a video says that it has; None if it is broken."""
+        try:
+            with closing(Video(source.path)) as video:
+                return video.frames
+        except ValueError as e:
+            self._say_broken(source.path, e)
+            return None
+
+    def _images(self, writer: ResultsWriter, bar: tqdm) -> None:
+        for batch in _batches(zip(self.records, self.names), self.batch):
+            read = []
+            for record, name in batch:
+                try:
+                    read.append((self.model.read(dict(record)), name))
+                except Exception as e:  # damaged images fail in as many ways as there are bytes
+                    self._say_broken(record["file_name"], e)
+            found = self.model.predict([prepared for prepared, _ in read]) if read else []
+            for (prepared, name), one in zip(read, found, strict=True):
+                self._write(writer, prepared, one)
+                if self.pictures:
+                    image = read_image(prepared["file_name"], "RGB")
+                    save_picture(
+                        self._draw(self.model.draw, image, one),
+                        picture_path(self.folder, name, is_video=False),
+                    )
+            bar.update(len(batch))
+
+    def _video(self, source: Input, ids: Iterator[int], writer: ResultsWriter, bar: tqdm) -> None:
+        draw = _drawer_of_frames(self.model)
+        path = picture_path(self.folder, source.name, is_video=True)
+        with closing(Video(source.path)) as video, video_writer(path, video.fps) as drawn:
+            for batch in _batches(enumerate(video), self.batch):
+                prepared = [self.model.prepare(frame) for _, frame in batch]
+                found = self.model.predict(prepared)
+                for (number, frame), inputs, one in zip(batch, prepared, found, strict=True):
+                    image = {"file_name": source.path, "frame": number, "image_id": next(ids)}
+                    self._write(writer, {**inputs, **image}, one)
+                    if self.pictures:
+                        drawn.write(self._draw(draw, frame[:, :, ::-1], one))
+                bar.update(len(batch))
+        try:
+            video.check()
+        except ValueError as e:  # what was read of it is kept
+            self._say_broken(source.path, e)
+
+    def _write(self, writer: ResultsWriter, prepared: Mapping[str, Any], found: Any) -> None:
+        records = self.model.records(found, prepared["image_id"])
+        least = self.score_threshold or 0.0
+        image = {"id": prepared["image_id"]}
+        image |= {
+            k: prepared[k] for k in ("file_name", "frame", "height", "width") if k in prepared
+        }
+        writer.add(image, [record for record in records if record["score"] >= least])
+
+    def _draw(self, draw: _Draw, image: np.ndarray, found: Any) -> np.ndarray:
+        least = self.model.least_drawn if self.score_threshold is None else self.score_threshold
+        return draw(image, found, least)
+
+    def _say_broken(self, path: str, error: Exception) -> None:
+        self.broken.append(path)
+        tqdm.write(f"Skipped {path}: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _drawer_of_frames(model: Detector | Classifier) -> _Draw:
+    if isinstance(model, Classifier):
+        return model.draw
+    return partial(_draw_frame, VideoVisualizer(model.metadata))
+
+
+def _draw_frame(
+    visualizer: VideoVisualizer, image: np.ndarray, found: Instances, score_threshold: float
+) -> np.ndarray:
+    shown = found[found.scores >= score_threshold]
+    # Of its class, as in pictures: those of the visualizer's own choice are random.
+    colors = visualizer.metadata.thing_colors
+    shown.COLOR = [[c / 255 for c in colors[i]] for i in shown.pred_classes]
+    return np.asarray(visualizer.draw_instance_predictions(image, shown).get_image())
+
+
+def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch

@@ -1,0 +1,188 @@
+"""tools/predict.py: what a checkpoint finds in images, folders, videos or a data set."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .. import data
+from ..data.classes import category_ids
+from .classifier import Classifier
+from .detector import Detector
+from .inputs import files_as_inputs, find_inputs
+from .job import Job
+from .loading import load_model
+from .output import RESULTS, picture_path
+
+_DESCRIPTION = """\
+Predict with a trained detector or classifier: images, folders, videos, or a data set.
+
+    python tools/predict.py output/my_run my_images 'more/**/*.png' clip.mp4 --output predictions
+    python tools/predict.py model_best.pth --dataset coco_2017_val --output predictions
+
+In the folder DIR: results.json in COCO's format (of a classifier, the five best classes of each
+image), images.json with the files that its ids name, results.csv with both, and pictures/ with what
+was found drawn into the images and videos. Images have the ids 1, 2, ... in the order in which they
+were given, frames of videos go on from there; those of a data set have its own. An input that can't
+be read is named and skipped; then the exit status is 1.
+"""
+
+
+def main(
+    argv: Sequence[str] | None = None, register_data: Callable[[CfgNode], object] | None = None
+) -> None:
+    """The command line; exits with 1 if an input could not be read, or nothing could be done.
+
+    Args:
+        register_data: registers the data sets that a config names by path.
+    """
+    args = _parse_args(argv)
+    try:
+        job = _prepare(args, register_data)
+        results = job.run()
+    except (ValueError, OSError) as e:
+        sys.exit(f"predict.py: error: {' '.join(str(e).split())}")
+    print(f"{results} results are in {job.folder / RESULTS}")
+    if job.broken:
+        sys.exit(f"{len(job.broken)} inputs could not be read: {', '.join(job.broken)}")
+
+
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT_OR_RUN",
+        help="a .pth file, or the OUTPUT_DIR of a training: its model_best.pth, else "
+        "model_final.pth, else the last one",
+    )
+    parser.add_argument(
+        "inputs", metavar="INPUT", nargs="*", help="images, videos, folders of them, or globs"
+    )
+    parser.add_argument("--output", metavar="DIR", required=True, help="the folder for results")
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="a registered data set in place of INPUTs; 'test' is the one the model was tested on",
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        metavar="SCORE",
+        help="the least score (0 ... 1) of what is drawn and written (default: "
+        f"{Detector.least_drawn} of the detections that are drawn; all are written)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="IMAGES",
+        help="the images that are read and computed at once, a detector's if they have one size "
+        "(default: 1); results of another number differ in their last digits",
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files of the same names in DIR"
+    )
+    args = parser.parse_args(argv)
+    if args.batch < 1:
+        parser.error(f"--batch must be at least 1; got {args.batch}")
+    if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
+        parser.error(f"--score-threshold must be 0 ... 1; got {args.score_threshold}")
+    if bool(args.inputs) == bool(args.dataset):
+        parser.error("give either INPUTs or --dataset NAME")
+    return args
+
+
+# -------------------------------------------------------------------------------------------------
+# Before any work
+# -------------------------------------------------------------------------------------------------
+
+
+def _prepare(args: argparse.Namespace, register_data: Callable[[CfgNode], object] | None) -> Job:
+    folder = Path(args.output)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {args.output!r} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not args.overwrite:
+        raise ValueError(
+            f"--output {args.output!r} is not empty; name another folder, or add --overwrite"
+        )
+    inputs = find_inputs(args.inputs)
+    model = load_model(args.checkpoint, args.device)
+    if args.dataset:
+        if register_data is not None:
+            register_data(model.cfg)
+        records = _dataset_records(model, args.dataset)
+        names = [i.name for i in files_as_inputs([record["file_name"] for record in records])]
+    else:
+        images = [i for i in inputs if not i.is_video]
+        records = [{"file_name": i.path, "image_id": n} for n, i in enumerate(images, start=1)]
+        names = [i.name for i in images]
+    job = Job(
+        model,
+        records,
+        names,
+        videos=[i for i in inputs if i.is_video],
+        folder=folder,
+        batch=args.batch,
+        score_threshold=args.score_threshold,
+        pictures=not args.no_pictures,
+    )
+    _refuse_to_draw_over_inputs(job)
+    return job
+
+
+def _dataset_records(model: Detector | Classifier, name: str) -> list[dict[str, Any]]:
+    """The images of a data set, whose ids become the model's."""
+    cfg = model.cfg
+    if name == "test":
+        if len(cfg.DATASETS.TEST) != 1:
+            raise ValueError(f"--dataset test: DATASETS.TEST is {cfg.DATASETS.TEST}; name one")
+        (name,) = cfg.DATASETS.TEST
+    data.register_folders([name])
+    if name not in DatasetCatalog:
+        raise ValueError(
+            f"--dataset: no data set {name!r} is registered here; the model's own are "
+            f"{', '.join(map(repr, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))}"
+        )
+    metadata = MetadataCatalog.get(name)
+    for path in (metadata.get("json_file"), metadata.get("image_root")):
+        if path:
+            data.existing_path(name, path)
+    records = DatasetCatalog.get(name)
+    names = metadata.get("classes" if isinstance(model, Classifier) else "thing_classes")
+    if names != model.class_names:
+        raise ValueError(
+            f"--dataset {name!r} has the classes {_some(names or [])}, the model "
+            f"{_some(model.class_names)}"
+        )
+    if isinstance(model, Detector):
+        model.category_ids = category_ids(metadata) or model.category_ids
+    return [
+        {**record, "image_id": record.get("image_id", n)} for n, record in enumerate(records, 1)
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _refuse_to_draw_over_inputs(job: Job) -> None:
+    if not job.pictures:
+        return
+    videos = [(v.path, v.name, True) for v in job.videos]
+    images = [(r["file_name"], name, False) for r, name in zip(job.records, job.names)]
+    sources = {os.path.realpath(path): path for path, _, _ in [*videos, *images]}
+    for _, name, is_video in [*videos, *images]:
+        path = picture_path(job.folder, name, is_video)
+        if os.path.realpath(path) in sources:
+            raise ValueError(
+                f"{path} is an INPUT, and would be drawn over; choose another --output"
+            )

@@ -1,0 +1,163 @@
+"""What a config file's YAML tags may compute: numbers and lists of them, nothing that runs code.
+
+Where a file has Python tags, Detectron2 reads it with PyYAML's ``unsafe_load``, which calls any
+function that a tag names. Its own RetinaNet config needs one such tag, an ``eval`` of a list of
+anchor sizes. So a file is looked at before it is loaded.
+"""
+
+import ast
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from detectron2.utils.file_io import PathManager
+
+_EVAL = "tag:yaml.org,2002:python/object/apply:eval"
+# All that safe_load constructs, and what yacs writes of a tuple.
+_PLAIN = {
+    f"tag:yaml.org,2002:{name}"
+    for name in (
+        "null", "bool", "int", "float", "binary", "timestamp", "str", "seq", "map", "merge",
+        "value", "python/tuple",
+    )
+}  # fmt: skip
+_OPERATORS: Mapping[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+MOST_STEPS = 10_000  # of one expression
+LARGEST = 2**63  # a power beyond this could take any time and memory
+
+
+def check_yaml(path: str | os.PathLike[str]) -> None:
+    """Look at the tags of a config file and of all its ``_BASE_`` files.
+
+    Args:
+        path: any that Detectron2's PathManager knows.
+
+    Raises:
+        ValueError: a tag would run code; one line that names the file and the tag.
+        yaml.YAMLError, OSError: a file is no YAML, or can't be read.
+    """
+    waiting, seen = [os.fspath(path)], set[str]()
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            raise ValueError(f"{path} is its own _BASE_")
+        seen.add(path)
+        with PathManager.open(path, "r") as f:
+            try:
+                root = yaml.compose(f, Loader=yaml.SafeLoader)
+            except RecursionError as e:
+                raise ValueError(f"{path} is nested too deep") from e
+        waiting += [_beside(path, base) for base in _check(path, root)]
+
+
+def _beside(path: str, base: str) -> str:
+    """Where fvcore looks for a _BASE_."""
+    base = os.path.expanduser(base) if base.startswith("~") else base
+    is_whole = base.startswith(("/", "https://", "http://"))
+    return base if is_whole else os.path.join(os.path.dirname(path), base)
+
+
+def _check(path: str, root: yaml.Node | None) -> list[str]:
+    """Look at a document; the files that it names as _BASE_."""
+    nodes, seen = [root] if root is not None else [], set[int]()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an alias, of itself perhaps
+            continue
+        seen.add(id(node))
+        if node.tag == _EVAL:
+            _check_expression(path, node)
+        elif node.tag not in _PLAIN:
+            name = node.tag.removeprefix("tag:yaml.org,2002:")
+            raise ValueError(
+                f"{path}, line {node.start_mark.line + 1}: the tag {name!r} may run code, and is "
+                "not read; write the value that it stands for"
+            )
+        if isinstance(node, yaml.MappingNode):
+            nodes += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+    if not isinstance(root, yaml.MappingNode):
+        return []
+    bases = [value for key, value in root.value if key.value == "_BASE_"]
+    return [
+        base.value
+        for given in bases
+        for base in (given.value if isinstance(given, yaml.SequenceNode) else [given])
+        if isinstance(base.value, str)
+    ]
+
+
+def _check_expression(path: str, node: yaml.Node) -> None:
+    arguments = node.value if isinstance(node, yaml.SequenceNode) else []
+    text = arguments[0].value if len(arguments) == 1 else None
+    try:
+        if not isinstance(text, str):
+            raise ValueError("it takes one text")
+        _Arithmetic().value(ast.parse(text.strip(), mode="eval").body, {})
+    except (ValueError, SyntaxError, ArithmeticError, MemoryError, RecursionError) as e:
+        raise ValueError(
+            f"{path}, line {node.start_mark.line + 1}: an eval may hold arithmetic and list "
+            f"comprehensions of numbers only: {e}; write the value that it stands for"
+        ) from e
+
+
+class _Arithmetic:
+    """Computes an expression that has nothing but numbers, operators, lists and comprehensions."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+
+    def value(self, node: ast.expr, names: Mapping[str, Any]) -> Any:
+        """
+        Raises:
+            ValueError: there is something else in it, or too much.
+        """
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise ValueError(f"it takes more than {MOST_STEPS} steps")
+        match node:
+            case ast.Constant(value=bool() | int() | float()):
+                return node.value
+            case ast.Name(id=name) if name in names:
+                return names[name]
+            case ast.List(elts=parts) | ast.Tuple(elts=parts):
+                return [self.value(part, names) for part in parts]
+            case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](self._number(operand, names))
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+                a, b = self._number(left, names), self._number(right, names)
+                if isinstance(op, ast.Pow) and abs(b) > 1 and float(abs(a)) ** abs(b) > LARGEST:
+                    raise ValueError(f"{a} ** {b} is too large")
+                return _OPERATORS[type(op)](a, b)
+            case ast.ListComp(elt=element, generators=[ast.comprehension() as loop]):
+                return self._comprehension(element, loop, names)
+        raise ValueError(f"{ast.unparse(node)!r} is neither")
+
+    def _number(self, node: ast.expr, names: Mapping[str, Any]) -> Any:
+        value = self.value(node, names)
+        if not isinstance(value, (int, float)) or abs(value) > LARGEST:
+            raise ValueError(f"{ast.unparse(node)!r} is no number below 2 ** 63")
+        return value
+
+    def _comprehension(
+        self, element: ast.expr, loop: ast.comprehension, names: Mapping[str, Any]
+    ) -> Sequence[Any]:
+        items = self.value(loop.iter, names)
+        if not isinstance(loop.target, ast.Name) or loop.ifs or loop.is_async:
+            raise ValueError("its loop has more than one name, or a condition")
+        if not isinstance(items, list):
+            raise ValueError(f"{ast.unparse(loop.iter)!r} is no list")
+        return [self.value(element, {**names, loop.target.id: item}) for item in items]

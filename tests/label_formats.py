@@ -1,0 +1,89 @@
+"""The same labelled images in COCO's, YOLO's and Pascal VOC's formats, side by side in a folder."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+FORMATS = ("coco", "yolo", "voc")
+Content = dict[str, Any]  # of a file in COCO's format
+
+
+def write_formats(root: Path, splits: dict[str, tuple[Content, Path]]) -> dict[str, list[str]]:
+    """Write the splits "train" and "val" in all formats, over the same image files.
+
+    Args:
+        splits: what a COCO file says, and the folder of its images. Polygons, of one ring each, go
+            to COCO's and YOLO's files.
+
+    Returns:
+        From a format to the arguments of train_net.py that name the data.
+    """
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    names = [c["name"] for c in splits["train"][0]["categories"]]
+    for split, (content, images) in splits.items():
+        (root / f"{split}.json").write_text(json.dumps(content))
+        for image in content["images"]:
+            shutil.copy(images / image["file_name"], root / "JPEGImages")
+        stems = [Path(image["file_name"]).stem for image in content["images"]]
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+        listed = [f"JPEGImages/{image['file_name']}" for image in content["images"]]
+        (root / f"{split}.txt").write_text("\n".join(listed))
+        _write_labels(root, content)
+    lists = {split: f"{split}.txt" for split in splits}
+    (root / "data.yaml").write_text(json.dumps({**lists, "names": names}))  # JSON is YAML
+    (root / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nbackground:::\n" + "".join(f"{n}:::\n" for n in names)
+    )
+    return {
+        "coco": ["--data", f"{root}/train.json:{root}/JPEGImages",
+                 "--data-val", f"{root}/val.json:{root}/JPEGImages"],
+        "yolo": ["--data", f"{root}/data.yaml"],
+        "voc": ["--data", f"{root}/Annotations"],
+    }  # fmt: skip
+
+
+def _write_labels(root: Path, content: Content) -> None:
+    index = {c["id"]: i for i, c in enumerate(content["categories"])}
+    for image in content["images"]:
+        size, stem = (image["width"], image["height"]), Path(image["file_name"]).stem
+        lines, objects = [], []
+        for a in (a for a in content["annotations"] if a["image_id"] == image["id"]):
+            category, (x, y, w, h) = index[a["category_id"]], a["bbox"]
+            values = [(x + w / 2) / size[0], (y + h / 2) / size[1], w / size[0], h / size[1]]
+            if "segmentation" in a:
+                values = [v / size[i % 2] for i, v in enumerate(a["segmentation"][0])]
+            lines.append(" ".join(map(str, [category, *values])))
+            corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+            box = "".join(f"<{key}>{value}</{key}>" for key, value in corners.items())
+            name = content["categories"][category]["name"]
+            objects.append(f"<object><name>{name}</name><bndbox>{box}</bndbox></object>")
+        (root / "JPEGImages" / f"{stem}.txt").write_text("\n".join(lines) + "\n")
+        (root / "Annotations" / f"{stem}.xml").write_text(
+            f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>"
+            f"{''.join(objects)}</annotation>"
+        )
+
+
+def simplified(content: Content, polygons: bool = False) -> Content:
+    """What all formats can hold: boxes to a thousandth of a pixel, and no crowds.
+
+    Args:
+        polygons: keep the objects that have one polygon, and make their boxes its extent.
+    """
+    annotations = []
+    for a in content["annotations"]:
+        kept = {k: a[k] for k in ("id", "image_id", "category_id", "iscrowd", "area")}
+        kept["bbox"] = [round(v, 3) for v in a["bbox"]]
+        if polygons and (a["iscrowd"] or len(a["segmentation"]) != 1):
+            continue
+        if polygons:
+            points = [round(v, 3) for v in a["segmentation"][0]]
+            kept["segmentation"] = [points]
+            left, top = min(points[::2]), min(points[1::2])
+            width, height = max(points[::2]) - left, max(points[1::2]) - top
+            kept["bbox"] = [left, top, round(width, 3), round(height, 3)]
+        if not a["iscrowd"]:
+            annotations.append(kept)
+    return {**content, "annotations": annotations}

@@ -1,0 +1,226 @@
+"""The best checkpoint, across SIGKILL and --resume: real trainings of a tiny classifier, in which
+the accuracies alone are invented, so that it is known which is the best."""
+
+import math
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, Tool, draw_image_folders, run_tool
+
+from randwire_d2.config import classifier_config, detector_config
+from randwire_d2.engine import check_best_metric, check_solver
+from randwire_d2.runs import RunFolder
+
+TOOL = "pretrain_imagenet.py"
+TOP1 = "classification/top1"
+# Evaluations after iterations 1, 3, 5, …, and the last one; checkpoints after 3, 7, 11.
+OPTIONS = ["SOLVER.MAX_ITER", 12, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 4]
+# In place of what evaluations find, one value after the other.
+INVENT = """
+from randwire_d2.classification import ClassificationTrainer
+values = iter({values})
+ClassificationTrainer.test = classmethod(
+    lambda *_: {{"classification": {{"top1": next(values), "top5": 100.0}}}}
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    draw_image_folders(root)
+    return root
+
+
+def arguments(folders: Path, output: Path, *options: object) -> list[object]:
+    return [
+        "--config-file", ROOT / "configs/imagenet/randwire_c78_250ep.yaml", "--resume",
+        "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6,
+        "MODEL.RANDWIRE.FUSED", "on", "MODEL.CLASSIFIER.NUM_CLASSES", 3,
+        "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
+        "DATALOADER.NUM_WORKERS", 0, "INPUT.TRAIN_CROP_SIZE", 32, "INPUT.TEST_CROP_SIZE", 32,
+        "SOLVER.EPOCHS", 0, "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.01,
+        *OPTIONS, "OUTPUT_DIR", output, *options,
+    ]  # fmt: skip
+
+
+def train(folders: Path, output: Path, values: Sequence[object], *options: object) -> str:
+    """Train on, to the end; returns the log."""
+    before = INVENT.format(values=f"[{', '.join(map(str, values))}]")
+    log = output.with_suffix(".log")
+    return run_tool(TOOL, *arguments(folders, output, *options), log=log, before=before)
+
+
+def train_until(moment: str, folders: Path, output: Path, values: Sequence[object]) -> None:
+    """Train until the process is killed at a moment (killer/sitecustomize.py)."""
+    tool = Tool(
+        TOOL, *arguments(folders, output), log=output.with_suffix(".log"),
+        before=INVENT.format(values=values), kill_at=f"{moment} group",
+    )  # fmt: skip
+    assert tool.wait() == -signal.SIGKILL, tool.said[-3000:]
+
+
+def assert_best_is(output: Path, iteration: int, value: float) -> None:
+    """The argmax of metrics.json, and the file."""
+    run = RunFolder(output)
+    found = [(i, v) for i, v in run.evaluations(TOP1) if not math.isnan(v)]
+    assert max(found, key=lambda item: item[1]) == (iteration, value), found
+    best = torch.load(run.best_checkpoint, weights_only=True)
+    assert best["iteration"] == iteration and "randwire" in best and "trainer" not in best
+    periodic = output / f"model_{iteration:07}.pth"
+    if periodic.is_file():
+        weights = torch.load(periodic, weights_only=True)["model"]
+        assert all(torch.equal(best["model"][k], weights[k]) for k in weights)
+    assert run.last_checkpoint == run.final_checkpoint
+    assert not list(output.glob("*.before"))
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        (["float('nan')", 40.0, 30.0, 40.0, 39.0, 20.0], (3, 40.0)),
+        ([10.0, 20.0, 30.0, 20.0, 10.0, 50.0], (12, 50.0)),
+    ],
+)
+def test_the_best_is_kept(
+    folders: Path, tmp_path: Path, values: list[object], best: tuple[int, float]
+) -> None:
+    """Wrong: a later or worse evaluation replaces it, NaN counts, not every evaluation is written,
+    or a training goes on from it."""
+    output = tmp_path / "run"
+    train(folders, output, values)
+    assert [i for i, _ in RunFolder(output).evaluations(TOP1)] == [1, 3, 5, 7, 9, 12]
+    assert_best_is(output, *best)
+
+
+@pytest.mark.parametrize(
+    ("moment", "before", "after", "best"),
+    [
+        # 50 at iteration 5 is redone and becomes 20: the best is that of iteration 3 again.
+        ("os.rename model_0000007.pth 1", [10, 30, 50], [20, 25, 10, 10], (3, 30)),
+        # It is redone and is still the best.
+        ("os.rename model_0000007.pth 1", [10, 30, 50], [50, 25, 10, 10], (5, 50)),
+        # Two of them are redone; what is kept is not the first of the two.
+        ("os.rename model_0000011.pth 1", [10, 30, 20, 25, 50], [20, 10], (3, 30)),
+        # Iteration 3 was evaluated and written down, but not saved; nor is its file half there.
+        ("os.rename model_best.pth 2", [10, 30], [20, 25, 10, 10], (3, 30)),
+        ("os.rename model_best.pth 3", [10, 30], [20, 25, 10, 10], (3, 30)),
+        # The first one of all is redone.
+        ("os.rename model_0000003.pth 1", [50], [10, 20, 15, 5, 5, 5], (3, 20)),
+        # Killed in the last evaluation's writing.
+        ("os.rename model_best.pth 3", [30, 20, 10, 15, 20, 40], [25], (1, 30)),
+    ],
+)
+@pytest.mark.slow
+def test_a_killed_run_keeps_the_best_of_what_counts(
+    folders: Path,
+    tmp_path: Path,
+    moment: str,
+    before: list[float],
+    after: list[float],
+    best: tuple[int, float],
+) -> None:
+    """Wrong: the file is of an evaluation that was redone and found less, or the best before the
+    kill is forgotten, or was lost with its file."""
+    output = tmp_path / "run"
+    train_until(moment, folders, output, before)
+    train(folders, output, after)
+    assert_best_is(output, *best)
+
+
+def test_patience_ends_a_training_as_its_last_iteration_would(
+    folders: Path, tmp_path: Path
+) -> None:
+    """Wrong: it ends too early or too late, without its last evaluation or checkpoint, or goes on
+    when it is resumed, as every run of a sweep is."""
+    output = tmp_path / "run"
+    patience = ("SOLVER.PATIENCE", 2)
+    said = train(folders, output, [20, 30, 30, "float('nan')", 29], *patience)
+    assert said.count("has not improved for 2 evaluations, SOLVER.PATIENCE") == 1
+    assert "Traceback" not in said and "Exception" not in said
+    assert "The training has ended after 8 iterations" in said
+    assert [i for i, _ in RunFolder(output).evaluations(TOP1)] == [1, 3, 5, 7, 8]
+    assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 7
+    assert_best_is(output, 3, 30)
+    assert RunFolder(output).progress().done == 1
+
+    said = train(folders, output, [29], *patience)
+    assert "Starting training from iteration 8" in said
+    assert "The training has ended after 8 iterations" in said
+    assert [i for i, _ in RunFolder(output).evaluations(TOP1)] == [1, 3, 5, 7, 8]
+    # Without it, the rest is trained.
+    train(folders, output, [10, 40], "SOLVER.PATIENCE", 0)
+    assert_best_is(output, 12, 40)
+
+
+@pytest.mark.slow
+def test_patience_is_remembered_and_shared(folders: Path, tmp_path: Path) -> None:
+    """Wrong: a resumed run begins to count anew, or one of two processes waits for the other."""
+    output = tmp_path / "run"
+    several = ("SOLVER.PATIENCE", 3)
+    given = [*arguments(folders, output, *several), "SOLVER.IMS_PER_BATCH", 8]
+    given[2:2] = ["--num-gpus", 2, "--dist-url", "auto"]
+    log = tmp_path / "log"
+    # What is invented does not reach the processes that are started. Of three classes, all images
+    # are always among the top five.
+    said = run_tool(TOOL, *given, "SOLVER.BEST_METRIC", "classification/top5", log=log)
+    assert said.count("has not improved for 3 evaluations") == 1
+    train_until("os.rename model_0000007.pth 1", folders, tmp_path / "killed", [30, 20, 20])
+    said = train(folders, tmp_path / "killed", [20, 20, 20], *several)
+    assert "has not improved for 3 evaluations" in said
+    assert "The training has ended after 8 iterations" in said
+    assert_best_is(tmp_path / "killed", 1, 30)
+
+
+def test_patience_needs_evaluations() -> None:
+    """Wrong: a training that would never end early, without a word."""
+    cfg = detector_config()
+    cfg.SOLVER.PATIENCE = 2
+    with pytest.raises(ValueError, match="PATIENCE 2 .*EVAL_PERIOD is 0"):
+        check_solver(cfg)
+    cfg.TEST.EVAL_PERIOD = 10
+    check_solver(cfg)
+
+
+def test_an_unknown_metric_is_refused_with_those_there_are() -> None:
+    """Wrong: it comes out when the training ends, or a test set's own metric is refused."""
+    cfg = detector_config()
+    cfg.DATASETS.TEST = ("randwire_shapes_val",)
+    check_best_metric(cfg)
+    cfg.SOLVER.BEST_METRIC = "bbox/AP-circle"
+    check_best_metric(cfg)
+    for name in ("segm/AP", "AP"):
+        cfg.SOLVER.BEST_METRIC = name
+        with pytest.raises(ValueError, match=r"bbox/AP50") as e:
+            check_best_metric(cfg)
+        assert repr(name) in str(e.value) and "\n" not in str(e.value)
+    cfg.MODEL.MASK_ON, cfg.SOLVER.BEST_METRIC = True, "segm/AP"
+    check_best_metric(cfg)
+    cfg.DATASETS.TEST += ("coco_2017_val",)
+    check_best_metric(cfg)
+    cfg.SOLVER.BEST_METRIC = "coco_2017_val/segm/AP75"
+    check_best_metric(cfg)
+    classifier = classifier_config()
+    classifier.MODEL.META_ARCHITECTURE = "ImageClassifier"
+    classifier.DATASETS.TEST = ("imagenet_val",)
+    check_best_metric(classifier)
+    classifier.SOLVER.BEST_METRIC = "classification/top3"
+    with pytest.raises(ValueError, match="top1, classification/top5"):
+        check_best_metric(classifier)
+
+
+def test_a_metric_that_no_evaluation_gave_is_said_once(folders: Path, tmp_path: Path) -> None:
+    """Wrong: silence, or a line per evaluation. Which metrics an evaluator has can't always be told
+    beforehand."""
+    invent = (
+        "from randwire_d2.classification import ClassificationTrainer\n"
+        "ClassificationTrainer.test = classmethod(lambda *_: {'sem_seg': {'mIoU': 1.0}})\n"
+    )
+    log = tmp_path / "log"
+    said = run_tool(TOOL, *arguments(folders, tmp_path / "run"), log=log, before=invent)
+    assert said.count("no evaluation gives 'classification/top1'") == 1
+    assert "they give sem_seg/mIoU" in said
+    assert not RunFolder(tmp_path / "run").best_checkpoint.exists()

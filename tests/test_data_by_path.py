@@ -1,0 +1,341 @@
+"""Data sets by their path: three formats are one data set, and the config knows it everywhere."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.structures import Boxes, BoxMode, Instances
+from helpers import ROOT, last_metrics, refusal, run_tool
+from label_formats import FORMATS, Content, simplified, write_formats
+from PIL import Image
+
+from randwire_d2.config import detector_config
+from randwire_d2.data import (
+    count_images,
+    existing_path,
+    labelled_images,
+    look,
+    register_detection_data,
+)
+from randwire_d2.data.coco_json import read_coco
+from randwire_d2.drawing.samples import draw_samples
+from randwire_d2.engine import Trainer, argument_parser, load_config, register_data
+from randwire_d2.engine.datasets import settle_classes
+from randwire_d2.runs import EVALUATIONS, RunFolder
+
+COCO = ROOT.parent / "shared" / "data" / "coco"
+SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")
+Split = tuple[Content, Path]
+
+
+def parse(*args: object) -> argparse.Namespace:
+    return argument_parser().parse_args(["--config-file", SHAPES, *map(str, args)])
+
+
+def shapes(split: str) -> Split:
+    """The built-in set; its validation images get other names than those for training."""
+    metadata = MetadataCatalog.get(f"randwire_shapes_{split}")
+    json_file = existing_path("shapes", metadata.json_file)
+    return json.loads(Path(json_file).read_text()), Path(metadata.image_root)
+
+
+def two_splits(kind: str, tmp_path: Path, polygons: bool = False) -> dict[str, Split]:
+    if kind == "coco":
+        content = json.loads((COCO / "annotations" / "instances_train2017.json").read_text())
+        return dict.fromkeys(("train", "val"), (simplified(content, polygons), COCO / "train2017"))
+    splits = {}
+    for split in ("train", "val"):
+        content, folder = shapes(split)
+        renamed = tmp_path / f"renamed_{split}"
+        renamed.mkdir()
+        for image in content["images"]:
+            name = f"{split}_{image['file_name']}"
+            (renamed / name).symlink_to(folder / image["file_name"])
+            image["file_name"] = name
+        splits[split] = simplified(content, polygons), renamed
+    return splits
+
+
+REAL = pytest.param(
+    "coco", marks=pytest.mark.skipif(not COCO.is_dir(), reason="no images in ../shared/data")
+)
+
+
+@pytest.mark.parametrize("polygons", [False, True], ids=["boxes", "polygons"])
+@pytest.mark.parametrize("kind", ["shapes", REAL])
+def test_three_formats_are_one_data_set(kind: str, polygons: bool, tmp_path: Path) -> None:
+    """Wrong: a format loses an image, its id or size, a box, a fraction of a pixel or a polygon."""
+    given = write_formats(tmp_path / "data", two_splits(kind, tmp_path, polygons))
+    formats = [f for f in FORMATS if f != "voc" or not polygons]  # it has none
+    found = {}
+    for name in formats:
+        cfg = load_config(parse(*given[name]))
+        sets = [DatasetCatalog.get(names[0]) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)]
+        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+        found[name] = sets, metadata.thing_classes, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    (records, _), _, _ = found["coco"]
+    assert sum(len(r["annotations"]) for r in records) > 50
+    assert all(("segmentation" in a) == polygons for r in records for a in r["annotations"])
+    for name in formats:
+        assert found[name] == found["coco"], name
+
+
+def average_precision(cfg: CfgNode, output: Path, noise: float) -> float:
+    """The AP of detections that are the labels, moved by some pixels."""
+    output.mkdir()
+    test, rng = cfg.DATASETS.TEST[0], np.random.default_rng(0)
+    evaluator = Trainer.build_evaluator(cfg, test, str(output))
+    evaluator.reset()
+    for record in DatasetCatalog.get(test):
+        annotations = record["annotations"]
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        found = Instances((record["height"], record["width"]))
+        moves = rng.normal(0, noise, (len(boxes), 1))
+        found.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4) + moves)
+        found.scores = torch.tensor(rng.random(len(boxes)))
+        found.pred_classes = torch.tensor([a["category_id"] for a in annotations])
+        evaluator.process([record], [{"instances": found}])
+    return evaluator.evaluate()["bbox"]["AP"]
+
+
+def test_three_formats_have_the_same_ap(tmp_path: Path) -> None:
+    """Wrong: the ground truth that the evaluation makes of a format is another's."""
+    given = write_formats(tmp_path / "data", two_splits("shapes", tmp_path))
+    coco, yolo, voc = (
+        average_precision(load_config(parse(*given[name])), tmp_path / name, noise=3)
+        for name in FORMATS
+    )
+    assert 20 < coco < 80
+    assert yolo == coco == voc
+
+
+@pytest.mark.skipif(not COCO.is_dir(), reason="no images in ../shared/data")
+def test_a_coco_file_is_read_as_detectron2_reads_it() -> None:
+    """Wrong: crowds, polygons of several parts, ids with gaps or the order of images differ."""
+    json_file = str(COCO / "annotations" / "instances_train2017.json")
+    images = str(COCO / "train2017")
+    ours = read_coco(json_file, images)
+    assert ours.records == load_coco_json(json_file, images, "coco_of_detectron2")
+    metadata = MetadataCatalog.get("coco_of_detectron2")
+    assert list(ours.classes) == metadata.thing_classes
+    assert ours.category_ids == tuple(metadata.thing_dataset_id_to_contiguous_id)
+    MetadataCatalog.remove("coco_of_detectron2")
+
+
+@pytest.mark.slow
+def test_three_formats_train_alike(tmp_path: Path) -> None:
+    """Wrong: the first losses depend on the format; or another process, or an
+    evaluation with a saved config, does not know the data."""
+    given = write_formats(tmp_path / "data", two_splits("shapes", tmp_path))
+    # Not what a measurement chooses, whose sums have other last bits.
+    small = ["MODEL.RANDWIRE.FUSED", "off", "MODEL.RANDWIRE.CHANNELS", 8,
+             "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 2]  # fmt: skip
+    losses = {}
+    for name in FORMATS:
+        said = run_tool(
+            "train_net.py", "--config-file", SHAPES, *given[name],
+            "OUTPUT_DIR", tmp_path / name, *small, log=tmp_path / "log",
+        )  # fmt: skip
+        assert said.count("24 images (all 128 × 128)") == 1
+        losses[name] = last_metrics(tmp_path / name)["total_loss"]
+    assert losses["yolo"] == losses["coco"] == losses["voc"]
+    run_tool(
+        "train_net.py", "--config-file", tmp_path / "voc" / "config.yaml", "--eval-only",
+        "--resume", "--num-gpus", 2, "--dist-url", "auto", log=tmp_path / "log",
+    )  # fmt: skip
+    (evaluation,) = map(RunFolder, (tmp_path / "voc" / EVALUATIONS).iterdir())
+    assert "bbox" in evaluation.evaluation().results
+
+
+@pytest.fixture
+def unsplit(tmp_path: Path) -> Iterator[Path]:
+    """Ten images of 40 × 30 with a box each, in Roboflow's form of COCO, not split."""
+    folder = tmp_path / "unsplit"
+    folder.mkdir()
+    images, annotations = [], []
+    for i in range(10):
+        Image.new("RGB", (40, 30), (i, 2 * i, 3 * i)).save(folder / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 40, "height": 30})
+        annotations.append({"id": i, "image_id": i, "category_id": 1 + i % 2,
+                            "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0})  # fmt: skip
+    categories = [{"id": 0, "name": "cells", "supercategory": "none"},
+                  {"id": 1, "name": "red", "supercategory": "cells"},
+                  {"id": 2, "name": "white", "supercategory": "cells"}]  # fmt: skip
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_images_are_held_back(unsplit: Path) -> None:
+    """Wrong: an image is in both splits or in none, or another process holds back others."""
+    with pytest.raises(ValueError, match=r"no validation split.*DATASETS.HOLD_BACK 0.1") as e:
+        load_config(parse("--data", unsplit))
+    assert "\n" not in str(e.value)
+    with pytest.raises(ValueError, match=r"less than 1; got 1.5"):
+        load_config(parse("--data", unsplit, "DATASETS.HOLD_BACK", 1.5))
+    held = {}
+    for seed in (-1, 0, 7):
+        cfg = load_config(parse("--data", unsplit, "DATASETS.HOLD_BACK", 0.2, "SEED", seed))
+        train, val = (
+            [r["image_id"] for r in DatasetCatalog.get(name)]
+            for name in (cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0])
+        )
+        assert len(val) == 2 and sorted(train + val) == list(range(10))
+        held[seed] = val
+    assert held[-1] == held[0] != held[7]
+    # Read again, as by a second loader, and as in a new process.
+    assert [r["image_id"] for r in DatasetCatalog.get(cfg.DATASETS.TEST[0])] == held[7]
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert register_data(cfg) == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    assert [r["image_id"] for r in DatasetCatalog.get(cfg.DATASETS.TEST[0])] == held[7]
+    assert count_images(cfg.DATASETS.TRAIN[0]) == 8
+
+
+def test_the_root_category_of_roboflow_is_no_class(unsplit: Path) -> None:
+    """Wrong: a detector has a class that nothing is labelled with, unlike the YOLO export's."""
+    cfg = load_config(parse("--data", unsplit, "DATASETS.HOLD_BACK", 0.2))
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    assert metadata.thing_classes == ["red", "white"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1}
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES == 2
+
+
+def test_the_evaluation_reads_what_roboflow_writes(unsplit: Path, tmp_path: Path) -> None:
+    """Wrong: the root category is a class of the evaluation's, or the annotation with id 0 is never
+    found; or labels that were corrected are evaluated as they were before."""
+    for run, category in (("first", 2), ("second", 1)):
+        content = json.loads((unsplit / "_annotations.coco.json").read_text())
+        content["annotations"][1]["category_id"] = category
+        (unsplit / "_annotations.coco.json").write_text(json.dumps(content))
+        cfg = load_config(parse("--data", unsplit, "--data-val", unsplit))
+        assert average_precision(cfg, tmp_path / run, noise=0) == pytest.approx(100)
+        assert average_precision(cfg, tmp_path / f"{run}_again", noise=9) < 50
+
+
+def test_a_path_is_the_configs(
+    unsplit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: a saved config means another folder elsewhere, or --eval-only trains the names."""
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(parse("--data", "unsplit", "--data-val", "unsplit"))
+    assert (str(unsplit), str(unsplit)) == (cfg.DATASETS.PATH, cfg.DATASETS.PATH_VAL)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(cfg.dump())
+    monkeypatch.chdir("/")
+    saved = RunFolder(tmp_path / "run").config()
+    assert register_data(saved) == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    args = argument_parser().parse_args(["--config-file", str(tmp_path / "run" / "config.yaml")])
+    assert load_config(args).DATASETS == cfg.DATASETS
+    with pytest.raises(ValueError, match="needs DATASETS.PATH"):
+        load_config(parse("--data-val", unsplit))
+    with pytest.raises(ValueError, match=r"DATASETS.TEST is given beside DATASETS.PATH .*unsplit"):
+        load_config(parse("--data", unsplit, "DATASETS.TEST", "('randwire_shapes_val',)"))
+
+
+def test_the_number_of_classes_follows_from_the_data(unsplit: Path) -> None:
+    """Wrong: a head has classes that the data has not, which ends in an IndexError inside."""
+    given = ["--data", unsplit, "DATASETS.HOLD_BACK", 0.2]
+    assert load_config(parse()).MODEL.ROI_HEADS.NUM_CLASSES == 6  # the registered set's
+    load_config(parse(*given, "MODEL.ROI_HEADS.NUM_CLASSES", 2))
+    # A head that isn't built may have any number.
+    load_config(parse(*given, "MODEL.RETINANET.NUM_CLASSES", 3))
+    with pytest.raises(ValueError, match=r"ROI_HEADS.NUM_CLASSES is 3, but .* 2 classes \(red, wh"):
+        load_config(parse(*given, "MODEL.ROI_HEADS.NUM_CLASSES", 3))
+    cfg = detector_config()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINANET.NUM_CLASSES = "RetinaNet", 3
+    with pytest.raises(ValueError, match=r"RETINANET.NUM_CLASSES is 3, but .* 80 classes"):
+        settle_classes(cfg, {}, ["coco_2017_train"])
+    with pytest.raises(ValueError, match=r"different classes: 80 classes.* 6 classes"):
+        settle_classes(cfg, {}, ["coco_2017_train", "randwire_shapes_val"])
+    with pytest.raises(ValueError, match=r"MASK_ON.*10 of 10 boxes"):
+        load_config(parse("--data", unsplit, "--data-val", unsplit, "MODEL.MASK_ON", True))
+
+
+def test_a_registered_set_without_names_is_read(unsplit: Path) -> None:
+    """Wrong: a COCO file that a project registers by itself fails inside the training."""
+    json_file = unsplit / "_annotations.coco.json"
+    register_coco_instances("own", {}, str(json_file), str(unsplit))
+    try:
+        own = ["DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)"]
+        assert load_config(parse(*own)).MODEL.ROI_HEADS.NUM_CLASSES == 3  # as Detectron2 reads it
+        MetadataCatalog.remove("own")  # as in a new process
+        MetadataCatalog.get("own").set(json_file=str(json_file), image_root=str(unsplit))
+        json_file.write_text(json_file.read_text().replace('"category_id": 2', '"category_id": 9'))
+        with pytest.raises(ValueError, match=r"'own' can't be read: .*category_id=9"):
+            load_config(parse(*own))
+    finally:
+        DatasetCatalog.remove("own")
+        MetadataCatalog.remove("own")
+
+
+def test_a_classifier_has_no_use_for_the_flag(unsplit: Path, tmp_path: Path) -> None:
+    """Wrong: pretrain_imagenet.py takes --data, and trains on something else."""
+    config = ROOT / "configs" / "shapes" / "randwire_pretrain.yaml"
+    given = ["--config-file", config, "--data", unsplit]
+    assert "--data is a detector's" in refusal("pretrain_imagenet.py", *given, log=tmp_path / "log")
+
+
+def test_the_look_counts_what_is_there(unsplit: Path) -> None:
+    """Wrong: an image that training and validation share is not named, or counts are wrong."""
+    (unsplit / "copy.png").write_bytes((unsplit / "4.png").read_bytes())
+    content = json.loads((unsplit / "_annotations.coco.json").read_text())
+    image = {**content["images"][4], "file_name": "copy.png"}
+    other = {**content, "images": [image], "annotations": [content["annotations"][4]]}
+    val = unsplit / "val.json"
+    val.write_text(json.dumps(other))
+    (train,), (test,) = register_detection_data(str(unsplit), str(val))
+    found = look({"train": labelled_images(train), "val": labelled_images(test)})
+    assert "10 images (all 40 × 30), 0 without a box" in found.summary
+    assert [line.split() for line in found.summary.splitlines()[-2:]] == [
+        ["red", "5", "1"], ["white", "5", "0"]]  # fmt: skip
+    (warning,) = found.warnings
+    assert "also in train" in warning and ": 1 (" in warning
+    assert f"{unsplit / 'copy.png'} is {unsplit / '4.png'}" in warning
+
+
+def test_browse_data_draws_what_it_counts(unsplit: Path, tmp_path: Path) -> None:
+    """Wrong: the picture isn't written, or the augmented images lie beside their boxes."""
+    picture = tmp_path / "data.png"
+    said = run_tool("browse_data.py", "--data", unsplit, "--data-val", unsplit, "--output", picture,
+                    log=tmp_path / "log")  # fmt: skip
+    assert "10 boxes" in said and "also in train" in said
+    with Image.open(picture) as image:
+        assert image.size[0] > 1000
+    assert "must end in" in refusal(
+        "browse_data.py", "--data", unsplit, "--output", "data.doc", log=tmp_path / "log"
+    )
+
+
+def test_augmented_boxes_stay_on_their_objects(tmp_path: Path) -> None:
+    """Wrong: boxes or masks are drawn where they were before a flip or a change of size."""
+    from randwire_d2.drawing import samples
+
+    Image.fromarray(np.pad(np.full((20, 30, 3), 255, np.uint8), ((5, 25), (10, 60), (0, 0)))).save(
+        tmp_path / "white.png"
+    )
+    points = [10.0, 5.0, 40.0, 5.0, 40.0, 25.0, 10.0, 25.0]
+    record = {"file_name": str(tmp_path / "white.png"), "image_id": 1, "height": 50, "width": 100,
+              "annotations": [{"bbox": [10, 5, 30, 20], "bbox_mode": BoxMode.XYWH_ABS,
+                               "category_id": 0, "segmentation": [points]}]}  # fmt: skip
+    cfg = detector_config()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.FORMAT = (200,), "RGB"
+    flipped = set()
+    for seed in range(6):
+        np.random.seed(seed)
+        image, (found,) = samples._augment(cfg, record, masks=True)
+        x0, y0, x1, y1 = map(round, found["bbox"])
+        assert image[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2].min() > 200
+        assert image[:, : x0 - 4].max(initial=0) < 50 > image[:, x1 + 4 :].max(initial=0)
+        flipped.add(x0 > 200)
+    assert flipped == {True, False}
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        draw_samples(cfg, "randwire_shapes_train", 0)

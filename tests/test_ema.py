@@ -1,0 +1,153 @@
+"""SOLVER.EMA: the average of the weights is what is evaluated, and is saved and resumed exactly."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import ROOT, Tool, draw_image_folders, last_metrics, run_tool
+
+from randwire_d2.config import detector_config
+from randwire_d2.engine.schedule import check_solver
+from randwire_d2.runs import RunFolder
+
+TOOL = "pretrain_imagenet.py"
+DECAY = 0.75
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    draw_image_folders(root)
+    return root
+
+
+def arguments(
+    folders: Path, output: Path, *options: object, flags: tuple[object, ...] = ()
+) -> list[object]:
+    return [
+        "--config-file", ROOT / "configs/imagenet/randwire_c78_250ep.yaml", *flags,
+        "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6,
+        "MODEL.RANDWIRE.EDGE_DROP_PROB", 0.5, "MODEL.RANDWIRE.EDGE_DROP_SCOPE", "batch",
+        "MODEL.RANDWIRE.FUSED", "on", "MODEL.CLASSIFIER.DROPOUT", 0.5,
+        "MODEL.CLASSIFIER.NUM_CLASSES", 3, "DATALOADER.NUM_WORKERS", 0,
+        "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
+        "INPUT.TRAIN_CROP_SIZE", 32, "INPUT.TEST_CROP_SIZE", 32, "SOLVER.EPOCHS", 0,
+        "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.05, "SOLVER.MAX_ITER", 6,
+        "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 2, "SOLVER.EMA.DECAY", DECAY,
+        "OUTPUT_DIR", output, *options,
+    ]  # fmt: skip
+
+
+def train(
+    folders: Path, output: Path, *options: object, flags: tuple[object, ...] = ()
+) -> dict[str, Any]:
+    """All checkpoints of a training, by their names."""
+    log = output.with_suffix(".log")
+    run_tool(TOOL, *arguments(folders, output, *options, flags=flags), log=log)
+    return {p.stem: torch.load(p, weights_only=True) for p in output.glob("model_*.pth")}
+
+
+def equal(found: dict[str, Any], expected: dict[str, Any]) -> bool:
+    assert found.keys() == expected.keys()
+    return all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.fixture(scope="module")
+def averaged(
+    folders: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    output = tmp_path_factory.mktemp("averaged") / "run"
+    return output, train(folders, output)
+
+
+def test_it_is_the_average_beside_the_weights(
+    averaged: tuple[Path, dict[str, Any]], folders: Path, tmp_path: Path
+) -> None:
+    """Wrong: another average than that of every iteration's weights and batch statistics, or the
+    training is another one than without."""
+    _, files = averaged
+    average = dict(files["model_0000000"]["model"])
+    for i in range(6):
+        file = files[f"model_{i:07}"]
+        assert list(file["ema"]) == list(file["model"])
+        for key, value in file["model"].items():
+            if value.is_floating_point():
+                average[key] = DECAY * average[key] + (1 - DECAY) * value
+                torch.testing.assert_close(file["ema"][key], average[key])
+    assert not equal(files["model_final"]["ema"], files["model_final"]["model"])
+    assert equal(files["model_final"]["ema"], files["model_0000005"]["ema"])
+    without = train(folders, tmp_path / "without", "SOLVER.EMA.DECAY", 0.0)
+    assert "ema" not in without["model_final"]
+    assert equal(files["model_final"]["model"], without["model_final"]["model"])
+
+
+def test_it_is_what_is_evaluated(
+    averaged: tuple[Path, dict[str, Any]], folders: Path, tmp_path: Path
+) -> None:
+    """Wrong: the best checkpoint, an evaluation of the last one, or the backbone has the weights of
+    one iteration, which nobody tested."""
+    output, files = averaged
+    best = files["model_best"]
+    source = f"model_{best['iteration']:07}" if best["iteration"] < 6 else "model_final"
+    assert "ema" not in best and equal(best["model"], files[source]["ema"])
+    backbone = torch.load(RunFolder(output).backbone, weights_only=True)["model"]
+    name = "stem.conv.weight"
+    expected = files["model_final"]["ema"][f"network.backbone.{name}"]
+    assert torch.equal(backbone[f"backbone.bottom_up.{name}"], expected)
+    assert not list(output.glob(".average_*"))
+
+    # A network whose average tells all images apart from one class, and whose weights do not.
+    file = dict(files["model_final"])
+    for entry, label in (("model", 0), ("ema", 1)):
+        state = file[entry] = {key: value.clone() for key, value in file[entry].items()}
+        state["network.fc.weight"].zero_()
+        state["network.fc.bias"].copy_(torch.eye(3)[label])
+    path = tmp_path / "planted.pth"
+    torch.save(file, path)
+    found = []
+    for decay in (DECAY, 0.0):
+        options = ("MODEL.WEIGHTS", path, "SOLVER.EMA.DECAY", decay, "DATASETS.TEST",
+                   f"('{folders / 'train'}',)")  # fmt: skip
+        given = arguments(folders, tmp_path / "run", *options, flags=("--eval-only",))
+        said = run_tool(TOOL, *given, log=tmp_path / "log")
+        found.append("what is evaluated is the average" in said)
+    assert found == [True, False]
+    assert len(list((tmp_path / "run" / "evaluations").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_average(
+    averaged: tuple[Path, dict[str, Any]], folders: Path, tmp_path: Path
+) -> None:
+    """Wrong: the average begins anew, or with a bit of another one."""
+    output = tmp_path / "run"
+    for moment in ("os.rename model_0000003.pth 1 group", "os.rename model_final.pth 1 group"):
+        given = arguments(folders, output, flags=("--resume",))
+        tool = Tool(TOOL, *given, log=tmp_path / "log", kill_at=moment)
+        assert tool.wait() == -signal.SIGKILL, tool.said[-3000:]
+    found, expected = train(folders, output, flags=("--resume",)), averaged[1]
+    assert found.keys() == expected.keys()
+    for name, file in expected.items():
+        for entry in {"model", "ema"} & file.keys():
+            assert equal(found[name][entry], file[entry]), (name, entry)
+    assert last_metrics(output)["classification/top5"] == 100
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_average(folders: Path, tmp_path: Path) -> None:
+    """Wrong: what DistributedDataParallel wraps is averaged under other names, or not at all."""
+    flags = ("--num-gpus", 2, "--dist-url", "auto")
+    file = train(folders, tmp_path / "run", flags=flags)["model_final"]
+    assert list(file["ema"]) == list(file["model"])
+    assert not equal(file["ema"], file["model"])
+
+
+def test_a_decay_of_one_is_refused() -> None:
+    """Wrong: an average that never moves."""
+    cfg = detector_config()
+    for decay in (1.0, -0.5):
+        cfg.SOLVER.EMA.DECAY = decay
+        with pytest.raises(ValueError, match=rf"EMA.DECAY .* less than 1; got {decay}"):
+            check_solver(cfg)

@@ -1,0 +1,317 @@
+"""Data sets that are not as they should be: each is one clear line, or a fault that is counted."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, DatasetMapper
+from helpers import ROOT
+from label_formats import write_formats
+from PIL import Image
+
+from randwire_d2.data import labelled_images
+from randwire_d2.engine import argument_parser, load_config
+
+SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")
+WIDTH, HEIGHT, TRAIN, VAL = 48, 32, 6, 2
+Damage = Callable[[Path], Any]
+
+
+def write_sound(root: Path) -> dict[str, list[str]]:
+    """Six images for training and two for validation, in every format, two boxes each."""
+    rng = np.random.default_rng(0)
+    splits = {}
+    for split, number in (("train", TRAIN), ("val", VAL)):
+        folder = root.parent / split
+        folder.mkdir()
+        images, annotations = [], []
+        for i in range(1, number + 1):
+            name = f"{split}{i}.jpg"
+            pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name)
+            images.append({"id": i, "file_name": name, "height": HEIGHT, "width": WIDTH})
+            for category, x in ((1, 4.0), (2, 20.0)):
+                ids = {"id": len(annotations) + 1, "image_id": i, "category_id": category}
+                annotations.append({**ids, "bbox": [x, 6.0, 12.0, 10.0], "iscrowd": 0})
+        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        splits[split] = content, folder
+    return write_formats(root, splits)
+
+
+def coco(change: Callable[[dict[str, Any]], Any], file: str = "train.json") -> Damage:
+    def damage(root: Path) -> None:
+        content = json.loads((root / file).read_text())
+        change(content)
+        (root / file).write_text(json.dumps(content))
+
+    return damage
+
+
+def box(*values: Any) -> Damage:
+    return coco(lambda c: c["annotations"][0].update(bbox=list(values)))
+
+
+def write(name: str, text: str) -> Damage:
+    return lambda root: (root / name).write_text(text)
+
+
+def replace(name: str, old: str, new: str) -> Damage:
+    def damage(root: Path) -> None:
+        text = (root / name).read_text()
+        assert old in text
+        (root / name).write_text(text.replace(old, new, 1))
+
+    return damage
+
+
+def truncate(root: Path) -> None:
+    path = root / "JPEGImages" / "train1.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def no_images(root: Path) -> None:
+    for path in (root / "JPEGImages").glob("*.jpg"):
+        path.unlink()
+
+
+def resize(root: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT + 1)).save(root / "JPEGImages" / "train1.jpg")
+
+
+def no_labels(root: Path) -> None:
+    for path in (root / "JPEGImages").glob("*.txt"):
+        path.unlink()
+
+
+def turn(root: Path) -> None:
+    """Store an image on its side, with the EXIF tag that says so: no fault."""
+    path = root / "JPEGImages" / "train1.jpg"
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.rotate(90, expand=True).save(path, exif=exif)
+
+
+LABEL = "JPEGImages/train1.txt"
+XML = "Annotations/train1.xml"
+SIZE = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
+NOT_JSON = '{"images": ['
+BILLION = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>'
+
+STOPS: dict[str, tuple[str, Damage, list[str]]] = {
+    "not JSON": ("coco", write("train.json", NOT_JSON), ["train.json", "no JSON", "line 1"]),
+    "JSON of another form": ("coco", write("train.json", "[1]"), ["COCO's format"]),
+    "not text": ("coco", lambda root: (root / "train.json").write_bytes(b"\xff\xfe\x00"),
+                 ["train.json", "UTF-8"]),
+    "no list of annotations": ("coco", coco(lambda c: c.pop("annotations")), ["'annotations'"]),
+    "no annotation": ("coco", coco(lambda c: c.update(annotations=[])), ["one of its 6 images"]),
+    "no image": ("coco", coco(lambda c: c.update(images=[])), ["train.json", "has no images"]),
+    "no categories": ("coco", coco(lambda c: c.update(categories=[])), ["category_id 1", "none"]),
+    "two images with one id": ("coco", coco(lambda c: c["images"][1].update(id=1)),
+                               ["train1.jpg", "train2.jpg", "the id 1"]),
+    "an image without a name": ("coco", coco(lambda c: c["images"][0].pop("file_name")),
+                                ["image 1", "'file_name'"]),
+    "unknown category": ("coco", coco(lambda c: c["annotations"][3].update(category_id=9)),
+                         ["annotation 4", "category_id 9", "1, 2"]),
+    "a category that is a list": ("coco", coco(lambda c: c["annotations"][0].update(
+        category_id=[1])), ["annotation 1", "category_id [1]"]),
+    "a class twice": ("coco", coco(lambda c: c["categories"][1].update(name="cat")),
+                      ["a class twice", "cat"]),
+    "no images there": ("coco", no_images, ["6 of 6 images", "missing", "train1.jpg"]),
+    "other names in val": ("coco", coco(lambda c: c["categories"][1].update(name="wolf"),
+                                        "val.json"), ["only in", "dog", "wolf"]),
+    "other order in val": ("coco", coco(lambda c: c.update(categories=[
+        {"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]), "val.json"), ["another order"]),
+    "YOLO class out of range": ("yolo", write(LABEL, "2 0.5 0.5 0.1 0.1\n"),
+                                ["train1.txt:1", "class 2", "0 … 1"]),
+    "YOLO class that is no number": ("yolo", write(LABEL, "nan 0.5 0.5 0.1 0.1\n"),
+                                     ["train1.txt:1", "class nan"]),
+    "data.yaml without names": ("yolo", write("data.yaml", "train: train.txt\n"), ["'names'"]),
+    "data.yaml that is no YAML": ("yolo", write("data.yaml", "names: [a\ntrain"), ["no YAML"]),
+    "data.yaml with code": ("yolo", write("data.yaml", "!!python/object/apply:os.getcwd []"),
+                            ["no YAML"]),
+    "data.yaml without train": ("yolo", write("data.yaml", "names: [cat, dog]"), ["no 'train'"]),
+    "data.yaml with another nc": ("yolo", write("data.yaml", "names: [a, b]\nnc: 3\n"), ["nc 3"]),
+    "names with a gap": ("yolo", write("data.yaml", "names: {0: a, 2: b}\ntrain: train.txt"),
+                         ["keys of 'names'", "[0, 2]"]),
+    "train that is not there": ("yolo", write("data.yaml", "names: [cat, dog]\ntrain: gone\n"),
+                                ["'gone'", "does not exist"]),
+    "no label file": ("yolo", no_labels, ["not one of 6 label files"]),
+    "VOC with a DOCTYPE": ("voc", write(XML, BILLION), ["train1.xml", "DOCTYPE"]),
+    "VOC that is no XML": ("voc", write(XML, "<annotation><size>"), ["train1.xml", "no element"]),
+    "VOC class that is not in labelmap.txt": ("voc", replace(XML, "cat", "wolf"),
+                                              ["train1.xml", "'wolf'", "cat, dog"]),
+}  # fmt: skip
+
+COUNTS: dict[str, tuple[str, Damage, str, int]] = {
+    # What is counted, and the boxes that are left of the 12 in the training images.
+    "an image missing": ("coco", lambda root: (root / "JPEGImages/train1.jpg").unlink(),
+                         "images whose file is missing (left out): 1 (", 10),
+    "a truncated JPEG": ("yolo", truncate, "images that can't be read (left out): 1 (", 10),
+    "an image that is text": ("voc", write("JPEGImages/train1.jpg", "not found"),
+                              "images that can't be read (left out): 1 (", 10),
+    "an image of another size": ("coco", resize, f"{WIDTH} × {HEIGHT + 1}, not {WIDTH} × {HEIGHT}",
+                                 10),
+    "a box with NaN": ("coco", box(float("nan"), 1, 2, 3), "NaN or infinite numbers (left", 11),
+    "an infinite box": ("coco", box(1, 1, float("inf"), 3), "NaN or infinite numbers (left", 11),
+    "an empty box": ("coco", box(4, 4, 0, 3), "boxes without area (left out): 1 (", 11),
+    "a negative box": ("coco", box(4, 4, 3, -3), "boxes without area (left out): 1 (", 11),
+    "a huge box": ("coco", box(-9e6, 0, 1e7, 10), "twice as wide or high", 11),
+    "a box outside": ("coco", box(WIDTH + 1, 0, 5, 5), "boxes outside their image (left", 11),
+    "a box partly outside": ("coco", box(40, 4, 20, 5), "reach beyond their image (training", 12),
+    "a box of three numbers": ("coco", box(1, 2, 3), "not four numbers (left out): 1 (ann", 11),
+    "a box of text": ("coco", box("1", 2, 3, 4), "not four numbers (left out): 1 (ann", 11),
+    "a polygon of two points": ("coco", coco(lambda c: c["annotations"][0].update(
+        segmentation=[[1, 2, 3, 4]])), "a polygon of three points", 11),
+    "a polygon of text": ("coco", coco(lambda c: c["annotations"][0].update(
+        segmentation=[["a"] * 6])), "masks that are no numbers", 11),
+    "an RLE of another size": ("coco", coco(lambda c: c["annotations"][0].update(
+        segmentation={"size": [2, 3], "counts": [1, 5]})), "of another size than their image", 11),
+    "an RLE without size": ("coco", coco(lambda c: c["annotations"][0].update(
+        segmentation={"counts": [1, 5]})), "of another size than their image", 11),
+    "a name with a zero byte": ("coco", coco(lambda c: c["images"][0].update(file_name="a\0b")),
+                                "images whose file is missing (left out): 1 (", 10),
+    "an annotation of no image": ("coco", coco(lambda c: c["annotations"][0].update(image_id=77)),
+                                  "an image that is not in the file (left out): 1", 11),
+    "a label of four numbers": ("yolo", write(LABEL, "1 0.5 0.5 0.1\n0 0.5 0.5 0.1 0.1\n"),
+                                "neither class x y width height nor a polygon", 11),
+    "a label of words": ("yolo", write(LABEL, "a cat\n1 0.5 0.5 0.1 0.1\n"), "train1.txt:1", 11),
+    "a label with NaN": ("yolo", write(LABEL, "1 nan 0.5 0.1 0.1\n1 0.5 0.5 0.1 0.1\n"),
+                         "NaN or infinite numbers (left out): 1", 11),
+    "VOC without size": ("voc", replace(XML, SIZE, ""),
+                         "without the image's size (it is taken from the image): 1 (", 12),
+    "VOC with a box of words": ("voc", replace(XML, "<xmin>5.0<", "<xmin>left<"),
+                                "bndbox is not four numbers (left out): 1 (", 11),
+    "VOC without annotations of an image": ("voc", lambda root: (root / XML).unlink(),
+                                            "without a file in Annotations (left out): 1 (", 10),
+}  # fmt: skip
+SOUND: dict[str, tuple[str, Damage]] = {
+    "ids with gaps": ("coco", coco(lambda c: [
+        c["categories"][1].update(id=70), *(a.update(category_id=70) for a in c["annotations"]
+                                            if a["category_id"] == 2)])),
+    "no height and width": ("coco", coco(lambda c: [
+        (i.pop("height"), i.pop("width")) for i in c["images"]])),
+    "an image beside the folder": ("coco", lambda root: [
+        (root / "JPEGImages/train1.jpg").rename(root / "train1.jpg"),
+        coco(lambda c: c["images"][0].update(file_name="../train1.jpg"))(root)]),
+    "an image that EXIF turns": ("coco", turn),
+    "names by their numbers": ("yolo", write(
+        "data.yaml", "names: {1: dog, 0: cat}\ntrain: ./train.txt\nval: [val.txt]\npath: .\n")),
+    "the names of the objects": ("voc", lambda root: (root / "labelmap.txt").unlink()),
+    "trainval and test": ("voc", lambda root: [
+        (root / f"ImageSets/Main/{old}.txt").rename(root / f"ImageSets/Main/{new}.txt")
+        for old, new in (("train", "trainval"), ("val", "test"))]),
+}  # fmt: skip
+
+
+def read(tmp_path: Path, kind: str, damage: Damage) -> Any:
+    """The config that trains with the damaged data; nothing may be written for it."""
+    given = write_sound(tmp_path / "data")
+    damage(tmp_path / "data")
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["--config-file", SHAPES, *given[kind], "OUTPUT_DIR", str(tmp_path / "output")]
+    try:
+        return load_config(argument_parser().parse_args(arguments))
+    finally:
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_what_cannot_be_used_is_one_line(name: str, tmp_path: Path) -> None:
+    kind, damage, says = STOPS[name]
+    with pytest.raises(ValueError) as e:
+        read(tmp_path, kind, damage)
+    assert "\n" not in str(e.value)
+    for words in says:
+        assert words in str(e.value)
+
+
+def usable(cfg: Any) -> list[dict[str, Any]]:
+    """The training records, each of which Detectron2's mapper has turned into a sample."""
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    for record in records:
+        sample = DatasetMapper(cfg, is_train=True)(record)
+        assert np.isfinite(sample["instances"].gt_boxes.tensor.numpy()).all()
+    return records
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_fault_is_counted_and_named(name: str, tmp_path: Path) -> None:
+    """Wrong: a box or an image is dropped in silence, or training meets it."""
+    kind, damage, says, boxes = COUNTS[name]
+    cfg = read(tmp_path, kind, damage)
+    (line,) = labelled_images(cfg.DATASETS.TRAIN[0]).faults.lines()
+    assert says in line
+    assert sum(len(record["annotations"]) for record in usable(cfg)) == boxes
+    assert not labelled_images(cfg.DATASETS.TEST[0]).faults
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_is_unusual_works(name: str, tmp_path: Path) -> None:
+    kind, damage = SOUND[name]
+    cfg = read(tmp_path, kind, damage)
+    assert not labelled_images(cfg.DATASETS.TRAIN[0]).faults
+    found = [a["category_id"] for record in usable(cfg) for a in record["annotations"]]
+    assert found == [0, 1] * TRAIN
+    assert len(DatasetCatalog.get(cfg.DATASETS.TEST[0])) == VAL
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--data", "{tmp}/nowhere"], ["/nowhere", "does not exist"]),
+        (["--data", "{tmp}/empty"], ["holds no data set", "data.yaml", "JPEGImages"]),
+        (["--data", "{tmp}/data"], ["YOLO and VOC", "give one of them"]),
+        (["--data", "{tmp}/data/train.json:{tmp}/gone"], ["/gone", "does not exist"]),
+        (["--data", "{tmp}/data/train.txt"], ["train.txt", "no data set"]),
+        (["--data", "{tmp}/data/data.yaml", "--data-val", "{tmp}/gone.yaml"], ["gone.yaml"]),
+    ],
+)
+def test_a_path_that_names_no_data_is_one_line(
+    given: list[str], says: list[str], tmp_path: Path
+) -> None:
+    write_sound(tmp_path / "data")
+    (tmp_path / "empty").mkdir()
+    arguments = ["--config-file", SHAPES, *(part.format(tmp=tmp_path) for part in given)]
+    with pytest.raises(ValueError) as e:
+        load_config(argument_parser().parse_args(arguments))
+    assert "\n" not in str(e.value)
+    for words in says:
+        assert words in str(e.value)
+
+
+def test_several_layouts_are_found(tmp_path: Path) -> None:
+    """Wrong: an export of Roboflow's or a folder like COCO's needs its files named one by one."""
+    write_sound(tmp_path / "data")
+    roboflow, coco_like, yolo = (tmp_path / name for name in ("roboflow", "coco", "yolo"))
+    for split, of_roboflow in (("train", "train"), ("val", "valid")):
+        content = (tmp_path / "data" / f"{split}.json").read_text()
+        images = tmp_path / split
+        (coco_like / "annotations").mkdir(parents=True, exist_ok=True)
+        (coco_like / "annotations" / f"instances_{split}2017.json").write_text(content)
+        (coco_like / f"{split}2017").symlink_to(images)
+        (roboflow / of_roboflow).mkdir(parents=True)
+        (roboflow / of_roboflow / "_annotations.coco.json").write_text(content)
+        for folder in (yolo / of_roboflow / "images", yolo / of_roboflow / "labels"):
+            folder.mkdir(parents=True)
+        for image in images.iterdir():
+            (roboflow / of_roboflow / image.name).symlink_to(image)
+            (yolo / of_roboflow / "images" / image.name).symlink_to(image)
+            label = (tmp_path / "data" / "JPEGImages" / image.name).with_suffix(".txt")
+            (yolo / of_roboflow / "labels" / label.name).write_text(label.read_text())
+    # As Roboflow writes it: its paths lead out of the folder, and mean the one in it.
+    (yolo / "data.yaml").write_text(
+        "train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['cat', 'dog']\n"
+    )
+    found = []
+    for root in (roboflow, coco_like, yolo):
+        arguments = ["--config-file", SHAPES, "--data", str(root)]
+        cfg = load_config(argument_parser().parse_args(arguments))
+        names = *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST
+        found.append([[r["annotations"] for r in DatasetCatalog.get(name)] for name in names])
+    assert found[0] == found[1] == found[2]
+    assert [len(records) for records in found[0]] == [TRAIN, VAL]

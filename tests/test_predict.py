@@ -1,0 +1,475 @@
+"""Models out of their checkpoints alone, and tools/predict.py: an evaluation's very boxes."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from helpers import ROOT, draw_image_folders, run_tool
+from PIL import Image
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+
+from randwire_d2 import load_classifier, load_detector
+from randwire_d2.checkpoint import RandWireCheckpointer
+from randwire_d2.classification import ClassificationTrainer
+from randwire_d2.config import classifier_config, detector_config
+from randwire_d2.data import register_folders
+from randwire_d2.engine import Trainer
+from randwire_d2.inference.inputs import find_inputs
+from randwire_d2.inference.predict import main
+
+VAL = "randwire_shapes_val"
+CONFIG = ROOT / "configs/faster_rcnn_randwire_shapes.yaml"
+# A Mask R-CNN that takes milliseconds; without training it is sure of nothing, and finds much.
+SMALL = [
+    "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 8, "MODEL.MASK_ON", True,
+    "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", "MODEL.ROI_MASK_HEAD.CONV_DIM", 8,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 7, "TEST.DETECTIONS_PER_IMAGE", 5,
+    "DATALOADER.NUM_WORKERS", 0, "SEED", 1, "MODEL.ROI_HEADS.NUM_CLASSES", 6,
+]  # fmt: skip
+
+
+def save(trainer: type[Trainer], cfg: CfgNode, folder: Path, **entries: Any) -> Path:
+    """A checkpoint as a trainer saves it, of weights that nobody trained."""
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    folder.mkdir(exist_ok=True)
+    whole = {"cfg": cfg, **trainer.classes(cfg), **entries}
+    RandWireCheckpointer(model, str(folder), **whole).save("model_final")
+    return folder / "model_final.pth"
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cfg = detector_config()
+    cfg.merge_from_file(str(CONFIG))
+    cfg.merge_from_list(SMALL)
+    return save(Trainer, cfg, tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("folders")
+    draw_image_folders(root, classes=list("abcdefg"), train=1, val=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def classifier(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    register_folders([str(folders / "train"), str(folders / "val")])
+    cfg = classifier_config()
+    cfg.merge_from_file(str(ROOT / "configs/shapes/randwire_pretrain.yaml"))
+    cfg.merge_from_list([
+        "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.CLASSIFIER.NUM_CLASSES", 7,
+        "DATASETS.TRAIN", (str(folders / "train"),), "DATASETS.TEST", (str(folders / "val"),),
+    ])  # fmt: skip
+    return save(ClassificationTrainer, cfg, tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of different sizes in two folders, one of which a camera held upright."""
+    root = tmp_path_factory.mktemp("images")
+    (root / "more").mkdir()
+    rng = np.random.default_rng(1)
+    for name, size in (("a.png", (60, 90)), ("b.jpg", (80, 60)), ("more/a.jpg", (64, 64))):
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels)
+        exif = image.getexif()
+        exif[0x0112] = 6 if name == "b.jpg" else 1  # rotated by a quarter
+        image.save(root / name, exif=exif)
+    return root
+
+
+def predict(*arguments: object) -> int:
+    """The exit status; a refusal is raised as what it says."""
+    try:
+        main([str(a) for a in arguments])
+    except SystemExit as e:
+        if isinstance(e.code, str) and e.code.startswith("predict.py: error: "):
+            raise ValueError(e.code) from e
+        return int(e.code is not None)
+    return 0
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+# -------------------------------------------------------------------------------------------------
+# Loading
+# -------------------------------------------------------------------------------------------------
+
+ALONE = """
+import json, sys
+import cv2
+import randwire_d2
+assert "randwire_d2.inference" not in sys.modules
+from randwire_d2 import load_detector
+from detectron2.data import MetadataCatalog
+
+detector = load_detector(sys.argv[1], device="cpu")
+assert "nobody_has_it" not in MetadataCatalog.list()
+found = detector(cv2.imread(sys.argv[2]))["instances"]
+print("FOUND", json.dumps([detector.class_names, detector.records(found.to("cpu"), 1)]))
+"""
+
+
+def test_a_copied_checkpoint_is_a_whole_model_elsewhere(tmp_path: Path, images: Path) -> None:
+    """Wrong: a checkpoint alone in a folder, in a process that has never heard of its data set,
+    gives no model, another one, or loses the names and the ids of its classes."""
+    cfg = detector_config()
+    cfg.merge_from_file(str(CONFIG))
+    cfg.merge_from_list([*SMALL, "DATASETS.TRAIN", ("nobody_has_it",), "MODEL.MASK_ON", False,
+                         "MODEL.ROI_HEADS.NUM_CLASSES", 2])  # fmt: skip
+    classes = {"class_names": ["dog", "cat"], "category_ids": [18, 17]}
+    run = tmp_path / "run"
+    file = save(Trainer, cfg, run, **classes)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(file, alone / "x.pth")
+    script = tmp_path / "script.py"
+    script.write_text(ALONE)
+    said = run_tool(script, alone / "x.pth", images / "a.png", log=tmp_path / "log")
+    names, records = json.loads(said.split("FOUND ")[1])
+    here = load_detector(run, device="cpu")
+    found = here(cv2.imread(str(images / "a.png")))["instances"]
+    assert names == ["dog", "cat"] and {r["category_id"] for r in records} <= {17, 18}
+    assert len(records) == len(found) == 5
+    assert [r["score"] for r in records] == found.scores.tolist()
+    assert [{18: 0, 17: 1}[r["category_id"]] for r in records] == found.pred_classes.tolist()
+
+
+def test_detectron2s_predictor_takes_the_config(
+    detector: Path, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: a detector finds something else than Detectron2's DefaultPredictor with its config, or
+    its loading warns of a training without weights."""
+    own = load_detector(detector, "cpu")
+    assert "MODEL.WEIGHTS" not in caplog.text
+    image = cv2.imread(str(images / "b.jpg"))
+    found, expected = own(image)["instances"], DefaultPredictor(own.cfg)(image)["instances"]
+    assert len(found) == 5 and found.scores.tolist() == expected.scores.tolist()
+    assert found.pred_boxes.tensor.tolist() == expected.pred_boxes.tensor.tolist()
+
+
+def test_a_run_gives_its_best_checkpoint_and_old_ones_its_config(
+    detector: Path, tmp_path: Path
+) -> None:
+    """Wrong: the best is passed over, or a checkpoint of before it held its config is lost."""
+    file = torch.load(detector, weights_only=True)
+    cfg = load_detector(detector).cfg
+    del file["config"], file["class_names"], file["category_ids"]
+    torch.save(file, tmp_path / "model_0000001.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(ValueError, match=r"holds no config.*config\.yaml of its run"):
+        load_detector(tmp_path)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    old = load_detector(tmp_path)
+    assert old.file.endswith("model_0000001.pth")
+    assert old.class_names == MetadataCatalog.get(VAL).thing_classes
+    assert old.category_ids == [1, 2, 3, 4, 5, 6]
+    shutil.copy(detector, tmp_path / "model_final.pth")
+    assert load_detector(tmp_path).file.endswith("model_final.pth")
+    shutil.copy(detector, tmp_path / "model_best.pth")
+    assert load_detector(tmp_path).file.endswith("model_best.pth")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        load_detector(tmp_path.parent)
+
+
+def test_a_detector_has_the_weights_that_evaluations_test(detector: Path, tmp_path: Path) -> None:
+    """Wrong: of a training with SOLVER.EMA, the raw weights are used in place of their average."""
+    file = torch.load(detector, weights_only=True)
+    average = {name: value + 1 for name, value in file["model"].items()}
+    torch.save({**file, "ema": average}, tmp_path / "x.pth")
+    loaded = load_detector(tmp_path / "x.pth").model.state_dict()
+    assert all(torch.equal(loaded[name].cpu(), value) for name, value in average.items())
+
+
+def test_what_is_no_whole_model_is_refused_in_one_line(
+    detector: Path, classifier: Path, tmp_path: Path
+) -> None:
+    """Wrong: a traceback, a model with random heads, or an error without the way out."""
+    whole = torch.load(detector, weights_only=True)
+    state = whole["model"]
+    backbone = {k: v for k, v in state.items() if k.startswith("backbone.bottom_up.")}
+    headless = {k: v for k, v in state.items() if not k.startswith("roi_heads.mask_head")}
+    files: dict[str, Any] = {
+        "holds a backbone without heads": {"model": backbone},
+        "weights of the model are missing": {**whole, "model": headless},
+        r"holds no weights \(an entry 'model'\)": ["a", "list"],
+        "'config'.*NONE": {**whole, "config": "NONE: 1"},
+        "registers its parts": {**whole, "config": "MODEL: {META_ARCHITECTURE: Theirs}"},
+        "a SemanticSegmentor finds no": {
+            **whole,
+            "config": "MODEL: {META_ARCHITECTURE: SemanticSegmentor}",
+        },
+        "states": {**whole, "randwire": {**whole["randwire"], "fingerprint": "another"}},
+    }
+    for i, (message, content) in enumerate(files.items()):
+        torch.save(content, tmp_path / f"{i}.pth")
+        message = message.replace("holds a backbone", "it is a backbone")
+        with pytest.raises(ValueError, match=message) as e:
+            load_detector(tmp_path / f"{i}.pth")
+        assert "\n" not in str(e.value) and f"{i}.pth" in str(e.value)
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    (tmp_path / "cut.pth").write_bytes(detector.read_bytes()[:5000])
+    for name in ("text.pth", "cut.pth"):
+        with pytest.raises(ValueError, match="no checkpoint, is cut off") as e:
+            load_detector(tmp_path / name)
+        assert "\n" not in str(e.value)
+    with pytest.raises(ValueError, match="use load_classifier"):
+        load_detector(classifier)
+    with pytest.raises(ValueError, match="use load_detector"):
+        load_classifier(detector)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_detector(tmp_path / "nothing.pth")
+    with pytest.raises(ValueError, match="device 'gpu7'"):
+        load_detector(detector, device="gpu7")
+
+
+# -------------------------------------------------------------------------------------------------
+# tools/predict.py
+# -------------------------------------------------------------------------------------------------
+
+
+def test_a_data_sets_results_are_those_of_its_evaluation(detector: Path, tmp_path: Path) -> None:
+    """Wrong: a box, a score, a mask or an id is another than --eval-only's."""
+    run, log, out = tmp_path / "run", tmp_path / "log", tmp_path / "out"
+    given = ["--config-file", CONFIG, "--eval-only", "OUTPUT_DIR", run, *SMALL,
+             "MODEL.WEIGHTS", detector]  # fmt: skip
+    run_tool("train_net.py", *given, log=log)
+    (evaluated,) = run.rglob("coco_instances_results.json")
+    run_tool("predict.py", detector, "--dataset", "test", "--output", out, "--device", "cpu",
+             log=log)  # fmt: skip
+    expected = json.loads(evaluated.read_text())
+    assert len(expected) == 60 and {r["image_id"] for r in expected} == set(range(1, 13))
+    assert results(out) == expected
+    pictures = sorted(p.name for p in (out / "pictures").iterdir())
+    assert pictures == [f"{i:06}.jpg" for i in range(12)]
+    # What the ids mean is beside them, in COCO's form, and COCO's tools read both.
+    coco = COCO(str(out / "images.json"))
+    assert len(coco.loadRes(str(out / "results.json")).anns) == 60
+    assert coco.cats == COCO(MetadataCatalog.get(VAL).json_file).cats
+    by_id = {r["image_id"]: r["file_name"] for r in DatasetCatalog.get(VAL)}
+    assert {i: image["file_name"] for i, image in coco.imgs.items()} == by_id
+
+
+def test_images_folders_and_globs(detector: Path, images: Path, tmp_path: Path) -> None:
+    """Wrong: an image is lost, found twice, or drawn over another of its name; a camera's
+    orientation is ignored; the table says something else than the JSON."""
+    out = tmp_path / "out"
+    given = [images / "b.jpg", images, str(images / "**" / "*.jpg")]
+    assert predict(detector, *given, "--output", out, "--device", "cpu") == 0
+    listed = json.loads((out / "images.json").read_text())["images"]
+    names = [Path(i["file_name"]).relative_to(images).as_posix() for i in listed]
+    assert names == ["b.jpg", "a.png", "more/a.jpg"] and [i["id"] for i in listed] == [1, 2, 3]
+    assert [(i["height"], i["width"]) for i in listed] == [(60, 80), (60, 90), (64, 64)]
+    drawn = sorted(p.relative_to(out / "pictures").as_posix() for p in out.rglob("*.jpg"))
+    assert drawn == ["a.jpg", "b.jpg", "more/a.jpg"]
+    found = results(out)
+    assert {r["image_id"] for r in found} == {1, 2, 3}
+    for record in found:
+        height, width = record["segmentation"]["size"]
+        assert (height, width) == [(60, 80), (60, 90), (64, 64)][record["image_id"] - 1]
+        assert mask_util.decode(record["segmentation"]).shape == (height, width)
+    with open(out / "results.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [float(r["score"]) for r in rows] == [r["score"] for r in found]
+    assert [r["category"] for r in rows] == [
+        MetadataCatalog.get(VAL).thing_classes[r["category_id"] - 1] for r in found
+    ]
+    assert [[float(r[k]) for k in ("x", "y", "width", "height")] for r in rows] == [
+        r["bbox"] for r in found
+    ]
+
+
+def test_a_batch_changes_no_result(detector: Path, images: Path, tmp_path: Path) -> None:
+    """Wrong: images of different sizes are padded to one, which moves boxes and scores."""
+    given = [images, *(r["file_name"] for r in DatasetCatalog.get(VAL)[:2])]
+    found = []
+    for size in (1, 5):
+        out = tmp_path / str(size)
+        options = ["--output", out, "--device", "cpu", "--no-pictures", "--batch", size]
+        assert predict(detector, *given, *options) == 0
+        found.append(results(out))
+    assert len(found[0]) == 25
+    for one, many in zip(*found, strict=True):
+        assert (one["image_id"], one["category_id"]) == (many["image_id"], many["category_id"])
+        assert many["score"] == pytest.approx(one["score"], abs=1e-5)
+        assert many["bbox"] == pytest.approx(one["bbox"], abs=1e-3)
+
+
+def test_a_threshold_is_of_all_that_is_written(
+    detector: Path, images: Path, tmp_path: Path
+) -> None:
+    """Wrong: what has a lower score is written or drawn, or the picture shows nothing."""
+    whole, none = tmp_path / "whole", tmp_path / "none"
+    model = load_detector(detector, "cpu")
+    image = cv2.imread(str(images / "a.png"))[:, :, ::-1].copy()
+    found = model.predict([model.read({"file_name": str(images / "a.png")})])[0]
+    middle = float(found.scores.median())
+    given = [detector, images / "a.png", "--device", "cpu", "--score-threshold"]
+    assert predict(*given, middle, "--output", whole) == 0
+    assert len(results(whole)) == int((found.scores >= middle).sum()) == 3
+    assert predict(*given, 1, "--output", none) == 0
+    assert results(none) == []
+    nothing, few, all_ = (model.draw(image, found, t) for t in (1, middle, 0))
+    assert nothing.shape == (300, 450, 3), "a small image is enlarged"
+    assert (nothing == model.draw(image, found[:0], 0)).all()
+    changed = [(drawn != nothing).any(axis=2).mean() for drawn in (few, all_)]
+    assert 0.01 < changed[0] < changed[1]
+
+
+def test_broken_inputs_are_named_and_nothing_is_overwritten_unasked(
+    detector: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: one broken file ends the work, or is passed over in silence; earlier results are
+    lost; an input is drawn over."""
+    inputs, out = tmp_path / "inputs", tmp_path / "out"
+    shutil.copytree(images, inputs)
+    (inputs / "cut.jpg").write_bytes((images / "b.jpg").read_bytes()[:700])
+    (inputs / "clip.mp4").write_bytes(b"no video")
+    given = [detector, inputs, "--output", out, "--device", "cpu", "--batch", 2]
+    assert predict(*given) == 1
+    said = capsys.readouterr()
+    assert f"Skipped {inputs}/cut.jpg: " in said.out and f"Skipped {inputs}/clip.mp4: " in said.out
+    assert {r["image_id"] for r in results(out)} == {1, 2, 4}
+    assert sorted(p.name for p in out.iterdir()) == [
+        "images.json", "pictures", "results.csv", "results.json",
+    ]  # fmt: skip
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    with pytest.raises(ValueError, match=r"not empty.*--overwrite"):
+        predict(*given)
+    for source, message in (("no/*.jpg", "matches no image"), (out / "pictures", "drawn over")):
+        with pytest.raises(ValueError, match=message):
+            predict(detector, source, "--output", out, "--overwrite")
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+    assert predict(detector, images / "a.png", "--output", out, "--overwrite", "--no-pictures") == 0
+    assert {r["image_id"] for r in results(out)} == {1}
+
+
+def test_a_video_is_read_frame_by_frame(detector: Path, tmp_path: Path) -> None:
+    """Wrong: frames are lost or found twice, prepared otherwise than images, or the video with the
+    detections does not play as long as the one without."""
+    frames = [cv2.imread(r["file_name"])[:96] for r in DatasetCatalog.get(VAL)[:7]]
+    clip, out = tmp_path / "clip.avi", tmp_path / "out"
+    # FFV1 loses nothing: a frame is as an image of it.
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"FFV1"), 5, (128, 96))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    Image.fromarray(frames[3][:, :, ::-1]).save(tmp_path / "frame.png")
+    given = [tmp_path / "frame.png", clip]
+    assert predict(detector, *given, "--output", out, "--device", "cpu") == 0
+    listed = json.loads((out / "images.json").read_text())["images"]
+    assert [(i["id"], i.get("frame")) for i in listed] == [(1, None), *zip(range(2, 9), range(7))]
+    found = results(out)
+    of_image, of_frame = ([r for r in found if r["image_id"] == i] for i in (1, 5))
+    assert [{**r, "image_id": 1} for r in of_frame] == of_image and of_image
+    drawn = cv2.VideoCapture(str(out / "pictures" / "clip.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FPS) == 5
+    played = []
+    while (read := drawn.read())[0]:
+        played.append(read[1])
+    assert len(played) == 7 and played[0].shape == (96, 128, 3)
+    for i, shown in enumerate(played):
+        distances = [np.abs(shown.astype(float) - frame).mean() for frame in frames]
+        assert np.argmin(distances) == i
+    assert [p.name for p in (out / "pictures").iterdir() if "part" in p.name] == []
+
+    # One that was cut off is named, and what is left of it is kept.
+    (tmp_path / "cut.avi").write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    out = tmp_path / "cut"
+    options = ["--output", out, "--device", "cpu", "--batch", 4, "--no-pictures"]
+    assert predict(detector, tmp_path / "cut.avi", *options) == 1
+    assert {r["image_id"] for r in results(out)} == {1, 2, 3}
+    assert not (out / "pictures").exists()
+
+
+def test_a_classifiers_best_class_is_what_its_evaluation_counts(
+    classifier: Path, folders: Path, tmp_path: Path
+) -> None:
+    """Wrong: images are prepared otherwise than in the test, or the five best are not the best."""
+    out = tmp_path / "out"
+    given = ["--dataset", "test", "--output", out, "--device", "cpu", "--batch", 3]
+    assert predict(classifier, *given) == 0
+    assert len(list((out / "pictures").glob("[a-g]/[01].jpg"))) == 14
+    model = load_classifier(classifier, "cpu")
+    top1 = ClassificationTrainer.test(model.cfg, model.model)["classification"]["top1"]
+    found = results(out)
+    labels = [r["label"] for r in DatasetCatalog.get(str(folders / "val"))]
+    assert len(found) == 5 * len(labels) == 70
+    best = [r["category_id"] for r in found[::5]]
+    assert top1 == pytest.approx(100 * np.mean([b == i for b, i in zip(best, labels)]))
+    assert top1 < 100 and all(a["score"] >= b["score"] for a, b in zip(found[:4], found[1:5]))
+    image = folders / "val" / "c" / "0.png"
+    probabilities = model(cv2.imread(str(image)))
+    assert probabilities.sum().item() == pytest.approx(1)
+    of_it = next(i for i, r in enumerate(DatasetCatalog.get(str(folders / "val")))
+                 if r["file_name"] == str(image))  # fmt: skip
+    assert found[5 * of_it]["score"] == pytest.approx(probabilities.max().item(), abs=1e-6)
+    drawn = model.draw(cv2.imread(str(image)), probabilities, 0)
+    assert (drawn != model.draw(cv2.imread(str(image)), probabilities, 1)).any()
+
+
+def test_a_data_set_of_other_classes_is_refused(detector: Path, tmp_path: Path) -> None:
+    """Wrong: ids of one data set are written for another's classes, or the error names no way."""
+    out = tmp_path / "out"
+    MetadataCatalog.get("others").thing_classes = ["a"]
+    DatasetCatalog.register("others", list)
+    try:
+        with pytest.raises(ValueError, match="has the classes a, the model circle, triangle"):
+            predict(detector, "--dataset", "others", "--output", out)
+        with pytest.raises(ValueError, match=f"'nobody_knows' is registered.*{VAL}"):
+            predict(detector, "--dataset", "nobody_knows", "--output", out)
+    finally:
+        DatasetCatalog.remove("others")
+        MetadataCatalog.remove("others")
+    assert not out.exists()
+
+
+def test_names_of_pictures_are_different(tmp_path: Path) -> None:
+    """Wrong: a.png of one folder is drawn over a.jpg of another."""
+    for name in ("x/a.jpg", "x/a.png", "y/a.jpg", "y/[1].jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    given = [tmp_path / "x", tmp_path / "y/*.jpg", tmp_path / "y/[1].jpg"]
+    found = find_inputs(list(map(str, given)))
+    assert [i.name for i in found] == ["a", "a_2", "[1]", "a_3"]
+
+
+# -------------------------------------------------------------------------------------------------
+# Other people's tools
+# -------------------------------------------------------------------------------------------------
+
+
+def test_sahi_slices_images_for_a_detector(detector: Path, images: Path) -> None:
+    """Wrong: what sahi finds has other names or scores than the detector's own."""
+    pytest.importorskip("sahi", reason="pip install sahi")
+    from sahi.models.detectron2 import Detectron2DetectionModel
+    from sahi.predict import get_prediction
+
+    own = load_detector(detector, "cpu")
+    model = Detectron2DetectionModel(
+        load_at_init=False,
+        confidence_threshold=0.0,
+        category_mapping={str(i): name for i, name in enumerate(own.class_names)},
+    )
+    model.model = own
+    found = get_prediction(str(images / "a.png"), model).object_prediction_list
+    expected = own(cv2.imread(str(images / "a.png")))["instances"]
+    assert [o.score.value for o in found] == expected.scores.tolist()
+    names = [own.class_names[c] for c in expected.pred_classes]
+    assert [o.category.name for o in found] == names
