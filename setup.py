@@ -45,6 +45,7 @@ setup(
     author="randwire_d2 authors",
     license="Apache-2.0",
     packages=find_packages(include=["randwire_d2", "randwire_d2.*"]),
+    package_data={"randwire_d2.ops": ["*.cpp", "*.h"]},  # compiled where it runs
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

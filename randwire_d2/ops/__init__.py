@@ -12,9 +12,9 @@ with torch's own operators, that moves three times the bytes of a ResNet of the 
 The 1×1 convolution is torch's. ``modeling.graph_function`` puts the operators together, with the
 gradients.
 
-``native`` and ``triton_kernels`` are two implementations of one interface, for the CPU and for
-CUDA, so the same signatures stand in both. ``native`` says what each operator computes, and its
-type hints are the operators' schemas.
+``native``, ``cpu_kernels`` and ``triton_kernels`` are implementations of one interface: in torch's
+operators, for a CPU with a C++ compiler, and for CUDA; so the same signatures stand in all of them.
+``native`` says what each operator computes, and its type hints are the operators' schemas.
 
 Tensors are (N, C, H, W) in channels_last, whose rows are pixels. ``coefficients`` is (n,) for n
 inputs; an ``affine`` is (2, C), scale above shift, and ``affines`` has one for each input, or none
@@ -68,6 +68,16 @@ def _on_cuda(name: str) -> Callable[..., Any]:
     return run
 
 
+def _on_cpu(name: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        # Not before it is needed, as above: it may have to be compiled.
+        from . import cpu_kernels
+
+        return cpu_kernels.run(name, *args)
+
+    return run
+
+
 def _operator(fake: Callable[..., Any]) -> Any:
     """The operator of that name. ``fake`` returns empty results of the right sizes, for tracing.
 
@@ -79,7 +89,7 @@ def _operator(fake: Callable[..., Any]) -> Any:
     function = getattr(native, name)
     schema = torch.library.infer_schema(function, op_name=name, mutates_args=())
     _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-    _LIBRARY.impl(name, function, "CPU")
+    _LIBRARY.impl(name, _on_cpu(name), "CPU")
     _LIBRARY.impl(name, _on_cuda(name), "CUDA")
     torch.library.register_fake(f"randwire::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.randwire, name)

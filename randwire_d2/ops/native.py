@@ -1,4 +1,4 @@
-"""The operators in torch's own, in place where that saves a pass: what runs on the CPU.
+"""The operators in torch's own, in place where that saves a pass: what a CPU runs uncompiled.
 
 In channels_last, depthwise convolutions and batch norms run two to nine times as fast here as in
 torch's default format, and the 1×1 convolutions as fast.

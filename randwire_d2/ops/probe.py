@@ -91,7 +91,7 @@ class Variants(NamedTuple):
 
 
 def needs_probe(device: torch.device) -> bool:
-    """Whether the operators are compiled there; on a CPU they are torch's own."""
+    """Whether the operators are compiled there; on a CPU they are tested when they are loaded."""
     return device.type != "cpu"
 
 

@@ -1,0 +1,113 @@
+// What the CPU's kernels are made of: vectors, blocks of channels, weighted sums of pixels, rows.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <new>
+#include <utility>
+
+namespace randwire {
+
+#if defined(__AVX512F__)
+constexpr int L = 16;
+#elif defined(__AVX__)
+constexpr int L = 8;
+#else
+constexpr int L = 4;
+#endif
+
+typedef float V __attribute__((vector_size(L * sizeof(float))));
+typedef V Unaligned __attribute__((aligned(4), may_alias));
+
+inline V load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
+inline void store(float* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
+
+struct Blocks {
+  int64_t channels, count;
+  explicit Blocks(int64_t c) : channels(c), count((c + L - 1) / L) {}
+  int64_t offset(int64_t k) const { return std::min(k * L, channels - L); }
+};
+
+// Vectors, zero at first.
+class Buffer {
+ public:
+  explicit Buffer(int64_t vectors)
+      : data_(new (std::align_val_t(64)) float[vectors * L]()) {}
+  ~Buffer() { operator delete[](data_, std::align_val_t(64)); }
+  Buffer(Buffer&& other) : data_(std::exchange(other.data_, nullptr)) {}
+  V* operator+(int64_t i) const { return reinterpret_cast<V*>(data_) + i; }
+  V& operator[](int64_t i) const { return *(*this + i); }
+
+ private:
+  float* data_;
+};
+
+// Images of one size; a row of an image has width pixels of all channels.
+struct Shape {
+  int64_t images, channels, height, width;
+};
+
+// sum_i scales[i] * x[i] + shift, by channels; scales and shift are spread.
+struct Sum {
+  const Blocks blocks;
+  const int64_t n;
+  const float* const* x;
+  Buffer scales, shift;
+
+  // affines[i] has the scale of each channel, then the shifts; null if there are none.
+  Sum(int64_t n, const float* const* x, const float* coefficients, const float* const* affines,
+      int64_t channels)
+      : blocks(channels), n(n), x(x), scales(n * blocks.count), shift(blocks.count) {
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t k = 0; k < blocks.count; ++k) {
+        V c = coefficients[i] - V{};
+        if (affines) {
+          const float* affine = affines[i] + blocks.offset(k);
+          shift[k] += c * load(affine + channels);
+          c *= load(affine);
+        }
+        scales[i * blocks.count + k] = c;
+      }
+  }
+
+  template <int N, typename Write>
+  inline void pixels(int64_t first, int64_t count, Write write) const {
+    for (int64_t p = 0; p < count; ++p)
+      for (int64_t k = 0; k < blocks.count; ++k) {
+        const int64_t at = (first + p) * blocks.channels + blocks.offset(k);
+        V total = shift[k];
+        for (int64_t i = 0; i < (N ? N : n); ++i)
+          total += scales[i * blocks.count + k] * load(x[i] + at);
+        write(p, k, at, total);
+      }
+  }
+
+  // Calls write(pixel from 0, block, offset in a tensor, sum) for all blocks of some pixels.
+  template <typename Write>
+  void for_each(int64_t first, int64_t count, Write write) const {
+    switch (n) {
+      case 1: return pixels<1>(first, count, write);
+      case 2: return pixels<2>(first, count, write);
+      case 3: return pixels<3>(first, count, write);
+      default: return pixels<0>(first, count, write);
+    }
+  }
+};
+
+// The last rows of an image that were asked for, spread, with a zero pixel at either end.
+class Rows {
+ public:
+  Rows(int64_t width, int64_t blocks)
+      : row_((width + 2) * blocks), blocks_(blocks), data_(5 * row_) {}
+  // The row's first pixel. A row outside of the image is the zeros at the end.
+  V* pixels(int64_t row) { return padded(row) + blocks_; }
+  V* padded(int64_t row) { return data_ + (row & 3) * row_; }
+  V* zeros() { return data_ + 4 * row_; }
+
+ private:
+  int64_t row_, blocks_;
+  Buffer data_;
+};
+
+}  // namespace randwire

@@ -1,0 +1,197 @@
+"""The compiled operators do what the native ones do, and where they can't, the native ones run."""
+
+import logging
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import randomise
+from torch import Tensor
+
+from randwire_d2 import NetworkGenerator, RandWire
+from randwire_d2.ops import cpu_kernels, native, probe
+from randwire_d2.ops.cpu_kernels import Kernels
+
+TOLERANCE = 2e-5  # of float32, relative to the largest element
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    """Compiled, unless an earlier session did that."""
+    found = cpu_kernels._kernels()
+    if found is None:
+        pytest.skip("no C++ compiler here")
+    return found
+
+
+@pytest.fixture
+def afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Nothing was compiled, and an empty folder is the cache."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    cpu_kernels._kernels.cache_clear()
+    yield tmp_path
+    cpu_kernels._kernels.cache_clear()
+
+
+def image(channels: int = 35, size: int = 6, images: int = 2) -> Tensor:
+    x = torch.randn(images, channels, size, size)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("inputs", [1, 2, 3, 4, 5, 9, 17])
+def test_operators_are_the_native_ones(kernels: Kernels, inputs: int, affine: bool) -> None:
+    """Else a result or a gradient is wrong: at a border, in the last channels, for some number of
+    inputs, or between the pieces that an image's rows are cut into."""
+    for channels, size in ((16, (7, 5)), (35, (8, 8)), (109, (33, 10))):
+        for stride in (1, 2):
+            case = probe.Case(
+                inputs, affine, stride, size, channels, torch.float32, probe.EVERY_WANT
+            )
+            for operator in probe.OPERATORS:
+                error = probe.compare(case, operator, getattr(kernels, operator))
+                assert error < TOLERANCE, (operator, case)
+
+
+def test_a_mean_far_from_zero_costs_no_digits(kernels: Kernels) -> None:
+    """Else the variance of a channel is rounding errors."""
+    x = image(size=40) + 100
+    one = torch.ones(35)
+    _, moments = kernels.batch_norm_statistics(x, one, one, 1e-5)
+    variance, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(moments.double(), torch.stack((mean, variance)), rtol=1e-5, atol=0)
+
+
+def test_threads_change_no_bit(kernels: Kernels) -> None:
+    """Else a training that is resumed with another number of threads goes another way."""
+    case = probe.Case(3, True, 1, (40, 40), 35, torch.float32)
+    results: list[list[Tensor]] = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            results.append([])
+            for operator in ("aggregate", "aggregate_backward", "batch_norm_backward"):
+                for arguments in probe.operands(case, operator):
+                    found = getattr(kernels, operator)(*arguments)
+                    results[-1] += [found] if isinstance(found, Tensor) else found
+        finally:
+            torch.set_num_threads(1)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_networks_are_the_same(
+    kernels: Kernels, norm: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the operators are right one by one, but what they are given is not what they take."""
+    spec = NetworkGenerator("small", 18, 8)(seed=1)
+    model = RandWire(spec, norm=norm, fused="on", recompute=recompute)
+    randomise(model)
+    x = torch.randn(2, 3, 70, 58)
+
+    def run() -> list[Tensor]:
+        model.zero_grad()
+        features = [*model(x).values()]
+        noise = torch.Generator().manual_seed(0)
+        sum((y * torch.randn(y.shape, generator=noise)).mean() for y in features).backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        return [tensor.detach() for tensor in features + gradients]
+
+    compiled = run()
+    monkeypatch.setattr(cpu_kernels, "_kernels", lambda: None)
+    for ours, theirs in zip(compiled, run(), strict=True):
+        assert float((ours - theirs).abs().max()) <= TOLERANCE * float(theirs.abs().max())
+
+
+def test_nan_is_not_hidden(kernels: Kernels) -> None:
+    """Else a training that has diverged goes on."""
+    x = image()
+    x[0, 3] = float("nan")
+    weight = torch.randn(35, 1, 3, 3)
+    result = kernels.aggregate([x], torch.ones(1), [], weight, 1)
+    assert result[0, 3].isnan().all() and result.isnan().sum() == 36
+
+
+@pytest.mark.parametrize("what", ["double", "half", "contiguous", "few channels", "no images"])
+def test_what_the_kernels_do_not_take_is_native(kernels: Kernels, what: str) -> None:
+    """Else memory is read as what it is not."""
+    x = {
+        "double": image().double(),
+        "half": image().bfloat16(),
+        "contiguous": image().contiguous(),
+        "few channels": image(channels=3),
+        "no images": image(images=0),
+    }[what]
+    weight = torch.randn(x.shape[1], 1, 3, 3, dtype=x.dtype)
+    arguments: Any = ([x, x], torch.tensor([0.3, 0.6]), [], weight, 1)
+    assert torch.equal(torch.ops.randwire.aggregate(*arguments), native.aggregate(*arguments))
+
+
+def check_falls_back(caplog: pytest.LogCaptureFixture, reason: str) -> None:
+    x, weight = image(), torch.randn(35, 1, 3, 3)
+    for _ in range(2):
+        result = torch.ops.randwire.aggregate([x], torch.ones(1), [], weight, 2)
+    assert torch.equal(result, native.aggregate([x], torch.ones(1), [], weight, 2))
+    (said,) = [r for r in caplog.records if r.name == cpu_kernels.__name__]
+    assert said.levelno == logging.WARNING and reason in said.getMessage()
+    assert "\n" not in said.getMessage()
+
+
+@pytest.mark.parametrize("compiler", ["no_such_compiler", "false"])
+def test_without_a_compiler_nothing_breaks(
+    afresh: Path,
+    compiler: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else a machine without a compiler can't run the network."""
+    monkeypatch.setenv("CXX", compiler)
+    check_falls_back(caplog, "false" if compiler == "false" else "there is no C++ compiler")
+
+
+def test_without_a_cache_nothing_breaks(
+    afresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a home folder that is read-only is enough to stop a training."""
+    (afresh / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(afresh / "file"))
+    check_falls_back(caplog, "NotADirectoryError")
+
+
+def test_kernels_that_compute_wrongly_are_not_used(
+    kernels: Kernels,
+    afresh: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else a compiler's error is in every result."""
+    source = cpu_kernels._SOURCE.read_text()
+    broken = afresh / "broken.cpp"
+    assert "< 0 ? V{} : s" in source
+    broken.write_text(source.replace("< 0 ? V{} : s", "< 1 ? V{} : s"))
+    monkeypatch.setattr(cpu_kernels, "_SOURCE", broken)
+    check_falls_back(caplog, "Mismatch")
+
+
+def test_processes_compile_once(
+    kernels: Kernels, afresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all the processes of a machine compile at its start, or load half a file."""
+    commands = []
+
+    def run(command: Any, **options: Any) -> Any:
+        commands.append(command)
+        return real(command, **options)
+
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", run)
+    with ThreadPoolExecutor(3) as pool:
+        paths = {future.result() for future in [pool.submit(cpu_kernels._built) for _ in range(3)]}
+    assert len(paths) == 1 and len([c for c in commands if "-shared" in c]) == 1
+    assert sorted(p.suffix for p in (afresh / "randwire_d2").iterdir()) == ["", ".so"]
