@@ -50,8 +50,8 @@ def runs() -> Iterator[mock.Mock]:
         yield counted
 
 
-def image(channels: int = 5, height: int = 4, width: int = 3, dtype: Any = torch.float64) -> Tensor:
-    x = torch.randn(2, channels, height, width, dtype=dtype)
+def image(channels: int = 5, height: int = 4, width: int = 3) -> Tensor:
+    x = torch.randn(2, channels, height, width, dtype=torch.float64)
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -79,12 +79,13 @@ def operator_arguments(n: int, affine: bool) -> dict[str, tuple[Any, ...]]:
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("name", operator_arguments(1, False))
-def test_operators_are_sound(name: str, n: int, affine: bool) -> None:
+def test_operators_are_sound(name: str, n: int, affine: bool, device: torch.device) -> None:
     """Else an operator's schema or its fake is not what it does, and tracing, compiling or counting
     it goes wrong."""
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     operator = getattr(torch.ops.randwire, name).default
-    torch.library.opcheck(operator, operator_arguments(n, affine)[name], test_utils=tests)
+    move = partial(torch.utils._pytree.tree_map_only, Tensor, lambda x: x.to(device))
+    torch.library.opcheck(operator, move(operator_arguments(n, affine)[name]), test_utils=tests)
 
 
 @pytest.mark.parametrize("want", itertools.product([True, False], repeat=2))
@@ -118,33 +119,34 @@ def test_weighted_sums_with_any_coefficients(weights: tuple[float, ...]) -> None
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("norm", ["BN", "BN eval", "FrozenBN"])
-def test_gradients_are_the_derivatives(norm: str, recompute: bool) -> None:
+def test_gradients_are_the_derivatives(norm: str, recompute: bool, device: torch.device) -> None:
     """Else a gradient is not that of the function that was computed; the batch's statistics, which
     are part of it, included."""
     dag = Dag(5, ((0, 2), (1, 2), (1, 3), (2, 3), (2, 4)))
     spec = NetworkSpec("small", 3, "sep_conv3x3", (dag,) * 3)
     stage = RandWireStage(spec.stages[0], "sep_conv3x3", norm.split()[0], recompute=recompute)
-    randomise(stage.double()).train("eval" not in norm)
+    randomise(stage.double()).to(device).train("eval" not in norm)
     names, parameters = zip(*stage.named_parameters(), strict=True)
 
     def run(x: Tensor, *values: Tensor) -> Tensor:
         return torch.func.functional_call(stage, dict(zip(names, values, strict=True)), x)
 
     with mock.patch.object(fused, "_update_running_statistics"):  # a function has no memory
-        assert torch.autograd.gradcheck(run, (image(3, 5, 4).requires_grad_(), *parameters))
+        x = image(3, 5, 4).to(device).requires_grad_()
+        assert torch.autograd.gradcheck(run, (x, *parameters))
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 @pytest.mark.parametrize("path", [{}, {"recompute": True}], ids=["fused", "recompute"])
-def test_float32_is_the_oracle(path: dict[str, bool], norm: str) -> None:
+def test_float32_is_the_oracle(path: dict[str, bool], norm: str, device: torch.device) -> None:
     """Else single precision loses more than single precision does: results and gradients are held
     against the oracle in double precision."""
     spec = NetworkGenerator("small", 8, 12, "WS", {"k": 4, "p": 0.75})(1)
     stage = RandWireStage(spec.stages[0], "sep_conv3x3", norm, **path)
-    randomise(stage).train()
+    randomise(stage).to(device).train()
     state = {f"res3.{name}": value.double() for name, value in leaves(stage).items()}
     state = {name: value.detach().requires_grad_() for name, value in state.items()}
-    x = torch.randn(4, 8, 40, 36, requires_grad=True)
+    x = torch.randn(4, 8, 40, 36).to(device).requires_grad_()
     x_oracle = x.detach().double().requires_grad_()
     result = oracle.Result()
     expected = oracle.graph(
@@ -180,11 +182,11 @@ def test_float32_is_the_oracle(path: dict[str, bool], norm: str) -> None:
         assert all(v == 1 for name, v in after.items() if name.endswith("num_batches_tracked"))
 
 
-def test_a_backward_pass_can_be_repeated_but_not_differentiated() -> None:
+def test_a_backward_pass_can_be_repeated_but_not_differentiated(device: torch.device) -> None:
     """Else retain_graph changes the gradients, or a second derivative is silently wrong."""
     stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN", recompute=True)
-    x = torch.randn(2, 5, 16, 16, requires_grad=True)
-    out = stage(x).square().sum()
+    x = torch.randn(2, 5, 16, 16).to(device).requires_grad_()
+    out = stage.to(device)(x).square().sum()
     first, second = (torch.autograd.grad(out, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
     (grad,) = torch.autograd.grad(out, x, create_graph=True)
@@ -544,22 +546,26 @@ def test_exports_have_torchs_own_operators() -> None:
         torch.testing.assert_close(feature, expected[name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_autocast_agrees_with_the_nodes(recompute: bool) -> None:
+def test_autocast_agrees_with_the_nodes(
+    recompute: bool, dtype: torch.dtype, device: torch.device
+) -> None:
     """Else mixed precision is another network, trains in another precision, or returns gradients
     of another type than the weights'."""
     spec = NetworkGenerator("small", 8, 6, "WS", {"k": 2, "p": 0.5})(1)
     models = [
-        RandWire(spec, out_features=["res3"], fused=on, recompute=recompute) for on in ("on", "off")
+        RandWire(spec, out_features=["res3"], fused=on, recompute=recompute).to(device)
+        for on in ("on", "off")
     ]
-    randomise(models[0])
+    models[0].load_state_dict(randomise(copy.deepcopy(models[0]).cpu()).state_dict())
     models[1].load_state_dict(models[0].state_dict())
     gradients, results = [], []
     for model in models:
         torch.manual_seed(1)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = model.train()(torch.randn(4, 3, 64, 64))["res3"]
-        assert out.dtype == torch.bfloat16
+        with torch.autocast(device.type, dtype):
+            out = model.train()(torch.randn(4, 3, 64, 64).to(device))["res3"]
+        assert out.dtype == dtype
         results.append(out.float())
         out.float().square().mean().backward()
         assert all(p.grad is not None and p.grad.dtype == p.dtype for p in model.parameters())
@@ -569,13 +575,15 @@ def test_autocast_agrees_with_the_nodes(recompute: bool) -> None:
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
-def test_a_model_that_was_cast_loses_no_more_than_its_nodes(norm: str) -> None:
+def test_a_model_that_was_cast_loses_no_more_than_its_nodes(
+    norm: str, device: torch.device
+) -> None:
     """Else means, variances and affines are of half precision too: a mean that is large beside the
     deviation then leaves few digits of the difference."""
     stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", norm).train()
-    stage.bfloat16()
+    stage.to(device, torch.bfloat16)
     exact = copy.deepcopy(stage).double()
-    x = (torch.randn(4, 5, 24, 24) + 20).bfloat16()
+    x = (torch.randn(4, 5, 24, 24) + 20).to(device, torch.bfloat16)
     expected = exact.run_nodes(x.double())
     kept = copy.deepcopy(stage.state_dict())
     errors = {}
@@ -584,7 +592,8 @@ def test_a_model_that_was_cast_loses_no_more_than_its_nodes(norm: str) -> None:
         y = run(stage, x.requires_grad_())
         assert y.dtype == torch.bfloat16
         y.sum().backward()
-        errors[run.__name__] = float((y.double() - expected).norm() / expected.norm())
+        error = (y.detach().double() - expected).norm() / expected.norm()
+        errors[run.__name__] = error.item()
         for name, value in stage.state_dict().items():
             torch.testing.assert_close(
                 value, exact.state_dict()[name].to(value), atol=0.1, rtol=0.1
