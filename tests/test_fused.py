@@ -12,6 +12,7 @@ from unittest import mock
 import oracle
 import pytest
 import torch
+import torch._dynamo.testing
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from helpers import assert_same, draw_spec, images, leaves, randomise
@@ -533,6 +534,27 @@ def test_torch_compile(norm: str) -> None:
         torch.testing.assert_close(theirs.grad, ours.grad, msg=name)
     for name, value in backbone.state_dict().items():
         torch.testing.assert_close(twin.state_dict()[name], value, msg=name)
+
+
+@pytest.mark.parametrize("fused", ["on", "off"])
+def test_torch_compile_drops_edges_without_compiling_again(fused: Any) -> None:
+    """Else the edge is part of what is compiled: every other one takes minutes, until torch.compile
+    gives up."""
+    options: Any = {"out_features": ["res4"], "edge_drop_prob": 0.9, "fused": fused}
+    backbone = RandWire(draw_spec("small", "WS"), **options)
+    randomise(backbone.double()).train()
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(backbone, backend=counter, fullgraph=True)
+    results = []
+    for model in (backbone, compiled):
+        torch.manual_seed(1)
+        results.append([model(images(35, 35))["res4"] for _ in range(6)])
+    for eager, same in zip(*results, strict=True):
+        assert_same(same, eager, "res4")
+    assert len({y[0, 0, 0, 0].item() for y in results[0]}) > 3, "the draws do not differ"
+    results[1][-1].sum().backward()
+    assert counter.frame_count == 1
 
 
 def test_exports_have_torchs_own_operators() -> None:

@@ -426,7 +426,7 @@ def test_a_dropped_edge_is_the_oracle_without_it(
 
 @pytest.mark.parametrize("node_op", ["sep_conv3x3", "max_pool3x3"])
 def test_a_stage_leaves_out_the_edge_it_is_told(node_op: str) -> None:
-    """Else ``dropped_edge`` removes another edge than the one it names."""
+    """Else ``kept`` removes another edge than the one it names."""
     spec = draw_spec("small", "BA", node_op)
     model = randomise(RandWire(spec, out_features=["res5"]).double()).eval()
     stage = model.get_submodule("res4")
@@ -436,7 +436,8 @@ def test_a_stage_leaves_out_the_edge_it_is_told(node_op: str) -> None:
         expected = oracle.graph(
             spec.stages[1], node_op, model.state_dict(), "res4", x, False, edge, oracle.Result()
         )
-        assert_same(stage(x, dropped_edge=edge), expected, f"res4 without {edge}")
+        kept = torch.tensor([other != edge for other in stage.plan.learned])
+        assert_same(stage(x, kept), expected, f"res4 without {edge}")
     assert len(edges) > 3
 
 

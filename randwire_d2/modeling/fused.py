@@ -98,7 +98,7 @@ def run_fused(
     plan: Plan,
     nodes: Sequence[Any],
     x: Tensor,
-    dropped_edge: tuple[int, int] | None,
+    kept: Tensor | None,
     by_source: Tensor,
     recompute: bool,
 ) -> Tensor:
@@ -108,7 +108,7 @@ def run_fused(
         plan: the plan of the graph; of synchronised norms one by level, for fewer messages.
         nodes: its nodes; they must be fusable.
         x: the stage's input (N, in_channels, H, W).
-        dropped_edge: see ``RandWireStage``.
+        kept: see ``RandWireStage``.
         by_source: the plan's, as a tensor on x's device.
         recompute: save less for the backward pass, and compute it again.
 
@@ -139,7 +139,7 @@ def run_fused(
     else:
         scale, bias = _as_affine(norms, wide)
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-    coefficients = _coefficients(plan, nodes, dropped_edge).to(wide)
+    coefficients = _coefficients(nodes, kept).to(wide)
     parameters = [*depthwise, *pointwise, *scale, *bias]
     # Asked here, because inside of an autograd function gradients are always off.
     needed = any(tensor.requires_grad for tensor in (x, coefficients, *parameters))
@@ -155,19 +155,14 @@ def run_fused(
     return output
 
 
-def _coefficients(plan: Plan, nodes: Sequence[Any], dropped_edge: tuple[int, int] | None) -> Tensor:
+def _coefficients(nodes: Sequence[Any], kept: Tensor | None) -> Tensor:
     """σ(w) of all learned edges, those of a node's inputs side by side."""
     weights = [node.weight for node in nodes if node.weight is not None]
     if not weights:
         return nodes[0].norm.weight.new_empty(0)
     coefficients = torch.sigmoid(torch.cat(weights))
-    if dropped_edge is not None:
-        # A zero, not a shorter sum: DistributedDataParallel waits for every parameter's gradient.
-        u, v = dropped_edge
-        mask = torch.ones_like(coefficients)
-        mask[plan.coefficients[v].start + plan.predecessors[v].index(u)] = 0
-        coefficients = coefficients * mask
-    return coefficients
+    # A zero, not a shorter sum: DistributedDataParallel waits for every parameter's gradient.
+    return coefficients if kept is None else coefficients * kept
 
 
 def _as_affine(norms: Sequence[Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:

@@ -85,11 +85,12 @@ class RandWireStage(CNNBlockBase):
         by_source = torch.tensor(self.plan.by_source, dtype=torch.int64)
         self.register_buffer("by_source", by_source, persistent=False)
 
-    def forward(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """
         Args:
             x: (N, in_channels, H, W).
-            dropped_edge: an edge (u, v) of the graph to leave out of node v's weighted sum.
+            kept: for each edge that has a weight, in the order of ``plan.learned``, False if it is
+                to be left out of its target's weighted sum; by default none is.
 
         Returns:
             Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), the mean of the output nodes.
@@ -97,7 +98,7 @@ class RandWireStage(CNNBlockBase):
         reason = self._why_plain(x)
         if not torch.compiler.is_compiling():
             self.plain_because = reason
-        return self.run_nodes(x, dropped_edge) if reason else self.run_fused(x, dropped_edge)
+        return self.run_nodes(x, kept) if reason else self.run_fused(x, kept)
 
     def _why_plain(self, x: Tensor) -> str:
         """Why to run the nodes one by one; empty if they are to run fused.
@@ -156,13 +157,13 @@ class RandWireStage(CNNBlockBase):
         """Whether the operators have been found not to work for this stage."""
         return any(self._failures.values())
 
-    def run_fused(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
+    def run_fused(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` as one function, whether or not that is possible."""
         nodes = [*self.nodes]
         plan = self._plan_by_level if self.synchronised else self.plan
-        return run_fused(plan, nodes, x, dropped_edge, self.by_source, self.recompute)
+        return run_fused(plan, nodes, x, kept, self.by_source, self.recompute)
 
-    def run_nodes(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
+    def run_nodes(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` node by node."""
         nodes, plan = [*self.nodes], self.plan
         if self.training in self.slower:
@@ -172,10 +173,7 @@ class RandWireStage(CNNBlockBase):
         for v in plan.order:
             node, predecessors = nodes[v], plan.predecessors[v]
             inputs = [results[u] for u in predecessors] or [x]
-            dropped = None
-            if dropped_edge is not None and dropped_edge[1] == v:
-                dropped = predecessors.index(dropped_edge[0])
-            y = node(inputs, dropped)
+            y = node(inputs, None if kept is None else kept[plan.coefficients[v]])
             del inputs
             for u in plan.done[v]:
                 del results[u]

@@ -22,8 +22,9 @@ class Plan:
             the order is another one, and there are as few groups as there can be.
         done: for each node, those whose results nobody reads after it.
         done_backward: the same for gradients, which readers leave to what they read.
-        coefficients: where each node's inputs are among the learned coefficients; nowhere, if it
-            has a single one, whose coefficient is 1.
+        learned: the edges whose coefficients are learned: those of a node with more than one input.
+            One that is alone has a coefficient of 1.
+        coefficients: where each node's inputs are among them.
         reader_coefficients: where each node's readers are among the edges.
         by_source: for each edge, its place among the learned coefficients followed by a 1.
         forgettable: nodes whose results had better be computed again than be saved.
@@ -42,14 +43,14 @@ class Plan:
         # The backward pass runs in the reversed order, where a node reads what its readers left.
         self.done_backward = _last_uses(self.order[::-1], dag.successors)
         degrees = [len(p) if len(p) > 1 else 0 for p in dag.predecessors]
-        learned = [
+        self.learned = tuple(
             (u, v) for v, degree in enumerate(degrees) if degree for u in dag.predecessors[v]
-        ]
-        places = {edge: i for i, edge in enumerate(learned)}
+        )
+        places = {edge: i for i, edge in enumerate(self.learned)}
         self.coefficients = _slices(degrees)
         # Among all edges: every reader leaves a gradient, whether its coefficient is learned or 1.
         self.reader_coefficients = _slices(len(s) for s in dag.successors)
-        self.by_source = [places.get(edge, len(learned)) for edge in dag.edges]
+        self.by_source = [places.get(edge, len(self.learned)) for edge in dag.edges]
         self.forgettable = self._forgettable()
 
     def _forgettable(self) -> frozenset[int]:
