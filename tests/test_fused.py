@@ -64,16 +64,18 @@ def operator_arguments(n: int, affine: bool) -> dict[str, tuple[Any, ...]]:
     coefficients = torch.rand(n, dtype=torch.float64)
     affines = [torch.randn(2, 5, dtype=torch.float64) for _ in range(n if affine else 0)]
     weight = torch.randn(5, 1, 3, 3, dtype=torch.float64)
-    scale, shift = torch.randn(2, 5, dtype=torch.float64)
-    moments = native.batch_norm_statistics(inputs[0], scale, shift, 1e-5)[1]
+    parameters = torch.randn(2, 2, 5, dtype=torch.float64)
+    both = [inputs[0], image()]
+    moments = native.batch_norm_statistics(both, parameters, 1e-5)[1]
+    norms = (inputs + [image()], [n, 1], torch.rand(n + 1, dtype=torch.float64), both)
     aggregated = (inputs, coefficients, affines, weight)
     return {
         "weighted_sum": (inputs, coefficients, affines),
-        "weighted_sum_backward": (inputs, coefficients, image()),
+        "weighted_sum_backward": (inputs, coefficients, image(), parameters[0]),
         "aggregate": (*aggregated, 2),
         "aggregate_backward": (image(5, 2, 2), *aggregated, 2, [True, n > 1]),
-        "batch_norm_statistics": (inputs[0], scale, shift, 1e-5),
-        "batch_norm_backward": (inputs, coefficients, image(), scale, shift, moments, 1e-5),
+        "batch_norm_statistics": (both, parameters, 1e-5),
+        "batch_norm_backward": (*norms, parameters, moments, 1e-5),
     }
 
 
@@ -206,7 +208,7 @@ def count_of(model: str, **case: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model, traffic, launches, saved",
-    [("randwire", 1300, 1225, 130), ("randwire-recompute", 1600, 1449, 60)],
+    [("randwire", 1300, 839, 130), ("randwire-recompute", 1600, 1131, 60)],
 )
 def test_a_training_step_of_c109(model: str, traffic: int, launches: int, saved: int) -> None:
     """Else a training step moves more than half of what other implementations do (2570 MB per image
@@ -233,8 +235,8 @@ def test_a_detectors_training_step(model: str, traffic: int, saved: int) -> None
 @pytest.mark.parametrize(
     ("case", "casts", "launches"),
     [
-        ({"batch": 8}, 40, 1260),
-        ({"batch": 1, "height": 800, "width": 1344, "detection": True}, 40, 1220),
+        ({"batch": 8}, 23, 862),
+        ({"batch": 1, "height": 800, "width": 1344, "detection": True}, 40, 661),
     ],
 )
 def test_mixed_precision_casts_a_stages_weights_at_once(
@@ -246,7 +248,7 @@ def test_mixed_precision_casts_a_stages_weights_at_once(
     half = partial(forward, amp=torch.float16)
     counted = count(build("randwire", case_), case_.make_inputs, half)
     names = [operation.name for operation in counted.operations]
-    assert sum("_to_copy" in name for name in names) <= casts
+    assert sum("_to_copy" in name or "_foreach_copy" in name for name in names) <= casts
     assert counted.launches <= launches
 
 
@@ -453,14 +455,18 @@ def test_the_probe_sees_all_that_a_stage_asks_for() -> None:
 
     def asked(run: Callable[[], Any]) -> set[tuple[Any, ...]]:
         """Of each call: what Triton compiles kernels for."""
-        calls = set()
+        calls: set[tuple[Any, ...]] = set()
         for name in probe.OPERATORS:
             original = getattr(torch.ops.randwire, name)
 
             def note(*arguments: Any, name: str = name, original: Any = original) -> Any:
                 lists = [len(a) for a in arguments if isinstance(a, (list, tuple))]
                 rest = [a for a in arguments if isinstance(a, int)]
-                calls.add((name, *lists[: 2 if name.startswith("agg") else 1], *rest))
+                if name == "batch_norm_backward":
+                    calls.update((name, "readers", n) for n in arguments[1])
+                    calls.add((name, "nodes", lists[1]))
+                else:
+                    calls.add((name, *lists[: 2 if name.startswith("agg") else 1], *rest))
                 return original(*arguments)
 
             patches.enter_context(mock.patch.object(ops, name, note))

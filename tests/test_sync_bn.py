@@ -116,12 +116,17 @@ def test_alone_it_is_a_batch_norm() -> None:
     assert fused.sharing(one.nodes[0].norm) is None  # type: ignore[arg-type]
 
 
-def test_levels_need_only_what_came_before() -> None:
-    """Wrong: a node runs before one that it reads, or twice, or not at all."""
+@pytest.mark.parametrize("by_level", [True, False])
+def test_groups_need_only_what_came_before(by_level: bool) -> None:
+    """Wrong: a node runs before one that it reads, or twice, or not at all; or nodes that could be
+    normalised together are not."""
     for stage in SPEC.stages:
-        plan = Plan(stage.dag, by_level=True)
+        plan = Plan(stage.dag, by_level=by_level)
         assert sorted(plan.order) == [*range(stage.dag.num_nodes)]
+        assert [plan.order[place] for place in plan.places] == [*plan.groups]
         done: set[int] = set()
         for group in plan.groups:
             assert all(done.issuperset(stage.dag.predecessors[v]) for v in group)
+            assert not done or any(done & set(stage.dag.predecessors[v]) for v in group)
             done.update(group)
+        assert len(plan.groups) < stage.dag.num_nodes

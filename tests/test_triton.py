@@ -24,7 +24,7 @@ import torch
 pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is not installed")
 
 from randwire_d2 import ops
-from randwire_d2.ops import probe, triton_kernels
+from randwire_d2.ops import probe, tiling, triton_kernels
 from randwire_d2.ops.probe import EVERY_WANT, OPERATORS, operands
 
 # A tile, a strip and a program's share so small that little images have several of each.
@@ -33,7 +33,7 @@ SMALL = {"TILE": 64, "FLAT": 16, "PROGRAMS": 3, "MIN_ROWS": 1, "STRIP_WIDTH": 2,
 
 @dataclass(frozen=True)
 class Case(probe.Case):
-    """A case with constants of ``triton_kernels`` that are replaced."""
+    """A case with constants of ``tiling`` that are replaced."""
 
     contiguous: bool = True
     constants: dict[str, int] = field(default_factory=dict)
@@ -49,6 +49,8 @@ CASES = {
     "every want": Case(2, True, 1, (3, 2), 5, want=EVERY_WANT, only=("aggregate_backward",)),
     "twelve inputs": Case(12, False, 1, (2, 3), 5),
     "twenty inputs": Case(20, True, 1, (3, 2), 5, only=("aggregate", "aggregate_backward")),
+    "two nodes": Case(4, False, 1, (5, 3), 5, constants=SMALL, nodes=2, only=OPERATORS[4:]),
+    "eight nodes": Case(7, False, 1, (2, 1), 5, nodes=8, only=OPERATORS[4:]),
     "float32": Case(2, True, 1, (7, 5), 5, torch.float32),
     "float16": Case(3, True, 1, (7, 5), 5, torch.float16),
     "bfloat16": Case(2, False, 2, (7, 5), 5, torch.bfloat16),
@@ -64,6 +66,7 @@ SLOW_CASES = {
     "as on a GPU, stride 2": Case(1, False, 2, (7, 9), 130, torch.float32),
     "twelve affine inputs": Case(12, True, 1, (4, 3), 33, torch.float32, constants=SMALL),
     "thirty-one inputs": Case(31, True, 1, (1, 2), 5),
+    "many nodes": Case(3, False, 1, (3, 2), 5, nodes=19, only=OPERATORS[4:]),
     # More than the second kernels read at a time.
     "many programs": Case(
         *(1, False, 1, (12, 11), 1),
@@ -80,10 +83,14 @@ CUDA_CASES = {
 
 @contextmanager
 def replaced(constants: dict[str, int]) -> Iterator[None]:
-    before = {name: getattr(triton_kernels, name) for name in constants}
-    vars(triton_kernels).update(constants)
+    """Wherever a module has one of them."""
+    modules = [tiling, triton_kernels.sums]
+    before = [{name: vars(m)[name] for name in constants if name in vars(m)} for m in modules]
+    for module, own in zip(modules, before, strict=True):
+        vars(module).update({name: constants[name] for name in own})
     yield
-    vars(triton_kernels).update(before)
+    for module, own in zip(modules, before, strict=True):
+        vars(module).update(own)
 
 
 def check(case: Case, operator: str, function: Callable[..., Any], device: str = "cpu") -> None:
@@ -136,7 +143,7 @@ def compile_for_gpu() -> dict[str, str]:
     ]:
         for affine in (False, True):
             for stride in (1, 2) if n == 1 else (1,):
-                case = Case(n, affine, stride, (4, 4), 109, dtype)
+                case = Case(n, affine, stride, (4, 4), 109, dtype, nodes=n)
                 name = f"{n} inputs, {dtype}, {affine = }, {stride = }"
                 for operator in OPERATORS:
                     try:
@@ -203,10 +210,12 @@ def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, tools/benchmark.py would count other launches than there are."""
     launched: list[str] = []
     monkeypatch.setattr(
-        triton_kernels, "_launch", lambda kernel, *_, **__: launched.append(kernel.fn.__name__)
+        triton_kernels.common,
+        "launch",
+        lambda kernel, *_, **__: launched.append(kernel.fn.__name__),
     )
-    for n, operator in itertools.product((1, 3, 7, 13, 17), OPERATORS):
-        case = probe.Case(n, True, 1, (7, 5), 5, torch.float32, EVERY_WANT)
+    for n, nodes, operator in itertools.product((1, 3, 7, 13, 17), (1, 9), OPERATORS):
+        case = probe.Case(n, True, 1, (7, 5), 5, torch.float32, EVERY_WANT, nodes=nodes)
         for arguments in operands(case, operator):
             launched.clear()
             getattr(triton_kernels, operator)(*arguments)
@@ -220,7 +229,8 @@ def test_kernels_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     wrong = elsewhere("compile")
     assert not {name: message for name, message in wrong.items() if message}
-    kernels = {name for name in vars(triton_kernels) if name.endswith("_kernel")}
+    modules = (triton_kernels.depthwise, triton_kernels.norms, triton_kernels.sums)
+    kernels = {name for m in modules for name in vars(m) if name.endswith("_kernel")}
     assert {name.split(",")[0] for name in wrong} == kernels
 
 
