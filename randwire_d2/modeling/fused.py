@@ -43,9 +43,10 @@ def why_not(nodes: Sequence[nn.Module], x: Tensor) -> str:
 def _why_not(node: nn.Module) -> str:
     if type(node) is not Node:
         return f"a node is a {type(node).__name__}"
-    if type(node.conv) is not SepConv3x3:
-        return f"the node operation is {type(node.conv).__name__}, not SepConv3x3"
-    norm, convs = node.norm, (node.conv.depthwise, node.conv.pointwise)
+    norm, both = node.norm, node.conv
+    if type(both) is not SepConv3x3:
+        return f"the node operation is {type(both).__name__}, not SepConv3x3"
+    convs = both.depthwise, both.pointwise
     if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
         # Without a momentum, the running statistics are cumulative averages.
         if not (norm.affine and norm.track_running_stats and norm.momentum is not None):
@@ -57,7 +58,7 @@ def _why_not(node: nn.Module) -> str:
     for conv in convs:
         if type(conv) is not Conv2d or conv.bias is not None:
             return "somebody changed a convolution"
-    for module in (node, node.conv, *convs, norm):
+    for module in (node, both, *convs, norm):
         if (
             module._forward_hooks
             or module._forward_pre_hooks

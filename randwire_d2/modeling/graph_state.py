@@ -76,7 +76,11 @@ class State:
     ) -> None:
         n = run.plan.num_nodes
         self.run, self.x, self.coefficients, self.norms = run, x, coefficients, norms
+        # Pieces of it all at once: a slice takes as long as a launch.
+        own = coefficients[: run.plan.one].split([p.stop - p.start for p in run.plan.coefficients])
         self.ones = coefficients[run.plan.one : run.plan.share]
+        one = self.ones[:1]
+        self.own_coefficients = [piece if piece.numel() else one for piece in own]
         if run.folded:  # P's product with a is cast, so that it is rounded once
             self.depthwise, self.pointwise = cast(convolutions[:n], run.dtype), convolutions[n:]
         else:
@@ -97,12 +101,12 @@ class State:
 
     def inputs(self, v: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
         """The inputs of node v's weighted sum, their coefficients, their affines."""
-        predecessors, one = self.run.plan.predecessors[v], self.ones[:1]
+        predecessors = self.run.plan.predecessors[v]
         if not predecessors:
-            return [self.x], one, []
+            return [self.x], self.own_coefficients[v], []
         return (
             [self.results[u] for u in predecessors],
-            self.coefficients[self.run.plan.coefficients[v]] if len(predecessors) > 1 else one,
+            self.own_coefficients[v],
             [] if self.run.folded else [self.affines[u] for u in predecessors],
         )
 

@@ -34,10 +34,14 @@ def workspace(like: Tensor, *size: int) -> Tensor:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    # Triton launches on the current device, which need not be the tensors'.
     tensor = next(arg for arg in args if isinstance(arg, Tensor))
-    with torch.cuda.device_of(tensor):
-        kernel[grid](*args, **constants)
+    # Triton launches on the current device, which need not be the tensors', but mostly is.
+    device = tensor.get_device()
+    if device < 0 or device == torch.cuda.current_device():
+        kernel.run(*args, grid=grid, warmup=False, **constants)
+    else:
+        with torch.cuda.device(device):
+            kernel.run(*args, grid=grid, warmup=False, **constants)
 
 
 @jit
