@@ -6,6 +6,7 @@ writes what was wrong in each case, as JSON. ``compile`` and ``well`` run the co
 place of the kernels.
 """
 
+import copy
 import itertools
 import json
 import os
@@ -14,16 +15,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import assert_same, randomise
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is not installed")
 
-from randwire_d2 import ops
+from randwire_d2 import NetworkGenerator, ops
+from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.ops import probe, tiling, triton_kernels
 from randwire_d2.ops.probe import EVERY_WANT, OPERATORS, operands
 
@@ -61,6 +64,7 @@ CASES = {
         only=("batch_norm_statistics",),
     ),
 }
+STAGES = [("BN", True), ("BN", False), ("FrozenBN", True)]
 SLOW_CASES = {
     "as on a GPU": Case(3, True, 1, (10, 9), 33),
     "as on a GPU, stride 2": Case(1, False, 2, (7, 9), 130, torch.float32),
@@ -109,11 +113,38 @@ def check_nan() -> None:
     assert grad.isnan().all(), "lost in its backward"
 
 
+def check_stage(norm: str, training: bool) -> None:
+    """A stage's results, gradients and statistics are those of the native operators."""
+    torch.manual_seed(0)
+    spec = NetworkGenerator("small", 5, 9, "WS", {"k": 4, "p": 0.75})(1)
+    stage = RandWireStage(spec.stages[0], "sep_conv3x3", norm, fused="on").double()
+    randomise(stage).train(training)
+    kept = torch.arange(len(stage.plan.learned)) != 1
+    x = torch.randn(2, 5, 7, 6, dtype=torch.float64) + 1
+
+    def run(stage: RandWireStage) -> dict[str, torch.Tensor]:
+        own = x.clone().requires_grad_()
+        y = stage(own, kept)
+        (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+        assert own.grad is not None
+        gradients = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+        return {"result": y, "gradient": own.grad, **gradients, **dict(stage.named_buffers())}
+
+    expected = run(copy.deepcopy(stage))
+    with torch.library._scoped_library("randwire", "IMPL") as library:
+        for name in OPERATORS:
+            library.impl(name, getattr(triton_kernels, name), "CPU", allow_override=True)
+        for name, value in run(stage).items():
+            assert_same(value, expected[name], name)
+
+
 def interpret(names: list[str]) -> dict[str, str]:
     """What is wrong in each case, in Triton's interpreter."""
     torch.set_num_threads(1)
     wrong = {}
     checks: dict[str, Callable[[], None]] = {"NaN": check_nan}
+    for norm, training in STAGES:
+        checks[f"stage/{norm}/{training}"] = partial(check_stage, norm, training)
     for name, case in (CASES | SLOW_CASES).items():
         for operator in case.only:
             checks[f"{name}/{operator}"] = lambda case=case, operator=operator: check(
@@ -191,7 +222,7 @@ def each(cases: dict[str, Case]) -> Any:
 def test_operators(name: str, operator: str) -> None:
     """If it failed, a network would compute something else on a GPU than on a CPU: other borders,
     other tails of blocks, an affine or a coefficient left out, statistics that cancel."""
-    assert not elsewhere("interpret", "NaN", *CASES)[f"{name}/{operator}"]
+    assert not elsewhere("interpret", "NaN", "stage", *CASES)[f"{name}/{operator}"]
 
 
 @pytest.mark.slow
@@ -203,7 +234,14 @@ def test_operators_of_larger_operands(name: str, operator: str) -> None:
 
 def test_nan_is_not_hidden() -> None:
     """If it failed, a ReLU would turn NaNs into zeros, and a diverged training would go on."""
-    assert not elsewhere("interpret", "NaN", *CASES)["NaN"]
+    assert not elsewhere("interpret", "NaN", "stage", *CASES)["NaN"]
+
+
+@pytest.mark.parametrize("norm, training", STAGES)
+def test_a_stage(norm: str, training: bool) -> None:
+    """If it failed, the operators would not fit together: a group's nodes in another order, parts
+    of sums that are not added up, slices whose strides a kernel does not know."""
+    assert not elsewhere("interpret", "NaN", "stage", *CASES)[f"stage/{norm}/{training}"]
 
 
 def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
