@@ -614,10 +614,16 @@ def test_a_model_that_was_cast_loses_no_more_than_its_nodes(
     x = (torch.randn(4, 5, 24, 24) + 20).to(device, torch.bfloat16)
     expected = exact.run_nodes(x.double())
     kept = copy.deepcopy(stage.state_dict())
-    errors = {}
+    errors, wide, aggregate = {}, set(), ops.aggregate
+
+    def note(inputs: Any, coefficients: Tensor, affines: Any, *others: Any) -> Tensor:
+        wide.update(tensor.dtype for tensor in (coefficients, *affines))
+        return aggregate(inputs, coefficients, affines, *others)
+
     for run in (RandWireStage.run_fused, RandWireStage.run_nodes):
         stage.load_state_dict(kept)
-        y = run(stage, x.requires_grad_())
+        with mock.patch.object(ops, "aggregate", note):
+            y = run(stage, x.requires_grad_())
         assert y.dtype == torch.bfloat16
         y.sum().backward()
         error = (y.detach().double() - expected).norm() / expected.norm()
@@ -626,6 +632,7 @@ def test_a_model_that_was_cast_loses_no_more_than_its_nodes(
             torch.testing.assert_close(
                 value, exact.state_dict()[name].to(value), atol=0.1, rtol=0.1
             )
+    assert wide == {torch.float32}
     assert errors["run_fused"] < 1.1 * errors["run_nodes"], errors
 
 
