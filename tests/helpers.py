@@ -251,9 +251,10 @@ def leaves(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def images(height: int = 37, width: int = 45) -> Tensor:
+def images(height: int = 37, width: int = 45, device: str | torch.device = "cpu") -> Tensor:
     generator = torch.Generator().manual_seed(5)
-    return torch.randn(2, 3, height, width, dtype=torch.float64, generator=generator)
+    x = torch.randn(2, 3, height, width, dtype=torch.float64, generator=generator)
+    return x.to(device)
 
 
 def assert_same(actual: Tensor | None, expected: Tensor | None, what: str) -> None:

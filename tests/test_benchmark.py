@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import run_tool
 from torch import Tensor, nn
 
 from randwire_d2 import NetworkGenerator
@@ -515,3 +516,20 @@ def test_loss_of_a_backbone() -> None:
     classifier = Apply(lambda x: x).train()
     logits, labels = torch.randn(2, 5), torch.tensor([1, 4])
     assert torch.equal(forward(classifier, logits, labels), F.cross_entropy(logits, labels))
+
+
+# -------------------------------------------------------------------------------------------------
+# The host
+# -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("detection", [False, True])
+def test_the_host_launches_what_is_counted(tmp_path: Path, detection: bool) -> None:
+    """Else the counts, or the measured step, are of other kernels than a GPU's."""
+    pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is missing")
+    arguments = ["--rounds", 1, *(["--detection"] if detection else [])]
+    *_, fused, _ = run_tool("measure_host.py", *arguments, log=tmp_path / "log").splitlines()
+    case = Case(2, 32, 32, detection, NetworkGenerator(channels=4))
+    operations = count(build("randwire", case), case.make_inputs, forward).operations
+    own = sum(o.launches for o in operations if o.name.startswith("randwire."))
+    assert fused.split("|")[-2].strip() == str(own)

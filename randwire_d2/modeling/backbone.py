@@ -140,14 +140,11 @@ class RandWire(Backbone):
         """
         if x.dim() != 4:
             raise ValueError(f"RandWire takes an input of shape (N, 3, H, W); got {tuple(x.shape)}")
-        dropped = self._draw_dropped_edge() if self.training and self.edge_drop_prob else None
+        kept = self._draw_kept_edges(x.device) if self.training and self.edge_drop_prob else {}
         features = {}
         for name in self._stage_names:
             stage = getattr(self, name)
-            if dropped is not None and dropped[0] == name:
-                x = stage(x, dropped_edge=dropped[1])
-            else:
-                x = stage(x)
+            x = stage(x, kept[name]) if name in kept else stage(x)
             if name in self._out_features:
                 features[name] = F.relu(x) if self.relu_features else x
         if not torch.compiler.is_compiling():
@@ -172,20 +169,26 @@ class RandWire(Backbone):
         failed = any(stage.failed for stage in graphs.values())
         logger.log(logging.WARNING if failed else logging.INFO, f"RandWire runs {said}")
 
-    def _draw_dropped_edge(self) -> tuple[str, tuple[int, int]] | None:
-        """With probability ``edge_drop_prob``, one edge, uniformly over all that may be dropped.
+    def _draw_kept_edges(self, device: torch.device) -> dict[str, Tensor]:
+        """For each stage that may lose an edge, which edges it keeps; see ``RandWireStage``.
+
+        With probability ``edge_drop_prob`` it is all but one, drawn uniformly over all stages. They
+        are data, not control flow: torch.compile would compile a network for each edge.
 
         The draw comes from torch's CPU generator, whose state a seed or a checkpoint restores. With
         the scope "batch" all processes must call this together: it is the first one's draw.
         """
-        if not self._droppable:
-            return None
-        edge = None
-        if torch.rand(()).item() < self.edge_drop_prob:
-            edge = self._droppable[int(torch.randint(len(self._droppable), ()).item())]
+        total = sum(self._droppable.values())
+        if not total:
+            return {}
+        drops = torch.rand(()) < self.edge_drop_prob
+        edge = torch.where(drops, torch.randint(total, ()), total)
         # Processes whose draw is not used draw all the same: their dropout stays that of the scope
         # "process".
-        return edge if self.edge_drop_scope == "process" else comm.all_gather(edge)[0]
+        if self.edge_drop_scope == "batch":
+            edge = comm.all_gather(edge)[0]
+        kept = torch.arange(total, device=device) != edge.to(device, non_blocking=True)
+        return dict(zip(self._droppable, kept.split([*self._droppable.values()]), strict=True))
 
     def freeze(self, freeze_at: int = 0) -> "RandWire":
         """Freeze the first stages: 1 freezes the stem, 2 also res2, and so on; 0 freezes nothing.
@@ -199,14 +202,12 @@ class RandWire(Backbone):
         for name in self._stage_names[: max(freeze_at, 0)]:
             getattr(self, name).freeze()
         # Not by freeze_at: an earlier call may have frozen more.
-        self._droppable = [
-            (stage.name, (u, v))
-            for stage in self.spec.stages
-            if stage.name in self._stage_names
-            and any(p.requires_grad for p in getattr(self, stage.name).parameters())
-            for u, v in stage.dag.edges
-            if len(stage.dag.predecessors[v]) > 1
-        ]
+        self._droppable = {
+            name: len(stage.plan.learned)
+            for name in self._stage_names
+            if isinstance(stage := getattr(self, name), RandWireStage)
+            and any(p.requires_grad for p in stage.parameters())
+        }
         return self
 
     def output_shape(self) -> dict[str, ShapeSpec]:
