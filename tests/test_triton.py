@@ -116,11 +116,11 @@ def check_nan() -> None:
 def check_stage(norm: str, training: bool) -> None:
     """A stage's results, gradients and statistics are those of the native operators."""
     torch.manual_seed(0)
-    spec = NetworkGenerator("small", 5, 9, "WS", {"k": 4, "p": 0.75})(1)
+    spec = NetworkGenerator("small", 3, 6, "WS", {"k": 2, "p": 0.75})(1)
     stage = RandWireStage(spec.stages[0], "sep_conv3x3", norm, fused="on").double()
     randomise(stage).train(training)
     kept = torch.arange(len(stage.plan.learned)) != 1
-    x = torch.randn(2, 5, 7, 6, dtype=torch.float64) + 1
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64) + 1
 
     def run(stage: RandWireStage) -> dict[str, torch.Tensor]:
         own = x.clone().requires_grad_()
