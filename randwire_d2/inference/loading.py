@@ -21,9 +21,11 @@ from ..checkpoint import (
 )
 from ..config import is_classifier, set_spec
 from ..data.classes import category_ids
+from ..export import format_of
 from ..runs import RunFolder
 from .classifier import Classifier
 from .detector import Detector
+from .exported import load_exported
 
 
 def load_detector(path: str | os.PathLike[str], device: str | None = None) -> Detector:
@@ -64,8 +66,13 @@ def load_classifier(path: str | os.PathLike[str], device: str | None = None) -> 
 
 
 def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detector | Classifier:
-    """``load_detector`` or ``load_classifier``, as the config in the checkpoint says."""
+    """``load_detector`` or ``load_classifier``, as the config in the checkpoint says.
+
+    It may also be a file of tools/export_model.py, which runs on the CPU.
+    """
     file = _find(os.fspath(path))
+    if exported_as := format_of(file):
+        return load_exported(file, exported_as, device)
     checkpoint = _read(file)
     try:
         cfg = _config(file, checkpoint)
