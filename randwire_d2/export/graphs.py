@@ -60,7 +60,8 @@ class Graph(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
+        self.eval().requires_grad_(False)
 
 
 class DetectorGraph(Graph):

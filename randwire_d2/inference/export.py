@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.nn.functional as F
@@ -99,8 +99,7 @@ def export_model(
     example, *others = _images(model, original, images)
     with atomic_open(output, "wb") as file:
         metadata = describe(model, original.signature, written_as)
-        written_as.write(folded, example, metadata, file)
-        file.flush()
+        _write(written_as, folded, example, metadata, file)
         run, _ = written_as.read(file.name)
         proof = _prove(original, run, others, norms)
         if original.signature.kind == DETECTOR and not proof.detections:
@@ -131,6 +130,19 @@ def _graph(model: Detector | Classifier, part: str) -> Graph:
     if not isinstance(backbone, nn.Module):
         raise ValueError(f"--part backbone: a {type(owner).__name__} has no backbone of its own")
     return BackboneGraph(backbone)
+
+
+def _write(
+    written_as: Format, graph: Graph, example: Tensor, metadata: dict[str, str], file: IO[bytes]
+) -> None:
+    try:
+        written_as.write(graph, example, metadata, file)
+    except Exception as e:  # the tracers have many kinds for what they do not know
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
+        raise ValueError(
+            f"the format {written_as.name} can't hold this {graph.signature.kind}: {reason}"
+        ) from e
+    file.flush()
 
 
 # -------------------------------------------------------------------------------------------------
