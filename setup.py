@@ -27,6 +27,8 @@ EXTRAS_REQUIRE = {
     "opencv": ["opencv-python-headless>=4.6"],
     # For tools/export_model.py, where it writes .onnx, and tools/predict.py, where it runs one.
     "export": ["onnx>=1.16", "onnxruntime>=1.19"],
+    # For tools/benchmark.py --runtimes openvino.
+    "openvino": ["openvino>=2025.0"],
     # For tools/convert_checkpoint.py, where it reads or writes .safetensors.
     "safetensors": ["safetensors>=0.4"],
     "test": [

@@ -1,6 +1,8 @@
 """Exported models: each format and part computes what the model does, says so, and predicts."""
 
+import io
 import json
+import os
 import re
 import sys
 import zipfile
@@ -390,6 +392,16 @@ def test_a_detector_that_finds_nothing_is_not_proved_by_it(detector: Path, tmp_p
     assert not (tmp_path / "x.ts").exists()
 
 
+class Marker:
+    """Its pickle makes a folder where it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
 def test_files_of_others_are_refused_in_one_line(files: Any, tmp_path: Path) -> None:
     """Wrong: a file without this metadata, a damaged one or one with a pickle is run, or fails with
     a traceback; a checkpoint that is called .pt is taken for TorchScript."""
@@ -412,6 +424,18 @@ def test_files_of_others_are_refused_in_one_line(files: Any, tmp_path: Path) -> 
         archive.writestr("archive/data/constants/opaque_obj_0", b"cos\nsystem\n(S'false'\ntR.")
     with pytest.raises(ValueError, match="opaque_obj_0', an object that could run code"):
         load_model(bad)
+    objects = io.BytesIO()
+    torch.save(((Marker(tmp_path / "ran"),), {}), objects)
+    with zipfile.ZipFile(files("classifier", "whole", "torch")) as source:
+        with zipfile.ZipFile(bad, "w") as archive:
+            for name in source.namelist():
+                inputs = name.endswith("data/sample_inputs/model.pt")
+                archive.writestr(name, objects.getvalue() if inputs else source.read(name))
+    with pytest.raises(
+        ValueError, match=r"bad\.pt2 can't be read as torch: Weights only load failed"
+    ):
+        load_model(bad)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_command_says_what_it_proved(detector: Path, tmp_path: Path) -> None:
