@@ -323,7 +323,8 @@ def test_a_graph_that_computes_something_else_is_not_written(
 def test_detections_are_paired() -> None:
     """Wrong: another order counts as a difference, or another box, score, class or number does
     not."""
-    signature = Signature(DETECTOR, ("pred_boxes", "pred_classes", "scores"), batched=False)
+    fields = ("pred_boxes", "pred_classes", "scores")
+    signature = Signature(DETECTOR, fields, batched=False, most=8)
     corner = torch.rand(8, 2) * 90
     boxes = torch.cat([corner, corner + 9], dim=1)
     classes, scores = torch.arange(8) % 3, torch.linspace(0.9, 0.1, 8)
@@ -342,10 +343,15 @@ def test_detections_are_paired() -> None:
     assert apart(every, s=scores + 5e-5) == pytest.approx(5e-5, rel=1e-2)
     assert apart(every, s=scores + 2 * TOLERANCE) > TOLERANCE
     assert apart(every, c=(classes + 1) % 3) > TOLERANCE
-    assert apart(every[:-1]) == 0  # at the threshold
-    assert apart(every[1:]) > TOLERANCE
+    last, first = boxes.clone(), boxes.clone()
+    last[-1], first[0] = 0, 0
+    assert apart(every, b=last) == 0  # there could have been more than eight
+    assert apart(every, b=first) == pytest.approx(0.8)
+    assert apart(every[:-1]) == pytest.approx(0.1) and apart(every[1:]) == pytest.approx(0.9)
     assert apart(every[:0]) > TOLERANCE
     assert apart(every, b=boxes * float("nan")) > TOLERANCE
+    one, moved = ((b, classes[:1], scores[:1]) for b in (boxes[:1], boxes[:1] + 5))
+    assert difference(signature, torch.zeros(3, 50, 100), one, moved) == pytest.approx(0.9)
     nothing = tuple(v[:0] for v in (boxes, classes, scores))
     assert difference(signature, torch.zeros(3, 9, 9), nothing, nothing) == 0
     logits = (torch.ones(1, 4),)
@@ -426,14 +432,12 @@ def test_files_of_others_are_refused_in_one_line(files: Any, tmp_path: Path) -> 
         load_model(bad)
     objects = io.BytesIO()
     torch.save(((Marker(tmp_path / "ran"),), {}), objects)
-    with zipfile.ZipFile(files("classifier", "whole", "torch")) as source:
-        with zipfile.ZipFile(bad, "w") as archive:
-            for name in source.namelist():
-                inputs = name.endswith("data/sample_inputs/model.pt")
-                archive.writestr(name, objects.getvalue() if inputs else source.read(name))
-    with pytest.raises(
-        ValueError, match=r"bad\.pt2 can't be read as torch: Weights only load failed"
-    ):
+    good = files("classifier", "whole", "torch")
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(bad, "w") as archive:
+        for name in source.namelist():
+            inputs = name.endswith("data/sample_inputs/model.pt")
+            archive.writestr(name, objects.getvalue() if inputs else source.read(name))
+    with pytest.raises(ValueError, match=r"bad\.pt2 can't be read as torch: Weights only"):
         load_model(bad)
     assert not (tmp_path / "ran").exists()
 

@@ -20,13 +20,13 @@ def difference(
     """The largest difference between two runs of a graph on the same images; see ``TOLERANCE``.
 
     Detections are paired: their order, where scores are nearly equal, means nothing. One that has
-    no partner of its class differs by its score above the least that was found: at the threshold
-    alone may one side have it and the other not.
+    no partner of its class differs by its whole score; but where both sides have as many as an
+    image may have, the last ones may be others, and it differs by its score above the least.
     """
     if signature.kind != DETECTOR:
         return max(_of_tensors(a, b) for a, b in zip(expected, actual, strict=True))
     ours, theirs = (dict(zip(signature.outputs, run, strict=True)) for run in (expected, actual))
-    return _of_detections(ours, theirs, longer_side=max(images.shape[-2:]))
+    return _of_detections(ours, theirs, max(images.shape[-2:]), signature.most)
 
 
 def _of_tensors(expected: Tensor, actual: Tensor) -> float:
@@ -41,7 +41,7 @@ def _finite(value: float) -> float:
 
 
 def _of_detections(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], longer_side: float
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], longer_side: float, most: int
 ) -> float:
     distances = _distances(ours, theirs, longer_side)
     pairs = _pairs(distances)
@@ -49,11 +49,12 @@ def _of_detections(
     rows, columns = [i for i, _ in pairs], [j for _, j in pairs]
     for name in ours.keys() - set(_PAIRING) if pairs else ():
         largest = max(largest, _of_tensors(ours[name][rows], theirs[name][columns]))
-    for fields, taken in ((ours, {i for i, _ in pairs}), (theirs, {j for _, j in pairs})):
-        scores = fields["scores"]
+    full = len(ours["scores"]) == len(theirs["scores"]) == most
+    for scores, taken in ((ours["scores"], rows), (theirs["scores"], columns)):
         alone = [i for i in range(len(scores)) if i not in taken]
         if alone:
-            largest = max(largest, (scores[alone].max() - scores.min()).item())
+            least = scores.min() if full else 0
+            largest = max(largest, _finite((scores[alone].max() - least).item()))
     return largest
 
 

@@ -23,6 +23,7 @@ class Signature:
         batched: whether it takes images (N, 3, H, W), else one image (3, H, W); float32 in both.
         multiple: of which height and width must be multiples.
         normalised: whether the images must have been normalised, else their values are 0 … 255.
+        most: the most detections that an image may have; 0 of what detects nothing.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Signature:
     batched: bool
     multiple: int = 1
     normalised: bool = False
+    most: int = 0
 
     @property
     def input(self) -> str:
@@ -69,18 +71,21 @@ class DetectorGraph(Graph):
 
     Boxes are in pixels of that image; masks (n, 1, M, M) are those of the boxes, not pasted.
 
+    Args:
+        most: the most detections that an image may have (TEST.DETECTIONS_PER_IMAGE).
+
     Raises:
         ValueError: the model gives more than instances.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, most: int) -> None:
         if isinstance(model, PanopticFPN):
             raise ValueError("a PanopticFPN gives more than instances: export its --part backbone")
         super().__init__(model)
         device = next(model.parameters()).device
         with torch.no_grad():
             found = self._instances(torch.zeros(3, 64, 64, device=device)).get_fields()
-        self.signature = Signature(DETECTOR, tuple(sorted(found)), batched=False)
+        self.signature = Signature(DETECTOR, tuple(sorted(found)), batched=False, most=most)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         with patch_builtin_len():  # Detectron2's own way to count boxes in a trace

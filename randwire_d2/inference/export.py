@@ -123,8 +123,9 @@ def _graph(model: Detector | Classifier, part: str) -> Graph:
     if part not in PARTS:
         raise ValueError(f"the part must be {' or '.join(PARTS)}; got {part!r}")
     if part == "whole":
-        whole = DetectorGraph if isinstance(model, Detector) else ClassifierGraph
-        return whole(model.model)
+        if isinstance(model, Classifier):
+            return ClassifierGraph(model.model)
+        return DetectorGraph(model.model, model.cfg.TEST.DETECTIONS_PER_IMAGE)
     owner: Any = model.model if isinstance(model, Detector) else model.model.network
     backbone = getattr(owner, "backbone", None)
     if not isinstance(backbone, nn.Module):
