@@ -87,7 +87,7 @@ class Onnx(Format):
                 (example,),
                 buffer,
                 # The exporter by torch.export can't follow Detectron2's choice of proposals, and
-                # takes ten times as long for a classifier.
+                # takes twenty times as long for a classifier.
                 dynamo=False,
                 opset_version=ONNX_OPSET,
                 input_names=[signature.input],
@@ -103,6 +103,9 @@ class Onnx(Format):
         runtime = _require("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # That of the file, which holds the fewest results at once. Its own choice held 18% more
+        # (measured: C=109, eight images of 320 pixels, 1007 MB against 854).
+        options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
         options.log_severity_level = 3  # errors: it warns of shapes that it can't infer
         session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         (given,) = session.get_inputs()
