@@ -25,11 +25,17 @@ EXTRAS_REQUIRE = {
     # Detectron2's Visualizer needs some build of OpenCV. An extra, because this one would
     # overwrite the files of another: tools/install.py asks for it where `cv2` is missing.
     "opencv": ["opencv-python-headless>=4.6"],
+    # For tools/export_model.py, where it writes .onnx, and tools/predict.py, where it runs one.
+    "export": ["onnx>=1.16", "onnxruntime>=1.19"],
+    # For tools/benchmark.py --runtimes openvino.
+    "openvino": ["openvino>=2025.0"],
     # For tools/convert_checkpoint.py, where it reads or writes .safetensors.
     "safetensors": ["safetensors>=0.4"],
     "test": [
         "hypothesis>=6.80",
         "mypy>=1.11",
+        "onnx>=1.16",
+        "onnxruntime>=1.19",
         "pytest>=7.4",
         "pytest-timeout>=2.2",
         "pytest-xdist>=3.0",

@@ -5,6 +5,7 @@
     python tools/benchmark.py --batch 8 --rounds 11 --json output/benchmark.json
     python tools/benchmark.py --detection --no-time
     python tools/benchmark.py --batch 4 --growth output/growth.png
+    python tools/benchmark.py --batch 1 --size 800 1344 --runtimes plain compile onnx
 
 Bytes, launches, saved and peak memory are counted on fake tensors. That takes seconds for any size,
 and the counts are the same on every machine. Times, and the ceilings that they are compared with,
@@ -24,12 +25,15 @@ from randwire_d2.benchmark import (
     AXES,
     GROWTH_MODELS,
     MODELS,
+    RUNTIMES,
     STEPS,
     Case,
     Settings,
+    compare_runtimes,
     grow,
     plot_growth,
     run,
+    runtimes_to_markdown,
     to_json,
     to_markdown,
 )
@@ -66,6 +70,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default="default",
         help="the memory format of images and weights (default: the one that each model is built "
         "with)",
+    )
+    how.add_argument(
+        "--runtimes",
+        nargs="+",
+        choices=RUNTIMES,
+        help="compare nothing but the inference of RandWire's and ResNet-50's backbones in these "
+        "and in PyTorch, with their peak memory, on the CPU",
     )
     out = parser.add_argument_group("the output, beside the tables")
     out.add_argument(
@@ -150,6 +161,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--rounds must be at least 1, or use --no-time; got {args.rounds}")
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads must be at least 1; got {args.threads}")
+    if args.runtimes and (args.no_time or args.json or args.growth):
+        raise ValueError("--runtimes goes with none of --no-time, --json and --growth")
     if args.growth:
         check_format(args.growth, "--growth")
 
@@ -178,6 +191,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             models=tuple(args.models or Settings.models),
             steps=tuple(args.steps),
         )
+        if args.runtimes:
+            compared = compare_runtimes(case, args.runtimes, args.rounds, progress=say)
+            print(runtimes_to_markdown(compared, case, args.rounds, command), flush=True)
+            return
         if args.json:
             Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         result = run(case, settings, progress=say)

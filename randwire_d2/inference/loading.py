@@ -21,9 +21,11 @@ from ..checkpoint import (
 )
 from ..config import is_classifier, set_spec
 from ..data.classes import category_ids
+from ..export import format_of
 from ..runs import RunFolder
 from .classifier import Classifier
 from .detector import Detector
+from .exported import load_exported
 
 
 def load_detector(path: str | os.PathLike[str], device: str | None = None) -> Detector:
@@ -33,7 +35,8 @@ def load_detector(path: str | os.PathLike[str], device: str | None = None) -> De
 
     Args:
         path: a checkpoint of tools/train_net.py, or the OUTPUT_DIR of a run: then its
-            model_best.pth, else model_final.pth, else the last checkpoint.
+            model_best.pth, else model_final.pth, else the last checkpoint. Or a file of
+            tools/export_model.py, which runs on the CPU.
         device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
 
     Raises:
@@ -42,7 +45,7 @@ def load_detector(path: str | os.PathLike[str], device: str | None = None) -> De
     """
     model = load_model(path, device)
     if not isinstance(model, Detector):
-        raise ValueError(f"{model.file} is a classifier's checkpoint: use load_classifier")
+        raise ValueError(f"{model.file} is a classifier's file: use load_classifier")
     return model
 
 
@@ -50,7 +53,8 @@ def load_classifier(path: str | os.PathLike[str], device: str | None = None) -> 
     """The classifier that a training saved, ready to be called on images.
 
     Args:
-        path: a checkpoint of tools/pretrain_imagenet.py, or the OUTPUT_DIR of a run.
+        path: a checkpoint of tools/pretrain_imagenet.py, the OUTPUT_DIR of a run, or a file of
+            tools/export_model.py.
         device: as of ``load_detector``.
 
     Raises:
@@ -59,13 +63,15 @@ def load_classifier(path: str | os.PathLike[str], device: str | None = None) -> 
     """
     model = load_model(path, device)
     if not isinstance(model, Classifier):
-        raise ValueError(f"{model.file} is a detector's checkpoint: use load_detector")
+        raise ValueError(f"{model.file} is a detector's file: use load_detector")
     return model
 
 
 def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detector | Classifier:
-    """``load_detector`` or ``load_classifier``, as the config in the checkpoint says."""
+    """``load_detector`` or ``load_classifier``, as the config in the file says."""
     file = _find(os.fspath(path))
+    if exported_as := format_of(file):
+        return load_exported(file, exported_as, device)
     checkpoint = _read(file)
     try:
         cfg = _config(file, checkpoint)

@@ -59,8 +59,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT_OR_RUN",
-        help="a .pth file, or the OUTPUT_DIR of a training: its model_best.pth, else "
-        "model_final.pth, else the last one",
+        help="a .pth file, a file of tools/export_model.py, or the OUTPUT_DIR of a training: its "
+        "model_best.pth, else model_final.pth, else the last one",
     )
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="*", help="images, videos, folders of them, or globs"
