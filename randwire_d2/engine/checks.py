@@ -23,6 +23,7 @@ from ..config import (
     set_spec,
 )
 from ..runs import RunFolder
+from .augmentation import check_jitter
 from .best import check_best_metric
 from .datasets import forget_classes, settle_classes, take_data
 from .schedule import check_solver, scale_schedule
@@ -47,6 +48,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_model(cfg, args)
     if not args.eval_only:
         check_best_metric(cfg)
+        check_jitter(cfg)
         check_solver(cfg)
         cfg = scale_schedule(cfg, _count_training_images(cfg) if cfg.SOLVER.EPOCHS else 0)
     cfg.freeze()
@@ -202,9 +204,10 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ValueError(
             f"MODEL.BACKBONE.NAME: no backbone {name!r} is registered" + _similar(name, known)
         )
-    trains_on_cpu = cfg.MODEL.DEVICE == "cpu" and not args.eval_only
-    if trains_on_cpu and node and cfg.MODEL[node].NORM == "SyncBN":
-        raise ValueError(f"MODEL.{node}.NORM SyncBN needs GPUs; on a CPU use BN or GN")
+    if cfg.MODEL.DEVICE == "cpu" and not args.eval_only:
+        for part in (node, "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "RETINANET"):
+            if part and cfg.MODEL[part].NORM == "SyncBN":
+                raise ValueError(f"MODEL.{part}.NORM SyncBN needs GPUs; on a CPU use BN or GN")
     weights = cfg.MODEL.WEIGHTS
     resumes = args.resume and RunFolder(cfg.OUTPUT_DIR).can_resume
     if weights and not resumes and "://" not in weights:

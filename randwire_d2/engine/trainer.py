@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -42,6 +42,7 @@ from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..data.classes import category_ids
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
+from .augmentation import training_mapper
 from .best import (
     BestCheckpointer,
     Patience,
@@ -286,6 +287,11 @@ class Trainer(DefaultTrainer):
         finished = RunFolder(self.cfg.OUTPUT_DIR).final_checkpoint.is_file()
         if self.start_iter >= self.max_iter and not finished:
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """As DefaultTrainer's; with INPUT.LSJ its images have large-scale jitter."""
+        return build_detection_train_loader(cfg, mapper=training_mapper(cfg))
 
     @classmethod
     def classes(cls, cfg: CfgNode) -> dict[str, Any]:

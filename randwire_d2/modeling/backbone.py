@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 class RandWire(Backbone):
     """A randomly wired network without its classifier (Table 1), for any image size.
 
-    It is built from a spec, ``RandWire(spec)``, or from a config, ``RandWire(cfg, input_shape)``.
+    It is built from a spec, ``RandWire(spec)``, or from a config, ``RandWire(cfg, input_shape)``. In
+    a LazyConfig the spec is what a generator's call returns, as in Python:
+    ``L(RandWire)(spec=L(L(NetworkGenerator)(channels=109))(seed=1))``.
 
     Args:
         spec: the symbolic network.
@@ -54,8 +56,8 @@ class RandWire(Backbone):
         recompute: of a fused stage, save half as much for the backward pass, and compute it again.
 
     Raises:
-        ValueError: for unknown features, norms, node operations, inits or scopes, or values out of
-            range.
+        ValueError: for what is no spec, unknown features, norms, node operations, inits or scopes,
+            or values out of range.
     """
 
     @configurable
@@ -74,6 +76,12 @@ class RandWire(Backbone):
         recompute: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(spec, NetworkSpec):
+            raise ValueError(
+                f"RandWire is built from a NetworkSpec; got {type(spec).__name__}. A generator draws "
+                "one from a seed, generator(seed=1); in a LazyConfig: "
+                "L(RandWire)(spec=L(L(NetworkGenerator)(channels=109))(seed=1))"
+            )
         names = [layer.name for layer in spec.layers]
         unknown = [name for name in out_features if name not in names]
         if unknown or not out_features:
