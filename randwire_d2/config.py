@@ -84,10 +84,10 @@ def add_engine_config(cfg: CfgNode) -> None:
     # The share of the training images held back for validation where there is no such split; SEED,
     # if it isn't negative, chooses them.
     cfg.DATASETS.HOLD_BACK = 0.0
-    # Large-scale jitter of a detector's training images, as in Detectron2's new_baselines, which has
-    # it in LazyConfig alone. If SIZE isn't 0, it replaces MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and CROP:
-    # an image is resized to fit into a square of SIZE pixels times a random number of the range
-    # SCALES; what is larger than the square of SIZE is cropped, what is smaller padded.
+    # If SIZE isn't 0, large-scale jitter of a detector's training images, as in Detectron2's
+    # new_baselines, in place of MIN_SIZE_TRAIN and CROP: an image is resized to fit into a square
+    # of SIZE pixels times a random number of the range SCALES; then what is larger than the square
+    # of SIZE is cropped, and what is smaller padded.
     cfg.INPUT.LSJ = CfgNode({"SIZE": 0, "SCALES": [0.1, 2.0]})
     # If not 0, evaluations test an average of the weights, and checkpoints hold it beside them as
     # "ema": in each iteration it keeps this part of itself (0.999, say), and takes the rest anew.

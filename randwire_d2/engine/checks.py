@@ -23,7 +23,6 @@ from ..config import (
     set_spec,
 )
 from ..runs import RunFolder
-from .augmentation import check_jitter
 from .best import check_best_metric
 from .datasets import forget_classes, settle_classes, take_data
 from .schedule import check_solver, scale_schedule
@@ -48,7 +47,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_model(cfg, args)
     if not args.eval_only:
         check_best_metric(cfg)
-        check_jitter(cfg)
+        data.check_jitter(cfg)
         check_solver(cfg)
         cfg = scale_schedule(cfg, _count_training_images(cfg) if cfg.SOLVER.EPOCHS else 0)
     cfg.freeze()
@@ -160,23 +159,34 @@ def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> None:
         if not names and (key == "TRAIN" or args.eval_only):
             raise ValueError(f"DATASETS.{key} is empty; name registered data sets, or --data PATH")
         for name in names:
-            if name not in DatasetCatalog:
-                raise ValueError(
-                    f"DATASETS.{key}: no data set {name!r} is registered"
-                    + _similar(name, DatasetCatalog.list())
-                )
-            metadata = MetadataCatalog.get(name)
-            for path in (metadata.get("json_file"), metadata.get("image_root")):
-                if not path or "://" in path:
-                    continue
-                try:
-                    # Makes a built-in set: once, before there are processes.
-                    data.existing_path(name, path)
-                except ValueError as e:
-                    raise ValueError(f"DATASETS.{key}: {e}") from e
+            check_dataset(f"DATASETS.{key}", name)
 
 
-def _similar(name: str, known: Iterable[str]) -> str:
+def check_dataset(key: str, name: str) -> None:
+    """
+    Args:
+        key: of the config that names it.
+
+    Raises:
+        ValueError: no such data set is registered, or its files are missing; one line.
+    """
+    if name not in DatasetCatalog:
+        raise ValueError(
+            f"{key}: no data set {name!r} is registered" + similar(name, DatasetCatalog.list())
+        )
+    metadata = MetadataCatalog.get(name)
+    for path in (metadata.get("json_file"), metadata.get("image_root")):
+        if not path or "://" in path:
+            continue
+        try:
+            # Makes a built-in set: once, before there are processes.
+            data.existing_path(name, path)
+        except ValueError as e:
+            raise ValueError(f"{key}: {e}") from e
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """The known names that may have been meant, for the end of a message; "" if there are none."""
     matches = difflib.get_close_matches(name, list(known))
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
@@ -202,7 +212,7 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     if name not in BACKBONE_REGISTRY:
         known = [registered for registered, _ in BACKBONE_REGISTRY]
         raise ValueError(
-            f"MODEL.BACKBONE.NAME: no backbone {name!r} is registered" + _similar(name, known)
+            f"MODEL.BACKBONE.NAME: no backbone {name!r} is registered" + similar(name, known)
         )
     if cfg.MODEL.DEVICE == "cpu" and not args.eval_only:
         for part in (node, "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "RETINANET"):

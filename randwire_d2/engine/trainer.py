@@ -39,10 +39,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
+from ..data import training_mapper
 from ..data.classes import category_ids
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
-from .augmentation import training_mapper
 from .best import (
     BestCheckpointer,
     Patience,
@@ -120,6 +120,13 @@ def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for stage in stages:
             stage.fused = "on"
+
+
+def share_statistics(model: torch.nn.Module) -> None:
+    """Give all processes the first one's buffers: each has batch statistics of its own."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 class Trainer(DefaultTrainer):
@@ -310,9 +317,7 @@ class Trainer(DefaultTrainer):
         evaluators: list[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
         """As DefaultTrainer's; all processes evaluate the first one's network, which is saved."""
-        if comm.get_world_size() > 1:
-            for buffer in model.buffers():  # each process has batch statistics of its own
-                torch.distributed.broadcast(buffer, 0)
+        share_statistics(model)
         return super().test(cfg, model, evaluators)
 
     @classmethod
