@@ -40,6 +40,7 @@ from ..data.classes import category_ids
 from ..modeling import RandWire
 from ..runs import RunFolder
 from .checks import check_dataset, similar
+from .datasets import thing_classes
 from .shadow_steps import ShadowSteps
 from .threads import share_cores
 from .trainer import share_statistics
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train or evaluate a LazyConfig: Detectron2's command line, overrides as ``path.key=value``."""
+    """Train or evaluate a LazyConfig, with Detectron2's command line."""
     args = default_argument_parser().parse_args(argv)
     setup_logger(name="randwire_d2")
     try:
@@ -91,9 +92,9 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
             raise ValueError(f"train.{key} is unknown{similar(key, known)}")
     _check_device(cfg, args)
     for split in ("test",) if args.eval_only else ("train", "test"):
-        names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names", default=())
-        for name in [names] if isinstance(names, str) else names:
+        for name in _datasets(cfg, split):
             check_dataset(f"dataloader.{split}.dataset.names", name)
+            _check_classes(cfg, name)
     _check_model(cfg, args)
     return cfg
 
@@ -116,6 +117,19 @@ def _read(args: argparse.Namespace) -> DictConfig:
         raise ValueError(f"the command line's path.key=value: {reason}") from e
 
 
+def _datasets(cfg: DictConfig, split: str) -> list[str]:
+    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names", default=())
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _check_classes(cfg: DictConfig, name: str) -> None:
+    number = len(thing_classes(name))
+    for key in ("model.num_classes", "model.roi_heads.num_classes"):
+        value = OmegaConf.select(cfg, key)
+        if number and value not in (None, number):
+            raise ValueError(f"{key} is {value}, but {name!r} has {number} classes: {key}={number}")
+
+
 def _check_device(cfg: DictConfig, args: argparse.Namespace) -> None:
     device, gpus = str(cfg.train.device), torch.cuda.device_count()
     if device.startswith("cuda") and gpus < args.num_gpus:
@@ -133,9 +147,9 @@ def _check_model(cfg: DictConfig, args: argparse.Namespace) -> None:
             modules = list(instantiate(cfg.model).modules())
     except (AssertionError, OmegaConfBaseException, TypeError, ValueError) as e:
         raise ValueError(f"model: {' '.join(str(e).split())}") from e
-    if cfg.train.device == "cpu" and not args.eval_only:
-        if any(isinstance(module, nn.SyncBatchNorm) for module in modules):
-            raise ValueError("model: SyncBN needs GPUs; on a CPU use BN or GN")
+    synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in modules)
+    if synchronised and cfg.train.device == "cpu" and not args.eval_only:
+        raise ValueError("model: SyncBN needs GPUs; on a CPU use BN or GN")
     weights, run = cfg.train.init_checkpoint, RunFolder(cfg.train.output_dir)
     if args.resume and run.can_resume:
         return
@@ -162,10 +176,8 @@ def train_or_evaluate_lazy(args: argparse.Namespace) -> Any:
     """
     cfg = _read(args)
     default_setup(cfg, args)
-    several = comm.get_world_size() > 1
-    setup_logger(
-        cfg.train.output_dir, comm.get_rank(), name="randwire_d2", configure_stdout=several
-    )
+    several, rank = comm.get_world_size() > 1, comm.get_rank()
+    setup_logger(cfg.train.output_dir, rank, name="randwire_d2", configure_stdout=several)
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
         checkpointer = RandWireCheckpointer(model, cfg.train.output_dir)
@@ -204,11 +216,10 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
 
 def _classes(cfg: DictConfig) -> dict[str, Any]:
     """What a checkpoint holds of the first training set's classes: names and ids."""
-    names = OmegaConf.select(cfg, "dataloader.train.dataset.names", default=())
-    first = [names] if isinstance(names, str) else list(names)[:1]
-    if not first:
+    names = _datasets(cfg, "train")
+    if not names:
         return {}
-    metadata = MetadataCatalog.get(first[0])
+    metadata = MetadataCatalog.get(names[0])
     return {"class_names": metadata.get("thing_classes"), "category_ids": category_ids(metadata)}
 
 

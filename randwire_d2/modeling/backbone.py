@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 class RandWire(Backbone):
     """A randomly wired network without its classifier (Table 1), for any image size.
 
-    It is built from a spec, ``RandWire(spec)``, or from a config, ``RandWire(cfg, input_shape)``. In
-    a LazyConfig the spec is what a generator's call returns, as in Python:
+    It is built from a spec, ``RandWire(spec)``, or from a config, ``RandWire(cfg, input_shape)``.
+    In a LazyConfig the spec is what a generator's call returns, as in Python:
     ``L(RandWire)(spec=L(L(NetworkGenerator)(channels=109))(seed=1))``.
 
     Args:
@@ -78,8 +78,8 @@ class RandWire(Backbone):
         super().__init__()
         if not isinstance(spec, NetworkSpec):
             raise ValueError(
-                f"RandWire is built from a NetworkSpec; got {type(spec).__name__}. A generator draws "
-                "one from a seed, generator(seed=1); in a LazyConfig: "
+                f"RandWire is built from a NetworkSpec; got {type(spec).__name__}. A generator "
+                "draws one from a seed, generator(seed=1); in a LazyConfig: "
                 "L(RandWire)(spec=L(L(NetworkGenerator)(channels=109))(seed=1))"
             )
         names = [layer.name for layer in spec.layers]
