@@ -111,6 +111,12 @@ def both(name: str) -> tuple[CfgNode, DictConfig]:
     assert lazy.train.max_iter == cfg.SOLVER.MAX_ITER
     lazy.dataloader.train.mapper.augmentations[0].short_edge_length = [96]
     cfg.merge_from_list([*SMALL_YAML, "INPUT.MIN_SIZE_TRAIN", (96,)])
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        rpn, heads = lazy.model.proposal_generator, lazy.model.roi_heads
+        assert rpn.post_nms_topk[0] == cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN
+        assert heads.batch_size_per_image == cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+        rpn.post_nms_topk[0] = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 50
+        heads.batch_size_per_image = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
     return cfg, lazy
 
 
