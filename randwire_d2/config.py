@@ -132,6 +132,13 @@ def add_classification_config(cfg: CfgNode) -> None:
     # The standard deviation of AlexNet's colour noise along ImageNet's principal components
     # (Krizhevsky et al., 2012, section 4.1; theirs is 0.1). The paper mentions none.
     cfg.INPUT.PCA_LIGHTING = 0.0
+    # RandAugment (Cubuk et al., 2020) of each training image: so many operations, each of this
+    # magnitude, 0 … 30. The paper has none.
+    cfg.INPUT.RAND_AUGMENT = CfgNode({"NUM_OPS": 0, "MAGNITUDE": 9})
+    # The α of MixUp (Zhang et al., 2018) and of CutMix (Yun et al., 2019), which mix the images of
+    # a process's training batch; 0 for neither. With both, each batch draws one of them.
+    cfg.INPUT.MIXUP_ALPHA = 0.0
+    cfg.INPUT.CUTMIX_ALPHA = 0.0
     # A test image is resized until its shorter side is TEST_CROP_SIZE / TEST_CROP_RATIO, and its
     # centre is cropped: 256 and 224. Table 4 tests at 320.
     cfg.INPUT.TEST_CROP_SIZE = 224
