@@ -59,11 +59,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = load_lazy_config(args)
     except ValueError as e:
         sys.exit(f"lazyconfig_train_net.py: error: {e}")
+    run_lazy(cfg, args)
+
+
+def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Train or evaluate a LazyConfig in ``--num-gpus`` processes on each of ``--num-machines``."""
     if cfg.train.device == "cpu":
         share_cores(args.num_gpus)
     # A config may hold functions that can't be sent to another process; each loads its own.
     launch(
-        train_or_evaluate_lazy,
+        _train_or_evaluate,
         args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
@@ -168,12 +173,7 @@ def _check_model(cfg: DictConfig, args: argparse.Namespace) -> None:
         )
 
 
-def train_or_evaluate_lazy(args: argparse.Namespace) -> Any:
-    """What each process does, with ``--resume`` and ``--eval-only``.
-
-    Returns:
-        The results of an evaluation; None of a training.
-    """
+def _train_or_evaluate(args: argparse.Namespace) -> Any:
     cfg = _read(args)
     default_setup(cfg, args)
     several, rank = comm.get_world_size() > 1, comm.get_rank()
