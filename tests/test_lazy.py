@@ -252,5 +252,5 @@ def test_only_python_is_read_as_python(tmp_path: Path) -> None:
     config.write_text("model = dict(a=1)\ntrain = dict()\n")
     with pytest.raises(ValueError, match="lacks dataloader, lr_multiplier, optimizer"):
         load_lazy_config(parse(config))
-    said = refusal(TOOL, "--config-file", "none", log=tmp_path / "log")
+    said = refusal(TOOL, "--config-file", tmp_path / "config.yaml", log=tmp_path / "log")
     assert "is no LazyConfig" in said
