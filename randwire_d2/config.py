@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.config.defaults import _C
 from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
+from .config_files import config_path
 from .wiring import NetworkGenerator, NetworkSpec
 from .yaml_tags import check_yaml
 
@@ -65,6 +67,18 @@ def add_randwire_config(cfg: CfgNode) -> None:
     # Save about half as much for the backward pass, and compute it again. Turn it on if the
     # batch does not fit into memory.
     node.RECOMPUTE = False
+
+
+def extend_detectron2_defaults() -> None:
+    """Add MODEL.RANDWIRE to what Detectron2's ``get_cfg`` returns: import randwire_d2 does so.
+
+    Thus Detectron2's own tools, and any other, read this project's config files for detectors: they
+    call ``get_cfg`` and merge a file, and have no place where ``add_randwire_config`` would be
+    called. It may still be called. The keys of ``add_engine_config`` are not added: a trainer that
+    does not read SOLVER.EPOCHS must refuse it. They stand in the config.yaml of this project's
+    runs, which ``detector_config`` reads.
+    """
+    add_randwire_config(_C)
 
 
 def add_engine_config(cfg: CfgNode) -> None:
@@ -144,7 +158,6 @@ def add_classification_config(cfg: CfgNode) -> None:
 def detector_config() -> CfgNode:
     """Detectron2's defaults, with the keys that tools/train_net.py knows."""
     cfg = get_cfg()
-    add_randwire_config(cfg)
     add_engine_config(cfg)
     return cfg
 
@@ -185,13 +198,13 @@ def set_spec(cfg: CfgNode, spec: NetworkSpec) -> None:
 def merge_config(cfg: CfgNode, config_file: str | os.PathLike[str], opts: Sequence[str]) -> None:
     """Merge a config file, if it has a name, and KEY VALUE pairs into a config.
 
+    Args:
+        config_file: a file, a URL, or a name that ``get_config_file`` knows.
+
     Raises:
         ValueError: for a missing file, an unknown key, or a value of the wrong type; one line.
     """
-    path = os.fspath(config_file)
-    if path:
-        if "://" not in path and not os.path.isfile(path):
-            raise ValueError(f"--config-file {path!r} does not exist")
+    if path := config_path(config_file):
         merge_file(cfg, path)
     if len(opts) % 2:
         raise ValueError(f"options come as pairs KEY VALUE; got {' '.join(opts)!r}")
