@@ -69,18 +69,6 @@ def add_randwire_config(cfg: CfgNode) -> None:
     node.RECOMPUTE = False
 
 
-def extend_detectron2_defaults() -> None:
-    """Add MODEL.RANDWIRE to what Detectron2's ``get_cfg`` returns: import randwire_d2 does so.
-
-    Thus Detectron2's own tools, and any other, read this project's config files for detectors: they
-    call ``get_cfg`` and merge a file, and have no place where ``add_randwire_config`` would be
-    called. It may still be called. The keys of ``add_engine_config`` are not added: a trainer that
-    does not read SOLVER.EPOCHS must refuse it. They stand in the config.yaml of this project's
-    runs, which ``detector_config`` reads.
-    """
-    add_randwire_config(_C)
-
-
 def add_engine_config(cfg: CfgNode) -> None:
     """Add the keys that this project's trainers read; those of another project would not."""
     # What SOLVER.AMP.ENABLED computes in: "float16" or "bfloat16".
@@ -116,6 +104,33 @@ def add_engine_config(cfg: CfgNode) -> None:
     # Whether a training's evaluations also write the losses of the test images, without
     # augmentation: val_total_loss and its parts.
     cfg.TEST.LOSS = False
+    # Here they are read; ``extend_detectron2_defaults`` has others ignore them.
+    cfg.__dict__[CfgNode.DEPRECATED_KEYS].difference_update(_new_keys(cfg, _C))
+
+
+def extend_detectron2_defaults() -> None:
+    """Have what Detectron2's ``get_cfg`` returns read this project's config files for detectors.
+
+    An import of randwire_d2 calls it. Detectron2's own tools, and other people's, call ``get_cfg``
+    and merge a file, and have no place where ``add_randwire_config`` could be called; it still may
+    be. The keys of ``add_engine_config``, which stand in the config.yaml of every run, are ignored
+    with a warning: others' trainers do not read them.
+    """
+    add_randwire_config(_C)
+    cfg = get_cfg()
+    add_engine_config(cfg)
+    for key in _new_keys(cfg, _C):
+        _C.register_deprecated_key(key)  # yacs's word for it
+
+
+def _new_keys(cfg: CfgNode, known: CfgNode, prefix: str = "") -> list[str]:
+    new = []
+    for name, value in cfg.items():
+        if name not in known:
+            new.append(prefix + name)
+        elif isinstance(value, CfgNode):
+            new += _new_keys(value, known[name], f"{prefix}{name}.")
+    return new
 
 
 def add_classification_config(cfg: CfgNode) -> None:

@@ -303,7 +303,7 @@ def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) 
 def test_means_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     """Wrong: --seeds does not draw the networks, or what has no seed is counted for each."""
     argv = ["--config-file", CLASSIFIER, *SMALL, "MODEL.RANDWIRE.GRAPH", "ER", "--size", "32"]
-    (table,) = tables(tool, capsys, *argv, "--seeds", "4", "6")
+    (table,) = tables(capsys, *argv, "--seeds", "4", "6")
     generator = NetworkGenerator("small", 8, 10, "ER", {"p": 0.2})
     first, second = (complexity(generator(seed), 32, 32) for seed in (4, 6))
     row = table["rows"][-1]
@@ -313,22 +313,22 @@ def test_means_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
         assert row[name]["mean"] == (a + b) / 2
         assert row[name]["std"] == pytest.approx(abs(a - b) / 2**0.5)
     argv = ["--config-file", RESNET, CLASSIFIER, *SMALL, "--size", "32", "--seeds", "4", "6"]
-    (table,) = tables(tool, capsys, *argv)
+    (table,) = tables(capsys, *argv)
     assert [row["networks"] for row in table["rows"]] == [None, 2]
 
 
 def test_targets(capsys: pytest.CaptureFixture[str]) -> None:
     """Wrong: the tool finds another C than find_channels, or forgets an option or a key."""
-    (table,) = tables(tool, capsys, "--target", "583M", "--regime", "small", "--nodes", "32")
+    (table,) = tables(capsys, "--target", "583M", "--regime", "small", "--nodes", "32")
     found = {row["node operation"]: row["C"] for row in table["rows"]}
     assert found == {"sep_conv3x3": 78, "conv3x3": 30, "max_pool3x3": 80, "avg_pool3x3": 80}
     argv = ["--target", "4B", "--graph", "BA(5)", "--node-op", "conv3x3", "--seeds", "3"]
-    (table,) = tables(tool, capsys, *argv)
+    (table,) = tables(capsys, *argv)
     (row,) = table["rows"]
     generator = NetworkGenerator("regular", row["C"], 32, "BA", {"m": 5}, "conv3x3")
     assert row["multiply-adds"] == complexity(generator(3)).flops
     of_config = ["--target", "4.0e9", "--config-file", CLASSIFIER, "MODEL.RANDWIRE.REGIME"]
-    (table,) = tables(tool, capsys, *of_config, "regular", "MODEL.RANDWIRE.CHANNELS", "5")
+    (table,) = tables(capsys, *of_config, "regular", "MODEL.RANDWIRE.CHANNELS", "5")
     assert [row["C"] for row in table["rows"]] == [109]
 
 
