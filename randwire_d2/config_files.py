@@ -21,11 +21,11 @@ def get_config_file(name: str) -> str:
         ValueError: there is no such file; the message has the names that are near.
     """
     wanted = name.removeprefix("configs/")
-    files = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
-    if wanted in files:
+    known = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+    if wanted in known:
         return str(CONFIGS / wanted)
-    near = difflib.get_close_matches(wanted, files, cutoff=0.7)
-    near += [file for file in files if Path(file).stem == Path(wanted).stem and file not in near]
+    near = [other for other in known if Path(other).stem == Path(wanted).stem]
+    near = near or difflib.get_close_matches(wanted, known, cutoff=0.7)
     hint = " or ".join(map(repr, near)) if near else f"one of those in {CONFIGS}"
     raise ValueError(f"randwire_d2 has no config {name!r}; did you mean {hint}?")
 
@@ -42,4 +42,4 @@ def config_path(given: str | os.PathLike[str]) -> str:
     try:
         return get_config_file(path)
     except ValueError as e:
-        raise ValueError(f"--config-file {path!r} does not exist, and {e}") from e
+        raise ValueError(f"the file {path!r} does not exist, and {e}") from e

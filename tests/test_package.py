@@ -105,6 +105,20 @@ def test_subcommands(
         assert usage or "tools/" not in said
 
 
+def test_the_command_without_detectron2(tmp_path: Path) -> None:
+    """Wrong: who has installed the package alone gets a stack trace."""
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['detectron2'] = None\n"
+        f"runpy.run_path({str(command.__file__)!r})['main'](['train'])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("randwire-d2: error: randwire_d2 needs Detectron2")
+
+
 def test_every_script_is_a_subcommand() -> None:
     """Wrong: a tool that an installed package has not. install.py runs before there is one."""
     scripts = {path.name for path in (ROOT / "tools").glob("*.py")} - {"install.py"}
@@ -122,7 +136,7 @@ def test_errors_and_commands_in_the_users_words(monkeypatch: pytest.MonkeyPatch)
         "pretrain it (randwire-d2 pretrain --data x), see tools/unknown.py"
     )
     assert program("demo.py") == "randwire-d2 demo"
-    with pytest.raises(SystemExit, match=r"^randwire-d2 train: error: --config-file 'none'"):
+    with pytest.raises(SystemExit, match=r"^randwire-d2 train: error: the file 'none'"):
         command.main(["train", "--config-file", "none"])
 
 
@@ -330,8 +344,8 @@ def test_from_nothing_to_predictions_without_a_checkout(
 
     output = tmp_path / "detector"
     said = installed(
-        "randwire-d2", "train", "--config-file", SHAPES, "--config-from-weights", *few,
-        "SOLVER.MAX_ITER", 10, "MODEL.WEIGHTS", backbone, "OUTPUT_DIR", output,
+        "randwire-d2", "train", "--config-file", SHAPES, "--config-from-weights", "--num-gpus", 2,
+        *few, "SOLVER.MAX_ITER", 10, "MODEL.WEIGHTS", backbone, "OUTPUT_DIR", output,
     )  # fmt: skip
     assert f"Next: randwire-d2 predict {output} images/" in said
     draw_image_folders(tmp_path / "images", classes="a", train=2, val=0)

@@ -103,7 +103,7 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="CONFIG",
-        help="configs of pretrain_imagenet.py or train_net.py; KEY VALUE pairs behind the last one "
+        help="configs of classifiers or detectors; KEY VALUE pairs behind the last one "
         "change them all",
     )
     what.add_argument(

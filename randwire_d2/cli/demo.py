@@ -36,12 +36,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config",
         default=get_config_file("faster_rcnn_randwire_shapes.yaml"),
-        help="a config of train_net.py",
+        help="a detector's config",
     )
     parser.add_argument(
         "--pretrain-config",
         default=get_config_file("shapes/randwire_pretrain.yaml"),
-        help="a config of pretrain_imagenet.py, for the same backbone",
+        help="a classifier's config, for the same backbone",
     )
     parser.add_argument(
         "--pretrain-opts", default="", metavar="'KEY VALUE ...'", help="pairs for it"
@@ -50,7 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--transfer", action="store_true", help="compare with detectors from scratch"
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for train_net.py")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the detector")
     args = parser.parse_args(argv)
     args.output = args.output or Path("output", "transfer" if args.transfer else "demo")
     return args
