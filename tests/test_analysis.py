@@ -167,6 +167,7 @@ def test_parts_of_a_detector(norm: str, freeze_at: int) -> None:
     The layers' costs are written anew from the config.
     """
     options = ["MODEL.RANDWIRE.NORM", norm, "MODEL.BACKBONE.FREEZE_AT", freeze_at, *SMALL]
+    options += ["MODEL.ROI_HEADS.NUM_CLASSES", 6]
     cfg = config(DETECTOR, *options)
     height, width = 64, 96
     found = network_parts(cfg, height, width)
