@@ -373,6 +373,7 @@ class Demo:
     def __init__(self, root: Path) -> None:
         self.root, self.output, self._calls = root, root / "output", root / "calls"
         (root / "tools").mkdir()
+        (root / "log").touch()
         shutil.copy(ROOT / "tools" / "demo.py", root / "tools")
         for name in ("pretrain_imagenet.py", "train_net.py"):
             (root / "tools" / name).write_text(STAND_IN)
