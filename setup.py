@@ -79,7 +79,7 @@ setup(
     },
     package_data={
         "": ["py.typed", "*.cpp", "*.cu", "*.h"],
-        "randwire_d2.configs": ["**/*.yaml"],
+        "randwire_d2.configs": ["**/*.yaml", "**/*.py"],
     },
     entry_points={"console_scripts": ["randwire-d2 = randwire_d2_command:main"]},
     python_requires=">=3.10",

@@ -9,6 +9,8 @@ _INSTALLED = _PACKAGE / "configs"
 # The folder that holds them. An installed package is asked first: what lies beside it is not ours.
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
 
+KINDS = (".yaml", ".py")  # Detectron2's two
+
 
 def get_config_file(name: str) -> str:
     """The path of one of this project's config files, as Detectron2's ``model_zoo`` has it.
@@ -21,7 +23,8 @@ def get_config_file(name: str) -> str:
         ValueError: there is no such file; the message has the names that are near.
     """
     wanted = name.removeprefix("configs/")
-    known = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+    files = (path for kind in KINDS for path in CONFIGS.rglob(f"*{kind}"))
+    known = sorted(path.relative_to(CONFIGS).as_posix() for path in files)
     if wanted in known:
         return str(CONFIGS / wanted)
     near = [other for other in known if Path(other).stem == Path(wanted).stem]
