@@ -10,6 +10,11 @@ from typing import NoReturn
 from ..command import in_users_words, program
 
 
+class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        return in_users_words(super().format_help())
+
+
 def parser_of(script: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
     """The parser of a tool.
 
@@ -17,10 +22,10 @@ def parser_of(script: str, description: str, usage: str | None = None) -> argpar
         script: its name in tools/.
         description: its module's docstring.
     """
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=program(script),
         usage=usage,
-        description=in_users_words(description),
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 

@@ -19,6 +19,7 @@ TOOLS = {
     "pretrain": ("pretrain_imagenet.py", "train or evaluate a classifier"),
     "convert": ("convert_checkpoint.py", "make a detector's backbone of a checkpoint, proved"),
     "predict": ("predict.py", "predict with a checkpoint: images, folders, videos or a data set"),
+    "export": ("export_model.py", "write a trained model for ONNX Runtime, libtorch, torch.export"),
     "analyze-results": ("analyze_results.py", "show what a detector gets right and wrong"),
     "browse-data": ("browse_data.py", "look at the data of a detector before it is trained"),
     "analyze-model": ("analyze_model.py", "count parameters and multiply-adds; Tables 1 to 4"),
@@ -30,6 +31,10 @@ TOOLS = {
     "demo": ("demo.py", "pretrain, convert and fine-tune on data that is made here"),
     "check-gpu": ("check_gpu.py", "find out whether the GPU runs the fused operators"),
     "measure-gpu": ("measure_gpu.py", "measure everything about a GPU"),
+    "measure-host": (
+        "measure_host.py",
+        "measure what a training step costs the host, fused or not",
+    ),
     "inspect-kernels": ("inspect_kernels.py", "show what a compiler makes of the Triton kernels"),
 }
 _SUBCOMMANDS = {script: name for name, (script, _) in TOOLS.items()}
