@@ -1,6 +1,11 @@
 """What randwire_d2 is made of and what it needs: the one list of its requirements."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
 
 # Detectron2 is needed but can't be listed: it is not on PyPI under its own name, and it must be
 # built against the torch that is already installed. tools/install.py sees to both.
@@ -46,12 +51,37 @@ EXTRAS_REQUIRE = {
 
 setup(
     name="randwire_d2",
-    version="0.1.0",
+    version=re.findall(r'__version__ = "(.+)"', (ROOT / "randwire_d2/__init__.py").read_text())[0],
     description="Randomly wired neural networks as a Detectron2 backbone",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     author="randwire_d2 authors",
     license="Apache-2.0",
-    packages=find_packages(include=["randwire_d2", "randwire_d2.*"]),
-    package_data={"randwire_d2.ops": ["*.cpp", "*.h"]},  # compiled where it runs
+    license_files=["LICENSE"],
+    keywords="detectron2 randomly-wired-networks object-detection neural-architecture",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    packages=[
+        *find_packages(include=["randwire_d2", "randwire_d2.*"]),
+        "randwire_d2.configs",
+        "randwire_d2_command",
+    ],
+    package_dir={
+        "randwire_d2.configs": "configs",  # randwire_d2.get_config_file finds them
+        "randwire_d2_command": "randwire_d2/command",  # which says why it has a second name
+    },
+    package_data={
+        "": ["py.typed", "*.cpp", "*.cu", "*.h"],
+        "randwire_d2.configs": ["**/*.yaml", "**/*.py"],
+    },
+    entry_points={"console_scripts": ["randwire-d2 = randwire_d2_command:main"]},
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -102,10 +102,10 @@ class Tool:
             raise AssertionError(f"it hangs: {self.said[-3000:]}")
         return status
 
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to its process group."""
+    def send(self, number: signal.Signals, alone: bool = False) -> None:
+        """Send a signal to its process group, or to the process that was started alone."""
         assert self._process.pid is not None
-        os.killpg(self._process.pid, number)
+        (os.kill if alone else os.killpg)(self._process.pid, number)
 
 
 _started: list[Tool] = []

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from randwire_d2 import NetworkGenerator, RandWire, RandWireClassifier, load_detector
 from randwire_d2.checkpoint import RandWireCheckpointer
+from randwire_d2.cli.predict import main as predict
 from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.data.shapes import CLASSES
 from randwire_d2.export import (
@@ -35,7 +36,6 @@ from randwire_d2.export import (
 from randwire_d2.inference import Classifier, Detector, load_model
 from randwire_d2.inference import export as export_module
 from randwire_d2.inference.export import export_model
-from randwire_d2.inference.predict import main as predict
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "torch": ".pt2"}
 SMALL = [

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Export a trained model for ONNX Runtime, libtorch or torch.export. See --help."""
+"""Write a trained model for ONNX Runtime, libtorch, torch.export. See --help."""
 
-from randwire_d2.inference.export import main
+from randwire_d2.cli.export import main
 
 if __name__ == "__main__":
     main()

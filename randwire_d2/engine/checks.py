@@ -22,6 +22,7 @@ from ..config import (
     merge_in_one_line,
     set_spec,
 )
+from ..config_files import config_path
 from ..runs import RunFolder
 from .best import check_best_metric
 from .datasets import forget_classes, settle_classes, take_data
@@ -78,6 +79,7 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
     Raises:
         ValueError: for a missing file, an unknown key, or a value of the wrong type.
     """
+    args.config_file = config_path(args.config_file)  # default_setup logs the file
     merge_config(cfg, args.config_file, args.opts)
     _take_flags(cfg, args)
     if args.config_from_weights:

@@ -39,6 +39,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
+from ..command import in_users_words
 from ..data import training_mapper
 from ..data.classes import category_ids
 from ..modeling.stage import RandWireStage
@@ -273,7 +274,7 @@ class Trainer(DefaultTrainer):
         output = os.path.normpath(self.cfg.OUTPUT_DIR)
         predictions = os.path.join(output, "predictions")
         command = ["python", "tools/predict.py", output, "images/", "--output", predictions]
-        return shlex.join(command)
+        return in_users_words(shlex.join(command))
 
     def after_train(self) -> None:
         # A training that had ended and was resumed is evaluated as of the same iteration.

@@ -1,9 +1,7 @@
-"""tools/export_model.py: a trained model as a file for other runtimes, proved by running both."""
+"""A trained model as a file for other runtimes, proved by running both."""
 
-import argparse
 import copy
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -34,18 +32,6 @@ from .exported import describe
 from .loading import load_model
 
 PARTS = ("whole", "backbone")
-
-_DESCRIPTION = """\
-Export a trained detector or classifier for ONNX Runtime, libtorch or torch.export.
-
-    python tools/export_model.py output/my_run model.onnx
-    python tools/export_model.py model_best.pth backbone.pt2 --part backbone
-
-Images may have any size, and a batch of a classifier or a backbone any number. Batch norms are
-folded into the convolutions. OUTPUT appears only once it was run beside the model: at three sizes,
-and with one and two images where it takes a batch. tools/predict.py takes OUTPUT in place of the
-checkpoint.
-"""
 
 
 @dataclass(frozen=True)
@@ -199,63 +185,3 @@ def _prove(original: Graph, run: Run, images: Sequence[Tensor], folded: int) -> 
         if original.signature.kind == DETECTOR:
             detections += len(expected[0])
     return Proof(largest, tuple(tuple(one.shape) for one in images), detections, folded)
-
-
-# -------------------------------------------------------------------------------------------------
-# The command line
-# -------------------------------------------------------------------------------------------------
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exits with 1 if nothing was written."""
-    args = _parse_args(argv)
-    try:
-        proof = export_model(
-            args.source, args.output, args.format, part=args.part, images=args.images
-        )
-    except (ValueError, OSError) as e:
-        sys.exit(f"export_model.py: error: {' '.join(str(e).split())}")
-    size = os.path.getsize(args.output) / 1e6
-    shapes = ", ".join("×".join(map(str, shape)) for shape in proof.shapes)
-    found = f", {proof.detections} detections" if proof.detections else ""
-    print(
-        f"{args.output}: {size:.1f} MB, {proof.folded} batch norms folded. The largest difference "
-        f"from the model is {proof.difference:.2g} (at most {TOLERANCE:g}) on images of {shapes}"
-        f"{found}"
-    )
-
-
-def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "source",
-        metavar="CHECKPOINT_OR_RUN",
-        help="a .pth file, or the OUTPUT_DIR of a training: its best checkpoint",
-    )
-    parser.add_argument(
-        "output",
-        metavar="OUTPUT",
-        help="the file to write; its suffix is .onnx, .ts or .pt for torchscript, .pt2 for torch",
-    )
-    parser.add_argument(
-        "--format", choices=list(FORMATS), help="the format (default: that of OUTPUT's suffix)"
-    )
-    parser.add_argument(
-        "--part",
-        choices=PARTS,
-        default="whole",
-        help="backbone: the backbone and its FPN alone, for normalised images (default: whole)",
-    )
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="images on which the file is compared with the model, beside noise of three sizes",
-    )
-    args = parser.parse_args(argv)
-    if args.images and args.part != "whole":
-        parser.error("--images is for whole models")
-    return args
