@@ -16,6 +16,7 @@ from pathlib import Path
 # The subcommands: the script in tools/, and what it does.
 TOOLS = {
     "train": ("train_net.py", "train or evaluate a detector"),
+    "train-lazy": ("lazyconfig_train_net.py", "the same, with a config in Python, a LazyConfig"),
     "pretrain": ("pretrain_imagenet.py", "train or evaluate a classifier"),
     "convert": ("convert_checkpoint.py", "make a detector's backbone of a checkpoint, proved"),
     "predict": ("predict.py", "predict with a checkpoint: images, folders, videos or a data set"),

@@ -7,9 +7,7 @@ run's folder, and a YAML file, in which Detectron2 would let tags run code, is n
 import argparse
 import logging
 import os
-import sys
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
     create_ddp_model,
-    default_argument_parser,
     default_setup,
     default_writers,
     hooks,
@@ -36,6 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..checkpoint import RandWireCheckpointer
+from ..config_files import config_path
 from ..data.classes import category_ids
 from ..modeling import RandWire
 from ..runs import RunFolder
@@ -49,17 +47,6 @@ from .trainer import share_statistics
 _SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
 
 logger = logging.getLogger(__name__)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train or evaluate a LazyConfig, with Detectron2's command line."""
-    args = default_argument_parser().parse_args(argv)
-    setup_logger(name="randwire_d2")
-    try:
-        cfg = load_lazy_config(args)
-    except ValueError as e:
-        sys.exit(f"lazyconfig_train_net.py: error: {e}")
-    run_lazy(cfg, args)
 
 
 def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -105,14 +92,12 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
 
 
 def _read(args: argparse.Namespace) -> DictConfig:
-    path = args.config_file
+    path = args.config_file = config_path(args.config_file)
     if not path.endswith(".py"):
         raise ValueError(
             f"--config-file {path!r} is no LazyConfig, whose name ends in .py; YAML is for "
             "tools/train_net.py"
         )
-    if not os.path.isfile(path):
-        raise ValueError(f"--config-file {path!r} does not exist")
     logger.info(f"{path} is Python, as LazyConfig files are by nature: it runs now")
     cfg = LazyConfig.load(path)
     try:
