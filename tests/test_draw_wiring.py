@@ -146,7 +146,7 @@ def test_there_is_one_source(
     ("argv", "message"),
     [
         *[(["--config-file", config], "is no RandWire") for config in RESNETS],
-        (["--config-file", "no.yaml"], "--config-file 'no.yaml' does not exist"),
+        (["--config-file", "no.yaml"], "the file 'no.yaml' does not exist"),
         (["--config-file", CLASSIFIER, "MODEL.RANDWIRE.NODES", "9"], "MODEL.RANDWIRE.NODES"),
         (["--config-file", CLASSIFIER, "MODEL.RANDWIRE.WS.K", "3"], "WS needs an even K"),
         (["--config-file", CLASSIFIER, "--nodes", "9"], "--nodes is for --grid; a config has its"),
