@@ -25,9 +25,12 @@ EXTRAS_REQUIRE = {
     # Detectron2's Visualizer needs some build of OpenCV. An extra, because this one would
     # overwrite the files of another: tools/install.py asks for it where `cv2` is missing.
     "opencv": ["opencv-python-headless>=4.6"],
-    # For tools/convert_checkpoint.py, where it reads or writes .safetensors.
+    # For MODEL.WEIGHTS hf://… and from_pretrained("owner/name").
+    "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
+    # For save_pretrained, and tools/convert_checkpoint.py where it reads or writes .safetensors.
     "safetensors": ["safetensors>=0.4"],
     "test": [
+        "huggingface_hub>=0.23",
         "hypothesis>=6.80",
         "mypy>=1.11",
         "pytest>=7.4",
