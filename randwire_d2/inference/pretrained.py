@@ -49,7 +49,8 @@ class PretrainedModel:
         if card is None:
             network = find_network(self.model)
             classes = ", ".join(self.class_names)
-            card = model_card(kind, network and network.spec, {"Classes": classes})
+            spec = None if network is None else network.spec
+            card = model_card(kind, spec, {"Classes": classes})
         state = self.model.state_dict()
         return write_folder(folder, kind, state, entries, card=card, overwrite=overwrite)
 

@@ -6,8 +6,12 @@ from tabulate import tabulate
 
 from ..wiring import NetworkSpec
 
-_TASKS = {"Detector": "object-detection", "Classifier": "image-classification",
-          "RandWireClassifier": "image-classification", "RandWire": "image-feature-extraction"}  # fmt: skip
+_TASKS = {
+    "Detector": "object-detection",
+    "Classifier": "image-classification",
+    "RandWireClassifier": "image-classification",
+    "RandWire": "image-feature-extraction",
+}
 _WHAT = {
     "Detector": "A detector, called on images (H, W, 3), uint8, BGR.",
     "Classifier": "An image classifier, called on images (H, W, 3), uint8, BGR.",

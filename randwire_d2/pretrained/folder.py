@@ -92,10 +92,8 @@ def read_folder(path_or_repo: str | os.PathLike[str], kind: str | None = None) -
         )
     _check_fingerprint(path, config["entries"])
     checkpoint = _read_weights(path / WEIGHTS, config["sha256"])
-    stored = {key: value for key, value in checkpoint.items() if key != "model"}
-    different = [
-        k for k in {**stored, **config["entries"]} if stored.get(k) != config["entries"].get(k)
-    ]
+    ours, theirs = config["entries"], {k: v for k, v in checkpoint.items() if k != "model"}
+    different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     if different:
         raise ValueError(
             f"{path / CONFIG} and {WEIGHTS} say different things of {different[0]!r}: one of the "
@@ -172,9 +170,8 @@ def _read_weights(file: Path, stated: str) -> dict[str, Any]:
     except MissingLibrary:
         raise
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-        raise ValueError(
-            f"{file} is no whole .safetensors file ({' '.join(str(e).split())})"
-        ) from e
+        reason = " ".join(str(e).split())
+        raise ValueError(f"{file} is no whole .safetensors file ({reason})") from e
 
 
 # -------------------------------------------------------------------------------------------------
