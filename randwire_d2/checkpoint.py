@@ -96,7 +96,7 @@ class Wiring:
         if entry is None:
             return None
         try:
-            spec = NetworkSpec.from_json(entry["spec"], entry["fingerprint"])
+            spec = NetworkSpec.from_json(entry["spec"], str(entry["fingerprint"]))
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"its entry {WIRING_KEY!r} is damaged: {e}") from e
         head_relu = entry.get("head_relu")

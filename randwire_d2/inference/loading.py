@@ -63,12 +63,16 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
 
 def _find(path: str) -> str:
     if is_pretrained(path):
-        return str(read_folder(path).weights)
+        folder = read_folder(path)
+        if folder.kind not in ("Classifier", "Detector"):
+            raise ValueError(f"{path} holds a {folder.kind}: use randwire_d2.from_pretrained")
+        return str(folder.weights)
     if os.path.isdir(path):
         path = str(RunFolder(path).checkpoint())
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"{path} does not exist; name a .pth file, or the OUTPUT_DIR of a training"
+            f"{path} does not exist; name a .pth file, the OUTPUT_DIR of a training, "
+            "a folder of save_pretrained, or hf://owner/name"
         )
     return path
 

@@ -120,7 +120,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} does not exist: a folder of save_pretrained has one, beside {WEIGHTS}"
         ) from e
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ValueError(f"{file} can't be read, or is damaged: {' '.join(str(e).split())}") from e
     if not isinstance(config, dict) or FORMAT_KEY not in config:
         raise ValueError(f"{file} is none of randwire_d2's: it has no {FORMAT_KEY!r}")
@@ -142,7 +142,7 @@ def _check_fingerprint(path: Path, entries: Mapping[str, Any]) -> None:
     if entry is None:
         return
     try:
-        NetworkSpec.from_json(entry["spec"], entry["fingerprint"])
+        NetworkSpec.from_json(entry["spec"], str(entry["fingerprint"]))
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path / CONFIG}: its entry {WIRING_KEY!r} is damaged: {e}") from e
 
@@ -152,8 +152,7 @@ def _read_weights(file: Path, stated: str) -> dict[str, Any]:
         content = file.read_bytes()
     except OSError as e:
         raise ValueError(f"{file} can't be read: {e.strerror}") from e
-    # What torch.save writes is a ZIP file, or was a bare pickle.
-    if content.startswith((b"PK", b"\x80")):
+    if _is_pickle(content):
         raise ValueError(
             f"{file} is a pickle under another name, as torch.save writes it; it was not loaded, "
             "for to unpickle could run code"
@@ -172,6 +171,15 @@ def _read_weights(file: Path, stated: str) -> dict[str, Any]:
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
         reason = " ".join(str(e).split())
         raise ValueError(f"{file} is no whole .safetensors file ({reason})") from e
+
+
+def _is_pickle(content: bytes) -> bool:
+    """Whether it begins as what torch.save writes, a ZIP file, or wrote once, a bare pickle.
+
+    So may a .safetensors, with the length of its header; which is then not beyond the file's end.
+    """
+    length = int.from_bytes(content[:8], "little")
+    return content.startswith((b"PK", b"\x80")) and length > len(content)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -205,6 +213,8 @@ def write_folder(
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
+    if not state:
+        raise ValueError("the model holds no weights; save the one that it was exported from")
     occupied = folder.is_dir() and any(folder.iterdir())
     if occupied and not overwrite:
         raise ValueError(f"{folder} is not empty: name another folder, or overwrite it")
