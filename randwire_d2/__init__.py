@@ -1,23 +1,36 @@
 """Randomly wired networks (Xie et al., 2019) as a Detectron2 backbone."""
 
+from pathlib import Path
+
 try:
     import detectron2.modeling  # noqa: F401
 except Exception as e:  # a broken build fails in ways of its own: missing symbols, pkg_resources, …
+    # A checkout's script sees to more: another wheel where GitHub can't be reached, setuptools, …
+    _script = Path(__file__).parents[1] / "tools" / "install.py"
+    _way = (
+        "python tools/install.py"
+        if _script.is_file()
+        else "pip install --no-build-isolation "
+        "git+https://github.com/facebookresearch/detectron2.git (it needs 'setuptools<81')"
+    )
     raise ImportError(
         f"randwire_d2 needs Detectron2, which could not be imported here "
-        f"({type(e).__name__}: {e}). Install it with: python tools/install.py"
+        f"({type(e).__name__}: {e}). Install it with: {_way}"
     ) from e
 
 from typing import TYPE_CHECKING, Any
 
-from .config import add_randwire_config
+from .config import add_randwire_config, extend_detectron2_defaults
+from .config_files import get_config_file
 from .modeling import RandWire, RandWireClassifier
 from .wiring import NetworkGenerator, NetworkSpec, complexity
 
 if TYPE_CHECKING:
     from .inference import from_pretrained, load_classifier, load_detector
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # setup.py reads it
+
+extend_detectron2_defaults()
 
 __all__ = [
     "NetworkGenerator",
@@ -27,6 +40,7 @@ __all__ = [
     "add_randwire_config",
     "complexity",
     "from_pretrained",
+    "get_config_file",
     "load_classifier",
     "load_detector",
 ]

@@ -12,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from .array_pickle import ArrayUnpickler
+from .command import in_users_words
 from .config import classifier_config, merge_text, set_spec
 from .files import atomic_open
 from .modeling import RandWire, RandWireClassifier
@@ -241,7 +242,7 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
             f"the checkpoint's network has the fingerprint {theirs.spec.fingerprint}, the model's "
             f"{ours.spec.fingerprint}: weights of one wiring mean nothing in another. Build the "
             "checkpoint's own network with --config-from-weights, or convert a checkpoint of the "
-            "config's with tools/convert_checkpoint.py."
+            f"config's with {in_users_words('tools/convert_checkpoint.py')}."
         )
     if None not in (ours.head_relu, theirs.head_relu) and ours.head_relu != theirs.head_relu:
         raise ValueError(

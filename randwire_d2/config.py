@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.config.defaults import _C
 from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
+from .config_files import config_path
 from .wiring import NetworkGenerator, NetworkSpec
 from .yaml_tags import check_yaml
 
@@ -84,6 +86,11 @@ def add_engine_config(cfg: CfgNode) -> None:
     # The share of the training images held back for validation where there is no such split; SEED,
     # if it isn't negative, chooses them.
     cfg.DATASETS.HOLD_BACK = 0.0
+    # If SIZE isn't 0, large-scale jitter of a detector's training images, as in Detectron2's
+    # new_baselines, in place of MIN_SIZE_TRAIN and CROP: an image is resized to fit into a square
+    # of SIZE pixels times a random number of the range SCALES; then what is larger than the square
+    # of SIZE is cropped, and what is smaller padded.
+    cfg.INPUT.LSJ = CfgNode({"SIZE": 0, "SCALES": [0.1, 2.0]})
     # If not 0, evaluations test an average of the weights, and checkpoints hold it beside them as
     # "ema": in each iteration it keeps this part of itself (0.999, say), and takes the rest anew.
     cfg.SOLVER.EMA = CfgNode({"DECAY": 0.0})
@@ -102,6 +109,33 @@ def add_engine_config(cfg: CfgNode) -> None:
     # Whether a training's evaluations also write the losses of the test images, without
     # augmentation: val_total_loss and its parts.
     cfg.TEST.LOSS = False
+    # Here they are read; ``extend_detectron2_defaults`` has others ignore them.
+    cfg.__dict__[CfgNode.DEPRECATED_KEYS].difference_update(_new_keys(cfg, _C))
+
+
+def extend_detectron2_defaults() -> None:
+    """Have what Detectron2's ``get_cfg`` returns read this project's config files for detectors.
+
+    An import of randwire_d2 calls it. Detectron2's own tools, and other people's, call ``get_cfg``
+    and merge a file, and have no place where ``add_randwire_config`` could be called; it still may
+    be. The keys of ``add_engine_config``, which stand in the config.yaml of every run, are ignored
+    with a warning: others' trainers do not read them.
+    """
+    add_randwire_config(_C)
+    cfg = get_cfg()
+    add_engine_config(cfg)
+    for key in _new_keys(cfg, _C):
+        _C.register_deprecated_key(key)  # yacs's word for it
+
+
+def _new_keys(cfg: CfgNode, known: CfgNode, prefix: str = "") -> list[str]:
+    new = []
+    for name, value in cfg.items():
+        if name not in known:
+            new.append(prefix + name)
+        elif isinstance(value, CfgNode):
+            new += _new_keys(value, known[name], f"{prefix}{name}.")
+    return new
 
 
 def add_classification_config(cfg: CfgNode) -> None:
@@ -127,6 +161,13 @@ def add_classification_config(cfg: CfgNode) -> None:
     # The standard deviation of AlexNet's colour noise along ImageNet's principal components
     # (Krizhevsky et al., 2012, section 4.1; theirs is 0.1). The paper mentions none.
     cfg.INPUT.PCA_LIGHTING = 0.0
+    # RandAugment (Cubuk et al., 2020) of each training image: so many operations, each of this
+    # magnitude, 0 … 30. The paper has none.
+    cfg.INPUT.RAND_AUGMENT = CfgNode({"NUM_OPS": 0, "MAGNITUDE": 9})
+    # The α of MixUp (Zhang et al., 2018) and of CutMix (Yun et al., 2019), which mix the images of
+    # a process's training batch; 0 for neither. With both, each batch draws one of them.
+    cfg.INPUT.MIXUP_ALPHA = 0.0
+    cfg.INPUT.CUTMIX_ALPHA = 0.0
     # A test image is resized until its shorter side is TEST_CROP_SIZE / TEST_CROP_RATIO, and its
     # centre is cropped: 256 and 224. Table 4 tests at 320.
     cfg.INPUT.TEST_CROP_SIZE = 224
@@ -144,7 +185,6 @@ def add_classification_config(cfg: CfgNode) -> None:
 def detector_config() -> CfgNode:
     """Detectron2's defaults, with the keys that tools/train_net.py knows."""
     cfg = get_cfg()
-    add_randwire_config(cfg)
     add_engine_config(cfg)
     return cfg
 
@@ -185,13 +225,13 @@ def set_spec(cfg: CfgNode, spec: NetworkSpec) -> None:
 def merge_config(cfg: CfgNode, config_file: str | os.PathLike[str], opts: Sequence[str]) -> None:
     """Merge a config file, if it has a name, and KEY VALUE pairs into a config.
 
+    Args:
+        config_file: a file, a URL, or a name that ``get_config_file`` knows.
+
     Raises:
         ValueError: for a missing file, an unknown key, or a value of the wrong type; one line.
     """
-    path = os.fspath(config_file)
-    if path:
-        if "://" not in path and not os.path.isfile(path):
-            raise ValueError(f"--config-file {path!r} does not exist")
+    if path := config_path(config_file):
         merge_file(cfg, path)
     if len(opts) % 2:
         raise ValueError(f"options come as pairs KEY VALUE; got {' '.join(opts)!r}")

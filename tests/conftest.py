@@ -30,6 +30,18 @@ settings.register_profile("randwire", deadline=None, derandomize=True, max_examp
 settings.load_profile("randwire")
 
 
+NEEDS_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_A_GPU)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where a test's tensors are; on a GPU convolutions compute float32 in float32, and the same
+    bits each time."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    return torch.device(request.param)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _small_builtin_sets() -> None:
     helpers.draw_small_builtin_sets(Path(_datasets.name))

@@ -102,10 +102,10 @@ class Tool:
             raise AssertionError(f"it hangs: {self.said[-3000:]}")
         return status
 
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to its process group."""
+    def send(self, number: signal.Signals, alone: bool = False) -> None:
+        """Send a signal to its process group, or to the process that was started alone."""
         assert self._process.pid is not None
-        os.killpg(self._process.pid, number)
+        (os.kill if alone else os.killpg)(self._process.pid, number)
 
 
 _started: list[Tool] = []
@@ -251,9 +251,10 @@ def leaves(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def images(height: int = 37, width: int = 45) -> Tensor:
+def images(height: int = 37, width: int = 45, device: str | torch.device = "cpu") -> Tensor:
     generator = torch.Generator().manual_seed(5)
-    return torch.randn(2, 3, height, width, dtype=torch.float64, generator=generator)
+    x = torch.randn(2, 3, height, width, dtype=torch.float64, generator=generator)
+    return x.to(device)
 
 
 def assert_same(actual: Tensor | None, expected: Tensor | None, what: str) -> None:

@@ -1,10 +1,8 @@
 """tools/analyze_model.py: the paper's tables, the parts of networks, the C for a target."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from fvcore.nn import FlopCountAnalysis
 from helpers import run
 
 from randwire_d2 import add_randwire_config, complexity
+from randwire_d2.cli import analyze_model as tool
 from randwire_d2.config import classifier_config, spec_from_config
 from randwire_d2.experiments.analysis import paper_table, seeds_of, table_1
 from randwire_d2.experiments.parts import default_size, network_parts, total_cost
@@ -168,6 +167,7 @@ def test_parts_of_a_detector(norm: str, freeze_at: int) -> None:
     The layers' costs are written anew from the config.
     """
     options = ["MODEL.RANDWIRE.NORM", norm, "MODEL.BACKBONE.FREEZE_AT", freeze_at, *SMALL]
+    options += ["MODEL.ROI_HEADS.NUM_CLASSES", 6]
     cfg = config(DETECTOR, *options)
     height, width = 64, 96
     found = network_parts(cfg, height, width)
@@ -270,25 +270,14 @@ def test_a_drawn_network_has_no_other_seeds(tmp_path: Path) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("analyze_model", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def tables(tool: ModuleType, capsys: pytest.CaptureFixture[str], *argv: str) -> list[Any]:
+def tables(capsys: pytest.CaptureFixture[str], *argv: str) -> list[Any]:
     tool.main([*argv, "--format", "json"])
     found: list[Any] = json.loads(capsys.readouterr().out)["tables"]
     return found
 
 
 @pytest.mark.parametrize("form", ["text", "markdown", "json"])
-def test_formats(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
-) -> None:
+def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
     """Wrong: a format lacks the numbers, or --output is not what would be printed."""
     configs = [CLASSIFIER, CLASSIFIER.replace("250ep", "100ep")]
     argv = ["--config-file", *configs, *SMALL, "--size", "32", "64", "--format", form]
@@ -312,10 +301,10 @@ def test_formats(
     assert [path.name for path in output.parent.iterdir()] == ["tables"]
 
 
-def test_means_over_seeds(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_means_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     """Wrong: --seeds does not draw the networks, or what has no seed is counted for each."""
     argv = ["--config-file", CLASSIFIER, *SMALL, "MODEL.RANDWIRE.GRAPH", "ER", "--size", "32"]
-    (table,) = tables(tool, capsys, *argv, "--seeds", "4", "6")
+    (table,) = tables(capsys, *argv, "--seeds", "4", "6")
     generator = NetworkGenerator("small", 8, 10, "ER", {"p": 0.2})
     first, second = (complexity(generator(seed), 32, 32) for seed in (4, 6))
     row = table["rows"][-1]
@@ -325,22 +314,22 @@ def test_means_over_seeds(tool: ModuleType, capsys: pytest.CaptureFixture[str]) 
         assert row[name]["mean"] == (a + b) / 2
         assert row[name]["std"] == pytest.approx(abs(a - b) / 2**0.5)
     argv = ["--config-file", RESNET, CLASSIFIER, *SMALL, "--size", "32", "--seeds", "4", "6"]
-    (table,) = tables(tool, capsys, *argv)
+    (table,) = tables(capsys, *argv)
     assert [row["networks"] for row in table["rows"]] == [None, 2]
 
 
-def test_targets(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_targets(capsys: pytest.CaptureFixture[str]) -> None:
     """Wrong: the tool finds another C than find_channels, or forgets an option or a key."""
-    (table,) = tables(tool, capsys, "--target", "583M", "--regime", "small", "--nodes", "32")
+    (table,) = tables(capsys, "--target", "583M", "--regime", "small", "--nodes", "32")
     found = {row["node operation"]: row["C"] for row in table["rows"]}
     assert found == {"sep_conv3x3": 78, "conv3x3": 30, "max_pool3x3": 80, "avg_pool3x3": 80}
     argv = ["--target", "4B", "--graph", "BA(5)", "--node-op", "conv3x3", "--seeds", "3"]
-    (table,) = tables(tool, capsys, *argv)
+    (table,) = tables(capsys, *argv)
     (row,) = table["rows"]
     generator = NetworkGenerator("regular", row["C"], 32, "BA", {"m": 5}, "conv3x3")
     assert row["multiply-adds"] == complexity(generator(3)).flops
     of_config = ["--target", "4.0e9", "--config-file", CLASSIFIER, "MODEL.RANDWIRE.REGIME"]
-    (table,) = tables(tool, capsys, *of_config, "regular", "MODEL.RANDWIRE.CHANNELS", "5")
+    (table,) = tables(capsys, *of_config, "regular", "MODEL.RANDWIRE.CHANNELS", "5")
     assert [row["C"] for row in table["rows"]] == [109]
 
 
@@ -361,7 +350,7 @@ def test_targets(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
         (["--target", "4B", "--node-op", "conv9"], "conv9"),
     ],
 )
-def test_errors_are_one_line(tool: ModuleType, argv: list[str], message: str) -> None:
+def test_errors_are_one_line(argv: list[str], message: str) -> None:
     """Wrong: a mistake ends in a traceback, or in a message that does not name it."""
     with pytest.raises(SystemExit) as error:
         tool.main(argv)
@@ -385,7 +374,7 @@ def test_errors_are_one_line(tool: ModuleType, argv: list[str], message: str) ->
         ["--config-file"],
     ],
 )
-def test_wrong_usage(tool: ModuleType, argv: list[str]) -> None:
+def test_wrong_usage(argv: list[str]) -> None:
     """Wrong: an option that has no effect is taken."""
     with pytest.raises(SystemExit) as error:
         tool.main(argv)

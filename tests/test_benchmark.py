@@ -1,6 +1,5 @@
 """The benchmark: counts that can be done by hand, pairing under a fake clock, the command line."""
 
-import importlib.util
 import itertools
 import json
 from collections import Counter
@@ -8,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import run_tool
 from torch import Tensor, nn
 
 from randwire_d2 import NetworkGenerator
@@ -36,6 +35,7 @@ from randwire_d2.benchmark import (
     to_markdown,
 )
 from randwire_d2.benchmark.models import forward
+from randwire_d2.cli import benchmark as tool
 
 ROOT = Path(__file__).parents[1]
 TINY = Case(
@@ -409,22 +409,10 @@ def test_unknown_names() -> None:
         grow(TINY, Settings(rounds=0), {"depth": (1,)})
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    """tools/benchmark.py; not as ``tools.benchmark``: Detectron2's wheel brings its own tools."""
-    path = ROOT / "tools" / "benchmark.py"
-    spec = importlib.util.spec_from_file_location("benchmark_tool", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 SMALL = ["--batch", "2", "--size", "64", "--regime", "small", "--channels", "4", "--nodes", "5"]
 
 
-def test_command_line(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Else the one command no longer writes the tables, the JSON and the figure."""
     outputs = tmp_path / "new" / "benchmark.json", tmp_path / "new" / "growth.svg"
     growth = ["--growth-batch", "2", "--growth-size", "--growth-nodes"]
@@ -456,7 +444,7 @@ def test_command_line(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFi
     ]
 
 
-def test_counts_alone(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_alone(capsys: pytest.CaptureFixture[str]) -> None:
     """Else --no-time takes times all the same, or the detection case can't be counted."""
     tool.main(["--detection", "--no-time", "--steps", "training", *SMALL[4:]])
     out, err = capsys.readouterr()
@@ -480,9 +468,7 @@ def test_counts_alone(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> N
         (["--json", "/dev/null/benchmark.json", "--no-time"], "error: [Errno"),
     ],
 )
-def test_bad_arguments(
-    tool: ModuleType, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Else a mistake ends in a traceback, or after minutes of measuring."""
     with pytest.raises(SystemExit) as stop:
         tool.main(argv)
@@ -515,3 +501,20 @@ def test_loss_of_a_backbone() -> None:
     classifier = Apply(lambda x: x).train()
     logits, labels = torch.randn(2, 5), torch.tensor([1, 4])
     assert torch.equal(forward(classifier, logits, labels), F.cross_entropy(logits, labels))
+
+
+# -------------------------------------------------------------------------------------------------
+# The host
+# -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("detection", [False, True])
+def test_the_host_launches_what_is_counted(tmp_path: Path, detection: bool) -> None:
+    """Else the counts, or the measured step, are of other kernels than a GPU's."""
+    pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is missing")
+    arguments = ["--rounds", 1, *(["--detection"] if detection else [])]
+    *_, fused, _ = run_tool("measure_host.py", *arguments, log=tmp_path / "log").splitlines()
+    case = Case(2, 32, 32, detection, NetworkGenerator(channels=4))
+    operations = count(build("randwire", case), case.make_inputs, forward).operations
+    own = sum(o.launches for o in operations if o.name.startswith("randwire."))
+    assert fused.split("|")[-2].strip() == str(own)

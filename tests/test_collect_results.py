@@ -253,7 +253,7 @@ def test_without_the_papers_configs_nothing_is_compared(tmp_path: Path) -> None:
     assert [row[1] for row in rows(text)] == ["here"]
     missing = tmp_path / "site-packages" / D109
     assert f"- {folder} (RandWire-WS, C=109, Table 5): {missing}, the paper's recipe, does" in text
-    assert "name those of a checkout with --configs" in text
+    assert "name a folder that holds it with --configs" in text
 
 
 # -------------------------------------------------------------------------------------------------

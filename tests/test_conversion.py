@@ -1,6 +1,5 @@
 """Converted checkpoints compute what the originals computed, and nothing else is ever written."""
 
-import importlib.util
 import io
 import json
 import os
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, RandWireClassifier
 from randwire_d2.checkpoint import RandWireCheckpointer
+from randwire_d2.cli import convert as tool
 from randwire_d2.config import classifier_config
 from randwire_d2.conversion import head, public, read_checkpoint
 from randwire_d2.conversion.graphs import draw
@@ -43,16 +43,6 @@ IMAGENET = {
 }
 SPECS = {regime: NetworkGenerator(regime, 8, num_nodes=10)(1) for regime in ("regular", "small")}
 Features = dict[str, Tensor]
-
-
-def load_tool() -> Any:
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
 
 
 @pytest.fixture

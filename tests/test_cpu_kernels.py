@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import randomise
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from randwire_d2 import NetworkGenerator, RandWire
 from randwire_d2.ops import cpu_kernels, native, probe
@@ -60,8 +61,7 @@ def test_operators_are_the_native_ones(kernels: Kernels, inputs: int, affine: bo
 def test_a_mean_far_from_zero_costs_no_digits(kernels: Kernels) -> None:
     """Else the variance of a channel is rounding errors."""
     x = image(size=40) + 100
-    one = torch.ones(35)
-    _, moments = kernels.batch_norm_statistics(x, one, one, 1e-5)
+    _, (moments,) = kernels.batch_norm_statistics([x], torch.ones(1, 2, 35), 1e-5)
     variance, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
     torch.testing.assert_close(moments.double(), torch.stack((mean, variance)), rtol=1e-5, atol=0)
 
@@ -76,8 +76,7 @@ def test_threads_change_no_bit(kernels: Kernels) -> None:
             results.append([])
             for operator in ("aggregate", "aggregate_backward", "batch_norm_backward"):
                 for arguments in probe.operands(case, operator):
-                    found = getattr(kernels, operator)(*arguments)
-                    results[-1] += [found] if isinstance(found, Tensor) else found
+                    results[-1] += tree_leaves(getattr(kernels, operator)(*arguments))
         finally:
             torch.set_num_threads(1)
     for other in results[1:]:

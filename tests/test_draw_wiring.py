@@ -1,10 +1,8 @@
 """tools/draw_wiring.py: each source of a wiring, and each mistake, on a command line."""
 
-import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from PIL import Image
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWireClassifier
 from randwire_d2.checkpoint import WIRING_KEY, RandWireCheckpointer
+from randwire_d2.cli import draw_wiring as tool
 from randwire_d2.drawing.grid import draw_grid, draw_networks
 from randwire_d2.drawing.network import draw_network
 from randwire_d2.drawing.style import save_figure
@@ -28,21 +27,8 @@ RESNETS = [
 SMALL = NetworkGenerator("small", 8, 6, "BA", {"m": 2})
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    """The tool; not as ``tools.draw_wiring``: Detectron2's wheel brings its own tools."""
-    spec = importlib.util.spec_from_file_location("draw_wiring_tool", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def draw(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., bytes]:
+def draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., bytes]:
     """Run the tool; the picture that it wrote, and nothing else."""
 
     def run(*args: object, suffix: str = ".svg") -> bytes:
@@ -148,7 +134,7 @@ def test_the_grid_of_no_generators(draw: Callable[..., bytes]) -> None:
     ],
 )
 def test_there_is_one_source(
-    tool: ModuleType, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Else one of two sources is silently not drawn."""
     with pytest.raises(SystemExit):
@@ -185,7 +171,7 @@ def test_there_is_one_source(
         (["--checkpoint", "a.pth", "--", "SEED", "1"], "KEY VALUE is for --config-file"),
     ],
 )
-def test_mistakes(tool: ModuleType, tmp_path: Path, argv: list[str], message: str) -> None:
+def test_mistakes(tmp_path: Path, argv: list[str], message: str) -> None:
     """Else a mistake ends in a traceback, or in a picture of something else."""
     split = argv.index("--") if "--" in argv else len(argv)
     with pytest.raises(SystemExit) as stop:
@@ -197,9 +183,7 @@ def test_mistakes(tool: ModuleType, tmp_path: Path, argv: list[str], message: st
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_suffix_is_told_before_the_work(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_suffix_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it is told after everything was laid out."""
     monkeypatch.setattr(tool, "draw", lambda args: pytest.fail("it draws"))
     with pytest.raises(SystemExit, match=r"--output must end in one of .*; got a\.jpg"):
@@ -215,9 +199,7 @@ def test_a_wrong_suffix_is_told_before_the_work(
         ({"spec": "{}"}, "the key 'format' is missing"),
     ],
 )
-def test_checkpoints_without_a_wiring(
-    tool: ModuleType, tmp_path: Path, entry: object, message: str
-) -> None:
+def test_checkpoints_without_a_wiring(tmp_path: Path, entry: object, message: str) -> None:
     """Else a checkpoint of a ResNet, or a damaged one, ends in a traceback."""
     data = {"model": {"weight": torch.zeros(1)}}
     torch.save(data if entry is None else {**data, WIRING_KEY: entry}, tmp_path / "a.pth")

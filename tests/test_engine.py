@@ -305,7 +305,8 @@ def test_precise_norms_leave_the_training_as_it_is(tmp_path: Path) -> None:
         cfg = load_config(parse(
             SHAPES, "MODEL.RANDWIRE.CHANNELS", "8", "MODEL.RANDWIRE.NUM_NODES", "10", "SEED", "1",
             "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "TEST.EVAL_PERIOD", "1",
-            "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path), *options,
+            "DATALOADER.NUM_WORKERS", "0", "MODEL.RANDWIRE.FUSED", "on",
+            "OUTPUT_DIR", str(tmp_path), *options,
         ))  # fmt: skip
         seed_all_rng(1)
         trainer = Untested(cfg)

@@ -12,6 +12,7 @@ from unittest import mock
 import oracle
 import pytest
 import torch
+import torch._dynamo.testing
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from helpers import assert_same, draw_spec, images, leaves, randomise
@@ -50,8 +51,8 @@ def runs() -> Iterator[mock.Mock]:
         yield counted
 
 
-def image(channels: int = 5, height: int = 4, width: int = 3, dtype: Any = torch.float64) -> Tensor:
-    x = torch.randn(2, channels, height, width, dtype=dtype)
+def image(channels: int = 5, height: int = 4, width: int = 3) -> Tensor:
+    x = torch.randn(2, channels, height, width, dtype=torch.float64)
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -63,28 +64,31 @@ def operator_arguments(n: int, affine: bool) -> dict[str, tuple[Any, ...]]:
     coefficients = torch.rand(n, dtype=torch.float64)
     affines = [torch.randn(2, 5, dtype=torch.float64) for _ in range(n if affine else 0)]
     weight = torch.randn(5, 1, 3, 3, dtype=torch.float64)
-    scale, shift = torch.randn(2, 5, dtype=torch.float64)
-    moments = native.batch_norm_statistics(inputs[0], scale, shift, 1e-5)[1]
+    parameters = torch.randn(2, 2, 5, dtype=torch.float64)
+    both = [inputs[0], image()]
+    moments = native.batch_norm_statistics(both, parameters, 1e-5)[1]
+    norms = (inputs + [image()], [n, 1], torch.rand(n + 1, dtype=torch.float64), both)
     aggregated = (inputs, coefficients, affines, weight)
     return {
         "weighted_sum": (inputs, coefficients, affines),
-        "weighted_sum_backward": (inputs, coefficients, image()),
+        "weighted_sum_backward": (inputs, coefficients, image(), parameters[0]),
         "aggregate": (*aggregated, 2),
         "aggregate_backward": (image(5, 2, 2), *aggregated, 2, [True, n > 1]),
-        "batch_norm_statistics": (inputs[0], scale, shift, 1e-5),
-        "batch_norm_backward": (inputs, coefficients, image(), scale, shift, moments, 1e-5),
+        "batch_norm_statistics": (both, parameters, 1e-5),
+        "batch_norm_backward": (*norms, parameters, moments, 1e-5),
     }
 
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("name", operator_arguments(1, False))
-def test_operators_are_sound(name: str, n: int, affine: bool) -> None:
+def test_operators_are_sound(name: str, n: int, affine: bool, device: torch.device) -> None:
     """Else an operator's schema or its fake is not what it does, and tracing, compiling or counting
     it goes wrong."""
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     operator = getattr(torch.ops.randwire, name).default
-    torch.library.opcheck(operator, operator_arguments(n, affine)[name], test_utils=tests)
+    move = partial(torch.utils._pytree.tree_map_only, Tensor, lambda x: x.to(device))
+    torch.library.opcheck(operator, move(operator_arguments(n, affine)[name]), test_utils=tests)
 
 
 @pytest.mark.parametrize("want", itertools.product([True, False], repeat=2))
@@ -118,33 +122,34 @@ def test_weighted_sums_with_any_coefficients(weights: tuple[float, ...]) -> None
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("norm", ["BN", "BN eval", "FrozenBN"])
-def test_gradients_are_the_derivatives(norm: str, recompute: bool) -> None:
+def test_gradients_are_the_derivatives(norm: str, recompute: bool, device: torch.device) -> None:
     """Else a gradient is not that of the function that was computed; the batch's statistics, which
     are part of it, included."""
     dag = Dag(5, ((0, 2), (1, 2), (1, 3), (2, 3), (2, 4)))
     spec = NetworkSpec("small", 3, "sep_conv3x3", (dag,) * 3)
     stage = RandWireStage(spec.stages[0], "sep_conv3x3", norm.split()[0], recompute=recompute)
-    randomise(stage.double()).train("eval" not in norm)
+    randomise(stage.double()).to(device).train("eval" not in norm)
     names, parameters = zip(*stage.named_parameters(), strict=True)
 
     def run(x: Tensor, *values: Tensor) -> Tensor:
         return torch.func.functional_call(stage, dict(zip(names, values, strict=True)), x)
 
     with mock.patch.object(fused, "_update_running_statistics"):  # a function has no memory
-        assert torch.autograd.gradcheck(run, (image(3, 5, 4).requires_grad_(), *parameters))
+        x = image(3, 5, 4).to(device).requires_grad_()
+        assert torch.autograd.gradcheck(run, (x, *parameters))
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 @pytest.mark.parametrize("path", [{}, {"recompute": True}], ids=["fused", "recompute"])
-def test_float32_is_the_oracle(path: dict[str, bool], norm: str) -> None:
+def test_float32_is_the_oracle(path: dict[str, bool], norm: str, device: torch.device) -> None:
     """Else single precision loses more than single precision does: results and gradients are held
     against the oracle in double precision."""
     spec = NetworkGenerator("small", 8, 12, "WS", {"k": 4, "p": 0.75})(1)
     stage = RandWireStage(spec.stages[0], "sep_conv3x3", norm, **path)
-    randomise(stage).train()
+    randomise(stage).to(device).train()
     state = {f"res3.{name}": value.double() for name, value in leaves(stage).items()}
     state = {name: value.detach().requires_grad_() for name, value in state.items()}
-    x = torch.randn(4, 8, 40, 36, requires_grad=True)
+    x = torch.randn(4, 8, 40, 36).to(device).requires_grad_()
     x_oracle = x.detach().double().requires_grad_()
     result = oracle.Result()
     expected = oracle.graph(
@@ -180,11 +185,11 @@ def test_float32_is_the_oracle(path: dict[str, bool], norm: str) -> None:
         assert all(v == 1 for name, v in after.items() if name.endswith("num_batches_tracked"))
 
 
-def test_a_backward_pass_can_be_repeated_but_not_differentiated() -> None:
+def test_a_backward_pass_can_be_repeated_but_not_differentiated(device: torch.device) -> None:
     """Else retain_graph changes the gradients, or a second derivative is silently wrong."""
     stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN", recompute=True)
-    x = torch.randn(2, 5, 16, 16, requires_grad=True)
-    out = stage(x).square().sum()
+    x = torch.randn(2, 5, 16, 16).to(device).requires_grad_()
+    out = stage.to(device)(x).square().sum()
     first, second = (torch.autograd.grad(out, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
     (grad,) = torch.autograd.grad(out, x, create_graph=True)
@@ -203,7 +208,7 @@ def count_of(model: str, **case: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model, traffic, launches, saved",
-    [("randwire", 1300, 1225, 130), ("randwire-recompute", 1600, 1449, 60)],
+    [("randwire", 1300, 839, 130), ("randwire-recompute", 1600, 1131, 60)],
 )
 def test_a_training_step_of_c109(model: str, traffic: int, launches: int, saved: int) -> None:
     """Else a training step moves more than half of what other implementations do (2570 MB per image
@@ -230,8 +235,8 @@ def test_a_detectors_training_step(model: str, traffic: int, saved: int) -> None
 @pytest.mark.parametrize(
     ("case", "casts", "launches"),
     [
-        ({"batch": 8}, 40, 1260),
-        ({"batch": 1, "height": 800, "width": 1344, "detection": True}, 40, 1220),
+        ({"batch": 8}, 23, 862),
+        ({"batch": 1, "height": 800, "width": 1344, "detection": True}, 40, 661),
     ],
 )
 def test_mixed_precision_casts_a_stages_weights_at_once(
@@ -243,7 +248,7 @@ def test_mixed_precision_casts_a_stages_weights_at_once(
     half = partial(forward, amp=torch.float16)
     counted = count(build("randwire", case_), case_.make_inputs, half)
     names = [operation.name for operation in counted.operations]
-    assert sum("_to_copy" in name for name in names) <= casts
+    assert sum("_to_copy" in name or "_foreach_copy" in name for name in names) <= casts
     assert counted.launches <= launches
 
 
@@ -450,14 +455,18 @@ def test_the_probe_sees_all_that_a_stage_asks_for() -> None:
 
     def asked(run: Callable[[], Any]) -> set[tuple[Any, ...]]:
         """Of each call: what Triton compiles kernels for."""
-        calls = set()
+        calls: set[tuple[Any, ...]] = set()
         for name in probe.OPERATORS:
             original = getattr(torch.ops.randwire, name)
 
             def note(*arguments: Any, name: str = name, original: Any = original) -> Any:
                 lists = [len(a) for a in arguments if isinstance(a, (list, tuple))]
                 rest = [a for a in arguments if isinstance(a, int)]
-                calls.add((name, *lists[: 2 if name.startswith("agg") else 1], *rest))
+                if name == "batch_norm_backward":
+                    calls.update((name, "readers", n) for n in arguments[1])
+                    calls.add((name, "nodes", lists[1]))
+                else:
+                    calls.add((name, *lists[: 2 if name.startswith("agg") else 1], *rest))
                 return original(*arguments)
 
             patches.enter_context(mock.patch.object(ops, name, note))
@@ -533,6 +542,27 @@ def test_torch_compile(norm: str) -> None:
         torch.testing.assert_close(twin.state_dict()[name], value, msg=name)
 
 
+@pytest.mark.parametrize("fused", ["on", "off"])
+def test_torch_compile_drops_edges_without_compiling_again(fused: Any) -> None:
+    """Else the edge is part of what is compiled: every other one takes minutes, until torch.compile
+    gives up."""
+    options: Any = {"out_features": ["res4"], "edge_drop_prob": 0.9, "fused": fused}
+    backbone = RandWire(draw_spec("small", "WS"), **options)
+    randomise(backbone.double()).train()
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(backbone, backend=counter, fullgraph=True)
+    results = []
+    for model in (backbone, compiled):
+        torch.manual_seed(1)
+        results.append([model(images(35, 35))["res4"] for _ in range(6)])
+    for eager, same in zip(*results, strict=True):
+        assert_same(same, eager, "res4")
+    assert len({y[0, 0, 0, 0].item() for y in results[0]}) > 3, "the draws do not differ"
+    results[1][-1].sum().backward()
+    assert counter.frame_count == 1
+
+
 def test_exports_have_torchs_own_operators() -> None:
     """Else an exported model needs this package, or ONNX can't be made of it."""
     backbone = randomise(RandWire(draw_spec("small", "WS"), norm="FrozenBN")).eval()
@@ -544,22 +574,26 @@ def test_exports_have_torchs_own_operators() -> None:
         torch.testing.assert_close(feature, expected[name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_autocast_agrees_with_the_nodes(recompute: bool) -> None:
+def test_autocast_agrees_with_the_nodes(
+    recompute: bool, dtype: torch.dtype, device: torch.device
+) -> None:
     """Else mixed precision is another network, trains in another precision, or returns gradients
     of another type than the weights'."""
     spec = NetworkGenerator("small", 8, 6, "WS", {"k": 2, "p": 0.5})(1)
     models = [
-        RandWire(spec, out_features=["res3"], fused=on, recompute=recompute) for on in ("on", "off")
+        RandWire(spec, out_features=["res3"], fused=on, recompute=recompute).to(device)
+        for on in ("on", "off")
     ]
-    randomise(models[0])
+    models[0].load_state_dict(randomise(copy.deepcopy(models[0]).cpu()).state_dict())
     models[1].load_state_dict(models[0].state_dict())
     gradients, results = [], []
     for model in models:
         torch.manual_seed(1)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = model.train()(torch.randn(4, 3, 64, 64))["res3"]
-        assert out.dtype == torch.bfloat16
+        with torch.autocast(device.type, dtype):
+            out = model.train()(torch.randn(4, 3, 64, 64).to(device))["res3"]
+        assert out.dtype == dtype
         results.append(out.float())
         out.float().square().mean().backward()
         assert all(p.grad is not None and p.grad.dtype == p.dtype for p in model.parameters())
@@ -569,26 +603,36 @@ def test_autocast_agrees_with_the_nodes(recompute: bool) -> None:
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
-def test_a_model_that_was_cast_loses_no_more_than_its_nodes(norm: str) -> None:
+def test_a_model_that_was_cast_loses_no_more_than_its_nodes(
+    norm: str, device: torch.device
+) -> None:
     """Else means, variances and affines are of half precision too: a mean that is large beside the
     deviation then leaves few digits of the difference."""
     stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", norm).train()
-    stage.bfloat16()
+    stage.to(device, torch.bfloat16)
     exact = copy.deepcopy(stage).double()
-    x = (torch.randn(4, 5, 24, 24) + 20).bfloat16()
+    x = (torch.randn(4, 5, 24, 24) + 20).to(device, torch.bfloat16)
     expected = exact.run_nodes(x.double())
     kept = copy.deepcopy(stage.state_dict())
-    errors = {}
+    errors, wide, aggregate = {}, set(), ops.aggregate
+
+    def note(inputs: Any, coefficients: Tensor, affines: Any, *others: Any) -> Tensor:
+        wide.update(tensor.dtype for tensor in (coefficients, *affines))
+        return aggregate(inputs, coefficients, affines, *others)
+
     for run in (RandWireStage.run_fused, RandWireStage.run_nodes):
         stage.load_state_dict(kept)
-        y = run(stage, x.requires_grad_())
+        with mock.patch.object(ops, "aggregate", note):
+            y = run(stage, x.requires_grad_())
         assert y.dtype == torch.bfloat16
         y.sum().backward()
-        errors[run.__name__] = float((y.double() - expected).norm() / expected.norm())
+        error = (y.detach().double() - expected).norm() / expected.norm()
+        errors[run.__name__] = error.item()
         for name, value in stage.state_dict().items():
             torch.testing.assert_close(
                 value, exact.state_dict()[name].to(value), atol=0.1, rtol=0.1
             )
+    assert wide == {torch.float32}
     assert errors["run_fused"] < 1.1 * errors["run_nodes"], errors
 
 

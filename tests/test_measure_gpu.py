@@ -1,32 +1,20 @@
 """tools/measure_gpu.py: that nothing is lost of what was measured."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from helpers import ROOT, refusal
+from helpers import refusal
 
 from randwire_d2.benchmark import Case, Settings
+from randwire_d2.cli import measure_gpu as tool
 
 TOOL = "measure_gpu.py"
 
 
-@pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("measure_gpu", ROOT / "tools" / TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "measure_gpu", module)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_part_that_fails_leaves_the_others(
-    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong: an hour of measurements is lost, a failure is not said, or the exit status is 0."""
 

@@ -389,23 +389,25 @@ def test_no_edge_drops_in_frozen_stages(frozen: int) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("graph", ["ER", "BA", "WS"])
-def test_a_dropped_edge_is_the_oracle_without_it(graph: str, path: str) -> None:
+def test_a_dropped_edge_is_the_oracle_without_it(
+    graph: str, path: str, device: torch.device
+) -> None:
     """Else the sum keeps a part of the edge, or a parameter gets a wrong gradient or none: None
     for the dropped edge's weight stalls DistributedDataParallel."""
     spec = draw_spec("regular", graph)
     model = RandWire(spec, out_features=["res5"], edge_drop_prob=1.0, **PATHS[path])
-    randomise(model.double()).train()
-    outputs = outputs_by_edge(spec, model, images(35, 35), droppable(spec))
+    randomise(model.double()).to(device).train()
+    outputs = outputs_by_edge(spec, model, images(35, 35, device), droppable(spec))
     for seed in range(4):
         torch.manual_seed(seed)
         state = leaves(model)
-        x, x_oracle = images(35, 35).requires_grad_(), images(35, 35).requires_grad_()
+        x, x_oracle = (images(35, 35, device).requires_grad_() for _ in range(2))
         model.zero_grad(set_to_none=True)
         out = model(x)["res5"]
         edge = which_edge(out, outputs)
         assert edge is not None, "no edge was dropped with probability 1"
         result = oracle.backbone(spec, state, x_oracle, train=True, dropped=edge)
-        weights = torch.randn(out.shape, dtype=torch.float64)
+        weights = torch.randn_like(out)
         (out * weights).sum().backward()
         (result.features["res5"] * weights).sum().backward()
         assert_same(x.grad, x_oracle.grad, "gradient of the images")
@@ -424,7 +426,7 @@ def test_a_dropped_edge_is_the_oracle_without_it(graph: str, path: str) -> None:
 
 @pytest.mark.parametrize("node_op", ["sep_conv3x3", "max_pool3x3"])
 def test_a_stage_leaves_out_the_edge_it_is_told(node_op: str) -> None:
-    """Else ``dropped_edge`` removes another edge than the one it names."""
+    """Else ``kept`` removes another edge than the one it names."""
     spec = draw_spec("small", "BA", node_op)
     model = randomise(RandWire(spec, out_features=["res5"]).double()).eval()
     stage = model.get_submodule("res4")
@@ -434,7 +436,8 @@ def test_a_stage_leaves_out_the_edge_it_is_told(node_op: str) -> None:
         expected = oracle.graph(
             spec.stages[1], node_op, model.state_dict(), "res4", x, False, edge, oracle.Result()
         )
-        assert_same(stage(x, dropped_edge=edge), expected, f"res4 without {edge}")
+        kept = torch.tensor([other != edge for other in stage.plan.learned])
+        assert_same(stage(x, kept), expected, f"res4 without {edge}")
     assert len(edges) > 3
 
 

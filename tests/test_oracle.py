@@ -38,22 +38,22 @@ def _seed() -> None:
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("regime", ["small", "regular"])
 def test_classifier_is_the_oracle(
-    regime: str, graph: str, node_op: str, path: str, train: bool
+    regime: str, graph: str, node_op: str, path: str, train: bool, device: torch.device
 ) -> None:
     """Else a node, a stage, the classifier or a gradient is not the paper's, on one of the paths:
     their gradients, in eval mode those of norms too, and running statistics."""
     spec = draw_spec(regime, graph, node_op, seed=len(node_op))
     model = RandWireClassifier(spec, 5, dropout=0.0, edge_drop_prob=0.0, **PATHS[path])
-    randomise(model.double()).train(train)
+    randomise(model.double()).to(device).train(train)
     state = leaves(model)
     # Batch norms over a handful of pixels would blow up the rounding of both.
-    x, x_oracle = images(69, 77).requires_grad_(), images(69, 77).requires_grad_()
+    x, x_oracle = (images(69, 77, device).requires_grad_() for _ in range(2))
 
     logits = model(x)
     expected = oracle.classifier(spec, state, x_oracle, train=train)
     assert_same(logits, expected.logits, "logits")
 
-    weights = torch.randn(logits.shape, dtype=torch.float64)
+    weights = torch.randn_like(logits)
     (logits * weights).sum().backward()
     (expected.logits * weights).sum().backward()
     assert_same_gradients(model, x, state, x_oracle)
@@ -67,13 +67,16 @@ def test_classifier_is_the_oracle(
 
 @pytest.mark.parametrize("size", [(1, 1), (32, 64), (33, 31), (97, 131)])
 @pytest.mark.parametrize("regime", ["small", "regular"])
-def test_every_feature_is_the_oracle(regime: str, size: tuple[int, int]) -> None:
+def test_every_feature_is_the_oracle(
+    regime: str, size: tuple[int, int], device: torch.device
+) -> None:
     """Else a feature is handed out before or after it should be, or a border is treated wrongly."""
     spec = draw_spec(regime, "WS", seed=2)
     names = ("stem", "res2", "res3", "res4", "res5")
-    model = randomise(RandWire(spec, out_features=names).double()).eval()
-    features = model(images(*size))
-    expected = oracle.backbone(spec, model.state_dict(), images(*size), train=False).features
+    model = randomise(RandWire(spec, out_features=names).double()).to(device).eval()
+    x = images(*size, device)
+    features = model(x)
+    expected = oracle.backbone(spec, model.state_dict(), x, train=False).features
     assert list(features) == list(expected) == list(names)
     for name in names:
         assert_same(features[name], expected[name], name)
@@ -98,14 +101,14 @@ def test_frozen_parts_use_running_statistics(freeze_at: int) -> None:
 @pytest.mark.parametrize("edges", [(), ((1, 3),)], ids=["all isolated", "two isolated"])
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 def test_isolated_nodes_are_input_and_output(
-    edges: tuple[tuple[int, int], ...], train: bool, path: str
+    edges: tuple[tuple[int, int], ...], train: bool, path: str, device: torch.device
 ) -> None:
     """Else a disconnected graph loses its isolated nodes, or fails to run."""
     spec = NetworkSpec("small", 4, "sep_conv3x3", (Dag(4, edges),) * 3)
     model = RandWire(spec, out_features=["res5"], **PATHS[path])
-    randomise(model.double()).train(train)
+    randomise(model.double()).to(device).train(train)
     state = leaves(model)
-    x, x_oracle = images().requires_grad_(), images().requires_grad_()
+    x, x_oracle = (images(device=device).requires_grad_() for _ in range(2))
     out = model(x)["res5"]
     expected = oracle.backbone(spec, state, x_oracle, train=train).features["res5"]
     assert_same(out, expected, "res5")

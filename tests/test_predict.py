@@ -22,11 +22,11 @@ from pycocotools.coco import COCO
 from randwire_d2 import load_classifier, load_detector
 from randwire_d2.checkpoint import RandWireCheckpointer
 from randwire_d2.classification import ClassificationTrainer
+from randwire_d2.cli.predict import main
 from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.data import register_folders
 from randwire_d2.engine import Trainer
 from randwire_d2.inference.inputs import find_inputs
-from randwire_d2.inference.predict import main
 
 VAL = "randwire_shapes_val"
 CONFIG = ROOT / "configs/faster_rcnn_randwire_shapes.yaml"

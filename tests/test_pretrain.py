@@ -38,6 +38,7 @@ def arguments(
         "MODEL.RANDWIRE.EDGE_DROP_PROB", 0.5, "MODEL.RANDWIRE.EDGE_DROP_SCOPE", scope,
         # Runs in different folders are compared to the bit: none may time its stages.
         "MODEL.RANDWIRE.FUSED", "on", "MODEL.CLASSIFIER.DROPOUT", 0.5,
+        "INPUT.RAND_AUGMENT.NUM_OPS", 1, "INPUT.MIXUP_ALPHA", 0.2, "INPUT.CUTMIX_ALPHA", 1.0,
         "MODEL.CLASSIFIER.NUM_CLASSES", 3,
         "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
         "INPUT.TRAIN_CROP_SIZE", 32, "INPUT.TEST_CROP_SIZE", 32, "SOLVER.EPOCHS", 0,

@@ -26,10 +26,10 @@ from randwire_d2 import (
     load_detector,
 )
 from randwire_d2.checkpoint import RandWireCheckpointer, Wiring, load_checkpoint
+from randwire_d2.cli.publish import main
 from randwire_d2.config import classifier_config, detector_config, set_spec
 from randwire_d2.engine import argument_parser, load_config
 from randwire_d2.inference import Classifier, Detector
-from randwire_d2.inference.publish import main
 
 SPEC = draw_spec("small", "WS")
 NAMES = ["dog", "cat", "bird", "cow", "pig", "emu"]

@@ -3,9 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.visualizer import Visualizer
-from helpers import PATIENCE, ROOT, run
+from helpers import ROOT, Tool, run, wait_until
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -373,20 +373,16 @@ class Demo:
     def __init__(self, root: Path) -> None:
         self.root, self.output, self._calls = root, root / "output", root / "calls"
         (root / "tools").mkdir()
+        (root / "log").touch()
         shutil.copy(ROOT / "tools" / "demo.py", root / "tools")
         for name in ("pretrain_imagenet.py", "train_net.py"):
             (root / "tools" / name).write_text(STAND_IN)
 
-    def __call__(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(self.root / "tools" / "demo.py"), "--output", str(self.output),
-             *arguments],
-            env={**os.environ, "CALLS": str(self._calls), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # Tests that run in the background ignore Ctrl-C, which their children would inherit.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    def __call__(self, *arguments: str, **environment: str) -> Tool:
+        environment["CALLS"] = str(self._calls)
+        return Tool(
+            self.root / "tools" / "demo.py", "--output", self.output, *arguments,
+            log=self.root / "log", before=f"import os\nos.environ.update({environment!r})\n",
         )  # fmt: skip
 
     @property
@@ -404,9 +400,8 @@ def demo(tmp_path: Path) -> Demo:
 def test_transfer_compares_detectors_that_differ_in_their_first_weights(demo: Demo) -> None:
     """Wrong: detectors that differ in more than their first weights, or a table of other runs."""
     process = demo("--transfer", "SOLVER.IMS_PER_BATCH", "4")
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    *_, scratch, pretrained, _ = said.splitlines()
+    assert process.wait() == 0, process.said
+    *_, scratch, pretrained, _ = process.said.splitlines()
     assert scratch.startswith("| from scratch |") and pretrained.startswith("| pretrained   |")
     assert (demo.output / "transfer.png").is_file()
     trained: dict[str, set[tuple[str, ...]]] = {"from_scratch": set(), "pretrained": set()}
@@ -433,16 +428,14 @@ def test_demo_spares_a_folder_that_is_not_its_own(demo: Demo) -> None:
     (demo.output / "run").mkdir(parents=True)
     (demo.output / "run" / "thesis.tex").write_text("...")
     process = demo()
-    said, _ = process.communicate()
-    assert process.returncode == 1 and "not from a demo" in said
+    assert process.wait() == 1 and "not from a demo" in process.said
     assert (demo.output / "run" / "thesis.tex").exists() and not demo.calls
 
 
 def test_demo_hands_on_the_status_of_a_training_that_fails(demo: Demo) -> None:
     """Wrong: `make demo` succeeds, goes on, or draws pictures, though the training failed."""
     process = demo(FAILS="pretrain_imagenet.py")
-    process.communicate()
-    assert process.returncode == 3
+    assert process.wait() == 3
     assert [name for name, *_ in demo.calls] == ["pretrain_imagenet.py"]
     assert not list(demo.output.glob("*.png"))
 
@@ -451,15 +444,13 @@ def test_demo_hands_on_the_status_of_a_training_that_fails(demo: Demo) -> None:
 def test_an_interrupted_demo_ends_its_training(demo: Demo, number: signal.Signals) -> None:
     """Wrong: a training that goes on, unseen, on both cores."""
     process = demo(HANGS="pretrain_imagenet.py")
-    assert process.stdout is not None
-    child = int(next(line for line in process.stdout if "it hangs" in line).split()[-1])
+    wait_until(lambda: re.search(r"it hangs \d+\n", process.said) is not None)
+    child = int(process.said.split()[-1])
     try:
-        process.send_signal(number)
-        process.communicate(timeout=PATIENCE)
-        assert process.returncode == 128 + number
+        process.send(number, alone=True)
+        assert process.wait() == 128 + number
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
     finally:
-        process.kill()
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)

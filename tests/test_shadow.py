@@ -29,19 +29,19 @@ def stage(norm: str = "BN", fused: Any = "auto") -> RandWireStage:
     return RandWireStage(spec, "sep_conv3x3", norm, fused=fused).train()
 
 
-def x(dtype: torch.dtype = torch.float32) -> Tensor:
+def x(device: str | torch.device = "cpu") -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(4, 5, 12, 12, dtype=dtype, generator=generator).requires_grad_()
+    return torch.randn(4, 5, 12, 12, generator=generator).to(device).requires_grad_()
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
-def test_both_ways_agree_and_the_stage_stays_as_it_is(norm: str) -> None:
+def test_both_ways_agree_and_the_stage_stays_as_it_is(norm: str, device: torch.device) -> None:
     """Else a training is not the same with a shadow step as without: statistics moved on, random
     numbers were drawn, a gradient was left in a parameter, a mode was changed."""
-    one = stage(norm)
+    one = stage(norm).to(device)
     before = {name: value.clone() for name, value in one.state_dict().items()}
     random = torch.get_rng_state()
-    found = shadow(one, x(), rounds=1)
+    found = shadow(one, x(device), rounds=1)
     assert found.errors.keys() == EVERYTHING and max(found.errors.values()) < 1e-5
     assert found.seconds.keys() == {True, False}
     assert all(fused > 0 and nodes > 0 for fused, nodes in found.seconds.values())
@@ -49,14 +49,14 @@ def test_both_ways_agree_and_the_stage_stays_as_it_is(norm: str) -> None:
     assert all(p.grad is None for p in one.parameters()) and one.nodes[0].training
     assert torch.equal(torch.get_rng_state(), random)
     with torch.no_grad():
-        assert shadow(one, x()).errors.keys() == {"output"}
+        assert shadow(one, x(device)).errors.keys() == {"output"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_rounding_stays_below_the_limit(dtype: torch.dtype) -> None:
+def test_rounding_stays_below_the_limit(dtype: torch.dtype, device: torch.device) -> None:
     """Else mixed precision stops a training that is right."""
-    with torch.autocast("cpu", dtype):
-        found = shadow(stage(), x())
+    with torch.autocast(device.type, dtype):
+        found = shadow(stage().to(device), x(device))
     assert found.limit == LIMITS[dtype] and 1e-4 < max(found.errors.values()) < found.limit / 2
 
 

@@ -1,13 +1,12 @@
 """Synchronised norms on the fast path: two processes are one with the whole batch."""
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from helpers import assert_same, randomise
+from helpers import FORK_SERVER, assert_same, randomise
 from torch import Tensor
 
 from randwire_d2.modeling import fused
@@ -18,7 +17,7 @@ from randwire_d2.wiring.plan import Plan
 SPEC = NetworkGenerator("small", 5, 12, "WS", {"k": 4, "p": 0.75})(1)
 PARTS = (3, 1)  # images of each process
 DAG = SPEC.stages[0].dag
-EDGE = next((u, v) for u, v in DAG.edges if len(DAG.predecessors[v]) > 1)
+KEPT = torch.arange(len(Plan(DAG).learned)) != 1
 
 
 def build(norm: str, recompute: bool, dtype: torch.dtype) -> RandWireStage:
@@ -37,7 +36,7 @@ def batch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def step(stage: RandWireStage, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     x.requires_grad_()
-    y = stage(x, dropped_edge=EDGE)
+    y = stage(x, KEPT)
     y.backward(gradient)
     assert x.grad is not None
     gradients = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
@@ -86,7 +85,7 @@ def test_two_processes_are_one_with_the_whole_batch(
     than the wiring is deep."""
     whole = build("BN", recompute, dtype)
     expected = step(whole, *batch(dtype))
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+    with FORK_SERVER.Pool(2) as pool:
         arguments = [(rank, tmp_path, recompute, dtype) for rank in range(2)]
         parts = pool.starmap(in_one_of_two, arguments, chunksize=1)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
@@ -117,12 +116,17 @@ def test_alone_it_is_a_batch_norm() -> None:
     assert fused.sharing(one.nodes[0].norm) is None  # type: ignore[arg-type]
 
 
-def test_levels_need_only_what_came_before() -> None:
-    """Wrong: a node runs before one that it reads, or twice, or not at all."""
+@pytest.mark.parametrize("by_level", [True, False])
+def test_groups_need_only_what_came_before(by_level: bool) -> None:
+    """Wrong: a node runs before one that it reads, or twice, or not at all; or nodes that could be
+    normalised together are not."""
     for stage in SPEC.stages:
-        plan = Plan(stage.dag, by_level=True)
+        plan = Plan(stage.dag, by_level=by_level)
         assert sorted(plan.order) == [*range(stage.dag.num_nodes)]
+        assert [plan.order[place] for place in plan.places] == [*plan.groups]
         done: set[int] = set()
         for group in plan.groups:
             assert all(done.issuperset(stage.dag.predecessors[v]) for v in group)
+            assert not done or any(done & set(stage.dag.predecessors[v]) for v in group)
             done.update(group)
+        assert len(plan.groups) < stage.dag.num_nodes

@@ -6,6 +6,7 @@ writes what was wrong in each case, as JSON. ``compile`` and ``well`` run the co
 place of the kernels.
 """
 
+import copy
 import itertools
 import json
 import os
@@ -14,17 +15,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import assert_same, randomise
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is not installed")
 
-from randwire_d2 import ops
-from randwire_d2.ops import probe, triton_kernels
+from randwire_d2 import NetworkGenerator, ops
+from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.ops import probe, tiling, triton_kernels
 from randwire_d2.ops.probe import EVERY_WANT, OPERATORS, operands
 
 # A tile, a strip and a program's share so small that little images have several of each.
@@ -33,7 +36,7 @@ SMALL = {"TILE": 64, "FLAT": 16, "PROGRAMS": 3, "MIN_ROWS": 1, "STRIP_WIDTH": 2,
 
 @dataclass(frozen=True)
 class Case(probe.Case):
-    """A case with constants of ``triton_kernels`` that are replaced."""
+    """A case with constants of ``tiling`` that are replaced."""
 
     contiguous: bool = True
     constants: dict[str, int] = field(default_factory=dict)
@@ -49,6 +52,8 @@ CASES = {
     "every want": Case(2, True, 1, (3, 2), 5, want=EVERY_WANT, only=("aggregate_backward",)),
     "twelve inputs": Case(12, False, 1, (2, 3), 5),
     "twenty inputs": Case(20, True, 1, (3, 2), 5, only=("aggregate", "aggregate_backward")),
+    "two nodes": Case(4, False, 1, (5, 3), 5, constants=SMALL, nodes=2, only=OPERATORS[4:]),
+    "eight nodes": Case(7, False, 1, (2, 1), 5, nodes=8, only=OPERATORS[4:]),
     "float32": Case(2, True, 1, (7, 5), 5, torch.float32),
     "float16": Case(3, True, 1, (7, 5), 5, torch.float16),
     "bfloat16": Case(2, False, 2, (7, 5), 5, torch.bfloat16),
@@ -59,11 +64,13 @@ CASES = {
         only=("batch_norm_statistics",),
     ),
 }
+STAGES = [("BN", True), ("BN", False), ("FrozenBN", True)]
 SLOW_CASES = {
     "as on a GPU": Case(3, True, 1, (10, 9), 33),
     "as on a GPU, stride 2": Case(1, False, 2, (7, 9), 130, torch.float32),
     "twelve affine inputs": Case(12, True, 1, (4, 3), 33, torch.float32, constants=SMALL),
     "thirty-one inputs": Case(31, True, 1, (1, 2), 5),
+    "many nodes": Case(3, False, 1, (3, 2), 5, nodes=19, only=OPERATORS[4:]),
     # More than the second kernels read at a time.
     "many programs": Case(
         *(1, False, 1, (12, 11), 1),
@@ -80,10 +87,14 @@ CUDA_CASES = {
 
 @contextmanager
 def replaced(constants: dict[str, int]) -> Iterator[None]:
-    before = {name: getattr(triton_kernels, name) for name in constants}
-    vars(triton_kernels).update(constants)
+    """Wherever a module has one of them."""
+    modules = [tiling, triton_kernels.sums]
+    before = [{name: vars(m)[name] for name in constants if name in vars(m)} for m in modules]
+    for module, own in zip(modules, before, strict=True):
+        vars(module).update({name: constants[name] for name in own})
     yield
-    vars(triton_kernels).update(before)
+    for module, own in zip(modules, before, strict=True):
+        vars(module).update(own)
 
 
 def check(case: Case, operator: str, function: Callable[..., Any], device: str = "cpu") -> None:
@@ -102,11 +113,38 @@ def check_nan() -> None:
     assert grad.isnan().all(), "lost in its backward"
 
 
+def check_stage(norm: str, training: bool) -> None:
+    """A stage's results, gradients and statistics are those of the native operators."""
+    torch.manual_seed(0)
+    spec = NetworkGenerator("small", 3, 6, "WS", {"k": 2, "p": 0.75})(1)
+    stage = RandWireStage(spec.stages[0], "sep_conv3x3", norm, fused="on").double()
+    randomise(stage).train(training)
+    kept = torch.arange(len(stage.plan.learned)) != 1
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64) + 1
+
+    def run(stage: RandWireStage) -> dict[str, torch.Tensor]:
+        own = x.clone().requires_grad_()
+        y = stage(own, kept)
+        (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+        assert own.grad is not None
+        gradients = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+        return {"result": y, "gradient": own.grad, **gradients, **dict(stage.named_buffers())}
+
+    expected = run(copy.deepcopy(stage))
+    with torch.library._scoped_library("randwire", "IMPL") as library:
+        for name in OPERATORS:
+            library.impl(name, getattr(triton_kernels, name), "CPU", allow_override=True)
+        for name, value in run(stage).items():
+            assert_same(value, expected[name], name)
+
+
 def interpret(names: list[str]) -> dict[str, str]:
     """What is wrong in each case, in Triton's interpreter."""
     torch.set_num_threads(1)
     wrong = {}
     checks: dict[str, Callable[[], None]] = {"NaN": check_nan}
+    for norm, training in STAGES:
+        checks[f"stage/{norm}/{training}"] = partial(check_stage, norm, training)
     for name, case in (CASES | SLOW_CASES).items():
         for operator in case.only:
             checks[f"{name}/{operator}"] = lambda case=case, operator=operator: check(
@@ -136,7 +174,7 @@ def compile_for_gpu() -> dict[str, str]:
     ]:
         for affine in (False, True):
             for stride in (1, 2) if n == 1 else (1,):
-                case = Case(n, affine, stride, (4, 4), 109, dtype)
+                case = Case(n, affine, stride, (4, 4), 109, dtype, nodes=n)
                 name = f"{n} inputs, {dtype}, {affine = }, {stride = }"
                 for operator in OPERATORS:
                     try:
@@ -184,7 +222,7 @@ def each(cases: dict[str, Case]) -> Any:
 def test_operators(name: str, operator: str) -> None:
     """If it failed, a network would compute something else on a GPU than on a CPU: other borders,
     other tails of blocks, an affine or a coefficient left out, statistics that cancel."""
-    assert not elsewhere("interpret", "NaN", *CASES)[f"{name}/{operator}"]
+    assert not elsewhere("interpret", "NaN", "stage", *CASES)[f"{name}/{operator}"]
 
 
 @pytest.mark.slow
@@ -196,17 +234,26 @@ def test_operators_of_larger_operands(name: str, operator: str) -> None:
 
 def test_nan_is_not_hidden() -> None:
     """If it failed, a ReLU would turn NaNs into zeros, and a diverged training would go on."""
-    assert not elsewhere("interpret", "NaN", *CASES)["NaN"]
+    assert not elsewhere("interpret", "NaN", "stage", *CASES)["NaN"]
+
+
+@pytest.mark.parametrize("norm, training", STAGES)
+def test_a_stage(norm: str, training: bool) -> None:
+    """If it failed, the operators would not fit together: a group's nodes in another order, parts
+    of sums that are not added up, slices whose strides a kernel does not know."""
+    assert not elsewhere("interpret", "NaN", "stage", *CASES)[f"stage/{norm}/{training}"]
 
 
 def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, tools/benchmark.py would count other launches than there are."""
     launched: list[str] = []
     monkeypatch.setattr(
-        triton_kernels, "_launch", lambda kernel, *_, **__: launched.append(kernel.fn.__name__)
+        triton_kernels.common,
+        "launch",
+        lambda kernel, *_, **__: launched.append(kernel.fn.__name__),
     )
-    for n, operator in itertools.product((1, 3, 7, 13, 17), OPERATORS):
-        case = probe.Case(n, True, 1, (7, 5), 5, torch.float32, EVERY_WANT)
+    for n, nodes, operator in itertools.product((1, 3, 7, 13, 17), (1, 9), OPERATORS):
+        case = probe.Case(n, True, 1, (7, 5), 5, torch.float32, EVERY_WANT, nodes=nodes)
         for arguments in operands(case, operator):
             launched.clear()
             getattr(triton_kernels, operator)(*arguments)
@@ -220,7 +267,8 @@ def test_kernels_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     wrong = elsewhere("compile")
     assert not {name: message for name, message in wrong.items() if message}
-    kernels = {name for name in vars(triton_kernels) if name.endswith("_kernel")}
+    modules = (triton_kernels.depthwise, triton_kernels.norms, triton_kernels.sums)
+    kernels = {name for m in modules for name in vars(m) if name.endswith("_kernel")}
     assert {name.split(",")[0] for name in wrong} == kernels
 
 

@@ -1,72 +1,7 @@
 #!/usr/bin/env python
-"""Show what a trained detector gets right and wrong, on a page that opens from disk.
+"""Show what a detector gets right and wrong. See --help."""
 
-    python tools/analyze_results.py output/my_run
-    python tools/analyze_results.py --results predicted.json --dataset coco_2017_val --output errors
-
-RUN is the OUTPUT_DIR of tools/train_net.py; its last evaluation is analysed, or, if the training
-had none, the newest of --eval-only. It may also be the folder of one evaluation. The page, its
-pictures and all numbers go to RUN/analysis: kinds of errors, confusion matrix, precision and
-recall, AP of each class and size, scores, the images with the most errors. AP is COCOEvaluator's.
-"""
-
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-from randwire_d2.error_analysis import Source, source_of_run, summary, write_analysis
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run")
-    parser.add_argument(
-        "--results",
-        type=Path,
-        metavar="FILE",
-        help="detections in COCO's results format, in place of a run's",
-    )
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="the registered data set that --results belong to"
-    )
-    parser.add_argument(
-        "--task",
-        choices=("bbox", "segm"),
-        default="bbox",
-        help="whether boxes or masks are compared (default: bbox)",
-    )
-    parser.add_argument(
-        "--score-threshold",
-        type=float,
-        default=0.5,
-        metavar="SCORE",
-        help="the least score of the detections that are counted; AP has none (default: 0.5)",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FOLDER",
-        help="the folder of the page (default: RUN/analysis); an earlier analysis of the same "
-        "detections is replaced, nothing else is",
-    )
-    args = parser.parse_args(argv)
-    if (args.run is None) == (args.results is None):
-        parser.error("name a RUN, or --results and --dataset")
-    if args.results and not (args.dataset and args.output):
-        parser.error("--results needs --dataset and --output")
-    try:
-        source = (
-            Source(args.dataset, args.results, Path(args.output))
-            if args.results
-            else source_of_run(args.run)
-        )
-        analysis, page = write_analysis(source, args.output, args.task, args.score_threshold)
-    except (OSError, ValueError) as e:
-        sys.exit(f"analyze_results.py: error: {' '.join(str(e).split())}")
-    print(f"{summary(analysis)}\n\nThe page: {page}")
-
+from randwire_d2.cli.analyze_results import main
 
 if __name__ == "__main__":
     main()

@@ -1,66 +1,7 @@
 #!/usr/bin/env python
-"""Find out whether this machine's GPU runs the fused operators, rightly and fast.
+"""Find out whether the GPU runs the fused operators. See --help."""
 
-    python tools/check_gpu.py [--output report.json]
-
-It holds every operator against its definition in double precision, in float32, float16 and
-bfloat16; runs a stage of the paper's network fused and node by node, and times both; and repeats
-the first under NVIDIA's compute-sanitizer, where that is installed. Whatever a kernel does, this
-script survives it. It takes some minutes, most of which a compiler needs; kernels stay in its cache
-for the training. The report is what a bug report needs. The exit status is 1 if something fails.
-"""
-
-import argparse
-import json
-import sys
-from collections.abc import Sequence
-
-import torch
-
-from randwire_d2.benchmark.health import examine, summary
-from randwire_d2.files import write_or_print
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", metavar="FILE", help="write the report to this file, as JSON")
-    parser.add_argument(
-        "--device", default="cuda", help="the device, such as cuda:1 (default: cuda)"
-    )
-    parser.add_argument("--channels", type=int, default=109, help="the width C (default: 109)")
-    parser.add_argument(
-        "--batch", type=int, default=32, help="the number of images that are timed (default: 32)"
-    )
-    args = parser.parse_args(argv)
-    for name in ("channels", "batch"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        device = torch.device(args.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                "there is no GPU that PyTorch can use: see what nvidia-smi says, and whether this "
-                f"PyTorch ({torch.__version__}) is built for CUDA"
-            )
-        report = examine(args.device, args.channels, args.batch, progress=say)
-        if args.output:
-            write_or_print(json.dumps(report, indent=1), args.output)
-    except (ValueError, OSError, RuntimeError) as e:
-        sys.exit(f"check_gpu.py: error: {' '.join(str(e).split())}")
-    print("\n".join(summary(report)))
-    sys.exit(0 if report["works"] else 1)
-
-
-def say(line: str) -> None:
-    print(f"{line} ...", file=sys.stderr, flush=True)
-
+from randwire_d2.cli.check_gpu import main
 
 if __name__ == "__main__":
     main()

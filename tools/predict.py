@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Predict with a checkpoint: images, folders, videos or a data set. See --help."""
 
-from randwire_d2.engine import register_data
-from randwire_d2.inference.predict import main
+from randwire_d2.cli.predict import main
 
 if __name__ == "__main__":
-    main(register_data=register_data)
+    main()

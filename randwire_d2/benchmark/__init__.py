@@ -11,6 +11,7 @@ from .growth import AXES, GROWTH_MODELS, GrowthPoint, grow, plot_growth
 from .markdown import to_json, to_markdown
 from .models import MODELS, REFERENCE, STEPS, Case, available_models, build
 from .roofline import Ceilings, floor, measure_ceilings
+from .runtimes import RUNTIMES, RuntimeRow, compare_runtimes, runtimes_to_markdown
 from .timing import Ratio, clock_of, paired, ratio
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "GROWTH_MODELS",
     "MODELS",
     "REFERENCE",
+    "RUNTIMES",
     "STEPS",
     "Benchmark",
     "Case",
@@ -27,10 +29,12 @@ __all__ = [
     "Operation",
     "Ratio",
     "Row",
+    "RuntimeRow",
     "Settings",
     "available_models",
     "build",
     "clock_of",
+    "compare_runtimes",
     "count",
     "floor",
     "grow",
@@ -39,6 +43,7 @@ __all__ = [
     "plot_growth",
     "ratio",
     "run",
+    "runtimes_to_markdown",
     "to_json",
     "to_markdown",
 ]

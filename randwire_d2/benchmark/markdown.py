@@ -62,7 +62,7 @@ def _counts(benchmark: Benchmark) -> str:
         ]
         for row in benchmark.rows
     ]
-    return _table(["", "step", *header], rows)
+    return table(["", "step", *header], rows)
 
 
 def _times(benchmark: Benchmark, on_gpu: bool) -> str:
@@ -81,7 +81,7 @@ def _times(benchmark: Benchmark, on_gpu: bool) -> str:
             host = f"{statistics.median(row.host) / batch * 1e3:,.2f}" if row.host else ""
             cells += [f"{row.gpu_peak / MB:,.0f}", host, f"{row.gpu_kernels or 0:,}"]
         rows.append(cells)
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def to_json(benchmark: Benchmark, command: str, growth: Iterable[GrowthPoint] = ()) -> str:
@@ -121,6 +121,7 @@ def _title(row: Row) -> list[str]:
     return [MODELS[row.model], row.step]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, whose first two columns are text, and the others figures."""
     align = ("left", "left", *("right",) * (len(header) - 2))
     return tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True)

@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..checkpoint import EMA_KEY, load_checkpoint
+from ..command import in_users_words
 from ..config import family
 from ..conversion import convert
 from ..runs import RunFolder
@@ -46,7 +47,7 @@ def write_backbone(cfg: CfgNode) -> str:
     except (ValueError, OSError) as e:
         logger.warning(f"{backbone} was not written: {' '.join(str(e).split())}")
         command = ["tools/convert_checkpoint.py", final, backbone, *stated]
-        return shlex.join(["python", *command])
+        return in_users_words(shlex.join(["python", *command]))
     assert done.verification is not None
     differences = ", ".join(f"{k} {v:.1e}" for k, v in done.verification.differences.items())
     logger.info(f"Wrote {backbone}; verified, largest relative differences: {differences}")
@@ -55,7 +56,8 @@ def write_backbone(cfg: CfgNode) -> str:
     else:  # the file knows the rest
         name = "build_randwire_fpn_backbone"
         options = [*("--config-from-weights", "MODEL.BACKBONE.NAME", name), *done.options[-2:]]
-    return shlex.join(["python", "tools/train_net.py", "--config-file", DETECTOR, *options])
+    command = ["python", "tools/train_net.py", "--config-file", DETECTOR, *options]
+    return in_users_words(shlex.join(command))
 
 
 @contextmanager

@@ -58,9 +58,10 @@ def train_transform(cfg: CfgNode) -> v2.Transform:
     """PIL image to (3, S, S) of uint8, S = INPUT.TRAIN_CROP_SIZE."""
     crop = v2.RandomResizedCrop(cfg.INPUT.TRAIN_CROP_SIZE, tuple(cfg.INPUT.TRAIN_CROP_AREA))
     flip = [v2.RandomHorizontalFlip()] if cfg.INPUT.RANDOM_FLIP == "horizontal" else []
-    std = cfg.INPUT.PCA_LIGHTING
+    node, std = cfg.INPUT.RAND_AUGMENT, cfg.INPUT.PCA_LIGHTING
+    operations = [v2.RandAugment(node.NUM_OPS, node.MAGNITUDE)] if node.NUM_OPS else []
     lighting = [PCALighting(std)] if std else []
-    return v2.Compose([crop, *flip, v2.PILToTensor(), *lighting])
+    return v2.Compose([crop, *flip, *operations, v2.PILToTensor(), *lighting])
 
 
 def test_transform(cfg: CfgNode) -> v2.Transform:

@@ -69,6 +69,11 @@ def _check_values(cfg: CfgNode) -> None:
         require(f"INPUT.{key}", cfg.INPUT[key] >= 1, "at least 1")
     require("INPUT.TEST_CROP_RATIO", 0 < cfg.INPUT.TEST_CROP_RATIO <= 1, "within 0 … 1")
     require("INPUT.PCA_LIGHTING", cfg.INPUT.PCA_LIGHTING >= 0, "at least 0")
+    operations, magnitude = cfg.INPUT.RAND_AUGMENT.NUM_OPS, cfg.INPUT.RAND_AUGMENT.MAGNITUDE
+    require("INPUT.RAND_AUGMENT.NUM_OPS", operations >= 0, "at least 0")
+    require("INPUT.RAND_AUGMENT.MAGNITUDE", 0 <= magnitude <= 30, "within 0 … 30")
+    for key in ("MIXUP_ALPHA", "CUTMIX_ALPHA"):
+        require(f"INPUT.{key}", cfg.INPUT[key] >= 0, "at least 0")
     smoothing, dropout = cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING, cfg.MODEL.CLASSIFIER.DROPOUT
     require("MODEL.CLASSIFIER.LABEL_SMOOTHING", 0 <= smoothing < 1, "within 0 … 1")
     require("MODEL.CLASSIFIER.DROPOUT", 0 <= dropout < 1, "within 0 … 1")

@@ -12,6 +12,7 @@ from ..config import (
     set_spec,
     spec_from_config,
 )
+from ..config_files import config_path
 from ..wiring import NetworkSpec
 from .source import STAGES, ResNetArch, Source
 
@@ -86,7 +87,7 @@ class Target:
         self.explicit = set(options[::2])
         if config_file is not None:
             # merge_config has looked at its tags, which Detectron2's own RetinaNet config has.
-            stated = self.cfg.load_yaml_with_base(config_file, allow_unsafe=True)
+            stated = self.cfg.load_yaml_with_base(config_path(config_file), allow_unsafe=True)
             self.explicit |= set(_names(stated))
         self.cfg.MODEL.DEVICE = "cpu"
 

@@ -3,6 +3,7 @@
 Importing this registers the built-in sets and ImageNet in Detectron2.
 """
 
+from .augmentation import check_jitter, training_mapper
 from .builtin import make_dataset, register_shapes
 from .by_path import count_images, labelled_images, register_detection_data
 from .image_folder import (
@@ -22,6 +23,7 @@ __all__ = [
     "ShapesConfig",
     "absolute",
     "check_image_folders",
+    "check_jitter",
     "count_images",
     "existing_path",
     "image_folder_classes",
@@ -32,4 +34,5 @@ __all__ = [
     "register_folders",
     "register_image_folder",
     "register_shapes",
+    "training_mapper",
 ]

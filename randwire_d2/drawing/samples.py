@@ -6,19 +6,20 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.structures import BoxMode, Instances
 from matplotlib.figure import Figure
 
+from ..data import training_mapper
 from .detections import _contact_sheet, draw_instances
 
 
 def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int = 8) -> Figure:
     """Draw images with their boxes and masks, and below them what training makes of them.
 
-    The images are spread evenly over the data set; the augmentation is that of Detectron2's
-    DatasetMapper with this config, which draws from numpy's random numbers.
+    The images are spread evenly over the data set; the augmentation is that of a training with this
+    config, which draws from numpy's random numbers.
 
     Args:
         dataset_name: a registered data set with annotations.
@@ -57,7 +58,7 @@ def _augment(
     own.defrost()
     own.MODEL.MASK_ON, own.MODEL.KEYPOINT_ON = masks, False
     own.INPUT.MASK_FORMAT = "bitmask"  # for polygons and RLEs alike
-    sample = DatasetMapper(own, is_train=True)(dict(record))
+    sample = training_mapper(own)(dict(record))
     image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
     return image.astype(np.uint8), _annotations(sample["instances"])
 

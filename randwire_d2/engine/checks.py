@@ -22,6 +22,7 @@ from ..config import (
     merge_in_one_line,
     set_spec,
 )
+from ..config_files import config_path
 from ..runs import RunFolder
 from .best import check_best_metric
 from .datasets import forget_classes, settle_classes, take_data
@@ -47,6 +48,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_model(cfg, args)
     if not args.eval_only:
         check_best_metric(cfg)
+        data.check_jitter(cfg)
         check_solver(cfg)
         cfg = scale_schedule(cfg, _count_training_images(cfg) if cfg.SOLVER.EPOCHS else 0)
     cfg.freeze()
@@ -77,6 +79,7 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
     Raises:
         ValueError: for a missing file, an unknown key, or a value of the wrong type.
     """
+    args.config_file = config_path(args.config_file)  # default_setup logs the file
     merge_config(cfg, args.config_file, args.opts)
     _take_flags(cfg, args)
     if args.config_from_weights:
@@ -158,23 +161,34 @@ def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> None:
         if not names and (key == "TRAIN" or args.eval_only):
             raise ValueError(f"DATASETS.{key} is empty; name registered data sets, or --data PATH")
         for name in names:
-            if name not in DatasetCatalog:
-                raise ValueError(
-                    f"DATASETS.{key}: no data set {name!r} is registered"
-                    + _similar(name, DatasetCatalog.list())
-                )
-            metadata = MetadataCatalog.get(name)
-            for path in (metadata.get("json_file"), metadata.get("image_root")):
-                if not path or "://" in path:
-                    continue
-                try:
-                    # Makes a built-in set: once, before there are processes.
-                    data.existing_path(name, path)
-                except ValueError as e:
-                    raise ValueError(f"DATASETS.{key}: {e}") from e
+            check_dataset(f"DATASETS.{key}", name)
 
 
-def _similar(name: str, known: Iterable[str]) -> str:
+def check_dataset(key: str, name: str) -> None:
+    """
+    Args:
+        key: of the config that names it.
+
+    Raises:
+        ValueError: no such data set is registered, or its files are missing; one line.
+    """
+    if name not in DatasetCatalog:
+        raise ValueError(
+            f"{key}: no data set {name!r} is registered" + similar(name, DatasetCatalog.list())
+        )
+    metadata = MetadataCatalog.get(name)
+    for path in (metadata.get("json_file"), metadata.get("image_root")):
+        if not path or "://" in path:
+            continue
+        try:
+            # Makes a built-in set: once, before there are processes.
+            data.existing_path(name, path)
+        except ValueError as e:
+            raise ValueError(f"{key}: {e}") from e
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """The known names that may have been meant, for the end of a message; "" if there are none."""
     matches = difflib.get_close_matches(name, list(known))
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
@@ -200,11 +214,12 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     if name not in BACKBONE_REGISTRY:
         known = [registered for registered, _ in BACKBONE_REGISTRY]
         raise ValueError(
-            f"MODEL.BACKBONE.NAME: no backbone {name!r} is registered" + _similar(name, known)
+            f"MODEL.BACKBONE.NAME: no backbone {name!r} is registered" + similar(name, known)
         )
-    trains_on_cpu = cfg.MODEL.DEVICE == "cpu" and not args.eval_only
-    if trains_on_cpu and node and cfg.MODEL[node].NORM == "SyncBN":
-        raise ValueError(f"MODEL.{node}.NORM SyncBN needs GPUs; on a CPU use BN or GN")
+    if cfg.MODEL.DEVICE == "cpu" and not args.eval_only:
+        for part in (node, "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "RETINANET"):
+            if part and cfg.MODEL[part].NORM == "SyncBN":
+                raise ValueError(f"MODEL.{part}.NORM SyncBN needs GPUs; on a CPU use BN or GN")
     weights = cfg.MODEL.WEIGHTS
     resumes = args.resume and RunFolder(cfg.OUTPUT_DIR).can_resume
     if weights and not resumes and "://" not in weights:

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..command import in_users_words
 from ..modeling.shadow import MODES, Shadow, shadow
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
@@ -129,7 +130,7 @@ def _check(name: str, found: Shadow) -> None:
     except RuntimeError as e:
         raise RuntimeError(
             f"{name} runs fused, and {e}. Train with MODEL.RANDWIRE.FUSED off, and report what "
-            "tools/check_gpu.py prints"
+            f"{in_users_words('tools/check_gpu.py')} prints"
         ) from e
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -39,6 +39,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
+from ..command import in_users_words
+from ..data import training_mapper
 from ..data.classes import category_ids
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
@@ -119,6 +121,13 @@ def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for stage in stages:
             stage.fused = "on"
+
+
+def share_statistics(model: torch.nn.Module) -> None:
+    """Give all processes the first one's buffers: each has batch statistics of its own."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 class Trainer(DefaultTrainer):
@@ -265,7 +274,7 @@ class Trainer(DefaultTrainer):
         output = os.path.normpath(self.cfg.OUTPUT_DIR)
         predictions = os.path.join(output, "predictions")
         command = ["python", "tools/predict.py", output, "images/", "--output", predictions]
-        return shlex.join(command)
+        return in_users_words(shlex.join(command))
 
     def after_train(self) -> None:
         # A training that had ended and was resumed is evaluated as of the same iteration.
@@ -288,6 +297,11 @@ class Trainer(DefaultTrainer):
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
 
     @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """As DefaultTrainer's; with INPUT.LSJ its images have large-scale jitter."""
+        return build_detection_train_loader(cfg, mapper=training_mapper(cfg))
+
+    @classmethod
     def classes(cls, cfg: CfgNode) -> dict[str, Any]:
         """What a checkpoint holds of the first training set's classes: names and ids."""
         metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
@@ -304,9 +318,7 @@ class Trainer(DefaultTrainer):
         evaluators: list[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
         """As DefaultTrainer's; all processes evaluate the first one's network, which is saved."""
-        if comm.get_world_size() > 1:
-            for buffer in model.buffers():  # each process has batch statistics of its own
-                torch.distributed.broadcast(buffer, 0)
+        share_statistics(model)
         return super().test(cfg, model, evaluators)
 
     @classmethod

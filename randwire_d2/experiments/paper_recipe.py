@@ -16,10 +16,10 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
 from ..config import classifier_config, family, is_classifier, merge_config
+from ..config_files import CONFIGS
 from ..engine import scale_schedule
 from .paper import TABLE_2, TABLE_3, TABLE_4, TABLE_5, Classification, Detection
 
-CONFIGS = Path(__file__).parents[2] / "configs"  # a checkout's; an installed package has none
 IMAGENET_IMAGES = 1_281_167  # in an epoch of configs/imagenet
 
 Recipe = dict[str, Any]
@@ -186,8 +186,8 @@ def _compare(row: _Row, recipe: Recipe, configs: Path) -> Reference:
         return Reference(
             row.table,
             row.printed.accuracies,
-            unknown=f"{path}, the paper's recipe, does not exist; an installed package has no "
-            "configs: name those of a checkout with --configs",
+            unknown=f"{path}, the paper's recipe, does not exist: name a folder that "
+            "holds it with --configs",
         )
     wanted = _paper_recipe(str(path), row.options, recipe["SOLVER.IMS_PER_BATCH"])
     differences = tuple(

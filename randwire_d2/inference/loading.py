@@ -6,11 +6,13 @@ from typing import Any
 
 from ..checkpoint import load_checkpoint
 from ..config import is_classifier
+from ..export import format_of
 from ..pretrained import is_pretrained, read_folder
 from ..runs import RunFolder
 from .assembly import assemble
 from .classifier import Classifier
 from .detector import Detector
+from .exported import load_exported
 
 
 def load_detector(path: str | os.PathLike[str], device: str | None = None) -> Detector:
@@ -21,7 +23,8 @@ def load_detector(path: str | os.PathLike[str], device: str | None = None) -> De
     Args:
         path: a checkpoint of tools/train_net.py, or the OUTPUT_DIR of a run: then its
             model_best.pth, else model_final.pth, else the last checkpoint. Or what its
-            ``save_pretrained`` wrote: the folder, or hf://owner/name[@revision].
+            ``save_pretrained`` wrote: the folder, or hf://owner/name[@revision]. Or a file of
+            tools/export_model.py, which runs on the CPU.
         device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
 
     Raises:
@@ -30,7 +33,7 @@ def load_detector(path: str | os.PathLike[str], device: str | None = None) -> De
     """
     model = load_model(path, device)
     if not isinstance(model, Detector):
-        raise ValueError(f"{model.file} is a classifier's checkpoint: use load_classifier")
+        raise ValueError(f"{model.file} is a classifier's file: use load_classifier")
     return model
 
 
@@ -47,13 +50,15 @@ def load_classifier(path: str | os.PathLike[str], device: str | None = None) -> 
     """
     model = load_model(path, device)
     if not isinstance(model, Classifier):
-        raise ValueError(f"{model.file} is a detector's checkpoint: use load_detector")
+        raise ValueError(f"{model.file} is a detector's file: use load_detector")
     return model
 
 
 def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detector | Classifier:
-    """``load_detector`` or ``load_classifier``, as the config in the checkpoint says."""
+    """``load_detector`` or ``load_classifier``, as the config in the file says."""
     file = _find(os.fspath(path))
+    if exported_as := format_of(file):
+        return load_exported(file, exported_as, device)
     checkpoint = _read(file)
     cfg, model, names, ids = assemble(file, checkpoint, device)
     if is_classifier(cfg):

@@ -1,9 +1,7 @@
-"""tools/publish_model.py: a trained model as a folder with a card, for the Hugging Face Hub."""
+"""A trained model as a folder with a card, for the Hugging Face Hub."""
 
-import argparse
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +18,8 @@ from .loading import _find, _read
 from .pretrained import find_network
 from .record import sections_of
 
-_DESCRIPTION = """\
-Write a trained model into a folder that others can use: weights (.safetensors), config.json, and a
-model card (README.md) with the data, recipe, figures and command that its run has on record.
-
-    python tools/publish_model.py output/my_run published
-    python tools/publish_model.py output/imagenet/randwire_c109_100ep/backbone.pth published
-
-randwire_d2.from_pretrained(FOLDER) is the model again. Nothing is uploaded; to do that:
-hf upload OWNER/NAME FOLDER. Then MODEL.WEIGHTS hf://OWNER/NAME starts trainings from it.
-"""
 # What precedes a backbone's weights in the files of tools/convert_checkpoint.py.
 _PREFIXES = ("backbone.bottom_up.", "backbone.")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exits with 1 and one line if nothing could be written."""
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "source",
-        metavar="RUN_OR_CHECKPOINT",
-        help="the OUTPUT_DIR of a training (its model_best.pth, else model_final.pth, else the "
-        "last one), or a checkpoint; of a pretraining its backbone.pth, too",
-    )
-    parser.add_argument("folder", metavar="FOLDER", help="a new folder")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace files of the same names in FOLDER"
-    )
-    args = parser.parse_args(argv)
-    try:
-        folder = publish(args.source, args.folder, overwrite=args.overwrite)
-    except (ValueError, OSError) as e:
-        sys.exit(f"publish_model.py: error: {' '.join(str(e).split())}")
-    print(f"{folder} holds the model; see its README.md. To upload: hf upload OWNER/NAME {folder}")
 
 
 def publish(

@@ -29,6 +29,8 @@ class RandWire(PretrainedNetwork, Backbone):
     """A randomly wired network without its classifier (Table 1), for any image size.
 
     It is built from a spec, ``RandWire(spec)``, or from a config, ``RandWire(cfg, input_shape)``.
+    In a LazyConfig the spec is what a generator's call returns, as in Python:
+    ``L(RandWire)(spec=L(L(NetworkGenerator)(channels=109))(seed=1))``.
 
     Args:
         spec: the symbolic network.
@@ -55,8 +57,8 @@ class RandWire(PretrainedNetwork, Backbone):
         recompute: of a fused stage, save half as much for the backward pass, and compute it again.
 
     Raises:
-        ValueError: for unknown features, norms, node operations, inits or scopes, or values out of
-            range.
+        ValueError: for what is no spec, unknown features, norms, node operations, inits or scopes,
+            or values out of range.
     """
 
     @configurable
@@ -75,6 +77,12 @@ class RandWire(PretrainedNetwork, Backbone):
         recompute: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(spec, NetworkSpec):
+            raise ValueError(
+                f"RandWire is built from a NetworkSpec; got {type(spec).__name__}. A generator "
+                "draws one from a seed, generator(seed=1); in a LazyConfig: "
+                "L(RandWire)(spec=L(L(NetworkGenerator)(channels=109))(seed=1))"
+            )
         names = [layer.name for layer in spec.layers]
         unknown = [name for name in out_features if name not in names]
         if unknown or not out_features:
@@ -143,14 +151,11 @@ class RandWire(PretrainedNetwork, Backbone):
         """
         if x.dim() != 4:
             raise ValueError(f"RandWire takes an input of shape (N, 3, H, W); got {tuple(x.shape)}")
-        dropped = self._draw_dropped_edge() if self.training and self.edge_drop_prob else None
+        kept = self._draw_kept_edges(x.device) if self.training and self.edge_drop_prob else {}
         features = {}
         for name in self._stage_names:
             stage = getattr(self, name)
-            if dropped is not None and dropped[0] == name:
-                x = stage(x, dropped_edge=dropped[1])
-            else:
-                x = stage(x)
+            x = stage(x, kept[name]) if name in kept else stage(x)
             if name in self._out_features:
                 features[name] = F.relu(x) if self.relu_features else x
         if not torch.compiler.is_compiling():
@@ -175,20 +180,26 @@ class RandWire(PretrainedNetwork, Backbone):
         failed = any(stage.failed for stage in graphs.values())
         logger.log(logging.WARNING if failed else logging.INFO, f"RandWire runs {said}")
 
-    def _draw_dropped_edge(self) -> tuple[str, tuple[int, int]] | None:
-        """With probability ``edge_drop_prob``, one edge, uniformly over all that may be dropped.
+    def _draw_kept_edges(self, device: torch.device) -> dict[str, Tensor]:
+        """For each stage that may lose an edge, which edges it keeps; see ``RandWireStage``.
+
+        With probability ``edge_drop_prob`` it is all but one, drawn uniformly over all stages. They
+        are data, not control flow: torch.compile would compile a network for each edge.
 
         The draw comes from torch's CPU generator, whose state a seed or a checkpoint restores. With
         the scope "batch" all processes must call this together: it is the first one's draw.
         """
-        if not self._droppable:
-            return None
-        edge = None
-        if torch.rand(()).item() < self.edge_drop_prob:
-            edge = self._droppable[int(torch.randint(len(self._droppable), ()).item())]
+        total = sum(self._droppable.values())
+        if not total:
+            return {}
+        drops = torch.rand(()) < self.edge_drop_prob
+        edge = torch.where(drops, torch.randint(total, ()), total)
         # Processes whose draw is not used draw all the same: their dropout stays that of the scope
         # "process".
-        return edge if self.edge_drop_scope == "process" else comm.all_gather(edge)[0]
+        if self.edge_drop_scope == "batch":
+            edge = comm.all_gather(edge)[0]
+        kept = torch.arange(total, device=device) != edge.to(device, non_blocking=True)
+        return dict(zip(self._droppable, kept.split([*self._droppable.values()]), strict=True))
 
     def options(self) -> dict[str, Any]:
         return {
@@ -213,14 +224,12 @@ class RandWire(PretrainedNetwork, Backbone):
             getattr(self, name).freeze()
         self._frozen = max(self._frozen, freeze_at)
         # Not by freeze_at: an earlier call may have frozen more.
-        self._droppable = [
-            (stage.name, (u, v))
-            for stage in self.spec.stages
-            if stage.name in self._stage_names
-            and any(p.requires_grad for p in getattr(self, stage.name).parameters())
-            for u, v in stage.dag.edges
-            if len(stage.dag.predecessors[v]) > 1
-        ]
+        self._droppable = {
+            name: len(stage.plan.learned)
+            for name in self._stage_names
+            if isinstance(stage := getattr(self, name), RandWireStage)
+            and any(p.requires_grad for p in stage.parameters())
+        }
         return self
 
     def output_shape(self) -> dict[str, ShapeSpec]:

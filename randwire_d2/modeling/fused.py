@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..wiring.plan import Plan
 from .graph_function import GraphFunction
-from .graph_state import Run, cast
+from .graph_state import Run, aligned, cast
 from .node import Node, SepConv3x3
 from .shares import Shares
 
@@ -43,9 +43,10 @@ def why_not(nodes: Sequence[nn.Module], x: Tensor) -> str:
 def _why_not(node: nn.Module) -> str:
     if type(node) is not Node:
         return f"a node is a {type(node).__name__}"
-    if type(node.conv) is not SepConv3x3:
-        return f"the node operation is {type(node.conv).__name__}, not SepConv3x3"
-    norm, convs = node.norm, (node.conv.depthwise, node.conv.pointwise)
+    norm, both = node.norm, node.conv
+    if type(both) is not SepConv3x3:
+        return f"the node operation is {type(both).__name__}, not SepConv3x3"
+    convs = both.depthwise, both.pointwise
     if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
         # Without a momentum, the running statistics are cumulative averages.
         if not (norm.affine and norm.track_running_stats and norm.momentum is not None):
@@ -57,7 +58,7 @@ def _why_not(node: nn.Module) -> str:
     for conv in convs:
         if type(conv) is not Conv2d or conv.bias is not None:
             return "somebody changed a convolution"
-    for module in (node, node.conv, *convs, norm):
+    for module in (node, both, *convs, norm):
         if (
             module._forward_hooks
             or module._forward_pre_hooks
@@ -98,17 +99,18 @@ def run_fused(
     plan: Plan,
     nodes: Sequence[Any],
     x: Tensor,
-    dropped_edge: tuple[int, int] | None,
+    kept: Tensor | None,
     by_source: Tensor,
     recompute: bool,
 ) -> Tensor:
     """Run a whole random graph, and update its running statistics as its nodes would.
 
     Args:
-        plan: the plan of the graph; of synchronised norms one by level, for fewer messages.
+        plan: the plan of the graph; where norms use batches' statistics, one by level makes for
+            fewer launches, and fewer messages of synchronised norms.
         nodes: its nodes; they must be fusable.
         x: the stage's input (N, in_channels, H, W).
-        dropped_edge: see ``RandWireStage``.
+        kept: see ``RandWireStage``.
         by_source: the plan's, as a tensor on x's device.
         recompute: save less for the backward pass, and compute it again.
 
@@ -122,62 +124,70 @@ def run_fused(
     # What is computed for a whole channel is so in single precision at least, whatever the weights'
     # type: of a model that was cast to bfloat16, too.
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    norms: list[Any] = [node.norm for node in nodes]
-    eps, batch, momentum, group = _settings(norms[0])
+    eps, batch, momentum, group = _settings(nodes[0].norm)
     count: float | Tensor = x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2)
+    if batch and count == 1 and group is None:
+        raise ValueError(
+            "a batch norm in training needs more than one value per channel; the stage's input "
+            f"is {tuple(x.shape)}: use larger images, a larger batch or FrozenBN"
+        )
     shares = None
-    depthwise = [node.conv.depthwise.weight for node in nodes]
-    pointwise = [node.conv.pointwise.weight for node in nodes]
-    if batch:
-        if count == 1 and group is None:
-            raise ValueError(
-                "a batch norm in training needs more than one value per channel; the stage's input "
-                f"is {tuple(x.shape)}: use larger images, a larger batch or FrozenBN"
-            )
-        scale = [norm.weight.to(wide) for norm in norms]
-        bias = [norm.bias.to(wide) for norm in norms]
-    else:
-        scale, bias = _as_affine(norms, wide)
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-    coefficients = _coefficients(plan, nodes, dropped_edge).to(wide)
-    parameters = [*depthwise, *pointwise, *scale, *bias]
+    norms = [nodes[v].norm for v in plan.order]
+    affine = (_parameters if batch else _as_affine)(norms, wide)
+    coefficients = _coefficients(plan, nodes, kept, wide)
+    convolutions = [
+        *(node.conv.depthwise.weight for node in nodes),
+        *(node.conv.pointwise.weight for node in nodes),
+    ]
     # Asked here, because inside of an autograd function gradients are always off.
-    needed = any(tensor.requires_grad for tensor in (x, coefficients, *parameters))
+    needed = any(tensor.requires_grad for tensor in (x, coefficients, affine, *convolutions))
+    save = needed and torch.is_grad_enabled()
     if group is not None:
         shares = Shares.of(group, int(count), coefficients)
         count = shares.total
-    run = Run(plan, batch, shares, eps, dtype, needed and torch.is_grad_enabled(), recompute)
+    run = Run(plan, batch, shares, eps, dtype, save, recompute, save and affine.requires_grad)
     # What is not of autocast's type by now is not for autocast to change.
     with torch.autocast(x.device.type, enabled=False):
-        output, *moments = GraphFunction.apply(run, by_source, x, coefficients, *parameters)
+        output, *moments = GraphFunction.apply(
+            run, by_source, x, coefficients, affine, *convolutions
+        )
     if batch:
         _update_running_statistics(norms, moments, count, momentum)
     return output
 
 
-def _coefficients(plan: Plan, nodes: Sequence[Any], dropped_edge: tuple[int, int] | None) -> Tensor:
-    """σ(w) of all learned edges, those of a node's inputs side by side."""
+def _coefficients(
+    plan: Plan, nodes: Sequence[Any], kept: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """σ(w) of all learned edges, those of a node's inputs side by side; the plan's constants."""
     weights = [node.weight for node in nodes if node.weight is not None]
+    some = nodes[0].conv.depthwise.weight
+    ones = some.new_ones(plan.share - plan.one, dtype=dtype)
+    outputs = len(plan.output_nodes)
+    shares = some.new_full((outputs,), 1 / outputs, dtype=dtype)
     if not weights:
-        return nodes[0].norm.weight.new_empty(0)
+        return torch.cat((ones, shares))
     coefficients = torch.sigmoid(torch.cat(weights))
-    if dropped_edge is not None:
-        # A zero, not a shorter sum: DistributedDataParallel waits for every parameter's gradient.
-        u, v = dropped_edge
-        mask = torch.ones_like(coefficients)
-        mask[plan.coefficients[v].start + plan.predecessors[v].index(u)] = 0
-        coefficients = coefficients * mask
-    return coefficients
+    # A zero, not a shorter sum: DistributedDataParallel waits for every parameter's gradient.
+    if kept is not None:
+        coefficients = coefficients * kept
+    return torch.cat((coefficients.to(dtype), ones, shares))
 
 
-def _as_affine(norms: Sequence[Any], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    """The scale and the shift of each channel, of norms whose statistics are fixed."""
-    weight, bias, mean, var = (
-        torch.stack([getattr(norm, name) for norm in norms]).to(dtype)
-        for name in ("weight", "bias", "running_mean", "running_var")
-    )
+def _parameters(norms: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """(nodes, 2, C): of each norm weight and bias."""
+    both = torch.stack([parameter for norm in norms for parameter in (norm.weight, norm.bias)])
+    return both.to(dtype).unflatten(0, (-1, 2))
+
+
+def _as_affine(norms: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """(nodes, 2, C): scale and shift of each norm, where statistics are fixed."""
+    names = ("weight", "bias", "running_mean", "running_var")
+    both = torch.stack([getattr(norm, name) for name in names for norm in norms]).to(dtype)
+    weight, bias, mean, var = both.unflatten(0, (4, -1))
     scale = weight * torch.rsqrt(var + norms[0].eps)
-    return list(scale), list(bias - mean * scale)
+    return aligned(torch.stack((scale, bias - mean * scale), 1))
 
 
 @torch.no_grad()
@@ -185,10 +195,9 @@ def _update_running_statistics(
     norms: Sequence[Any], moments: Sequence[Tensor], count: float | Tensor, momentum: float
 ) -> None:
     """What every batch norm does in training, for all of a stage in a few kernels."""
-    means, variances = zip(*(m.unbind() for m in moments), strict=True)
+    means, variances = ([m for group in moments for m in group[:, i]] for i in range(2))
     # torch normalises by the biased variance and remembers the unbiased one.
-    unbiased = torch._foreach_mul(variances, count / (count - 1))
-    for name, values in (("running_mean", means), ("running_var", unbiased)):
-        running = [getattr(norm, name) for norm in norms]
-        torch._foreach_lerp_(running, list(cast(values, running[0].dtype)), momentum)
+    values = [*means, *torch._foreach_mul(variances, count / (count - 1))]
+    running = [getattr(norm, name) for name in ("running_mean", "running_var") for norm in norms]
+    torch._foreach_lerp_(running, list(cast(values, running[0].dtype)), momentum)
     torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)

@@ -12,14 +12,13 @@ Node v (§3.2) computes, from the y_u of its predecessors, or from the stage's i
     y_v = a_v · z_v + b_v      the batch norm, an affine function of each channel
 
 and the stage returns the mean of y_v over its output nodes. Of these, d_v and z_v are written; s_v
-and y_v exist only inside the operators that read them. Where statistics are fixed, a_v and b_v are
-known before z_v is: a_v · P_v and b_v are then the convolution's weight and bias, and z_v is y_v
-already.
+and y_v exist only inside the operators that read them. Where statistics are fixed and there is no
+backward pass, a_v · P_v and b_v are the convolution's weight and bias, and z_v is y_v already.
 
 With U the size of a node's result, a training step reads and writes, per node,
 
     forward    aggregate 3 U, 1×1 convolution 2 U, statistics 1 U
-    backward   norm 4 U, 1×1 convolution 3 U, aggregate 4 U
+    backward   norm 4 U, or 2 U if statistics are fixed, 1×1 convolution 3 U, aggregate 4 U
 
 and saves two tensors, d_v and z_v. To save memory, only z_v are kept, and not all of them.
 
@@ -40,25 +39,31 @@ from .graph_state import Run, State, cast
 
 
 class GraphFunction(torch.autograd.Function):
-    """(run, by_source, x, coefficients, *parameters) -> (output, *moments of batch norms).
+    """(run, by_source, x, coefficients, norms, *convolutions) -> (output, *moments of groups).
 
-    ``parameters`` are those of ``State``, one list after the other: autograd gives gradients to
+    ``convolutions`` are D and P of all nodes, one list after the other: autograd gives gradients to
     arguments that are tensors, and does not look into lists.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, run: Run, by_source: Tensor, x: Tensor, coefficients: Tensor, *parameters: Tensor
+        ctx: Any,
+        run: Run,
+        by_source: Tensor,
+        x: Tensor,
+        coefficients: Tensor,
+        norms: Tensor,
+        *convolutions: Tensor,
     ) -> tuple[Tensor, ...]:
-        state = State(run, x, coefficients, parameters)
+        state = State(run, x, coefficients, norms, convolutions)
         output = state.forward()
-        moments = [state.moments[v] for v in range(run.plan.num_nodes) if run.batch]
+        moments = [*state.moments.values()]
         if run.save:
-            ctx.run, ctx.nodes = run, [list(tensors) for tensors in state.by_node]
+            ctx.run, ctx.keys = run, [list(tensors) for tensors in state.saved]
             # Not as attributes of ctx: torch frees these after the backward pass, and shows them to
             # hooks that move saved tensors elsewhere.
-            saved = [tensor for tensors in state.by_node for tensor in tensors.values()]
-            ctx.save_for_backward(by_source, x, coefficients, *parameters, *saved)
+            saved = [tensor for tensors in state.saved for tensor in tensors.values()]
+            ctx.save_for_backward(by_source, x, coefficients, norms, *convolutions, *saved)
             ctx.set_materialize_grads(False)  # no zeros for the moments, which have no gradient
             ctx.mark_non_differentiable(*moments)
         return output, *moments
@@ -68,32 +73,28 @@ class GraphFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Any, *grad_moments: None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return (None,) * len(ctx.needs_input_grad)
-        n = ctx.run.plan.num_nodes
-        by_source, x, coefficients, *tensors = ctx.saved_tensors
-        state = State(ctx.run, x, coefficients, tensors[: 4 * n])
-        saved = iter(tensors[4 * n :])
-        for by_node, nodes in zip(state.by_node, ctx.nodes, strict=True):
-            by_node.update((v, next(saved)) for v in nodes)
+        plan = ctx.run.plan
+        n = plan.num_nodes
+        by_source, x, coefficients, norms, *tensors = ctx.saved_tensors
+        state = State(ctx.run, x, coefficients, norms, tensors[: 2 * n])
+        saved = iter(tensors[2 * n :])
+        for own, keys in zip(state.saved, ctx.keys, strict=True):
+            own.update((key, next(saved)) for key in keys)
         need_x = ctx.needs_input_grad[2]
-        need_affine = not ctx.run.batch and any(ctx.needs_input_grad[4 + 2 * n :])
-        edge_coefficients = torch.cat((coefficients, state.one))[by_source]
-        gradients = Gradients(state, edge_coefficients, grad_output, need_x, need_affine)
+        gradients = Gradients(state, coefficients[by_source], grad_output, need_x)
         # A node's gradient is a sum over its readers, so they come first.
-        for group in reversed(ctx.run.plan.groups):
-            gradients.nodes(group[::-1])
+        for number in reversed(range(len(plan.groups))):
+            gradients.nodes(number)
 
-        grad_x = None
-        if need_x:
-            ones = state.one.repeat(len(gradients.x))
-            grad_x = ops.weighted_sum(gradients.x, ones, [])
-        # The gradients go where the coefficients came from. The last place is that of the 1 that
-        # all single inputs share; whichever of their gradients it gets, nobody asks for it.
-        grad_coefficients = coefficients.new_empty(len(coefficients) + 1)
-        grad_coefficients.index_copy_(0, by_source, torch.cat(gradients.edges))
+        grad_x = ops.weighted_sum(gradients.x, state.ones, []) if need_x else None
+        # The gradients go where the coefficients came from. Those of the constants, nobody asks
+        # for: whichever of their gradients they get.
+        grad_coefficients = torch.empty_like(coefficients)
+        grad_coefficients.index_copy_(0, by_source, gradients.coefficients())
         # In the weights' own types: autograd would cast them one by one.
-        own = [tensor.dtype for tensor in tensors[: 2 * n : n]]
-        grad_parameters = (
-            *cast(gradients.depthwise, own[0]), *cast(gradients.pointwise, own[1]),
-            *gradients.scale, *gradients.bias,
-        )  # fmt: skip
-        return None, None, grad_x, grad_coefficients[:-1], *grad_parameters
+        own_types = tensors[0].dtype, tensors[n].dtype
+        return (
+            *(None, None, grad_x, grad_coefficients, gradients.norms()),
+            *gradients.depthwise(own_types[0]),
+            *cast(gradients.pointwise, own_types[1]),
+        )

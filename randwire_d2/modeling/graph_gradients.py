@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from .graph_state import State
+from .graph_state import State, aligned
 from .shares import Shares
 
 
@@ -27,55 +27,43 @@ class Gradients:
         ∂s_v = [s_v > 0] · (D_v' * ∂d_v)      where D_v' is D_v turned by half a circle
         ∂D_v = Σ ∂d_v · ReLU(s_v)             over all pixels, for each shift of the kernel
 
-    With fixed statistics ∂z_v = ∂y_v, and the 1×1 convolution gives ∂(a_v · P_v) and ∂b_v, so
-
-        ∂P_v = a_v · ∂(a_v · P_v)
-        ∂a_v = ⟨P_v, ∂(a_v · P_v)⟩            for each channel of the result
+    With fixed statistics ∂z_v = a_v · ∂y_v, and the gradients of a and b are those of an affine
+    function. What sums over pixels comes in parts, and is added up at the end for all nodes.
 
     Attributes:
         sums: ∂s of nodes whose predecessors have not all read it.
         x: the gradients that input nodes leave to the stage's input.
-        edges: for each node, ∂c of the edges to its readers: together, the order of ``by_source``.
-        depthwise, pointwise, scale, bias: those of the tensors that ``State`` calls so.
+        products: parts of ∂c, by where the first is in the order of ``by_source``.
+        norm_gradients: those of ``State.norms``, in the same order.
+        depthwise_parts: for each node, parts of ∂D.
+        pointwise: for each node, ∂P.
     """
 
     def __init__(
-        self,
-        state: State,
-        edge_coefficients: Tensor,
-        grad_output: Tensor,
-        need_x: bool,
-        need_affine: bool,
+        self, state: State, reader_coefficients: Tensor, grad_output: Tensor, need_x: bool
     ) -> None:
         plan = state.run.plan
-        self.state, self.edge_coefficients = state, edge_coefficients
-        self.need_x, self.need_affine = need_x, need_affine
-        share = 1 / len(plan.output_nodes)
-        self.share = state.one * share
+        self.state, self.reader_coefficients, self.need_x = state, reader_coefficients, need_x
         self.output = grad_output.contiguous(memory_format=torch.channels_last)
-        if not state.run.batch:
-            # It is then ∂z of every output node, so it is divided once, for all of them. A batch
-            # norm's backward multiplies what it reads by coefficients anyway: no pass for that.
-            self.output = self.output * share
         self.sums: dict[int, Tensor] = {}
         self.x: list[Tensor] = []
-        self.edges = [edge_coefficients[:0]] * plan.num_nodes
-        nothing: list[Tensor | None] = [None] * plan.num_nodes
-        self.depthwise, self.pointwise = nothing.copy(), nothing.copy()
-        self.scale, self.bias = nothing.copy(), nothing.copy()
+        self.products: dict[int, Tensor] = {}
+        self.norm_gradients: dict[int, Tensor] = {}
+        self.depthwise_parts: dict[int, Tensor] = {}
+        self.pointwise: list[Tensor | None] = [None] * plan.num_nodes
 
-    def nodes(self, group: Sequence[int]) -> None:
-        """Those of nodes that do not need each other."""
-        state, plan = self.state, self.state.run.plan
-        grads = {v: self.norm(v) for v in group}
-        if state.run.shares:
-            self.synchronise(grads, state.run.shares)
-        for v in group:
-            # Nobody reads these any more: their memory is for what the convolutions will write.
-            state.results.pop(v, None)
-            for w in plan.done_backward[v]:
-                del self.sums[w]
-        for v in group:
+    def nodes(self, number: int) -> None:
+        """Those of a group's nodes."""
+        state, run, plan = self.state, self.state.run, self.state.run.plan
+        group = plan.groups[number]
+        grads = {}
+        if run.batch:
+            grads = dict(zip(group, self.batch_norms(number), strict=True))
+            self.free(group)
+        for v in reversed(group):
+            if not run.batch:
+                grads[v] = self.fixed_norm(v)
+                self.free((v,))
             # The gradients of the convolutions want the node's inputs. Those that were forgotten
             # are computed again here, not earlier, so that few are there at once. What they are
             # computed from was saved, and is still there, because its own turn comes later.
@@ -88,64 +76,85 @@ class Gradients:
             elif self.need_x:
                 self.x.append(grad_sum)
 
-    def synchronise(self, grads: dict[int, Tensor], shares: Shares) -> None:
-        """From ∂z by this process's sums of ∂y and of ∂y · x̂ to that by all processes'."""
-        state, nodes = self.state, [*grads]
-        grad_bias, grad_scale, moments, scale = (
-            torch.stack([by_node[v] for v in nodes])  # type: ignore[misc]
-            for by_node in (self.bias, self.scale, state.moments, state.scale)
-        )
-        affines = shares.correct(grad_bias, grad_scale, moments, scale, state.run.eps)
-        same = torch.stack((torch.ones_like(scale), torch.zeros_like(scale)), 1)
-        for i, v in enumerate(nodes):
-            grads[v] = ops.weighted_sum(
-                [grads[v], state.results[v]], state.one.repeat(2), [same[i], affines[i]]
-            )
+    def free(self, nodes: Sequence[int]) -> None:
+        """Drop what nobody reads any more: its memory is for what the convolutions will write."""
+        for v in nodes:
+            self.state.results.pop(v, None)
+            for w in self.state.run.plan.done_backward[v]:
+                del self.sums[w]
 
-    def norm(self, v: int) -> Tensor:
-        """From ∂s of node v's readers to ∂z of v."""
+    def reads(self, v: int) -> list[Tensor]:
+        """The gradients that those who read node v have left."""
+        return [self.output if w is None else self.sums[w] for w in self.state.run.plan.reads[v]]
+
+    # The norms' operators return ∂c of the edges to the readers, too: not at the node that reads
+    # with c, but at the one that is read, because these operators are the ones that have y_v.
+
+    def fixed_norm(self, v: int) -> Tensor:
+        """From ∂s of node v's readers to its ∂z."""
         state, run, plan = self.state, self.state.run, self.state.run.plan
-        readers = plan.successors[v]
-        if readers:
-            grads = [self.sums[w] for w in readers]
-            coefficients = self.edge_coefficients[plan.reader_coefficients[v]]
-        else:
-            grads, coefficients = [self.output], self.share
-        # The products are ∂c of the edges to the readers. They are had at the node that is read,
-        # not at the one that reads with c: the operators here are the ones that have y_v.
-        if run.batch:
-            grad, products, self.scale[v], self.bias[v] = ops.batch_norm_backward(
-                grads,
-                coefficients,
-                state.results[v],
-                state.scale[v],
-                state.bias[v],
-                state.moments[v],
-                run.eps,
-            )
-        elif readers:
-            grad, products = ops.weighted_sum_backward(grads, coefficients, state.results[v])
-        else:
-            grad, products = self.output, None
-        if readers:
-            self.edges[v] = products
+        grads, place = self.reads(v), plan.reader_coefficients[v]
+        coefficients = self.reader_coefficients[place]
+        # An output node's result need not be there: nobody asks for its products.
+        x = state.results[v] if plan.successors[v] or run.affine else self.output
+        if run.affine:
+            self.norm_gradients[place.start] = _affine_gradient(grads, coefficients, x)
+        grad, self.products[place.start] = ops.weighted_sum_backward(
+            grads, coefficients, x, state.affines[v]
+        )
         return grad
+
+    def batch_norms(self, number: int) -> list[Tensor]:
+        """The same of a group's nodes, through their means and variances."""
+        state, run, plan = self.state, self.state.run, self.state.run.plan
+        group = plan.groups[number]
+        reads = [self.reads(v) for v in group]
+        first, last = (plan.reader_coefficients[v] for v in (group[0], group[-1]))
+        grads, products, self.norm_gradients[first.start] = ops.batch_norm_backward(
+            [grad for some in reads for grad in some],
+            [len(some) for some in reads],
+            self.reader_coefficients[first.start : last.stop],
+            [state.results[v] for v in group],
+            state.norms[plan.places[number]],
+            state.moments[number],
+            run.eps,
+        )
+        self.products[first.start] = products[None]
+        if run.shares:
+            grads = self.synchronise(number, grads, self.norm_gradients[first.start], run.shares)
+        return grads
+
+    def synchronise(
+        self, number: int, grads: list[Tensor], norm_gradients: Tensor, shares: Shares
+    ) -> list[Tensor]:
+        """From ∂z by this process's sums of ∂y and of ∂y · x̂ to that by all processes'."""
+        state, plan = self.state, self.state.run.plan
+        weight, _ = state.norms[plan.places[number]].unbind(1)
+        grad_weight, grad_bias = norm_gradients.unbind(1)
+        affines = shares.correct(
+            *(grad_bias, grad_weight, state.moments[number], weight, state.run.eps)
+        )
+        same = torch.stack((torch.ones_like(weight), torch.zeros_like(weight)), 1)
+        both = [*zip(aligned(same), aligned(affines), strict=True)]
+        ones = state.coefficients.new_ones(2)
+        return [
+            ops.weighted_sum([grad, state.results[v]], ones, pair)
+            for v, grad, pair in zip(plan.groups[number], grads, both, strict=True)
+        ]
 
     def convolutions(self, v: int, grad: Tensor) -> Tensor:
         """From ∂z of node v to its ∂s, which is empty if nobody needs it."""
-        state, affine = self.state, self.need_affine
+        state = self.state
         inputs, coefficients, affines = state.inputs(v)
         need_sum = self.need_x or bool(state.run.plan.predecessors[v])
-        weight, inner = state.conv1x1(v), state.inner.pop(v, None)
+        weight, inner = state.pointwise[v], state.inner.pop(v, None)
         if inner is None:
             # ∂d_v does not depend on d_v, so it can come first. The next operator, which reads the
             # node's inputs anyway, returns d_v as well; ∂P_v waits for that.
             grad_inner = F.conv2d(grad, weight.transpose(0, 1))
         else:
-            grad_inner, grad_weight, grad_bias = _conv1x1_backward(
-                grad, inner, weight, (True, True, affine)
-            )
-        grad_sum, self.depthwise[v], recomputed = ops.aggregate_backward(
+            grad_inner, self.pointwise[v], _ = _conv1x1_backward(grad, inner, weight, (True, True))
+        grad_sum, self.depthwise_parts[v], recomputed = ops.aggregate_backward(
             grad_inner,
             inputs,
             coefficients,
@@ -155,24 +164,46 @@ class Gradients:
             (need_sum, inner is None),
         )
         if inner is None:
-            _, grad_weight, grad_bias = _conv1x1_backward(
-                grad, recomputed, weight, (False, True, affine)
-            )
-        if state.run.batch:
-            self.pointwise[v] = grad_weight
-        else:
-            self.pointwise[v] = grad_weight * state.scale[v][:, None, None, None]
-            if affine:
-                self.scale[v] = (grad_weight * state.pointwise[v]).sum(dim=(1, 2, 3))
-                self.bias[v] = grad_bias
+            _, self.pointwise[v], _ = _conv1x1_backward(grad, recomputed, weight, (False, True))
         return grad_sum
+
+    def coefficients(self) -> Tensor:
+        """∂c, in the order of ``by_source``."""
+        whole = torch.cat([self.products[place] for place in sorted(self.products)], 1)
+        # A norm's backward needs its sums at once, so they are complete.
+        return whole[0] if self.state.run.batch else whole.sum(0)
+
+    def norms(self) -> Tensor | None:
+        """The gradient of ``State.norms``, if it is known."""
+        known = self.norm_gradients
+        return torch.cat([known[place] for place in sorted(known)]) if known else None
+
+    def depthwise(self, dtype: torch.dtype) -> list[Tensor]:
+        """∂D of all nodes."""
+        gradients: dict[int, Tensor] = {}
+        inputs: list[int] = []
+        others: list[int] = []
+        for v, predecessors in enumerate(self.state.run.plan.predecessors):
+            (others if predecessors else inputs).append(v)
+        # Input nodes have other sizes.
+        for nodes in filter(None, (inputs, others)):
+            whole = torch.stack([self.depthwise_parts[v] for v in nodes]).sum(1)
+            # As the weights are laid out: autograd would copy them one by one.
+            weights = whole.transpose(1, 2).to(dtype).contiguous()
+            gradients.update(zip(nodes, weights.unflatten(2, (1, 3, 3)), strict=True))
+        return [gradients[v] for v in range(len(gradients))]
+
+
+def _affine_gradient(grads: Sequence[Tensor], coefficients: Tensor, x: Tensor) -> Tensor:
+    """That of (1, 2, C), of the affine function of x that weighted sums have read."""
+    grad = ops.weighted_sum(grads, coefficients, []).to(coefficients.dtype)
+    return torch.stack(((grad * x).sum((0, 2, 3)), grad.sum((0, 2, 3))))[None]
 
 
 def _conv1x1_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, want: tuple[bool, bool, bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of a 1×1 convolution's input, weight and bias, those that are wanted."""
-    bias_sizes = [len(weight)] if want[2] else None
+    grad: Tensor, x: Tensor, weight: Tensor, want: tuple[bool, bool]
+) -> tuple[Tensor, Tensor, None]:
+    """The gradients of a 1×1 convolution's input and weight, those that are wanted."""
     return torch.ops.aten.convolution_backward(
-        grad, x, weight, bias_sizes, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, want
+        grad, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, (*want, False)
     )

@@ -22,13 +22,13 @@ class Run:
 
     Attributes:
         plan: the plan of the graph.
-        batch: whether norms use the statistics of the batch; else they are folded into the 1×1
-            convolutions.
+        batch: whether norms use the statistics of the batch.
         shares: for synchronised norms, how the batch is shared.
         eps: the norms'.
         dtype: what activations are in, and the weights of the convolutions are cast to.
         save: whether there will be a backward pass.
         recompute: whether to save less for it.
+        affine: whether the norms' own gradients are wanted though their statistics are fixed.
     """
 
     plan: Plan
@@ -38,59 +38,76 @@ class Run:
     dtype: torch.dtype
     save: bool
     recompute: bool
+    affine: bool
 
     def saves_result(self, v: int) -> bool:
         """Nobody but its batch norm reads an output node's result in the backward pass."""
-        read = self.batch or bool(self.plan.successors[v])
+        read = self.batch or self.affine or bool(self.plan.successors[v])
         return self.save and read and not (self.recompute and v in self.plan.forgettable)
 
     @property
     def saves_inner(self) -> bool:
         return self.save and not self.recompute
 
+    @property
+    def folded(self) -> bool:
+        """Whether norms are part of the 1×1 convolutions: a gradient would have to be unfolded."""
+        return not (self.batch or self.save)
+
 
 class State:
     """The tensors of one pass; those of nodes by their number.
 
     Attributes:
-        depthwise, pointwise, scale, bias: D, P, and of the norm γ and β, or a and b if statistics
-            are fixed.
+        depthwise, pointwise: D and P.
+        norms: in the plan's order, of the norms γ and β, or a and b if statistics are fixed.
         inner, results: d and z, as long as somebody will read them.
-        affines, moments: the batch norms'; see ``randwire_d2.ops``. Empty if statistics are fixed.
+        affines: the functions that the batch norms are; see ``randwire_d2.ops``.
+        moments: the batch norms', by the number of a group. Empty if statistics are fixed.
     """
 
     def __init__(
-        self, run: Run, x: Tensor, coefficients: Tensor, parameters: Sequence[Tensor]
+        self,
+        run: Run,
+        x: Tensor,
+        coefficients: Tensor,
+        norms: Tensor,
+        convolutions: Sequence[Tensor],
     ) -> None:
         n = run.plan.num_nodes
-        self.run, self.x, self.coefficients = run, x, coefficients
-        self.one = coefficients.new_ones(1)
-        self.depthwise = cast(parameters[:n], run.dtype)
-        self.pointwise = parameters[n : 2 * n]
-        self.scale, self.bias = parameters[2 * n : 3 * n], parameters[3 * n :]
-        if run.batch:
-            self.pointwise = cast(self.pointwise, run.dtype)
-        else:  # P's product with a is cast, so that it is rounded once
-            self.bias = cast(self.bias, run.dtype)
+        self.run, self.x, self.coefficients, self.norms = run, x, coefficients, norms
+        # Pieces of it all at once: a slice takes as long as a launch.
+        own = coefficients[: run.plan.one].split([p.stop - p.start for p in run.plan.coefficients])
+        self.ones = coefficients[run.plan.one : run.plan.share]
+        one = self.ones[:1]
+        self.own_coefficients = [piece if piece.numel() else one for piece in own]
+        if run.folded:  # P's product with a is cast, so that it is rounded once
+            self.depthwise, self.pointwise = cast(convolutions[:n], run.dtype), convolutions[n:]
+        else:
+            convolutions = cast(convolutions, run.dtype)
+            self.depthwise, self.pointwise = convolutions[:n], convolutions[n:]
         self.inner: dict[int, Tensor] = {}
         self.results: dict[int, Tensor] = {}
         self.affines: dict[int, Tensor] = {}
         self.moments: dict[int, Tensor] = {}
+        if not run.batch:
+            self.affines.update(zip(run.plan.order, norms.unbind(), strict=True))
 
     @property
-    def by_node(self) -> tuple[dict[int, Tensor], ...]:
+    def saved(self) -> tuple[dict[int, Tensor], ...]:
         """What the backward pass needs of the forward pass, beside its arguments."""
-        return self.inner, self.results, self.affines, self.moments
+        affines = self.affines if self.run.batch else {}
+        return self.inner, self.results, affines, self.moments
 
     def inputs(self, v: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
         """The inputs of node v's weighted sum, their coefficients, their affines."""
         predecessors = self.run.plan.predecessors[v]
         if not predecessors:
-            return [self.x], self.one, []
+            return [self.x], self.own_coefficients[v], []
         return (
             [self.results[u] for u in predecessors],
-            self.coefficients[self.run.plan.coefficients[v]] if len(predecessors) > 1 else self.one,
-            [self.affines[u] for u in predecessors] if self.run.batch else [],
+            self.own_coefficients[v],
+            [] if self.run.folded else [self.affines[u] for u in predecessors],
         )
 
     def stride(self, v: int) -> int:
@@ -106,61 +123,65 @@ class State:
         del inputs
         for u in done:
             del self.results[u]
-        bias = None if self.run.batch else self.bias[v]
-        self.results[v] = F.conv2d(self.inner[v], self.conv1x1(v), bias)
-
-    def conv1x1(self, v: int) -> Tensor:
-        """The weight of node v's 1×1 convolution. With fixed statistics it is a_v · P_v, made anew
-        whenever it is used: all of them at once would be a copy of most of a network's weights."""
-        if self.run.batch:
-            return self.pointwise[v]
-        weight, scale = self.pointwise[v], self.scale[v][:, None, None, None]
-        if self.run.dtype == weight.dtype == scale.dtype:
-            return weight * scale
-        return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=self.run.dtype))
+        weight, bias = self.pointwise[v], None
+        if self.run.folded:
+            # Made when it is used: all at once would be a copy of most of a network's weights.
+            scale, shift = self.affines[v]
+            folded, bias = torch.empty_like(weight, dtype=self.run.dtype), shift.to(self.run.dtype)
+            weight = torch.mul(weight, scale[:, None, None, None], out=folded)
+        self.results[v] = F.conv2d(self.inner[v], weight, bias)
 
     def forward(self) -> Tensor:
         """Run all nodes; return the mean of the output nodes."""
         run, plan = self.run, self.run.plan
         output = None
-        for group in plan.groups:
+        for number, group in enumerate(plan.groups):
             for v in group:
                 self.compute(v, [u for u in plan.done[v] if not run.saves_result(u)])
                 if not run.saves_inner:
                     del self.inner[v]
-                if run.batch:
-                    self.affines[v], self.moments[v] = ops.batch_norm_statistics(
-                        self.results[v], self.scale[v], self.bias[v], run.eps
-                    )
-                elif not plan.successors[v]:
+                if run.folded and not plan.successors[v]:
                     # z_v is y_v already, and nobody reads it but the mean: added up at once, all
-                    # output nodes take one tensor. (Where it is not y_v, it is saved for its norm
-                    # anyway.)
+                    # output nodes take one tensor.
                     result = self.results.pop(v)
                     output = result if output is None else output.add_(result)
                     del result
-            if run.shares:
-                self.synchronise(group, run.shares)
+            if run.batch:
+                self.normalise(number)
         outputs = plan.output_nodes
-        if output is None:
-            return ops.weighted_sum(
-                [self.results[v] for v in outputs],
-                self.one.new_full((len(outputs),), 1 / len(outputs)),
-                [self.affines[v] for v in outputs],
-            )
-        return output.div_(len(outputs)) if len(outputs) > 1 else output
-
-    def synchronise(self, nodes: Sequence[int], shares: Shares) -> None:
-        """Replace statistics of this process's images by those of all processes'."""
-        own, scale, bias = (
-            torch.stack([by_node[v] for v in nodes])
-            for by_node in (self.moments, self.scale, self.bias)
+        if output is not None:
+            return output.div_(len(outputs)) if len(outputs) > 1 else output
+        mean = ops.weighted_sum(
+            [self.results[v] for v in outputs],
+            self.coefficients[plan.share :],
+            [self.affines[v] for v in outputs],
         )
-        moments, affines = shares.normalise(own, scale, bias, self.run.eps)
-        for i, v in enumerate(nodes):
-            # Tensors of their own: a view can't be returned by an autograd function, nor saved
-            # without all of what it is a view of.
-            self.moments[v], self.affines[v] = moments[i].clone(), affines[i]
+        for v in outputs:
+            if not run.saves_result(v):
+                del self.results[v]
+        return mean
+
+    def normalise(self, number: int) -> None:
+        """Take the statistics of a group's nodes."""
+        run, group = self.run, self.run.plan.groups[number]
+        own = self.norms[run.plan.places[number]]
+        affines, moments = ops.batch_norm_statistics([self.results[v] for v in group], own, run.eps)
+        if run.shares:
+            weight, bias = own.unbind(1)
+            moments, whole = run.shares.normalise(moments, weight, bias, run.eps)
+            affines = [*aligned(whole)]
+        self.moments[number] = moments
+        self.affines.update(zip(group, affines, strict=True))
+
+
+def aligned(affines: Tensor) -> Tensor:
+    """The same (nodes, 2, C), each at a multiple of 16 bytes.
+
+    Triton compiles a kernel for each pattern of inputs whose addresses are, and whose are not.
+    """
+    nodes, _, channels = affines.shape
+    padded = F.pad(affines.flatten(1), (0, -2 * channels % 4))
+    return padded[:, : 2 * channels].view(nodes, 2, channels)
 
 
 def cast(tensors: Sequence[Any], dtype: torch.dtype) -> Sequence[Any]:

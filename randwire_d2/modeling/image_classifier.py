@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from ..config import spec_from_config
 from .classifier import RandWireClassifier
@@ -26,10 +27,14 @@ class ImageClassifier(nn.Module):
         pixel_mean: subtracted from each channel, whose values are 0 … 255.
         pixel_std: each channel is then divided by it.
         label_smoothing: the part of the target that is spread over all classes.
+        mix: what mixes the images and labels of a training batch, such as torchvision's MixUp:
+            (N, 3, H, W) and (N,) to the same images and (N, num_classes). It draws from torch's
+            CPU generator, whose state a seed or a checkpoint restores.
 
     Attributes:
         train_top1: the accuracy of the last training batch, in per cent, on the device: who reads
-            it waits for the device. None before that.
+            it waits for the device. Of a mixed image the class with the largest part counts. None
+            before the first batch.
     """
 
     pixel_mean: Tensor
@@ -45,11 +50,13 @@ class ImageClassifier(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         label_smoothing: float = 0.0,
+        mix: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.input_format = input_format
         self.label_smoothing = label_smoothing
+        self.mix = mix
         self.train_top1 = None
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
@@ -62,6 +69,7 @@ class ImageClassifier(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "label_smoothing": cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING,
+            "mix": _mix(cfg),
         }
 
     @property
@@ -81,18 +89,35 @@ class ImageClassifier(nn.Module):
         Returns:
             In training {"loss_cls": the mean cross entropy}, else logits (N, num_classes).
         """
-        logits = self.network(self.preprocess(batch["image"]))
+        images = self.preprocess(batch["image"])
+        if not self.training:
+            return self._logits(images)
+        labels = batch["label"].to(self.device, non_blocking=True)
+        targets = labels
+        if self.mix is not None:
+            images, targets = self.mix(images, labels)
+            labels = targets.argmax(1)
+        logits = self._logits(images)
+        self.train_top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
+        return self.losses(logits, targets)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
         if isinstance(logits, dict):
             (logits,) = logits.values()
-        if not self.training:
-            return logits
-        labels = batch["label"].to(self.device, non_blocking=True)
-        self.train_top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
-        return self.losses(logits, labels)
+        return logits
 
     def losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """{"loss_cls": the mean cross entropy} of logits (N, num_classes) and labels (N,)."""
+        """{"loss_cls": the mean cross entropy} of logits (N, num_classes) and labels (N,), or the
+        parts of all classes (N, num_classes)."""
         return {"loss_cls": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
+
+
+def _mix(cfg: CfgNode) -> nn.Module | None:
+    alphas = {v2.MixUp: cfg.INPUT.MIXUP_ALPHA, v2.CutMix: cfg.INPUT.CUTMIX_ALPHA}
+    number = cfg.MODEL.CLASSIFIER.NUM_CLASSES
+    mixes = [kind(alpha=alpha, num_classes=number) for kind, alpha in alphas.items() if alpha]
+    return v2.RandomChoice(mixes) if mixes else None
 
 
 def build_network(cfg: CfgNode) -> nn.Module:

@@ -156,28 +156,27 @@ class Node(nn.Module):
         self.conv = build_node_op(node_op, in_channels, out_channels, stride)
         self.norm = build_norm(norm, out_channels)
 
-    def forward(self, inputs: Sequence[Tensor], dropped: int | None = None) -> Tensor:
+    def forward(self, inputs: Sequence[Tensor], kept: Tensor | None = None) -> Tensor:
         """
         Args:
             inputs: one tensor (N, in_channels, H, W) for each input edge.
-            dropped: the input to leave out of the weighted sum, as an index into ``inputs``.
+            kept: (in_degree,), False for an input to leave out of the weighted sum; by default none
+                is.
 
         Returns:
             Tensor: (N, out_channels, ceil(H / stride), ceil(W / stride)).
         """
-        return self.norm(self.conv(F.relu(self.aggregate(inputs, dropped))))
+        return self.norm(self.conv(F.relu(self.aggregate(inputs, kept))))
 
-    def aggregate(self, inputs: Sequence[Tensor], dropped: int | None = None) -> Tensor:
+    def aggregate(self, inputs: Sequence[Tensor], kept: Tensor | None = None) -> Tensor:
         """The weighted sum of the inputs, weights being sigmoid(w)."""
         if self.weight is None:
             return inputs[0]
         weights = torch.sigmoid(self.weight)
-        if dropped is not None:
+        if kept is not None:
             # A zero, not a shorter sum: DistributedDataParallel waits for the gradient of every
             # parameter, so the edge's weight and what it hangs on must still get one.
-            mask = torch.ones_like(weights)
-            mask[dropped] = 0
-            weights = weights * mask
+            weights = weights * kept
         # Under autocast the inputs are of lower precision than the weights.
         first, *rest = weights.to(inputs[0].dtype).unbind()
         total = inputs[0] * first

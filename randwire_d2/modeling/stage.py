@@ -1,7 +1,6 @@
 """A stage of the network: one random graph, or the single convolution of conv1 and conv2 (§3.2)."""
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,6 +49,7 @@ class RandWireStage(CNNBlockBase):
     """
 
     by_source: Tensor
+    by_source_by_level: Tensor
 
     def __init__(
         self,
@@ -72,24 +72,27 @@ class RandWireStage(CNNBlockBase):
         self.slower: dict[bool, str] = {}
         self.plain_because: str | None = None
         self._failures: dict[tuple[torch.device, torch.dtype, bool, bool], str] = {}
-        self._dag = spec.dag
         self.plan = Plan(spec.dag)
+        self._plan_by_level = Plan(spec.dag, by_level=True)
+        plans = (self.plan, self._plan_by_level)
         self._sizes = (
             self.in_channels,
             self.out_channels,
             tuple(sorted({len(p) for p in spec.dag.predecessors if p})),
             tuple(sorted({len(s) for s in spec.dag.successors if s})),
+            tuple(sorted({len(g) for plan in plans for g in plan.groups})),
             len(spec.dag.input_nodes),
             len(spec.dag.output_nodes),
         )
-        by_source = torch.tensor(self.plan.by_source, dtype=torch.int64)
-        self.register_buffer("by_source", by_source, persistent=False)
+        for name, plan in zip(("by_source", "by_source_by_level"), plans, strict=True):
+            self.register_buffer(name, torch.tensor(plan.by_source), persistent=False)
 
-    def forward(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """
         Args:
             x: (N, in_channels, H, W).
-            dropped_edge: an edge (u, v) of the graph to leave out of node v's weighted sum.
+            kept: for each edge that has a weight, in the order of ``plan.learned``, False if it is
+                to be left out of its target's weighted sum; by default none is.
 
         Returns:
             Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), the mean of the output nodes.
@@ -97,7 +100,7 @@ class RandWireStage(CNNBlockBase):
         reason = self._why_plain(x)
         if not torch.compiler.is_compiling():
             self.plain_because = reason
-        return self.run_nodes(x, dropped_edge) if reason else self.run_fused(x, dropped_edge)
+        return self.run_nodes(x, kept) if reason else self.run_fused(x, kept)
 
     def _why_plain(self, x: Tensor) -> str:
         """Why to run the nodes one by one; empty if they are to run fused.
@@ -121,10 +124,6 @@ class RandWireStage(CNNBlockBase):
         """Whether other processes' images are in its norms' statistics."""
         norm: Any = self.nodes[0].norm
         return sharing(norm) is not None
-
-    @cached_property
-    def _plan_by_level(self) -> Plan:
-        return Plan(self._dag, by_level=True)
 
     def obstacle(self, x: Tensor) -> str:
         """Why the nodes can't run fused on this input, or had better not; empty if they can.
@@ -156,13 +155,16 @@ class RandWireStage(CNNBlockBase):
         """Whether the operators have been found not to work for this stage."""
         return any(self._failures.values())
 
-    def run_fused(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
+    def run_fused(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` as one function, whether or not that is possible."""
-        nodes = [*self.nodes]
-        plan = self._plan_by_level if self.synchronised else self.plan
-        return run_fused(plan, nodes, x, dropped_edge, self.by_source, self.recompute)
+        nodes: list[Any] = [*self.nodes]
+        plan, by_source = self.plan, self.by_source
+        # More nodes at a time take more memory, which those who recompute want to save.
+        if uses_batch(nodes[0].norm) and (self.synchronised or not self.recompute):
+            plan, by_source = self._plan_by_level, self.by_source_by_level
+        return run_fused(plan, nodes, x, kept, by_source, self.recompute)
 
-    def run_nodes(self, x: Tensor, dropped_edge: tuple[int, int] | None = None) -> Tensor:
+    def run_nodes(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` node by node."""
         nodes, plan = [*self.nodes], self.plan
         if self.training in self.slower:
@@ -172,10 +174,7 @@ class RandWireStage(CNNBlockBase):
         for v in plan.order:
             node, predecessors = nodes[v], plan.predecessors[v]
             inputs = [results[u] for u in predecessors] or [x]
-            dropped = None
-            if dropped_edge is not None and dropped_edge[1] == v:
-                dropped = predecessors.index(dropped_edge[0])
-            y = node(inputs, dropped)
+            y = node(inputs, None if kept is None else kept[plan.coefficients[v]])
             del inputs
             for u in plan.done[v]:
                 del results[u]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from . import triton_kernels
 from .probe import Case, operands
+from .triton_kernels import common
 
 
 class Compiled(NamedTuple):
@@ -64,7 +65,7 @@ def compile_kernels(
     def compile_only(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
         compiled[kernel.fn.__name__] = kernel.warmup(*args, grid=grid, **constants).asm["cubin"]
 
-    launch, triton_kernels._launch = triton_kernels._launch, compile_only
+    launch, common.launch = common.launch, compile_only
     try:
         for operator in operators:
             compiled.clear()
@@ -73,7 +74,7 @@ def compile_kernels(
             for name, cubin in compiled.items():
                 yield Compiled(operator, name, *_examine(cubin))
     finally:
-        triton_kernels._launch = launch
+        common.launch = launch
 
 
 def _examine(cubin: bytes) -> tuple[int, int, int, int, int, int]:

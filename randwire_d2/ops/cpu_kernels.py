@@ -113,32 +113,40 @@ class Kernels:
         results = (grad_sum if want[0] else None, grad_weight, out if want[1] else None)
         shape = inputs[0].shape
         self._call("aggregate_backward", grad, *operands, *shape, weight, stride, *results)
-        return grad_sum, grad_weight, out
+        return grad_sum, grad_weight.reshape(1, -1, 9).transpose(1, 2).contiguous(), out
 
     def batch_norm_statistics(
-        self, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        moments = weight.new_empty(2, len(weight))
-        self._call("moments", x, *_pixels(x), moments)
-        return native._affine(weight, bias, moments, eps), moments
+        self, inputs: Sequence[Tensor], parameters: Tensor, eps: float
+    ) -> tuple[list[Tensor], Tensor]:
+        moments = torch.empty_like(parameters)
+        for x, own in zip(inputs, moments, strict=True):
+            self._call("moments", x, *_pixels(x), own)
+        affines = [native._affine(*own, eps) for own in zip(parameters, moments, strict=True)]
+        return affines, moments
 
     def batch_norm_backward(
         self,
         grads: Sequence[Tensor],
+        readers: Sequence[int],
         coefficients: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Tensor,
         moments: Tensor,
         eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        grad_x, grad_coefficients = empty_image(x), torch.empty_like(coefficients)
-        grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
-        results = (grad_x, grad_coefficients, grad_weight, grad_bias)
-        operands = _sum(grads, coefficients, [])[:-1]
-        norm = (x, weight, bias, moments, ctypes.c_double(eps))
-        self._call("batch_norm_backward", *operands, *norm, *_pixels(x), *results)
-        return results
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        grad_inputs = [empty_image(x) for x in inputs]
+        products, grad_parameters = torch.empty_like(coefficients), torch.empty_like(parameters)
+        first = 0
+        for i, (x, n) in enumerate(zip(inputs, readers, strict=True)):
+            edges = slice(first, first + n)
+            first += n
+            self._call(
+                "batch_norm_backward",
+                *_sum(grads[edges], coefficients[edges], [])[:-1],
+                *(x, *parameters[i], moments[i], ctypes.c_double(eps), *_pixels(x)),
+                *(grad_inputs[i], products[edges], *grad_parameters[i]),
+            )
+        return grad_inputs, products, grad_parameters
 
     def _call(self, name: str, *args: Any) -> None:
         """Of tensors the address, of sizes 64 bits."""
@@ -188,7 +196,7 @@ def _check(kernels: Kernels) -> None:
         Mismatch: a compiled operator computes something else than ``native`` does.
     """
     for inputs, affine, stride in ((1, False, 2), (2, True, 1), (5, False, 1)):
-        case = Case(inputs, affine, stride, (9, 7), 35, torch.float32, EVERY_WANT)
+        case = Case(inputs, affine, stride, (9, 7), 35, torch.float32, EVERY_WANT, nodes=2)
         for operator in OPERATORS:
             compare(case, operator, getattr(kernels, operator))
 

@@ -8,19 +8,25 @@ from typing import Any
 # also bounds the number of kernels that there are to compile.
 MOST_INPUTS = 16
 MOST_GRADS = 6
+MOST_NODES = 8  # whose norms one kernel knows
 
 
 def launches(name: str, args: Sequence[Any]) -> int:
-    """How many kernels an operator of that name launches on CUDA, with these arguments.
-
-    What sums over pixels needs two: one adds up the sums of the other's programs.
-    """
+    """How many kernels an operator of that name launches on CUDA, with these arguments."""
+    if name == "batch_norm_statistics":
+        # What sums over pixels needs two: one adds up the sums of the other's programs.
+        return 2 * _groups(len(args[0]), MOST_NODES)
     if name == "batch_norm_backward":
-        groups = -(-len(args[0]) // MOST_GRADS)
-        return 3 if groups == 1 else 1 + 2 * groups + 3
+        _, readers, _, inputs, *_ = args
+        # Those of each node, a sum of all programs' sums, and what needs that.
+        sums = (1 if n <= MOST_GRADS else _groups(n, MOST_GRADS) + 2 for n in readers)
+        return sum(sums) + 1 + _groups(len(inputs), MOST_NODES)
     if name in ("aggregate", "aggregate_backward"):
         inputs = args[0] if name == "aggregate" else args[1]
         computed_again = name == "aggregate_backward" and args[-1][1]
-        own = 1 if name == "aggregate" else 2
-        return own + bool(computed_again) + (len(inputs) > MOST_INPUTS)
-    return {"weighted_sum": 1, "weighted_sum_backward": 2, "batch_norm_statistics": 2}[name]
+        return 1 + bool(computed_again) + (len(inputs) > MOST_INPUTS)
+    return 1
+
+
+def _groups(number: int, most: int) -> int:
+    return -(-number // most)

@@ -25,14 +25,19 @@ def weighted_sum(
 
 
 def weighted_sum_backward(
-    grads: Sequence[Tensor], coefficients: Tensor, output: Tensor
+    grads: Sequence[Tensor], coefficients: Tensor, x: Tensor, affine: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of a node's result and of the coefficients that its readers give it.
+    """The gradients of x and of the coefficients that its readers give to its affine function y.
 
-    ``grads`` are those of the weighted sums that read ``output``, the node's result. Returned are
-    the sum over i of coefficients[i] · grads[i], and ⟨grads[i], output⟩ for each i.
+    ``grads`` are those of the weighted sums that read y = scale · x + shift. Returned are scale ·
+    the sum over i of coefficients[i] · grads[i], and ⟨grads[i], y⟩ for each i, as (parts, n): sums
+    over parts of the pixels, which are yet to be added up.
     """
-    return weighted_sum(grads, coefficients, []), _products(grads, output, coefficients)
+    factor, total = _factored_sum(grads, coefficients)
+    scale = (affine[0] * factor).to(x.dtype)[:, None, None]
+    grad_x = total * scale if total is grads[0] else total.mul_(scale)
+    output = _affine_sum([x], coefficients.new_ones(1), [affine])
+    return grad_x, _products(grads, output, coefficients)[None]
 
 
 def aggregate(
@@ -58,8 +63,10 @@ def aggregate_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of the weighted sum and of the weight, and ``aggregate``'s result, once more.
 
-    Not the gradients of the inputs: their own nodes gather them, by ``weighted_sum_backward``.
-    ``want`` says which of the first and the last are asked for; one that is not is empty.
+    The weight's is (parts, 9, C), in float32 at least: sums over parts of the pixels, which are yet
+    to be added up, once for all nodes of a stage. Not the gradients of the inputs: their own nodes
+    gather them, by ``weighted_sum_backward``. ``want`` says which of the first and the last are
+    asked for; one that is not is empty.
     """
     factor, data = _activation(inputs, coefficients, affines)
     grad_data, grad_weight, _ = torch.ops.aten.convolution_backward(
@@ -77,35 +84,62 @@ def aggregate_backward(
     )
     # Two tensors, where neither is wanted: what an operator returns must not share memory.
     result = _depthwise(data, weight * factor, stride) if want[1] else grad.new_empty(0)
+    parts = _wide(grad_weight).mul(factor).reshape(1, -1, 9).transpose(1, 2).contiguous()
     if not want[0]:
-        return grad.new_empty(0), grad_weight * factor, result
+        return grad.new_empty(0), parts, result
     # ReLU's: where it let through, its result is positive.
     torch.ops.aten.threshold_backward.grad_input(grad_data, data, 0, grad_input=grad_data)
-    return grad_data, grad_weight * factor, result
+    return grad_data, parts, result
 
 
 def batch_norm_statistics(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """The affine function that a batch norm is for this batch, and the batch's moments."""
-    moments = torch.stack(torch.batch_norm_update_stats(_wide(x), None, None, 0.0))
-    return _affine(weight, bias, moments, eps), moments
+    inputs: Sequence[Tensor], parameters: Tensor, eps: float
+) -> tuple[list[Tensor], Tensor]:
+    """The affine functions that batch norms are for this batch, and the batch's moments."""
+    moments = torch.stack(
+        [torch.stack(torch.batch_norm_update_stats(_wide(x), None, None, 0.0)) for x in inputs]
+    )
+    affines = [_affine(own, m, eps) for own, m in zip(parameters, moments, strict=True)]
+    return affines, moments
 
 
 def batch_norm_backward(
     grads: Sequence[Tensor],
+    readers: Sequence[int],
     coefficients: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Tensor,
     moments: Tensor,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``weighted_sum_backward`` of the norm's output, then the norm's own backward.
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Of each norm ``weighted_sum_backward``, then the norm's own backward.
 
-    Returned are the gradients of x, of the coefficients, and of the norm's weight and bias.
+    The first ``readers[0]`` of grads and coefficients are those of the first norm's readers, and so
+    on. Returned are the gradients of the inputs, of the coefficients, and of the parameters.
     """
+    grad_inputs, products, grad_parameters, first = [], [], [], 0
+    for x, own, m, n in zip(inputs, parameters, moments, readers, strict=True):
+        edges = slice(first, first + n)
+        first += n
+        grad_x, product, grad_own = _batch_norm_backward(
+            grads[edges], coefficients[edges], x, own, m, eps
+        )
+        grad_inputs.append(grad_x)
+        products.append(product)
+        grad_parameters.append(grad_own)
+    return grad_inputs, torch.cat(products), torch.stack(grad_parameters)
+
+
+def _batch_norm_backward(
+    grads: Sequence[Tensor],
+    coefficients: Tensor,
+    x: Tensor,
+    parameters: Tensor,
+    moments: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     mean, var = moments
+    weight, bias = parameters
     factor, grad = _factored_sum(grads, coefficients)
     grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
         _wide(grad),
@@ -122,10 +156,11 @@ def batch_norm_backward(
     if len(grads) == 1:  # then both sums over pixels are there already
         grad_coefficients = (grad_weight @ weight + grad_bias @ bias)[None]
     else:
-        affine = _affine(weight, bias, moments, eps)
+        affine = _affine(parameters, moments, eps)
         output = _affine_sum([x], coefficients.new_ones(1), [affine], out=grad)
         grad_coefficients = _products(grads, output, coefficients)
-    return grad_x.to(x.dtype), grad_coefficients, grad_weight * factor, grad_bias * factor
+    grad_parameters = torch.stack((grad_weight, grad_bias)).mul_(factor)
+    return grad_x.to(x.dtype), grad_coefficients, grad_parameters
 
 
 def _activation(
@@ -184,8 +219,9 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _affine(weight: Tensor, bias: Tensor, moments: Tensor, eps: float) -> Tensor:
+def _affine(parameters: Tensor, moments: Tensor, eps: float) -> Tensor:
     mean, var = moments
+    weight, bias = parameters
     scale = weight * torch.rsqrt(var + eps)
     return torch.stack((scale, torch.addcmul(bias, mean, scale, value=-1)))
 

@@ -8,12 +8,13 @@ translates something wrongly. A training that is about to use them asks ``failur
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from . import native
 
@@ -48,6 +49,7 @@ class Case:
         mean: the activations'; their standard deviation is 1.
         only: the operators that are called.
         contiguous: whether the last input is, in place of channels_last.
+        nodes: how many norms there are; each has a reader less than the one before, but for one.
     """
 
     inputs: int
@@ -60,12 +62,13 @@ class Case:
     mean: float = 0
     only: tuple[str, ...] = OPERATORS
     contiguous: bool = False
+    nodes: int = 1
 
     def __str__(self) -> str:
         height, width = self.size
         return (
             f"{self.inputs} inputs of {self.channels} channels, {height}×{width}, stride "
-            f"{self.stride}, {'with' if self.affine else 'without'} affines"
+            f"{self.stride}, {'with' if self.affine else 'without'} affines, {self.nodes} nodes"
         )
 
 
@@ -75,6 +78,7 @@ class Variants(NamedTuple):
     Attributes:
         in_channels, channels: those of the stage's input and of its nodes.
         inputs, readers: how many a node can have, in the order of size.
+        groups: how many nodes are normalised together.
         input_nodes, output_nodes: how many there are.
         batch: whether norms use the statistics of the batch.
         backward: whether there are gradients.
@@ -84,6 +88,7 @@ class Variants(NamedTuple):
     channels: int
     inputs: tuple[int, ...]
     readers: tuple[int, ...]
+    groups: tuple[int, ...]
     input_nodes: int
     output_nodes: int
     batch: bool
@@ -116,7 +121,7 @@ def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str
 def cases(dtype: torch.dtype, variants: Variants) -> Iterator[Case]:
     """One, two and three inputs, with and without affines, both strides; then the stage's own."""
     stage = variants
-    sums, sums_backward, norms = OPERATORS[:1], OPERATORS[1:2], OPERATORS[5:]
+    sums, sums_backward, norms = OPERATORS[:1], OPERATORS[1:2], OPERATORS[4:]
     read = OPERATORS[2:4] if stage.backward else OPERATORS[2:3]
     for size in SIZES:
         for n, affine, stride in itertools.product((1, 2, 3), (False, True), (1, 2)):
@@ -128,6 +133,10 @@ def cases(dtype: torch.dtype, variants: Variants) -> Iterator[Case]:
         if stage.backward:
             own += [(norms if stage.batch else sums_backward, n) for n in stage.readers]
             yield Case(stage.input_nodes, False, 1, size, stage.in_channels, dtype, only=sums)
+        if stage.batch:
+            for n in stage.groups:
+                if n > 1:
+                    yield Case(1, False, 1, size, stage.channels, dtype, only=norms, nodes=n)
         for only, n in own:
             if n > 3:
                 yield Case(n, stage.batch, 1, size, stage.channels, dtype, only=only)
@@ -152,21 +161,22 @@ def compare(
         expected = getattr(native, operator)(*_in_double(arguments))
         if isinstance(results, Tensor):
             results, expected = (results,), (expected,)
-        parameters = arguments[3 if operator == "batch_norm_backward" else 1]
-        for i, (result, reference) in enumerate(zip(results, expected, strict=True)):
+        wide = torch.float64 if case.dtype == torch.float64 else torch.float32
+        for i, (result, reference) in enumerate(
+            zip(_whole(operator, results), _whole(operator, expected), strict=True)
+        ):
             image = result.dim() == 4 or not result.numel()
-            dtype = case.dtype if image else parameters.dtype
             where = f"{operator}, result {i}, of {case}"
-            if (result.shape, result.dtype) != (reference.shape, dtype):
+            if (result.shape, result.dtype) != (reference.shape, case.dtype if image else wide):
                 raise Mismatch(f"{where}: {result.dtype} of {tuple(result.shape)}")
             if not result.numel():
                 continue
-            activation = image and result.shape[1] == case.channels  # not a weight's gradient
-            if activation and not result.is_contiguous(memory_format=torch.channels_last):
+            if image and not result.is_contiguous(memory_format=torch.channels_last):
                 raise Mismatch(f"{where}: not in channels_last")
             size = reference.abs()  # of the moments' and the affine's rows, one by one
-            size = size.amax(-1, keepdim=True) if reference.dim() == 2 else size.max()
-            if reference.dim() == 1:
+            rows = operator == "batch_norm_statistics"
+            size = size.amax(-1, keepdim=True) if rows else size.max()
+            if not image and operator in ("weighted_sum_backward", "batch_norm_backward"):
                 # Sums over pixels, which may cancel by chance; their rounding errors do not.
                 size = size.clamp_min(math.sqrt(2 * math.prod(case.size)))
             error = float(((result.cpu().double() - reference).abs() / size).max())
@@ -174,6 +184,14 @@ def compare(
                 raise Mismatch(f"{where}: off by {error:.1e} of its largest element")
             worst = max(worst, error)
     return worst
+
+
+def _whole(operator: str, results: Sequence[Any]) -> list[Tensor]:
+    """An operator's results, lists as their elements, sums of parts added up."""
+    flat = tree_leaves(results)
+    if operator in ("weighted_sum_backward", "aggregate_backward"):
+        flat[1] = flat[1].sum(0)
+    return flat
 
 
 def operands(
@@ -202,20 +220,24 @@ def operands(
     affines = [draw(2, c) for _ in range(n)] if case.affine else []
     kernel = draw(c, 1, 3, 3, dtype=case.dtype)
     # No variance near 0, whose inverse would leave float16's range.
-    weight, bias, moments = draw(c), draw(c), draw(2, c).abs() + 0.5
+    parameters, moments = draw(case.nodes, 2, c), draw(case.nodes, 2, c).abs() + 0.5
+    outputs = [output, *(image() + image() for _ in range(1, case.nodes))]
     if operator == "weighted_sum":
         yield inputs, coefficients, affines
     elif operator == "weighted_sum_backward":
-        yield inputs, coefficients, output
+        yield inputs, coefficients, output, draw(2, c)
     elif operator == "aggregate":
         yield inputs, coefficients, affines, kernel, stride
     elif operator == "aggregate_backward":
         for want in case.want:
             yield image(stride), inputs, coefficients, affines, kernel, stride, want
     elif operator == "batch_norm_statistics":
-        yield output, weight, bias, 1e-5
+        yield outputs, parameters, 1e-5
     else:
-        yield inputs, coefficients, output, weight, bias, moments, 1e-5
+        readers = [max(n - i, 1) for i in range(case.nodes)]
+        inputs += [image() for _ in range(n, sum(readers))]
+        coefficients = torch.cat((coefficients, draw(sum(readers) - n)))
+        yield inputs, readers, coefficients, outputs, parameters, moments, 1e-5
 
 
 def _in_double(x: Any) -> Any:

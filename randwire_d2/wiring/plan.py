@@ -12,7 +12,7 @@ class Plan:
     The learned coefficients σ(w) of a stage are one vector: one sigmoid for all of them, and an
     operator gets those of a node as a slice, without a copy. The forward pass wants those of a
     node's inputs side by side, in the order of ``dag.predecessors``; the backward pass those of its
-    readers, in the order of ``dag.successors``, which is that of ``dag.edges``.
+    readers, in the order of ``dag.successors``.
 
     Attributes:
         num_nodes, predecessors, successors, output_nodes: the wiring's. (Its own are properties,
@@ -20,12 +20,18 @@ class Plan:
         order: the order of the nodes, the one that holds the fewest results at once.
         groups: the same order, in groups of nodes that do not need each other. With ``by_level``
             the order is another one, and there are as few groups as there can be.
+        places: where each group is in the order.
         done: for each node, those whose results nobody reads after it.
         done_backward: the same for gradients, which readers leave to what they read.
-        coefficients: where each node's inputs are among the learned coefficients; nowhere, if it
-            has a single one, whose coefficient is 1.
-        reader_coefficients: where each node's readers are among the edges.
-        by_source: for each edge, its place among the learned coefficients followed by a 1.
+        learned: the edges whose coefficients are learned: those of a node with more than one input.
+            One that is alone has a coefficient of 1.
+        coefficients: where each node's inputs are among them.
+        reads: what reads each node, and leaves it a gradient: nodes, or None for the output's mean.
+        reader_coefficients: where the reads of each node are among all, those of the order's nodes
+            one after the other.
+        by_source: for each of these reads, the place of its coefficient.
+        one, share: where, after the learned coefficients, as many 1 are as there are input nodes,
+            and as many shares of the mean as there are output nodes.
         forgettable: nodes whose results had better be computed again than be saved.
     """
 
@@ -36,20 +42,29 @@ class Plan:
         self.output_nodes = dag.output_nodes
         # The result of the depthwise convolution is there until that of the 1×1 convolution is.
         order = schedule(dag, workspace=1).order if not by_level else ()
-        self.groups = _levels(dag) if by_level else tuple((v,) for v in order)
+        self.groups = _levels(dag) if by_level else _runs(order, dag.predecessors)
         self.order = tuple(v for group in self.groups for v in group)
+        self.places = _slices(map(len, self.groups))
         self.done = _last_uses(self.order, dag.predecessors)
         # The backward pass runs in the reversed order, where a node reads what its readers left.
         self.done_backward = _last_uses(self.order[::-1], dag.successors)
         degrees = [len(p) if len(p) > 1 else 0 for p in dag.predecessors]
-        learned = [
+        self.learned = tuple(
             (u, v) for v, degree in enumerate(degrees) if degree for u in dag.predecessors[v]
-        ]
-        places = {edge: i for i, edge in enumerate(learned)}
+        )
+        places = {edge: i for i, edge in enumerate(self.learned)}
         self.coefficients = _slices(degrees)
         # Among all edges: every reader leaves a gradient, whether its coefficient is learned or 1.
-        self.reader_coefficients = _slices(len(s) for s in dag.successors)
-        self.by_source = [places.get(edge, len(learned)) for edge in dag.edges]
+        self.one = len(self.learned)
+        self.share = self.one + len(dag.input_nodes)
+        self.reads: tuple[tuple[int | None, ...], ...] = tuple(s or (None,) for s in dag.successors)
+        slices = _slices(len(self.reads[v]) for v in self.order)
+        self.reader_coefficients = dict(zip(self.order, slices, strict=True))
+        self.by_source = [
+            self.share if v is None else places.get((u, v), self.one)
+            for u in self.order
+            for v in self.reads[u]
+        ]
         self.forgettable = self._forgettable()
 
     def _forgettable(self) -> frozenset[int]:
@@ -76,6 +91,18 @@ def _levels(dag: Dag) -> tuple[tuple[int, ...], ...]:
     return tuple(
         tuple(v for v, own in enumerate(level) if own == number) for number in range(max(level) + 1)
     )
+
+
+def _runs(
+    order: Sequence[int], predecessors: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """Pieces of an order, as long as they can be, of nodes that do not need each other."""
+    runs: list[list[int]] = []
+    for v in order:
+        if not runs or not set(runs[-1]).isdisjoint(predecessors[v]):
+            runs.append([])
+        runs[-1].append(v)
+    return tuple(map(tuple, runs))
 
 
 def _slices(lengths: Iterable[int]) -> list[slice]:

@@ -1,26 +1,4 @@
-"""tools/predict.py: what a checkpoint finds in images, folders, videos or a data set."""
-
-import argparse
-import os
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from .. import data
-from ..data.classes import category_ids
-from .classifier import Classifier
-from .detector import Detector
-from .inputs import files_as_inputs, find_inputs
-from .job import Job
-from .loading import load_model
-from .output import RESULTS, picture_path
-
-_DESCRIPTION = """\
-Predict with a trained detector or classifier: images, folders, videos, or a data set.
+"""Predict with a trained detector or classifier: images, folders, videos, or a data set.
 
     python tools/predict.py output/my_run my_images 'more/**/*.png' clip.mp4 --output predictions
     python tools/predict.py model_best.pth --dataset coco_2017_val --output predictions
@@ -32,35 +10,48 @@ were given, frames of videos go on from there; those of a data set have its own.
 be read is named and skipped; then the exit status is 1.
 """
 
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-def main(
-    argv: Sequence[str] | None = None, register_data: Callable[[CfgNode], object] | None = None
-) -> None:
-    """The command line; exits with 1 if an input could not be read, or nothing could be done.
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    Args:
-        register_data: registers the data sets that a config names by path.
-    """
+from .. import data
+from ..data.classes import category_ids
+from ..engine import register_data
+from ..inference.classifier import Classifier
+from ..inference.detector import Detector
+from ..inference.inputs import files_as_inputs, find_inputs
+from ..inference.job import Job
+from ..inference.loading import load_model
+from ..inference.output import RESULTS, picture_path
+from .frame import errors_in_one_line, parser_of
+
+SCRIPT = "predict.py"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Exits with 1 if an input could not be read, or nothing could be done."""
     args = _parse_args(argv)
-    try:
-        job = _prepare(args, register_data)
+    with errors_in_one_line(SCRIPT):
+        job = _prepare(args)
         results = job.run()
-    except (ValueError, OSError) as e:
-        sys.exit(f"predict.py: error: {' '.join(str(e).split())}")
     print(f"{results} results are in {job.folder / RESULTS}")
     if job.broken:
         sys.exit(f"{len(job.broken)} inputs could not be read: {', '.join(job.broken)}")
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(SCRIPT, __doc__)
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT_OR_RUN",
-        help="a .pth file, or the OUTPUT_DIR of a training: its model_best.pth, else "
-        "model_final.pth, else the last one",
+        help="a .pth file, a folder of tools/publish_model.py or hf://OWNER/NAME, a file of "
+        "tools/export_model.py, or the OUTPUT_DIR of a training: its "
+        "model_best.pth, else model_final.pth, else the last one",
     )
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="*", help="images, videos, folders of them, or globs"
@@ -106,7 +97,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 # -------------------------------------------------------------------------------------------------
 
 
-def _prepare(args: argparse.Namespace, register_data: Callable[[CfgNode], object] | None) -> Job:
+def _prepare(args: argparse.Namespace) -> Job:
     folder = Path(args.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {args.output!r} is a file; name a folder")
@@ -117,8 +108,7 @@ def _prepare(args: argparse.Namespace, register_data: Callable[[CfgNode], object
     inputs = find_inputs(args.inputs)
     model = load_model(args.checkpoint, args.device)
     if args.dataset:
-        if register_data is not None:
-            register_data(model.cfg)
+        register_data(model.cfg)
         records = _dataset_records(model, args.dataset)
         names = [i.name for i in files_as_inputs([record["file_name"] for record in records])]
     else:

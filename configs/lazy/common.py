@@ -1,0 +1,45 @@
+"""What the configs here share: the backbone, COCO, the 1x schedule. Their models are Detectron2's.
+
+LazyConfig files are Python by nature: whoever loads one runs it.
+"""
+
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+from omegaconf import DictConfig
+
+from randwire_d2 import NetworkGenerator, RandWire
+
+constants = model_zoo.get_config("common/data/constants.py").constants
+dataloader = model_zoo.get_config("common/data/coco.py").dataloader
+lr_multiplier = model_zoo.get_config("common/coco_schedule.py").lr_multiplier_1x
+optimizer = model_zoo.get_config("common/optim.py").SGD
+train = model_zoo.get_config("common/train.py").train
+
+dataloader.train.mapper.image_format = "RGB"
+dataloader.evaluator.output_dir = "${train.output_dir}/inference"
+train.init_checkpoint = "output/imagenet/randwire_c109_100ep/backbone.pth"
+
+
+def on_randwire(model: DictConfig) -> DictConfig:
+    """A model of Detectron2's, with RandWire for its ResNet, and the images of its pretraining."""
+    model.backbone.bottom_up = L(RandWire)(
+        # NetworkGenerator(…)(seed=1): the generator is called, and what it returns is the spec.
+        spec=L(
+            L(NetworkGenerator)(
+                regime="regular",
+                channels=109,
+                num_nodes=32,
+                graph="WS",
+                graph_params={"k": 4, "p": 0.75},
+                node_op="sep_conv3x3",
+            )
+        )(seed=1),
+        out_features=model.backbone.bottom_up.out_features,
+        norm="FrozenBN",
+        freeze_at=2,
+        relu_features=True,
+    )
+    model.pixel_mean = constants.imagenet_rgb256_mean
+    model.pixel_std = constants.imagenet_rgb256_std
+    model.input_format = "RGB"
+    return model

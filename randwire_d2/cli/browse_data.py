@@ -1,0 +1,32 @@
+"""Look at the data of a detector before it is trained: numbers, faults, and a picture.
+
+    python tools/browse_data.py --data PATH [--output data.png] [--config-file FILE] [KEY VALUE ...]
+
+The data sets are those that tools/train_net.py would train with. The picture has images with their
+boxes and masks, and below them what the config's augmentation makes of them.
+"""
+
+from collections.abc import Sequence
+
+from detectron2.utils.env import seed_all_rng
+
+from ..drawing.samples import draw_samples
+from ..drawing.style import check_format, save_figure
+from ..engine import data_config, look_at_data
+from .frame import errors_in_one_line, training_parser
+
+SCRIPT = "browse_data.py"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = training_parser(SCRIPT, __doc__)
+    parser.add_argument("--output", default="data.png", help="the picture (default %(default)s)")
+    parser.add_argument("--images", type=int, default=8, help="in it, at most")
+    args = parser.parse_args(argv)
+    with errors_in_one_line(SCRIPT, (ValueError,)):
+        check_format(args.output, "--output")
+        cfg = data_config(args)
+        print(look_at_data(cfg))
+        seed_all_rng(max(cfg.SEED, 0))
+        figure = draw_samples(cfg, cfg.DATASETS.TRAIN[0], args.images)
+    print(f"Picture: {save_figure(figure, args.output)}")

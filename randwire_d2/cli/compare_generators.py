@@ -1,0 +1,152 @@
+"""Run a sweep: Figures 3 and 6 of the paper, and Tables 2 to 5 over five seeds.
+
+    python tools/compare_generators.py configs/sweeps/miniature.yaml --jobs 2
+    python tools/compare_generators.py configs/sweeps/figure3.yaml --jobs 4 --num-gpus 2
+    python tools/compare_generators.py configs/sweeps/table3.yaml --num-gpus 8
+    python tools/compare_generators.py configs/sweeps/table5.yaml --num-gpus 8 \\
+        --slurm timeout_min=2880 slurm_partition=gpu cpus_per_task=64
+
+A sweep (explained in randwire_d2/experiments/sweep.py) names configs, seeds, and in most cases
+generators. Each network is trained by tools/pretrain_imagenet.py or tools/train_net.py in a folder
+of its own below --output. Start it again after an interruption: what is finished is not trained
+again, what was begun goes on. Runs that failed are listed, and tried again with --retry. At the
+end, and at each Ctrl-C, it writes table.md, results.json and, if it compares generators, the
+picture of what is finished; --report does only that.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..command import process, program
+from ..config_files import config_path
+from ..drawing.style import FORMATS, save_figure
+from ..experiments import sweep_results
+from ..experiments.sweep import load_sweep
+from ..experiments.sweep_run import Run, check_weights
+from ..experiments.trainings import Local, Slurm, Training
+from ..files import atomic_open
+from .frame import errors_in_one_line, parser_of
+
+SCRIPT = "compare_generators.py"
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = parser_of(SCRIPT, __doc__, "%(prog)s SWEEP [options] [KEY VALUE ...]")
+    parser.add_argument(
+        "sweep", metavar="SWEEP", help="a sweep's file, such as configs/sweeps/figure3.yaml"
+    )
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="keys of every run's config, and their values"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="the folder for the runs and the results (default: output/<the sweep's name>)",
+    )
+    parser.add_argument(
+        "--figure", choices=FORMATS, default=".png", help="the picture's format (default: .png)"
+    )
+    how = parser.add_argument_group("training")
+    how.add_argument(
+        "--jobs", type=int, default=1, help="the number of trainings at a time (default: 1)"
+    )
+    how.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="the GPUs of each training, or its processes on a CPU (default: 1)",
+    )
+    how.add_argument(
+        "--slurm",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="submit each training to Slurm, with these parameters of submitit's AutoExecutor",
+    )
+    how.add_argument("--retry", action="store_true", help="train also what failed before")
+    how.add_argument("--report", action="store_true", help="train nothing; only write the results")
+    args = parser.parse_intermixed_args(argv)
+    args.output = args.output or Path("output", Path(args.sweep).stem)
+    for name in ("jobs", "num_gpus"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    for parameter in args.slurm or ():
+        if "=" not in parameter:
+            parser.error(f"--slurm takes NAME=VALUE; got {parameter!r}")
+    return args
+
+
+def training(run: Run) -> Training:
+    conversion = run.weights.conversion if run.weights is not None else ()
+    convert = (*process("convert_checkpoint.py"), *conversion)
+    return Training(run, tuple(process(run.tool)), convert if conversion else ())
+
+
+def train(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+    for run in runs:
+        run.claim()
+        if args.retry:
+            run.failure.unlink(missing_ok=True)
+    states = {run: run.status() for run in runs}
+    wanted = [run for run, status in states.items() if status.state == "unfinished"]
+    trainings = [training(run) for run in wanted]
+    launch: Local | Slurm
+    if args.slurm is None:
+        launch = Local(args.jobs, args.num_gpus)
+    else:
+        parameters = dict(parameter.split("=", 1) for parameter in args.slurm)
+        numbers = {name: int(value) for name, value in parameters.items() if value.isdigit()}
+        defaults = {"gpus_per_node": args.num_gpus, "name": Path(args.sweep).stem}
+        launch = Slurm(args.output / "slurm", {**defaults, **parameters, **numbers})
+    form = "{desc}{percentage:3.0f}%|{bar}| {n:.2f} of {total} runs [{elapsed}<{remaining}]"
+    done = sum(status.progress for status in states.values())
+    with tqdm(total=len(runs), initial=done, bar_format=form) as bar:
+
+        def watch() -> None:
+            for run in runs:
+                if states[run].state != "finished":
+                    states[run] = run.status()
+            failed = sum(status.state == "failed" for status in states.values())
+            bar.set_description(f"{failed} failed: " if failed else "", refresh=False)
+            bar.n = sum(status.progress for status in states.values())
+            bar.refresh()
+
+        launch(trainings, watch)
+
+
+def report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+    found = sweep_results.report(runs)
+    print(found.table, flush=True)
+    for name, text in (("table.md", found.table + "\n"), ("results.json", found.data)):
+        with atomic_open(args.output / name) as f:
+            f.write(text)
+    if found.figure is not None:
+        print(f"Picture: {save_figure(found.figure, args.output / f'comparison{args.figure}')}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with errors_in_one_line(SCRIPT):
+        runs = load_sweep(config_path(args.sweep), args.output, args.opts, args.num_gpus)
+        for run in runs:
+            run.check()
+        if not args.report:
+            check_weights(runs)
+        os.makedirs(args.output, exist_ok=True)
+        try:
+            if not args.report:
+                train(args, runs)
+        except KeyboardInterrupt:
+            jobs = "" if args.slurm is None else " Slurm's jobs go on by themselves."
+            print(f"Interrupted; start it again to go on.{jobs}", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
+        finally:
+            report(args, runs)
+    if any(run.status().state == "failed" for run in runs):
+        sys.exit(f"{program(SCRIPT)}: some runs failed; --retry tries them again")

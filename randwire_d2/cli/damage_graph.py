@@ -1,0 +1,103 @@
+"""Figure 5: what trained networks lose with one node, or with one edge, of their random graphs.
+
+    python tools/damage_graph.py output/er output/ba output/ws --output output/damage.png
+    python tools/damage_graph.py output/ws --images 1000 --nodes-only TEST.IMS_PER_PROCESS 50
+
+Each RUN is the OUTPUT_DIR of tools/pretrain_imagenet.py. Every node and every edge is removed
+alone, without training again, and the loss of top-1 accuracy on the run's test set is set against
+the node's output degree, or the input degree of the edge's target. The edges of the extra input
+and output nodes do not count.
+
+A node that loses an input has one term less in its weighted sum; if it was the only one, the node
+goes on with zeros, and sends out the constant that its norm makes of their convolution. A removed
+output node leaves the mean that is the stage's output; if it was the only one, that is zero.
+
+All work before a damage is shared. What is found is kept in RUN/damage_*.json after every batch:
+started again, the tool goes on from there, and draws the same figure at once when all is done.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..command import program
+from ..drawing.style import FORMATS, check_format, save_figure
+from ..engine import share_cores, split_pairs
+from ..experiments.damage import KINDS
+from ..experiments.damage_report import plot_damage, to_json, to_markdown
+from ..experiments.damage_runs import evaluate, load_run
+from ..files import write_or_print
+from .frame import command_line, errors_in_one_line, parser_of
+
+SCRIPT = "damage_graph.py"
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = parser_of(SCRIPT, __doc__, "%(prog)s RUN ... [options] [KEY VALUE ...]")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="the folder of a trained network; KEY VALUE pairs behind the last one change the "
+        "configs of all, such as MODEL.DEVICE cpu, or TEST.IMS_PER_PROCESS: the images of a batch, "
+        "after each of which the state is saved",
+    )
+    parser.add_argument(
+        "--output",
+        default="output/damage.png",
+        metavar="FILE",
+        help=f"the figure, a file that ends in {', '.join(FORMATS)} (default: output/damage.png)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="a file for every damage by itself")
+    only = parser.add_mutually_exclusive_group()
+    for kind in KINDS:
+        only.add_argument(
+            f"--{kind}s-only",
+            dest="kinds",
+            action="store_const",
+            const=(kind,),
+            default=KINDS,
+            help=f"remove {kind}s alone (default: nodes and edges)",
+        )
+    parser.add_argument(
+        "--images",
+        type=int,
+        help="the number of images, spread evenly over the test set (default: all)",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the checkpoint of a single RUN (default: model_final.pth)",
+    )
+    args = parser.parse_intermixed_args(argv)
+    args.runs, args.opts = split_pairs(args.runs)
+    if not args.runs:
+        parser.error("no RUN is given")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    share_cores()
+    command = command_line(SCRIPT, argv)
+    try:
+        with errors_in_one_line(SCRIPT):
+            check_format(args.output, "--output")
+            if args.weights and len(args.runs) > 1:
+                raise ValueError(f"--weights belongs to one RUN; got {len(args.runs)}")
+            if args.json:  # rather now than after hours, if its folder can't be made
+                Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+            loaded = [
+                load_run(run, args.opts, args.weights, args.kinds, args.images) for run in args.runs
+            ]
+            outcomes = [evaluate(run) for run in loaded]
+            print(to_markdown(outcomes))
+            if args.json:
+                write_or_print(to_json(outcomes, command), args.json)
+            print(f"\n{save_figure(plot_damage(outcomes), args.output)}")
+    except KeyboardInterrupt:
+        sys.exit(
+            f"{program(SCRIPT)}: interrupted; what is done is saved, the same command goes on from "
+            f"there: {command}"
+        )

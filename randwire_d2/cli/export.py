@@ -1,0 +1,71 @@
+"""Export a trained detector or classifier for ONNX Runtime, libtorch or torch.export.
+
+    python tools/export_model.py output/my_run model.onnx
+    python tools/export_model.py model_best.pth backbone.pt2 --part backbone
+
+Images may have any size, and a batch of a classifier or a backbone any number. Batch norms are
+folded into the convolutions. OUTPUT appears only once it was run beside the model: at three sizes,
+and with one and two images where it takes a batch. tools/predict.py takes OUTPUT in place of the
+checkpoint.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from ..export import FORMATS, TOLERANCE
+from ..inference.export import PARTS, export_model
+from .frame import errors_in_one_line, parser_of
+
+SCRIPT = "export_model.py"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exits with 1 if nothing was written."""
+    args = _parse_args(argv)
+    with errors_in_one_line(SCRIPT):
+        proof = export_model(
+            args.source, args.output, args.format, part=args.part, images=args.images
+        )
+    size = os.path.getsize(args.output) / 1e6
+    shapes = ", ".join("×".join(map(str, shape)) for shape in proof.shapes)
+    found = f", {proof.detections} detections" if proof.detections else ""
+    print(
+        f"{args.output}: {size:.1f} MB, {proof.folded} batch norms folded. The largest difference "
+        f"from the model is {proof.difference:.2g} (at most {TOLERANCE:g}) on images of {shapes}"
+        f"{found}"
+    )
+
+
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = parser_of(SCRIPT, __doc__)
+    parser.add_argument(
+        "source",
+        metavar="CHECKPOINT_OR_RUN",
+        help="a .pth file, or the OUTPUT_DIR of a training: its best checkpoint",
+    )
+    parser.add_argument(
+        "output",
+        metavar="OUTPUT",
+        help="the file to write; its suffix is .onnx, .ts or .pt for torchscript, .pt2 for torch",
+    )
+    parser.add_argument(
+        "--format", choices=list(FORMATS), help="the format (default: that of OUTPUT's suffix)"
+    )
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        default="whole",
+        help="backbone: the backbone and its FPN alone, for normalised images (default: whole)",
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="images on which the file is compared with the model, beside noise of three sizes",
+    )
+    args = parser.parse_args(argv)
+    if args.images and args.part != "whole":
+        parser.error("--images is for whole models")
+    return args

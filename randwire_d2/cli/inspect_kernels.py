@@ -1,0 +1,73 @@
+"""Show what a compiler makes of the Triton kernels: registers, spills, barriers, instructions.
+
+    python tools/inspect_kernels.py --channels 109 112 --inputs 1 4 12 [--dtype float16]
+
+It needs Triton, and no GPU. The counts are of the code, where a loop counts once.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from tabulate import tabulate
+
+from ..ops.probe import OPERATORS, Case
+from .frame import fail, parser_of
+
+SCRIPT = "inspect_kernels.py"
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = parser_of(SCRIPT, __doc__)
+    parser.add_argument(
+        "--operators",
+        nargs="+",
+        choices=OPERATORS,
+        default=OPERATORS,
+        help="the operators (default: all)",
+    )
+    parser.add_argument(
+        "--inputs", nargs="+", type=int, default=[1, 4], help="the numbers of inputs (default: 1 4)"
+    )
+    parser.add_argument(
+        "--channels", nargs="+", type=int, default=[109], help="the values of C (default: 109)"
+    )
+    parser.add_argument(
+        "--stride", type=int, choices=(1, 2), default=1, help="the stride (default: 1)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float16",
+        help="the type of the activations (default: float16)",
+    )
+    parser.add_argument(
+        "--capability",
+        type=int,
+        default=90,
+        help="the compute capability of the GPU, 80 for 8.0 (default: 90)",
+    )
+    args = parser.parse_args(argv)
+    for name in ("inputs", "channels"):
+        if min(getattr(args, name)) < 1:
+            parser.error(f"--{name} must be at least 1; got {min(getattr(args, name))}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        from randwire_d2.ops.compiled import Compiled, compile_kernels
+    except ImportError as e:
+        fail(SCRIPT, f"{e}; Triton comes with PyTorch for CUDA")
+    rows = []
+    for channels in args.channels:
+        for n in args.inputs:
+            case = Case(n, True, args.stride, (8, 8), channels, getattr(torch, args.dtype))
+            rows += [
+                (channels, n, *found)
+                for found in compile_kernels(case, args.operators, args.capability)
+            ]
+    print(tabulate(rows, ["C", "inputs", *Compiled._fields], tablefmt="pipe"))

@@ -1,0 +1,53 @@
+"""Measure what a training step costs the host, fused and node by node, without a GPU.
+
+    python tools/measure_host.py [--rounds 31] [--detection]
+
+It needs Triton. What stands in for the GPU, and what that leaves out, is told in
+randwire_d2/benchmark/host.py.
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+
+import torch
+from tabulate import tabulate
+
+from ..benchmark.host import measure_host, pretend_to_have_a_gpu
+from ..benchmark.timing import ratio
+from ..wiring import NetworkGenerator
+from .frame import fail, parser_of
+
+SCRIPT = "measure_host.py"
+
+CHANNELS = 4  # the wiring is that of C=109, whose launches do not depend on C
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = parser_of(SCRIPT, __doc__)
+    parser.add_argument("--rounds", type=int, default=31, help="the number of times (default: 31)")
+    parser.add_argument(
+        "--detection", action="store_true", help="a detector's backbone, with FrozenBN"
+    )
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1; got {args.rounds}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        pretend_to_have_a_gpu()
+    except ImportError as e:
+        fail(SCRIPT, f"{e}; Triton comes with PyTorch for CUDA")
+    generator = NetworkGenerator(channels=CHANNELS)
+    seconds, launches = measure_host(generator, args.detection, args.rounds)
+    fused, plain = seconds.values()
+    low, middle, high = (f"{x:.2f}" for x in sorted(ratio(fused, plain)))
+    rows = [
+        ("fused", f"{1e3 * statistics.median(fused):.1f}", f"{middle} ({low} … {high})", launches),
+        ("node by node", f"{1e3 * statistics.median(plain):.1f}", "1", 0),
+    ]
+    print(tabulate(rows, ["step", "host, ms", "ratio", "Triton launches"], tablefmt="pipe"))

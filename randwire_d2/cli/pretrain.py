@@ -1,0 +1,31 @@
+"""Train or evaluate a classifier, with Detectron2's command line.
+
+    python tools/pretrain_imagenet.py --config-file configs/imagenet/randwire_c109_100ep.yaml \\
+        --num-gpus 8
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from detectron2.utils.logger import setup_logger
+
+from ..classification import ClassificationTrainer, load_config, measure_input
+from ..engine import run_distributed, train_or_evaluate
+from .frame import errors_in_one_line, training_parser
+
+SCRIPT = "pretrain_imagenet.py"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = training_parser(SCRIPT, __doc__)
+    parser.add_argument(
+        "--measure-input",
+        action="store_true",
+        help="only measure the images per second that the input feeds and training consumes",
+    )
+    args = parser.parse_args(argv)
+    setup_logger(name="randwire_d2")
+    with errors_in_one_line(SCRIPT, (ValueError,)):
+        cfg = load_config(args)
+    train = partial(train_or_evaluate, trainer_class=ClassificationTrainer)
+    run_distributed(measure_input if args.measure_input else train, cfg, args)

@@ -1,0 +1,22 @@
+"""Train or evaluate a detector, with Detectron2's command line.
+
+    python tools/train_net.py --config-file configs/faster_rcnn_randwire_c109_fpn_1x.yaml \\
+        --num-gpus 8
+"""
+
+from collections.abc import Sequence
+
+from detectron2.utils.logger import setup_logger
+
+from ..engine import load_config, run_distributed, train_or_evaluate
+from .frame import errors_in_one_line, training_parser
+
+SCRIPT = "train_net.py"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = training_parser(SCRIPT, __doc__).parse_args(argv)
+    setup_logger(name="randwire_d2")
+    with errors_in_one_line(SCRIPT, (ValueError,)):
+        cfg = load_config(args)
+    run_distributed(train_or_evaluate, cfg, args)

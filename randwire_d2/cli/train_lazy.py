@@ -1,0 +1,26 @@
+"""Train or evaluate a detector whose config is Python, a LazyConfig.
+
+    python tools/lazyconfig_train_net.py --num-gpus 8 \\
+        --config-file configs/lazy/mask_rcnn_randwire_c109_fpn_1x.py train.max_iter=1000
+"""
+
+from collections.abc import Sequence
+
+from detectron2.engine import default_argument_parser
+from detectron2.utils.logger import setup_logger
+
+from ..command import in_users_words, program
+from ..engine.lazy import load_lazy_config, run_lazy
+from .frame import errors_in_one_line
+
+SCRIPT = "lazyconfig_train_net.py"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = default_argument_parser(epilog=in_users_words(__doc__))
+    parser.prog = program(SCRIPT)
+    args = parser.parse_args(argv)
+    setup_logger(name="randwire_d2")
+    with errors_in_one_line(SCRIPT, (ValueError,)):
+        cfg = load_lazy_config(args)
+    run_lazy(cfg, args)

@@ -1,0 +1,111 @@
+"""The command ``randwire-d2``: its subcommands, and the words in which it is spoken of.
+
+A checkout has a script in tools/ for each; both call ``main`` of the module in randwire_d2/cli.
+
+It imports nothing of this project: setup.py installs it as the package ``randwire_d2_command`` too,
+so that ``randwire-d2 --help`` does not wait for PyTorch, as an import of randwire_d2 does.
+"""
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# The subcommands: the script in tools/, and what it does.
+TOOLS = {
+    "train": ("train_net.py", "train or evaluate a detector"),
+    "train-lazy": ("lazyconfig_train_net.py", "the same, with a config in Python, a LazyConfig"),
+    "pretrain": ("pretrain_imagenet.py", "train or evaluate a classifier"),
+    "convert": ("convert_checkpoint.py", "make a detector's backbone of a checkpoint, proved"),
+    "predict": ("predict.py", "predict with a checkpoint: images, folders, videos or a data set"),
+    "export": ("export_model.py", "write a trained model for ONNX Runtime, libtorch, torch.export"),
+    "publish": ("publish_model.py", "write a trained model into a folder with a model card"),
+    "analyze-results": ("analyze_results.py", "show what a detector gets right and wrong"),
+    "browse-data": ("browse_data.py", "look at the data of a detector before it is trained"),
+    "analyze-model": ("analyze_model.py", "count parameters and multiply-adds; Tables 1 to 4"),
+    "benchmark": ("benchmark.py", "compare what RandWire and ResNets cost: memory and time"),
+    "draw-wiring": ("draw_wiring.py", "draw networks and random graphs"),
+    "compare-generators": ("compare_generators.py", "run a sweep: Figures 3 and 6, Tables 2 to 5"),
+    "collect-results": ("collect_results.py", "tables of runs, beside the paper's numbers"),
+    "damage-graph": ("damage_graph.py", "remove nodes and edges of trained networks; Figure 5"),
+    "demo": ("demo.py", "pretrain, convert and fine-tune on data that is made here"),
+    "check-gpu": ("check_gpu.py", "find out whether the GPU runs the fused operators"),
+    "measure-gpu": ("measure_gpu.py", "measure everything about a GPU"),
+    "measure-host": (
+        "measure_host.py",
+        "measure what a training step costs the host, fused or not",
+    ),
+    "inspect-kernels": ("inspect_kernels.py", "show what a compiler makes of the Triton kernels"),
+}
+_SUBCOMMANDS = {script: name for name, (script, _) in TOOLS.items()}
+_COMMAND = "randwire-d2"
+_OURS = "pretrain_imagenet.py"
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of ``randwire-d2``: ``argv`` is a subcommand and its arguments."""
+    listing = "\n".join(f"  {name:19} {what}" for name, (_, what) in TOOLS.items())
+    parser = argparse.ArgumentParser(
+        prog=_COMMAND,
+        usage="%(prog)s COMMAND ...",
+        description="Randomly wired networks as a Detectron2 backbone.",
+        epilog=f"commands, each with --help:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", metavar="COMMAND", choices=TOOLS, help="one of these below")
+    given = list(sys.argv[1:] if argv is None else argv)
+    name = parser.parse_args(given[:1]).command
+    try:
+        module = importlib.import_module(f"randwire_d2.cli.{name.replace('-', '_')}")
+    except ImportError as e:  # Detectron2, or another requirement, is missing
+        sys.exit(f"{_COMMAND}: error: {' '.join(str(e).split())}")
+    module.main(given[1:])
+
+
+def in_users_words(text: str) -> str:
+    """A text that names scripts of tools/, such as "python tools/train_net.py", for this user.
+
+    Who called ``randwire-d2``, or has no checkout, reads "randwire-d2 train" in its place.
+    """
+    if not _is_command():
+        return text
+    return re.sub(
+        r"(?:python )?\btools/(\w+\.py)\b",
+        lambda found: (
+            f"{_COMMAND} {_SUBCOMMANDS[found[1]]}" if found[1] in _SUBCOMMANDS else found[0]
+        ),
+        text,
+    )
+
+
+def program(script: str) -> str:
+    """The name of a tool in its usage and its errors: "train_net.py", or "randwire-d2 train"."""
+    return in_users_words(f"tools/{script}").removeprefix("tools/")
+
+
+def process(script: str) -> list[str]:
+    """The command that starts a tool: the script beside the one that runs, or the package's."""
+    folder = _scripts()
+    if folder is not None and (folder / script).is_file():
+        return [sys.executable, str(folder / script)]
+    return [sys.executable, "-m", "randwire_d2", _SUBCOMMANDS[script]]
+
+
+def _scripts() -> Path | None:
+    """The folder of the script that runs, if it is one of the tools."""
+    started = Path(sys.argv[0])
+    # Detectron2 and its users have a train_net.py and a demo.py too, but not beside this one.
+    is_ours = started.name in _SUBCOMMANDS and started.with_name(_OURS).is_file()
+    return started.resolve().parent if is_ours else None
+
+
+def _is_command() -> bool:
+    if _scripts() is not None:
+        return False
+    started = Path(sys.argv[0])
+    if started.stem == _COMMAND or started.parts[-2:] == ("randwire_d2", "__main__.py"):
+        return True
+    return not (_CHECKOUT / "tools" / _OURS).is_file()  # called from Python

@@ -1,0 +1,48 @@
+"""The config files of this project: below configs/ of a checkout, inside an installed package."""
+
+import difflib
+import os
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = _PACKAGE / "configs"
+# The folder that holds them. An installed package is asked first: what lies beside it is not ours.
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
+
+KINDS = (".yaml", ".py")  # Detectron2's two
+
+
+def get_config_file(name: str) -> str:
+    """The path of one of this project's config files, as Detectron2's ``model_zoo`` has it.
+
+    Args:
+        name: its path below configs/, such as "faster_rcnn_randwire_c109_fpn_1x.yaml" or
+            "imagenet/randwire_c109_100ep.yaml"; "configs/" may precede it.
+
+    Raises:
+        ValueError: there is no such file; the message has the names that are near.
+    """
+    wanted = name.removeprefix("configs/")
+    files = (path for kind in KINDS for path in CONFIGS.rglob(f"*{kind}"))
+    known = sorted(path.relative_to(CONFIGS).as_posix() for path in files)
+    if wanted in known:
+        return str(CONFIGS / wanted)
+    near = [other for other in known if Path(other).stem == Path(wanted).stem]
+    near = near or difflib.get_close_matches(wanted, known, cutoff=0.7)
+    hint = " or ".join(map(repr, near)) if near else f"one of those in {CONFIGS}"
+    raise ValueError(f"randwire_d2 has no config {name!r}; did you mean {hint}?")
+
+
+def config_path(given: str | os.PathLike[str]) -> str:
+    """What a command line names as a config: a file, a URL, or a name for ``get_config_file``.
+
+    Raises:
+        ValueError: it is none of them; one line.
+    """
+    path = os.fspath(given)
+    if not path or "://" in path or os.path.isfile(path):
+        return path
+    try:
+        return get_config_file(path)
+    except ValueError as e:
+        raise ValueError(f"the file {path!r} does not exist, and {e}") from e

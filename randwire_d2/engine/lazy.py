@@ -1,0 +1,219 @@
+"""Trainings whose config is Python, Detectron2's LazyConfig, with this project's checkpoints.
+
+LazyConfig files are Python by nature: loading one runs it. So none is taken from a checkpoint or a
+run's folder, and a YAML file, in which Detectron2 would let tags run code, is not read as one.
+"""
+
+import argparse
+import logging
+import os
+import weakref
+from typing import Any
+
+import torch
+from detectron2 import model_zoo
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.engine import (
+    AMPTrainer,
+    SimpleTrainer,
+    create_ddp_model,
+    default_setup,
+    default_writers,
+    hooks,
+    launch,
+)
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from ..checkpoint import RandWireCheckpointer
+from ..config_files import config_path
+from ..data.classes import category_ids
+from ..modeling import RandWire
+from ..runs import RunFolder
+from .checks import check_dataset, similar
+from .datasets import thing_classes
+from .shadow_steps import ShadowSteps
+from .threads import share_cores
+from .trainer import share_statistics
+
+# What Detectron2's lazyconfig_train_net.py reads, too.
+_SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
+
+logger = logging.getLogger(__name__)
+
+
+def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Train or evaluate a LazyConfig in ``--num-gpus`` processes on each of ``--num-machines``."""
+    if cfg.train.device == "cpu":
+        share_cores(args.num_gpus)
+    # A config may hold functions that can't be sent to another process; each loads its own.
+    launch(
+        _train_or_evaluate,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def load_lazy_config(args: argparse.Namespace) -> DictConfig:
+    """The LazyConfig of a command line, checked; the file runs.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+
+    Raises:
+        ValueError: for what would make the run fail later: a missing file, data set or device, a
+            model that can't be built, a training that can't succeed. One line.
+    """
+    cfg = _read(args)
+    missing = [name for name in _SECTIONS if name not in cfg]
+    if missing:
+        raise ValueError(f"{args.config_file} lacks {', '.join(missing)}")
+    known = {*model_zoo.get_config("common/train.py").train, "seed", "cudnn_benchmark"}
+    for key in cfg.train:
+        if key not in known:
+            raise ValueError(f"train.{key} is unknown{similar(key, known)}")
+    _check_device(cfg, args)
+    for split in ("test",) if args.eval_only else ("train", "test"):
+        for name in _datasets(cfg, split):
+            check_dataset(f"dataloader.{split}.dataset.names", name)
+            _check_classes(cfg, name)
+    _check_model(cfg, args)
+    return cfg
+
+
+def _read(args: argparse.Namespace) -> DictConfig:
+    path = args.config_file = config_path(args.config_file)
+    if not path.endswith(".py"):
+        raise ValueError(
+            f"--config-file {path!r} is no LazyConfig, whose name ends in .py; YAML is for "
+            "tools/train_net.py"
+        )
+    logger.info(f"{path} is Python, as LazyConfig files are by nature: it runs now")
+    cfg = LazyConfig.load(path)
+    try:
+        return LazyConfig.apply_overrides(cfg, args.opts)
+    except (HydraException, OmegaConfBaseException, KeyError) as e:
+        reason = " ".join(str(e.args[0] if e.args else e).split())
+        raise ValueError(f"the command line's path.key=value: {reason}") from e
+
+
+def _datasets(cfg: DictConfig, split: str) -> list[str]:
+    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names", default=())
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _check_classes(cfg: DictConfig, name: str) -> None:
+    number = len(thing_classes(name))
+    for key in ("model.num_classes", "model.roi_heads.num_classes"):
+        value = OmegaConf.select(cfg, key)
+        if number and value not in (None, number):
+            raise ValueError(f"{key} is {value}, but {name!r} has {number} classes: {key}={number}")
+
+
+def _check_device(cfg: DictConfig, args: argparse.Namespace) -> None:
+    device, gpus = str(cfg.train.device), torch.cuda.device_count()
+    if device.startswith("cuda") and gpus < args.num_gpus:
+        raise ValueError(
+            f"train.device is {device!r} and --num-gpus {args.num_gpus}, but torch sees {gpus} "
+            "GPUs; to train on the CPU, add train.device=cpu"
+        )
+    if device == "cpu" and cfg.train.amp.enabled and not args.eval_only:
+        raise ValueError("train.amp.enabled needs a GPU: Detectron2's AMPTrainer has no CPU path")
+
+
+def _check_model(cfg: DictConfig, args: argparse.Namespace) -> None:
+    try:
+        with torch.device("meta"):  # without memory or time
+            modules = list(instantiate(cfg.model).modules())
+    except (AssertionError, OmegaConfBaseException, TypeError, ValueError) as e:
+        raise ValueError(f"model: {' '.join(str(e).split())}") from e
+    synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in modules)
+    if synchronised and cfg.train.device == "cpu" and not args.eval_only:
+        raise ValueError("model: SyncBN needs GPUs; on a CPU use BN or GN")
+    weights, run = cfg.train.init_checkpoint, RunFolder(cfg.train.output_dir)
+    if args.resume and run.can_resume:
+        return
+    if weights and "://" not in weights and not os.path.isfile(weights):
+        raise ValueError(f"train.init_checkpoint {weights!r} does not exist")
+    if weights:
+        return
+    if args.eval_only:
+        raise ValueError("--eval-only needs weights: set train.init_checkpoint, or --resume a run")
+    networks = [module for module in modules if isinstance(module, RandWire)]
+    if any(isinstance(m, FrozenBatchNorm2d) for network in networks for m in network.modules()):
+        raise ValueError(
+            "training starts without train.init_checkpoint, but RandWire has frozen batch norms, "
+            "which diverge if they were never trained: set train.init_checkpoint, or its norm BN "
+            "(or SyncBN, GN) and its freeze_at 0"
+        )
+
+
+def _train_or_evaluate(args: argparse.Namespace) -> Any:
+    cfg = _read(args)
+    default_setup(cfg, args)
+    several, rank = comm.get_world_size() > 1, comm.get_rank()
+    setup_logger(cfg.train.output_dir, rank, name="randwire_d2", configure_stdout=several)
+    model = instantiate(cfg.model).to(cfg.train.device)
+    if args.eval_only:
+        checkpointer = RandWireCheckpointer(model, cfg.train.output_dir)
+        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+        return _evaluate(cfg, model)
+    return _train(cfg, args, model)
+
+
+def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
+    train = cfg.train
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    loader = instantiate(cfg.dataloader.train)
+    on_cpu = {"device_ids": None} if train.device == "cpu" else {}
+    wrapped = create_ddp_model(model, **train.ddp, **on_cpu)
+    trainer = (AMPTrainer if train.amp.enabled else SimpleTrainer)(wrapped, loader, optimizer)
+    checkpointer = RandWireCheckpointer(
+        model, train.output_dir, **_classes(cfg), trainer=weakref.proxy(trainer)
+    )
+    is_main = comm.is_main_process()
+    writers = default_writers(train.output_dir, train.max_iter) if is_main else []
+    trainer.register_hooks(
+        [
+            ShadowSteps(wrapped, RunFolder(train.output_dir), 0),
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer) if is_main else None,
+            hooks.EvalHook(train.eval_period, lambda: _evaluate(cfg, model)),
+            hooks.PeriodicWriter(writers, period=train.log_period) if is_main else None,
+        ]
+    )
+    checkpointer.resume_or_load(train.init_checkpoint, resume=args.resume)
+    resumed = args.resume and checkpointer.has_checkpoint()
+    trainer.train(trainer.iter + 1 if resumed else 0, train.max_iter)
+
+
+def _classes(cfg: DictConfig) -> dict[str, Any]:
+    """What a checkpoint holds of the first training set's classes: names and ids."""
+    names = _datasets(cfg, "train")
+    if not names:
+        return {}
+    metadata = MetadataCatalog.get(names[0])
+    return {"class_names": metadata.get("thing_classes"), "category_ids": category_ids(metadata)}
+
+
+def _evaluate(cfg: DictConfig, model: nn.Module) -> Any:
+    if "evaluator" not in cfg.dataloader:
+        return None
+    share_statistics(model)
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results

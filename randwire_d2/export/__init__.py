@@ -1,0 +1,33 @@
+"""Models as graphs that other runtimes run: ONNX, TorchScript and torch.export."""
+
+from .comparison import TOLERANCE, difference
+from .folding import fold_batch_norms
+from .formats import FORMATS, Format, Run, format_of
+from .graphs import (
+    BACKBONE,
+    CLASSIFIER,
+    DETECTOR,
+    BackboneGraph,
+    ClassifierGraph,
+    DetectorGraph,
+    Graph,
+    Signature,
+)
+
+__all__ = [
+    "BACKBONE",
+    "CLASSIFIER",
+    "DETECTOR",
+    "FORMATS",
+    "TOLERANCE",
+    "BackboneGraph",
+    "ClassifierGraph",
+    "DetectorGraph",
+    "Format",
+    "Graph",
+    "Run",
+    "Signature",
+    "difference",
+    "fold_batch_norms",
+    "format_of",
+]

@@ -1,0 +1,55 @@
+"""Batch norms of known statistics, folded into the convolutions before them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ..modeling.classifier import RandWireClassifier
+from ..modeling.node import Node, PoolConv, SepConv3x3
+from ..modeling.stage import ConvStage
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+
+
+def fold_batch_norms(model: nn.Module) -> int:
+    """Fold the batch norms of RandWire, and of Detectron2's convolutions, into their convolutions.
+
+    The model, which must be in eval mode, computes the same function, apart from rounding. Norms of
+    another kind stay, and so do those after a project's own node operation, which may end with
+    something else than a convolution.
+
+    Returns:
+        How many there were.
+    """
+    pairs = list(_pairs(model))
+    for owner, conv, empty in pairs:
+        norm = owner.norm
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        owner.norm = empty
+    return len(pairs)
+
+
+def _pairs(model: nn.Module) -> Iterator[tuple[Any, nn.Conv2d, nn.Module | None]]:
+    """What has such a norm; the convolution before it; what stands for no norm there."""
+    for module in model.modules():
+        if not isinstance(getattr(module, "norm", None), _NORMS):
+            continue
+        if isinstance(module, Conv2d):
+            yield module, module, None
+        elif isinstance(module, (Node, ConvStage, RandWireClassifier)):
+            last: Any = module.conv
+            if isinstance(last, (SepConv3x3, PoolConv)):
+                last = last.pointwise
+            if isinstance(last, nn.Conv2d):
+                yield module, last, nn.Identity()

@@ -1,0 +1,130 @@
+"""What is exported: a model as a function from a tensor of images to named tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.export.torchscript_patch import patch_builtin_len
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+DETECTOR, CLASSIFIER, BACKBONE = "detector", "classifier", "backbone"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a graph takes and gives.
+
+    Attributes:
+        kind: "detector", "classifier" or "backbone".
+        outputs: the names of its outputs.
+        batched: whether it takes images (N, 3, H, W), else one image (3, H, W); float32 in both.
+        multiple: of which height and width must be multiples.
+        normalised: whether the images must have been normalised, else their values are 0 … 255.
+        most: the most detections that an image may have; 0 of what detects nothing.
+    """
+
+    kind: str
+    outputs: tuple[str, ...]
+    batched: bool
+    multiple: int = 1
+    normalised: bool = False
+    most: int = 0
+
+    @property
+    def input(self) -> str:
+        """The name of its input."""
+        return "images" if self.batched else "image"
+
+    @property
+    def axes(self) -> dict[str, dict[int, str]]:
+        """The names of all dynamic axes, by input or output."""
+        if not self.batched:
+            found = {name: {0: "detections"} for name in self.outputs}
+            return {self.input: {1: "height", 2: "width"}, **found}
+        features = {name: {0: "batch"} for name in self.outputs}
+        if self.kind == BACKBONE:
+            for name, axes in features.items():
+                axes |= {2: f"height_{name}", 3: f"width_{name}"}
+        return {self.input: {0: "batch", 2: "height", 3: "width"}, **features}
+
+
+class Graph(nn.Module):
+    """A model, in eval mode, as a function from a tensor to a tuple of tensors.
+
+    Attributes:
+        signature: what they are.
+    """
+
+    signature: Signature
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval().requires_grad_(False)
+
+
+class DetectorGraph(Graph):
+    """One image (3, H, W), values 0 … 255, to the fields of its instances.
+
+    Boxes are in pixels of that image; masks (n, 1, M, M) are those of the boxes, not pasted.
+
+    Args:
+        most: the most detections that an image may have (TEST.DETECTIONS_PER_IMAGE).
+
+    Raises:
+        ValueError: the model gives more than instances.
+    """
+
+    def __init__(self, model: nn.Module, most: int) -> None:
+        if isinstance(model, PanopticFPN):
+            raise ValueError("a PanopticFPN gives more than instances: export its --part backbone")
+        super().__init__(model)
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            found = self._instances(torch.zeros(3, 64, 64, device=device)).get_fields()
+        self.signature = Signature(DETECTOR, tuple(sorted(found)), batched=False, most=most)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        with patch_builtin_len():  # Detectron2's own way to count boxes in a trace
+            fields = self._instances(image).get_fields()
+        values: tuple[Any, ...] = tuple(fields[name] for name in self.signature.outputs)
+        return tuple(value if isinstance(value, Tensor) else value.tensor for value in values)
+
+    def _instances(self, image: Tensor) -> Instances:
+        model: Any = self.model
+        if isinstance(model, GeneralizedRCNN):
+            return model.inference([{"image": image}], do_postprocess=False)[0]
+        return model([{"image": image}])[0]["instances"]
+
+
+class ClassifierGraph(Graph):
+    """Images (N, 3, H, W), values 0 … 255, to logits (N, num_classes)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.signature = Signature(CLASSIFIER, ("logits",), batched=True)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.model({"image": images}),)
+
+
+class BackboneGraph(Graph):
+    """Normalised images (N, 3, H, W) to the features of a backbone, with its FPN if it has one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        backbone: Any = model
+        self.signature = Signature(
+            BACKBONE,
+            tuple(backbone.output_shape()),
+            batched=True,
+            multiple=backbone.size_divisibility or 1,
+            normalised=True,
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features: Mapping[str, Tensor] = self.model(images)
+        return tuple(features[name] for name in self.signature.outputs)

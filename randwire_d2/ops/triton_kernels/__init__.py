@@ -1,0 +1,20 @@
+"""The operators as Triton kernels: what runs on CUDA.
+
+To these kernels a batch of images is a matrix, with a row for each pixel and a column for each
+channel (channels_last). They are bound by memory, so they read and write as few tensors as the
+dependencies allow. Sums over pixels are deterministic: every program writes sums of its own, which
+are added up later, in a fixed order and for several nodes at once.
+"""
+
+from .depthwise import aggregate, aggregate_backward
+from .norms import batch_norm_backward, batch_norm_statistics
+from .sums import weighted_sum, weighted_sum_backward
+
+__all__ = [
+    "aggregate",
+    "aggregate_backward",
+    "batch_norm_backward",
+    "batch_norm_statistics",
+    "weighted_sum",
+    "weighted_sum_backward",
+]

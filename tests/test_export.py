@@ -1,0 +1,455 @@
+"""Exported models: each format and part computes what the model does, says so, and predicts."""
+
+import io
+import json
+import os
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from helpers import ROOT, draw_image_folders, refusal, run_tool
+from pycocotools import mask as mask_util
+from torch import Tensor, nn
+
+from randwire_d2 import NetworkGenerator, RandWire, RandWireClassifier, load_detector
+from randwire_d2.checkpoint import RandWireCheckpointer
+from randwire_d2.cli.predict import main as predict
+from randwire_d2.config import classifier_config, detector_config
+from randwire_d2.data.shapes import CLASSES
+from randwire_d2.export import (
+    DETECTOR,
+    FORMATS,
+    TOLERANCE,
+    Signature,
+    difference,
+    fold_batch_norms,
+    format_of,
+)
+from randwire_d2.inference import Classifier, Detector, load_model
+from randwire_d2.inference import export as export_module
+from randwire_d2.inference.export import export_model
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "torch": ".pt2"}
+SMALL = [
+    "MODEL.RANDWIRE.CHANNELS", 6, "MODEL.RANDWIRE.NUM_NODES", 4, "MODEL.RANDWIRE.WS.K", 2,
+    "MODEL.DEVICE", "cpu",
+]  # fmt: skip
+# A Mask R-CNN that takes milliseconds, and finds much though nobody trained it.
+DETECTOR_OPTIONS = [
+    *SMALL, "MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM", 8, "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 7,
+    "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32, "INPUT.MIN_SIZE_TEST", 96,
+    "MODEL.ROI_HEADS.NUM_CLASSES", 6, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.02,
+     "TEST.DETECTIONS_PER_IMAGE", 10,
+]  # fmt: skip
+NAMES = ["disc", "größe \"2\"", "ring", "star", "crescent", "box"]  # fmt: skip
+IDS = [3, 1, 4, 15, 9, 2]
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """The model with what a training would leave in its norms and its sums' weights."""
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, least in ((module.running_mean, -0.5), (module.running_var, 0.5)):
+                tensor.uniform_(least, least + 1, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.uniform_(-0.5, 0.5, generator=generator)
+        own = module._parameters.get("weight")
+        if own is not None and own.dim() == 1 and not isinstance(module, nn.BatchNorm2d):
+            own.data.normal_(generator=generator)
+    return model
+
+
+def save(cfg: CfgNode, folder: Path, names: list[str], ids: list[int]) -> Path:
+    torch.manual_seed(0)
+    model = trained(build_model(cfg))
+    classes: Any = {"class_names": names, "category_ids": ids}
+    RandWireCheckpointer(model, str(folder), cfg=cfg, **classes).save("model_final")
+    return folder / "model_final.pth"
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cfg = detector_config()
+    cfg.merge_from_file(str(ROOT / "configs/faster_rcnn_randwire_shapes.yaml"))
+    cfg.merge_from_list(DETECTOR_OPTIONS)
+    return save(cfg, tmp_path_factory.mktemp("detector"), list(CLASSES), IDS)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cfg = classifier_config()
+    cfg.merge_from_file(str(ROOT / "configs/shapes/randwire_pretrain.yaml"))
+    cfg.merge_from_list([*SMALL, "MODEL.CLASSIFIER.NUM_CLASSES", 6, "INPUT.TEST_CROP_SIZE", 40])
+    return save(cfg, tmp_path_factory.mktemp("classifier"), NAMES, list(range(6)))
+
+
+@pytest.fixture(scope="module")
+def files(detector: Path, classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The exported file of a model ("detector" or "classifier"), a part and a format."""
+    folder = tmp_path_factory.mktemp("exported")
+    sources = {"detector": detector, "classifier": classifier}
+
+    def exported(kind: str, part: str, name: str) -> Path:
+        file = folder / f"{kind}_{part}{SUFFIXES[name]}"
+        if not file.exists():
+            proof = export_model(sources[kind], file, name, part=part)
+            assert proof.difference <= TOLERANCE and len(set(proof.shapes)) == 3
+            assert (proof.detections > 5) == (kind == "detector" and part == "whole")
+        return file
+
+    return exported
+
+
+def found_in(model: Detector | Classifier, size: tuple[int, int]) -> list[dict[str, Any]]:
+    pixels = np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8)
+    (found,) = model.predict([model.prepare(pixels)])
+    return model.records(found, 7)
+
+
+def assert_same_records(actual: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(actual) == len(expected) > 0
+    for ours, theirs in zip(actual, expected):
+        for key in ("image_id", "category_id"):
+            assert ours[key] == theirs[key]
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
+        assert ours.get("bbox") == pytest.approx(theirs.get("bbox"), abs=1e-2)
+        if "segmentation" in ours:
+            masks = [ours["segmentation"], theirs["segmentation"]]
+            assert mask_util.iou(masks[:1], masks[1:], [False]).item() > 0.99
+
+
+# -------------------------------------------------------------------------------------------------
+# What is computed
+# -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["onnx", "torchscript"])
+def test_an_exported_detector_finds_what_its_checkpoint_finds(
+    name: str, files: Any, detector: Path
+) -> None:
+    """Wrong: boxes, scores, classes or masks are others, in sizes that were neither traced nor
+    compared, or names and ids of the classes are lost."""
+    own, exported = load_detector(detector, "cpu"), load_detector(files("detector", "whole", name))
+    assert (exported.class_names, exported.category_ids) == (list(CLASSES), IDS)
+    for size in ((60, 81), (300, 100)):
+        assert_same_records(found_in(exported, size), found_in(own, size))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_exported_classifier_is_as_sure_as_its_checkpoint(
+    name: str, files: Any, classifier: Path
+) -> None:
+    """Wrong: the probabilities are others, or the format takes no batch of another number."""
+    own, exported = load_model(classifier, "cpu"), load_model(files("classifier", "whole", name))
+    assert isinstance(exported, Classifier) and exported.class_names == NAMES
+    assert_same_records(found_in(exported, (60, 81)), found_in(own, (60, 81)))
+    images = torch.randint(0, 256, (5, 3, 32, 77), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = [model.model({"image": images}) for model in (own, exported)]
+    assert (logits[0] - logits[1]).abs().max() < 1e-4 * logits[0].abs().max()
+
+
+# torch.export takes seconds for each.
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        *((kind, name) for kind in ("detector", "classifier") for name in ("onnx", "torchscript")),
+        pytest.param("detector", "torch", marks=pytest.mark.slow),
+        pytest.param("classifier", "torch", marks=pytest.mark.slow),
+    ],
+)
+def test_an_exported_backbone_gives_the_features(
+    kind: str, name: str, files: Any, detector: Path, classifier: Path
+) -> None:
+    """Wrong: a feature has another value, order or size; of a size so small that some have one
+    pixel, or of another number of images."""
+    file = files(kind, "backbone", name)
+    run, metadata = FORMATS[name].read(str(file))
+    model: Any = load_model(detector if kind == "detector" else classifier, "cpu").model
+    backbone = model.backbone if kind == "detector" else model.network.backbone
+    multiple = json.loads(metadata["input"])["multiple_of"]
+    assert multiple == (32 if kind == "detector" else 1)
+    for number, height, width in ((1, multiple, 2 * multiple), (3, 64, 160)):
+        images = torch.randn(number, 3, height, width)
+        with torch.no_grad():
+            expected = backbone(images)
+        assert json.loads(metadata["outputs"]) == list(expected)
+        for ours, theirs in zip(run(images), expected.values(), strict=True):
+            assert ours.shape == theirs.shape
+            assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+    with pytest.raises(ValueError, match="a backbone alone, which finds nothing"):
+        load_model(file)
+
+
+def test_predict_writes_the_same_results(files: Any, detector: Path, tmp_path: Path) -> None:
+    """Wrong: tools/predict.py doesn't take an exported file, or an evaluation of its results.json
+    would be another one."""
+    for name, source in (("own", detector), ("onnx", files("detector", "whole", "onnx"))):
+        predict([
+            str(source), "--dataset", "test", "--output", str(tmp_path / name), "--no-pictures",
+        ])  # fmt: skip
+    own, exported = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("own", "onnx")
+    )
+    assert len({record["image_id"] for record in own}) == 12
+    assert_same_records(exported, own)
+
+
+def pictures(folder: Path) -> Path:
+    draw_image_folders(folder / "pictures", classes=["a"], train=2, val=1)
+    return folder / "pictures"
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize("node_op", ["sep_conv3x3", "conv3x3", "max_pool3x3"])
+def test_folded_norms_are_gone_and_change_nothing(norm: str, node_op: str) -> None:
+    """Wrong: a norm stays, or is folded into the wrong convolution."""
+    spec = NetworkGenerator("small", 6, 5, "WS", {"k": 2, "p": 0.5}, node_op)(1)
+    model = trained(RandWireClassifier(spec, 4, norm="BN")).eval()
+    model.load_state_dict(trained(RandWireClassifier(spec, 4)).state_dict())
+    if norm == "FrozenBN":
+        from detectron2.layers import FrozenBatchNorm2d
+
+        model = FrozenBatchNorm2d.convert_frozen_batchnorm(model)
+    images = torch.randn(2, 3, 50, 70)
+    with torch.no_grad():
+        expected = model(images)
+        number = fold_batch_norms(model)
+        actual = model(images)
+    assert number == 2 + 1 + 3 * 5  # conv1, conv2, the head, and the nodes of three stages
+    assert not any("Norm" in type(module).__name__ for module in model.modules())
+    assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_what_is_no_batch_norm_stays() -> None:
+    """Wrong: a group norm is folded, or one whose convolution nobody knows."""
+    spec = NetworkGenerator("small", 6, 5, "WS", {"k": 2, "p": 0.5}, "conv3x3")(1)
+    assert fold_batch_norms(RandWire(spec, norm="GN")) == 0
+    unknown: Any = RandWire(spec)
+    unknown.res5.nodes[0].conv = nn.Sequential(unknown.res5.nodes[0].conv, nn.MaxPool2d(1))
+    assert fold_batch_norms(unknown) == 2 + 3 * 5 - 1
+
+
+def test_nodes_are_in_the_order_that_needs_least_memory(files: Any, classifier: Path) -> None:
+    """Wrong: a runtime that takes nodes as they come holds more results than it must."""
+    graph = onnx.load(files("classifier", "whole", "onnx")).graph
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    network: Any = load_model(classifier, "cpu").model
+    for name in ("res3", "res4", "res5"):
+        pattern = rf".*/{name}/nodes\.(\d+)/conv/pointwise/Conv"
+        found = [re.fullmatch(pattern, node.name) for node in graph.node]
+        order = getattr(network.network.backbone, name).plan.order
+        assert tuple(int(match[1]) for match in found if match) == order
+
+
+# -------------------------------------------------------------------------------------------------
+# What a file says about itself
+# -------------------------------------------------------------------------------------------------
+
+
+def own_metadata(file: Path) -> dict[str, str]:
+    """As somebody without this project reads it."""
+    if file.suffix == ".onnx":
+        return {prop.key: prop.value for prop in onnx.load(file).metadata_props}
+    keys = ("kind", "opset", "class_names", "category_ids", "preprocessing", "fingerprint", "input")
+    if file.suffix == ".ts":
+        texts = {f"metadata/{key}": "" for key in keys}
+        torch.jit.load(file, _extra_files=texts)
+        return {key.removeprefix("metadata/"): texts[key].decode() for key in texts}
+    texts = dict.fromkeys(keys, "")
+    torch.export.load(file, extra_files=texts)
+    return texts
+
+
+@pytest.mark.parametrize(
+    "kind, name", [("detector", "onnx"), ("classifier", "torchscript"), ("classifier", "torch")]
+)
+def test_the_metadata_says_what_it_takes_to_use_the_file(
+    kind: str, name: str, files: Any, detector: Path, classifier: Path
+) -> None:
+    """Wrong: who has nothing but the file doesn't know what it takes, or what its outputs mean."""
+    said = own_metadata(files(kind, "whole", name))
+    model = load_model(detector if kind == "detector" else classifier, "cpu")
+    assert said["kind"] == kind
+    assert said["opset"].startswith({"onnx": "ai.onnx 17"}.get(name, ""))
+    assert json.loads(said["class_names"]) == (NAMES if kind == "classifier" else list(CLASSES))
+    assert json.loads(said["category_ids"]) == model.category_ids
+    spec = next(m for m in model.model.modules() if isinstance(m, RandWire)).spec
+    assert said["fingerprint"] == spec.fingerprint
+    shape = [3, "height", "width"] if kind == "detector" else ["batch", 3, "height", "width"]
+    assert json.loads(said["input"])["shape"] == shape
+    preprocessing = json.loads(said["preprocessing"])
+    assert preprocessing["input_format"] == model.cfg.INPUT.FORMAT
+    assert preprocessing["pixel_std"] == list(model.cfg.MODEL.PIXEL_STD)
+    assert preprocessing["normalisation"] == "in the graph"
+    assert 96 in preprocessing.values() or preprocessing["center_crop"] == 40
+
+
+# -------------------------------------------------------------------------------------------------
+# Refusals
+# -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["detector", "classifier"])
+def test_a_graph_that_computes_something_else_is_not_written(
+    kind: str, detector: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: a file with other results than the model's gets its name, or replaces a good one."""
+
+    def fold_badly(model: nn.Module) -> int:
+        fold_batch_norms(model)
+        parts = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        parts[-1].weight.data *= 1.2
+        return 0
+
+    monkeypatch.setattr(export_module, "fold_batch_norms", fold_badly)
+    source = detector if kind == "detector" else classifier
+    (tmp_path / "x.ts").write_text("a good one")
+    with pytest.raises(ValueError, match=r"differs from the model by [\d.einf]+ \(at most 0.001"):
+        export_model(source, tmp_path / "x.ts")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.ts"]
+    assert (tmp_path / "x.ts").read_text() == "a good one"
+
+
+def test_detections_are_paired() -> None:
+    """Wrong: another order counts as a difference, or another box, score, class or number does
+    not."""
+    fields = ("pred_boxes", "pred_classes", "scores")
+    signature = Signature(DETECTOR, fields, batched=False, most=8)
+    corner = torch.rand(8, 2) * 90
+    boxes = torch.cat([corner, corner + 9], dim=1)
+    classes, scores = torch.arange(8) % 3, torch.linspace(0.9, 0.1, 8)
+
+    def apart(
+        order: Tensor, *, b: Tensor = boxes, c: Tensor = classes, s: Tensor = scores
+    ) -> float:
+        image = torch.zeros(3, 50, 100)
+        own = (boxes, classes, scores)
+        return difference(signature, image, own, (b[order], c[order], s[order]))
+
+    every = torch.arange(8)
+    assert apart(every.flip(0)) == 0
+    assert apart(every, b=boxes + 0.005) == pytest.approx(0.005 / 100, rel=1e-2)
+    assert apart(every, b=boxes + 5) > TOLERANCE
+    assert apart(every, s=scores + 5e-5) == pytest.approx(5e-5, rel=1e-2)
+    assert apart(every, s=scores + 2 * TOLERANCE) > TOLERANCE
+    assert apart(every, c=(classes + 1) % 3) > TOLERANCE
+    last, first = boxes.clone(), boxes.clone()
+    last[-1], first[0] = 0, 0
+    assert apart(every, b=last) == 0  # there could have been more than eight
+    assert apart(every, b=first) == pytest.approx(0.8)
+    assert apart(every[:-1]) == pytest.approx(0.1) and apart(every[1:]) == pytest.approx(0.9)
+    assert apart(every[:0]) > TOLERANCE
+    assert apart(every, b=boxes * float("nan")) > TOLERANCE
+    one, moved = ((b, classes[:1], scores[:1]) for b in (boxes[:1], boxes[:1] + 5))
+    assert difference(signature, torch.zeros(3, 50, 100), one, moved) == pytest.approx(0.9)
+    nothing = tuple(v[:0] for v in (boxes, classes, scores))
+    assert difference(signature, torch.zeros(3, 9, 9), nothing, nothing) == 0
+    logits = (torch.ones(1, 4),)
+    signature = Signature("classifier", ("logits",), batched=True)
+    for wrong in (torch.ones(1, 4) * float("nan"), torch.ones(2, 4), torch.ones(1, 4) * 1.1):
+        assert difference(signature, torch.zeros(1, 3, 9, 9), logits, (wrong,)) > TOLERANCE
+
+
+def test_what_can_not_be_exported_is_refused_in_one_line(
+    files: Any, detector: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: work is done in vain, or what is wrong and what to do is not said."""
+    onnx_file = files("classifier", "whole", "onnx")
+    for source, output, options, message in (
+        (classifier, "x.pth", {}, r"'.*x\.pth': the name of an exported file ends in \.onnx or"),
+        (classifier, "x.onnx", {"format_name": "torch"}, "format torch ends in .pt2"),
+        (classifier, "no/x.onnx", {}, "its folder does not exist"),
+        (onnx_file, "x.ts", {}, "is an exported file already"),
+        (detector, "x.pt2", {}, "torch.export can't follow how Detectron2 chooses proposals"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_model(source, tmp_path / output, **options)
+    assert not [*tmp_path.iterdir()]
+    said = refusal("export_model.py", tmp_path / "no.pth", tmp_path / "x.ts", log=tmp_path / "log")
+    assert "does not exist" in said
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for missing in (
+        lambda: export_model(classifier, tmp_path / "x.onnx"),
+        lambda: load_model(onnx_file),
+    ):
+        with pytest.raises(ValueError, match="onnxruntime: pip install onnx onnxruntime"):
+            missing()
+
+
+def test_a_detector_that_finds_nothing_is_not_proved_by_it(detector: Path, tmp_path: Path) -> None:
+    """Wrong: boxes of a detector are said to be equal though none were compared."""
+    checkpoint = torch.load(detector, weights_only=True)
+    checkpoint["config"] = checkpoint["config"].replace(
+        "SCORE_THRESH_TEST: 0.02", "SCORE_THRESH_TEST: 0.9"
+    )
+    torch.save(checkpoint, tmp_path / "sure.pth")
+    with pytest.raises(ValueError, match="found nothing in the images .* with --images"):
+        export_model(tmp_path / "sure.pth", tmp_path / "x.ts")
+    assert not (tmp_path / "x.ts").exists()
+
+
+class Marker:
+    """Its pickle makes a folder where it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_files_of_others_are_refused_in_one_line(files: Any, tmp_path: Path) -> None:
+    """Wrong: a file without this metadata, a damaged one or one with a pickle is run, or fails with
+    a traceback; a checkpoint that is called .pt is taken for TorchScript."""
+    good = files("classifier", "whole", "onnx")
+    model = onnx.load(good)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match=r"lacks what tools/export_model\.py writes"):
+        load_model(tmp_path / "foreign.onnx")
+    (tmp_path / "cut.onnx").write_bytes(good.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cut\.onnx can't be read as onnx"):
+        load_model(tmp_path / "cut.onnx")
+    with pytest.raises(ValueError, match="an exported file runs on the CPU here"):
+        load_model(good, "cuda")
+    torch.save({"model": {}}, tmp_path / "x.pt")
+    assert format_of(str(tmp_path / "x.pt")) is None
+    bad = tmp_path / "bad.pt2"
+    bad.write_bytes(files("classifier", "whole", "torch").read_bytes())
+    with zipfile.ZipFile(bad, "a") as archive:
+        archive.writestr("archive/data/constants/opaque_obj_0", b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(ValueError, match="opaque_obj_0', an object that could run code"):
+        load_model(bad)
+    objects = io.BytesIO()
+    torch.save(((Marker(tmp_path / "ran"),), {}), objects)
+    good = files("classifier", "whole", "torch")
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(bad, "w") as archive:
+        for name in source.namelist():
+            inputs = name.endswith("data/sample_inputs/model.pt")
+            archive.writestr(name, objects.getvalue() if inputs else source.read(name))
+    with pytest.raises(ValueError, match=r"bad\.pt2 can't be read as torch: Weights only"):
+        load_model(bad)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_command_says_what_it_proved(detector: Path, tmp_path: Path) -> None:
+    """Wrong: the tool doesn't run, passes over --images, or says nothing of what was compared."""
+    image = next(pictures(tmp_path).rglob("*.png"))
+    file = tmp_path / "x.pt"
+    said = run_tool("export_model.py", detector, file, "--format", "torchscript",
+                    "--images", image, log=tmp_path / "log")  # fmt: skip
+    line = said.splitlines()[-1]
+    assert re.search(r"x\.pt: [\d.]+ MB, \d+ batch norms folded\. The largest difference", line)
+    assert "3×128×96, 3×96×96, 3×96×115, " in line and line.endswith(" detections")
+    assert load_detector(file).class_names == list(CLASSES)

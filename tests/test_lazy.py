@@ -1,0 +1,256 @@
+"""LazyConfigs: RandWire in one, the same detectors as from YAML, and the tool that trains them."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.config import LazyCall as L
+from detectron2.engine import default_argument_parser
+from detectron2.modeling import build_model
+from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+from helpers import ROOT, refusal, run_tool
+from omegaconf import DictConfig
+
+from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire
+from randwire_d2.config import detector_config, merge_file
+from randwire_d2.data.shapes import CLASSES
+from randwire_d2.engine import Trainer
+from randwire_d2.engine.lazy import load_lazy_config
+from randwire_d2.runs import RunFolder
+
+LAZY = ROOT / "configs" / "lazy"
+CONFIGS = sorted(path.stem for path in LAZY.glob("*rand*.py"))
+TOOL = "lazyconfig_train_net.py"
+SPEC = "model.backbone.bottom_up.spec"
+NUMBER = dict.fromkeys(CONFIGS, "model.roi_heads.num_classes") | {
+    "retinanet_randwire_c109_fpn_1x": "model.num_classes"
+}
+FASTER = "faster_rcnn_randwire_c109_fpn_1x"
+DATA = [
+    f"{NUMBER[FASTER]}={len(CLASSES)}",
+    "dataloader.train.dataset.names=randwire_shapes_train",
+    "dataloader.test.dataset.names=randwire_shapes_val",
+]
+SMALL = [
+    f"{SPEC}._target_.channels=8", f"{SPEC}._target_.num_nodes=10",
+    "model.backbone.bottom_up.norm=BN", "model.backbone.bottom_up.freeze_at=0",
+    "train.init_checkpoint=''", "train.device=cpu", "dataloader.train.total_batch_size=2",
+    "dataloader.train.num_workers=0", "dataloader.test.num_workers=0",
+]  # fmt: skip
+SMALL_YAML: list[Any] = [
+    *("MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 10, "MODEL.RANDWIRE.NORM", "BN"),
+    *("MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", len(CLASSES), "MODEL.RETINANET.NUM_CLASSES", len(CLASSES)),
+    *("DATASETS.TRAIN", ("randwire_shapes_train",), "DATASETS.TEST", ("randwire_shapes_val",)),
+    *("SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0),
+]
+
+
+def yaml_of(name: str) -> Path:
+    """The config of a LazyConfig's name."""
+    beside = ROOT / "configs" / f"{name}.yaml"
+    return beside if beside.is_file() else ROOT / "configs" / "coco" / f"{name}.yaml"
+
+
+def parse(name: str | Path, *args: str) -> argparse.Namespace:
+    path = LAZY / f"{name}.py" if isinstance(name, str) else name
+    return default_argument_parser().parse_args(["--config-file", str(path), *args])
+
+
+# -------------------------------------------------------------------------------------------------
+# RandWire
+# -------------------------------------------------------------------------------------------------
+
+
+def test_a_lazy_call_builds_the_network_of_the_call(tmp_path: Path) -> None:
+    """Wrong: a generator in a LazyConfig draws another network, or one that can't be changed or
+    saved and read."""
+    params = {"k": 4, "p": 0.75}
+    lazy = L(RandWire)(
+        spec=L(L(NetworkGenerator)(channels=8, num_nodes=10, graph_params=params))(seed=1),
+        out_features=["res3", "res5"],
+    )
+    LazyConfig.apply_overrides(lazy, ["spec._target_.channels=6", "spec.seed=2"])
+    expected = NetworkGenerator(channels=6, num_nodes=10)(seed=2)
+    saved = tmp_path / "saved.yaml"
+    LazyConfig.save(lazy, str(saved))
+    drawn = L(RandWire)(spec=L(NetworkSpec.from_json)(text=expected.to_json()))
+    for config in (lazy, LazyConfig.load(str(saved)), drawn):
+        assert instantiate(config).spec == expected
+    assert list(instantiate(lazy).output_shape()) == ["res3", "res5"]
+
+
+def test_a_generator_that_was_not_called_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"got NetworkGenerator.*generator\(seed=1\)"):
+        instantiate(L(RandWire)(spec=L(NetworkGenerator)(channels=8, num_nodes=10)))
+
+
+# -------------------------------------------------------------------------------------------------
+# The same as from YAML
+# -------------------------------------------------------------------------------------------------
+
+
+def both(name: str) -> tuple[CfgNode, DictConfig]:
+    """A config of each kind, small."""
+    cfg = detector_config()
+    merge_file(cfg, str(yaml_of(name)))
+    number = f"{NUMBER[name]}={len(CLASSES)}"
+    top = ["model.backbone.top_block.in_channels=64"] if name.startswith("retinanet") else []
+    lazy = LazyConfig.load(str(LAZY / f"{name}.py"))
+    LazyConfig.apply_overrides(lazy, [*DATA[1:], number, *SMALL, *top])
+    assert lazy.dataloader.train.mapper.augmentations[0].short_edge_length == list(
+        cfg.INPUT.MIN_SIZE_TRAIN
+    )
+    assert lazy.train.max_iter == cfg.SOLVER.MAX_ITER
+    lazy.dataloader.train.mapper.augmentations[0].short_edge_length = [96]
+    cfg.merge_from_list([*SMALL_YAML, "INPUT.MIN_SIZE_TRAIN", (96,)])
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        rpn, heads = lazy.model.proposal_generator, lazy.model.roi_heads
+        assert rpn.post_nms_topk[0] == cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN
+        assert heads.batch_size_per_image == cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+        rpn.post_nms_topk[0] = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 50
+        heads.batch_size_per_image = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    return cfg, lazy
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_yaml_and_lazy_are_one_detector(name: str) -> None:
+    """Wrong: their weights have other names, other values for one seed, or their images, losses or
+    learning rates differ in a bit."""
+    cfg, lazy = both(name)
+    found = []
+    models: list[torch.nn.Module] = []
+    for build in (lambda: build_model(cfg), lambda: instantiate(lazy.model)):
+        seed_all_rng(1)
+        models.append(build())
+    ours, theirs = (model.state_dict() for model in models)
+    assert list(ours) == list(theirs)
+    if name.startswith("cascade"):  # as its file says
+        models[1].load_state_dict(ours)
+    assert all(torch.equal(ours[key], value) for key, value in models[1].state_dict().items())
+
+    lazy.optimizer.params.model = models[1]
+    optimizers = [build_optimizer(cfg, models[0]), instantiate(lazy.optimizer)]
+    schedulers = [
+        build_lr_scheduler(cfg, optimizers[0]),
+        LRMultiplier(optimizers[1], instantiate(lazy.lr_multiplier), lazy.train.max_iter),
+    ]
+    for iteration in (0, 1, 499, 999, 1000, 59999, 60000, 79999, 80000, 89999):
+        for scheduler in schedulers:
+            scheduler.last_epoch = iteration
+        rates = [rate for scheduler in schedulers for rate in scheduler.get_lr()]
+        assert rates == pytest.approx([rates[0]] * len(rates), rel=1e-12)
+    loaders = (lambda: Trainer.build_train_loader(cfg), lambda: instantiate(lazy.dataloader.train))
+    for model, optimizer, loader in zip(models, optimizers, loaders):
+        seed_all_rng(2)
+        found.append(first_losses(model.train(), optimizer, loader()))
+    assert found[0] == found[1]
+
+
+def first_losses(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Any
+) -> list[dict[str, float]]:
+    """Those of two iterations, with a learning rate that changes the second."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    batches: Iterator[Any] = iter(loader)
+    found = []
+    with EventStorage():
+        for _ in range(2):
+            losses = model(next(batches))
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            found.append({name: loss.item() for name, loss in losses.items()})
+    assert found[0] != found[1]
+    return found
+
+
+# -------------------------------------------------------------------------------------------------
+# The tool
+# -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
+    """Wrong: a training does not go on from its checkpoint, its checkpoint is not one of this
+    project's, or tools/train_net.py finds other objects with it than this tool."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    fast = ["model.roi_heads.box_predictor.test_score_thresh=0.0", "train.seed=1",
+            "model.proposal_generator.post_nms_topk=[50,20]", f"train.output_dir={run}",
+            "dataloader.train.mapper.augmentations.0.short_edge_length=[96]",
+            "dataloader.test.mapper.augmentations.0.short_edge_length=96"]  # fmt: skip
+    given = ["--config-file", LAZY / f"{FASTER}.py"]
+    options = [*DATA, *SMALL, *fast]
+    said = run_tool(TOOL, *given, *options, "train.max_iter=2", log=log)
+    assert "is Python, as LazyConfig files are by nature" in said and "Shadow step" in said
+    said = run_tool(TOOL, *given, "--resume", *options, "train.max_iter=3", log=log)
+    assert "Starting training from iteration 2" in said
+    checkpoint = torch.load(run / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == 2
+    assert checkpoint["class_names"] == list(CLASSES)
+    assert NetworkSpec.from_json(checkpoint["randwire"]["spec"]).channels == 8
+
+    weights = run / "model_final.pth"
+    options += [f"train.init_checkpoint={weights}", f"train.output_dir={tmp_path / 'lazy'}"]
+    run_tool(TOOL, *given, "--eval-only", *options, log=log)
+    yaml = [*SMALL_YAML, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path / "yaml",
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RPN.POST_NMS_TOPK_TEST", 20,
+            "INPUT.MIN_SIZE_TEST", 96]  # fmt: skip
+    run_tool("train_net.py", "--config-file", yaml_of(FASTER), "--eval-only", *yaml, log=log)
+    lazily, plainly = (
+        json.loads(next((tmp_path / kind).rglob(RunFolder(run).detections_file.name)).read_text())
+        for kind in ("lazy", "yaml")
+    )
+    assert len(lazily) > 100 and lazily == plainly
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["train.max_itr=5"], "train.max_itr is unknown; did you mean .*'max_iter'"),
+        (["train.max_iter=[5"], "the command line's path.key=value: .*'.5'"),
+        (["train.max_iter.x=1"], "the command line's path.key=value: .*train.max_iter"),
+        (["train.device=cuda", "--num-gpus=99"], "train.device is 'cuda' .* sees .*device=cpu"),
+        (["train.amp.enabled=True"], "train.amp.enabled needs a GPU"),
+        (["dataloader.train.dataset.names=randwire_shape_train"], "names: .*'randwire_shapes_trai"),
+        (["model.roi_heads.num_classes=80"], "model.roi_heads.num_classes is 80, but .* has 6 cl"),
+        (["train.init_checkpoint=gone.pth"], "train.init_checkpoint 'gone.pth' does not exist"),
+        (["model.backbone.bottom_up.norm=FrozenBN"], "without train.init_checkpoint, .* freeze_at"),
+        (["model.backbone.bottom_up.freeze_at=1"], "without train.init_checkpoint, .* freeze_at"),
+        (["model.backbone.bottom_up.norm=SyncBN"], "SyncBN needs GPUs; on a CPU use BN or GN"),
+        ([f"{SPEC}._target_.graph_params.k=3"], "model: .*K=3"),
+        (["model.roi_heads.box_head.fc_dim=3"], "model: .*fc_dim"),
+        (["--eval-only"], "--eval-only needs weights"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(args: list[str], says: str) -> None:
+    flags = [arg for arg in args if arg.startswith("--")]
+    options = [*DATA, *SMALL, *(arg for arg in args if arg not in flags)]
+    with pytest.raises(ValueError, match=says) as e:
+        load_lazy_config(parse(FASTER, *flags, *options))
+    assert "\n" not in str(e.value)
+
+
+def test_only_python_is_read_as_python(tmp_path: Path) -> None:
+    """Wrong: a YAML file, whose tags LazyConfig would let run code, is read; or a part is missing
+    without a word."""
+    config = tmp_path / "config.yaml"
+    config.write_text("x: !!python/object/apply:os.mkdir [ran]")
+    with pytest.raises(ValueError, match=r"ends in \.py; YAML is for tools/train_net.py"):
+        load_lazy_config(parse(config))
+    with pytest.raises(ValueError, match="gone.py' does not exist"):
+        load_lazy_config(parse(tmp_path / "gone.py"))
+    config = tmp_path / "config.py"
+    config.write_text("model = dict(a=1)\ntrain = dict()\n")
+    with pytest.raises(ValueError, match="lacks dataloader, lr_multiplier, optimizer"):
+        load_lazy_config(parse(config))
+    said = refusal(TOOL, "--config-file", tmp_path / "config.yaml", log=tmp_path / "log")
+    assert "is no LazyConfig" in said
