@@ -34,9 +34,12 @@ EXTRAS_REQUIRE = {
     "export": ["onnx>=1.16", "onnxruntime>=1.19"],
     # For tools/benchmark.py --runtimes openvino.
     "openvino": ["openvino>=2025.0"],
-    # For tools/convert_checkpoint.py, where it reads or writes .safetensors.
+    # For MODEL.WEIGHTS hf://… and from_pretrained("owner/name").
+    "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
+    # For save_pretrained, and tools/convert_checkpoint.py where it reads or writes .safetensors.
     "safetensors": ["safetensors>=0.4"],
     "test": [
+        "huggingface_hub>=0.23",
         "hypothesis>=6.80",
         "mypy>=1.11",
         "onnx>=1.16",

@@ -26,7 +26,7 @@ from .modeling import RandWire, RandWireClassifier
 from .wiring import NetworkGenerator, NetworkSpec, complexity
 
 if TYPE_CHECKING:
-    from .inference import load_classifier, load_detector
+    from .inference import from_pretrained, load_classifier, load_detector
 
 __version__ = "0.1.0"  # setup.py reads it
 
@@ -39,6 +39,7 @@ __all__ = [
     "RandWireClassifier",
     "add_randwire_config",
     "complexity",
+    "from_pretrained",
     "get_config_file",
     "load_classifier",
     "load_detector",
@@ -47,7 +48,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Not above: a project that trains a backbone needs neither OpenCV nor data sets.
-    if name in ("load_classifier", "load_detector"):
+    if name in ("from_pretrained", "load_classifier", "load_detector"):
         from . import inference
 
         return getattr(inference, name)

@@ -1,36 +1,32 @@
 """Checkpoints that are whole, safe to load, and know their wiring, images, config and classes."""
 
-import collections
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from .array_pickle import ArrayUnpickler
 from .command import in_users_words
 from .config import classifier_config, merge_text, set_spec
 from .files import atomic_open
 from .modeling import RandWire, RandWireClassifier
+from .pretrained.entries import (
+    CATEGORY_IDS_KEY,
+    CLASS_NAMES_KEY,
+    CONFIG_KEY,
+    PREPROCESSING_KEY,
+    WIRING_KEY,
+    wiring_entry,
+)
+from .pretrained.safetensors_file import read_safetensors
 from .wiring import NetworkSpec
 
-# The key under which a checkpoint holds its Wiring: {"spec": JSON, "fingerprint": sha256}, and of a
-# classifier {"head_relu": bool}.
-WIRING_KEY = "randwire"
-# The key under which it holds its Preprocessing, as a dict.
-PREPROCESSING_KEY = "preprocessing"
-# The key under which it holds the config of its training, the YAML of ``portable_config``.
-CONFIG_KEY = "config"
-# The key under which it holds the names of its classes: a list, in the order of the outputs.
-CLASS_NAMES_KEY = "class_names"
-# The key under which it holds the ids that its data set gives these classes, in the same order.
-CATEGORY_IDS_KEY = "category_ids"
 # The key under which it holds, with SOLVER.EMA, the average of the weights, in the form of "model":
 # what evaluations test.
 EMA_KEY = "ema"
@@ -101,14 +97,9 @@ class Wiring:
         if entry is None:
             return None
         try:
-            spec, fingerprint = NetworkSpec.from_json(entry["spec"]), entry["fingerprint"]
+            spec = NetworkSpec.from_json(entry["spec"], str(entry["fingerprint"]))
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"its entry {WIRING_KEY!r} is damaged: {e}") from e
-        if spec.fingerprint != fingerprint:
-            raise ValueError(
-                f"its spec has the fingerprint {spec.fingerprint}, but it states {fingerprint}: "
-                "one of the two was changed"
-            )
         head_relu = entry.get("head_relu")
         if not isinstance(head_relu, bool | None):
             raise ValueError(f"its entry {WIRING_KEY!r} is damaged: head_relu is {head_relu!r}")
@@ -125,8 +116,7 @@ class Wiring:
 
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint, under ``WIRING_KEY``."""
-        entry = {"spec": self.spec.to_json(), "fingerprint": self.spec.fingerprint}
-        return entry if self.head_relu is None else {**entry, "head_relu": self.head_relu}
+        return wiring_entry(self.spec, self.head_relu)
 
 
 class RandWireCheckpointer(DetectionCheckpointer):
@@ -163,24 +153,14 @@ class RandWireCheckpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = _AtomicPathManager()
-        self._whole: dict[str, Any] = {}
-        if cfg is not None:
-            self._whole[CONFIG_KEY] = portable_config(cfg, Wiring.in_model(model)).dump()
-        if class_names is not None:
-            self._whole[CLASS_NAMES_KEY] = list(map(str, class_names))
-        if category_ids is not None:
-            self._whole[CATEGORY_IDS_KEY] = list(map(int, category_ids))
+        self._entries = entries_of(self.model, cfg, class_names, category_ids)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        wiring = Wiring.in_model(self.model)
-        if wiring is not None:
-            kwargs[WIRING_KEY] = wiring.to_dict()
-        preprocessing = find_preprocessing(self.model)
-        if preprocessing is not None:
-            kwargs[PREPROCESSING_KEY] = preprocessing.to_dict()
-        super().save(name, **self._whole, **kwargs)
+        super().save(name, **{**kwargs, **self._entries})
 
     def _torch_load(self, f: str) -> Any:
+        if f.endswith(".safetensors"):
+            return read_safetensors(f)
         return torch.load(f, map_location="cpu", weights_only=True)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -191,10 +171,13 @@ class RandWireCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         check_wiring(self.model, checkpoint)
         _compare_preprocessing(self.model, checkpoint)
-        incompatible = super()._load_model(checkpoint)
         name, backbone = _find_backbone(self.model)
+        prefix = f"{name}." if name else ""
+        if backbone is not None and _is_bare(checkpoint):
+            state = checkpoint["model"]
+            checkpoint["model"] = {prefix + key: value for key, value in state.items()}
+        incompatible = super()._load_model(checkpoint)
         if backbone is not None:
-            prefix = f"{name}." if name else ""
             keys = {prefix + key for key, _ in backbone.named_parameters()}
             if keys.issubset(incompatible.missing_keys):
                 raise ValueError(
@@ -208,6 +191,40 @@ class RandWireCheckpointer(DetectionCheckpointer):
 def _find_backbone(model: nn.Module) -> tuple[str, RandWire | None]:
     found = ((name, m) for name, m in model.named_modules() if isinstance(m, RandWire))
     return next(found, ("", None))
+
+
+def _is_bare(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether it is a RandWire's own, as its ``save_pretrained`` writes it, in no other model."""
+    wiring = Wiring.of(checkpoint)
+    if wiring is None:
+        return False
+    names = {layer.name for layer in wiring.spec.layers}
+    return all(key.split(".")[0] in names for key in checkpoint["model"])
+
+
+def entries_of(
+    model: nn.Module,
+    cfg: CfgNode | None = None,
+    class_names: Sequence[str] | None = None,
+    category_ids: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """What a checkpoint of a model holds beside its weights; of types that ``weights_only`` loads.
+
+    Args: as of ``RandWireCheckpointer``.
+    """
+    entries: dict[str, Any] = {}
+    wiring, preprocessing = Wiring.in_model(model), find_preprocessing(model)
+    if wiring is not None:
+        entries[WIRING_KEY] = wiring.to_dict()
+    if preprocessing is not None:
+        entries[PREPROCESSING_KEY] = preprocessing.to_dict()
+    if cfg is not None:
+        entries[CONFIG_KEY] = portable_config(cfg, wiring).dump()
+    if class_names is not None:
+        entries[CLASS_NAMES_KEY] = list(map(str, class_names))
+    if category_ids is not None:
+        entries[CATEGORY_IDS_KEY] = list(map(int, category_ids))
+    return entries
 
 
 def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
@@ -333,14 +350,17 @@ def load_checkpoint(path: str) -> dict[str, Any]:
 
     Args:
         path: of a local file: ``.pkl`` of Detectron2 or the original Detectron, ``.pyth`` of pycls,
-            else what ``torch.save`` wrote.
+            ``.safetensors``, else what ``torch.save`` wrote.
 
     Raises:
         pickle.UnpicklingError, RuntimeError, EOFError, OSError: it can't be read, or holds code.
+        ValueError, safetensors.SafetensorError: a ``.safetensors`` can't be read.
     """
+    if path.endswith(".safetensors"):
+        return read_safetensors(path)
     if path.endswith(".pkl"):
         with PathManager.open(path, "rb") as f:
-            data = _ArrayUnpickler(f, encoding="latin1").load()
+            data = ArrayUnpickler(f, encoding="latin1").load()
         if "__author__" in data and "model" in data:
             return data
         # The Caffe2 layout of the original Detectron: blobs by name, with the solver's state.
@@ -364,27 +384,3 @@ class _AtomicPathManager:
         if "w" in mode and "://" not in path:
             return atomic_open(path, mode)
         return PathManager.open(path, mode, **kwargs)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads a pickle of arrays in plain containers; anything else in it could run code."""
-
-    # numpy has moved its reconstruction functions between modules; files keep the old names.
-    _ALLOWED = {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        **{
-            (f"numpy.{package}.multiarray", name): example.__reduce__()[0]
-            for package in ("core", "_core")
-            for name, example in (("_reconstruct", np.empty(0)), ("scalar", np.float32()))
-        },
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"refused to load {module}.{name}: a .pkl checkpoint may hold only arrays"
-            ) from None

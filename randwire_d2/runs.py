@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def log_file(self) -> Path:
+        """What Detectron2's tools log: command line, versions, progress."""
+        return self.path / "log.txt"
+
+    @property
     def final_checkpoint(self) -> Path:
         """What a training writes last."""
         return self.path / "model_final.pth"

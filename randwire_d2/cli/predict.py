@@ -49,7 +49,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT_OR_RUN",
-        help="a .pth file, a file of tools/export_model.py, or the OUTPUT_DIR of a training: its "
+        help="a .pth file, a folder of tools/publish_model.py or hf://OWNER/NAME, a file of "
+        "tools/export_model.py, or the OUTPUT_DIR of a training: its "
         "model_best.pth, else model_final.pth, else the last one",
     )
     parser.add_argument(

@@ -21,6 +21,7 @@ TOOLS = {
     "convert": ("convert_checkpoint.py", "make a detector's backbone of a checkpoint, proved"),
     "predict": ("predict.py", "predict with a checkpoint: images, folders, videos or a data set"),
     "export": ("export_model.py", "write a trained model for ONNX Runtime, libtorch, torch.export"),
+    "publish": ("publish_model.py", "write a trained model into a folder with a model card"),
     "analyze-results": ("analyze_results.py", "show what a detector gets right and wrong"),
     "browse-data": ("browse_data.py", "look at the data of a detector before it is trained"),
     "analyze-model": ("analyze_model.py", "count parameters and multiply-adds; Tables 1 to 4"),

@@ -1,6 +1,5 @@
 """Checkpoint files of every format: reading without running their code, writing them whole."""
 
-import json
 import os
 import pickle
 import re
@@ -13,8 +12,14 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from ..checkpoint import PREPROCESSING_KEY, WIRING_KEY, load_checkpoint
+from ..checkpoint import load_checkpoint
 from ..files import atomic_open
+from ..pretrained.safetensors_file import (
+    MissingLibrary,
+    read_safetensors,
+    require_safetensors,
+    safetensors_bytes,
+)
 
 # The key under which a converted ResNe(X)t holds the MODEL.RESNETS keys that it needs.
 RESNETS_KEY = "resnets"
@@ -23,7 +28,6 @@ FORMATS = (".pth", ".pkl", ".safetensors")
 # What the state dict is called: by Detectron2, this project and torchvision's references; by
 # JiaminRen and PyTorch's ImageNet example. One that is not wrapped is recognised by its tensors.
 _STATE_KEYS = ("model", "state_dict")
-_ENTRIES = (WIRING_KEY, PREPROCESSING_KEY, RESNETS_KEY)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def read_checkpoint(file: str | os.PathLike[str]) -> Checkpoint:
     if not os.path.isfile(path):
         raise ValueError(f"{path!r} is no file")
     if path.endswith(".safetensors"):
-        load: Callable[[str], Any] = _read_safetensors
+        load: Callable[[str], Any] = read_safetensors
     elif path.endswith(".pkl"):
         # Detectron2's reading of .pkl, Caffe2's blobs included, but of arrays alone.
         load = load_checkpoint
@@ -81,10 +85,6 @@ def read_checkpoint(file: str | os.PathLike[str]) -> Checkpoint:
     return _unwrap(path, data)
 
 
-class MissingLibrary(ValueError):
-    """A format was asked for whose library is not installed."""
-
-
 def _read_torch(path: str) -> Any:
     # map_location: a file saved on a GPU must load where there is none.
     return torch.load(path, map_location="cpu", weights_only=True)
@@ -99,25 +99,6 @@ def _explain_unpickling(message: str) -> str:
             "dict alone, where you trust the file: torch.save(model.state_dict(), path)"
         )
     return "is damaged, cut off, or no checkpoint: it is not what torch.save or pickle writes"
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as e:
-        raise MissingLibrary(
-            ".safetensors needs a library that is not installed: pip install safetensors"
-        ) from e
-    return safetensors
-
-
-def _read_safetensors(path: str) -> dict[str, Any]:
-    with _safetensors().safe_open(path, framework="pt") as f:
-        names = f.keys()
-        data: dict[str, Any] = {"model": {name: f.get_tensor(name) for name in names}}
-        metadata = f.metadata() or {}
-    data.update({key: json.loads(metadata[key]) for key in _ENTRIES if key in metadata})
-    return data
 
 
 def _unwrap(path: str, data: Any) -> Checkpoint:
@@ -166,8 +147,7 @@ def write_checkpoint(
             data = {"model": arrays, "__author__": "randwire_d2", **entries}
             pickle.dump(data, f, protocol=4)  # the highest that Python 3.6 reads
         else:
-            texts = {key: json.dumps(value) for key, value in entries.items()}
-            f.write(_safetensors().torch.save(state, metadata={"format": "pt", **texts}))
+            f.write(safetensors_bytes(state, entries))
 
 
 def check_format(path: str | os.PathLike[str]) -> str:
@@ -180,5 +160,5 @@ def check_format(path: str | os.PathLike[str]) -> str:
     if suffix not in FORMATS:
         raise ValueError(f"OUTPUT must end in {', '.join(FORMATS)}; got {os.fspath(path)!r}")
     if suffix == ".safetensors":
-        _safetensors()
+        require_safetensors()
     return suffix

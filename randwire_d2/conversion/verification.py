@@ -17,7 +17,6 @@ from ..checkpoint import PREPROCESSING_KEY, Preprocessing, RandWireCheckpointer
 from ..data.builtin import draw_image
 from ..data.shapes import ShapesConfig
 from ..modeling import ImageClassifier
-from .formats import _read_safetensors
 from .source import STAGES, Features, Source
 from .target import PREFIXES, Target
 
@@ -51,8 +50,7 @@ class _Checkpointer(RandWireCheckpointer):
     keys = 0
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        safetensors = filename.endswith(".safetensors")
-        data = _read_safetensors(filename) if safetensors else super()._load_file(filename)
+        data = super()._load_file(filename)
         data.pop(PREPROCESSING_KEY, None)  # a wrong one shall fail, by its numbers, not warn
         return data
 

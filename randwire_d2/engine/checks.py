@@ -226,6 +226,9 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
         path = weights.split("?")[0]
         if not os.path.isfile(path):
             raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist" + _ways_to(path, cfg))
+    if weights.startswith("hf://") and not resumes:
+        # Before there are processes, which then find it in the cache.
+        PathManager.get_local_path(weights.split("?")[0])
     untrained = node is not None and not weights and not resumes
     if untrained and args.eval_only:
         raise ValueError("--eval-only needs weights: set MODEL.WEIGHTS, or --resume a run")

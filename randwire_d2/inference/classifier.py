@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ..data.images import center_crop, order_channels, read_rgb
 from ..drawing.detections import legible_visualizer
+from .pretrained import PretrainedModel
 
 TOP = 5  # classes that are reported of an image
 
 
-class Classifier:
+class Classifier(PretrainedModel):
     """A classifier out of its checkpoint.
 
     Attributes:
@@ -28,6 +29,7 @@ class Classifier:
     """
 
     least_drawn = 0.0
+    classifies = True
 
     def __init__(
         self, file: str, cfg: CfgNode, model: nn.Module, class_names: Sequence[str]

@@ -15,9 +15,10 @@ from torch import nn
 
 from ..drawing.detections import legible_visualizer
 from ..drawing.style import class_palette
+from .pretrained import PretrainedModel
 
 
-class Detector:
+class Detector(PretrainedModel):
     """A detector out of its checkpoint, called like Detectron2's DefaultPredictor.
 
     Attributes:

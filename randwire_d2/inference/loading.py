@@ -4,25 +4,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
-from torch import nn
-
-from ..checkpoint import (
-    EMA_KEY,
-    Wiring,
-    check_wiring,
-    load_checkpoint,
-    stored_category_ids,
-    stored_class_names,
-    stored_config,
-)
-from ..config import is_classifier, set_spec
-from ..data.classes import category_ids
+from ..checkpoint import load_checkpoint
+from ..config import is_classifier
 from ..export import format_of
+from ..pretrained import is_pretrained, read_folder
 from ..runs import RunFolder
+from .assembly import assemble
 from .classifier import Classifier
 from .detector import Detector
 from .exported import load_exported
@@ -35,7 +22,8 @@ def load_detector(path: str | os.PathLike[str], device: str | None = None) -> De
 
     Args:
         path: a checkpoint of tools/train_net.py, or the OUTPUT_DIR of a run: then its
-            model_best.pth, else model_final.pth, else the last checkpoint. Or a file of
+            model_best.pth, else model_final.pth, else the last checkpoint. Or what its
+            ``save_pretrained`` wrote: the folder, or hf://owner/name[@revision]. Or a file of
             tools/export_model.py, which runs on the CPU.
         device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
 
@@ -53,8 +41,7 @@ def load_classifier(path: str | os.PathLike[str], device: str | None = None) -> 
     """The classifier that a training saved, ready to be called on images.
 
     Args:
-        path: a checkpoint of tools/pretrain_imagenet.py, the OUTPUT_DIR of a run, or a file of
-            tools/export_model.py.
+        path: a checkpoint of tools/pretrain_imagenet.py, or as of ``load_detector``.
         device: as of ``load_detector``.
 
     Raises:
@@ -73,48 +60,24 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
     if exported_as := format_of(file):
         return load_exported(file, exported_as, device)
     checkpoint = _read(file)
-    try:
-        cfg = _config(file, checkpoint)
-        cfg.MODEL.WEIGHTS = os.path.abspath(file)
-        cfg.MODEL.DEVICE = check_device(device)
-        cfg.freeze()
-        model = _build(cfg)
-        check_wiring(model, checkpoint)
-        _load_strictly(model, checkpoint.get(EMA_KEY, checkpoint["model"]))
-        names, ids = _classes(cfg, checkpoint)
-    except ValueError as e:
-        raise ValueError(f"{file}: {e}") from e
-    model.eval()
+    cfg, model, names, ids = assemble(file, checkpoint, device)
     if is_classifier(cfg):
         return Classifier(file, cfg, model, names)
     return Detector(file, cfg, model, names, ids)
 
 
-def check_device(device: str | None) -> str:
-    """The name of a device, by default that of a GPU if there is one.
-
-    Raises:
-        ValueError: this machine has no such device; one line.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        index, kind = torch.device(device).index, torch.device(device).type
-    except RuntimeError as e:
-        raise ValueError(f"device {device!r}: {e}".splitlines()[0]) from e
-    if kind == "cuda" and (index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {device!r}: torch sees {torch.cuda.device_count()} GPUs here; use cpu"
-        )
-    return device
-
-
 def _find(path: str) -> str:
+    if is_pretrained(path):
+        folder = read_folder(path)
+        if folder.kind not in ("Classifier", "Detector"):
+            raise ValueError(f"{path} holds a {folder.kind}: use randwire_d2.from_pretrained")
+        return str(folder.weights)
     if os.path.isdir(path):
         path = str(RunFolder(path).checkpoint())
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"{path} does not exist; name a .pth file, or the OUTPUT_DIR of a training"
+            f"{path} does not exist; name a .pth file, the OUTPUT_DIR of a training, "
+            "a folder of save_pretrained, or hf://owner/name"
         )
     return path
 
@@ -130,72 +93,3 @@ def _read(file: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
         raise ValueError(f"{file} holds no weights (an entry 'model')")
     return checkpoint
-
-
-def _config(file: str, checkpoint: Mapping[str, Any]) -> CfgNode:
-    """That in the checkpoint; of an older one, that of the run in whose folder it lies."""
-    if cfg := stored_config(checkpoint):
-        return cfg
-    names = list(checkpoint["model"])
-    if names and all(name.startswith("backbone.") for name in names):
-        raise ValueError(
-            "it is a backbone without heads, as tools/convert_checkpoint.py writes it: train a "
-            "detector that starts from it, with tools/train_net.py and it as MODEL.WEIGHTS"
-        )
-    run = RunFolder(os.path.dirname(file))
-    if not run.config_file.is_file():
-        raise ValueError(
-            "it holds no config, as checkpoints of older versions and of other projects do not: "
-            "put the config.yaml of its run into the folder that it lies in"
-        )
-    cfg = run.config()
-    if wiring := Wiring.of(checkpoint):
-        set_spec(cfg, wiring.spec)
-    return cfg
-
-
-def _build(cfg: CfgNode) -> nn.Module:
-    if cfg.MODEL.META_ARCHITECTURE in ("ProposalNetwork", "SemanticSegmentor"):
-        raise ValueError(f"a {cfg.MODEL.META_ARCHITECTURE} finds no instances of classes")
-    try:
-        return build_model(cfg)
-    except (KeyError, AssertionError) as e:  # KeyError: of a registry
-        reason = " ".join(str(e.args[0] if e.args else e).split())
-        raise ValueError(
-            f"its config's model can't be built ({reason}); import what registers its parts first"
-        ) from e
-
-
-def _load_strictly(model: nn.Module, state: Mapping[str, Any]) -> None:
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as e:
-        ours, theirs = set(model.state_dict()), set(state)
-        different = sorted(ours ^ theirs)
-        reason = (
-            f"{len(ours - theirs)} weights of the model are missing, {len(theirs - ours)} are "
-            f"none of it, such as {different[0]!r}"
-            if different
-            else " ".join(str(e).split())[:300]
-        )
-        raise ValueError(f"its weights are not those of its config's model: {reason}") from e
-
-
-def _classes(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> tuple[list[str], list[int] | None]:
-    """Names and ids: the checkpoint's; of an older one, those of its data set if that is known."""
-    names, ids = stored_class_names(checkpoint), stored_category_ids(checkpoint)
-    if names is None and cfg.DATASETS.TRAIN and cfg.DATASETS.TRAIN[0] in MetadataCatalog.list():
-        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
-        names = metadata.get("classes" if is_classifier(cfg) else "thing_classes")
-        ids = category_ids(metadata)
-    number = _num_classes(cfg)
-    names = list(names or ())[:number]
-    names += [f"class {i}" for i in range(len(names), number)]
-    return names, ids if ids is not None and len(ids) == number else None
-
-
-def _num_classes(cfg: CfgNode) -> int:
-    if is_classifier(cfg):
-        return int(cfg.MODEL.CLASSIFIER.NUM_CLASSES)
-    retina = cfg.MODEL.META_ARCHITECTURE in ("RetinaNet", "FCOS")
-    return int(cfg.MODEL.RETINANET.NUM_CLASSES if retina else cfg.MODEL.ROI_HEADS.NUM_CLASSES)

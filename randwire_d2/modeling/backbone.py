@@ -17,6 +17,7 @@ from ..config import spec_from_config
 from ..wiring import NetworkSpec, StageSpec
 from .fused import Fused
 from .node import Init, apply_init
+from .pretrained import PretrainedNetwork
 from .stage import ConvStage, RandWireStage
 
 EdgeDropScope = Literal["process", "batch"]
@@ -24,7 +25,7 @@ EdgeDropScope = Literal["process", "batch"]
 logger = logging.getLogger(__name__)
 
 
-class RandWire(Backbone):
+class RandWire(PretrainedNetwork, Backbone):
     """A randomly wired network without its classifier (Table 1), for any image size.
 
     It is built from a spec, ``RandWire(spec)``, or from a config, ``RandWire(cfg, input_shape)``.
@@ -96,6 +97,8 @@ class RandWire(Backbone):
             if value not in known:
                 raise ValueError(f"{argument} must be {' or '.join(known)}; got {value!r}")
         self.spec = spec
+        self._norm = norm
+        self._frozen = 0
         self.edge_drop_prob = edge_drop_prob
         self.edge_drop_scope = edge_drop_scope
         self.relu_features = relu_features
@@ -198,6 +201,16 @@ class RandWire(Backbone):
         kept = torch.arange(total, device=device) != edge.to(device, non_blocking=True)
         return dict(zip(self._droppable, kept.split([*self._droppable.values()]), strict=True))
 
+    def options(self) -> dict[str, Any]:
+        return {
+            "out_features": list(self._out_features),
+            "norm": self._norm,
+            "edge_drop_prob": self.edge_drop_prob,
+            "edge_drop_scope": self.edge_drop_scope,
+            "freeze_at": self._frozen,
+            "relu_features": self.relu_features,
+        }
+
     def freeze(self, freeze_at: int = 0) -> "RandWire":
         """Freeze the first stages: 1 freezes the stem, 2 also res2, and so on; 0 freezes nothing.
 
@@ -209,6 +222,7 @@ class RandWire(Backbone):
         """
         for name in self._stage_names[: max(freeze_at, 0)]:
             getattr(self, name).freeze()
+        self._frozen = max(self._frozen, freeze_at)
         # Not by freeze_at: an earlier call may have frozen more.
         self._droppable = {
             name: len(stage.plan.learned)

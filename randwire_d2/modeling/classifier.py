@@ -1,5 +1,7 @@
 """The image classifier of Table 1: RandWire and its last row."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -8,9 +10,10 @@ from ..wiring.network import HEAD_CHANNELS
 from .backbone import EdgeDropScope, RandWire
 from .fused import Fused
 from .node import Init, apply_init, build_norm, conv2d
+from .pretrained import PretrainedNetwork
 
 
-class RandWireClassifier(nn.Module):
+class RandWireClassifier(PretrainedNetwork, nn.Module):
     """A randomly wired network with its classifier.
 
     ReLU, 1×1 conv to 1280 channels, BN, global average pool, dropout, fc; the softmax is the
@@ -43,6 +46,7 @@ class RandWireClassifier(nn.Module):
         recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.spec = spec
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1; got {num_classes}")
         regular = spec.regime == "regular"
@@ -68,6 +72,15 @@ class RandWireClassifier(nn.Module):
         self.fc = nn.Linear(HEAD_CHANNELS, num_classes)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
+
+    def options(self) -> dict[str, Any]:
+        shared = ("norm", "edge_drop_prob", "edge_drop_scope")
+        return {
+            "num_classes": self.fc.out_features,
+            "head_relu": self.head_relu,
+            "dropout": self.dropout.p,
+            **{key: value for key, value in self.backbone.options().items() if key in shared},
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) to logits (N, num_classes)."""

@@ -107,12 +107,26 @@ class NetworkSpec:
         return json.dumps(spec, sort_keys=True, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> "NetworkSpec":
+    def from_json(cls, text: str, fingerprint: str | None = None) -> "NetworkSpec":
         """The inverse of ``to_json``.
 
+        Args:
+            fingerprint: what is stated beside the text, if anything is.
+
         Raises:
-            ValueError: the text is not the JSON of a spec; the message says what is wrong.
+            ValueError: the text is not the JSON of a spec, or of another one than is stated; the
+                message says what is wrong.
         """
+        spec = cls._parse(text)
+        if fingerprint is not None and spec.fingerprint != fingerprint:
+            raise ValueError(
+                f"its spec has the fingerprint {spec.fingerprint}, but it states {fingerprint}: "
+                "one of the two was changed"
+            )
+        return spec
+
+    @classmethod
+    def _parse(cls, text: str) -> "NetworkSpec":
         try:
             spec = json.loads(text)
             if spec["format"] != JSON_FORMAT:

@@ -1,0 +1,42 @@
+"""Write a trained model into a folder that others can use.
+
+The folder holds the weights (.safetensors), config.json, and a model card (README.md) with the
+data, the recipe, the figures and the command that its run has on record.
+
+    python tools/publish_model.py output/my_run published
+    python tools/publish_model.py output/imagenet/randwire_c109_100ep/backbone.pth published
+
+randwire_d2.from_pretrained(FOLDER) is the model again. Nothing is uploaded; to do that:
+hf upload OWNER/NAME FOLDER. Then MODEL.WEIGHTS hf://OWNER/NAME starts trainings from it.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from ..inference.publish import publish
+from .frame import errors_in_one_line, parser_of
+
+SCRIPT = "publish_model.py"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Exits with 1 and one line if nothing could be written."""
+    args = _parse_args(argv)
+    with errors_in_one_line(SCRIPT):
+        folder = publish(args.source, args.folder, overwrite=args.overwrite)
+    print(f"{folder} holds the model; see its README.md. To upload: hf upload OWNER/NAME {folder}")
+
+
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = parser_of(SCRIPT, __doc__)
+    parser.add_argument(
+        "source",
+        metavar="RUN_OR_CHECKPOINT",
+        help="the OUTPUT_DIR of a training (its model_best.pth, else model_final.pth, else the "
+        "last one), or a checkpoint; of a pretraining its backbone.pth, too",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a new folder")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files of the same names in FOLDER"
+    )
+    return parser.parse_args(argv)

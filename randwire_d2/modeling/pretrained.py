@@ -1,0 +1,122 @@
+"""``save_pretrained`` and ``from_pretrained`` of the networks that are built from a spec."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..pretrained import PretrainedFolder, model_card, read_folder, write_folder
+from ..pretrained.entries import CLASS_NAMES_KEY, PREPROCESSING_KEY, WIRING_KEY, wiring_entry
+from ..wiring import NetworkSpec
+
+_T = TypeVar("_T", bound="PretrainedNetwork")
+
+
+class PretrainedNetwork:
+    """Beside a Module, whose constructor takes a spec and the options."""
+
+    spec: NetworkSpec
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """The arguments beside the spec that make the network what it is, not how it runs."""
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        preprocessing: Mapping[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        card: str | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write weights, spec and options into a folder, which appears whole.
+
+        Args:
+            folder: a new or an empty one.
+            preprocessing: what was done to the images that it was trained on, kept for readers:
+                "input_format", "pixel_mean" and "pixel_std", as in ``checkpoint.Preprocessing``.
+            class_names: in the order of the outputs.
+            card: its README.md; by default one that describes the network.
+            overwrite: replace an earlier model in a folder that is not empty.
+
+        Raises:
+            ValueError: the folder is not empty or a file, safetensors is not installed, or the
+                network was changed so that its options don't build it any more; one line.
+        """
+        assert isinstance(self, nn.Module)
+        state, kind = self.state_dict(), type(self).__name__
+        self._check_rebuilt(state)
+        entries: dict[str, Any] = {
+            WIRING_KEY: wiring_entry(self.spec, self.options().get("head_relu"))
+        }
+        if preprocessing is not None:
+            entries[PREPROCESSING_KEY] = dict(preprocessing)
+        if class_names is not None:
+            entries[CLASS_NAMES_KEY] = list(map(str, class_names))
+        if card is None:
+            card = model_card(kind, self.spec, {"Options": self.options()})
+        return write_folder(
+            folder, kind, state, entries, options=self.options(), card=card, overwrite=overwrite
+        )
+
+    def _check_rebuilt(self, state: Mapping[str, Tensor]) -> None:
+        with torch.device("meta"):
+            again = type(self)(self.spec, **self.options())  # type: ignore[call-arg]
+        theirs = again.state_dict()  # type: ignore[attr-defined]
+        changed = [
+            name
+            for name in {**state, **theirs}
+            if name not in state or name not in theirs or state[name].shape != theirs[name].shape
+        ]
+        if changed:
+            raise ValueError(
+                f"this {type(self).__name__} was changed after it was built, in {changed[0]!r}: "
+                f"{self.options()} give another, so that nobody could load it"
+            )
+
+    @classmethod
+    def from_pretrained(cls: type[_T], path_or_repo: str | os.PathLike[str], **options: Any) -> _T:
+        """The network that ``save_pretrained`` wrote, on the CPU, in training mode.
+
+        Args:
+            path_or_repo: its folder, or a repository of the Hugging Face Hub that holds it:
+                ``owner/name[@revision]`` or ``hf://owner/name[@revision]``.
+            options: of the constructor, in place of those it was saved with, such as
+                ``norm="FrozenBN", freeze_at=2``.
+
+        Raises:
+            ValueError: it can't be had, is damaged or of another kind, or its weights don't fit the
+                options; one line.
+        """
+        return cls.from_folder(read_folder(path_or_repo, cls.__name__), **options)
+
+    @classmethod
+    def from_folder(cls: type[_T], folder: PretrainedFolder, **options: Any) -> _T:
+        """As ``from_pretrained``, of what ``read_folder`` read."""
+        if folder.spec is None:
+            raise ValueError(f"{folder.path} holds no wiring (the entry {WIRING_KEY!r})")
+        try:
+            network = cls(folder.spec, **{**folder.options, **options})  # type: ignore[call-arg]
+        except TypeError as e:
+            raise ValueError(f"{folder.path}: its options build no {cls.__name__}: {e}") from e
+        assert isinstance(network, nn.Module)
+        ours = network.state_dict()
+        # A norm that was frozen, or is now, counts no batches.
+        state = {
+            name: value
+            for name, value in folder.checkpoint["model"].items()
+            if name in ours or not name.endswith("num_batches_tracked")
+        }
+        try:
+            network.load_state_dict(state, assign=True)  # with their own dtype
+        except RuntimeError as e:
+            raise ValueError(
+                f"{folder.path}: its weights are not those of its options' {cls.__name__}: "
+                f"{' '.join(str(e).split())[:300]}"
+            ) from e
+        return network

@@ -1,0 +1,23 @@
+"""What a checkpoint holds beside its weights, by its keys."""
+
+from typing import Any
+
+from ..wiring import NetworkSpec
+
+# The key under which a checkpoint holds its Wiring: {"spec": JSON, "fingerprint": sha256}, and of a
+# classifier {"head_relu": bool}.
+WIRING_KEY = "randwire"
+# The key under which it holds its Preprocessing, as a dict.
+PREPROCESSING_KEY = "preprocessing"
+# The key under which it holds the config of its training, the YAML of ``portable_config``.
+CONFIG_KEY = "config"
+# The key under which it holds the names of its classes: a list, in the order of the outputs.
+CLASS_NAMES_KEY = "class_names"
+# The key under which it holds the ids that its data set gives these classes, in the same order.
+CATEGORY_IDS_KEY = "category_ids"
+
+
+def wiring_entry(spec: NetworkSpec, head_relu: bool | None = None) -> dict[str, Any]:
+    """What is under ``WIRING_KEY``; ``head_relu`` is None of a network without a classifier."""
+    entry = {"spec": spec.to_json(), "fingerprint": spec.fingerprint}
+    return entry if head_relu is None else {**entry, "head_relu": head_relu}

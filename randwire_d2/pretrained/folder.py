@@ -1,0 +1,251 @@
+"""The folder that ``save_pretrained`` writes: model.safetensors, config.json and a model card.
+
+model.safetensors is a whole checkpoint, whose entries are its metadata. config.json repeats them
+for readers, names what the weights are (``KINDS``) and states the sha256 of the file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..files import atomic_open
+from ..wiring import NetworkSpec
+from .entries import WIRING_KEY
+from .hub import PREFIX, download, is_repo
+from .safetensors_file import MissingLibrary, read_safetensors, safetensors_bytes
+
+# In the order in which they take their names: a folder without its config is none.
+WEIGHTS, CARD, CONFIG = FILES = ("model.safetensors", "README.md", "config.json")
+# The classes whose ``from_pretrained`` reads a folder.
+KINDS = ("RandWire", "RandWireClassifier", "Classifier", "Detector")
+FORMAT_KEY, FORMAT = "randwire_d2_format", 1
+
+
+@dataclass(frozen=True)
+class PretrainedFolder:
+    """What a folder holds.
+
+    Attributes:
+        path: the folder; of a repository, that in the cache.
+        kind: one of ``KINDS``.
+        options: the arguments that built a RandWire or RandWireClassifier, beside its spec.
+        checkpoint: the weights as "model", and the entries beside them.
+    """
+
+    path: Path
+    kind: str
+    options: dict[str, Any]
+    checkpoint: dict[str, Any]
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS
+
+    @property
+    def spec(self) -> NetworkSpec | None:
+        """The network; None if there is no RandWire in it."""
+        entry = self.checkpoint.get(WIRING_KEY)
+        return None if entry is None else NetworkSpec.from_json(entry["spec"])
+
+
+# -------------------------------------------------------------------------------------------------
+# Reading
+# -------------------------------------------------------------------------------------------------
+
+
+def is_pretrained(path_or_repo: str | os.PathLike[str]) -> bool:
+    """Whether it is hf://…, or a folder that has such a config.json."""
+    path = os.fspath(path_or_repo)
+    if path.startswith(PREFIX):
+        return True
+    try:
+        return FORMAT_KEY in json.loads((Path(path) / CONFIG).read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def read_folder(path_or_repo: str | os.PathLike[str], kind: str | None = None) -> PretrainedFolder:
+    """Read a folder that ``write_folder`` wrote, or a repository with its files.
+
+    Args:
+        path_or_repo: a folder, ``owner/name[@revision]`` of a repository if there is no such
+            folder, or ``hf://owner/name[@revision]``.
+        kind: what it must be.
+
+    Raises:
+        ValueError: it can't be had, is damaged or of another kind, or its config.json is not that
+            of its weights; one line.
+    """
+    path = _locate(os.fspath(path_or_repo))
+    config = _read_config(path)
+    if kind not in (None, config["kind"]):
+        raise ValueError(
+            f"{path} holds a {config['kind']}, not a {kind}: randwire_d2.from_pretrained returns "
+            "whatever it is"
+        )
+    _check_fingerprint(path, config["entries"])
+    checkpoint = _read_weights(path / WEIGHTS, config["sha256"])
+    ours, theirs = config["entries"], {k: v for k, v in checkpoint.items() if k != "model"}
+    different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    if different:
+        raise ValueError(
+            f"{path / CONFIG} and {WEIGHTS} say different things of {different[0]!r}: one of the "
+            "two was changed, and they are not of one model"
+        )
+    return PretrainedFolder(path, config["kind"], config["options"], checkpoint)
+
+
+def _locate(source: str) -> Path:
+    if os.path.isdir(source):
+        return Path(source)
+    if source.startswith(PREFIX) or (is_repo(source) and not os.path.exists(source)):
+        return download(source, FILES)
+    raise ValueError(
+        f"{source!r} is neither a folder nor a repository (owner/name or {PREFIX}owner/name)"
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / CONFIG
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError as e:
+        raise ValueError(
+            f"{file} does not exist: a folder of save_pretrained has one, beside {WEIGHTS}"
+        ) from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise ValueError(f"{file} can't be read, or is damaged: {' '.join(str(e).split())}") from e
+    if not isinstance(config, dict) or FORMAT_KEY not in config:
+        raise ValueError(f"{file} is none of randwire_d2's: it has no {FORMAT_KEY!r}")
+    if config[FORMAT_KEY] != FORMAT:
+        raise ValueError(
+            f"{file} has the format {config[FORMAT_KEY]!r}, this version knows {FORMAT}: "
+            "upgrade randwire_d2"
+        )
+    if config.get("kind") not in KINDS:
+        raise ValueError(f"{file}: its kind is {config.get('kind')!r}, not one of {KINDS}")
+    for key, types in (("sha256", str), ("options", dict), ("entries", dict)):
+        if not isinstance(config.get(key), types):
+            raise ValueError(f"{file} is damaged: {key!r} is {config.get(key)!r}")
+    return config
+
+
+def _check_fingerprint(path: Path, entries: Mapping[str, Any]) -> None:
+    entry = entries.get(WIRING_KEY)
+    if entry is None:
+        return
+    try:
+        NetworkSpec.from_json(entry["spec"], str(entry["fingerprint"]))
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{path / CONFIG}: its entry {WIRING_KEY!r} is damaged: {e}") from e
+
+
+def _read_weights(file: Path, stated: str) -> dict[str, Any]:
+    try:
+        content = file.read_bytes()
+    except OSError as e:
+        raise ValueError(f"{file} can't be read: {e.strerror}") from e
+    if _is_pickle(content):
+        raise ValueError(
+            f"{file} is a pickle under another name, as torch.save writes it; it was not loaded, "
+            "for to unpickle could run code"
+        )
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != stated:
+        raise ValueError(
+            f"{file} is damaged, cut off, or another file: its sha256 is {digest}, {CONFIG} states "
+            f"{stated}"
+        )
+    del content
+    try:
+        return read_safetensors(file)
+    except MissingLibrary:
+        raise
+    except Exception as e:  # damaged bytes fail in as many ways as there are bytes
+        reason = " ".join(str(e).split())
+        raise ValueError(f"{file} is no whole .safetensors file ({reason})") from e
+
+
+def _is_pickle(content: bytes) -> bool:
+    """Whether it begins as what torch.save writes, a ZIP file, or wrote once, a bare pickle.
+
+    So may a .safetensors, with the length of its header; which is then not beyond the file's end.
+    """
+    length = int.from_bytes(content[:8], "little")
+    return content.startswith((b"PK", b"\x80")) and length > len(content)
+
+
+# -------------------------------------------------------------------------------------------------
+# Writing
+# -------------------------------------------------------------------------------------------------
+
+
+def write_folder(
+    folder: str | os.PathLike[str],
+    kind: str,
+    state: Mapping[str, Tensor],
+    entries: Mapping[str, Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    card: str,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model that ``read_folder`` reads; the folder appears whole.
+
+    Args:
+        kind: one of ``KINDS``.
+        state: the weights.
+        entries: what a checkpoint holds beside them; of types that JSON has.
+        options: see ``PretrainedFolder``.
+        card: the README.md, to which the file's size and sha256 are added.
+        overwrite: replace the files of these names in a folder that is not empty.
+
+    Raises:
+        ValueError: the folder is a file, or not empty; or safetensors is not installed.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder")
+    if not state:
+        raise ValueError("the model holds no weights; save the one that it was exported from")
+    occupied = folder.is_dir() and any(folder.iterdir())
+    if occupied and not overwrite:
+        raise ValueError(f"{folder} is not empty: name another folder, or overwrite it")
+    weights = safetensors_bytes(state, entries)
+    digest = hashlib.sha256(weights).hexdigest()
+    config = {
+        FORMAT_KEY: FORMAT,
+        "kind": kind,
+        "sha256": digest,
+        "options": dict(options or {}),
+        "entries": dict(entries),
+    }
+    card = f"{card.rstrip()}\n\n`{WEIGHTS}`: {len(weights):,} bytes, sha256 `{digest}`\n"
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed
+    temporary.mkdir(parents=True)
+    try:
+        for name, content in zip(FILES, (weights, card.encode(), _to_json(config))):
+            with atomic_open(temporary / name, "wb") as f:
+                f.write(content)
+        if occupied:
+            # While they are mixed there is no config: the folder is refused, not read wrong.
+            (folder / CONFIG).unlink(missing_ok=True)
+            for name in FILES:
+                os.replace(temporary / name, folder / name)
+        else:
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _to_json(config: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(config, indent=1)}\n".encode()

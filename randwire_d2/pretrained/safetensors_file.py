@@ -1,0 +1,62 @@
+"""Checkpoints as .safetensors: weights, and all other entries as JSON in its metadata."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+class MissingLibrary(ValueError):
+    """Something was asked for whose library is not installed."""
+
+
+def require_safetensors() -> Any:
+    """The library.
+
+    Raises:
+        MissingLibrary: it is not installed.
+    """
+    try:
+        import safetensors.torch
+    except ImportError as e:
+        raise MissingLibrary(
+            ".safetensors needs a library that is not installed: pip install safetensors"
+        ) from e
+    return safetensors
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The entries of a checkpoint, the weights as "model"; nothing in it is unpickled.
+
+    Raises:
+        MissingLibrary: safetensors is not installed.
+        safetensors.SafetensorError, ValueError, OSError: the file is damaged, or none of the kind.
+    """
+    with require_safetensors().safe_open(os.fspath(path), framework="pt") as f:
+        names = f.keys()
+        # Copies: else whoever writes into the file would write into the weights.
+        weights = {name: f.get_tensor(name).clone() for name in names}
+        texts = {k: v for k, v in (f.metadata() or {}).items() if k != "format"}
+    return {"model": weights, **{key: _from_json(text) for key, text in texts.items()}}
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # another project's metadata
+        return text
+
+
+def safetensors_bytes(state: Mapping[str, Tensor], entries: Mapping[str, Any]) -> bytes:
+    """The content of a file with weights and the other entries of a checkpoint.
+
+    Raises:
+        MissingLibrary: safetensors is not installed.
+    """
+    # Copies, for it refuses tensors that share memory.
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    texts = {key: json.dumps(value) for key, value in entries.items()}
+    content: bytes = require_safetensors().torch.save(tensors, metadata={"format": "pt", **texts})
+    return content
