@@ -6,7 +6,6 @@ repeat a signal that the processes have got already, so that only a second Ctrl-
 """
 
 import logging
-import mmap
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.sharedctypes import RawValue
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# Shared with the workers that are forked: whether a training goes on.
-_training = mmap.mmap(-1, 1)
+# Shared with the loaders' workers: whether a training goes on.
+_training = RawValue("b", 0)
 _Loader = TypeVar("_Loader")
 
 
@@ -61,7 +61,7 @@ class StopOnSignal(HookBase):
 
     def before_train(self) -> None:
         self._before = _handle(self._note)
-        _training[0] = 1
+        _training.value = 1
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._got and number == signal.SIGINT:
@@ -85,7 +85,7 @@ class StopOnSignal(HookBase):
         raise Interrupted(number)
 
     def after_train(self) -> None:
-        _training[0] = 0
+        _training.value = 0
         _restore(self._before)
         if self.trainer.iter >= self.trainer.max_iter and (number := self._agree()):
             raise Interrupted(number)
@@ -159,17 +159,15 @@ def guard_workers(loader: _Loader) -> _Loader:
     while inner is not None and not isinstance(inner, DataLoader):
         inner = getattr(inner, "dataset", None)
     if inner is not None:
-        inner.worker_init_fn = partial(_begin_worker, inner.worker_init_fn)
+        inner.worker_init_fn = partial(_begin_worker, inner.worker_init_fn, _training)
     return loader
 
 
-def _begin_worker(before: Callable[[int], None] | None, worker: int) -> None:
-    for number in SIGNALS:
-        signal.signal(number, _end_unless_training)
+def _begin_worker(before: Callable[[int], None] | None, training: Any, worker: int) -> None:
+    def end_unless_training(number: int, frame: FrameType | None) -> None:
+        if not training.value:
+            end_by(number)
+
+    _handle(end_unless_training)
     if before is not None:
         before(worker)
-
-
-def _end_unless_training(number: int, frame: FrameType | None) -> None:
-    if not _training[0]:
-        end_by(number)
