@@ -123,7 +123,7 @@ def test_torchrun_on_two_machines_is_num_gpus(folders: Path, two: Path, tmp_path
         given = torchrun(flags, arguments(folders, output))
         machines.append(Tool(TORCHRUN, *given, log=tmp_path / f"log{rank}"))
     for machine in machines:
-        assert machine.wait() == 0, machine.said
+        assert machine.wait() == 0, machine.said[-3000:]
     assert_equal(final(output), final(two))
 
 
@@ -273,3 +273,41 @@ def test_torchrun_that_is_ended_leaves_a_checkpoint(folders: Path, tmp_path: Pat
     tool = Tool(TORCHRUN, *given, log=tmp_path / "log")
     assert ended_amid(lambda p: os.kill(p, signal.SIGTERM), tool, output, signal.SIGTERM)
     assert "DataLoader worker" not in tool.said
+
+
+@pytest.mark.slow
+def test_a_detector_that_is_ended_goes_on(tmp_path: Path) -> None:
+    """Wrong: the other training tool does not write a checkpoint, or Detectron2's loader loses its
+    worker to a signal for the group."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    given = [
+        "--config-file", ROOT / "configs/faster_rcnn_randwire_shapes.yaml", "--resume",
+        "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 10, "MODEL.RANDWIRE.FUSED", "on",
+        "SOLVER.IMS_PER_BATCH", 2, "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.EVAL_PERIOD", 0,
+        "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", 1, "OUTPUT_DIR", output,
+    ]  # fmt: skip
+    tool = Tool("train_net.py", *given, "SOLVER.MAX_ITER", 10**6, log=log)
+    status = ended_amid(lambda p: os.killpg(p, signal.SIGTERM), tool, output, signal.SIGTERM)
+    assert status == -signal.SIGTERM, tool.said[-3000:]
+    done = last_iteration(output) + 1
+    said = run_tool("train_net.py", *given, "SOLVER.MAX_ITER", done + 1, log=log)
+    assert f"Starting training from iteration {done}" in said
+    assert (output / "model_final.pth").exists()
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_at_once(folders: Path, tmp_path: Path) -> None:
+    """Wrong: who presses Ctrl-C twice, as the first had no effect, waits for an iteration that
+    hangs."""
+    hang = (
+        "import time\n"
+        "from randwire_d2.classification.trainer import WatchInput\n"
+        "WatchInput.after_step = lambda self: [print('it hangs', flush=True)] and time.sleep(1e6)\n"
+    )
+    output = tmp_path / "run"
+    tool = Tool(TOOL, *arguments(folders, output), log=tmp_path / "log", before=hang)
+    wait_until(lambda: "it hangs" in tool.said)
+    tool.send(signal.SIGUSR1)
+    tool.send(signal.SIGINT)
+    assert tool.wait() == -signal.SIGINT, tool.said[-3000:]
+    assert not (output / "last_checkpoint").exists()
