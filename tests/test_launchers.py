@@ -305,7 +305,9 @@ def test_a_second_interrupt_ends_at_once(folders: Path, tmp_path: Path) -> None:
         "WatchInput.after_step = lambda self: [print('it hangs', flush=True)] and time.sleep(1e6)\n"
     )
     output = tmp_path / "run"
-    tool = Tool(TOOL, *arguments(folders, output), log=tmp_path / "log", before=hang)
+    log = tmp_path / "log"
+    log.touch()
+    tool = Tool(TOOL, *arguments(folders, output), log=log, before=hang)
     wait_until(lambda: "it hangs" in tool.said)
     tool.send(signal.SIGUSR1)
     tool.send(signal.SIGINT)

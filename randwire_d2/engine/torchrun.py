@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from .threads import share_cores
 
@@ -79,13 +80,30 @@ class Launched:
             return main(cfg, args)
         if self.rank:  # the first one's log is enough
             logging.getLogger("randwire_d2").handlers.clear()
-        backend = "gloo" if on_cpu else "nccl"
-        distributed.init_process_group(backend, timeout=DEFAULT_TIMEOUT)
+        distributed.init_process_group(
+            "gloo" if on_cpu else "nccl",
+            store=self._store(),
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=DEFAULT_TIMEOUT,
+        )
         comm.create_local_process_group(self.local_world_size)
         comm.synchronize()
         result = main(cfg, args)
         distributed.destroy_process_group()
         return result
+
+    def _store(self) -> distributed.Store:
+        """Where the processes find each other."""
+        store, _, _ = next(
+            rendezvous("env://", self.rank, self.world_size, timeout=DEFAULT_TIMEOUT)
+        )
+        if self.world_size > self.local_world_size:
+            return store
+        # torchrun keeps its store over restarts, with the addresses of the processes before (PyTorch
+        # issue 135712). Machines count their restarts each for itself: there it stays PyTorch's.
+        count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return distributed.PrefixStore(f"restart{count}", store)
 
 
 def count_processes(args: argparse.Namespace) -> tuple[int, int]:
