@@ -75,7 +75,8 @@ class Tool:
         """
         env = {}
         if kill_at:
-            env = {"KILL_AT": kill_at, "PYTHONPATH": str(KILLER.parent)}
+            paths = filter(None, (str(KILLER.parent), os.environ.get("PYTHONPATH")))
+            env = {"KILL_AT": kill_at, "PYTHONPATH": os.pathsep.join(paths)}
             before += KILLER.read_text()
         self._log = log
         self._skip = log.stat().st_size if log.exists() else 0

@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 
 from ..data.image_folder import register_folders
 from ..data.images import center_crop, order_channels, read_rgb
+from ..engine.signals import guard_workers
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ class TrainLoader:
     def __init__(self, cfg: CfgNode, seed: int) -> None:
         stream = TrainingStream(_records(cfg.DATASETS.TRAIN), cfg, seed)
         self._positions = BatchPositions(cfg.SOLVER.IMS_PER_BATCH)
-        self._loader = DataLoader(
+        loader = DataLoader(
             stream,
             batch_sampler=self._positions,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -197,6 +198,7 @@ class TrainLoader:
             # A new iterator draws a number, which must not come from the model's generator.
             generator=torch.Generator(),
         )
+        self._loader = guard_workers(loader)
         self.broken = 0
 
     @property
@@ -216,13 +218,14 @@ class TrainLoader:
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """The images of a data set that this process tests, TEST.IMS_PER_PROCESS at a time."""
     images = TestImages(_records([dataset_name]), cfg)
-    return DataLoader(
+    loader = DataLoader(
         images,
         batch_size=cfg.TEST.IMS_PER_PROCESS,
         sampler=InferenceSampler(len(images)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
     )
+    return guard_workers(loader)
 
 
 def _records(names: Sequence[str]) -> list[dict]:

@@ -27,6 +27,7 @@ from ..runs import RunFolder
 from .best import check_best_metric
 from .datasets import forget_classes, settle_classes, take_data
 from .schedule import check_solver, scale_schedule
+from .torchrun import count_processes
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -125,6 +126,7 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
 
 def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Raise a ValueError if the machine lacks what the run needs, or the batch can't be split."""
+    processes, here = count_processes(args)
     try:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as e:
@@ -136,8 +138,9 @@ def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
                 f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no GPU; to train on the "
                 "CPU, add MODEL.DEVICE cpu"
             )
-        if args.num_gpus > gpus:
-            raise ValueError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
+        if here > gpus:
+            flag = "--num-gpus" if here == args.num_gpus else "torchrun --nproc-per-node"
+            raise ValueError(f"{flag} {here}: this machine has {gpus}")
     if args.eval_only:
         return
     if device.type == "cpu" and cfg.SOLVER.AMP.ENABLED:
@@ -146,10 +149,9 @@ def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ValueError(
             f"SOLVER.AMP.PRECISION is float16 or bfloat16; got {cfg.SOLVER.AMP.PRECISION!r}"
         )
-    workers = args.num_gpus * args.num_machines
-    if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and cfg.SOLVER.IMS_PER_BATCH % max(workers, 1):
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and cfg.SOLVER.IMS_PER_BATCH % max(processes, 1):
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all {workers} "
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all {processes} "
             "processes together, and must be a multiple of their number"
         )
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -16,7 +17,9 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .datasets import log_data, register_data
+from .signals import Interrupted, end_interrupted, signals_for_children
 from .threads import share_cores
+from .torchrun import Launched
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -59,22 +62,31 @@ def split_pairs(given: Sequence[str]) -> tuple[list[str], list[str]]:
 def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Detectron2's ``default_setup``, this project's log beside its, and the data by path."""
     default_setup(cfg, args)
-    several = comm.get_world_size() > 1  # then this process was started without a log
-    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="randwire_d2", configure_stdout=several)
+    log = logging.getLogger("randwire_d2")
+    bare = comm.get_world_size() > 1 and not log.handlers  # launch has started this process
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=log.name, configure_stdout=bare)
     register_data(cfg)  # launch may have started this process, whose catalog is its own
 
 
 def train_or_evaluate(
     cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer] = Trainer
 ) -> Any:
-    """What each process of a training tool does, with ``--resume`` and ``--eval-only``."""
+    """What each process of a training tool does, with ``--resume`` and ``--eval-only``.
+
+    SIGTERM, SIGUSR1 and Ctrl-C end it, and leave a checkpoint (signals.py).
+    """
     if args.eval_only:
         return _evaluate(cfg, args, trainer_class)
     setup(cfg, args)
     log_data(cfg)
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    try:
+        return trainer.train()
+    except Interrupted as e:
+        number = e.number
+    del trainer  # and the workers that read its images
+    return end_interrupted(number)
 
 
 def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
@@ -107,17 +119,22 @@ def _write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
 
 
 def run_distributed(main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace) -> Any:
-    """Call ``main(cfg, args)`` in ``--num-gpus`` processes on each of ``--num-machines`` machines.
+    """Call ``main(cfg, args)`` in ``--num-gpus`` processes on each of ``--num-machines`` machines,
+    or in this one, if torchrun has started it and the others.
 
     With ``MODEL.DEVICE cpu`` the processes share the cores that others leave free.
     """
+    if launched := Launched.here():
+        return launched.run(main, cfg, args)
     if cfg.MODEL.DEVICE == "cpu":
         share_cores(args.num_gpus)
-    return launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(cfg, args),
-    )
+    several = args.num_gpus * args.num_machines > 1
+    with signals_for_children() if several else nullcontext():
+        return launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(cfg, args),
+        )

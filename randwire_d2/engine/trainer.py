@@ -56,6 +56,7 @@ from .ema import AveragedWeights, AverageWeights
 from .random_state import random_state_kept
 from .report import write_report
 from .shadow_steps import ShadowSteps
+from .signals import StopOnSignal, guard_workers
 from .validation import detection_loss_loader, detection_losses, mean_losses
 
 logger = logging.getLogger(__name__)
@@ -194,6 +195,7 @@ class Trainer(DefaultTrainer):
         built.insert(0, ShadowSteps(self.model, folder, self.cfg.SOLVER.SHADOW_PERIOD))
         if self.average is not None:
             built.insert(1, AverageWeights(self.average, self.checkpointer.model))
+        built.insert(0, StopOnSignal())
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)
@@ -299,7 +301,11 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """As DefaultTrainer's; with INPUT.LSJ its images have large-scale jitter."""
-        return build_detection_train_loader(cfg, mapper=training_mapper(cfg))
+        return guard_workers(build_detection_train_loader(cfg, mapper=training_mapper(cfg)))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return guard_workers(super().build_test_loader(cfg, dataset_name))
 
     @classmethod
     def classes(cls, cfg: CfgNode) -> dict[str, Any]:

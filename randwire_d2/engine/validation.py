@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..modeling import RandWire
 from .random_state import random_state_kept
+from .signals import guard_workers
 
 # What is otherwise in training than in a test, or counts what it sees.
 _AS_IN_TEST = (_BatchNorm, _DropoutNd, RandWire)
@@ -26,7 +27,7 @@ def detection_loss_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """A test set's images one by one, each as in a test, with its annotations."""
     augmentations = build_augmentation(cfg, is_train=False)
     mapper = DatasetMapper(cfg, is_train=True, augmentations=augmentations)
-    return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    return guard_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
 
 def detection_losses(model: nn.Module) -> Callable[[Any], tuple[dict[str, Tensor], int]]:

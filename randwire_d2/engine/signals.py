@@ -1,0 +1,173 @@
+"""Signals that end a training: SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C leave a checkpoint.
+
+All processes stop after the same iteration, whichever of them was told to, and end as the signal
+would have ended them: a shell, and whatever else started them, sees 128 + its number. Launchers
+repeat a signal that the processes have got already, so that only a second Ctrl-C ends at once.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.sharedctypes import RawValue
+from types import FrameType
+from typing import Any, TypeVar
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+from torch.utils.data import DataLoader
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Shared with the loaders' workers: whether a training goes on.
+_training = RawValue("b", 0)
+_Loader = TypeVar("_Loader")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended a training.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class StopOnSignal(HookBase):
+    """Ends a training that has got a signal, between two iterations and with a checkpoint.
+
+    An iteration's evaluation belongs to it: a signal that comes meanwhile waits for its end.
+    During the final evaluation, with model_final.pth on disk, signals have their usual effect.
+
+    It belongs ahead of the hooks that evaluate.
+
+    Raises:
+        Interrupted: in all processes, once the checkpoint is written.
+    """
+
+    def __init__(self) -> None:
+        self._got = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def before_train(self) -> None:
+        self._before = _handle(self._note)
+        _training.value = 1
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._got and number == signal.SIGINT:
+            end_by(number)
+        self._got = self._got or number
+
+    def before_step(self) -> None:
+        number = self._agree()
+        if not number:
+            return
+        trainer = self.trainer
+        trainer.iter -= 1  # the last that was done
+        name = f"model_{trainer.iter:07d}"  # as PeriodicCheckpointer's
+        if trainer.iter >= trainer.start_iter:
+            trainer.checkpointer.save(name, iteration=trainer.iter)
+        logger.warning(
+            f"{signal.Signals(number).name} ends the training after {trainer.iter + 1} iterations; "
+            "--resume goes on"
+        )
+        comm.synchronize()  # who ends first has the others killed
+        raise Interrupted(number)
+
+    def after_train(self) -> None:
+        _training.value = 0
+        _restore(self._before)
+        if self.trainer.iter >= self.trainer.max_iter and (number := self._agree()):
+            raise Interrupted(number)
+
+    def _agree(self) -> int:
+        return next(filter(None, comm.all_gather(self._got)), 0)
+
+
+def end_by(number: int) -> None:
+    """End this process as the signal does by default."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def end_interrupted(number: int) -> None:
+    """End this process as the signal does, with all that it has said."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    end_by(number)
+
+
+@contextmanager
+def signals_for_children() -> Iterator[None]:
+    """Hand a signal to the trainings that ``launch`` starts in the block, and end by it after them.
+
+    They get SIGUSR1, whichever it was: where it has reached them as well, nothing is repeated.
+    """
+    got: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        if got and number == signal.SIGINT:
+            end_by(number)
+        got.append(number)
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, signal.SIGUSR1)
+
+    before = _handle(hand_on)
+    try:
+        yield
+    except ProcessExitedException as e:
+        if not got or e.signal_name is None:
+            raise
+        end_interrupted(got[0])
+    finally:
+        _restore(before)
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
+    """Handle the signals, and say what did so before; no other than the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in SIGNALS}
+
+
+def _restore(before: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def guard_workers(loader: _Loader) -> _Loader:
+    """Let a training's signals spare the workers of a loader, and return it.
+
+    Launchers send them to whole groups, and an iteration that has lost a worker can't be ended.
+
+    Args:
+        loader: PyTorch's, or what has one for its ``dataset``, as Detectron2's do.
+    """
+    inner: Any = loader
+    while inner is not None and not isinstance(inner, DataLoader):
+        inner = getattr(inner, "dataset", None)
+    if inner is not None:
+        inner.worker_init_fn = partial(_begin_worker, inner.worker_init_fn, _training)
+    return loader
+
+
+def _begin_worker(before: Callable[[int], None] | None, training: Any, worker: int) -> None:
+    def end_unless_training(number: int, frame: FrameType | None) -> None:
+        if not training.value:
+            end_by(number)
+
+    _handle(end_unless_training)
+    if before is not None:
+        before(worker)

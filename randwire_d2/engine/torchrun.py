@@ -1,0 +1,119 @@
+"""Processes that torchrun, or a launcher that sets its variables, has started already."""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
+
+from .threads import share_cores
+
+_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """This process among those of a launcher.
+
+    Attributes:
+        local_rank, local_world_size: among those of this machine.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+
+    @classmethod
+    def here(cls) -> "Launched | None":
+        """What the environment says; None in a process that no such launcher has started."""
+        if not all(name in os.environ for name in (*_VARIABLES, "MASTER_ADDR", "MASTER_PORT")):
+            return None
+        return cls(*(int(os.environ[name]) for name in _VARIABLES))
+
+    def check(self, args: argparse.Namespace) -> None:
+        """
+        Raises:
+            ValueError: the command line contradicts the launcher, or would begin anew in a restart.
+        """
+        machines = self.world_size // self.local_world_size
+        if machines * self.local_world_size != self.world_size:
+            raise ValueError(
+                f"torchrun has {self.world_size} processes, {self.local_world_size} of them on "
+                "this machine: start as many on each (--nproc-per-node)"
+            )
+        flags = {
+            "num_gpus": (1, self.local_world_size),
+            "num_machines": (1, machines),
+            "machine_rank": (0, self.rank // self.local_world_size),
+        }
+        for flag, (default, actual) in flags.items():
+            if (given := getattr(args, flag)) not in (default, actual):
+                raise ValueError(
+                    f"--{flag.replace('_', '-')} {given}: torchrun has started the processes "
+                    f"already, and says {actual}; leave it out"
+                )
+        restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+        if int(restarts) and not args.resume and not args.eval_only:
+            raise ValueError(
+                f"torchrun --max-restarts {restarts} restarts the same command, which would begin "
+                "anew: add --resume, with which a run without checkpoints begins as well"
+            )
+
+    def run(self, main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace) -> Any:
+        """Call ``main(cfg, args)`` in this process, one of a group as Detectron2's ``launch`` makes
+        it."""
+        on_cpu = cfg.MODEL.DEVICE == "cpu"
+        if on_cpu:
+            share_cores(self.local_world_size)
+        else:
+            torch.cuda.set_device(self.local_rank)
+        if self.world_size == 1:
+            return main(cfg, args)
+        if self.rank:  # the first one's log is enough
+            logging.getLogger("randwire_d2").handlers.clear()
+        distributed.init_process_group(
+            "gloo" if on_cpu else "nccl",
+            store=self._store(),
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=DEFAULT_TIMEOUT,
+        )
+        comm.create_local_process_group(self.local_world_size)
+        comm.synchronize()
+        result = main(cfg, args)
+        distributed.destroy_process_group()
+        return result
+
+    def _store(self) -> distributed.Store:
+        """Where the processes find each other."""
+        store, _, _ = next(
+            rendezvous("env://", self.rank, self.world_size, timeout=DEFAULT_TIMEOUT)
+        )
+        if self.world_size > self.local_world_size:
+            return store
+        # torchrun keeps its store over restarts, with the addresses of the processes before (PyTorch
+        # issue 135712). Machines count their restarts each for itself: there it stays PyTorch's.
+        count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return distributed.PrefixStore(f"restart{count}", store)
+
+
+def count_processes(args: argparse.Namespace) -> tuple[int, int]:
+    """How many processes a command line's run has, in all and on this machine.
+
+    Raises:
+        ValueError: see ``Launched.check``.
+    """
+    launched = Launched.here()
+    if launched is None:
+        return args.num_gpus * args.num_machines, args.num_gpus
+    launched.check(args)
+    return launched.world_size, launched.local_world_size

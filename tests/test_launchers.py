@@ -1,0 +1,315 @@
+"""Trainings started by torchrun, restarted by it, and ended by signals, in processes of their own.
+
+Whatever starts a training, and whatever ends it before its time, its weights must be those of a run
+that nobody disturbed, to the last bit.
+"""
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.run
+from helpers import ROOT, Tool, draw_image_folders, run_tool, wait_until
+
+from randwire_d2.classification import load_config
+from randwire_d2.engine import argument_parser
+
+TOOL = "pretrain_imagenet.py"
+TORCHRUN = Path(torch.distributed.run.__file__)
+ITERATIONS = 18
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    draw_image_folders(root, val=5)
+    return root
+
+
+def arguments(folders: Path, output: Path, *flags: object, workers: int = 0) -> list[object]:
+    return [
+        "--config-file", ROOT / "configs/imagenet/randwire_c78_250ep.yaml", *flags,
+        "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6,
+        "MODEL.RANDWIRE.EDGE_DROP_PROB", 0.5, "MODEL.RANDWIRE.EDGE_DROP_SCOPE", "batch",
+        # Runs in different folders are compared to the bit: none may time its stages.
+        "MODEL.RANDWIRE.FUSED", "on", "MODEL.CLASSIFIER.DROPOUT", 0.5,
+        "MODEL.CLASSIFIER.NUM_CLASSES", 3,
+        "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
+        "INPUT.TRAIN_CROP_SIZE", 32, "INPUT.TEST_CROP_SIZE", 32, "SOLVER.EPOCHS", 0,
+        "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER", ITERATIONS,
+        "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.EVAL_PERIOD", 0, "SEED", 1, "OUTPUT_DIR", output,
+        "DATALOADER.NUM_WORKERS", workers,
+    ]  # fmt: skip
+
+
+def final(output: Path) -> dict[str, Any]:
+    """All that a training ended with, but for its config, which may name other workers."""
+    checkpoint = torch.load(output / "model_final.pth", weights_only=True)
+    del checkpoint["config"]
+    return checkpoint
+
+
+def assert_equal(found: Any, expected: Any, where: str = "") -> None:
+    """To the bit."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for i, (a, b) in enumerate(zip(found, expected)):
+            assert_equal(a, b, f"{where}/{i}")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+@pytest.fixture(scope="module")
+def alone(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of an undisturbed run of one process."""
+    output = tmp_path_factory.mktemp("alone") / "run"
+    run_tool(TOOL, *arguments(folders, output), log=output.with_name("log"))
+    return output
+
+
+@pytest.fixture(scope="module")
+def two(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of an undisturbed run of two processes, by --num-gpus."""
+    output = tmp_path_factory.mktemp("two") / "run"
+    flags = ("--num-gpus", 2, "--dist-url", "auto")
+    run_tool(TOOL, *arguments(folders, output, *flags), log=output.with_name("log"))
+    return output
+
+
+# -------------------------------------------------------------------------------------------------
+# torchrun
+# -------------------------------------------------------------------------------------------------
+
+
+def torchrun(flags: tuple[object, ...], given: list[object]) -> list[object]:
+    return [*flags, ROOT / "tools" / TOOL, *given]
+
+
+@pytest.mark.slow
+def test_torchrun_on_one_machine_is_num_gpus(folders: Path, two: Path, tmp_path: Path) -> None:
+    """Wrong: torchrun's processes start others, train models of their own, or all of them talk."""
+    output = tmp_path / "run"
+    flags = ("--standalone", "--nproc-per-node", 2)
+    given = torchrun(flags, arguments(folders, output))
+    said = run_tool(TORCHRUN, *given, log=tmp_path / "log")
+    assert_equal(final(output), final(two))
+    assert said.count("Starting training from iteration 0") == 1
+    assert said.count("The training has ended after") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_machines_is_num_gpus(folders: Path, two: Path, tmp_path: Path) -> None:
+    """Wrong: a machine is taken for all, or its only process for a training of its own."""
+    output = tmp_path / "run"
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    machines = []
+    for rank in range(2):
+        flags = ("--nnodes", 2, "--node-rank", rank, "--nproc-per-node", 1,
+                 "--master-addr", "127.0.0.1", "--master-port", port)  # fmt: skip
+        given = torchrun(flags, arguments(folders, output))
+        machines.append(Tool(TORCHRUN, *given, log=tmp_path / f"log{rank}"))
+    for machine in machines:
+        assert machine.wait() == 0, machine.said[-3000:]
+    assert_equal(final(output), final(two))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_restarted(folders: Path, two: Path, tmp_path: Path) -> None:
+    """Wrong: the processes that torchrun starts again begin anew, or go on with other weights."""
+    output = tmp_path / "run"
+    flags = ("--standalone", "--nproc-per-node", 2, "--max-restarts", 1)
+    given = torchrun(flags, arguments(folders, output, "--resume"))
+    # After it has gone on from the checkpoint before, there is no third.
+    moment = f"os.rename {output}/last_checkpoint 3 process"
+    tool = Tool(TORCHRUN, *given, log=tmp_path / "log", kill_at=moment)
+    assert tool.wait() == 0, tool.said[-3000:]
+    assert re.findall(r"Starting training from iteration (\d+)", tool.said) == ["0", "10"]
+    assert_equal(final(output), final(two))
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "batch", "expected"),
+    [
+        (("--num-gpus", "4"), {}, 8, "--num-gpus 4: torchrun has started the processes already"),
+        (("--num-machines", "3"), {}, 8, "--num-machines 3: torchrun .* says 2; leave it out"),
+        ((), {}, 6, "IMS_PER_BATCH 6 is the batch of all 4 processes"),
+        ((), {"LOCAL_WORLD_SIZE": "3"}, 8, "4 processes, 3 of them on this machine: start as many"),
+        ((), {"TORCHELASTIC_MAX_RESTARTS": "1"}, 8, "--max-restarts 1 .*: add --resume"),
+        (("--num-gpus", "2", "--num-machines", "2"), {}, 8, ""),
+        (("--resume",), {"TORCHELASTIC_MAX_RESTARTS": "1"}, 8, ""),
+    ],
+)
+def test_the_command_line_must_agree_with_torchrun(
+    flags: tuple[str, ...],
+    environment: dict[str, str],
+    batch: int,
+    expected: str,
+    folders: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wrong: a run of other processes than were asked for, or one that its restart begins anew."""
+    there = {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2",
+             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", **environment}  # fmt: skip
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    given = [*arguments(folders, tmp_path / "run", *flags), "SOLVER.IMS_PER_BATCH", batch]
+    args = argument_parser().parse_args(list(map(str, given)))
+    if not expected:
+        load_config(args)
+        return
+    with pytest.raises(ValueError, match=expected) as error:
+        load_config(args)
+    assert "\n" not in str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------
+# Signals
+# -------------------------------------------------------------------------------------------------
+
+
+def last_iteration(output: Path) -> int:
+    """That of the checkpoint from which a training goes on."""
+    name = (output / "last_checkpoint").read_text()
+    iteration = torch.load(output / name, weights_only=True)["iteration"]
+    assert name == f"model_{iteration:07d}.pth"
+    return int(iteration)
+
+
+def iterations_done(said: str, number: signal.Signals) -> int:
+    """What the log, which must say it once, says of a training that a signal has ended."""
+    (done,) = re.findall(rf"{number.name} ends the training after (\d+) iterations", said)
+    return int(done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "victim", "workers"),
+    [
+        (signal.SIGTERM, "process", 0),
+        (signal.SIGTERM, "group", 1),
+        (signal.SIGUSR1, "group", 1),
+        (signal.SIGINT, "group", 1),
+    ],
+)
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(
+    number: signal.Signals, victim: str, workers: int, folders: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Wrong: what was trained since the last checkpoint is lost, a signal to the group costs the
+    loader's worker, and with it the training, or what goes on ends with other weights."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    given = arguments(folders, output, "--resume", workers=workers)
+    moment = f"open {folders / 'train'}/ 60 {victim} {number.name}"
+    tool = Tool(TOOL, *given, log=log, kill_at=moment)
+    assert tool.wait() == -number, tool.said[-3000:]
+    done = iterations_done(tool.said, number)
+    assert 5 < done <= 8 and last_iteration(output) == done - 1
+    said = run_tool(TOOL, *given, log=log)
+    assert f"Starting training from iteration {done}" in said
+    assert_equal(final(output), final(alone))
+
+
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_iteration(
+    folders: Path, two: Path, tmp_path: Path
+) -> None:
+    """Wrong: a process that was told earlier leaves the other waiting, or one that was told twice,
+    by the signal and by the tool, ends before the checkpoint is there."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    flags = ("--resume", "--num-gpus", 2, "--dist-url", "auto")
+    given = arguments(folders, output, *flags, workers=1)
+    tool = Tool(TOOL, *given, log=log, kill_at=f"open {folders / 'train'}/ 30 group SIGTERM")
+    assert tool.wait() == -signal.SIGTERM, tool.said[-3000:]
+    done = last_iteration(output) + 1
+    assert 5 < done <= 8 and len(re.findall("ends the training after", tool.said)) == 1
+    said = run_tool(TOOL, *given, log=log)
+    assert f"Starting training from iteration {done}" in said
+    assert_equal(final(output), final(two))
+
+
+def ended_amid(end: Callable[[int], None], tool: Tool, output: Path, number: signal.Signals) -> int:
+    """End a training without an end once it has begun; the exit status of its tool."""
+    wait_until(lambda: (output / "model_0000004.pth").exists())
+    assert tool._process.pid is not None
+    end(tool._process.pid)
+    status = tool.wait()
+    assert iterations_done(tool.said, number) == last_iteration(output) + 1
+    return status
+
+
+@pytest.mark.slow
+def test_the_tool_hands_a_signal_to_its_processes(folders: Path, tmp_path: Path) -> None:
+    """Wrong: a sweep, or a plain kill, ends the tool alone, and its processes without a trace."""
+    output = tmp_path / "run"
+    flags = ("--num-gpus", 2, "--dist-url", "auto")
+    given = [*arguments(folders, output, *flags, workers=1), "SOLVER.MAX_ITER", 10**6]
+    tool = Tool(TOOL, *given, log=tmp_path / "log")
+    # It hands on SIGUSR1, whatever it got.
+    status = ended_amid(lambda p: os.kill(p, signal.SIGTERM), tool, output, signal.SIGUSR1)
+    assert status == -signal.SIGTERM, tool.said[-3000:]
+    assert "Traceback" not in tool.said
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_ended_leaves_a_checkpoint(folders: Path, tmp_path: Path) -> None:
+    """Wrong: torchrun's SIGTERM to the groups of its workers costs their loaders' workers."""
+    output = tmp_path / "run"
+    flags = ("--standalone", "--nproc-per-node", 2)
+    given = torchrun(flags, [*arguments(folders, output, workers=1), "SOLVER.MAX_ITER", 10**6])
+    tool = Tool(TORCHRUN, *given, log=tmp_path / "log")
+    assert ended_amid(lambda p: os.kill(p, signal.SIGTERM), tool, output, signal.SIGTERM)
+    assert "DataLoader worker" not in tool.said
+
+
+@pytest.mark.slow
+def test_a_detector_that_is_ended_goes_on(tmp_path: Path) -> None:
+    """Wrong: the other training tool does not write a checkpoint, or Detectron2's loader loses its
+    worker to a signal for the group."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    given = [
+        "--config-file", ROOT / "configs/faster_rcnn_randwire_shapes.yaml", "--resume",
+        "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 10, "MODEL.RANDWIRE.FUSED", "on",
+        "SOLVER.IMS_PER_BATCH", 2, "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.EVAL_PERIOD", 0,
+        "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", 1, "OUTPUT_DIR", output,
+    ]  # fmt: skip
+    tool = Tool("train_net.py", *given, "SOLVER.MAX_ITER", 10**6, log=log)
+    status = ended_amid(lambda p: os.killpg(p, signal.SIGTERM), tool, output, signal.SIGTERM)
+    assert status == -signal.SIGTERM, tool.said[-3000:]
+    done = last_iteration(output) + 1
+    said = run_tool("train_net.py", *given, "SOLVER.MAX_ITER", done + 1, log=log)
+    assert f"Starting training from iteration {done}" in said
+    assert (output / "model_final.pth").exists()
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_at_once(folders: Path, tmp_path: Path) -> None:
+    """Wrong: who presses Ctrl-C twice, as the first had no effect, waits for an iteration that
+    hangs."""
+    hang = (
+        "import time\n"
+        "from randwire_d2.classification.trainer import WatchInput\n"
+        "WatchInput.after_step = lambda self: [print('it hangs', flush=True)] and time.sleep(1e6)\n"
+    )
+    output = tmp_path / "run"
+    log = tmp_path / "log"
+    log.touch()
+    tool = Tool(TOOL, *arguments(folders, output), log=log, before=hang)
+    wait_until(lambda: "it hangs" in tool.said)
+    tool.send(signal.SIGUSR1)
+    tool.send(signal.SIGINT)
+    assert tool.wait() == -signal.SIGINT, tool.said[-3000:]
+    assert not (output / "last_checkpoint").exists()
