@@ -196,7 +196,7 @@ def test_a_wrong_suffix_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch)
         (None, "does not hold its wiring; draw its config, with --config-file"),
         ({}, "its entry 'randwire' is damaged"),
         ("spec", "its entry 'randwire' is damaged"),
-        ({"spec": "{}"}, "the key 'format' is missing"),
+        ({"spec": "{}", "fingerprint": ""}, "the key 'format' is missing"),
     ],
 )
 def test_checkpoints_without_a_wiring(tmp_path: Path, entry: object, message: str) -> None:
