@@ -300,16 +300,19 @@ def test_a_second_interrupt_ends_at_once(folders: Path, tmp_path: Path) -> None:
     """Wrong: who presses Ctrl-C twice, as the first had no effect, waits for an iteration that
     hangs."""
     hang = (
-        "import time\n"
+        "import signal, time\n"
         "from randwire_d2.classification.trainer import WatchInput\n"
-        "WatchInput.after_step = lambda self: [print('it hangs', flush=True)] and time.sleep(1e6)\n"
+        "def hang(hook):\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print('it hangs', flush=True)\n"
+        "    time.sleep(1e6)\n"
+        "WatchInput.after_step = hang\n"
     )
     output = tmp_path / "run"
     log = tmp_path / "log"
     log.touch()
     tool = Tool(TOOL, *arguments(folders, output), log=log, before=hang)
     wait_until(lambda: "it hangs" in tool.said)
-    tool.send(signal.SIGUSR1)
     tool.send(signal.SIGINT)
     assert tool.wait() == -signal.SIGINT, tool.said[-3000:]
     assert not (output / "last_checkpoint").exists()

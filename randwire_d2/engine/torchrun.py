@@ -100,8 +100,8 @@ class Launched:
         )
         if self.world_size > self.local_world_size:
             return store
-        # torchrun keeps its store over restarts, with the addresses of processes before (PyTorch
-        # issue 135712). Machines count their restarts each for itself: there it stays PyTorch's.
+        # torchrun keeps its store over restarts, with the addresses of the processes before
+        # (PyTorch's issue 135712). Machines count restarts each for itself, so only one can tell.
         count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return distributed.PrefixStore(f"restart{count}", store)
 
