@@ -258,6 +258,22 @@ def images(height: int = 37, width: int = 45, device: str | torch.device = "cpu"
     return x.to(device)
 
 
+def assert_equal(found: Any, expected: Any, where: str = "") -> None:
+    """To the bit."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for i, (a, b) in enumerate(zip(found, expected)):
+            assert_equal(a, b, f"{where}/{i}")
+    elif isinstance(expected, torch.Tensor):
+        assert found.dtype == expected.dtype and torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
 def assert_same(actual: Tensor | None, expected: Tensor | None, what: str) -> None:
     assert actual is not None and expected is not None, what
     assert actual.shape == expected.shape, what

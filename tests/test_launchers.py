@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.run
-from helpers import ROOT, Tool, draw_image_folders, run_tool, wait_until
+from helpers import ROOT, Tool, assert_equal, draw_image_folders, run_tool, wait_until
 
 from randwire_d2.classification import load_config
 from randwire_d2.engine import argument_parser
@@ -53,22 +53,6 @@ def final(output: Path) -> dict[str, Any]:
     checkpoint = torch.load(output / "model_final.pth", weights_only=True)
     del checkpoint["config"]
     return checkpoint
-
-
-def assert_equal(found: Any, expected: Any, where: str = "") -> None:
-    """To the bit."""
-    if isinstance(expected, dict):
-        assert list(found) == list(expected), where
-        for key in expected:
-            assert_equal(found[key], expected[key], f"{where}/{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for i, (a, b) in enumerate(zip(found, expected)):
-            assert_equal(a, b, f"{where}/{i}")
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected), where
-    else:
-        assert found == expected, where
 
 
 @pytest.fixture(scope="module")

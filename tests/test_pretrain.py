@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, Tool, draw_image_folders, last_metrics, refusal, run_tool
+from helpers import ROOT, Tool, assert_equal, draw_image_folders, last_metrics, refusal, run_tool
 
 TOOL = "pretrain_imagenet.py"
 # Five epochs of 44 files, of which two are broken.
@@ -81,22 +81,6 @@ def checkpoints(output: Path) -> dict[str, Any]:
     for file in files.values():
         assert "NUM_CLASSES: 3" in file.pop("config")
     return files
-
-
-def assert_equal(found: Any, expected: Any, where: str = "") -> None:
-    """To the bit."""
-    if isinstance(expected, dict):
-        assert list(found) == list(expected), where
-        for key in expected:
-            assert_equal(found[key], expected[key], f"{where}/{key}")
-    elif isinstance(expected, (list, tuple)):
-        assert len(found) == len(expected), where
-        for i, (a, b) in enumerate(zip(found, expected)):
-            assert_equal(a, b, f"{where}/{i}")
-    elif isinstance(expected, torch.Tensor):
-        assert found.dtype == expected.dtype and torch.equal(found, expected), where
-    else:
-        assert found == expected, where
 
 
 def first_iteration(log: str) -> int:

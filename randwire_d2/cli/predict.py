@@ -21,6 +21,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import data
 from ..data.classes import category_ids
+from ..data.labels import named
 from ..engine import register_data
 from ..inference.classifier import Classifier
 from ..inference.detector import Detector
@@ -150,18 +151,14 @@ def _dataset_records(model: Detector | Classifier, name: str) -> list[dict[str, 
     names = metadata.get("classes" if isinstance(model, Classifier) else "thing_classes")
     if names != model.class_names:
         raise ValueError(
-            f"--dataset {name!r} has the classes {_some(names or [])}, the model "
-            f"{_some(model.class_names)}"
+            f"--dataset {name!r} has the classes {named(names or [], len(names or []))}, the model "
+            f"{named(model.class_names, len(model.class_names))}"
         )
     if isinstance(model, Detector):
         model.category_ids = category_ids(metadata) or model.category_ids
     return [
         {**record, "image_id": record.get("image_id", n)} for n, record in enumerate(records, 1)
     ]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _refuse_to_draw_over_inputs(job: Job) -> None:

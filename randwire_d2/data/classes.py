@@ -1,6 +1,8 @@
 """The classes of a data set that is registered in Detectron2."""
 
-from detectron2.data import Metadata
+from typing import Any
+
+from detectron2.data import Metadata, MetadataCatalog
 
 
 def category_ids(metadata: Metadata) -> list[int] | None:
@@ -10,3 +12,12 @@ def category_ids(metadata: Metadata) -> list[int] | None:
     """
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
     return None if contiguous is None else sorted(contiguous, key=contiguous.__getitem__)
+
+
+def class_entries(dataset_name: str) -> dict[str, Any]:
+    """What a detector's checkpoint holds of a data set's classes: names and ids.
+
+    A COCO file's are known once it is loaded.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    return {"class_names": metadata.get("thing_classes"), "category_ids": category_ids(metadata)}

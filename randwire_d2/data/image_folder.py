@@ -13,11 +13,11 @@ from detectron2.utils.file_io import PathManager
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import find_classes, is_image_file
 
+from .labels import named
 from .paths import existing_path
 
 DATASETS_ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 EVALUATOR_TYPE = "image_folder"
-MOST_NAMED = 3  # of the folders or classes that an error is about
 
 
 def register_image_folder(name: str, root: str) -> None:
@@ -98,7 +98,7 @@ def check_image_folders(train: Sequence[str], test: Sequence[str]) -> list[str]:
             name: sorted(set(found[name]) - set(classes)),
         }
         if any(missing.values()):
-            only = [f"only in {where!r}: {_named(cs)}" for where, cs in missing.items() if cs]
+            only = [f"only in {where!r}: {_quoted(cs)}" for where, cs in missing.items() if cs]
             raise ValueError(
                 f"{first!r} and {name!r} have different classes ({'; '.join(only)}); give both "
                 "the same class folders"
@@ -115,7 +115,7 @@ def _check(name: str) -> list[str]:
         raise ValueError(f"{name!r}: {e}") from e
     if empty:
         raise ValueError(
-            f"{name!r}: no images in {_named(empty)} of {root!r}; remove what is no class, or put "
+            f"{name!r}: no images in {_quoted(empty)} of {root!r}; remove what is no class, or put "
             "its images there"
         )
     return classes
@@ -151,9 +151,8 @@ def _has_image(folder: str) -> bool:
     return any(_has_image(f) for f in folders)
 
 
-def _named(items: list[str]) -> str:
-    named = ", ".join(map(repr, items[:MOST_NAMED]))
-    return f"{named} and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else named
+def _quoted(items: list[str]) -> str:
+    return named(map(repr, items), len(items))
 
 
 for _split in ("train", "val"):

@@ -40,19 +40,17 @@ def draw_detections(
     results_json_path: str | os.PathLike[str],
     max_images: int = 8,
     score_threshold: float = 0.5,
-    image_ids: Sequence[Any] | None = None,
 ) -> Figure:
     """Draw a contact sheet: images with their ground truth, and below them with the detections.
 
-    Unless they are named, the images are spread evenly over the data set, whatever was found in
-    them. Masks are drawn if the results have them.
+    The images are spread evenly over the data set, whatever was found in them. Masks are drawn if
+    the results have them.
 
     Args:
         dataset_name: a data set with ground truth, registered in Detectron2.
         results_json_path: the coco_instances_results.json that COCOEvaluator wrote for it.
         max_images: the largest number of images drawn.
         score_threshold: the least score (0 … 1) of the detections drawn.
-        image_ids: the images to draw, in this order.
 
     Raises:
         FileNotFoundError: the results or an image do not exist.
@@ -62,19 +60,29 @@ def draw_detections(
     if max_images < 1:
         raise ValueError(f"max_images must be at least 1; got {max_images}")
     results = read_results(results_json_path, dataset_name)
-    records = DatasetCatalog.get(dataset_name)
+    ids = [record["image_id"] for record in DatasetCatalog.get(dataset_name)]
+    count = min(max_images, len(ids))
+    shown = [ids[i * len(ids) // count] for i in range(count)]
+    return draw_results(dataset_name, results, shown, score_threshold)
+
+
+def draw_results(
+    dataset_name: str,
+    results: Sequence[Mapping[str, Any]],
+    image_ids: Sequence[Any],
+    score_threshold: float,
+) -> Figure:
+    """``draw_detections`` of what ``read_results`` read, on these images in this order.
+
+    Raises:
+        FileNotFoundError: an image does not exist.
+    """
+    by_id = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
     detections = _by_image(results, metadata)
     has_masks = any("segmentation" in result for result in results)
-
-    if image_ids is None:
-        count = min(max_images, len(records))
-        shown = [records[i * len(records) // count] for i in range(count)]
-    else:
-        by_id = {record["image_id"]: record for record in records}
-        shown = [by_id[image] for image in image_ids[:max_images]]
     tiles = []
-    for record in shown:
+    for record in (by_id[image] for image in image_ids):
         found = [d for d in detections[record["image_id"]] if d["score"] >= score_threshold]
         tiles.append(
             [

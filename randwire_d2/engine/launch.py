@@ -62,10 +62,15 @@ def split_pairs(given: Sequence[str]) -> tuple[list[str], list[str]]:
 def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Detectron2's ``default_setup``, this project's log beside its, and the data by path."""
     default_setup(cfg, args)
+    log_into(cfg.OUTPUT_DIR)
+    register_data(cfg)  # launch may have started this process, whose catalog is its own
+
+
+def log_into(folder: str | None) -> None:
+    """Have this process's log in a run's folder too; None for none."""
     log = logging.getLogger("randwire_d2")
     bare = comm.get_world_size() > 1 and not log.handlers  # launch has started this process
-    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=log.name, configure_stdout=bare)
-    register_data(cfg)  # launch may have started this process, whose catalog is its own
+    setup_logger(folder, comm.get_rank(), name=log.name, configure_stdout=bare)
 
 
 def train_or_evaluate(

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import MetadataCatalog
 from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
@@ -26,7 +25,6 @@ from detectron2.engine import (
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,11 +32,12 @@ from torch import nn
 
 from ..checkpoint import RandWireCheckpointer
 from ..config_files import config_path
-from ..data.classes import category_ids
+from ..data.classes import class_entries
 from ..modeling import RandWire
 from ..runs import RunFolder
 from .checks import check_dataset, similar
 from .datasets import thing_classes
+from .launch import log_into
 from .shadow_steps import ShadowSteps
 from .threads import share_cores
 from .trainer import share_statistics
@@ -161,8 +160,7 @@ def _check_model(cfg: DictConfig, args: argparse.Namespace) -> None:
 def _train_or_evaluate(args: argparse.Namespace) -> Any:
     cfg = _read(args)
     default_setup(cfg, args)
-    several, rank = comm.get_world_size() > 1, comm.get_rank()
-    setup_logger(cfg.train.output_dir, rank, name="randwire_d2", configure_stdout=several)
+    log_into(cfg.train.output_dir)
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
         checkpointer = RandWireCheckpointer(model, cfg.train.output_dir)
@@ -179,8 +177,10 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
     on_cpu = {"device_ids": None} if train.device == "cpu" else {}
     wrapped = create_ddp_model(model, **train.ddp, **on_cpu)
     trainer = (AMPTrainer if train.amp.enabled else SimpleTrainer)(wrapped, loader, optimizer)
+    names = _datasets(cfg, "train")
+    classes = class_entries(names[0]) if names else {}
     checkpointer = RandWireCheckpointer(
-        model, train.output_dir, **_classes(cfg), trainer=weakref.proxy(trainer)
+        model, train.output_dir, **classes, trainer=weakref.proxy(trainer)
     )
     is_main = comm.is_main_process()
     writers = default_writers(train.output_dir, train.max_iter) if is_main else []
@@ -197,15 +197,6 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
     checkpointer.resume_or_load(train.init_checkpoint, resume=args.resume)
     resumed = args.resume and checkpointer.has_checkpoint()
     trainer.train(trainer.iter + 1 if resumed else 0, train.max_iter)
-
-
-def _classes(cfg: DictConfig) -> dict[str, Any]:
-    """What a checkpoint holds of the first training set's classes: names and ids."""
-    names = _datasets(cfg, "train")
-    if not names:
-        return {}
-    metadata = MetadataCatalog.get(names[0])
-    return {"class_names": metadata.get("thing_classes"), "category_ids": category_ids(metadata)}
 
 
 def _evaluate(cfg: DictConfig, model: nn.Module) -> Any:

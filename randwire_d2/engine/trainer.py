@@ -41,7 +41,7 @@ from detectron2.utils.events import EventWriter
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..command import in_users_words
 from ..data import training_mapper
-from ..data.classes import category_ids
+from ..data.classes import class_entries
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
 from .best import (
@@ -164,7 +164,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             cfg=cfg,
-            **self.classes(cfg),  # a COCO file's are known once it is loaded
+            **self.classes(cfg),
             trainer=weakref.proxy(self),
         )
         decay = cfg.SOLVER.EMA.DECAY
@@ -310,11 +310,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def classes(cls, cfg: CfgNode) -> dict[str, Any]:
         """What a checkpoint holds of the first training set's classes: names and ids."""
-        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
-        return {
-            "class_names": metadata.get("thing_classes"),
-            "category_ids": category_ids(metadata),
-        }
+        return class_entries(cfg.DATASETS.TRAIN[0])
 
     @classmethod
     def test(

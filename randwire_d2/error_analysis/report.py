@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import isnan
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from ..drawing.detections import draw_detections, read_results
+from ..drawing.detections import draw_results, read_results
 from ..drawing.errors import (
     plot_class_ap,
     plot_confusion,
@@ -64,7 +65,7 @@ def write_analysis(
     folder.mkdir(parents=True, exist_ok=True)
     sections = [
         _overview(analysis, folder),
-        _images(analysis, folder, source),
+        _images(analysis, folder, source.dataset, results),
         _confusion(analysis, folder),
         _curves(analysis, folder),
         _scores(analysis, folder),
@@ -232,7 +233,9 @@ def _scores(analysis: Analysis, folder: Path) -> Section:
     )
 
 
-def _images(analysis: Analysis, folder: Path, source: Source) -> Section:
+def _images(
+    analysis: Analysis, folder: Path, dataset: str, results: Sequence[Mapping[str, Any]]
+) -> Section:
     worst, png = analysis.worst[:SHOWN], None
     about = (
         f"Of {analysis.images} images, {len(analysis.worst)} have objects that were not found as "
@@ -240,10 +243,8 @@ def _images(analysis: Analysis, folder: Path, source: Source) -> Section:
     )
     if worst:
         try:
-            figure = draw_detections(
-                source.dataset, source.results, SHOWN, analysis.threshold,
-                [image.image_id for image in worst],
-            )  # fmt: skip
+            shown = [image.image_id for image in worst[:SHOWN]]
+            figure = draw_results(dataset, results, shown, analysis.threshold)
             png = _png(figure, folder / "images.png", palette=False)
             about += "Those with the most, in the order of the table:"
         except OSError as e:
