@@ -186,9 +186,12 @@ def _kind(own: float, other: float) -> str:
 def _load(truth: COCO, results: list[dict[str, Any]], task: Task) -> COCO:
     if not results:  # loadRes looks at the first
         return _part(truth, ())
-    if task == "segm":  # so that the size is the mask's, not the box's, as COCOEvaluator has it
-        results = [{k: v for k, v in result.items() if k != "bbox"} for result in results]
-    return truth.loadRes(results)
+    # Without boxes, the size is the mask's, as COCOEvaluator has it.
+    left_out = {"bbox"} if task == "segm" else set()
+    # Copies, as loadRes writes into what it is given.
+    return truth.loadRes(
+        [{k: v for k, v in result.items() if k not in left_out} for result in results]
+    )
 
 
 def _part(coco: COCO, ids: Iterable[int]) -> COCO:
