@@ -1,17 +1,21 @@
 """The checkpointer: files that are whole, run no code, and fit the model they are loaded into."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..array_pickle import ArrayUnpickler
+from ..checksum import check_whole, checksummed
 from ..files import atomic_open
 from ..pretrained.safetensors_file import read_safetensors
+from ..runs import RunFolder
 from .entries import Wiring, check_wiring, compare_preprocessing, entries_of, find_backbone
 
 # The key under which it holds, with SOLVER.EMA, the average of the weights, in the form of "model":
@@ -20,10 +24,12 @@ EMA_KEY = "ema"
 
 
 class RandWireCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, with five promises added.
+    """Detectron2's checkpointer, with six promises added.
 
     - A file appears under its name only when it is complete, so a killed run resumes from the last
       complete checkpoint.
+    - It carries a checksum: a file that was damaged afterwards is not loaded, and a run resumes
+      from the newest one that is whole.
     - Files are loaded without running code that they contain (``load_checkpoint``): ``.pth`` with
       ``weights_only``, Detectron2's ``.pkl`` with nothing but arrays and containers allowed.
     - A checkpoint holds the spec of the RandWire network in the model, if there is one; loading it
@@ -58,10 +64,28 @@ class RandWireCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         super().save(name, **{**kwargs, **self._entries})
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As Detectron2's; but all processes go on from the checkpoint that the first one finds
+        (``RunFolder.last_checkpoint``).
+
+        Raises:
+            ValueError: none is whole; one line.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        last, refusal = "", ""
+        if comm.is_main_process():
+            try:
+                last = str(RunFolder(self.save_dir).last_checkpoint)
+            except ValueError as e:
+                refusal = str(e)
+        last, refusal = comm.all_gather((last, refusal))[0]
+        if refusal:
+            raise ValueError(refusal)
+        return self.load(last)
+
     def _torch_load(self, f: str) -> Any:
-        if f.endswith(".safetensors"):
-            return read_safetensors(f)
-        return torch.load(f, map_location="cpu", weights_only=True)
+        return read_safetensors(f) if f.endswith(".safetensors") else _read(f)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):  # Detectron2 would run what is in them
@@ -106,7 +130,8 @@ def load_checkpoint(path: str) -> dict[str, Any]:
 
     Raises:
         pickle.UnpicklingError, RuntimeError, EOFError, OSError: it can't be read, or holds code.
-        ValueError, safetensors.SafetensorError: a ``.safetensors`` can't be read.
+        ValueError, safetensors.SafetensorError: a ``.safetensors`` can't be read; or the file is
+            not what was written (``DamagedFile``).
     """
     if path.endswith(".safetensors"):
         return read_safetensors(path)
@@ -118,7 +143,7 @@ def load_checkpoint(path: str) -> dict[str, Any]:
         # The Caffe2 layout of the original Detectron: blobs by name, with the solver's state.
         blobs = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
         return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
-    data = torch.load(path, map_location="cpu", weights_only=True)
+    data = _read(path)
     if path.endswith(".pyth"):
         state = data["model_state"].items()
         weights = {k: v for k, v in state if not k.endswith("num_batches_tracked")}
@@ -126,13 +151,28 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     return data if "model" in data else {"model": data}
 
 
+def _read(path: str) -> Any:
+    with open(path, "rb") as f:
+        is_archive = f.read(2) == b"PK"  # else of a PyTorch older than 1.6, without checksums
+    if is_archive:
+        check_whole(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 class _AtomicPathManager:
-    """Detectron2's PathManager, except that local files it opens for writing appear whole."""
+    """Detectron2's PathManager, except that local files it opens for writing appear whole, those
+    of ``torch.save`` with a checksum."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(PathManager, name)
 
     def open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
         if "w" in mode and "://" not in path:
-            return atomic_open(path, mode)
+            return _checksummed_open(path) if path.endswith(".pth") else atomic_open(path, mode)
         return PathManager.open(path, mode, **kwargs)
+
+
+@contextmanager
+def _checksummed_open(path: str) -> Iterator[Any]:
+    with atomic_open(path, "wb") as f, checksummed(f) as summed:
+        yield summed
