@@ -14,7 +14,9 @@ set's ("coco_2017_val/bbox"), with test-time augmentation it ends in _TTA.
 
 import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache, reduce
@@ -23,6 +25,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from .checksum import check_whole, is_whole
 from .config import classifier_config, merge_file
 from .files import atomic_open
 
@@ -32,6 +35,10 @@ _INDIFFERENT = (
     "OUTPUT_DIR", "SEED", "SOLVER", "DATALOADER", "MODEL.DEVICE", "TEST.EVAL_PERIOD",
     "TEST.EXPECTED_RESULTS", "TEST.IMS_PER_PROCESS", "TEST.LOSS",
 )  # fmt: skip
+# What a training can go on from; model_best.pth has no state of one.
+_RESUMABLE = re.compile(r"model_(\d+|final)\.pth")
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[int, dict[str, float]]
 
@@ -95,12 +102,33 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path:
-        """What ``--resume`` goes on from.
+        """What ``--resume`` goes on from: the checkpoint that the file last_checkpoint names; if it
+        is damaged, or there is none, with a warning the newest one that is whole.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no file last_checkpoint.
+            ValueError: no checkpoint is whole; one line.
         """
-        return self.path / (self.path / "last_checkpoint").read_text().strip()
+        name = (self.path / "last_checkpoint").read_text(errors="replace").strip()
+        try:
+            if not name:
+                raise ValueError(f"{self.path / 'last_checkpoint'} is empty")
+            check_whole(self.path / name)
+            return self.path / name
+        except (OSError, ValueError) as e:
+            reason = str(e)
+        for path in self._resumable():
+            if is_whole(path):
+                logger.warning(f"{reason}: the newest checkpoint that is whole is {path}")
+                return path
+        raise ValueError(
+            f"{reason}: no checkpoint of {self.path} is whole; train anew, without --resume"
+        )
+
+    def _resumable(self) -> list[Path]:
+        """The newest one first."""
+        found = [path for path in self.path.iterdir() if _RESUMABLE.fullmatch(path.name)]
+        return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
     def checkpoint(self) -> Path:
         """The one to use: the best, else the final, else the last one.

@@ -12,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from ..checkpoint import load_checkpoint
+from ..checksum import checksummed
 from ..files import atomic_open
 from ..pretrained.reading import read_entries
 from ..pretrained.safetensors_file import require_safetensors, safetensors_bytes
@@ -101,7 +102,8 @@ def write_checkpoint(
     state = {name: value.contiguous() for name, value in state.items()}
     with atomic_open(path, "wb") as f:
         if suffix == ".pth":
-            torch.save({"model": state, **entries}, f)
+            with checksummed(f) as summed:
+                torch.save({"model": state, **entries}, summed)
         elif suffix == ".pkl":
             arrays = {name: value.numpy() for name, value in state.items()}
             # Detectron2 reads a .pkl without an author as Caffe2's.

@@ -14,6 +14,7 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 from torch import nn
 
+from ..checksum import is_whole
 from ..config import is_classifier
 from ..runs import RunFolder
 
@@ -141,8 +142,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
             os.replace(self._before, best)
         else:
             logger.warning(
-                f"{best} is not of iteration {self.best_iter}, the best of {self._run.path}: it "
-                "stays until an evaluation finds more"
+                f"{best} is damaged, or not of iteration {self.best_iter}, the best of "
+                f"{self._run.path}: it stays until an evaluation finds more"
             )
 
     def save(self, name: str, **state: Any) -> None:
@@ -220,8 +221,8 @@ def _is_exhausted(cfg: CfgNode, end: int) -> bool:
 
 
 def _iteration(path: str | os.PathLike[str]) -> int | None:
-    """That of a checkpoint; None if there is none."""
-    if not os.path.isfile(path):
+    """That of a checkpoint; None if there is none, or it is damaged."""
+    if not is_whole(path):
         return None
     # Its tensors are left on disk.
     return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])

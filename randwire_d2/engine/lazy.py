@@ -38,6 +38,7 @@ from ..runs import RunFolder
 from .checks import check_dataset, similar
 from .datasets import thing_classes
 from .launch import log_into
+from .saving import PeriodicCheckpointer
 from .shadow_steps import ShadowSteps
 from .threads import share_cores
 from .trainer import share_statistics
@@ -189,7 +190,7 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
             ShadowSteps(wrapped, RunFolder(train.output_dir), 0),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer) if is_main else None,
+            PeriodicCheckpointer(checkpointer, **train.checkpointer) if is_main else None,
             hooks.EvalHook(train.eval_period, lambda: _evaluate(cfg, model)),
             hooks.PeriodicWriter(writers, period=train.log_period) if is_main else None,
         ]

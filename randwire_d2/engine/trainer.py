@@ -55,6 +55,7 @@ from .best import (
 from .ema import AveragedWeights, AverageWeights
 from .random_state import random_state_kept
 from .report import write_report
+from .saving import PeriodicCheckpointer
 from .shadow_steps import ShadowSteps
 from .signals import StopOnSignal, guard_workers
 from .validation import detection_loss_loader, detection_losses, mean_losses
@@ -183,7 +184,8 @@ class Trainer(DefaultTrainer):
         period = self.cfg.TEST.EVAL_PERIOD
         for i, hook in enumerate(built):
             if isinstance(hook, hooks.PeriodicCheckpointer):
-                hook.max_to_keep = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
+                most = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
+                built[i] = PeriodicCheckpointer(hook.checkpointer, hook.period, max_to_keep=most)
             elif isinstance(hook, hooks.PreciseBN):
                 iterations = self.cfg.TEST.PRECISE_BN.NUM_ITER
                 built[i] = PreciseBN(period, self.evaluated_model, hook._data_loader, iterations)

@@ -1,20 +1,17 @@
-"""Checkpoints that are whole, safe to load, and know their wiring, images, config and classes."""
+"""What a checkpoint holds beside its weights: wiring, images, config and classes."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from .command import in_users_words
-from .config import classifier_config, merge_text, set_spec
-from .files import atomic_open
-from .modeling import RandWire, RandWireClassifier
-from .pretrained.entries import (
+from ..command import in_users_words
+from ..config import classifier_config, merge_text, set_spec
+from ..modeling import RandWire, RandWireClassifier
+from ..pretrained.entries import (
     CATEGORY_IDS_KEY,
     CLASS_NAMES_KEY,
     CONFIG_KEY,
@@ -22,12 +19,7 @@ from .pretrained.entries import (
     WIRING_KEY,
     wiring_entry,
 )
-from .pretrained.reading import check_state, read_entries
-from .wiring import NetworkSpec
-
-# The key under which it holds, with SOLVER.EMA, the average of the weights, in the form of "model":
-# what evaluations test.
-EMA_KEY = "ema"
+from ..wiring import NetworkSpec
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -106,7 +98,7 @@ class Wiring:
     @classmethod
     def in_model(cls, model: nn.Module) -> "Wiring | None":
         """That of the RandWire inside a model; None if the model has none."""
-        _, backbone = _find_backbone(model)
+        _, backbone = find_backbone(model)
         if backbone is None:
             return None
         heads = (m.head_relu for m in model.modules() if isinstance(m, RandWireClassifier))
@@ -117,87 +109,9 @@ class Wiring:
         return wiring_entry(self.spec, self.head_relu)
 
 
-class RandWireCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, with five promises added.
-
-    - A file appears under its name only when it is complete, so a killed run resumes from the last
-      complete checkpoint.
-    - Files are loaded without running code that they contain (``load_checkpoint``): ``.pth`` with
-      ``weights_only``, Detectron2's ``.pkl`` with nothing but arrays and containers allowed.
-    - A checkpoint holds the spec of the RandWire network in the model, if there is one; loading it
-      into another wiring raises a ValueError that names both fingerprints. The same shapes fit many
-      wirings, so nothing else would notice. So does loading a classifier into one whose head has
-      another ReLU, and loading what has no weight for the backbone.
-    - It also holds the preprocessing of the model's images; loading it into a model with another
-      one logs a warning.
-    - It holds what else makes it a whole model, if that is given: config and class names.
-
-    Args:
-        cfg: the config of the model.
-        class_names: of the model's classes, in the order of its outputs.
-        category_ids: the ids that the data set gives them, where they have any, as COCO's do.
-        checkpointables: as Detectron2's.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        save_dir: str = "",
-        *,
-        cfg: CfgNode | None = None,
-        class_names: Sequence[str] | None = None,
-        category_ids: Sequence[int] | None = None,
-        **checkpointables: Any,
-    ) -> None:
-        super().__init__(model, save_dir, **checkpointables)
-        self.path_manager = _AtomicPathManager()
-        self._entries = entries_of(self.model, cfg, class_names, category_ids)
-
-    def save(self, name: str, **kwargs: Any) -> None:
-        super().save(name, **{**kwargs, **self._entries})
-
-    def _torch_load(self, f: str) -> Any:
-        return read_entries(f)
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith((".pkl", ".pyth")):  # Detectron2 would run what is in them
-            return load_checkpoint(filename)
-        loaded: dict[str, Any] = super()._load_file(filename)
-        check_state(filename, loaded["model"])
-        return loaded
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        check_wiring(self.model, checkpoint)
-        _compare_preprocessing(self.model, checkpoint)
-        name, backbone = _find_backbone(self.model)
-        prefix = f"{name}." if name else ""
-        if backbone is not None and _is_bare(checkpoint):
-            state = checkpoint["model"]
-            checkpoint["model"] = {prefix + key: value for key, value in state.items()}
-        incompatible = super()._load_model(checkpoint)
-        if backbone is not None:
-            keys = {prefix + key for key, _ in backbone.named_parameters()}
-            if keys.issubset(incompatible.missing_keys):
-                raise ValueError(
-                    f"the checkpoint holds not one weight of the RandWire backbone {name!r}: "
-                    "it belongs to another network, such as the ResNet whose config this was. "
-                    "Set MODEL.WEIGHTS to weights of this backbone, or to '' to start without"
-                )
-        return incompatible
-
-
-def _find_backbone(model: nn.Module) -> tuple[str, RandWire | None]:
+def find_backbone(model: nn.Module) -> tuple[str, RandWire | None]:
     found = ((name, m) for name, m in model.named_modules() if isinstance(m, RandWire))
     return next(found, ("", None))
-
-
-def _is_bare(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether it is a RandWire's own, as its ``save_pretrained`` writes it, in no other model."""
-    wiring = Wiring.of(checkpoint)
-    if wiring is None:
-        return False
-    names = {layer.name for layer in wiring.spec.layers}
-    return all(key.split(".")[0] in names for key in checkpoint["model"])
 
 
 def entries_of(
@@ -263,7 +177,7 @@ def find_preprocessing(model: nn.Module) -> Preprocessing | None:
     return Preprocessing(str(input_format), mean, std)
 
 
-def _compare_preprocessing(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+def compare_preprocessing(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     ours, theirs = find_preprocessing(model), checkpoint.get(PREPROCESSING_KEY)
     if ours is None or theirs is None:
         return
@@ -341,43 +255,3 @@ def _list_of(kind: type[_T], checkpoint: Mapping[str, Any], key: str) -> list[_T
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
         raise ValueError(f"its entry {key!r} is damaged: no list of {kind.__name__}")
     return values
-
-
-def load_checkpoint(path: str) -> dict[str, Any]:
-    """What a checkpoint file holds, in Detectron2's form, without running code that it contains.
-
-    Args:
-        path: of a local file: ``.pkl`` of Detectron2 or the original Detectron, ``.pyth`` of pycls,
-            ``.safetensors``, else what ``torch.save`` wrote.
-
-    Raises:
-        ValueError: it is missing, empty, cut off or damaged, holds code, or is no checkpoint; one
-            line that names the file and the way out.
-    """
-    data = read_entries(path)
-    if path.endswith(".pyth"):
-        check_state(path, data.get("model_state"))
-        state = data["model_state"].items()
-        weights = {k: v for k, v in state if not k.endswith("num_batches_tracked")}
-        data = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-    elif path.endswith(".pkl") and not ("__author__" in data and "model" in data):
-        # The Caffe2 layout of the original Detectron: blobs by name, with the solver's state.
-        check_state(path, data.get("blobs", data))
-        blobs = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
-        data = {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
-    elif "model" not in data:
-        data = {"model": data}
-    check_state(path, data["model"])
-    return data
-
-
-class _AtomicPathManager:
-    """Detectron2's PathManager, except that local files it opens for writing appear whole."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(PathManager, name)
-
-    def open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
-        if "w" in mode and "://" not in path:
-            return atomic_open(path, mode)
-        return PathManager.open(path, mode, **kwargs)

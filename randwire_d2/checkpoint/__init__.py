@@ -1,0 +1,41 @@
+"""Checkpoints that are whole, safe to load, and know their wiring, images, config and classes."""
+
+from ..pretrained.entries import (
+    CATEGORY_IDS_KEY,
+    CLASS_NAMES_KEY,
+    CONFIG_KEY,
+    PREPROCESSING_KEY,
+    WIRING_KEY,
+)
+from .checkpointer import EMA_KEY, RandWireCheckpointer, load_checkpoint
+from .entries import (
+    Preprocessing,
+    Wiring,
+    check_wiring,
+    entries_of,
+    find_preprocessing,
+    portable_config,
+    stored_category_ids,
+    stored_class_names,
+    stored_config,
+)
+
+__all__ = [
+    "CATEGORY_IDS_KEY",
+    "CLASS_NAMES_KEY",
+    "CONFIG_KEY",
+    "EMA_KEY",
+    "PREPROCESSING_KEY",
+    "WIRING_KEY",
+    "Preprocessing",
+    "RandWireCheckpointer",
+    "Wiring",
+    "check_wiring",
+    "entries_of",
+    "find_preprocessing",
+    "load_checkpoint",
+    "portable_config",
+    "stored_category_ids",
+    "stored_class_names",
+    "stored_config",
+]

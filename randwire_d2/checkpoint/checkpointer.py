@@ -1,0 +1,168 @@
+"""The checkpointer: files that are whole, run no code, and fit the model they are loaded into."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ..checksum import checksummed
+from ..files import atomic_open
+from ..pretrained.reading import check_state, read_entries
+from ..runs import RunFolder
+from .entries import Wiring, check_wiring, compare_preprocessing, entries_of, find_backbone
+
+# The key under which it holds, with SOLVER.EMA, the average of the weights, in the form of "model":
+# what evaluations test.
+EMA_KEY = "ema"
+
+
+class RandWireCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, with six promises added.
+
+    - A file appears under its name only when it is complete, so a killed run resumes from the last
+      complete checkpoint.
+    - It carries a checksum: a file that was damaged afterwards is not loaded, and a run resumes
+      from the newest one that is whole.
+    - Files are loaded without running code that they contain (``load_checkpoint``): ``.pth`` with
+      ``weights_only``, Detectron2's ``.pkl`` with nothing but arrays and containers allowed.
+    - A checkpoint holds the spec of the RandWire network in the model, if there is one; loading it
+      into another wiring raises a ValueError that names both fingerprints. The same shapes fit many
+      wirings, so nothing else would notice. So does loading a classifier into one whose head has
+      another ReLU, and loading what has no weight for the backbone.
+    - It also holds the preprocessing of the model's images; loading it into a model with another
+      one logs a warning.
+    - It holds what else makes it a whole model, if that is given: config and class names.
+
+    Args:
+        cfg: the config of the model.
+        class_names: of the model's classes, in the order of its outputs.
+        category_ids: the ids that the data set gives them, where they have any, as COCO's do.
+        checkpointables: as Detectron2's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        cfg: CfgNode | None = None,
+        class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int] | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.path_manager = _AtomicPathManager()
+        self._entries = entries_of(self.model, cfg, class_names, category_ids)
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        super().save(name, **{**kwargs, **self._entries})
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As Detectron2's; but all processes go on from the checkpoint that the first one finds
+        (``RunFolder.last_checkpoint``).
+
+        Raises:
+            ValueError: none is whole; one line.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        last, refusal = "", ""
+        if comm.is_main_process():
+            try:
+                last = str(RunFolder(self.save_dir).last_checkpoint)
+            except ValueError as e:
+                refusal = str(e)
+        last, refusal = comm.all_gather((last, refusal))[0]
+        if refusal:
+            raise ValueError(refusal)
+        return self.load(last)
+
+    def _torch_load(self, f: str) -> Any:
+        return read_entries(f)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith((".pkl", ".pyth")):  # Detectron2 would run what is in them
+            return load_checkpoint(filename)
+        loaded: dict[str, Any] = super()._load_file(filename)
+        check_state(filename, loaded["model"])
+        return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        check_wiring(self.model, checkpoint)
+        compare_preprocessing(self.model, checkpoint)
+        name, backbone = find_backbone(self.model)
+        prefix = f"{name}." if name else ""
+        if backbone is not None and _is_bare(checkpoint):
+            state = checkpoint["model"]
+            checkpoint["model"] = {prefix + key: value for key, value in state.items()}
+        incompatible = super()._load_model(checkpoint)
+        if backbone is not None:
+            keys = {prefix + key for key, _ in backbone.named_parameters()}
+            if keys.issubset(incompatible.missing_keys):
+                raise ValueError(
+                    f"the checkpoint holds not one weight of the RandWire backbone {name!r}: "
+                    "it belongs to another network, such as the ResNet whose config this was. "
+                    "Set MODEL.WEIGHTS to weights of this backbone, or to '' to start without"
+                )
+        return incompatible
+
+
+def _is_bare(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether it is a RandWire's own, as its ``save_pretrained`` writes it, in no other model."""
+    wiring = Wiring.of(checkpoint)
+    if wiring is None:
+        return False
+    names = {layer.name for layer in wiring.spec.layers}
+    return all(key.split(".")[0] in names for key in checkpoint["model"])
+
+
+def load_checkpoint(path: str) -> dict[str, Any]:
+    """What a checkpoint file holds, in Detectron2's form, without running code that it contains.
+
+    Args:
+        path: of a local file: ``.pkl`` of Detectron2 or the original Detectron, ``.pyth`` of pycls,
+            ``.safetensors``, else what ``torch.save`` wrote.
+
+    Raises:
+        ValueError: it is missing, empty, cut off or damaged, holds code, or is no checkpoint; one
+            line that names the file and the way out.
+    """
+    data = read_entries(path)
+    if path.endswith(".pyth"):
+        check_state(path, data.get("model_state"))
+        state = data["model_state"].items()
+        weights = {k: v for k, v in state if not k.endswith("num_batches_tracked")}
+        data = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+    elif path.endswith(".pkl") and not ("__author__" in data and "model" in data):
+        # The Caffe2 layout of the original Detectron: blobs by name, with the solver's state.
+        check_state(path, data.get("blobs", data))
+        blobs = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
+        data = {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+    elif "model" not in data:
+        data = {"model": data}
+    check_state(path, data["model"])
+    return data
+
+
+class _AtomicPathManager:
+    """Detectron2's PathManager, except that local files it opens for writing appear whole, those
+    of ``torch.save`` with a checksum."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(PathManager, name)
+
+    def open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
+        if "w" in mode and "://" not in path:
+            return _checksummed_open(path) if path.endswith(".pth") else atomic_open(path, mode)
+        return PathManager.open(path, mode, **kwargs)
+
+
+@contextmanager
+def _checksummed_open(path: str) -> Iterator[Any]:
+    with atomic_open(path, "wb") as f, checksummed(f) as summed:
+        yield summed

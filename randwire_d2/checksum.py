@@ -1,0 +1,108 @@
+"""Files of ``torch.save`` that carry a checksum, and whether a file is still what was written.
+
+``torch.load`` does not look at the checksums of the ZIP archive that it reads: a bit that has
+flipped on a disk is a wrong weight. Nor does the archive have one of its directory. So the SHA-256
+of the whole file stands in the archive's comment, which every reader of ZIP files, PyTorch's
+included, skips.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+_MARK = b"sha256:"
+_END = b"PK\x05\x06"  # of the archive: a record of 22 bytes, then the comment
+_END_BYTES = 22
+_NO_COMMENT = bytes(2)  # its length is the record's last two bytes
+_COMMENT_BYTES = len(_MARK) + 64
+_LENGTH = _COMMENT_BYTES.to_bytes(2, "little")
+_CHUNK = 1 << 20
+
+
+class DamagedFile(ValueError):
+    """A file is not what was written; the message is one line."""
+
+
+@contextmanager
+def checksummed(file: IO[bytes]) -> Iterator[Any]:
+    """What ``torch.save`` is to write into, in place of a binary file that is open and empty."""
+    sums = _Summing(file)
+    yield sums
+    assert sums.end == _NO_COMMENT, "torch.save wrote no ZIP archive"
+    file.seek(-len(_NO_COMMENT), os.SEEK_END)
+    file.write(_LENGTH + _MARK + sums.digest.hexdigest().encode())
+
+
+class _Summing:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.end = b""
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.end = (self.end + bytes(data[-2:]))[-2:]
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def check_whole(path: str | os.PathLike[str]) -> None:
+    """Read a file of ``torch.save`` and compare it with its checksum.
+
+    One that has none, as other programs write them, is compared with the checksums of the archive's
+    members: they leave its directory out.
+
+    Raises:
+        DamagedFile: it is cut off, another bit is in it than was written, or it is no ZIP archive.
+        OSError: it can't be read.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _END_BYTES - _COMMENT_BYTES, 0))
+        end = file.read()
+        written = end[_END_BYTES - len(_LENGTH) :]
+        # One of them is left, whichever bit has flipped.
+        if written.startswith(_LENGTH) or _MARK in written:
+            found = _digest(file, size - len(written))
+            if _LENGTH + _MARK + found.encode() == written:
+                return
+            raise DamagedFile(
+                f"{path} is damaged: its checksum is another than when it was written"
+            )
+        try:
+            file.seek(0)
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except Exception as e:  # damaged bytes fail in as many ways as there are bytes
+            raise DamagedFile(
+                f"{path} is empty, cut off or damaged: {' '.join(str(e).split())}"
+            ) from e
+    if damaged is not None:
+        raise DamagedFile(f"{path} is damaged: the checksum of its part {damaged} is another")
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file that ``check_whole`` does not refuse."""
+    try:
+        check_whole(path)
+    except (DamagedFile, OSError):
+        return False
+    return True
+
+
+def _digest(file: IO[bytes], length: int) -> str:
+    digest = hashlib.sha256()
+    file.seek(0)
+    while length:
+        chunk = file.read(min(length, _CHUNK))
+        if not chunk:  # it has become shorter meanwhile
+            return ""
+        digest.update(chunk)
+        length -= len(chunk)
+    digest.update(_NO_COMMENT)
+    return digest.hexdigest()

@@ -1,0 +1,138 @@
+"""Nothing is lost: damaged files, full disks, losses that are no number, second processes."""
+
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
+from randwire_d2.checksum import DamagedFile, check_whole, is_whole
+from randwire_d2.engine.saving import PeriodicCheckpointer
+from randwire_d2.runs import RunFolder
+
+# -------------------------------------------------------------------------------------------------
+# Checkpoints carry a checksum
+# -------------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, *iterations: int) -> torch.nn.Module:
+    """Checkpoints of a model, whose weights are the iteration."""
+    model = torch.nn.Linear(3, 2)
+    checkpointer = RandWireCheckpointer(model, str(folder))
+    for iteration in iterations:
+        torch.nn.init.constant_(model.weight, iteration)
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    return model
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def resume(folder: Path) -> Any:
+    model = torch.nn.Linear(3, 2)
+    rest = RandWireCheckpointer(model, str(folder)).resume_or_load("", resume=True)
+    assert (model.weight == rest["iteration"]).all()
+    return rest["iteration"]
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    """Wrong: a region of the file, such as the archive's directory, is not in the checksum."""
+    save(tmp_path, 1)
+    path = tmp_path / "model_0000001.pth"
+    content = path.read_bytes()
+    check_whole(path)
+    for position in [*range(0, len(content), 17), *range(len(content) - 95, len(content))]:
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        assert not is_whole(path), position
+    for length in {0, 1, len(content) // 2, len(content) - 1}:
+        path.write_bytes(content[:length])
+        assert not is_whole(path), length
+
+
+def test_a_flipped_weight_is_not_loaded(tmp_path: Path) -> None:
+    """Wrong: as torch.load does, the wrong weights are taken without a word."""
+    save(tmp_path, 1)
+    path = tmp_path / "model_0000001.pth"
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read(next(n for n in archive.namelist() if n.endswith("data/0")))
+    flip(path, path.read_bytes().index(content) + 3)
+    assert torch.load(path, weights_only=True)["model"]["weight"][0, 0] != 1, "torch.load looks?"
+    with pytest.raises(DamagedFile, match=r"model_0000001.pth is damaged"):
+        load_checkpoint(str(path))
+    with pytest.raises(DamagedFile):
+        RandWireCheckpointer(torch.nn.Linear(3, 2)).load(str(path))
+
+
+def test_checkpoints_with_a_checksum_load_elsewhere_and_others_here(tmp_path: Path) -> None:
+    """Wrong: Detectron2 or torch.load(mmap=True) can't read them, or theirs are refused here."""
+    model = save(tmp_path, 4)
+    path = str(tmp_path / "model_0000004.pth")
+    other = torch.nn.Linear(3, 2)
+    DetectionCheckpointer(other).load(path)
+    assert torch.equal(other.weight, model.weight)
+    mapped = torch.load(path, weights_only=True, mmap=True)
+    assert torch.equal(mapped["model"]["weight"], model.weight)
+    for name, kind in (("plain", {}), ("old", {"_use_new_zipfile_serialization": False})):
+        theirs = str(tmp_path / f"{name}.pth")
+        torch.save(mapped["model"], theirs, **kind)
+        assert torch.equal(load_checkpoint(theirs)["model"]["weight"], model.weight)
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "gone", "unnamed"])
+def test_resume_falls_back_to_the_newest_whole_checkpoint(
+    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: it goes on from damaged weights, from an older one than it must, or not at all, or
+    does not say so."""
+    save(tmp_path, 1, 2, 3)
+    last = tmp_path / "model_0000003.pth"
+    if harm == "flip":
+        flip(last, last.stat().st_size // 2)
+    elif harm == "gone":
+        last.unlink()
+    elif harm == "unnamed":
+        (tmp_path / "last_checkpoint").write_text("")
+    else:
+        os.truncate(last, 0 if harm == "empty" else last.stat().st_size // 2)
+    with caplog.at_level(logging.WARNING, "randwire_d2.runs"):
+        found = resume(tmp_path)
+    assert found == (3 if harm == "unnamed" else 2)
+    assert f"the newest checkpoint that is whole is {tmp_path}/model_000000{found}" in caplog.text
+
+
+def test_no_whole_checkpoint_is_said_in_one_line(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    os.truncate(tmp_path / "model_0000001.pth", 9)
+    with pytest.raises(ValueError, match="no checkpoint of .* is whole; train anew") as e:
+        resume(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_the_last_whole_checkpoint_is_never_deleted(tmp_path: Path) -> None:
+    """Wrong: with CHECKPOINTS_TO_KEEP 1 the old one is deleted though the new one is damaged."""
+    checkpointer = RandWireCheckpointer(torch.nn.Linear(3, 2), str(tmp_path))
+    hook = PeriodicCheckpointer(checkpointer, 1, max_to_keep=1)
+    write = checkpointer.save
+
+    def save_and_harm(name: str, **kwargs: Any) -> None:
+        write(name, **kwargs)
+        if name == "model_0000001":
+            flip(tmp_path / f"{name}.pth", 700)
+
+    checkpointer.save = save_and_harm
+    left = []
+    for iteration in range(3):
+        hook.step(iteration)
+        left.append([int(p.stem[-7:]) for p in sorted(tmp_path.glob("model_*.pth"))])
+    assert left == [[0], [0, 1], [2]]
+    assert RunFolder(tmp_path).last_checkpoint.name == "model_0000002.pth"
