@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from detectron2.modeling import build_model
 from fuzzing import CANARY, VALUES, Parser, Tried, changed, damaged, try_cases
 from helpers import ROOT
 from hypothesis import strategies as st
@@ -39,7 +40,14 @@ from randwire_d2.checkpoint import (
     stored_class_names,
     stored_config,
 )
-from randwire_d2.config import detector_config, merge_config, merge_file, spec_from_config
+from randwire_d2.config import (
+    classifier_config,
+    detector_config,
+    merge_config,
+    merge_file,
+    merge_text,
+    spec_from_config,
+)
 from randwire_d2.conversion import Target, graphs, read_checkpoint, read_image, read_source
 from randwire_d2.data.image_files import probe
 from randwire_d2.data.images import read_rgb
@@ -47,6 +55,7 @@ from randwire_d2.data.inspection import clean
 from randwire_d2.data.layouts import find_splits
 from randwire_d2.experiments.sweep import load_sweep
 from randwire_d2.inference.inputs import Video
+from randwire_d2.inference.loading import load_model
 from randwire_d2.pretrained import read_folder
 from randwire_d2.pretrained.safetensors_file import safetensors_bytes
 from randwire_d2.runs import RunFolder
@@ -302,6 +311,40 @@ CHECKPOINTS = {
                           (".pyth", ""), (".safetensors", ""))
 }  # fmt: skip
 
+CLASSIFIER = {
+    "MODEL": {
+        "META_ARCHITECTURE": "ImageClassifier", "BACKBONE": {"NAME": "build_randwire_backbone"},
+        "RANDWIRE": {"REGIME": "small", "CHANNELS": 2, "NUM_NODES": 3, "WS": {"K": 2, "P": 0.75},
+                     "NORM": "BN", "FUSED": "off", "OUT_FEATURES": ["res5"], "INIT": "fan_in"},
+        "CLASSIFIER": {"NUM_CLASSES": 2, "DROPOUT": 0.0, "HEAD_RELU": False},
+    },
+    "INPUT": {"FORMAT": "RGB", "TEST_CROP_SIZE": 32, "TEST_CROP_RATIO": 0.875},
+    "VERSION": 2,
+}  # fmt: skip
+
+
+@cache
+def classifier_weights() -> dict[str, torch.Tensor]:
+    cfg = classifier_config()
+    merge_text(cfg, yaml.safe_dump(CLASSIFIER), "CLASSIFIER")
+    cfg.MODEL.DEVICE = "cpu"
+    return build_model(cfg).state_dict()
+
+
+def save_model(config: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"model": classifier_weights(), "config": yaml.safe_dump(config)}, buffer)
+    return buffer.getvalue()
+
+
+MODELS = {
+    "a model's config": Parser(
+        "model.pth",
+        changed(CLASSIFIER).map(save_model),
+        (lambda folder: load_model(folder / "model.pth", "cpu"),),
+    ),
+}
+
 # -------------------------------------------------------------------------------------------------
 # Labels
 # -------------------------------------------------------------------------------------------------
@@ -429,7 +472,7 @@ MEDIA = {
     "video": Parser("video.avi", st.deferred(lambda: damaged([video_file()])), (read_video,)),
 }
 
-PARSERS = {**TEXTS, **CHECKPOINTS, **LABELLED, **MEDIA}
+PARSERS = {**TEXTS, **CHECKPOINTS, **MODELS, **LABELLED, **MEDIA}
 
 
 def failures_of(found: dict[str, Tried]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from ..checkpoint import (
@@ -20,7 +20,9 @@ from ..checkpoint import (
 )
 from ..config import is_classifier, set_spec
 from ..data.classes import category_ids
+from ..pretrained.reading import check_state
 from ..runs import RunFolder
+from ..text import brief, one_line
 
 
 def assemble(
@@ -36,14 +38,19 @@ def assemble(
     Raises:
         ValueError: it is no whole model; one line.
     """
+    state = checkpoint.get(EMA_KEY, checkpoint["model"])
+    check_state(file, state)
     try:
         cfg = _config(file, checkpoint)
         cfg.MODEL.WEIGHTS = os.path.abspath(file)
         cfg.MODEL.DEVICE = check_device(device)
         cfg.freeze()
-        model = _build(cfg)
+        with torch.device("meta"):
+            # Without memory: a config of some bytes can describe any number of weights.
+            _check_weights(_build(cfg).state_dict(), state)
+        model = _build(cfg).to(cfg.MODEL.DEVICE)
         check_wiring(model, checkpoint)
-        _load_strictly(model, checkpoint.get(EMA_KEY, checkpoint["model"]))
+        _load_strictly(model, state)
         names, ids = _classes(cfg, checkpoint)
     except ValueError as e:
         raise ValueError(f"{file}: {e}") from e
@@ -95,26 +102,39 @@ def _build(cfg: CfgNode) -> nn.Module:
     if cfg.MODEL.META_ARCHITECTURE in ("ProposalNetwork", "SemanticSegmentor"):
         raise ValueError(f"a {cfg.MODEL.META_ARCHITECTURE} finds no instances of classes")
     try:
-        return build_model(cfg)
-    except (KeyError, AssertionError) as e:  # KeyError: of a registry
-        reason = " ".join(str(e.args[0] if e.args else e).split())
+        model: nn.Module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+        return model
+    # KeyError: of a registry; the others: of values that no constructor expects.
+    except (
+        LookupError, AssertionError, AttributeError, TypeError, ArithmeticError, RuntimeError
+    ) as e:  # fmt: skip
+        reason = one_line(e.args[0] if e.args else type(e).__name__)
         raise ValueError(
             f"its config's model can't be built ({reason}); import what registers its parts first"
         ) from e
 
 
+def _check_weights(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    different = sorted(set(ours) ^ set(theirs))
+    missing = len(set(ours) - set(theirs))
+    if different:
+        raise ValueError(
+            f"its weights are not those of its config's model: {missing} weights of the model are "
+            f"missing, {len(different) - missing} are none of it, such as {brief(different[0])}"
+        )
+    for name, value in ours.items():
+        if tuple(value.shape) != tuple(theirs[name].shape):
+            raise ValueError(
+                f"its weights are not those of its config's model: {name!r} is "
+                f"{tuple(theirs[name].shape)}, the model's {tuple(value.shape)}"
+            )
+
+
 def _load_strictly(model: nn.Module, state: Mapping[str, Any]) -> None:
     try:
         model.load_state_dict(state, strict=True)
-    except RuntimeError as e:
-        ours, theirs = set(model.state_dict()), set(state)
-        different = sorted(ours ^ theirs)
-        reason = (
-            f"{len(ours - theirs)} weights of the model are missing, {len(theirs - ours)} are "
-            f"none of it, such as {different[0]!r}"
-            if different
-            else " ".join(str(e).split())[:300]
-        )
+    except (RuntimeError, TypeError) as e:
+        reason = one_line(e, 300)
         raise ValueError(f"its weights are not those of its config's model: {reason}") from e
 
 
