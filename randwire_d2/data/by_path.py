@@ -169,7 +169,7 @@ def _compare_classes(train: LabelledImages, val: LabelledImages) -> None:
         for split, other in ((train, val), (val, train))
     }
     differences = [
-        f"only in {s!r}: {named(names, len(names))}" for s, names in only.items() if names
+        f"only in {s!r}: {named(names, len(names), 80)}" for s, names in only.items() if names
     ]
     raise ValueError(
         f"training and validation have different classes "

@@ -9,7 +9,6 @@ from detectron2.structures import BoxMode
 from ..text import one_line
 
 MOST_NAMED = 3  # of the places where a fault was met
-MOST_CHARACTERS = 120  # of one of them
 
 
 class Faults:
@@ -40,9 +39,13 @@ class Faults:
         ]
 
 
-def named(first: Iterable[object], number: int) -> str:
-    """The first of some things, and how many more there are."""
-    few = [one_line(thing, MOST_CHARACTERS) for thing, _ in zip(first, range(MOST_NAMED))]
+def named(first: Iterable[object], number: int, most: int = 5000) -> str:
+    """The first of some things, and how many more there are.
+
+    Args:
+        most: characters of each; the default is for pairs of paths.
+    """
+    few = [one_line(thing, most) for thing, _ in zip(first, range(MOST_NAMED))]
     return ", ".join(few) + (f" and {number - len(few)} more" if number > len(few) else "")
 
 
@@ -116,5 +119,5 @@ def check_classes(source: str, classes: Iterable[object]) -> tuple[str, ...]:
         raise ValueError(f"{source!r} names no classes")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{source!r} names a class twice: {named(twice, len(twice))}")
+        raise ValueError(f"{source!r} names a class twice: {named(twice, len(twice), 80)}")
     return names

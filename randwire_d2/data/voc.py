@@ -101,7 +101,7 @@ def _read(path: Path, record: dict[str, Any], classes: tuple[str, ...], faults: 
         if name not in classes:
             raise ValueError(
                 f"{str(path)!r} has an object of the class {brief(name)}, which is none "
-                f"of the {len(classes)}: {named(classes, len(classes))}"
+                f"of the {len(classes)}: {named(classes, len(classes), 80)}"
             )
         try:
             left, top, right, bottom = (
