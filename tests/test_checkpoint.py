@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -22,12 +23,14 @@ from randwire_d2.checkpoint import (
     WIRING_KEY,
     RandWireCheckpointer,
     Wiring,
+    load_checkpoint,
     stored_class_names,
     stored_config,
 )
 from randwire_d2.config import classifier_config, detector_config, spec_from_config
 from randwire_d2.engine import argument_parser, read_config
 from randwire_d2.files import atomic_open
+from randwire_d2.pretrained.safetensors_file import safetensors_bytes
 from randwire_d2.wiring import NetworkSpec
 
 ROOT = Path(__file__).parents[1]
@@ -221,9 +224,38 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, suffix: str
         torch.save(data, path)
     else:
         path.write_bytes(pickle.dumps(data))
-    with pytest.raises(pickle.UnpicklingError, match="mkdir"):
+    with pytest.raises(ValueError, match="holds posix.mkdir, .*could run code"):
         RandWireCheckpointer(small_backbone()).load(str(path))
     assert not proof.exists()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl", "pyth", "safetensors"])
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
+    """Wrong: a traceback of torch or pickle, or a line without the file or the way out."""
+    path = tmp_path / f"model.{suffix}"
+    state = {"weight": torch.zeros(100)}
+    if suffix == "pkl":
+        whole = pickle.dumps({"model": {"weight": np.zeros(100)}, "__author__": "test"})
+    elif suffix == "safetensors":
+        whole = safetensors_bytes(state, {})
+    else:
+        torch.save({"model": state}, path)
+        whole = path.read_bytes()
+    contents = {
+        b"": "is empty",
+        whole[:200]: "cut off",
+        b"<!DOCTYPE html><html>": "no checkpoint",
+        pickle.dumps([1, 2]): "holds a list" if suffix == "pkl" else "damaged, cut off, or no",
+    }
+    for content, says in contents.items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=says) as e:
+            RandWireCheckpointer(small_backbone()).load(str(path))
+        assert repr(str(path)) in str(e.value) and "\n" not in str(e.value)
+        assert re.search("copy or download it again|save ", str(e.value)), e.value
+    path.unlink()
+    with pytest.raises(ValueError, match="can't be read: No such file"):
+        load_checkpoint(str(path))
 
 
 def test_pickles_of_arrays_load_as_detectron2_writes_them(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_there_is_one_source(
         (["--spec", "no.json"], "No such file"),
         (["--spec", "no.json", "--seeds", "1"], "--seeds is for --config-file or --grid"),
         (["--checkpoint", "no.pth"], "'no.pth' is no file"),
-        (["--checkpoint", CLASSIFIER], "is damaged, cut off, or no checkpoint"),
+        (["--checkpoint", CLASSIFIER], "is no checkpoint: it begins with"),
         (["--checkpoint", "a.pth", "--", "SEED", "1"], "KEY VALUE is for --config-file"),
     ],
 )

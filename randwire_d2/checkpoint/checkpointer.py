@@ -4,17 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..array_pickle import ArrayUnpickler
-from ..checksum import check_whole, checksummed
+from ..checksum import checksummed
 from ..files import atomic_open
-from ..pretrained.safetensors_file import read_safetensors
+from ..pretrained.reading import check_state, read_entries
 from ..runs import RunFolder
 from .entries import Wiring, check_wiring, compare_preprocessing, entries_of, find_backbone
 
@@ -85,12 +83,14 @@ class RandWireCheckpointer(DetectionCheckpointer):
         return self.load(last)
 
     def _torch_load(self, f: str) -> Any:
-        return read_safetensors(f) if f.endswith(".safetensors") else _read(f)
+        return read_entries(f)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):  # Detectron2 would run what is in them
             return load_checkpoint(filename)
-        return super()._load_file(filename)
+        loaded: dict[str, Any] = super()._load_file(filename)
+        check_state(filename, loaded["model"])
+        return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         check_wiring(self.model, checkpoint)
@@ -129,34 +129,24 @@ def load_checkpoint(path: str) -> dict[str, Any]:
             ``.safetensors``, else what ``torch.save`` wrote.
 
     Raises:
-        pickle.UnpicklingError, RuntimeError, EOFError, OSError: it can't be read, or holds code.
-        ValueError, safetensors.SafetensorError: a ``.safetensors`` can't be read; or the file is
-            not what was written (``DamagedFile``).
+        ValueError: it is missing, empty, cut off or damaged, holds code, or is no checkpoint; one
+            line that names the file and the way out.
     """
-    if path.endswith(".safetensors"):
-        return read_safetensors(path)
-    if path.endswith(".pkl"):
-        with PathManager.open(path, "rb") as f:
-            data = ArrayUnpickler(f, encoding="latin1").load()
-        if "__author__" in data and "model" in data:
-            return data
-        # The Caffe2 layout of the original Detectron: blobs by name, with the solver's state.
-        blobs = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
-        return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
-    data = _read(path)
+    data = read_entries(path)
     if path.endswith(".pyth"):
+        check_state(path, data.get("model_state"))
         state = data["model_state"].items()
         weights = {k: v for k, v in state if not k.endswith("num_batches_tracked")}
-        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-    return data if "model" in data else {"model": data}
-
-
-def _read(path: str) -> Any:
-    with open(path, "rb") as f:
-        is_archive = f.read(2) == b"PK"  # else of a PyTorch older than 1.6, without checksums
-    if is_archive:
-        check_whole(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+        data = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+    elif path.endswith(".pkl") and not ("__author__" in data and "model" in data):
+        # The Caffe2 layout of the original Detectron: blobs by name, with the solver's state.
+        check_state(path, data.get("blobs", data))
+        blobs = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
+        data = {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+    elif "model" not in data:
+        data = {"model": data}
+    check_state(path, data["model"])
+    return data
 
 
 class _AtomicPathManager:

@@ -2,8 +2,7 @@
 
 import os
 import pickle
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,8 @@ from torch import Tensor
 from ..checkpoint import load_checkpoint
 from ..checksum import checksummed
 from ..files import atomic_open
-from ..pretrained.safetensors_file import (
-    MissingLibrary,
-    read_safetensors,
-    require_safetensors,
-    safetensors_bytes,
-)
+from ..pretrained.reading import read_entries
+from ..pretrained.safetensors_file import require_safetensors, safetensors_bytes
 
 # The key under which a converted ResNe(X)t holds the MODEL.RESNETS keys that it needs.
 RESNETS_KEY = "resnets"
@@ -63,43 +58,9 @@ def read_checkpoint(file: str | os.PathLike[str]) -> Checkpoint:
             raise ValueError(f"{path!r} can't be had: {e}") from e
     if not os.path.isfile(path):
         raise ValueError(f"{path!r} is no file")
-    if path.endswith(".safetensors"):
-        load: Callable[[str], Any] = read_safetensors
-    elif path.endswith(".pkl"):
-        # Detectron2's reading of .pkl, Caffe2's blobs included, but of arrays alone.
-        load = load_checkpoint
-    else:
-        load = _read_torch
-    try:
-        data = load(path)
-    except MissingLibrary:
-        raise
-    except pickle.UnpicklingError as e:
-        raise ValueError(f"{path!r} {_explain_unpickling(str(e))}") from e
-    except PermissionError as e:
-        raise ValueError(f"{path!r} can't be read: {e.strerror}") from e
-    except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-        raise ValueError(
-            f"{path!r} is damaged, cut off, or no checkpoint in the format of its suffix "
-            f"({type(e).__name__})"
-        ) from e
+    # Of a .pkl Detectron2's reading, Caffe2's blobs included.
+    data = load_checkpoint(path) if path.endswith(".pkl") else read_entries(path)
     return _unwrap(path, data)
-
-
-def _read_torch(path: str) -> Any:
-    # map_location: a file saved on a GPU must load where there is none.
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _explain_unpickling(message: str) -> str:
-    refused = re.search(r"GLOBAL (\S+)|refused to load (\S+?):", message)
-    if refused:
-        name = refused[1] or refused[2]
-        return (
-            f"was not loaded: it holds {name}, and to unpickle that could run code. Save the state "
-            "dict alone, where you trust the file: torch.save(model.state_dict(), path)"
-        )
-    return "is damaged, cut off, or no checkpoint: it is not what torch.save or pickle writes"
 
 
 def _unwrap(path: str, data: Any) -> Checkpoint:

@@ -4,7 +4,6 @@ import argparse
 import difflib
 import os
 from collections.abc import Iterable
-from pickle import UnpicklingError
 
 import torch
 from detectron2.config import CfgNode
@@ -111,8 +110,8 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
         raise ValueError("it takes the config from MODEL.WEIGHTS, which is empty")
     try:
         checkpoint = load_checkpoint(PathManager.get_local_path(path))
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as e:
-        raise ValueError(f"MODEL.WEIGHTS {path!r} can't be read: {e}") from e
+    except (OSError, RuntimeError, ValueError) as e:  # the first two: a URL's
+        raise ValueError(f"MODEL.WEIGHTS can't be read: {e}") from e
     wiring, preprocessing = Wiring.of(checkpoint), checkpoint.get(PREPROCESSING_KEY)
     if wiring is None and preprocessing is None:
         raise ValueError(f"MODEL.WEIGHTS {path!r} holds neither a wiring nor a preprocessing")
