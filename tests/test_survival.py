@@ -2,17 +2,23 @@
 
 import logging
 import os
+import resource
+import subprocess
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.events import EventStorage, JSONWriter
 
 from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
 from randwire_d2.checksum import DamagedFile, check_whole, is_whole
-from randwire_d2.engine.saving import PeriodicCheckpointer
+from randwire_d2.engine.saving import PeriodicCheckpointer, PeriodicWriter
 from randwire_d2.runs import RunFolder
 
 # -------------------------------------------------------------------------------------------------
@@ -136,3 +142,78 @@ def test_the_last_whole_checkpoint_is_never_deleted(tmp_path: Path) -> None:
         left.append([int(p.stem[-7:]) for p in sorted(tmp_path.glob("model_*.pth"))])
     assert left == [[0], [0, 1], [2]]
     assert RunFolder(tmp_path).last_checkpoint.name == "model_0000002.pth"
+
+
+# -------------------------------------------------------------------------------------------------
+# A disk that is full
+# -------------------------------------------------------------------------------------------------
+
+FULL = 200_000  # bytes
+
+
+@contextmanager
+def full_disk(folder: Path, kind: str) -> Iterator[None]:
+    """Within it, the folder takes no file of more than ``FULL`` bytes."""
+    if kind == "limit":
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        return
+    command = ["mount", "-t", "tmpfs", "-o", f"size={FULL}", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("only root may mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("kind", ["limit", "tmpfs"])
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, kind: str) -> None:
+    """Wrong: half a file stays, the older one is lost, or PyTorch's riddle is all that is said."""
+    model = torch.nn.Linear(100, 100)
+    with full_disk(tmp_path, kind):
+        checkpointer = RandWireCheckpointer(model, str(tmp_path))
+        checkpointer.save("model_0000001", iteration=1)
+        checkpointer.add_checkpointable("more", torch.nn.Linear(500, 500))
+        with pytest.raises(OSError, match="model_0000002.pth can't be written") as e:
+            checkpointer.save("model_0000002", iteration=2)
+        assert "it needs 1.0 MB" in str(e.value) and "free" in str(e.value)
+        assert "\n" not in str(e.value)
+        assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
+        rest = RandWireCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
+        assert rest["iteration"] == 1
+
+
+def test_too_little_room_is_said_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: the training ends in the night, and nobody was warned in the evening."""
+    hook = PeriodicCheckpointer(RandWireCheckpointer(torch.nn.Linear(9, 9), str(tmp_path)), 1)
+    hook.trainer = SimpleNamespace(max_iter=1, start_iter=0)
+    for free, said in ((1500, 0), (1400, 1)):  # two times 90 weights and their momenta
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        hook.before_train()
+        assert caplog.text.count("there is no room for two") == said
+
+
+def test_figures_that_cannot_be_written_end_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # and back
+    hook = PeriodicWriter([JSONWriter(str(tmp_path / "metrics.json"))], 1)
+    hook.trainer = SimpleNamespace(iter=0, max_iter=9)
+    with EventStorage() as storage, full_disk(tmp_path, "limit"):
+        for _ in range(3):
+            storage.put_scalar("x" * FULL, 1.0)
+            hook.after_step()
+            storage.step()
+        assert caplog.text.count("JSONWriter can't write") == 1
+        hook.after_train()

@@ -5,7 +5,7 @@ import os
 import shlex
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -36,7 +36,6 @@ from detectron2.evaluation import (
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..command import in_users_words
@@ -55,7 +54,7 @@ from .best import (
 from .ema import AveragedWeights, AverageWeights
 from .random_state import random_state_kept
 from .report import write_report
-from .saving import PeriodicCheckpointer
+from .saving import PeriodicCheckpointer, PeriodicWriter
 from .shadow_steps import ShadowSteps
 from .signals import StopOnSignal, guard_workers
 from .validation import detection_loss_loader, detection_losses, mean_losses
@@ -91,25 +90,6 @@ class PreciseBN(hooks.PreciseBN):
         self._data_iter = None
         with random_state_kept(), _norms_may_have_hooks(self._model):
             super().update_stats()
-
-
-class PeriodicWriter(hooks.PeriodicWriter):
-    """Detectron2's, which would write only the last of the evaluations within its period.
-
-    Args:
-        eval_period: each so many iterations there is an evaluation; 0 for none.
-    """
-
-    def __init__(self, writers: Sequence[EventWriter], eval_period: int) -> None:
-        super().__init__(writers)
-        self._eval_period = eval_period
-
-    def after_step(self) -> None:
-        if self._eval_period and (self.trainer.iter + 1) % self._eval_period == 0:
-            for writer in self._writers:
-                writer.write()
-        else:
-            super().after_step()
 
 
 @contextmanager
