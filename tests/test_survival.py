@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import create_ddp_model
 from detectron2.utils.events import EventStorage, JSONWriter
+from helpers import FORK_SERVER, assert_equal
+from torch import Tensor, nn
 
 from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
 from randwire_d2.checksum import DamagedFile, check_whole, is_whole
+from randwire_d2.engine.finite import FiniteTrainer, FiniteWeights
 from randwire_d2.engine.saving import PeriodicCheckpointer, PeriodicWriter
 from randwire_d2.runs import RunFolder
 
@@ -217,3 +221,132 @@ def test_figures_that_cannot_be_written_end_no_training(
             storage.step()
         assert caplog.text.count("JSONWriter can't write") == 1
         hook.after_train()
+
+
+# -------------------------------------------------------------------------------------------------
+# Losses that are no number
+# -------------------------------------------------------------------------------------------------
+
+
+class Norm(nn.Module):
+    """Its loss is what its images say; its norm keeps statistics of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        x = torch.stack([image["x"] for image in batch])
+        if torch.isinf(x).any():
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        return {"loss_a": (self.norm(x) * x).mean(), "loss_b": x.square().mean() / 9}
+
+
+def batches(values: list[float], rank: int = 0) -> list[list[dict[str, Any]]]:
+    names = [f"{i}_{rank}_a.jpg" for i in range(len(values))]
+    return [
+        [{"file_name": name, "x": torch.tensor([value])}, {"x": torch.tensor([value + 1])}]
+        for name, value in zip(names, values)
+    ]
+
+
+def train(
+    values: list[float], skip: int = 0, rank: int = 0, folder: Path | None = None, lr: float = 0.1
+) -> dict[str, Tensor]:
+    """The model after an iteration of each value; weights and statistics."""
+    torch.manual_seed(0)
+    model = Norm()
+    wrapped = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    trainer = FiniteTrainer(wrapped, batches(values, rank), optimizer)
+    trainer.skip_nonfinite = skip
+    if folder is not None:
+        trainer.checkpointer = RandWireCheckpointer(model, str(folder))
+        trainer.checkpointer.save("model_0000000", iteration=0)
+    trainer.train(0, len(values))
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["loss", "inside"])
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, bad: float) -> None:
+    """Wrong: it goes on for a while, or says neither when, nor with what, nor what is left."""
+    with pytest.raises(FloatingPointError) as e:
+        train([1.0, 2.0, bad, 3.0], folder=tmp_path)
+    assert "\n" not in str(e.value)
+    for words in (
+        "the loss of iteration 2 is not finite", "2_0_a.jpg", "SOLVER.SKIP_NONFINITE",
+        f"The last good checkpoint is {tmp_path / 'model_0000000.pth'}",
+    ):  # fmt: skip
+        assert words in str(e.value)
+    with pytest.raises(FloatingPointError, match="There is no checkpoint before it"):
+        train([bad])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["loss", "inside"])
+def test_a_step_that_is_skipped_leaves_no_trace(bad: float) -> None:
+    """Wrong: its gradient is applied, or a norm's statistics are NaN from then on; or it counts
+    those that are not in a row, or allows one too many."""
+    assert_equal(train([1.0, bad, bad, 2.0, bad, 3.0], skip=2), train([1.0, 2.0, 3.0]))
+    with pytest.raises(FloatingPointError, match="iteration 3 is not finite"):
+        train([1.0, bad, bad, bad, 2.0], skip=2)
+
+
+def in_one_of_two(rank: int, folder: Path) -> list[Any]:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
+    from detectron2.utils import comm
+
+    comm.create_local_process_group(2)
+    nan = float("nan")
+    bad = [1.0, nan if rank else 5.0, 2.0]  # in the second process alone
+    found: list[Any] = [train(bad, 1, rank), train([1.0, 2.0], 1, rank)]
+    try:
+        train(bad, 0, rank, folder / "run")
+    except FloatingPointError as e:
+        found.append(str(e))
+    torch.distributed.destroy_process_group()
+    return found
+
+
+@pytest.mark.slow
+def test_all_processes_skip_and_stop_together(tmp_path: Path) -> None:
+    """Wrong: the process whose own loss is finite applies the mean gradient, which is NaN, or waits
+    for the other one without an end."""
+    (tmp_path / "run").mkdir()
+    with FORK_SERVER.Pool(2) as pool:
+        first, second = pool.starmap(in_one_of_two, [(rank, tmp_path) for rank in range(2)])
+    for skipped, without, said in (first, second):
+        assert_equal(skipped, without)
+        assert "iteration 1 is not finite" in said and "1_1_a.jpg" in said
+        assert "1_0_a.jpg" not in said and "model_0000000.pth" in said
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    """Wrong: a finite loss had an infinite gradient, and what --resume goes on from is NaN; or
+    steps with such weights are skipped, as if the next images could do better."""
+    model = nn.Linear(1, 1)
+    checkpointer = RandWireCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0000003", iteration=3)
+    hook = FiniteWeights(checkpointer, 2)
+    nn.init.constant_(model.bias, float("nan"))
+    hook.trainer = SimpleNamespace(iter=4, max_iter=9)
+    hook.after_step()  # there is no checkpoint
+    hook.trainer.iter = 5
+    with pytest.raises(FloatingPointError, match=r"iteration 5, and are not saved.*0000003\.pth"):
+        hook.after_step()
+
+    norm = Norm()
+    nn.init.constant_(norm.norm.bias, float("nan"))
+    trainer = FiniteTrainer(norm, batches([1.0]), torch.optim.SGD(norm.parameters(), 0.1))
+    trainer.skip_nonfinite = 9
+    with pytest.raises(FloatingPointError, match="iteration 0 is not finite"):
+        trainer.train(0, 1)
+
+
+def test_a_spike_of_the_loss_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "randwire_d2.engine.finite"):
+        train([1.0] * 30 + [40.0, 40.0] + [1.0] * 9, lr=0.0)
+    (line,) = caplog.messages
+    assert line.startswith("The loss of iteration 30 is ") and line.endswith("of 30_0_a.jpg")

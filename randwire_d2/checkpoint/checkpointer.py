@@ -48,6 +48,9 @@ class RandWireCheckpointer(DetectionCheckpointer):
         class_names: of the model's classes, in the order of its outputs.
         category_ids: the ids that the data set gives them, where they have any, as COCO's do.
         checkpointables: as Detectron2's.
+
+    Attributes:
+        newest: the file that a training was resumed from, or has saved since; "" if there is none.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = _AtomicPathManager()
         self._entries = entries_of(self.model, cfg, class_names, category_ids)
+        self.newest = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As Detectron2's; what was there stays if it can't be written.
@@ -111,7 +115,12 @@ class RandWireCheckpointer(DetectionCheckpointer):
         last, refusal = comm.all_gather((last, refusal))[0]
         if refusal:
             raise ValueError(refusal)
+        self.newest = last
         return self.load(last)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        super().tag_last_checkpoint(last_filename_basename)
+        self.newest = os.path.join(self.save_dir, last_filename_basename)
 
     def _torch_load(self, f: str) -> Any:
         return read_safetensors(f) if f.endswith(".safetensors") else _read(f)

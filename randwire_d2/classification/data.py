@@ -175,8 +175,12 @@ class BatchPositions(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for iteration in count(self.start_iter):
-            first = iteration * self._total + self._offset
-            yield list(range(first, first + self._own))
+            yield list(self.of(iteration))
+
+    def of(self, iteration: int) -> range:
+        """Those of one iteration."""
+        first = iteration * self._total + self._offset
+        return range(first, first + self._own)
 
 
 class TrainLoader:
@@ -188,10 +192,10 @@ class TrainLoader:
     """
 
     def __init__(self, cfg: CfgNode, seed: int) -> None:
-        stream = TrainingStream(_records(cfg.DATASETS.TRAIN), cfg, seed)
+        self._stream = TrainingStream(_records(cfg.DATASETS.TRAIN), cfg, seed)
         self._positions = BatchPositions(cfg.SOLVER.IMS_PER_BATCH)
         loader = DataLoader(
-            stream,
+            self._stream,
             batch_sampler=self._positions,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
@@ -213,6 +217,11 @@ class TrainLoader:
         for batch in self._loader:
             self.broken += int(batch.pop("broken").sum())
             yield batch
+
+    def file_names(self, iteration: int) -> list[str]:
+        """The images of this process in an iteration, as if none were broken."""
+        positions = self._positions.of(iteration)
+        return [self._stream._record(position)["file_name"] for position in positions]
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -14,8 +14,6 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import (
-    AMPTrainer,
-    SimpleTrainer,
     create_ddp_model,
     default_setup,
     default_writers,
@@ -37,6 +35,7 @@ from ..modeling import RandWire
 from ..runs import RunFolder
 from .checks import check_dataset, similar
 from .datasets import thing_classes
+from .finite import FiniteAMPTrainer, FiniteTrainer
 from .launch import log_into
 from .saving import PeriodicCheckpointer
 from .shadow_steps import ShadowSteps
@@ -177,12 +176,14 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
     loader = instantiate(cfg.dataloader.train)
     on_cpu = {"device_ids": None} if train.device == "cpu" else {}
     wrapped = create_ddp_model(model, **train.ddp, **on_cpu)
-    trainer = (AMPTrainer if train.amp.enabled else SimpleTrainer)(wrapped, loader, optimizer)
+    kind = FiniteAMPTrainer if train.amp.enabled else FiniteTrainer
+    trainer = kind(wrapped, loader, optimizer)
     names = _datasets(cfg, "train")
     classes = class_entries(names[0]) if names else {}
     checkpointer = RandWireCheckpointer(
         model, train.output_dir, **classes, trainer=weakref.proxy(trainer)
     )
+    trainer.checkpointer = checkpointer
     is_main = comm.is_main_process()
     writers = default_writers(train.output_dir, train.max_iter) if is_main else []
     trainer.register_hooks(

@@ -13,10 +13,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
     HookBase,
-    SimpleTrainer,
     TrainerBase,
     create_ddp_model,
     hooks,
@@ -52,6 +50,7 @@ from .best import (
     is_exhausted,
 )
 from .ema import AveragedWeights, AverageWeights
+from .finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
 from .random_state import random_state_kept
 from .report import write_report
 from .saving import PeriodicCheckpointer, PeriodicWriter
@@ -137,9 +136,9 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
         if cfg.SOLVER.AMP.ENABLED:
             precision = getattr(torch, cfg.SOLVER.AMP.PRECISION)
-            self._trainer = AMPTrainer(model, data_loader, optimizer, precision=precision)
+            self._trainer = FiniteAMPTrainer(model, data_loader, optimizer, precision=precision)
         else:
-            self._trainer = SimpleTrainer(model, data_loader, optimizer)
+            self._trainer = FiniteTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RandWireCheckpointer(
             model,
@@ -148,6 +147,8 @@ class Trainer(DefaultTrainer):
             **self.classes(cfg),
             trainer=weakref.proxy(self),
         )
+        self._trainer.checkpointer = self.checkpointer
+        self._trainer.skip_nonfinite = cfg.SOLVER.SKIP_NONFINITE
         decay = cfg.SOLVER.EMA.DECAY
         self.average = AveragedWeights(self.checkpointer.model, decay) if decay else None
         if self.average is not None:
@@ -178,6 +179,7 @@ class Trainer(DefaultTrainer):
         if self.average is not None:
             built.insert(1, AverageWeights(self.average, self.checkpointer.model))
         built.insert(0, StopOnSignal())
+        built.insert(0, FiniteWeights(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)
