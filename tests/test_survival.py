@@ -1,9 +1,12 @@
 """Nothing is lost: damaged files, full disks, losses that are no number, second processes."""
 
 import logging
+import multiprocessing
 import os
 import resource
+import signal
 import subprocess
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +19,14 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import create_ddp_model
 from detectron2.utils.events import EventStorage, JSONWriter
-from helpers import FORK_SERVER, assert_equal
+from helpers import FORK_SERVER, ROOT, assert_equal, wait_until
 from torch import Tensor, nn
 
 from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
 from randwire_d2.checksum import DamagedFile, check_whole, is_whole
+from randwire_d2.engine import argument_parser, load_config, train_or_evaluate
 from randwire_d2.engine.finite import FiniteTrainer, FiniteWeights
+from randwire_d2.engine.lock import locked
 from randwire_d2.engine.saving import PeriodicCheckpointer, PeriodicWriter
 from randwire_d2.runs import RunFolder
 
@@ -350,3 +355,48 @@ def test_a_spike_of_the_loss_is_one_line(caplog: pytest.LogCaptureFixture) -> No
         train([1.0] * 30 + [40.0, 40.0] + [1.0] * 9, lr=0.0)
     (line,) = caplog.messages
     assert line.startswith("The loss of iteration 30 is ") and line.endswith("of 30_0_a.jpg")
+
+
+# -------------------------------------------------------------------------------------------------
+# Two processes in one folder
+# -------------------------------------------------------------------------------------------------
+
+
+def hold(folder: Path) -> None:
+    with locked(str(folder)):
+        worker = os.fork()
+        if not worker:  # as a loader's, it outlives the process
+            time.sleep(60)
+            os._exit(0)
+        (folder / "worker").write_text(str(worker))
+        time.sleep(60)
+
+
+def test_a_second_training_is_refused_until_the_first_one_ends(tmp_path: Path) -> None:
+    """Wrong: two trainings overwrite each other's files; or one that was killed can't be resumed,
+    for ever or until its workers have noticed; or nothing is said of who it is."""
+    config = str(ROOT / "configs/faster_rcnn_randwire_shapes.yaml")
+    args = argument_parser().parse_args(["--config-file", config, "OUTPUT_DIR", str(tmp_path)])
+    cfg = load_config(args)
+    first = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path,))
+    first.start()
+    assert first.pid is not None
+    worker = tmp_path / "worker"
+    wait_until(lambda: worker.is_file() and worker.read_text() != "")
+    with pytest.raises(
+        ValueError, match=f"in use by another training, process {first.pid} on"
+    ) as e:
+        train_or_evaluate(cfg, args)
+    assert "\n" not in str(e.value)
+    assert sorted(os.listdir(tmp_path)) == ["training.lock", "worker"], "something was written"
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    with locked(str(tmp_path)):
+        os.kill(int(worker.read_text()), signal.SIGKILL)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    says = "OUTPUT_DIR .*run' can't be written .Not a directory"
+    with pytest.raises(ValueError, match=says), locked(str(tmp_path / "file" / "run")):
+        pass

@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from .checks import check_dataset, similar
 from .datasets import thing_classes
 from .finite import FiniteAMPTrainer, FiniteTrainer
 from .launch import log_into
+from .lock import locked
 from .saving import PeriodicCheckpointer
 from .shadow_steps import ShadowSteps
 from .threads import share_cores
@@ -159,6 +161,11 @@ def _check_model(cfg: DictConfig, args: argparse.Namespace) -> None:
 
 def _train_or_evaluate(args: argparse.Namespace) -> Any:
     cfg = _read(args)
+    with nullcontext() if args.eval_only else locked(cfg.train.output_dir):
+        return _run(cfg, args)
+
+
+def _run(cfg: DictConfig, args: argparse.Namespace) -> Any:
     default_setup(cfg, args)
     log_into(cfg.train.output_dir)
     model = instantiate(cfg.model).to(cfg.train.device)
