@@ -1,11 +1,13 @@
 """Nothing is lost: damaged files, full disks, losses that are no number, second processes."""
 
+import errno
 import logging
 import multiprocessing
 import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -13,18 +15,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import create_ddp_model
 from detectron2.utils.events import EventStorage, JSONWriter
-from helpers import FORK_SERVER, ROOT, assert_equal, wait_until
+from helpers import FORK_SERVER, ROOT, assert_equal, draw_image_folders, wait_until
 from torch import Tensor, nn
+from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader, Dataset
 
 from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
 from randwire_d2.checksum import DamagedFile, check_whole, is_whole
+from randwire_d2.classification.data import read_image
+from randwire_d2.config import detector_config
+from randwire_d2.data import patience
+from randwire_d2.data.patience import DiskGone, PatientMapper
 from randwire_d2.engine import argument_parser, load_config, train_or_evaluate
+from randwire_d2.engine.failures import explained
 from randwire_d2.engine.finite import FiniteTrainer, FiniteWeights
 from randwire_d2.engine.lock import locked
 from randwire_d2.engine.saving import PeriodicCheckpointer, PeriodicWriter
@@ -400,3 +410,119 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     says = "OUTPUT_DIR .*run' can't be written .Not a directory"
     with pytest.raises(ValueError, match=says), locked(str(tmp_path / "file" / "run")):
         pass
+
+
+# -------------------------------------------------------------------------------------------------
+# Data: workers that are killed, a disk that is away
+# -------------------------------------------------------------------------------------------------
+
+
+class Killed(Dataset):
+    """Images, one of which is the end of the worker that reads it."""
+
+    def __len__(self) -> int:
+        return 99
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(3)
+
+
+def test_the_end_of_a_worker_is_explained() -> None:
+    """Wrong: "Connection reset by peer", or nothing but a number of a process, is said."""
+    says = "a worker that reads images was killed.*lower DATALOADER.NUM_WORKERS 1"
+    with pytest.raises(ChildProcessError, match=says) as e, explained("DATALOADER.NUM_WORKERS 1"):
+        for _ in DataLoader(Killed(), num_workers=1):
+            pass
+    assert "\n" not in str(e.value)
+
+
+def test_what_a_worker_says_is_said_without_its_traceback() -> None:
+    with pytest.raises(DiskGone, match="^a.jpg can't be read: gone$"), explained(""):
+        try:
+            raise DiskGone("a.jpg can't be read: gone")
+        except DiskGone:  # as PyTorch hands it over
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+
+WITH_LITTLE_SHARED_MEMORY = """
+import torch
+from torch.utils.data import DataLoader
+from randwire_d2.engine.failures import explained
+
+try:
+    with explained("DATALOADER.NUM_WORKERS 1"):
+        for batch in DataLoader(torch.zeros(99, 1000, 1000), num_workers=1):
+            pass
+except ChildProcessError as e:
+    print(e)
+"""
+
+
+@pytest.mark.slow
+def test_full_shared_memory_is_explained() -> None:
+    command = f'mount -t tmpfs -o size=2m tmpfs /dev/shm && {sys.executable} -c "$CODE"'
+    environment = {**os.environ, "CODE": WITH_LITTLE_SHARED_MEMORY}
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command], env=environment, capture_output=True, text=True
+    )
+    if "permitted" in done.stderr or "permission" in done.stderr:
+        pytest.skip("only root may mount a file system")
+    assert "a worker has no room in /dev/shm" in done.stdout, done.stderr
+    assert "--shm-size" in done.stdout and "lower DATALOADER.NUM_WORKERS 1" in done.stdout
+
+
+def test_the_log_has_no_traceback_of_a_full_disk(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrong: the line that says what to do is lost among those of Detectron2's; or a bug's
+    traceback is lost."""
+    trainer = FiniteTrainer(Norm(), batches([1.0]), torch.optim.SGD(Norm().parameters(), 0.1))
+    for error, has_traceback in ((OSError("the disk is full"), False), (KeyError("bug"), True)):
+        caplog.clear()
+        trainer.before_step = mock.Mock(side_effect=error)
+        with pytest.raises(type(error)), explained(""):
+            trainer.train(0, 1)
+        (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+        assert bool(record.exc_info) == has_traceback
+        assert has_traceback or record.getMessage() == "The training ends: the disk is full"
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of images that comes back in the middle of the pauses, if it is renamed."""
+    draw_image_folders(tmp_path / "disk", classes=("a",), train=2, val=1)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) % 3 == 0 and (tmp_path / "away").exists():
+            (tmp_path / "away").rename(tmp_path / "disk")
+
+    monkeypatch.setattr(patience.time, "sleep", sleep)
+    monkeypatch.setattr(patience, "PAUSES", (1.0, 2.0, 4.0, 8.0))
+    yield tmp_path / "disk"
+    monkeypatch.undo()
+
+
+def test_a_disk_that_returns_is_waited_for(disk: Path) -> None:
+    """Wrong: a network disk that is away for seconds ends a training, or its images are skipped."""
+    image = disk / "train" / "a" / "0.png"
+    mapper = PatientMapper(detector_config(), is_train=False)
+    for read in (read_image, lambda path: mapper({"file_name": path, "image_id": 0})["image"]):
+        disk.rename(disk.with_name("away"))
+        assert read(str(image)) is not None
+
+
+def test_a_disk_that_stays_away_ends_in_a_line_and_a_missing_file_is_not_waited_for(
+    disk: Path,
+) -> None:
+    image = disk / "train" / "a" / "0.png"
+    image.unlink()
+    assert read_image(str(image)) is None
+    (disk / "train" / "a").rename(disk / "elsewhere")
+    with pytest.raises(DiskGone, match=r"away for 15 s\. Bring it back.*--resume") as e:
+        read_image(str(image))
+    assert "\n" not in str(e.value)
+    error = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(DiskGone, match="Input/output error"):
+        patience.patiently(mock.Mock(side_effect=error), str(disk / "x.jpg"))

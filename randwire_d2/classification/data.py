@@ -6,7 +6,7 @@ augmented. So neither the number of processes and workers nor an interruption ch
 
 import logging
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from typing import Any
 
@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 
 from ..data.image_folder import register_folders
 from ..data.images import center_crop, order_channels, read_rgb
+from ..data.patience import patiently
 from ..engine.signals import guard_workers
 
 logger = logging.getLogger(__name__)
@@ -71,9 +72,13 @@ def test_transform(cfg: CfgNode) -> v2.Transform:
 
 
 def read_image(path: str) -> Image.Image | None:
-    """An image as RGB, or None, with a warning in the log, if it can't be read."""
+    """An image as RGB, or None, with a warning in the log, if it can't be read.
+
+    Raises:
+        DiskGone: its disk is away.
+    """
     try:
-        return read_rgb(path)
+        return patiently(partial(read_rgb, path), path)
     except ValueError as e:
         logger.warning(f"Skipped {e}")
         return None

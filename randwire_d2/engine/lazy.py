@@ -36,6 +36,7 @@ from ..modeling import RandWire
 from ..runs import RunFolder
 from .checks import check_dataset, similar
 from .datasets import thing_classes
+from .failures import explained
 from .finite import FiniteAMPTrainer, FiniteTrainer
 from .launch import log_into
 from .lock import locked
@@ -161,7 +162,8 @@ def _check_model(cfg: DictConfig, args: argparse.Namespace) -> None:
 
 def _train_or_evaluate(args: argparse.Namespace) -> Any:
     cfg = _read(args)
-    with nullcontext() if args.eval_only else locked(cfg.train.output_dir):
+    lock = nullcontext() if args.eval_only else locked(cfg.train.output_dir)
+    with explained("dataloader.train.num_workers, dataloader.test.num_workers"), lock:
         return _run(cfg, args)
 
 

@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import (
     DefaultTrainer,
     HookBase,
@@ -39,6 +43,7 @@ from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..command import in_users_words
 from ..data import training_mapper
 from ..data.classes import class_entries
+from ..data.patience import PatientMapper
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
 from .best import (
@@ -289,7 +294,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return guard_workers(super().build_test_loader(cfg, dataset_name))
+        mapper = PatientMapper(cfg, is_train=False)
+        return guard_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
     @classmethod
     def classes(cls, cfg: CfgNode) -> dict[str, Any]:
