@@ -78,6 +78,8 @@ def add_engine_config(cfg: CfgNode) -> None:
     cfg.SOLVER.SHADOW_PERIOD = 0
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
+    # A loss that is no number ends a training. If not 0, so many such steps in a row are skipped.
+    cfg.SOLVER.SKIP_NONFINITE = 0
     # A detector's data set by its path, in place of DATASETS.TRAIN and TEST: COCO's format, YOLO's
     # or Pascal VOC's, as data/layouts.py says; tools/train_net.py's --data.
     cfg.DATASETS.PATH = ""

@@ -323,6 +323,14 @@ def test_an_epoch_is_every_image_once_in_an_order_of_its_own(folders: Path) -> N
     assert names[:42] != [other._record(position)["file_name"] for position in range(42)]
 
 
+def test_the_files_of_an_iteration_are_known(folders: Path) -> None:
+    """Else a message names other images than those that made the loss no number."""
+    loader = TrainLoader(config(C78, *tiny(folders)), seed=1)
+    loader.start_iter = 3
+    labels = [ord(Path(name).parent.name) - ord("a") for name in loader.file_names(3)]
+    assert next(iter(loader))["label"].tolist() == labels
+
+
 def test_an_item_is_a_function_of_seed_and_position(folders: Path) -> None:
     """Else a resumed run gets other crops; nor does augmentation touch the model's generator."""
     images = stream(folders)

@@ -35,6 +35,11 @@ class ClassificationTrainer(Trainer):
     their gradients in an order that DistributedDataParallel changes after its first step.
     """
 
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        loader = self._trainer.data_loader
+        self._trainer.image_names = lambda batch, iteration: loader.file_names(iteration)
+
     def build_hooks(self) -> list[HookBase]:
         seeds = [SeedIterations(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
         watch = [WriteAccuracy(self.model), WatchInput(self._trainer.data_loader)]

@@ -17,6 +17,8 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .datasets import log_data, register_data
+from .failures import explained
+from .lock import locked
 from .signals import Interrupted, end_interrupted, signals_for_children
 from .threads import share_cores
 from .torchrun import Launched
@@ -80,8 +82,14 @@ def train_or_evaluate(
 
     SIGTERM, SIGUSR1 and Ctrl-C end it, and leave a checkpoint (signals.py).
     """
-    if args.eval_only:
-        return _evaluate(cfg, args, trainer_class)
+    with explained(f"DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS}"):
+        if args.eval_only:
+            return _evaluate(cfg, args, trainer_class)
+        with locked(cfg.OUTPUT_DIR):  # ahead of setup, which writes there
+            return _train(cfg, args, trainer_class)
+
+
+def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
     setup(cfg, args)
     log_data(cfg)
     trainer = trainer_class(cfg)

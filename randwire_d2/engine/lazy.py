@@ -8,14 +8,13 @@ import argparse
 import logging
 import os
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import (
-    AMPTrainer,
-    SimpleTrainer,
     create_ddp_model,
     default_setup,
     default_writers,
@@ -37,7 +36,10 @@ from ..modeling import RandWire
 from ..runs import RunFolder
 from .checks import check_dataset, similar
 from .datasets import thing_classes
+from .failures import explained
+from .finite import FiniteAMPTrainer, FiniteTrainer
 from .launch import log_into
+from .lock import locked
 from .saving import PeriodicCheckpointer
 from .shadow_steps import ShadowSteps
 from .threads import share_cores
@@ -160,6 +162,12 @@ def _check_model(cfg: DictConfig, args: argparse.Namespace) -> None:
 
 def _train_or_evaluate(args: argparse.Namespace) -> Any:
     cfg = _read(args)
+    lock = nullcontext() if args.eval_only else locked(cfg.train.output_dir)
+    with explained("dataloader.train.num_workers, dataloader.test.num_workers"), lock:
+        return _run(cfg, args)
+
+
+def _run(cfg: DictConfig, args: argparse.Namespace) -> Any:
     default_setup(cfg, args)
     log_into(cfg.train.output_dir)
     model = instantiate(cfg.model).to(cfg.train.device)
@@ -177,12 +185,14 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
     loader = instantiate(cfg.dataloader.train)
     on_cpu = {"device_ids": None} if train.device == "cpu" else {}
     wrapped = create_ddp_model(model, **train.ddp, **on_cpu)
-    trainer = (AMPTrainer if train.amp.enabled else SimpleTrainer)(wrapped, loader, optimizer)
+    kind = FiniteAMPTrainer if train.amp.enabled else FiniteTrainer
+    trainer = kind(wrapped, loader, optimizer)
     names = _datasets(cfg, "train")
     classes = class_entries(names[0]) if names else {}
     checkpointer = RandWireCheckpointer(
         model, train.output_dir, **classes, trainer=weakref.proxy(trainer)
     )
+    trainer.checkpointer = checkpointer
     is_main = comm.is_main_process()
     writers = default_writers(train.output_dir, train.max_iter) if is_main else []
     trainer.register_hooks(

@@ -5,18 +5,20 @@ import os
 import shlex
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
     HookBase,
-    SimpleTrainer,
     TrainerBase,
     create_ddp_model,
     hooks,
@@ -36,12 +38,12 @@ from detectron2.evaluation import (
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..command import in_users_words
 from ..data import training_mapper
 from ..data.classes import class_entries
+from ..data.patience import PatientMapper
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
 from .best import (
@@ -53,9 +55,10 @@ from .best import (
     is_exhausted,
 )
 from .ema import AveragedWeights, AverageWeights
+from .finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
 from .random_state import random_state_kept
 from .report import write_report
-from .saving import PeriodicCheckpointer
+from .saving import PeriodicCheckpointer, PeriodicWriter
 from .shadow_steps import ShadowSteps
 from .signals import StopOnSignal, guard_workers
 from .validation import detection_loss_loader, detection_losses, mean_losses
@@ -91,25 +94,6 @@ class PreciseBN(hooks.PreciseBN):
         self._data_iter = None
         with random_state_kept(), _norms_may_have_hooks(self._model):
             super().update_stats()
-
-
-class PeriodicWriter(hooks.PeriodicWriter):
-    """Detectron2's, which would write only the last of the evaluations within its period.
-
-    Args:
-        eval_period: each so many iterations there is an evaluation; 0 for none.
-    """
-
-    def __init__(self, writers: Sequence[EventWriter], eval_period: int) -> None:
-        super().__init__(writers)
-        self._eval_period = eval_period
-
-    def after_step(self) -> None:
-        if self._eval_period and (self.trainer.iter + 1) % self._eval_period == 0:
-            for writer in self._writers:
-                writer.write()
-        else:
-            super().after_step()
 
 
 @contextmanager
@@ -157,9 +141,9 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
         if cfg.SOLVER.AMP.ENABLED:
             precision = getattr(torch, cfg.SOLVER.AMP.PRECISION)
-            self._trainer = AMPTrainer(model, data_loader, optimizer, precision=precision)
+            self._trainer = FiniteAMPTrainer(model, data_loader, optimizer, precision=precision)
         else:
-            self._trainer = SimpleTrainer(model, data_loader, optimizer)
+            self._trainer = FiniteTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RandWireCheckpointer(
             model,
@@ -168,6 +152,8 @@ class Trainer(DefaultTrainer):
             **self.classes(cfg),
             trainer=weakref.proxy(self),
         )
+        self._trainer.checkpointer = self.checkpointer
+        self._trainer.skip_nonfinite = cfg.SOLVER.SKIP_NONFINITE
         decay = cfg.SOLVER.EMA.DECAY
         self.average = AveragedWeights(self.checkpointer.model, decay) if decay else None
         if self.average is not None:
@@ -198,6 +184,7 @@ class Trainer(DefaultTrainer):
         if self.average is not None:
             built.insert(1, AverageWeights(self.average, self.checkpointer.model))
         built.insert(0, StopOnSignal())
+        built.insert(0, FiniteWeights(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)
@@ -307,7 +294,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return guard_workers(super().build_test_loader(cfg, dataset_name))
+        mapper = PatientMapper(cfg, is_train=False)
+        return guard_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
     @classmethod
     def classes(cls, cfg: CfgNode) -> dict[str, Any]:
