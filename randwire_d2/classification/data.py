@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 
 from ..data.image_folder import register_folders
 from ..data.images import center_crop, order_channels, read_rgb
+from ..engine.random_state import mix_seeds
 from ..engine.signals import guard_workers
 
 logger = logging.getLogger(__name__)
@@ -148,11 +149,6 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def mix_seeds(*numbers: int) -> int:
-    """One seed out of several; that of other numbers is unrelated."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 def _label(record: dict) -> dict[str, int]:
     return {"label": record["label"]}
 
@@ -183,15 +179,16 @@ class TrainLoader:
     """The batches of a training: {"image": (N, 3, S, S) of uint8, "label": (N,)}, endless.
 
     Attributes:
+        seed: of the stream.
         start_iter: the iteration that a new iterator begins with.
         broken: the images that could not be read since then, in this process.
     """
 
     def __init__(self, cfg: CfgNode, seed: int) -> None:
-        stream = TrainingStream(_records(cfg.DATASETS.TRAIN), cfg, seed)
+        self._stream = TrainingStream(_records(cfg.DATASETS.TRAIN), cfg, seed)
         self._positions = BatchPositions(cfg.SOLVER.IMS_PER_BATCH)
         loader = DataLoader(
-            stream,
+            self._stream,
             batch_sampler=self._positions,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
@@ -200,6 +197,14 @@ class TrainLoader:
         )
         self._loader = guard_workers(loader)
         self.broken = 0
+
+    @property
+    def seed(self) -> int:
+        return self._stream.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._stream.seed = seed
 
     @property
     def start_iter(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data import MetadataCatalog
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -40,7 +40,6 @@ from detectron2.utils.events import EventWriter
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..command import in_users_words
-from ..data import training_mapper
 from ..data.classes import class_entries
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
@@ -55,8 +54,10 @@ from .best import (
 from .ema import AveragedWeights, AverageWeights
 from .random_state import random_state_kept
 from .report import write_report
+from .resumption import resumption_hooks
 from .shadow_steps import ShadowSteps
 from .signals import StopOnSignal, guard_workers
+from .train_loader import detection_train_loader
 from .validation import detection_loss_loader, detection_losses, mean_losses
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,16 @@ def share_statistics(model: torch.nn.Module) -> None:
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs.
 
+    A run that was interrupted anywhere and resumed with as many processes ends, on a CPU and with
+    one or two of them, with the same weights, average, best checkpoint and losses, to the bit, as
+    one that was not; with any number of workers. More processes sum their gradients in an order
+    that DistributedDataParallel changes after its first step. Of Detectron2's own trainers none
+    promises this, so a LazyConfig's does not either: they begin their data and random numbers anew.
+
+    Two processes train what one would with the same batches, up to rounding, if the norms do not
+    depend on other images of a process (GN, FrozenBN), if edges are dropped from the "batch", and
+    if as many regions are sampled from each image: each process divides by its own.
+
     Attributes:
         average: of the weights, with SOLVER.EMA.
         last_evaluation: what the last evaluation found, by its names in metrics.json; in the main
@@ -195,6 +206,7 @@ class Trainer(DefaultTrainer):
         built.insert(0, ShadowSteps(self.model, folder, self.cfg.SOLVER.SHADOW_PERIOD))
         if self.average is not None:
             built.insert(1, AverageWeights(self.average, self.checkpointer.model))
+        built[:0] = resumption_hooks(self.cfg, self.model, self._trainer.data_loader)
         built.insert(0, StopOnSignal())
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
@@ -300,8 +312,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """As DefaultTrainer's; with INPUT.LSJ its images have large-scale jitter."""
-        return guard_workers(build_detection_train_loader(cfg, mapper=training_mapper(cfg)))
+        """Of a detector's images, as a function of SEED; see ``TrainLoader``."""
+        return detection_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
