@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import nn
@@ -57,6 +57,9 @@ class SeedIterations(HookBase):
 
     def before_train(self) -> None:
         self._loader.start_iter = self.trainer.start_iter
+        for hook in self.trainer._hooks:
+            if self._drawn and isinstance(hook, hooks.PreciseBN):
+                hook._data_loader.seed = self._loader.seed  # else one of its own
 
     def before_step(self) -> None:
         seed_all(mix_seeds(self._loader.seed, self.trainer.iter, comm.get_rank()))

@@ -141,9 +141,11 @@ class Trainer(DefaultTrainer):
     that DistributedDataParallel changes after its first step. Of Detectron2's own trainers none
     promises this, so a LazyConfig's does not either: they begin their data and random numbers anew.
 
-    Two processes train what one would with the same batches, up to rounding, if the norms do not
-    depend on other images of a process (GN, FrozenBN), if edges are dropped from the "batch", and
-    if as many regions are sampled from each image: each process divides by its own.
+    Several processes train what one would, up to rounding, with any number of workers, where
+    images do not depend on their neighbours: norms without batch statistics (GN, FrozenBN), images
+    padded to one size (INPUT.LSJ, say, or all of one shape), as many regions sampled from each
+    (ROI_HEADS.BATCH_SIZE_PER_IMAGE proposals are there), no grouping by aspect ratio, and edges
+    dropped from the "batch". Not RetinaNet, whose loss each process divides by its own mean.
 
     Attributes:
         average: of the weights, with SOLVER.EMA.
