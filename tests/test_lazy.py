@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.config import LazyCall as L
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
@@ -20,8 +21,8 @@ from omegaconf import DictConfig
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire
 from randwire_d2.config import detector_config, merge_file
+from randwire_d2.data import training_mapper
 from randwire_d2.data.shapes import CLASSES
-from randwire_d2.engine import Trainer
 from randwire_d2.engine.lazy import load_lazy_config
 from randwire_d2.runs import RunFolder
 
@@ -147,7 +148,11 @@ def test_yaml_and_lazy_are_one_detector(name: str) -> None:
             scheduler.last_epoch = iteration
         rates = [rate for scheduler in schedulers for rate in scheduler.get_lr()]
         assert rates == pytest.approx([rates[0]] * len(rates), rel=1e-12)
-    loaders = (lambda: Trainer.build_train_loader(cfg), lambda: instantiate(lazy.dataloader.train))
+    # Detectron2's loader of both: Trainer's has its own order, in which a training can go on.
+    loaders = (
+        lambda: build_detection_train_loader(cfg, mapper=training_mapper(cfg)),
+        lambda: instantiate(lazy.dataloader.train),
+    )
     for model, optimizer, loader in zip(models, optimizers, loaders):
         seed_all_rng(2)
         found.append(first_losses(model.train(), optimizer, loader()))

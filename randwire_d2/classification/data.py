@@ -25,6 +25,7 @@ from torchvision.transforms import v2
 from ..data.image_folder import register_folders
 from ..data.images import center_crop, order_channels, read_rgb
 from ..data.patience import patiently
+from ..engine.random_state import mix_seeds
 from ..engine.signals import guard_workers
 
 logger = logging.getLogger(__name__)
@@ -153,11 +154,6 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def mix_seeds(*numbers: int) -> int:
-    """One seed out of several; that of other numbers is unrelated."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 def _label(record: dict) -> dict[str, int]:
     return {"label": record["label"]}
 
@@ -192,6 +188,7 @@ class TrainLoader:
     """The batches of a training: {"image": (N, 3, S, S) of uint8, "label": (N,)}, endless.
 
     Attributes:
+        seed: of the stream.
         start_iter: the iteration that a new iterator begins with.
         broken: the images that could not be read since then, in this process.
     """
@@ -209,6 +206,14 @@ class TrainLoader:
         )
         self._loader = guard_workers(loader)
         self.broken = 0
+
+    @property
+    def seed(self) -> int:
+        return self._stream.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._stream.seed = seed
 
     @property
     def start_iter(self) -> int:

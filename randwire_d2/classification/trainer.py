@@ -8,7 +8,6 @@ from functools import partial
 from itertools import repeat
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator, inference_context
@@ -19,21 +18,17 @@ from torch.utils.data import DataLoader
 
 from ..data import image_folder_classes
 from ..engine import Trainer, mean_losses, setup
+from ..engine.random_state import run_seed
 from ..modeling.image_classifier import ImageClassifier
 from .backbone import write_backbone
-from .data import UNREADABLE, TrainLoader, build_test_loader, mix_seeds
+from .data import UNREADABLE, TrainLoader, build_test_loader
 from .evaluation import AccuracyEvaluator
 
 logger = logging.getLogger(__name__)
 
 
 class ClassificationTrainer(Trainer):
-    """The project's trainer, for ``ImageClassifier`` and folders of images.
-
-    With ``SEED`` ≥ 0, on a CPU and with one or two processes, a run that was interrupted anywhere
-    and resumed ends with the same weights, to the bit, as one that was not. More processes sum
-    their gradients in an order that DistributedDataParallel changes after its first step.
-    """
+    """The project's trainer, for ``ImageClassifier`` and folders of images."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
@@ -41,17 +36,12 @@ class ClassificationTrainer(Trainer):
         self._trainer.image_names = lambda batch, iteration: loader.file_names(iteration)
 
     def build_hooks(self) -> list[HookBase]:
-        seeds = [SeedIterations(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
         watch = [WriteAccuracy(self.model), WatchInput(self._trainer.data_loader)]
-        return [*seeds, *watch, *super().build_hooks()]
-
-    def resume_or_load(self, resume: bool = True) -> None:
-        super().resume_or_load(resume)
-        self._trainer.data_loader.start_iter = self.start_iter
+        return [*watch, *super().build_hooks()]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        return TrainLoader(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
+        return TrainLoader(cfg, run_seed(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -86,20 +76,6 @@ def _test_losses(model: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor
         logits = model({"image": batch["image"][readable]})
     labels = batch["label"][readable].to(model.device)
     return model.losses(logits, labels), len(labels)
-
-
-class SeedIterations(HookBase):
-    """Makes dropout and edge dropping a function of seed, iteration and process."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def before_step(self) -> None:
-        # Not torch.manual_seed, which keeps a stack trace of each call for each absent device.
-        seed = mix_seeds(self._seed, self.trainer.iter, comm.get_rank())
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed(seed)
 
 
 class WriteAccuracy(HookBase):

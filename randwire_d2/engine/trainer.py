@@ -11,11 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import (
     DefaultTrainer,
     HookBase,
@@ -41,7 +37,6 @@ from detectron2.utils import comm
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..command import in_users_words
-from ..data import training_mapper
 from ..data.classes import class_entries
 from ..data.patience import PatientMapper
 from ..modeling.stage import RandWireStage
@@ -58,9 +53,11 @@ from .ema import AveragedWeights, AverageWeights
 from .finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
 from .random_state import random_state_kept
 from .report import write_report
+from .resumption import resumption_hooks
 from .saving import PeriodicCheckpointer, PeriodicWriter
 from .shadow_steps import ShadowSteps
 from .signals import StopOnSignal, guard_workers
+from .train_loader import detection_train_loader
 from .validation import detection_loss_loader, detection_losses, mean_losses
 
 logger = logging.getLogger(__name__)
@@ -118,6 +115,18 @@ def share_statistics(model: torch.nn.Module) -> None:
 
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs.
+
+    A run that was interrupted anywhere and resumed with as many processes ends, on a CPU and with
+    one or two of them, with the same weights, average, best checkpoint and losses, to the bit, as
+    one that was not; with any number of workers. More processes sum their gradients in an order
+    that DistributedDataParallel changes after its first step. Of Detectron2's own trainers none
+    promises this, so a LazyConfig's does not either: they begin their data and random numbers anew.
+
+    Several processes train what one would, up to rounding, with any number of workers, where
+    images do not depend on their neighbours: norms without batch statistics (GN, FrozenBN), images
+    padded to one size (INPUT.LSJ, say, or all of one shape), as many regions sampled from each
+    (ROI_HEADS.BATCH_SIZE_PER_IMAGE proposals are there), no grouping by aspect ratio, and edges
+    dropped from the "batch". Not RetinaNet, whose loss each process divides by its own mean.
 
     Attributes:
         average: of the weights, with SOLVER.EMA.
@@ -183,6 +192,7 @@ class Trainer(DefaultTrainer):
         built.insert(0, ShadowSteps(self.model, folder, self.cfg.SOLVER.SHADOW_PERIOD))
         if self.average is not None:
             built.insert(1, AverageWeights(self.average, self.checkpointer.model))
+        built[:0] = resumption_hooks(self.cfg, self.model, self._trainer.data_loader)
         built.insert(0, StopOnSignal())
         built.insert(0, FiniteWeights(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
         if self.cfg.TEST.AUG.ENABLED:
@@ -289,8 +299,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """As DefaultTrainer's; with INPUT.LSJ its images have large-scale jitter."""
-        return guard_workers(build_detection_train_loader(cfg, mapper=training_mapper(cfg)))
+        """Of a detector's images, as a function of SEED; see ``TrainLoader``."""
+        return detection_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
