@@ -2,23 +2,66 @@
 
 import collections
 import pickle
+import re
 from typing import Any
 
 import numpy as np
 
+_scalar = np.float32().__reduce__()[0]
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads a pickle of arrays in plain containers; anything else in it could run code."""
+
+class _Refusal(pickle.UnpicklingError):
+    pass
+
+
+class _NewArray:
+    """numpy's _reconstruct: an empty array, whose content follows, as numpy itself pickles it.
+
+    An object without attributes, unlike a function's: a pickle can change none of it.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, kind: object, shape: object, dtype: object) -> np.ndarray:
+        # Another shape would be memory that the file does not have.
+        if shape != (0,) or not isinstance(kind, _ArrayType):
+            raise _Refusal("an array does not begin as numpy pickles it")
+        return np.empty(0, np.int8)
+
+
+class _ArrayType:
+    """numpy.ndarray, as an argument only."""
+
+    __slots__ = ()
+
+
+class _NewDtype:
+    """numpy.dtype, of numbers and texts; always a new one, which a pickle may then change."""
+
+    __slots__ = ()
+
+    def __call__(self, name: object, align: object = False, copy: object = True) -> np.dtype:
+        if not isinstance(name, str) or not re.fullmatch(r"[biufcSU]\d{1,6}", name):
+            raise _Refusal("an array is not of numbers")
+        return np.dtype(name, copy=True)
+
+
+class ArrayUnpickler(pickle._Unpickler):
+    """Reads a pickle of arrays in plain containers; anything else in it could run code.
+
+    Python's own reader, not the one in C: that one makes a list as long as the largest number under
+    which a pickle remembers something, and one number of ten bytes fills the memory.
+    """
 
     # numpy has moved its reconstruction functions between modules; files keep the old names.
     _ALLOWED = {
         ("collections", "OrderedDict"): collections.OrderedDict,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
+        ("numpy", "ndarray"): _ArrayType(),
+        ("numpy", "dtype"): _NewDtype(),
         **{
-            (f"numpy.{package}.multiarray", name): example.__reduce__()[0]
+            (f"numpy.{package}.multiarray", name): function
             for package in ("core", "_core")
-            for name, example in (("_reconstruct", np.empty(0)), ("scalar", np.float32()))
+            for name, function in (("_reconstruct", _NewArray()), ("scalar", _scalar))
         },
     }
 

@@ -10,8 +10,10 @@ from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
 from .config_files import config_path
+from .text import one_line
 from .wiring import NetworkGenerator, NetworkSpec
-from .yaml_tags import check_yaml
+from .wiring.limits import MOST_CHARACTERS
+from .yaml_tags import check_yaml, compose_yaml
 
 
 def add_randwire_config(cfg: CfgNode) -> None:
@@ -266,6 +268,7 @@ def merge_text(cfg: CfgNode, text: str, source: str) -> None:
     """
 
     def merge() -> None:
+        compose_yaml(text)  # its limits
         other = CfgNode.load_cfg(text)  # reads a text with yaml.safe_load
         _merge_old_fused(cfg, lambda: cfg.merge_from_other_cfg(other))
 
@@ -294,12 +297,14 @@ def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:
         merge()
     # yacs raises KeyError for unknown keys, ValueError or AssertionError for wrong types and for
     # unknown versions, AttributeError or TypeError for a file that is no mapping; OSError is a
-    # missing _BASE_.
+    # missing _BASE_. PyYAML raises LookupError for !!int "", ArithmeticError for large floats; a
+    # text of many brackets is Python that is nested too deep.
     except (
-        KeyError, ValueError, AssertionError, AttributeError, TypeError, OSError, YAMLError,
+        LookupError, ValueError, AssertionError, AttributeError, TypeError, ArithmeticError,
+        OSError, YAMLError, RecursionError, MemoryError, SyntaxError,
     ) as e:  # fmt: skip
-        reason = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
-        raise ValueError(f"{source}: {' '.join(reason.split())}") from e
+        reason = e.args[0] if isinstance(e, KeyError) and e.args else e
+        raise ValueError(f"{source}: {one_line(reason, 300) or type(e).__name__}") from e
 
 
 def spec_from_config(cfg: CfgNode) -> NetworkSpec:
@@ -317,7 +322,7 @@ def spec_from_config(cfg: CfgNode) -> NetworkSpec:
     if node.SPEC_FILE:
         try:
             with PathManager.open(node.SPEC_FILE) as f:
-                return NetworkSpec.from_json(f.read())
+                return NetworkSpec.from_json(f.read(MOST_CHARACTERS + 1))
         except (OSError, ValueError) as e:
             raise ValueError(f"MODEL.RANDWIRE.SPEC_FILE {node.SPEC_FILE!r}: {e}") from e
     generator = generator_from_config(cfg)

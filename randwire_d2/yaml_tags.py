@@ -1,8 +1,11 @@
-"""What a config file's YAML tags may compute: numbers and lists of them, nothing that runs code.
+"""What a stranger's YAML may be: of a limited size, and with tags that compute numbers only.
 
 Where a file has Python tags, Detectron2 reads it with PyYAML's ``unsafe_load``, which calls any
 function that a tag names. Its own RetinaNet config needs one such tag, an ``eval`` of a list of
 anchor sizes. So a file is looked at before it is loaded.
+
+A few lines of aliases can stand for more values than a memory holds (a list of ten times a list of
+ten times …); they are counted as they would be written out.
 """
 
 import ast
@@ -13,6 +16,8 @@ from typing import Any
 
 import yaml
 from detectron2.utils.file_io import PathManager
+
+from .text import one_line
 
 _EVAL = "tag:yaml.org,2002:python/object/apply:eval"
 # All that safe_load constructs, and what yacs writes of a tuple.
@@ -36,6 +41,77 @@ _OPERATORS: Mapping[type, Callable[..., Any]] = {
 }
 MOST_STEPS = 10_000  # of one expression
 LARGEST = 2**63  # a power beyond this could take any time and memory
+MOST_CHARACTERS = 2**22  # of a file; a config with the largest spec (wiring/limits.py) has fewer
+MOST_VALUES = 50_000  # of a file, aliases written out; 21,841 class names with their numbers fit
+MOST_LEVELS = 50  # of brackets in brackets
+
+
+class LimitedLoader(yaml.SafeLoader):
+    """PyYAML's SafeLoader, whose every error is a YAMLError, with these limits."""
+
+    def __init__(self, text: str) -> None:
+        if len(text) > MOST_CHARACTERS:
+            raise yaml.YAMLError(f"it has more than {MOST_CHARACTERS:,} characters")
+        super().__init__(text)
+        self._values = self._level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        self._values, self._level = self._values + 1, self._level + 1
+        if self._values > MOST_VALUES:
+            raise yaml.YAMLError(f"it has more than {MOST_VALUES:,} values")
+        if self._level > MOST_LEVELS:
+            raise yaml.YAMLError(f"it is nested too deep, more than {MOST_LEVELS} levels")
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        return node
+
+    def compose_document(self) -> yaml.Node:
+        root = super().compose_document()
+        if _written_out(root, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values")
+        return root
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        try:
+            return super().construct_document(node)
+        # Of a tag whose text is not what it says: !!bool perhaps, !!int "", !!timestamp never.
+        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as e:
+            raise yaml.YAMLError(f"a tag's value is none of it ({type(e).__name__}: {e})") from e
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """The values of a node, each alias counted as what it stands for."""
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise yaml.YAMLError("an alias stands for what it is a part of")
+        return known[id(node)]
+    known[id(node)] = 0
+    parts: Sequence[yaml.Node] = ()
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML document of plain values.
+
+    Raises:
+        yaml.YAMLError: it is none, has tags, or is larger than the limits.
+    """
+    return yaml.load(text, Loader=LimitedLoader)
+
+
+def compose_yaml(text: str) -> yaml.Node | None:
+    """The nodes of a YAML document, whatever their tags are; nothing is made of them.
+
+    Raises:
+        yaml.YAMLError: it is none, or is larger than the limits.
+    """
+    node: yaml.Node | None = yaml.compose(text, Loader=LimitedLoader)
+    return node
 
 
 def check_yaml(path: str | os.PathLike[str]) -> None:
@@ -45,8 +121,9 @@ def check_yaml(path: str | os.PathLike[str]) -> None:
         path: any that Detectron2's PathManager knows.
 
     Raises:
-        ValueError: a tag would run code; one line that names the file and the tag.
-        yaml.YAMLError, OSError: a file is no YAML, or can't be read.
+        ValueError: a tag would run code, or a file is no YAML, or a too large one; one line that
+            names the file and the tag.
+        OSError: a file can't be read.
     """
     waiting, seen = [os.fspath(path)], set[str]()
     while waiting:
@@ -56,9 +133,10 @@ def check_yaml(path: str | os.PathLike[str]) -> None:
         seen.add(path)
         with PathManager.open(path, "r") as f:
             try:
-                root = yaml.compose(f, Loader=yaml.SafeLoader)
-            except RecursionError as e:
-                raise ValueError(f"{path} is nested too deep") from e
+                text = f.read(MOST_CHARACTERS + 1)
+                root = compose_yaml(text)
+            except (yaml.YAMLError, UnicodeDecodeError) as e:
+                raise ValueError(f"{path} is no YAML of a config: {one_line(e)}") from e
         waiting += [_beside(path, base) for base in _check(path, root)]
 
 
@@ -80,7 +158,7 @@ def _check(path: str, root: yaml.Node | None) -> list[str]:
         if node.tag == _EVAL:
             _check_expression(path, node)
         elif node.tag not in _PLAIN:
-            name = node.tag.removeprefix("tag:yaml.org,2002:")
+            name = one_line(node.tag.removeprefix("tag:yaml.org,2002:"))
             raise ValueError(
                 f"{path}, line {node.start_mark.line + 1}: the tag {name!r} may run code, and is "
                 "not read; write the value that it stands for"
@@ -110,7 +188,7 @@ def _check_expression(path: str, node: yaml.Node) -> None:
     except (ValueError, SyntaxError, ArithmeticError, MemoryError, RecursionError) as e:
         raise ValueError(
             f"{path}, line {node.start_mark.line + 1}: an eval may hold arithmetic and list "
-            f"comprehensions of numbers only: {e}; write the value that it stands for"
+            f"comprehensions of numbers only: {one_line(e)}; write the value that it stands for"
         ) from e
 
 

@@ -7,7 +7,7 @@ from detectron2 import model_zoo
 from helpers import refusal
 
 from randwire_d2.config import detector_config, merge_file
-from randwire_d2.yaml_tags import check_yaml
+from randwire_d2.yaml_tags import MOST_CHARACTERS, check_yaml
 
 EVAL = '!!python/object/apply:eval ["{}"]'
 HARMLESS = {
@@ -15,7 +15,7 @@ HARMLESS = {
     "a tuple, as yacs writes it": "!!python/tuple [1, 2]",
     "arithmetic": EVAL.format("[2 ** (1 / 3), -4 // 3, 7 % 4]"),
     "a comprehension in a comprehension": EVAL.format("[[x * y for x in [1, 2]] for y in (3, 4)]"),
-    "an alias of itself": "&a [*a]",
+    "an alias": "[&a [1, 2], *a]",
 }
 HARMFUL = {
     "a call of anything": "!!python/object/apply:os.system ['true']",
@@ -37,6 +37,12 @@ HARMFUL = {
         "[[[[1 for d in r] for c in r] for b in r] for r in [[" + "1, " * 30 + "1]]]"
     ),
     "brackets without end": "[" * 3000,
+    "an alias of itself": "&a [*a]",
+    "aliases of aliases": "[&a [1, 2, 3], "
+    + ", ".join(f"&{b} [*{a}, *{a}, *{a}]" for a, b in zip("abcdefghijk", "bcdefghijkl"))
+    + "]",
+    "a text without end": "'" + "a" * MOST_CHARACTERS + "'",
+    "values without end": "[" + "1," * 1000 + "]",
 }
 
 
@@ -47,7 +53,8 @@ def test_harmless(value: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", HARMFUL.values(), ids=HARMFUL)
-def test_harmful(value: str, tmp_path: Path) -> None:
+def test_harmful(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("randwire_d2.yaml_tags.MOST_VALUES", 1000)
     path = tmp_path / "config.yaml"
     path.write_text(f"A: {value}\n")
     with pytest.raises(ValueError, match=str(path)) as refused:

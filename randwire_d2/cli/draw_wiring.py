@@ -15,7 +15,6 @@ and no extra nodes.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -35,6 +34,7 @@ from ..drawing.grid import draw_grid, draw_networks
 from ..drawing.network import draw_network
 from ..drawing.style import FORMATS, check_format, save_figure
 from ..wiring import Dag, NetworkSpec, graph_label, parse_graph, random_graph
+from ..wiring.limits import MOST_CHARACTERS
 from .frame import errors_in_one_line, parser_of
 
 SCRIPT = "draw_wiring.py"
@@ -124,7 +124,8 @@ def networks_of_config(args: argparse.Namespace) -> tuple[str, dict[str, Network
 
 def read_spec(path: str) -> NetworkSpec:
     try:
-        return NetworkSpec.from_json(Path(path).read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as f:
+            return NetworkSpec.from_json(f.read(MOST_CHARACTERS + 1))
     except ValueError as e:
         raise ValueError(f"{path!r}: {e}") from e
 

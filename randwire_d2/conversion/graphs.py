@@ -3,11 +3,14 @@
 import os
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import networkx as nx
 import yaml
+
+from ..text import one_line
+from ..wiring.limits import MOST_CHARACTERS, MOST_EDGES, MOST_NODES, check_limit
+from ..yaml_tags import compose_yaml, load_yaml
 
 Edges = list[tuple[int, int]]
 
@@ -27,10 +30,11 @@ def read_text(path: str | os.PathLike[str]) -> tuple[int, Edges]:
         ]
         (num_nodes,), (num_edges,), *edges = numbers
         pairs = [(u, v) for u, v in edges]
+        _check_size(num_nodes, len(pairs))
     except ValueError as e:
         raise ValueError(
             f"{os.fspath(path)!r} is no graph: wanted are the number of nodes, the number of "
-            f"edges, and an edge on each line ({e})"
+            f"edges, and an edge on each line ({one_line(e)})"
         ) from None
     if len(pairs) != num_edges:
         raise ValueError(f"{os.fspath(path)!r} announces {num_edges} edges; it has {len(pairs)}")
@@ -52,16 +56,18 @@ def read_yaml(path: str | os.PathLike[str]) -> tuple[int, Edges]:
         ValueError: if it is none.
     """
     try:
-        root = yaml.compose(_read(path), Loader=yaml.SafeLoader)
+        root: Any = compose_yaml(_read(path))
         fields = {key.value: value for key, value in root.value}
         adjacency = fields["_adj"] if "_adj" in fields else fields["adj"]  # networkx 2, networkx 1
         neighbours = {
             int(node.value): [int(other.value) for other, _ in others.value]
             for node, others in adjacency.value
         }
+        _check_size(len(neighbours), sum(map(len, neighbours.values())) // 2)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as e:
         raise ValueError(
-            f"{os.fspath(path)!r} is no graph as networkx saves it in YAML ({type(e).__name__})"
+            f"{os.fspath(path)!r} is no graph as networkx saves it in YAML "
+            f"({type(e).__name__}: {one_line(e)})"
         ) from e
     if set(neighbours) != set(range(len(neighbours))):
         raise ValueError(f"{os.fspath(path)!r}: the nodes must be 0 … {len(neighbours) - 1}")
@@ -77,7 +83,7 @@ def read_training_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: if it is none.
     """
     try:
-        sections = yaml.safe_load(_read(path))
+        sections = load_yaml(_read(path))
         values = {key: value for section in sections.values() for key, value in section.items()}
     except (yaml.YAMLError, AttributeError, TypeError) as e:
         raise ValueError(f"{os.fspath(path)!r} is no training config ({type(e).__name__})") from e
@@ -102,6 +108,7 @@ def draw(model: str, num_nodes: int, seed: int, params: Mapping[str, Any]) -> tu
         ValueError: for an unknown model or parameters that it refuses.
     """
     try:
+        check_limit("the nodes of a graph", num_nodes, MOST_NODES, "choose fewer")
         if model == "ER":
             graph = nx.erdos_renyi_graph(num_nodes, params["P"], seed)
         elif model == "WS":
@@ -137,8 +144,14 @@ def _barabasi_albert(num_nodes: int, m: int, seed: int) -> Edges:
     return sorted(edges)
 
 
+def _check_size(num_nodes: int, num_edges: int) -> None:
+    check_limit("the nodes of a stage", num_nodes, MOST_NODES, "no network of ours is so large")
+    check_limit("the edges of a stage", num_edges, MOST_EDGES, "no network of ours is so large")
+
+
 def _read(path: str | os.PathLike[str]) -> str:
     try:
-        return Path(path).read_text()
+        with open(path) as f:
+            return f.read(MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"{os.fspath(path)!r} can't be read: {e}") from e
+        raise ValueError(f"{os.fspath(path)!r} can't be read: {one_line(e)}") from e

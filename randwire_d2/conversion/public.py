@@ -8,6 +8,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ..checkpoint import Preprocessing
 from ..wiring import Dag, NetworkSpec
+from ..yaml_tags import LimitedLoader
 from .formats import Checkpoint
 from .graphs import Edges, draw, read_text, read_training_config, read_yaml
 from .head import read_head
@@ -126,7 +128,8 @@ def _hyperparameters(keys: Keys) -> dict[str, dict[str, Any]]:
     """The sections of the training config that a checkpoint holds as text, if it holds one."""
     text = keys.checkpoint.rest.get("hp_str", "")
     try:
-        documents = [d for d in yaml.safe_load_all(text) if isinstance(d, dict)]
+        documents = yaml.load_all(str(text), Loader=LimitedLoader)
+        documents = [document for document in documents if isinstance(document, dict)]
     except (yaml.YAMLError, AttributeError) as e:
         raise keys.error(f"its entry 'hp_str' is no YAML ({type(e).__name__})") from e
     config: dict[str, dict[str, Any]] = {"data": {}, "model": {}}
@@ -158,7 +161,7 @@ def _topological_order(keys: Keys, layer: str, graph: Graph) -> list[int]:
     """The nodes in an order in which every edge ascends; their own if it is one already."""
     num_nodes, edges = graph
     if len(set(edges)) != len(edges):
-        twice = next(edge for edge in edges if edges.count(edge) > 1)
+        twice, _ = Counter(edges).most_common(1)[0]
         raise keys.error(f"the edge {twice} of {layer} occurs twice: a DAG of ours has it once")
     directed = nx.DiGraph(edges)
     directed.add_nodes_from(range(num_nodes))

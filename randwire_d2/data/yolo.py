@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 from torchvision.datasets.folder import is_image_file
 
+from ..text import one_line
+from ..yaml_tags import load_yaml
 from .image_files import probe
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
 from .paths import read_text
@@ -31,9 +33,9 @@ def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     """
     text = read_text(path)
     try:
-        content = yaml.safe_load(text)
+        content = load_yaml(text)
     except yaml.YAMLError as e:
-        raise ValueError(f"{path!r} is no YAML: {' '.join(str(e).split())}") from e
+        raise ValueError(f"{path!r} is no YAML of plain values: {one_line(e)}") from e
     if not isinstance(content, dict) or not isinstance(content.get("names"), list | dict):
         raise ValueError(f"{path!r} is no data.yaml of YOLO's: it has no 'names' of its classes")
     names = content["names"]

@@ -51,6 +51,7 @@ from ..wiring import (
     graph_label,
     parse_graph,
 )
+from ..yaml_tags import check_yaml
 from .sweep_run import BACKBONE, Run, Setting, Weights
 
 KEYS = (
@@ -98,6 +99,7 @@ def load_sweep(
 def _read(path: Path) -> dict[str, Any]:
     """A sweep's file, checked; its ``config`` is a list."""
     sweep: dict[str, Any] = {}
+    check_yaml(path)
     merge_in_one_line(str(path), lambda: sweep.update(CfgNode.load_yaml_with_base(str(path))))
     unknown = set(sweep) - set(KEYS)
     if unknown:

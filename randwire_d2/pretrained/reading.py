@@ -1,10 +1,12 @@
 """What a checkpoint file holds, read without running its code, and one kind of error for all."""
 
+import io
+import mmap
 import os
 import re
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor
 
 from ..array_pickle import ArrayUnpickler
 from ..checksum import DamagedFile, check_whole
+from ..text import brief, one_line
 from .safetensors_file import MissingLibrary, read_safetensors
 
+_PLAIN = (torch.strided, "cpu")
 _AGAIN = "copy or download it again"
-_LONGEST_REASON = 160  # characters of another library's message
 
 
 def read_entries(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -27,15 +30,18 @@ def read_entries(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: it is missing, empty, cut off or damaged, no checkpoint, or would run code; one
             line that names the file and the way out.
+        DamagedFile: it is a ValueError too; the checksum says that it was damaged.
         MissingLibrary: it is a ValueError too; a ``.safetensors`` needs one.
     """
     path = os.fspath(path)
     try:
         data = _read(path)
-    except (MissingLibrary, DamagedFile):
+    except MissingLibrary:
         raise
+    except DamagedFile as e:
+        raise DamagedFile(f"{one_line(e, 300)}; {_AGAIN}") from e
     except OSError as e:
-        raise ValueError(f"{path!r} can't be read: {e.strerror or _brief(e)}") from e
+        raise ValueError(f"{path!r} can't be read: {e.strerror or one_line(e)}") from e
     except _Refused as e:
         raise ValueError(f"{path!r} {e}") from e
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
@@ -63,11 +69,22 @@ def check_state(path: str | os.PathLike[str], state: Any) -> None:
             f"{path!r} holds no weights: its entry 'model' is a {type(state).__name__}, not a "
             "state dict; save {'model': model.state_dict()} with torch.save"
         )
+    size = os.path.getsize(path)
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor | np.ndarray | np.generic):
             raise ValueError(
-                f"{path!r} holds no state dict: {_brief(name)!r} is a {type(value).__name__}, "
+                f"{path!r} holds no state dict: {brief(name)} is a {type(value).__name__}, "
                 "and nothing is called 'model'; save {'model': model.state_dict()} with torch.save"
+            )
+        if isinstance(value, Tensor) and (value.layout, value.device.type) != _PLAIN:
+            raise ValueError(
+                f"{path!r}: {brief(name)} is a {value.layout} tensor on {value.device}; save it as "
+                "a dense one in the CPU's memory"
+            )
+        if value.nbytes > size:
+            raise ValueError(
+                f"{path!r}: {brief(name)} would have more bytes than the file, {size}: save it "
+                "with torch.save, after contiguous()"
             )
 
 
@@ -92,7 +109,9 @@ def _read(path: str) -> Any:
             )
         if path.endswith(".pkl"):
             f.seek(0)
-            return ArrayUnpickler(f, encoding="latin1").load()
+            # From memory: a file's read(n) makes room for n bytes, whatever it holds.
+            return ArrayUnpickler(io.BytesIO(f.read()), encoding="latin1").load()
+        _refuse_bytearray(f)
     # map_location: a file saved on a GPU must load where there is none.
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -110,29 +129,36 @@ def _check_archive(path: str) -> None:
             "alone, where you trust the file: torch.save(model.state_dict(), path)"
         )
     size, claimed = os.path.getsize(path), sum(member.file_size for member in members)
-    if claimed > size:  # torch.save compresses nothing
+    if claimed > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise _Refused(
             f"was not loaded: its parts would unpack into {claimed} bytes, the file has {size}; "
             "save it with torch.save, which compresses nothing"
         )
 
 
+def _refuse_bytearray(f: IO[bytes]) -> None:
+    """PyTorch calls bytearray(n) for a pickle, however large n is; nothing of a checkpoint has one.
+
+    The pickle in an archive is not compressed (``_check_archive``).
+    """
+    with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"\nbytearray\n") >= 0:
+            raise _Refused(
+                "was not loaded: it holds a bytearray, which can fill any memory; save the state "
+                "dict alone: torch.save(model.state_dict(), path)"
+            )
+
+
 def _explain(error: Exception) -> str:
     message = str(error)
     refused = re.search(r"GLOBAL (\S+)|refused to load (\S+?):", message)
     if refused:
-        name = _brief(refused[1] or refused[2])
+        name = one_line(refused[1] or refused[2])
         return (
             f"was not loaded: it holds {name}, and to unpickle that could run code. Save the state "
             "dict alone, where you trust the file: torch.save(model.state_dict(), path)"
         )
     if isinstance(error, EOFError) or "truncated" in message:
         return f"is cut off: its end is missing; {_AGAIN}"
-    reason = f"{type(error).__name__}: {_brief(error)}"
+    reason = f"{type(error).__name__}: {one_line(error)}"
     return f"is damaged, cut off, or no checkpoint in the format of its suffix ({reason}); {_AGAIN}"
-
-
-def _brief(text: object) -> str:
-    """The beginning of another's text, on one line."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    return line if len(line) <= _LONGEST_REASON else f"{line[: _LONGEST_REASON - 2]} …"

@@ -7,6 +7,9 @@ from typing import Any
 
 import networkx as nx
 
+from ..text import brief
+from .limits import MOST_EDGES, MOST_NODES, check_limit
+
 
 @dataclass(frozen=True)
 class Dag:
@@ -17,8 +20,9 @@ class Dag:
     ``output_nodes``. An isolated node is both.
 
     Attributes:
-        num_nodes: N, at least 1.
-        edges: pairs (u, v) with 0 <= u < v < N, without duplicates; kept sorted.
+        num_nodes: N, 1 … ``limits.MOST_NODES``.
+        edges: pairs (u, v) with 0 <= u < v < N, without duplicates, at most ``limits.MOST_EDGES``;
+            kept sorted.
 
     Raises:
         ValueError: an edge or the number of nodes breaks these rules.
@@ -30,12 +34,16 @@ class Dag:
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_nodes", as_integer("num_nodes", self.num_nodes))
         if self.num_nodes < 1:
-            raise ValueError(f"a DAG needs at least one node; got num_nodes={self.num_nodes}")
+            raise ValueError(
+                f"a DAG needs at least one node; got num_nodes={brief(self.num_nodes)}"
+            )
+        check_limit("the nodes of a stage", self.num_nodes, MOST_NODES, "split it into stages")
+        check_limit("the edges of a stage", len(self.edges), MOST_EDGES, "leave out edges")
         edges = sorted(_as_edge(edge) for edge in self.edges)
         for u, v in edges:
             if not 0 <= u < v < self.num_nodes:
                 raise ValueError(
-                    f"edge ({u}, {v}) must point from a smaller index to a larger one, "
+                    f"edge {brief((u, v))} must point from a smaller index to a larger one, "
                     f"within 0 … {self.num_nodes - 1}"
                 )
         for edge, following in zip(edges, edges[1:], strict=False):
@@ -51,12 +59,18 @@ class Dag:
     @cached_property
     def predecessors(self) -> tuple[tuple[int, ...], ...]:
         """For each node, the nodes it reads from, ascending."""
-        return tuple(tuple(u for u, v in self.edges if v == node) for node in range(self.num_nodes))
+        found: list[list[int]] = [[] for _ in range(self.num_nodes)]
+        for u, v in self.edges:
+            found[v].append(u)
+        return tuple(map(tuple, found))
 
     @cached_property
     def successors(self) -> tuple[tuple[int, ...], ...]:
         """For each node, the nodes that read from it, ascending."""
-        return tuple(tuple(v for u, v in self.edges if u == node) for node in range(self.num_nodes))
+        found: list[list[int]] = [[] for _ in range(self.num_nodes)]
+        for u, v in self.edges:
+            found[u].append(v)
+        return tuple(map(tuple, found))
 
     @cached_property
     def input_nodes(self) -> tuple[int, ...]:
@@ -72,14 +86,14 @@ class Dag:
 def as_integer(name: str, value: Any) -> int:
     """A plain int, from whatever integer type: equal values must have equal JSON."""
     try:
-        return operator.index(value)
+        return int(operator.index(value))  # True's is True
     except TypeError:
-        raise ValueError(f"{name} must be an integer; got {value!r}") from None
+        raise ValueError(f"{name} must be an integer; got {brief(value)}") from None
 
 
 def _as_edge(edge: Any) -> tuple[int, int]:
     try:
         u, v = edge
-        return operator.index(u), operator.index(v)
+        return int(operator.index(u)), int(operator.index(v))
     except (TypeError, ValueError):
-        raise ValueError(f"an edge must be a pair of integers; got {edge!r}") from None
+        raise ValueError(f"an edge must be a pair of integers; got {brief(edge)}") from None

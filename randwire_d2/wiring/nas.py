@@ -5,6 +5,7 @@ from random import Random
 
 import networkx as nx
 
+from .limits import MOST_CELL_NODES, check_limit
 from .random_graphs import GRAPH_REGISTRY
 
 
@@ -33,6 +34,7 @@ def NAS(num_nodes: int, seed: int, cell_nodes: int) -> nx.Graph:
     """
     if cell_nodes < 1:
         raise ValueError(f"NAS needs at least one node per cell; got cell_nodes={cell_nodes}")
+    check_limit("the nodes of a NAS cell", cell_nodes, MOST_CELL_NODES, "choose smaller cells")
     if num_nodes < 3:
         raise ValueError(f"NAS needs two input nodes and one more: N >= 3; got N={num_nodes}")
     # choice() of a list is the same in all versions of Python; sample() is not.

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ..text import brief
 from .dag import Dag, as_integer
+from .limits import MOST_CHANNELS, MOST_CHARACTERS, MOST_NODES, MOST_WEIGHTS, check_limit
 from .random_graphs import random_graph
 
 # Table 1, conv2 to conv5, as (name, channels / C, nodes / N). conv1 is a single convolution with
@@ -53,7 +55,8 @@ class NetworkSpec:
         dags: the wiring of each randomly wired stage, from high to low resolution.
 
     Raises:
-        ValueError: the regime is unknown, the number of stages is not the regime's, or C < 2.
+        ValueError: the regime is unknown, the number of stages is not the regime's, C < 2, or the
+            network is larger than ``limits`` says.
     """
 
     regime: str
@@ -64,6 +67,8 @@ class NetworkSpec:
     def __post_init__(self) -> None:
         _check_regime(self.regime)
         object.__setattr__(self, "channels", _check_channels(self.channels))
+        if not isinstance(self.node_op, str):
+            raise ValueError(f"node_op must be a name; got {brief(self.node_op)}")
         object.__setattr__(self, "dags", tuple(self.dags))
         names = [name for name, _, _ in REGIMES[self.regime]]
         if len(self.dags) != len(names):
@@ -71,6 +76,12 @@ class NetworkSpec:
                 f"the {self.regime} regime has {len(names)} randomly wired stages "
                 f"({', '.join(names)}); got {len(self.dags)}"
             )
+        weights = sum(
+            dag.num_nodes * (width * self.channels) ** 2
+            for (_, width, _), dag in zip(REGIMES[self.regime], self.dags, strict=True)
+        )
+        what = f"the weights of the 1×1 convolutions of C={self.channels}"
+        check_limit(what, weights, MOST_WEIGHTS, "choose a smaller C or fewer nodes")
 
     @cached_property
     def convs(self) -> tuple[ConvSpec, ...]:
@@ -114,8 +125,8 @@ class NetworkSpec:
             fingerprint: what is stated beside the text, if anything is.
 
         Raises:
-            ValueError: the text is not the JSON of a spec, or of another one than is stated; the
-                message says what is wrong.
+            ValueError: the text is not the JSON of a spec, or of another one than is stated, or
+                of a larger one than ``limits`` says; one line that says what is wrong.
         """
         spec = cls._parse(text)
         if fingerprint is not None and spec.fingerprint != fingerprint:
@@ -127,10 +138,17 @@ class NetworkSpec:
 
     @classmethod
     def _parse(cls, text: str) -> "NetworkSpec":
+        if not isinstance(text, str):
+            raise ValueError(f"not the JSON of a NetworkSpec: got {brief(text)}")
+        # Before it is parsed; whoever reads a file reads no more than one character more.
+        way_out = "is it the JSON of a spec?"
+        check_limit("the characters of a NetworkSpec's JSON", len(text), MOST_CHARACTERS, way_out)
         try:
             spec = json.loads(text)
             if spec["format"] != JSON_FORMAT:
-                raise ValueError(f"format {spec['format']!r} is unknown; known is {JSON_FORMAT}")
+                raise ValueError(
+                    f"format {brief(spec['format'])} is unknown; known is {JSON_FORMAT}"
+                )
             return cls(
                 regime=spec["regime"],
                 channels=spec["channels"],
@@ -139,6 +157,8 @@ class NetworkSpec:
             )
         except KeyError as e:
             raise ValueError(f"not the JSON of a NetworkSpec: the key {e} is missing") from None
+        except RecursionError:
+            raise ValueError("not the JSON of a NetworkSpec: it is nested too deep") from None
         except (TypeError, ValueError) as e:
             raise ValueError(f"not the JSON of a NetworkSpec: {e}") from e
 
@@ -179,8 +199,10 @@ class NetworkGenerator:
     def __post_init__(self) -> None:
         _check_regime(self.regime)
         _check_channels(self.channels)
-        if as_integer("num_nodes (N)", self.num_nodes) < 1:
+        num_nodes = as_integer("num_nodes (N)", self.num_nodes)
+        if num_nodes < 1:
             raise ValueError(f"num_nodes (N) must be at least 1; got {self.num_nodes}")
+        check_limit("num_nodes (N)", num_nodes, MOST_NODES, "choose a smaller N")
 
     def __call__(self, seed: int) -> NetworkSpec:
         """Draw the network n = g(θ, s)."""
@@ -197,12 +219,13 @@ class NetworkGenerator:
 
 
 def _check_regime(regime: str) -> None:
-    if regime not in REGIMES:
-        raise ValueError(f"regime must be one of {sorted(REGIMES)}; got {regime!r}")
+    if not isinstance(regime, str) or regime not in REGIMES:
+        raise ValueError(f"regime must be one of {sorted(REGIMES)}; got {brief(regime)}")
 
 
 def _check_channels(channels: int) -> int:
     channels = as_integer("channels (C)", channels)
     if channels < 2:
         raise ValueError(f"channels (C) must be at least 2, for conv1 has C/2; got {channels}")
+    check_limit("channels (C)", channels, MOST_CHANNELS, "choose a smaller C")
     return channels

@@ -15,6 +15,8 @@ from typing import Any
 import networkx as nx
 from fvcore.common.registry import Registry
 
+from .limits import MOST_NODES, check_limit
+
 GRAPH_REGISTRY = Registry("GRAPH")
 GRAPH_REGISTRY.__doc__ = "Random graph models: ``(num_nodes, seed, **params) -> networkx.Graph``."
 
@@ -35,6 +37,7 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
     draw = _registered(model)
     if num_nodes < 1:
         raise ValueError(f"a graph needs at least one node; got num_nodes={num_nodes}")
+    check_limit("num_nodes (N)", num_nodes, MOST_NODES, "choose a smaller N")
     try:
         graph = draw(num_nodes, seed, **params)
     except TypeError as e:
