@@ -29,6 +29,7 @@ from ..inference.inputs import files_as_inputs, find_inputs
 from ..inference.job import Job
 from ..inference.loading import load_model
 from ..inference.output import RESULTS, picture_path
+from ..inference.runtime import AUTO, CHOICES, LEAST_IMAGES, in_runtime
 from .frame import errors_in_one_line, parser_of
 
 SCRIPT = "predict.py"
@@ -79,6 +80,15 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "(default: 1); results of another number differ in their last digits",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--runtime",
+        choices=CHOICES,
+        default=AUTO,
+        help=f"what computes: eager is PyTorch; onnx and openvino, on a CPU, run an export of the "
+        f"model that was compared with it; auto (the default) is eager below {LEAST_IMAGES} images, "
+        "and from there on whichever of those that are installed takes the least time for the first "
+        "images. Results differ in their last digits",
+    )
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files of the same names in DIR"
@@ -127,6 +137,7 @@ def _prepare(args: argparse.Namespace) -> Job:
         pictures=not args.no_pictures,
     )
     _refuse_to_draw_over_inputs(job)
+    job.model = in_runtime(model, args.runtime, job.total, job.inputs(), print)
     return job
 
 

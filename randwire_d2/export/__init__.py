@@ -13,12 +13,14 @@ from .graphs import (
     Graph,
     Signature,
 )
+from .runtimes import RUNTIMES, check_runtime, installed_runtimes
 
 __all__ = [
     "BACKBONE",
     "CLASSIFIER",
     "DETECTOR",
     "FORMATS",
+    "RUNTIMES",
     "TOLERANCE",
     "BackboneGraph",
     "ClassifierGraph",
@@ -27,7 +29,9 @@ __all__ = [
     "Graph",
     "Run",
     "Signature",
+    "check_runtime",
     "difference",
     "fold_batch_norms",
     "format_of",
+    "installed_runtimes",
 ]
