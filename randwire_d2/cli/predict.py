@@ -23,7 +23,7 @@ from .. import data
 from ..data.classes import category_ids
 from ..data.labels import named
 from ..engine import register_data
-from ..inference.classifier import Classifier
+from ..inference.classifier import TOP, Classifier
 from ..inference.detector import Detector
 from ..inference.inputs import files_as_inputs, find_inputs
 from ..inference.job import Job
@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         job = _prepare(args)
         results = job.run()
     print(f"{results} results are in {job.folder / RESULTS}")
+    if job.labelled:
+        first, among = (f"{number / job.labelled:.2%}" for number in job.right)
+        print(f"Of {job.labelled} labelled images, top-1 is {first}, top-{TOP} {among}")
     if job.broken:
         sys.exit(f"{len(job.broken)} inputs could not be read: {', '.join(job.broken)}")
 
@@ -84,10 +87,10 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--runtime",
         choices=CHOICES,
         default=AUTO,
-        help=f"what computes: eager is PyTorch; onnx and openvino, on a CPU, run an export of the "
-        f"model that was compared with it; auto (the default) is eager below {LEAST_IMAGES} images, "
-        "and from there on whichever of those that are installed takes the least time for the first "
-        "images. Results differ in their last digits",
+        help="what computes: eager is PyTorch; onnx and openvino run an export of the model, on a "
+        f"CPU; auto, the default, is eager below {LEAST_IMAGES} images, and from there on, on a "
+        "CPU, whatever is installed and takes the least time for the first images. Results differ "
+        "in their last digits",
     )
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     parser.add_argument(

@@ -13,6 +13,7 @@ from .graphs import (
     Graph,
     Signature,
 )
+from .quantisation import quantise
 from .runtimes import RUNTIMES, check_runtime, installed_runtimes
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "fold_batch_norms",
     "format_of",
     "installed_runtimes",
+    "quantise",
 ]

@@ -73,8 +73,7 @@ def export_model(
         FileNotFoundError: there is no such source.
         ValueError: it can't be exported so, or the graph computes something else; one line.
     """
-    written_as = _format(os.fspath(output), format_name)
-    written_as.check()
+    written_as = output_format(os.fspath(output), format_name)
     if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise ValueError(f"OUTPUT {os.fspath(output)!r}: its folder does not exist")
     if os.path.isfile(source) and format_of(os.fspath(source)):
@@ -117,9 +116,15 @@ def write_proved(
     return proof
 
 
-def _format(output: str, name: str | None) -> Format:
+def output_format(output: str, name: str | None) -> Format:
+    """The format of a file that is to be written.
+
+    Raises:
+        ValueError: its suffix is another, or a package is missing; one line.
+    """
     for known in FORMATS.values():
         if output.lower().endswith(known.suffixes) and name in (None, known.name):
+            known.check()
             return known
     suffixes = [s for f in FORMATS.values() if name in (None, f.name) for s in f.suffixes]
     what = f"the format {name}" if name else "an exported file"

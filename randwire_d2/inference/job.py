@@ -37,6 +37,8 @@ class Job:
             ``least_drawn``, and for all.
         pictures: whether to draw.
         broken: the inputs that could not be read, once ``run`` has ended.
+        labelled: the images whose class a data set tells; once ``run`` has ended.
+        right: of them, those whose class was the best and was among the best five.
     """
 
     model: Detector | Classifier
@@ -48,6 +50,8 @@ class Job:
     score_threshold: float | None
     pictures: bool
     broken: list[str] = field(default_factory=list)
+    labelled: int = 0
+    right: tuple[int, int] = (0, 0)
 
     def inputs(self) -> Iterator[dict[str, Any]]:
         """The images, then the frames, in the form that the model takes; broken ones left out."""
@@ -132,6 +136,13 @@ class Job:
 
     def _write(self, writer: ResultsWriter, prepared: Mapping[str, Any], found: Any) -> None:
         records = self.model.records(found, prepared["image_id"])
+        if "label" in prepared:
+            best = [record["category_id"] for record in records]
+            self.labelled += 1
+            self.right = (
+                self.right[0] + (best[0] == prepared["label"]),
+                self.right[1] + (prepared["label"] in best),
+            )
         least = self.score_threshold or 0.0
         image = {"id": prepared["image_id"]}
         image |= {

@@ -44,34 +44,41 @@ def in_runtime(
     Raises:
         ValueError: the model can't run so; one line.
     """
+    if runtime == AUTO:
+        if images < LEAST_IMAGES or model.cfg.MODEL.DEVICE != "cpu":
+            return model
+        return _fastest(model, list(islice(samples, _TIMED)), say)
     own = format_of(model.file)
     if runtime == EAGER:
         if own:
             raise ValueError(f"{model.file} is an exported file: name its checkpoint to run eager")
         return model
-    if runtime != AUTO:
-        check_runtime(runtime)
-        if model.cfg.MODEL.DEVICE != "cpu":
-            raise ValueError(f"the runtime {runtime} is for the CPU: add --device cpu")
-        if own and own.name != "onnx":
-            raise ValueError(f"{model.file} is no ONNX file: only those run in {runtime}")
-        return _in_runtimes(model, [runtime], samples)[runtime]
-    names = installed_runtimes()
-    fixed = model.cfg.MODEL.DEVICE != "cpu" or (own and own.name != "onnx")
-    if images < LEAST_IMAGES or fixed or not set(names) - {own and own.name}:
+    check_runtime(runtime)
+    if model.cfg.MODEL.DEVICE != "cpu":
+        raise ValueError(f"the runtime {runtime} is for the CPU: add --device cpu")
+    if own and own.name != "onnx":
+        raise ValueError(f"{model.file} is no ONNX file: only those run in {runtime}")
+    return _in_runtimes(model, [runtime], samples)[runtime]
+
+
+def _fastest(model: Model, samples: Sequence[dict[str, Any]], say: Callable[[str], None]) -> Model:
+    own = format_of(model.file)
+    usual = own.name if own else EAGER
+    names = [name for name in installed_runtimes() if name != usual]
+    if not names or not samples or usual not in (EAGER, "onnx"):
         return model
-    few = list(islice(samples, _TIMED))
     try:
-        models = _in_runtimes(model, names, few)
+        models = {usual: model, **_in_runtimes(model, names, samples)}
     except ValueError as e:
-        say(f"Runtime: eager, because no other can run this model: {e}")
+        say(f"Runtime: {usual}, because no other can run this model: {e}")
         return model
-    usual = "onnx" if own else EAGER
-    shares = _shares({usual: model, **models}, few, usual)
+    shares = _shares(models, samples, usual)
     fastest = min(shares, key=lambda name: shares[name])
-    others = ", ".join(f"{name} {share:.2f}" for name, share in shares.items() if name != usual)
-    say(f"Runtime: {fastest}. Of the time of {usual}, for the first {len(few)} images: {others}")
-    return models.get(fastest, model)
+    others = ", ".join(f"{name} {shares[name]:.2f}" for name in names)
+    say(
+        f"Runtime: {fastest}. Of the time of {usual}, for the first {len(samples)} images: {others}"
+    )
+    return models[fastest]
 
 
 def _in_runtimes(
@@ -98,7 +105,7 @@ def _around(model: Model, exported: Any, run: Run) -> Model:
 
 
 def _shares(
-    models: Mapping[str, Model], samples: Iterable[dict[str, Any]], usual: str
+    models: Mapping[str, Model], samples: Sequence[dict[str, Any]], usual: str
 ) -> dict[str, float]:
     """The median, over the images, of each one's share of the time of the usual one."""
     times = [{name: _seconds(model, one) for name, model in models.items()} for one in samples]
