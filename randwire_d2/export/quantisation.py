@@ -32,7 +32,7 @@ def quantise(source: str, target: str, images: Iterable[Tensor], said: Mapping[s
     given = model.graph.input[0].name
     inputs = ({given: one.numpy()} for one in images)
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined, misc]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def get_next(self) -> dict | None:
             return next(inputs, None)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..export import FORMATS, quantise
 from ..files import atomic_open
@@ -69,7 +69,7 @@ def export_int8(
         quantise(exact, file.name, _read(model, calibration), said)
         exported = load_exported(file.name, FORMATS["onnx"], "cpu")
         same = [
-            _classes(model, images) == _classes(exported, images)
+            _classes(model.model, images) == _classes(exported.model, images)
             for images in _read(model, compared)
         ]
         equal = sum(same) / number
@@ -82,12 +82,12 @@ def export_int8(
 
 
 def _read(model: Classifier, files: Sequence[str]) -> Iterator[Tensor]:
-    """One image (1, 3, H, W) each."""
+    """Images (1, 3, H, W), prepared for the model."""
     for file in files:
         yield model.read({"file_name": file})["image"].float()[None]
 
 
-def _classes(model: Classifier, images: Tensor) -> list[int]:
+def _classes(model: nn.Module, images: Tensor) -> list[int]:
     with torch.no_grad():
-        classes: list[int] = model.model({"image": images}).argmax(1).tolist()
+        classes: list[int] = model({"image": images}).argmax(1).tolist()
     return classes
