@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from detectron2.utils.logger import setup_logger
 
 from ..engine import load_config, run_distributed, train_or_evaluate
-from .frame import errors_in_one_line, training_parser
+from .frame import errors_in_one_line, task_of, training_parser
 
 SCRIPT = "train_net.py"
 
@@ -19,4 +19,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logger(name="randwire_d2")
     with errors_in_one_line(SCRIPT, (ValueError,)):
         cfg = load_config(args)
-    run_distributed(train_or_evaluate, cfg, args)
+        run_distributed(train_or_evaluate, cfg, args, task_of(SCRIPT, argv))

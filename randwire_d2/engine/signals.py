@@ -1,4 +1,4 @@
-"""Signals that end a training: SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C leave a checkpoint.
+"""Signals that end a training: SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C leave a checkpoint.
 
 All processes stop after the same iteration, whichever of them was told to, and end as the signal
 would have ended them: a shell, and whatever else started them, sees 128 + its number. Launchers
@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from fvcore.common.checkpoint import Checkpointer
 from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 # Shared with the loaders' workers: whether a training goes on.
 _training = RawValue("b", 0)
 _Loader = TypeVar("_Loader")
@@ -51,11 +52,15 @@ class StopOnSignal(HookBase):
 
     It belongs ahead of the hooks that evaluate.
 
+    Args:
+        checkpointer: that of a trainer which has none for an attribute.
+
     Raises:
         Interrupted: in all processes, once the checkpoint is written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checkpointer: Checkpointer | None = None) -> None:
+        self._checkpointer = checkpointer
         self._got = 0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -76,7 +81,8 @@ class StopOnSignal(HookBase):
         trainer.iter -= 1  # the last that was done
         name = f"model_{trainer.iter:07d}"  # as PeriodicCheckpointer's
         if trainer.iter >= trainer.start_iter:
-            trainer.checkpointer.save(name, iteration=trainer.iter)
+            checkpointer = self._checkpointer or trainer.checkpointer
+            checkpointer.save(name, iteration=trainer.iter)
         logger.warning(
             f"{signal.Signals(number).name} ends the training after {trainer.iter + 1} iterations; "
             "--resume goes on"

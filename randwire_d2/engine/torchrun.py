@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
+from .slurm import is_submitted
 from .threads import share_cores
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -68,16 +68,15 @@ class Launched:
                 "anew: add --resume, with which a run without checkpoints begins as well"
             )
 
-    def run(self, main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace) -> Any:
-        """Call ``main(cfg, args)`` in this process, one of a group as Detectron2's ``launch`` makes
+    def run(self, main: Callable[..., Any], args: tuple[Any, ...], on_cpu: bool) -> Any:
+        """Call ``main(*args)`` in this process, one of a group as Detectron2's ``launch`` makes
         it."""
-        on_cpu = cfg.MODEL.DEVICE == "cpu"
         if on_cpu:
             share_cores(self.local_world_size)
         else:
             torch.cuda.set_device(self.local_rank)
         if self.world_size == 1:
-            return main(cfg, args)
+            return main(*args)
         if self.rank:  # the first one's log is enough
             logging.getLogger("randwire_d2").handlers.clear()
         distributed.init_process_group(
@@ -89,7 +88,7 @@ class Launched:
         )
         comm.create_local_process_group(self.local_world_size)
         comm.synchronize()
-        result = main(cfg, args)
+        result = main(*args)
         distributed.destroy_process_group()
         return result
 
@@ -110,8 +109,10 @@ def count_processes(args: argparse.Namespace) -> tuple[int, int]:
     """How many processes a command line's run has, in all and on this machine.
 
     Raises:
-        ValueError: see ``Launched.check``.
+        ValueError: see ``is_submitted`` and ``Launched.check``.
     """
+    if is_submitted(args):
+        return args.slurm.nodes * args.slurm.gpus, args.slurm.gpus
     launched = Launched.here()
     if launched is None:
         return args.num_gpus * args.num_machines, args.num_gpus
