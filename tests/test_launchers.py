@@ -9,19 +9,28 @@ import re
 import signal
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT, Tool, assert_equal, run_tool, wait_until
 from launching import TOOL, TORCHRUN, arguments, final
+from torch.distributed import HashStore
 
 from randwire_d2.classification import load_config
 from randwire_d2.engine import argument_parser
+from randwire_d2.engine.torchrun import agree
 
 # -------------------------------------------------------------------------------------------------
 # torchrun
 # -------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def torchrun(flags: tuple[object, ...], given: list[object]) -> list[object]:
@@ -43,10 +52,7 @@ def test_torchrun_on_one_machine_is_num_gpus(folders: Path, two: Path, tmp_path:
 @pytest.mark.slow
 def test_torchrun_on_two_machines_is_num_gpus(folders: Path, two: Path, tmp_path: Path) -> None:
     """Wrong: a machine is taken for all, or its only process for a training of its own."""
-    output = tmp_path / "run"
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    output, port = tmp_path / "run", free_port()
     machines = []
     for rank in range(2):
         flags = ("--nnodes", 2, "--node-rank", rank, "--nproc-per-node", 1,
@@ -70,6 +76,39 @@ def test_a_worker_that_is_killed_is_restarted(folders: Path, two: Path, tmp_path
     assert tool.wait() == 0, tool.said[-3000:]
     assert re.findall(r"Starting training from iteration (\d+)", tool.said) == ["0", "10"]
     assert_equal(final(output), final(two))
+
+
+@pytest.mark.slow
+def test_a_worker_is_restarted_on_two_machines(folders: Path, two: Path, tmp_path: Path) -> None:
+    """Wrong: the processes of a second start take the addresses of the first one's for theirs, or
+    wait for each other under different names: each machine counts its own restarts."""
+    output = tmp_path / "run"
+    flags = ("--nnodes", 2, "--nproc-per-node", 1, "--max-restarts", 1, "--rdzv-backend", "c10d",
+             "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
+    given = torchrun(flags, arguments(folders, output, "--resume"))
+    # Only the first process, on either machine, writes checkpoints.
+    moment = f"os.rename {output}/last_checkpoint 3 process"
+    machines = [Tool(TORCHRUN, *given, log=tmp_path / f"log{i}", kill_at=moment) for i in range(2)]
+    for machine in machines:
+        assert machine.wait() == 0, machine.said[-3000:]
+    said = "".join(machine.said for machine in machines)
+    assert re.findall(r"Starting training from iteration (\d+)", said) == ["0", "10"]
+    assert_equal(final(output), final(two))
+
+
+@pytest.mark.parametrize("stale", [{}, {"start/0": "a", "start/1": "b", "starts": '["a", "b"]'}])
+def test_a_start_has_a_name_of_its_own(stale: dict[str, str]) -> None:
+    """Wrong: what an earlier start has left in torchrun's store is taken for this one's."""
+    store = HashStore()
+    names = []
+    for _ in range(3):
+        for key, value in stale.items():
+            store.set(key, value)
+        with ThreadPoolExecutor(3) as pool:
+            found = set(pool.map(lambda rank: agree(store, rank, 3), range(3)))
+        assert len(found) == 1
+        names += found
+    assert len(set(names)) == 3
 
 
 @pytest.mark.parametrize(

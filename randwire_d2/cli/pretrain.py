@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     setup_logger(name="randwire_d2")
-    with errors_in_one_line(SCRIPT, (ValueError,)):
+    with errors_in_one_line(SCRIPT, (ValueError, ChildProcessError)):
         cfg = load_config(args)
         train = partial(train_or_evaluate, trainer_class=ClassificationTrainer)
         work = measure_input if args.measure_input else train

@@ -17,6 +17,6 @@ SCRIPT = "train_net.py"
 def main(argv: Sequence[str] | None = None) -> None:
     args = training_parser(SCRIPT, __doc__).parse_args(argv)
     setup_logger(name="randwire_d2")
-    with errors_in_one_line(SCRIPT, (ValueError,)):
+    with errors_in_one_line(SCRIPT, (ValueError, ChildProcessError)):
         cfg = load_config(args)
         run_distributed(train_or_evaluate, cfg, args, task_of(SCRIPT, argv))

@@ -23,6 +23,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_slurm_arguments(parser)
     args = parser.parse_args(argv)
     setup_logger(name="randwire_d2")
-    with errors_in_one_line(SCRIPT, (ValueError,)):
+    with errors_in_one_line(SCRIPT, (ValueError, ChildProcessError)):
         cfg = load_lazy_config(args)
         run_lazy(cfg, args, task_of(SCRIPT, argv))

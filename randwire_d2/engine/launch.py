@@ -22,6 +22,7 @@ from .slurm import Task, add_slurm_arguments, is_submitted, submit_training
 from .threads import share_cores
 from .torchrun import Launched
 from .trainer import Trainer
+from .watch import watched
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def run_distributed(
     if is_submitted(args):
         workers = cfg.DATALOADER.NUM_WORKERS
         return submit_training(args, task, cfg.OUTPUT_DIR, on_cpu, workers)
-    return run_processes(main, (cfg, args), args, on_cpu)
+    return run_processes(main, (cfg, args), args, on_cpu, cfg.SOLVER.HANG_TIMEOUT)
 
 
 def run_processes(
@@ -148,23 +149,30 @@ def run_processes(
     main_args: tuple[Any, ...],
     args: argparse.Namespace,
     on_cpu: bool,
+    timeout: float,
 ) -> Any:
     """Call ``main(*main_args)`` in ``--num-gpus`` processes on each of ``--num-machines`` machines,
     or in this one, if a launcher has started it and the others.
 
     On a CPU the processes share the cores that others leave free.
+
+    Args:
+        timeout: the seconds that an iteration may take before it is taken for one that hangs.
+
+    Raises:
+        ChildProcessError: a process has died.
     """
     if launched := Launched.here():
-        return launched.run(main, main_args, on_cpu)
+        return launched.run(main, main_args, on_cpu, timeout)
     if on_cpu:
         share_cores(args.num_gpus)
     several = args.num_gpus * args.num_machines > 1
     with signals_for_children() if several else nullcontext():
         return launch(
-            main,
+            watched,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=main_args,
+            args=(main, timeout, *main_args),
         )

@@ -42,6 +42,7 @@ from .signals import Interrupted, StopOnSignal, end_interrupted, guard_workers
 from .slurm import Task, is_submitted, submit_training
 from .torchrun import count_processes
 from .trainer import share_statistics
+from .watch import HANG_TIMEOUT, ReportProgress
 
 # What Detectron2's lazyconfig_train_net.py reads, too.
 _SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
@@ -64,7 +65,7 @@ def run_lazy(cfg: DictConfig, args: argparse.Namespace, task: Task) -> None:
         submit_training(args, task, cfg.train.output_dir, on_cpu, workers)
         return
     # A config may hold functions that can't be sent to another process; each loads its own.
-    run_processes(_train_or_evaluate, (args,), args, on_cpu)
+    run_processes(_train_or_evaluate, (args,), args, on_cpu, HANG_TIMEOUT)
 
 
 def load_lazy_config(args: argparse.Namespace) -> DictConfig:
@@ -195,6 +196,7 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
     writers = default_writers(train.output_dir, train.max_iter) if is_main else []
     trainer.register_hooks(
         [
+            ReportProgress(),
             StopOnSignal(checkpointer),
             ShadowSteps(wrapped, RunFolder(train.output_dir), 0),
             hooks.IterationTimer(),

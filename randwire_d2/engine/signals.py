@@ -24,6 +24,8 @@ from fvcore.common.checkpoint import Checkpointer
 from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
 
+from .watch import end_watch
+
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -87,6 +89,7 @@ class StopOnSignal(HookBase):
             f"{signal.Signals(number).name} ends the training after {trainer.iter + 1} iterations; "
             "--resume goes on"
         )
+        end_watch()
         comm.synchronize()  # who ends first has the others killed
         raise Interrupted(number)
 
@@ -119,6 +122,9 @@ def signals_for_children() -> Iterator[None]:
     """Hand a signal to the trainings that ``launch`` starts in the block, and end by it after them.
 
     They get SIGUSR1, whichever it was: where it has reached them as well, nothing is repeated.
+
+    Raises:
+        ChildProcessError: one of them has died.
     """
     got: list[int] = []
 
@@ -135,7 +141,11 @@ def signals_for_children() -> Iterator[None]:
         yield
     except ProcessExitedException as e:
         if not got or e.signal_name is None:
-            raise
+            how = f"was ended by {e.signal_name}" if e.signal_name else "ended, as it says above"
+            raise ChildProcessError(
+                f"process {e.error_index} of this machine {how}, and so the others were ended; "
+                "--resume goes on from the last checkpoint"
+            ) from e
         end_interrupted(got[0])
     finally:
         _restore(before)

@@ -1,8 +1,11 @@
 """Processes that torchrun, or a launcher that sets its variables, has started already."""
 
 import argparse
+import json
 import logging
 import os
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from .slurm import is_submitted
 from .threads import share_cores
+from .watch import watched
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -68,9 +72,11 @@ class Launched:
                 "anew: add --resume, with which a run without checkpoints begins as well"
             )
 
-    def run(self, main: Callable[..., Any], args: tuple[Any, ...], on_cpu: bool) -> Any:
+    def run(
+        self, main: Callable[..., Any], args: tuple[Any, ...], on_cpu: bool, timeout: float
+    ) -> Any:
         """Call ``main(*args)`` in this process, one of a group as Detectron2's ``launch`` makes
-        it."""
+        it, watched with a ``timeout`` (watch.py)."""
         if on_cpu:
             share_cores(self.local_world_size)
         else:
@@ -88,7 +94,7 @@ class Launched:
         )
         comm.create_local_process_group(self.local_world_size)
         comm.synchronize()
-        result = main(*args)
+        result = watched(main, timeout, *args)
         distributed.destroy_process_group()
         return result
 
@@ -97,12 +103,35 @@ class Launched:
         store, _, _ = next(
             rendezvous("env://", self.rank, self.world_size, timeout=DEFAULT_TIMEOUT)
         )
-        if self.world_size > self.local_world_size:
-            return store
         # torchrun keeps its store over restarts, with the addresses of the processes before
-        # (PyTorch's issue 135712). Machines count restarts each for itself, so only one can tell.
-        count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return distributed.PrefixStore(f"restart{count}", store)
+        # (PyTorch's issue 135712), and each machine counts the restarts that it has caused.
+        return distributed.PrefixStore(agree(store, self.rank, self.world_size), store)
+
+
+def agree(store: distributed.Store, rank: int, world_size: int) -> str:
+    """A name for this start of the processes, the same in all of them, and in no other start.
+
+    Each writes a random name of its own; the first one publishes those that it finds, until each of
+    the others has found its own among them. What earlier starts have left in the store is replaced.
+
+    Raises:
+        TimeoutError: a process does not come.
+    """
+    mine = uuid.uuid4().hex
+    store.set(f"start/{rank}", mine)
+    deadline = time.monotonic() + DEFAULT_TIMEOUT.total_seconds()
+    while time.monotonic() < deadline:
+        if rank == 0:
+            others = [store.get(f"start/{i}").decode() for i in range(1, world_size)]
+            store.set("starts", json.dumps([mine, *others]))
+            joined = [f"joined/{name}/{mine}" for name in others]
+            if store.check(joined):
+                return mine
+        elif (names := json.loads(store.get("starts")))[rank : rank + 1] == [mine]:
+            store.set(f"joined/{mine}/{names[0]}", "")
+            return str(names[0])
+        time.sleep(0.05)
+    raise TimeoutError(f"not all of {world_size} processes have come within {DEFAULT_TIMEOUT}")
 
 
 def count_processes(args: argparse.Namespace) -> tuple[int, int]:

@@ -58,6 +58,7 @@ from .report import write_report
 from .shadow_steps import ShadowSteps
 from .signals import StopOnSignal, guard_workers
 from .validation import detection_loss_loader, detection_losses, mean_losses
+from .watch import ReportProgress
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +197,7 @@ class Trainer(DefaultTrainer):
         if self.average is not None:
             built.insert(1, AverageWeights(self.average, self.checkpointer.model))
         built.insert(0, StopOnSignal())
+        built.insert(0, ReportProgress())
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)
