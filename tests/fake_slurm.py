@@ -111,11 +111,11 @@ class FakeSlurm:
     def script(self, job: int) -> str:
         return (self.queue / str(job) / "script").read_text()
 
-    def send(self, number: signal.Signals, job: int, groups: bool, task: int | None = None) -> None:
-        """Signal a job's tasks, or all their processes: Slurm's plugins differ in it."""
+    def send(self, number: signal.Signals, job: int, task: int | None = None) -> None:
+        """Signal a job's tasks, without their children, as Slurm does; or kill all of them."""
         pids = [int(pid) for pid in (self.queue / str(job) / "pids").read_text().split()]
         for pid in pids if task is None else [pids[task]]:
-            os.kill(-pid if groups else pid, number)
+            os.kill(-pid if number == signal.SIGKILL else pid, number)
 
     def wait(self, job: int) -> None:
         """Until a job that is not put back into the queue any more has ended."""
@@ -125,4 +125,4 @@ class FakeSlurm:
         """Kill what a test that failed has left running."""
         for folder in self.queue.iterdir():
             if (folder / "runs").exists():
-                self.send(signal.SIGKILL, int(folder.name), groups=True)
+                self.send(signal.SIGKILL, int(folder.name))

@@ -1,5 +1,6 @@
 """Small trainings of a classifier that tests start, disturb, and compare to the bit."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,45 @@ from helpers import ROOT, draw_image_folders, run_tool
 TOOL = "pretrain_imagenet.py"
 TORCHRUN = Path(torch.distributed.run.__file__)
 ITERATIONS = 18
+
+# The commands of README.md and GUIDE.md, which tests run: with fewer processes, and other words.
+_TOOL = "tools/pretrain_imagenet.py"
+COMMANDS = {
+    "one machine": f"python {_TOOL} --config-file CONFIG --num-gpus 8",
+    "torchrun": f"torchrun --standalone --nproc-per-node 8 {_TOOL} --config-file CONFIG",
+    "torchrun, restarts": "torchrun --standalone --nproc-per-node 8 --max-restarts 1 "
+    f"{_TOOL} --resume --config-file CONFIG",
+    "two machines": "torchrun --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr HOST "
+    f"--master-port 29500 {_TOOL} --config-file CONFIG",
+    "two machines, restarts": "torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 1 "
+    f"--rdzv-backend c10d --rdzv-endpoint HOST:29500 {_TOOL} --resume --config-file CONFIG",
+    "Slurm": f"python {_TOOL} --config-file CONFIG --slurm 2x8 --partition gpu",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def command(
+    name: str, folders: Path, output: Path, *more: object, workers: int = 0, **words: object
+) -> list[object]:
+    """The arguments of "python" or "torchrun" that run one of COMMANDS as a small training.
+
+    Args:
+        more: arguments of the tool.
+        words: what takes the place of words, or of the values of flags (``nproc_per_node=2``).
+    """
+    texts = COMMANDS[name].replace("HOST", "127.0.0.1").split()[1:]
+    for word, value in words.items():
+        flag = f"--{word.replace('_', '-')}"
+        texts[texts.index(flag) + 1] = str(value)
+    at = texts.index(_TOOL)
+    flags = [text for text in texts[at + 1 :] if text not in ("--config-file", "CONFIG")]
+    given = arguments(folders, output, *flags, *more, workers=workers)
+    return [*texts[:at], ROOT / _TOOL, *given] if at else given
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +95,6 @@ def alone(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of an undisturbed run of two processes, by --num-gpus."""
     output = tmp_path_factory.mktemp("two") / "run"
-    flags = ("--num-gpus", 2, "--dist-url", "auto")
-    run_tool(TOOL, *arguments(folders, output, *flags), log=output.with_name("log"))
+    given = command("one machine", folders, output, "--dist-url", "auto", num_gpus=2)
+    run_tool(TOOL, *given, log=output.with_name("log"))
     return output

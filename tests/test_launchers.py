@@ -7,7 +7,6 @@ that nobody disturbed, to the last bit.
 import os
 import re
 import signal
-import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, Tool, assert_equal, run_tool, wait_until
-from launching import TOOL, TORCHRUN, arguments, final
+from launching import COMMANDS, TOOL, TORCHRUN, arguments, command, final, free_port
 from torch.distributed import HashStore
 
 from randwire_d2.classification import load_config
@@ -27,26 +26,26 @@ from randwire_d2.engine.torchrun import agree
 # -------------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def torchrun(flags: tuple[object, ...], given: list[object]) -> list[object]:
-    return [*flags, ROOT / "tools" / TOOL, *given]
-
-
 @pytest.mark.slow
 def test_torchrun_on_one_machine_is_num_gpus(folders: Path, two: Path, tmp_path: Path) -> None:
     """Wrong: torchrun's processes start others, train models of their own, or all of them talk."""
     output = tmp_path / "run"
-    flags = ("--standalone", "--nproc-per-node", 2)
-    given = torchrun(flags, arguments(folders, output))
+    given = command("torchrun", folders, output, nproc_per_node=2)
     said = run_tool(TORCHRUN, *given, log=tmp_path / "log")
     assert_equal(final(output), final(two))
     assert said.count("Starting training from iteration 0") == 1
     assert said.count("The training has ended after") == 1
+
+
+def test_the_commands_that_are_documented_are_tested() -> None:
+    """Wrong: what stands in the README does not run."""
+    documented = set()
+    for page in ("README.md", "GUIDE.md"):
+        for block in re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("torchrun") or "--slurm" in line:
+                    documented.add(" ".join(line.partition("#")[0].split()))
+    assert documented and documented <= set(COMMANDS.values())
 
 
 @pytest.mark.slow
@@ -55,9 +54,8 @@ def test_torchrun_on_two_machines_is_num_gpus(folders: Path, two: Path, tmp_path
     output, port = tmp_path / "run", free_port()
     machines = []
     for rank in range(2):
-        flags = ("--nnodes", 2, "--node-rank", rank, "--nproc-per-node", 1,
-                 "--master-addr", "127.0.0.1", "--master-port", port)  # fmt: skip
-        given = torchrun(flags, arguments(folders, output))
+        words = {"node_rank": rank, "nproc_per_node": 1, "master_port": port}
+        given = command("two machines", folders, output, **words)
         machines.append(Tool(TORCHRUN, *given, log=tmp_path / f"log{rank}"))
     for machine in machines:
         assert machine.wait() == 0, machine.said[-3000:]
@@ -68,8 +66,7 @@ def test_torchrun_on_two_machines_is_num_gpus(folders: Path, two: Path, tmp_path
 def test_a_worker_that_is_killed_is_restarted(folders: Path, two: Path, tmp_path: Path) -> None:
     """Wrong: the processes that torchrun starts again begin anew, or go on with other weights."""
     output = tmp_path / "run"
-    flags = ("--standalone", "--nproc-per-node", 2, "--max-restarts", 1)
-    given = torchrun(flags, arguments(folders, output, "--resume"))
+    given = command("torchrun, restarts", folders, output, nproc_per_node=2)
     # After it has gone on from the checkpoint before, there is no third.
     moment = f"os.rename {output}/last_checkpoint 3 process"
     tool = Tool(TORCHRUN, *given, log=tmp_path / "log", kill_at=moment)
@@ -83,9 +80,8 @@ def test_a_worker_is_restarted_on_two_machines(folders: Path, two: Path, tmp_pat
     """Wrong: the processes of a second start take the addresses of the first one's for theirs, or
     wait for each other under different names: each machine counts its own restarts."""
     output = tmp_path / "run"
-    flags = ("--nnodes", 2, "--nproc-per-node", 1, "--max-restarts", 1, "--rdzv-backend", "c10d",
-             "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
-    given = torchrun(flags, arguments(folders, output, "--resume"))
+    words = {"nproc_per_node": 1, "rdzv_endpoint": f"127.0.0.1:{free_port()}"}
+    given = command("two machines, restarts", folders, output, **words)
     # Only the first process, on either machine, writes checkpoints.
     moment = f"os.rename {output}/last_checkpoint 3 process"
     machines = [Tool(TORCHRUN, *given, log=tmp_path / f"log{i}", kill_at=moment) for i in range(2)]
@@ -94,6 +90,19 @@ def test_a_worker_is_restarted_on_two_machines(folders: Path, two: Path, tmp_pat
     said = "".join(machine.said for machine in machines)
     assert re.findall(r"Starting training from iteration (\d+)", said) == ["0", "10"]
     assert_equal(final(output), final(two))
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_named_in_one_line(folders: Path, tmp_path: Path) -> None:
+    """Wrong: the tool goes on without it, or ends with two tracebacks."""
+    output = tmp_path / "run"
+    given = command("one machine", folders, output, "--dist-url", "auto", num_gpus=2)
+    moment = f"os.rename {output}/last_checkpoint 2 process"
+    tool = Tool(TOOL, *given, log=tmp_path / "log", kill_at=moment)
+    assert tool.wait() == 1
+    expected = f"{TOOL}: error: process 0 of this machine was ended by SIGKILL, and so the others"
+    assert tool.said.splitlines()[-1].startswith(expected)
+    assert (output / "last_checkpoint").exists()
 
 
 @pytest.mark.parametrize("stale", [{}, {"start/0": "a", "start/1": "b", "starts": '["a", "b"]'}])
@@ -170,7 +179,7 @@ def iterations_done(said: str, number: signal.Signals) -> int:
 @pytest.mark.parametrize(
     ("number", "victim", "workers"),
     [
-        (signal.SIGTERM, "process", 0),
+        (signal.SIGUSR2, "process", 0),
         (signal.SIGTERM, "group", 1),
         (signal.SIGUSR1, "group", 1),
         (signal.SIGINT, "group", 1),
@@ -238,8 +247,8 @@ def test_the_tool_hands_a_signal_to_its_processes(folders: Path, tmp_path: Path)
 def test_torchrun_that_is_ended_leaves_a_checkpoint(folders: Path, tmp_path: Path) -> None:
     """Wrong: torchrun's SIGTERM to the groups of its workers costs their loaders' workers."""
     output = tmp_path / "run"
-    flags = ("--standalone", "--nproc-per-node", 2)
-    given = torchrun(flags, [*arguments(folders, output, workers=1), "SOLVER.MAX_ITER", 10**6])
+    given = command("torchrun", folders, output, workers=1, nproc_per_node=2)
+    given += ["SOLVER.MAX_ITER", 10**6]
     tool = Tool(TORCHRUN, *given, log=tmp_path / "log")
     assert ended_amid(lambda p: os.kill(p, signal.SIGTERM), tool, output, signal.SIGTERM)
     assert "DataLoader worker" not in tool.said

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_slurm import FakeSlurm
 from helpers import ROOT, assert_equal, run_tool, wait_until
-from launching import TOOL, arguments, final
+from launching import TOOL, arguments, command, final
 
 from randwire_d2.cli import pretrain, train, train_lazy
 from randwire_d2.engine.slurm import FOLDER, Queue, Task
@@ -158,21 +158,20 @@ def submit(cluster: FakeSlurm, tool: str, given: list[object], log: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "groups"), [("2x1", False), ("1x2", True)])
 def test_a_job_whose_time_is_up_goes_on(
-    shape: str, groups: bool, cluster: FakeSlurm, folders: Path, two: Path, tmp_path: Path
+    cluster: FakeSlurm, folders: Path, two: Path, tmp_path: Path
 ) -> None:
     """Wrong: the job's processes train models of their own, what was trained since the last
     checkpoint is lost, the job ends for good, or begins anew."""
     output = tmp_path / "run"
-    given = arguments(folders, output, "--slurm", shape, "--partition", "gpu", workers=1)
+    given = command("Slurm", folders, output, workers=1, slurm="2x1")
     submit(cluster, TOOL, given, tmp_path / "log")
     wait_until(lambda: (output / "model_0000004.pth").exists())
-    cluster.send(signal.SIGUSR2, 0, groups)
+    cluster.send(signal.SIGUSR2, 0)
     wait_until((output / "model_final.pth").exists)
     cluster.wait(0)
     first, second = ((output / FOLDER / f"0_{i}_log.out").read_text() for i in range(2))
-    (done,) = re.findall(r"SIGUSR[12] ends the training after (\d+) iterations", first)
+    (done,) = re.findall(r"SIGUSR1 ends the training after (\d+) iterations", first)
     assert re.findall(r"Starting training from iteration (\d+)", first) == ["0", done]
     assert int(done) > 5 and "Starting training" not in second
     assert_equal(final(output), final(two))
@@ -187,6 +186,6 @@ def test_a_job_that_fails_ends_all_its_tasks(
     given = arguments(folders, output, "--slurm", "1x2", workers=1)
     submit(cluster, TOOL, [*given, "SOLVER.MAX_ITER", 10**6], tmp_path / "log")
     wait_until(lambda: (output / "model_0000004.pth").exists())
-    cluster.send(signal.SIGKILL, 0, groups=True, task=1)
+    cluster.send(signal.SIGKILL, 0, task=1)
     cluster.wait(0)
     assert not (cluster.queue / "0" / "restarts").exists()
