@@ -9,6 +9,7 @@ import re
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -272,6 +273,38 @@ def test_a_detector_that_is_ended_goes_on(tmp_path: Path) -> None:
     said = run_tool("train_net.py", *given, "SOLVER.MAX_ITER", done + 1, log=log)
     assert f"Starting training from iteration {done}" in said
     assert (output / "model_final.pth").exists()
+
+
+def states(group: int) -> list[str]:
+    """The states of a process group's processes, as Linux has them: R, S, T, Z."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, its_group, *_ = path.read_text().rpartition(")")[2].split()
+            if int(its_group) == group:
+                found.append(state)
+    return found
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_processes_that_hang(folders: Path, tmp_path: Path) -> None:
+    """Wrong: the tool ends, and its processes keep their GPUs for as long as they hang."""
+    output = tmp_path / "run"
+    given = command("one machine", folders, output, "--dist-url", "auto", num_gpus=2)
+    moment = f"open {folders / 'train'}/ 30 process SIGSTOP"
+    tool = Tool(TOOL, *given, log=tmp_path / "log", kill_at=moment)
+    group = tool._process.pid
+    assert group is not None
+    wait_until(lambda: states(group).count("T") == 2)
+
+    def has_ended() -> bool:  # signals that come together are one
+        with suppress(ProcessLookupError):
+            tool.send(signal.SIGINT, alone=True)
+        return not tool._process.is_alive()
+
+    wait_until(has_ended)
+    assert tool.wait() == -signal.SIGINT, tool.said[-3000:]
+    wait_until(lambda: not set(states(group)) - {"Z"})
 
 
 @pytest.mark.slow

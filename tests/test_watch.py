@@ -83,10 +83,10 @@ def test_an_iteration_that_hangs_names_who_is_behind(caplog: pytest.LogCaptureFi
 def test_an_evaluation_takes_as_long_as_it_likes() -> None:
     """Wrong: the slow evaluation of the first process ends the training."""
     evaluates, waits = State("between", 7), State("iteration", 8, waits=True)
-    assert judged(Judge(NAMES, 600), evaluates, waits, until=5000) == ""
-    assert judged(Judge(NAMES, 0), waits, waits, until=5000) == "", "no limit"
+    assert judged(Judge(NAMES, 600), evaluates, waits, until=1500) == ""
+    assert judged(Judge(NAMES, 0), waits, waits, until=1500) == "", "no limit"
     at_the_end = [State("between", 9), State("done", 9)]
-    assert judged(Judge(NAMES, 600), *at_the_end, until=5000) == ""
+    assert judged(Judge(NAMES, 600), *at_the_end, until=1500) == ""
 
 
 def test_a_failure_is_passed_on() -> None:

@@ -129,12 +129,14 @@ def signals_for_children() -> Iterator[None]:
     got: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        if got and number == signal.SIGINT:
-            end_by(number)
+        at_once = bool(got) and number == signal.SIGINT
         got.append(number)
         for child in multiprocessing.active_children():
             if child.pid is not None:
-                os.kill(child.pid, signal.SIGUSR1)
+                # One that waits for another in a collective sees no signal but this.
+                os.kill(child.pid, signal.SIGKILL if at_once else signal.SIGUSR1)
+        if at_once:
+            end_by(number)
 
     before = _handle(hand_on)
     try:

@@ -165,6 +165,10 @@ class Watch:
         self._stop.set()
         self._thread.join(3 * BEAT)
 
+    def abandon(self) -> None:
+        """End the watch of this process, whatever the others think of it."""
+        self._stop.set()
+
     def finish(self) -> None:
         """End the watch of this process, which has done its work."""
         self.enter("done")
@@ -293,6 +297,8 @@ def watch(timeout: float) -> Iterator[None]:
             _current.fail(e)
         raise
     finally:
+        if _current is not None:
+            _current.abandon()
         _current = None
 
 
