@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from detectron2.modeling import build_model
 from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from helpers import ROOT, refusal, run_tool
+from helpers import ROOT, Tool, refusal, run_tool, wait_until
+from launching import TORCHRUN
 from omegaconf import DictConfig
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire
@@ -259,3 +262,20 @@ def test_only_python_is_read_as_python(tmp_path: Path) -> None:
         load_lazy_config(parse(config))
     said = refusal(TOOL, "--config-file", tmp_path / "config.yaml", log=tmp_path / "log")
     assert "is no LazyConfig" in said
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_a_signal_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """Wrong: torchrun's processes start others, or a signal costs what was trained."""
+    output = tmp_path / "run"
+    given = ["--config-file", LAZY / f"{FASTER}.py", *DATA, *SMALL, f"train.output_dir={output}"]
+    given += ["train.max_iter=100000", "train.log_period=1", "train.eval_period=0"]
+    flags = ("--standalone", "--nproc-per-node", 2, ROOT / "tools" / TOOL)
+    tool = Tool(TORCHRUN, *flags, *given, log=tmp_path / "log")
+    wait_until((output / "metrics.json").exists)
+    tool.send(signal.SIGTERM, alone=True)
+    assert tool.wait() != 0
+    (done,) = re.findall(r"SIGTERM ends the training after (\d+) iterations", tool.said)
+    name = (output / "last_checkpoint").read_text()
+    checkpoint = torch.load(output / name, weights_only=True)
+    assert checkpoint["iteration"] == int(done) - 1

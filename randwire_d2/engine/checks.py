@@ -26,6 +26,7 @@ from ..runs import RunFolder
 from .best import check_best_metric
 from .datasets import forget_classes, settle_classes, take_data
 from .schedule import check_solver, scale_schedule
+from .slurm import is_submitted
 from .torchrun import count_processes
 
 
@@ -130,7 +131,7 @@ def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as e:
         raise ValueError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r}: {e}".splitlines()[0]) from e
-    if device.type == "cuda":
+    if device.type == "cuda" and not is_submitted(args):
         gpus = torch.cuda.device_count()
         if gpus == 0:
             raise ValueError(

@@ -59,6 +59,7 @@ from .shadow_steps import ShadowSteps
 from .signals import StopOnSignal, guard_workers
 from .train_loader import detection_train_loader
 from .validation import detection_loss_loader, detection_losses, mean_losses
+from .watch import ReportProgress
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +196,7 @@ class Trainer(DefaultTrainer):
         built[:0] = resumption_hooks(self.cfg, self.model, self._trainer.data_loader)
         built.insert(0, StopOnSignal())
         built.insert(0, FiniteWeights(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
+        built.insert(0, ReportProgress())
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)
