@@ -624,9 +624,9 @@ def test_a_model_that_was_cast_loses_no_more_than_its_nodes(
     kept = copy.deepcopy(stage.state_dict())
     errors, wide, aggregate = {}, set(), ops.aggregate
 
-    def note(inputs: Any, coefficients: Tensor, affines: Any, *others: Any) -> Tensor:
+    def note(inputs: Any, degrees: Any, coefficients: Tensor, affines: Any, *others: Any) -> Any:
         wide.update(tensor.dtype for tensor in (coefficients, *affines))
-        return aggregate(inputs, coefficients, affines, *others)
+        return aggregate(inputs, degrees, coefficients, affines, *others)
 
     for run in (RandWireStage.run_fused, RandWireStage.run_nodes):
         stage.load_state_dict(kept)
