@@ -204,7 +204,8 @@ def compiled_well() -> dict[str, str]:
         for found in compile_kernels(case, operators):
             strip = found.kernel.startswith("_aggregate")
             good = found.spills <= 100 and not (strip and found.barriers + found.shuffles)
-            wrong[f"{n}, {stride}, {channels}, {nodes}, {found.kernel}"] = "" if good else str(found)
+            name = f"{n}, {stride}, {channels}, {nodes}, {found.kernel}"
+            wrong[name] = "" if good else str(found)
     return wrong
 
 

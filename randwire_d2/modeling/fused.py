@@ -139,10 +139,7 @@ def run_fused(
         )
     shares = None
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-    # Asked here, because inside of an autograd function gradients are always off.
-    save = torch.is_grad_enabled() and (
-        x.requires_grad or any(p.requires_grad for node in nodes for p in node.parameters())
-    )
+    save = _wants_gradients(nodes, x)
     # Those who recompute want to save memory.
     by_levels = group is not None or ((save or batch) and not recompute)
     plan, edges = by_level if by_levels else smallest
@@ -163,6 +160,14 @@ def run_fused(
     if batch:
         _update_running_statistics(norms, moments, count, momentum)
     return output
+
+
+def _wants_gradients(nodes: Sequence[nn.Module], x: Tensor) -> bool:
+    """Asked outside of the autograd function, in which gradients are always off."""
+    parameters = (parameter for node in nodes for parameter in node.parameters())
+    return torch.is_grad_enabled() and (
+        x.requires_grad or any(parameter.requires_grad for parameter in parameters)
+    )
 
 
 def _coefficients(
