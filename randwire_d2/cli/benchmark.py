@@ -69,18 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the memory format of images and weights (default: the one that each model is built "
         "with)",
     )
-    how.add_argument(
-        "--runtimes",
-        nargs="+",
-        choices=RUNTIMES,
-        help="compare nothing but the inference of RandWire's and ResNet-50's backbones in these "
-        "and in PyTorch, with their peak memory, on the CPU",
-    )
-    how.add_argument(
-        "--detector",
-        action="store_true",
-        help="with --runtimes: compare whole Faster R-CNNs in place of their backbones",
-    )
+    add_runtimes(parser)
     out = parser.add_argument_group("the output, beside the tables")
     out.add_argument(
         "--json", metavar="FILE", help="write all results to this file, in bytes and seconds"
@@ -108,6 +97,23 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     except ValueError as e:
         parser.error(str(e))
     return args
+
+
+def add_runtimes(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the comparison of runtimes."""
+    how = parser.add_argument_group("runtimes, on the CPU")
+    how.add_argument(
+        "--runtimes",
+        nargs="+",
+        choices=RUNTIMES,
+        help="compare nothing but the inference of RandWire's and ResNet-50's backbones in these "
+        "and in PyTorch, with their peak memory, on the CPU",
+    )
+    how.add_argument(
+        "--detector",
+        action="store_true",
+        help="with --runtimes: compare whole Faster R-CNNs in place of their backbones",
+    )
 
 
 def add_case(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,8 @@ from .exported import load_exported
 
 AUTO, EAGER = "auto", "eager"
 CHOICES = (AUTO, EAGER, *RUNTIMES)
-# An export takes about as long as 30 images, and saves at most half of each image's time.
+# The choice takes about as long as 40 images in PyTorch: C=109 is traced in the time of 11, then 11
+# are computed in each runtime. It saved 0.2 to 0.4 of an image's time, of small models more.
 LEAST_IMAGES = 200
 _TIMED = 6  # images; the first, which pays for what is done once, does not count
 
