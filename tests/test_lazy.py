@@ -270,9 +270,12 @@ def test_torchrun_trains_and_a_signal_leaves_a_checkpoint(tmp_path: Path) -> Non
     output = tmp_path / "run"
     given = ["--config-file", LAZY / f"{FASTER}.py", *DATA, *SMALL, f"train.output_dir={output}"]
     given += ["train.max_iter=100000", "train.log_period=1", "train.eval_period=0"]
+    given += ["dataloader.train.mapper.augmentations.0.short_edge_length=[96]",
+              "model.backbone.bottom_up.fused=off"]  # fmt: skip
     flags = ("--standalone", "--nproc-per-node", 2, ROOT / "tools" / TOOL)
     tool = Tool(TORCHRUN, *flags, *given, log=tmp_path / "log")
-    wait_until((output / "metrics.json").exists)
+    metrics = output / "metrics.json"
+    wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0)
     tool.send(signal.SIGTERM, alone=True)
     assert tool.wait() != 0
     (done,) = re.findall(r"SIGTERM ends the training after (\d+) iterations", tool.said)
