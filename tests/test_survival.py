@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
+from randwire_d2.benchmark.memory import MemoryWatch
 from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
 from randwire_d2.checksum import DamagedFile, check_whole, is_whole
 from randwire_d2.classification.data import read_image
+from randwire_d2.cli.measure_memory import watch_prediction, watch_training
 from randwire_d2.config import detector_config
 from randwire_d2.data import patience
 from randwire_d2.data.patience import DiskGone, PatientMapper
@@ -526,3 +528,38 @@ def test_a_disk_that_stays_away_ends_in_a_line_and_a_missing_file_is_not_waited_
     error = OSError(errno.EIO, "Input/output error")
     with pytest.raises(DiskGone, match="Input/output error"):
         patience.patiently(mock.Mock(side_effect=error), str(disk / "x.jpg"))
+
+
+# -------------------------------------------------------------------------------------------------
+# Memory
+# -------------------------------------------------------------------------------------------------
+
+
+def test_no_tensor_stays_behind_an_iteration(tmp_path: Path) -> None:
+    """Wrong: a training or a prediction keeps tensors of images that it has done with."""
+    config = str(ROOT / "configs/faster_rcnn_randwire_shapes.yaml")
+    options = [
+        "MODEL.RANDWIRE.CHANNELS", "4", "MODEL.RANDWIRE.NUM_NODES", "5",
+        "MODEL.RANDWIRE.FUSED", "on", "INPUT.MIN_SIZE_TRAIN", "(48, 64)",
+        "INPUT.MIN_SIZE_TEST", "48",
+        "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "8", "SOLVER.WARMUP_ITERS", "2",
+        "SOLVER.SKIP_NONFINITE", "1", "SOLVER.EMA.DECAY", "0.9", "DATASETS.TEST", "()",
+        "TEST.EVAL_PERIOD", "0", "OUTPUT_DIR", str(tmp_path),
+    ]  # fmt: skip
+    cfg = load_config(argument_parser().parse_args(["--config-file", config, *options]))
+    for watch in (watch_training(cfg, 1), watch_prediction(cfg, 8, 1)):
+        assert [s.iteration for s in watch.settled] == [2, 3, 4, 5, 6, 7]
+        least, most = watch.tensors
+        assert least == most, watch.samples
+
+
+def test_growth_is_noticed() -> None:
+    """Else the two figures prove nothing: 1 MB and a tensor are kept in each iteration."""
+    kept = []
+    with MemoryWatch(40, 1) as watch:
+        for iteration in range(40):
+            kept.append(torch.ones(1 << 18))
+            watch.look(iteration)
+    least, most = watch.tensors
+    assert (len(watch.settled), most - least) == (30, 29)
+    assert watch.slope == pytest.approx(1 << 20, rel=0.2)

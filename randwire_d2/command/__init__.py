@@ -37,6 +37,7 @@ TOOLS = {
         "measure_host.py",
         "measure what a training step costs the host, fused or not",
     ),
+    "measure-memory": ("measure_memory.py", "find out whether a training's memory grows"),
     "inspect-kernels": ("inspect_kernels.py", "show what a compiler makes of the Triton kernels"),
 }
 _SUBCOMMANDS = {script: name for name, (script, _) in TOOLS.items()}
