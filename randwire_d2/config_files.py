@@ -4,6 +4,8 @@ import difflib
 import os
 from pathlib import Path
 
+from .text import brief
+
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = _PACKAGE / "configs"
 # The folder that holds them. An installed package is asked first: what lies beside it is not ours.
@@ -30,7 +32,7 @@ def get_config_file(name: str) -> str:
     near = [other for other in known if Path(other).stem == Path(wanted).stem]
     near = near or difflib.get_close_matches(wanted, known, cutoff=0.7)
     hint = " or ".join(map(repr, near)) if near else f"one of those in {CONFIGS}"
-    raise ValueError(f"randwire_d2 has no config {name!r}; did you mean {hint}?")
+    raise ValueError(f"randwire_d2 has no config {brief(name)}; did you mean {hint}?")
 
 
 def config_path(given: str | os.PathLike[str]) -> str:
@@ -45,4 +47,4 @@ def config_path(given: str | os.PathLike[str]) -> str:
     try:
         return get_config_file(path)
     except ValueError as e:
-        raise ValueError(f"the file {path!r} does not exist, and {e}") from e
+        raise ValueError(f"the file {brief(path)} does not exist, and {e}") from e

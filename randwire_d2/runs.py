@@ -28,6 +28,7 @@ from detectron2.config import CfgNode
 from .checksum import check_whole, is_whole
 from .config import classifier_config, merge_file
 from .files import atomic_open
+from .text import one_line
 
 EVALUATIONS = "evaluations"
 # The keys that change nothing of what an evaluation finds.
@@ -179,6 +180,9 @@ class RunFolder:
                 iteration = values.pop("iteration")
             except (ValueError, KeyError, AttributeError, TypeError):
                 continue  # cut off
+            if not isinstance(iteration, int):
+                continue
+            values = {name: v for name, v in values.items() if isinstance(v, int | float)}
             if metrics and iteration < next(reversed(metrics)):
                 metrics = {i: kept for i, kept in metrics.items() if i < iteration}
             metrics.setdefault(iteration, {}).update(values)
@@ -222,8 +226,8 @@ class RunFolder:
             written = json.loads(path.read_text())
             results = {task: dict(values) for task, values in written["results"].items()}
             return Evaluation(str(written["weights"]), written["training"], results)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise ValueError(f"{path} is damaged ({e}); evaluate again") from e
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise ValueError(f"{path} is damaged ({one_line(e)}); evaluate again") from e
 
     def last_evaluation(self) -> "RunFolder | None":
         """The newest of an OUTPUT_DIR's evaluations that have results, if it has any."""

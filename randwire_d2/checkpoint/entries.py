@@ -1,6 +1,7 @@
 """What a checkpoint holds beside its weights: wiring, images, config and classes."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from ..pretrained.entries import (
     WIRING_KEY,
     wiring_entry,
 )
+from ..text import brief, one_line
 from ..wiring import NetworkSpec
 
 logger = logging.getLogger(__name__)
@@ -41,11 +43,22 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        return cls(
-            str(values["input_format"]),
-            tuple(float(v) for v in values["pixel_mean"]),
-            tuple(float(v) for v in values["pixel_std"]),
-        )
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ValueError: it is none; one line.
+        """
+        try:
+            mean, std = (tuple(map(float, values[key])) for key in ("pixel_mean", "pixel_std"))
+            found = cls(str(values["input_format"]), mean, std)
+            if len(found.input_format) > 20 or not 0 < len(mean) == len(std) <= 4:
+                raise ValueError("it has not as many means as standard deviations, 1 … 4")
+            if not all(map(math.isfinite, (*mean, *std))):
+                raise ValueError("it has numbers that are not finite")
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as e:
+            reason = one_line(f"{type(e).__name__}: {e}")
+            raise ValueError(f"its entry {PREPROCESSING_KEY!r} is damaged: {reason}") from e
+        return found
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "Preprocessing":
@@ -92,7 +105,9 @@ class Wiring:
             raise ValueError(f"its entry {WIRING_KEY!r} is damaged: {e}") from e
         head_relu = entry.get("head_relu")
         if not isinstance(head_relu, bool | None):
-            raise ValueError(f"its entry {WIRING_KEY!r} is damaged: head_relu is {head_relu!r}")
+            raise ValueError(
+                f"its entry {WIRING_KEY!r} is damaged: head_relu is {brief(head_relu)}"
+            )
         return cls(spec, head_relu)
 
     @classmethod

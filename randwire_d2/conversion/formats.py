@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checkpoint import load_checkpoint
 from ..checksum import checksummed
 from ..files import atomic_open
-from ..pretrained.reading import read_entries
+from ..pretrained.reading import check_state, read_entries
 from ..pretrained.safetensors_file import require_safetensors, safetensors_bytes
 
 # The key under which a converted ResNe(X)t holds the MODEL.RESNETS keys that it needs.
@@ -69,6 +69,8 @@ def _unwrap(path: str, data: Any) -> Checkpoint:
     wrapped = [key for key in _STATE_KEYS if isinstance(data.get(key), Mapping)]
     state = data[wrapped[0]] if wrapped else data
     rest = {k: v for k, v in data.items() if k != wrapped[0]} if wrapped else {}
+    if wrapped:
+        check_state(path, state)
     tensors = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):

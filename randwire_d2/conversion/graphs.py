@@ -9,6 +9,7 @@ import networkx as nx
 import yaml
 
 from ..text import one_line
+from ..wiring.dag import as_integer
 from ..wiring.limits import MOST_CHARACTERS, MOST_EDGES, MOST_NODES, check_limit
 from ..yaml_tags import compose_yaml, load_yaml
 
@@ -108,6 +109,7 @@ def draw(model: str, num_nodes: int, seed: int, params: Mapping[str, Any]) -> tu
         ValueError: for an unknown model or parameters that it refuses.
     """
     try:
+        num_nodes = as_integer("the nodes of a graph", num_nodes)
         check_limit("the nodes of a graph", num_nodes, MOST_NODES, "choose fewer")
         if model == "ER":
             graph = nx.erdos_renyi_graph(num_nodes, params["P"], seed)

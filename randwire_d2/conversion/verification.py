@@ -9,12 +9,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.modeling import build_model
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoint import PREPROCESSING_KEY, Preprocessing, RandWireCheckpointer
 from ..data.builtin import draw_image
+from ..data.images import read_rgb
 from ..data.shapes import ShapesConfig
 from ..modeling import ImageClassifier
 from .source import STAGES, Features, Source
@@ -229,10 +229,9 @@ def read_image(path: str) -> np.ndarray:
         ValueError: if it can't be read or is too small.
     """
     try:
-        with PathManager.open(path, "rb") as f:
-            image = convert_PIL_to_numpy(Image.open(f), "RGB")
-    except (OSError, ValueError) as e:
-        raise ValueError(f"--image {path!r} can't be read: {e}") from e
+        image = np.asarray(read_rgb(path))
+    except ValueError as e:
+        raise ValueError(f"--image: {e}") from e
     sizes = [min(size, LARGEST) // 32 * 32 for size in image.shape[:2]]
     if min(sizes) < 64:
         raise ValueError(f"--image {path!r} must be at least 64×64; it is {image.shape[1::-1]}")

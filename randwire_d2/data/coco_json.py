@@ -12,6 +12,7 @@ from typing import Any
 
 import pycocotools.mask
 
+from ..text import brief, one_line
 from .labels import Faults, LabelledImages, annotation, check_classes, named
 from .paths import read_text
 
@@ -47,7 +48,7 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
         record.update({k: image[k] for k in ("height", "width") if isinstance(image.get(k), int)})
         records[image["id"]] = record
     for entry in annotations:
-        where = f"annotation {entry.get('id')}"
+        where = f"annotation {brief(entry.get('id'))}"
         image_id = _key(entry, "image_id")
         if image_id not in records:
             faults.add(NO_IMAGE, where)
@@ -70,7 +71,7 @@ def _parse(json_file: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{json_file!r} is no JSON: {' '.join(str(e).split())}") from e
+        raise ValueError(f"{json_file!r} is no JSON: {one_line(e)}") from e
     if not isinstance(content, dict):
         raise ValueError(f"{json_file!r} is not in COCO's format: it holds no object")
     return content
@@ -94,12 +95,13 @@ def _by_id(
         key = entry.get("id")
         if not isinstance(key, int) or name not in entry:
             raise ValueError(
-                f"{json_file!r}: {what} {entry.get(name, key)!r} has no number as its id, or no "
-                f"{name!r}"
+                f"{json_file!r}: {what} {brief(entry.get(name, key))} has no number as its id, "
+                f"or no {name!r}"
             )
         if key in found:
             raise ValueError(
-                f"{json_file!r}: two {what} entries, {found[key][name]!r} and {entry[name]!r}, "
+                f"{json_file!r}: two {what} entries, {brief(found[key][name])} and "
+                f"{brief(entry[name])}, "
                 f"have the id {key}; give each its own"
             )
         found[key] = entry
@@ -108,13 +110,13 @@ def _by_id(
 
 def _without_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict[str, Any]]:
     """Leave out the one above the others, which Roboflow writes and nothing is annotated with."""
-    above = {category.get("supercategory") for category in categories}
+    above = {str(category.get("supercategory")) for category in categories}
     return [
         category
         for category in categories
         if category["id"] in used
         or category.get("supercategory") != "none"
-        or category["name"] not in above
+        or str(category["name"]) not in above
     ]
 
 
@@ -140,8 +142,8 @@ def _annotation(
     segmentation = entry.get("segmentation")
     if category not in index:
         raise ValueError(
-            f"{json_file!r}: {where} has the category_id {entry.get('category_id')!r}, which is "
-            f"none of its {len(index)} categories ({named(index, len(index))})"
+            f"{json_file!r}: {where} has the category_id {brief(entry.get('category_id'))}, "
+            f"which is none of its {len(index)} categories ({named(index, len(index))})"
         )
     polygons = segmentation if isinstance(segmentation, list) else []
     valid = [p for p in polygons if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6]

@@ -11,6 +11,8 @@ from typing import IO
 
 from PIL import Image
 
+from ..text import one_line
+
 # The last bytes of a whole file; one that ends otherwise is decoded to know.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _TAIL = 256  # bytes
@@ -67,7 +69,7 @@ def _probe(path: str, modified: int, num_bytes: int) -> ImageFile:
                     image.load()
     # Pillow raises SyntaxError and others for what is broken.
     except Exception as e:
-        return ImageFile(None, " ".join(str(e).split()) or type(e).__name__)
+        return ImageFile(None, one_line(e) or type(e).__name__)
     key = (num_bytes, hashlib.sha256(tail).digest())
     return ImageFile((size[1], size[0]) if turned else size, "", key)
 

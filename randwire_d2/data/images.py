@@ -5,6 +5,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from ..text import one_line
+
 
 def read_rgb(path: str) -> Image.Image:
     """An image file as RGB, without the orientation that EXIF may give it, as ImageFolder reads it.
@@ -15,9 +17,8 @@ def read_rgb(path: str) -> Image.Image:
     try:
         with PathManager.open(path, "rb") as f, Image.open(f) as image:
             return image.convert("RGB")
-    # What PIL's decoders raise for broken files; OSError is the most frequent.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{path} can't be read: {' '.join(str(e).split())}") from e
+    except Exception as e:  # damaged bytes fail in as many ways as there are bytes
+        raise ValueError(f"{path} can't be read: {one_line(e) or type(e).__name__}") from e
 
 
 def center_crop(size: int, ratio: float) -> v2.Transform:

@@ -6,7 +6,10 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
+from ..text import one_line
+
 MOST_NAMED = 3  # of the places where a fault was met
+MOST_CHARACTERS = 120  # of one of them
 
 
 class Faults:
@@ -39,7 +42,7 @@ class Faults:
 
 def named(first: Iterable[object], number: int) -> str:
     """The first of some things, and how many more there are."""
-    few = [str(thing) for thing, _ in zip(first, range(MOST_NAMED))]
+    few = [one_line(thing, MOST_CHARACTERS) for thing, _ in zip(first, range(MOST_NAMED))]
     return ", ".join(few) + (f" and {number - len(few)} more" if number > len(few) else "")
 
 

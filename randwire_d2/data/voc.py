@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 
 from torchvision.datasets.folder import is_image_file
 
-from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
+from ..text import brief, one_line
+from .labels import Faults, LabelledImages, annotation, check_classes, image_ids, named
 from .paths import read_text
 
 FOLDERS = ("Annotations", "JPEGImages")
@@ -99,8 +100,8 @@ def _read(path: Path, record: dict[str, Any], classes: tuple[str, ...], faults: 
         name = _text(o, "name")
         if name not in classes:
             raise ValueError(
-                f"{str(path)!r} has an object of the class {name!r}, which is none of the "
-                f"{len(classes)}: {', '.join(classes)}"
+                f"{str(path)!r} has an object of the class {brief(name)}, which is none "
+                f"of the {len(classes)}: {named(classes, len(classes))}"
             )
         try:
             left, top, right, bottom = (
@@ -126,7 +127,7 @@ def _parse(path: Path) -> ElementTree.Element:
         parser = ElementTree.XMLParser(target=_NoDoctype())
         return ElementTree.parse(path, parser).getroot()
     except (OSError, ValueError, ElementTree.ParseError) as e:
-        raise ValueError(f"{str(path)!r} can't be read as VOC's XML: {e}") from e
+        raise ValueError(f"{str(path)!r} can't be read as VOC's XML: {one_line(e)}") from e
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from torchvision.datasets.folder import is_image_file
 
-from ..text import one_line
+from ..text import brief, one_line
 from ..yaml_tags import load_yaml
 from .image_files import probe
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
@@ -42,12 +42,12 @@ def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise ValueError(
-                f"{path!r}: the keys of 'names' are not 0 … {len(names) - 1}: {list(names)}"
+                f"{path!r}: the keys of 'names' are not 0 … {len(names) - 1}: {brief(list(names))}"
             )
         names = [names[i] for i in range(len(names))]
     classes = check_classes(path, names)
     if content.get("nc", len(classes)) != len(classes):
-        raise ValueError(f"{path!r} has nc {content['nc']}, but {len(classes)} names")
+        raise ValueError(f"{path!r} has nc {brief(content['nc'])}, but {len(classes)} names")
     if not content.get("train"):
         raise ValueError(f"{path!r} names no training images: it has no 'train'")
     splits = {
@@ -105,7 +105,7 @@ def _labels(
             continue
         if not 0 <= category < len(classes) or category % 1:
             raise ValueError(
-                f"{where} has the class {words[0]}, but {len(classes)} are named, "
+                f"{where} has the class {one_line(words[0], 40)}, but {len(classes)} are named, "
                 f"0 … {len(classes) - 1}"
             )
         if len(values) == 4:
@@ -143,7 +143,7 @@ def _images(path: str, root: object, given: object) -> list[str]:
             folder = os.path.dirname(place)
             images += [_join(folder, line.strip()) for line in lines if line.strip()]
     if not images:
-        raise ValueError(f"{path!r}: there are no images in {given!r}")
+        raise ValueError(f"{path!r}: there are no images in {brief(given)}")
     return images
 
 
@@ -156,7 +156,7 @@ def _find(path: str, root: str, name: str) -> str:
     for place in places:
         if os.path.exists(place):
             return place
-    raise ValueError(f"{path!r} names {name!r}, which does not exist: {places[0]!r}")
+    raise ValueError(f"{path!r} names {brief(name)}, which does not exist: {brief(places[0])}")
 
 
 def _join(folder: str, name: str) -> str:

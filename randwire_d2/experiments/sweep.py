@@ -43,6 +43,7 @@ from ..config import (
     merge_in_one_line,
 )
 from ..runs import RunFolder
+from ..text import brief
 from ..wiring import (
     NODE_OP_COMPLEXITY_REGISTRY,
     NetworkGenerator,
@@ -58,6 +59,11 @@ KEYS = (
     "config", "seeds", "generators", "node_ops", "channels", "multiply_adds", "pretrained",
     "evaluate", "options",
 )  # fmt: skip
+# What the values of some keys are, or what is in their lists.
+TYPES: dict[str, tuple[type, ...]] = {
+    "config": (str,), "seeds": (int,), "generators": (str,), "node_ops": (str,),
+    "channels": (int,), "multiply_adds": (int, float), "pretrained": (str,), "options": (dict,),
+}  # fmt: skip
 # What compares generators; without them, a sweep is of its configs' own networks.
 OF_GENERATORS = ("node_ops", "channels", "multiply_adds")
 # The keys by which a detector is verified with the weights that it will start from.
@@ -103,7 +109,9 @@ def _read(path: Path) -> dict[str, Any]:
     merge_in_one_line(str(path), lambda: sweep.update(CfgNode.load_yaml_with_base(str(path))))
     unknown = set(sweep) - set(KEYS)
     if unknown:
-        raise ValueError(f"{path}: unknown keys {sorted(unknown)}; known are {list(KEYS)}")
+        raise ValueError(
+            f"{path}: unknown keys {brief(sorted(map(str, unknown)))}; known are {list(KEYS)}"
+        )
     compares = "generators" in sweep
     for key in ("config", "seeds", *(["generators"] if compares else [])):
         if not sweep.get(key):
@@ -113,7 +121,15 @@ def _read(path: Path) -> dict[str, Any]:
     for key in ("config", "generators", "seeds", "node_ops"):
         values = sweep.get(key, [])
         if not isinstance(values, list) or len({str(v) for v in values}) < len(values):
-            raise ValueError(f"{path}: {key} must be a list without repetitions; got {values!r}")
+            raise ValueError(
+                f"{path}: {key} must be a list without repetitions; got {brief(values)}"
+            )
+    for key, types in TYPES.items():
+        values = sweep.get(key)
+        for value in values if isinstance(values, list) else [values] if key in sweep else []:
+            if not isinstance(value, types):
+                kinds = " or ".join(kind.__name__ for kind in types)
+                raise ValueError(f"{path}: {key} takes {kinds}; got {brief(value)}")
     if compares and len(sweep["config"]) > 1:
         raise ValueError(f"{path}: generators are compared with one config, not several")
     lonely = [key for key in OF_GENERATORS if key in sweep and not compares]

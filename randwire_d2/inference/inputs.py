@@ -108,17 +108,26 @@ class Video:
     """
 
     def __init__(self, path: str) -> None:
-        self._capture = cv2.VideoCapture(path)
-        if not self._capture.isOpened():
+        try:
+            self._capture = cv2.VideoCapture(path)
+            opened = self._capture.isOpened()
+        except cv2.error:
+            opened = False
+        if not opened:
             raise ValueError("OpenCV can't open it as a video")
-        self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 0 < fps < 1000 else 25.0
         self._read = 0
-        self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        frames = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.frames = int(frames) if 0 < frames < 2**31 else 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Its frames (H, W, 3), uint8, BGR, one at a time."""
         while True:
-            there, frame = self._capture.read()
+            try:
+                there, frame = self._capture.read()
+            except cv2.error:  # a frame that claims more than the memory; ``check`` tells
+                return
             if not there:
                 return
             self._read += 1

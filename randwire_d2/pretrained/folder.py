@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..files import atomic_open
+from ..text import brief, one_line
 from ..wiring import NetworkSpec
 from .entries import WIRING_KEY
 from .hub import PREFIX, download, is_repo
@@ -96,8 +97,8 @@ def read_folder(path_or_repo: str | os.PathLike[str], kind: str | None = None) -
     different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     if different:
         raise ValueError(
-            f"{path / CONFIG} and {WEIGHTS} say different things of {different[0]!r}: one of the "
-            "two was changed, and they are not of one model"
+            f"{path / CONFIG} and {WEIGHTS} say different things of {brief(different[0])}: one of "
+            "the two was changed, and they are not of one model"
         )
     return PretrainedFolder(path, config["kind"], config["options"], checkpoint)
 
@@ -121,19 +122,19 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{file} does not exist: a folder of save_pretrained has one, beside {WEIGHTS}"
         ) from e
     except (OSError, ValueError, RecursionError) as e:
-        raise ValueError(f"{file} can't be read, or is damaged: {' '.join(str(e).split())}") from e
+        raise ValueError(f"{file} can't be read, or is damaged: {one_line(e)}") from e
     if not isinstance(config, dict) or FORMAT_KEY not in config:
         raise ValueError(f"{file} is none of randwire_d2's: it has no {FORMAT_KEY!r}")
     if config[FORMAT_KEY] != FORMAT:
         raise ValueError(
-            f"{file} has the format {config[FORMAT_KEY]!r}, this version knows {FORMAT}: "
+            f"{file} has the format {brief(config[FORMAT_KEY])}, this version knows {FORMAT}: "
             "upgrade randwire_d2"
         )
     if config.get("kind") not in KINDS:
-        raise ValueError(f"{file}: its kind is {config.get('kind')!r}, not one of {KINDS}")
+        raise ValueError(f"{file}: its kind is {brief(config.get('kind'))}, not one of {KINDS}")
     for key, types in (("sha256", str), ("options", dict), ("entries", dict)):
         if not isinstance(config.get(key), types):
-            raise ValueError(f"{file} is damaged: {key!r} is {config.get(key)!r}")
+            raise ValueError(f"{file} is damaged: {key!r} is {brief(config.get(key))}")
     return config
 
 
@@ -161,7 +162,7 @@ def _read_weights(file: Path, stated: str) -> dict[str, Any]:
     if digest != stated:
         raise ValueError(
             f"{file} is damaged, cut off, or another file: its sha256 is {digest}, {CONFIG} states "
-            f"{stated}"
+            f"{one_line(stated, 80)}"
         )
     del content
     try:
@@ -169,8 +170,7 @@ def _read_weights(file: Path, stated: str) -> dict[str, Any]:
     except MissingLibrary:
         raise
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-        reason = " ".join(str(e).split())
-        raise ValueError(f"{file} is no whole .safetensors file ({reason})") from e
+        raise ValueError(f"{file} is no whole .safetensors file ({one_line(e)})") from e
 
 
 def _is_pickle(content: bytes) -> bool:

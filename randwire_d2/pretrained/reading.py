@@ -17,7 +17,6 @@ from ..checksum import DamagedFile, check_whole
 from ..text import brief, one_line
 from .safetensors_file import MissingLibrary, read_safetensors
 
-_PLAIN = (torch.strided, "cpu")
 _AGAIN = "copy or download it again"
 
 
@@ -76,16 +75,26 @@ def check_state(path: str | os.PathLike[str], state: Any) -> None:
                 f"{path!r} holds no state dict: {brief(name)} is a {type(value).__name__}, "
                 "and nothing is called 'model'; save {'model': model.state_dict()} with torch.save"
             )
-        if isinstance(value, Tensor) and (value.layout, value.device.type) != _PLAIN:
+        if not _is_dense(value):
             raise ValueError(
-                f"{path!r}: {brief(name)} is a {value.layout} tensor on {value.device}; save it as "
-                "a dense one in the CPU's memory"
+                f"{path!r}: {brief(name)} is not an array of numbers in the CPU's memory: save "
+                "the state dict of the model on a CPU, with torch.save"
             )
         if value.nbytes > size:
             raise ValueError(
                 f"{path!r}: {brief(name)} would have more bytes than the file, {size}: save it "
                 "with torch.save, after contiguous()"
             )
+
+
+def _is_dense(value: Tensor | np.ndarray | np.generic) -> bool:
+    if isinstance(value, Tensor):
+        return value.layout == torch.strided and value.device.type == "cpu"
+    try:
+        torch.from_numpy(np.empty(0, value.dtype))
+    except (TypeError, ValueError):  # of texts; of bytes in another order
+        return False
+    return True
 
 
 class _Refused(Exception):

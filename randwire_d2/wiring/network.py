@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..text import brief
+from ..text import brief, one_line
 from .dag import Dag, as_integer
 from .limits import MOST_CHANNELS, MOST_CHARACTERS, MOST_NODES, MOST_WEIGHTS, check_limit
 from .random_graphs import random_graph
@@ -131,8 +131,8 @@ class NetworkSpec:
         spec = cls._parse(text)
         if fingerprint is not None and spec.fingerprint != fingerprint:
             raise ValueError(
-                f"its spec has the fingerprint {spec.fingerprint}, but it states {fingerprint}: "
-                "one of the two was changed"
+                f"its spec has the fingerprint {spec.fingerprint}, but it states "
+                f"{one_line(fingerprint, 80)}: one of the two was changed"
             )
         return spec
 
