@@ -22,12 +22,13 @@ TOOL = "train_net.py"
 KILLS = int(os.environ.get("RANDWIRE_KILLS", 6))
 SEED = int(os.environ.get("RANDWIRE_KILLS_SEED", 1))
 FARTHEST = 6  # iterations that a process does before it is killed
-TOLERANCE = 1e-4  # of a tensor's largest weight, after three iterations; 5e-6 were seen
+TOLERANCE = 1e-4  # of a tensor's largest gradient; 9e-6 were seen
 # What lets several processes train what one would: see Trainer.
 INDEPENDENT = [
     "MODEL.RANDWIRE.NORM", "GN", "MODEL.FPN.NORM", "GN", "MODEL.ROI_BOX_HEAD.NORM", "GN",
     "MODEL.RANDWIRE.CHANNELS", 32, "DATALOADER.ASPECT_RATIO_GROUPING", False,
-    "INPUT.LSJ.SIZE", 64, "INPUT.LSJ.SCALES", "(0.8, 1.5)",
+    "INPUT.LSJ.SIZE", 64, "INPUT.LSJ.SCALES", "(0.8, 1.5)", "MODEL.RANDWIRE.EDGE_DROP_PROB", 1.0,
+    "SOLVER.CHECKPOINT_PERIOD", 1,
 ]  # fmt: skip
 
 
@@ -99,7 +100,6 @@ def assert_equal_runs(found: Path, expected: Path) -> None:
     """All checkpoints, losses and evaluations, to the bit."""
     files = checkpoints(expected)
     assert {"model", "trainer", "ema"} <= files["model_final.pth"].keys()
-    assert files["model_best.pth"]["iteration"] > 3, "the first evaluation was the best"
     assert_equal(checkpoints(found), files)
     assert_equal(metrics(found), metrics(expected))
 
@@ -128,13 +128,15 @@ def test_a_run_killed_at_random_moments_ends_the_same(tmp_path: Path) -> None:
     given = arguments(resumed, KILLS, *options)
     killed_and_resumed(f"{data}/{{}}/", resumed, 1, KILLS, given, before)
     assert_equal_runs(resumed, whole)
+    best = torch.load(RunFolder(whole).best_checkpoint, weights_only=True)
+    assert best["iteration"] > 3, "the first evaluation was the best"
 
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does_killed_or_not(tmp_path: Path) -> None:
-    """Wrong: as above, of two gloo processes; or after three iterations their weights are not those
-    of one process with the same batches: they see other images, sample other regions, or weigh
-    their gradients in another way."""
+    """Wrong: as above, of two gloo processes; or their first step is not that of one process with
+    the same images: they augment them otherwise, sample other regions, or weigh their gradients in
+    another way. (Later, rounding may swap proposals of nearly the same score.)"""
     kills = max(1, KILLS // 4)
     whole, resumed, alone = (tmp_path / name for name in ("whole", "resumed", "alone"))
     two = ["--num-gpus", 2, "--dist-url", "auto"]
@@ -145,15 +147,20 @@ def test_two_processes_train_what_one_does_killed_or_not(tmp_path: Path) -> None
     killed_and_resumed(f"{Path(images).parent}/{{}}/", resumed, 2, kills, given)
     assert_equal_runs(resumed, whole)
 
-    run_tool(TOOL, *arguments(alone, kills, *INDEPENDENT), log=tmp_path / "alone.log")
-    found, expected = (
-        torch.load(folder / "model_0000002.pth", weights_only=True)["model"]
-        for folder in (whole, alone)
-    )
+    given = arguments(alone, kills, *INDEPENDENT, "SOLVER.MAX_ITER", 1)
+    run_tool(TOOL, *given, log=tmp_path / "alone.log")
+    found, expected = gradients(whole), gradients(alone)
+    assert found.keys() == expected.keys() and any(g.abs().max() > 0.1 for g in expected.values())
     errors = {
-        name: ((found[name] - weight).abs().max() / weight.abs().max().clamp_min(1e-3)).item()
-        for name, weight in expected.items()
+        i: ((found[i] - gradient).abs().max() / gradient.abs().max().clamp_min(1e-3)).item()
+        for i, gradient in expected.items()
     }
-    worst = max(errors, key=errors.__getitem__)
-    print(f"two processes: {worst} is off by {errors[worst]:.1e}")
-    assert errors[worst] < TOLERANCE, worst
+    print(f"two processes: the gradients of one are met to {max(errors.values()):.1e}")
+    assert max(errors.values()) < TOLERANCE
+
+
+def gradients(output: Path) -> dict[int, torch.Tensor]:
+    """Those of the first iteration, which are its momentum."""
+    file = torch.load(output / "model_0000000.pth", weights_only=True)
+    state = file["trainer"]["_trainer"]["optimizer"]["state"]
+    return {i: values["momentum_buffer"] for i, values in state.items()}
