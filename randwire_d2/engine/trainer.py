@@ -36,6 +36,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
+from ..checksum import is_whole
 from ..command import in_users_words
 from ..data.classes import class_entries
 from ..data.patience import PatientMapper
@@ -292,11 +293,11 @@ class Trainer(DefaultTrainer):
         if self.start_iter:
             for hook in self._hooks:
                 if isinstance(hook, hooks.PeriodicCheckpointer):
-                    hook.recent_checkpoints = [self.checkpointer.get_checkpoint_file()]
+                    hook.recent_checkpoints = [self.checkpointer.newest]
             if self.cfg.SOLVER.PATIENCE and is_exhausted(self.cfg, self.start_iter):
                 self.max_iter = self.start_iter
-        finished = RunFolder(self.cfg.OUTPUT_DIR).final_checkpoint.is_file()
-        if self.start_iter >= self.max_iter and not finished:
+        final = RunFolder(self.cfg.OUTPUT_DIR).final_checkpoint
+        if self.start_iter >= self.max_iter and not is_whole(final):
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
 
     @classmethod
