@@ -21,6 +21,7 @@ from ..data import image_folder_classes
 from ..engine import Trainer, mean_losses, setup
 from ..modeling.image_classifier import ImageClassifier
 from .backbone import write_backbone
+from .compiling import compile_network
 from .data import UNREADABLE, TrainLoader, build_test_loader, mix_seeds
 from .evaluation import AccuracyEvaluator
 
@@ -45,6 +46,24 @@ class ClassificationTrainer(Trainer):
         self._trainer.data_loader.start_iter = self.start_iter
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """As DefaultTrainer's; with SOLVER.COMPILE its network is trained through torch.compile."""
+        model = super().build_model(cfg)
+        if cfg.SOLVER.COMPILE:
+            compile_network(model)
+        return model
+
+    @classmethod
+    @torch.compiler.set_stance("force_eager")  # it would compile anew, and for the last batch again
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         return TrainLoader(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
 
@@ -62,6 +81,7 @@ class ClassificationTrainer(Trainer):
     ) -> DatasetEvaluator:
         return AccuracyEvaluator()
 
+    @torch.compiler.set_stance("force_eager")
     def validation_losses(self, dataset_name: str) -> dict[str, float]:
         return mean_losses(
             partial(_test_losses, self.evaluated_model), build_test_loader(self.cfg, dataset_name)
@@ -69,6 +89,8 @@ class ClassificationTrainer(Trainer):
 
     def next_command(self) -> str:
         """As Trainer's: fine-tuning a detector with the network, converted into a backbone."""
+        if self.cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+            return super().next_command()
         return write_backbone(self.cfg)
 
 
