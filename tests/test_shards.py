@@ -24,6 +24,7 @@ from randwire_d2.data.image_folder import (
     register_folders,
 )
 from randwire_d2.data.shards import find_shards, read_shards
+from randwire_d2.inference.inputs import files_as_inputs
 
 TestImages.__test__ = False  # named as pytest's own
 CIFAR = ROOT.parent / "shared/data/cifar10.tar.gz"
@@ -97,6 +98,15 @@ def test_shards_are_their_folder(source: Path) -> None:
     found = content(DatasetCatalog.get(tars))
     assert len(found) == 16 and found == content(DatasetCatalog.get(folder))
     assert MetadataCatalog.get(tars).classes == ["a", "b", "c"]
+    names = files_as_inputs([record["file_name"] for record in DatasetCatalog.get(tars)])
+    assert [i.name.rpartition("/")[2] for i in names] == [f"{i:08}" for i in range(16)]
+
+
+def test_shards_of_shards(source: Path, tmp_path: Path) -> None:
+    """Wrong: shards of another size can't be made of shards, or lose what is in them."""
+    (one,) = make_shards(str(source / "shards/train"), tmp_path / "one", images=16)
+    found = content(read_shards([str(one)])[0])
+    assert found == content(read_shards(find_shards(str(source / "shards/train")))[0])
 
 
 def test_the_stream_is_the_folders(source: Path) -> None:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..files import atomic_open
 from .image_folder import check_image_folders, register_folders
-from .shards import CLASSES_FILE
+from .shards import CLASSES_FILE, image_type
 
 
 def make_shards(dataset: str, folder: str | os.PathLike[str], images: int = 10_000) -> list[Path]:
@@ -54,9 +54,9 @@ def make_shards(dataset: str, folder: str | os.PathLike[str], images: int = 10_0
             records = DatasetCatalog.get(dataset)
             for i, record in enumerate(tqdm(records, unit="image", leave=False)):
                 with PathManager.open(record["file_name"], "rb") as f:
-                    kind = Path(record["file_name"]).suffix[1:].lower()
+                    image = {image_type(record["file_name"]): f.read()}
                     label = str(record["label"]).encode()
-                    out.write({"__key__": f"{i:08}", kind: f.read(), "cls": label})
+                    out.write({"__key__": f"{i:08}", **image, "cls": label})
         with atomic_open(part / CLASSES_FILE) as f:
             f.writelines(f"{name}\n" for name in classes)
         part.rename(folder)

@@ -201,7 +201,13 @@ def _split(member: str) -> tuple[str, str]:
 
 
 def _name(shard: str, sample: Sample) -> str:
-    return f"{PREFIX}{sample.offset}+{sample.size}@{shard}//{sample.member}"
+    return f"{PREFIX}{shard}//{sample.member}#{sample.offset}+{sample.size}"
+
+
+def image_type(file_name: str) -> str:
+    """The type that an image's name tells, such as "jpg", of a file or in a shard."""
+    name = file_name.rpartition("#")[0] if file_name.startswith(PREFIX) else file_name
+    return Path(name).suffix[1:].lower()
 
 
 class _MemberHandler(PathHandler):
@@ -213,9 +219,9 @@ class _MemberHandler(PathHandler):
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         if mode != "rb":
             raise OSError(f"{path} is part of a shard, which is only read, as bytes")
-        where, _, rest = path.removeprefix(PREFIX).partition("@")
+        name, _, where = path.removeprefix(PREFIX).rpartition("#")
         offset, size = map(int, where.split("+"))
-        with open(rest.partition("//")[0], "rb") as f:
+        with open(name.partition("//")[0], "rb") as f:
             f.seek(offset)
             return io.BytesIO(f.read(size))
 
