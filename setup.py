@@ -36,6 +36,8 @@ EXTRAS_REQUIRE = {
     "openvino": ["openvino>=2025.0"],
     # For MODEL.WEIGHTS hf://… and from_pretrained("owner/name").
     "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
+    # For tools/make_shards.py; what it writes is read without it.
+    "shards": ["webdataset>=1.0"],
     # For save_pretrained, and tools/convert_checkpoint.py where it reads or writes .safetensors.
     "safetensors": ["safetensors>=0.4"],
     "test": [
@@ -49,6 +51,7 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.0",
         "ruff~=0.17.6",  # another minor version formats differently
         "safetensors>=0.4",
+        "webdataset>=1.0",
     ],
 }
 

@@ -159,6 +159,13 @@ def add_classification_config(cfg: CfgNode) -> None:
     # A ReLU between the norm of the 1280-d layer and the pool. Table 1 has none. For RandWire.
     node.HEAD_RELU = False
     node.LABEL_SMOOTHING = 0.1
+    # If it has a NAME, the network is torchvision's classifier of that name, such as
+    # "mobilenet_v2", and MODEL.BACKBONE.NAME is not read. OPTIONS are more arguments of its
+    # builder, each name before its value: ["width_mult", 1.4].
+    node.TORCHVISION = CfgNode({"NAME": "", "OPTIONS": []})
+    # Whether the network is trained through torch.compile: nodes run one by one then, for the
+    # compiler to fuse. What a checkpoint holds does not change, and tests do not compile.
+    cfg.SOLVER.COMPILE = False
     cfg.SOLVER.BEST_METRIC = "classification/top1"
 
     # A training crop covers this part of the image's area, has an aspect ratio of 3/4 … 4/3, and is
@@ -210,6 +217,8 @@ def is_classifier(cfg: CfgNode) -> bool:
 
 def family(cfg: CfgNode) -> str | None:
     """The node of MODEL that describes the backbone: "RANDWIRE", "RESNETS", or None of others."""
+    if is_classifier(cfg) and cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+        return None
     name = cfg.MODEL.BACKBONE.NAME
     return "RANDWIRE" if "randwire" in name else "RESNETS" if "resnet" in name else None
 

@@ -74,6 +74,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "R_101_100ep": {"iterations": 500456, **RESNET},
     "X_50_32x4d_100ep": {"iterations": 500456, **RESNET},
     "X_101_32x4d_100ep": {"iterations": 500456, **RESNET},
+    "mobilenet_v2_w1.4_250ep": {"iterations": 1251140, **SMALL},
+    "shufflenet_v2_x2_250ep": {"iterations": 1251140, **SMALL},
 }
 
 
@@ -163,8 +165,10 @@ def test_a_recipe_is_the_papers(name: str) -> None:
     assert all(g["momentum"] == 0.9 and not g["dampening"] for g in optimizer.param_groups)
 
     assert model.label_smoothing == 0.1
-    if expected["dropout"] is not None:
-        network = model.network
+    network = model.network
+    if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+        assert {m.p for m in network.modules() if isinstance(m, nn.Dropout)} <= {0.0}
+    elif expected["dropout"] is not None:
         assert isinstance(network, RandWireClassifier)
         assert network.dropout.p == expected["dropout"]
         assert network.backbone.edge_drop_prob == expected["edge_drop"]

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator, inference_context
@@ -21,6 +22,7 @@ from ..engine import Trainer, mean_losses, setup
 from ..engine.random_state import run_seed
 from ..modeling.image_classifier import ImageClassifier
 from .backbone import write_backbone
+from .compiling import compile_network
 from .data import UNREADABLE, TrainLoader, build_test_loader
 from .evaluation import AccuracyEvaluator
 
@@ -40,6 +42,24 @@ class ClassificationTrainer(Trainer):
         return [*watch, *super().build_hooks()]
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """As DefaultTrainer's; with SOLVER.COMPILE its network is trained through torch.compile."""
+        model = super().build_model(cfg)
+        if cfg.SOLVER.COMPILE:
+            compile_network(model)
+        return model
+
+    @classmethod
+    @torch.compiler.set_stance("force_eager")  # it would compile anew, and for the last batch again
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         return TrainLoader(cfg, run_seed(cfg))
 
@@ -57,6 +77,7 @@ class ClassificationTrainer(Trainer):
     ) -> DatasetEvaluator:
         return AccuracyEvaluator()
 
+    @torch.compiler.set_stance("force_eager")
     def validation_losses(self, dataset_name: str) -> dict[str, float]:
         return mean_losses(
             partial(_test_losses, self.evaluated_model), build_test_loader(self.cfg, dataset_name)
@@ -64,6 +85,8 @@ class ClassificationTrainer(Trainer):
 
     def next_command(self) -> str:
         """As Trainer's: fine-tuning a detector with the network, converted into a backbone."""
+        if self.cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+            return super().next_command()
         return write_backbone(self.cfg)
 
 

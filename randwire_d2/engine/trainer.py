@@ -89,6 +89,7 @@ class PreciseBN(hooks.PreciseBN):
     random numbers that it draws are not missing in the training.
     """
 
+    @torch.compiler.set_stance("force_eager")  # of hooks and momenta a compiler makes other code
     def update_stats(self) -> None:
         self._data_iter = None
         with random_state_kept(), _norms_may_have_hooks(self._model):
