@@ -184,7 +184,9 @@ def test_an_exported_classifier_is_as_sure_as_its_checkpoint(
     own, exported = load_model(classifier, "cpu"), load_model(files("classifier", "whole", name))
     assert isinstance(exported, Classifier) and exported.class_names == NAMES
     assert_same_records(found_in(exported, (60, 81)), found_in(own, (60, 81)))
-    images = torch.randint(0, 256, (5, 3, 32, 77), dtype=torch.uint8)
+    # A .pt2 of PyTorch 2.9 refuses what leaves the last stage one row.
+    height = 33 if name == "torch" and torch.__version__ < "2.10" else 32
+    images = torch.randint(0, 256, (5, 3, height, 77), dtype=torch.uint8)
     with torch.no_grad():
         logits = [model.model({"image": images}) for model in (own, exported)]
     assert (logits[0] - logits[1]).abs().max() < 1e-4 * logits[0].abs().max()
