@@ -32,7 +32,7 @@ EXTRAS_REQUIRE = {
     "opencv": ["opencv-python-headless>=4.6.0.66"],
     # For tools/export_model.py, where it writes .onnx, and tools/predict.py, where it runs one.
     "export": ["onnx>=1.16", "onnxruntime>=1.19"],
-    # For tools/predict.py and tools/benchmark.py --runtimes, which take it where it is faster.
+    # For tools/predict.py, which takes it where it is faster, and tools/benchmark.py --runtimes.
     "openvino": ["openvino>=2025.0"],
     # For MODEL.WEIGHTS hf://… and from_pretrained("owner/name").
     "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
