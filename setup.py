@@ -10,12 +10,12 @@ ROOT = Path(__file__).parent
 # Detectron2 is needed but can't be listed: it is not on PyPI under its own name, and it must be
 # built against the torch that is already installed. tools/install.py sees to both.
 INSTALL_REQUIRES = [
-    "torch>=2.7",  # the first with torch.compiler.is_exporting
-    "torchvision>=0.22",  # the partner of torch 2.7
-    "fvcore>=0.1.5,<0.1.6",  # Detectron2's own bounds for fvcore and iopath
+    "torch>=2.9",  # 2.8 exports no classifier of any size, and its Triton can't be interpreted
+    "torchvision>=0.24",  # the partner of torch 2.9
+    "fvcore>=0.1.5.post20221221,<0.1.6",  # the upper bounds are Detectron2's
     "iopath>=0.1.7,<0.1.10",
-    "matplotlib>=3.5",
-    "networkx>=3.0",
+    "matplotlib>=3.7",
+    "networkx>=2.8",
     "numpy>=1.23",
     "pillow>=9.1",
     "pycocotools>=2.0.6",
@@ -29,13 +29,15 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     # Detectron2's Visualizer needs some build of OpenCV. An extra, because this one would
     # overwrite the files of another: tools/install.py asks for it where `cv2` is missing.
-    "opencv": ["opencv-python-headless>=4.6"],
+    "opencv": ["opencv-python-headless>=4.6.0.66"],
     # For tools/export_model.py, where it writes .onnx, and tools/predict.py, where it runs one.
     "export": ["onnx>=1.16", "onnxruntime>=1.19"],
-    # For tools/benchmark.py --runtimes openvino.
+    # For tools/predict.py, which takes it where it is faster, and tools/benchmark.py --runtimes.
     "openvino": ["openvino>=2025.0"],
     # For MODEL.WEIGHTS hf://… and from_pretrained("owner/name").
     "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
+    # For tools/make_shards.py; what it writes is read without it.
+    "shards": ["webdataset>=1.0"],
     # For save_pretrained, and tools/convert_checkpoint.py where it reads or writes .safetensors.
     "safetensors": ["safetensors>=0.4"],
     "test": [
@@ -46,9 +48,10 @@ EXTRAS_REQUIRE = {
         "onnxruntime>=1.19",
         "pytest>=7.4",
         "pytest-timeout>=2.2",
-        "pytest-xdist>=3.0",
+        "pytest-xdist>=3.0.2",
         "ruff~=0.17.6",  # another minor version formats differently
         "safetensors>=0.4",
+        "webdataset>=1.0",
     ],
 }
 

@@ -78,8 +78,13 @@ def add_engine_config(cfg: CfgNode) -> None:
     # In its first iteration a training runs each fused stage node by node as well, and stops if
     # they differ. With a period, it does so with one stage every so many iterations.
     cfg.SOLVER.SHADOW_PERIOD = 0
+    # With several processes: the seconds after which an iteration hangs, and the training ends with
+    # a line that says where; 0: none. A process that dies is noticed at once.
+    cfg.SOLVER.HANG_TIMEOUT = 600
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
+    # A loss that is no number ends a training. If not 0, so many such steps in a row are skipped.
+    cfg.SOLVER.SKIP_NONFINITE = 0
     # A detector's data set by its path, in place of DATASETS.TRAIN and TEST: COCO's format, YOLO's
     # or Pascal VOC's, as data/layouts.py says; tools/train_net.py's --data.
     cfg.DATASETS.PATH = ""
@@ -154,6 +159,13 @@ def add_classification_config(cfg: CfgNode) -> None:
     # A ReLU between the norm of the 1280-d layer and the pool. Table 1 has none. For RandWire.
     node.HEAD_RELU = False
     node.LABEL_SMOOTHING = 0.1
+    # If it has a NAME, the network is torchvision's classifier of that name, such as
+    # "mobilenet_v2", and MODEL.BACKBONE.NAME is not read. OPTIONS are more arguments of its
+    # builder, each name before its value: ["width_mult", 1.4].
+    node.TORCHVISION = CfgNode({"NAME": "", "OPTIONS": []})
+    # Whether the network is trained through torch.compile: nodes run one by one then, for the
+    # compiler to fuse. What a checkpoint holds does not change, and tests do not compile.
+    cfg.SOLVER.COMPILE = False
     cfg.SOLVER.BEST_METRIC = "classification/top1"
 
     # A training crop covers this part of the image's area, has an aspect ratio of 3/4 … 4/3, and is
@@ -205,6 +217,8 @@ def is_classifier(cfg: CfgNode) -> bool:
 
 def family(cfg: CfgNode) -> str | None:
     """The node of MODEL that describes the backbone: "RANDWIRE", "RESNETS", or None of others."""
+    if is_classifier(cfg) and cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+        return None
     name = cfg.MODEL.BACKBONE.NAME
     return "RANDWIRE" if "randwire" in name else "RESNETS" if "resnet" in name else None
 

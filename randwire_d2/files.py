@@ -37,3 +37,8 @@ def write_or_print(text: str, path: str | os.PathLike[str] | None) -> None:
     os.makedirs(os.path.dirname(os.fspath(path)) or ".", exist_ok=True)
     with atomic_open(path) as f:
         f.write(f"{text}\n")
+
+
+def megabytes(num_bytes: int) -> str:
+    """A number of bytes, for a message."""
+    return f"{num_bytes / 1e6:.1f} MB"

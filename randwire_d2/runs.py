@@ -67,6 +67,11 @@ class RunFolder:
         return self.path / "log.txt"
 
     @property
+    def lock_file(self) -> Path:
+        """Whose lock a training holds as long as it runs."""
+        return self.path / "training.lock"
+
+    @property
     def final_checkpoint(self) -> Path:
         """What a training writes last."""
         return self.path / "model_final.pth"

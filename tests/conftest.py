@@ -20,8 +20,9 @@ import torch
 from detectron2.utils.logger import setup_logger
 from hypothesis import settings
 
-pytest.register_assert_rewrite("helpers")
+pytest.register_assert_rewrite("helpers", "launching")
 import helpers
+from launching import alone, folders, two  # noqa: F401 (fixtures: each trains once a session)
 
 torch.set_num_threads(1)
 

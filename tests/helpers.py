@@ -188,6 +188,33 @@ def draw_small_builtin_sets(root: Path) -> None:
         few.rename(builtin.dataset_folder(root, kind()))
 
 
+def draw_boxes(root: Path, *, train: int = 21, val: int = 5) -> Path:
+    """Write a detector's data set in COCO's layout: a bright box in noise, in images of 64 × 96
+    pixels, of which every third is upright."""
+    rng = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    for split, number in (("train", train), ("val", val)):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for i in range(number):
+            height, width = (96, 64) if i % 3 == 0 else (64, 96)
+            pixels = rng.integers(0, 100, (height, width, 3), dtype=np.uint8)
+            x, y, w, h = rng.integers((4, 4, 20, 20), (24, 24, 36, 36)).tolist()
+            pixels[y : y + h, x : x + w] += np.uint8(100)
+            Image.fromarray(pixels).save(root / split / f"{i}.png")
+            images.append({"id": i, "file_name": f"{i}.png", "height": height, "width": width})
+            annotations.append({
+                "id": i + 1, "image_id": i, "category_id": 1 + i % 2, "bbox": [x, y, w, h],
+                "area": w * h, "iscrowd": 0,
+            })  # fmt: skip
+        content = {
+            "images": images, "annotations": annotations,
+            "categories": [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}],
+        }  # fmt: skip
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
 # -------------------------------------------------------------------------------------------------
 # Random graphs
 # -------------------------------------------------------------------------------------------------

@@ -74,6 +74,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "R_101_100ep": {"iterations": 500456, **RESNET},
     "X_50_32x4d_100ep": {"iterations": 500456, **RESNET},
     "X_101_32x4d_100ep": {"iterations": 500456, **RESNET},
+    "mobilenet_v2_w1.4_250ep": {"iterations": 1251140, **SMALL},
+    "shufflenet_v2_x2_250ep": {"iterations": 1251140, **SMALL},
 }
 
 
@@ -163,8 +165,10 @@ def test_a_recipe_is_the_papers(name: str) -> None:
     assert all(g["momentum"] == 0.9 and not g["dampening"] for g in optimizer.param_groups)
 
     assert model.label_smoothing == 0.1
-    if expected["dropout"] is not None:
-        network = model.network
+    network = model.network
+    if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+        assert {m.p for m in network.modules() if isinstance(m, nn.Dropout)} <= {0.0}
+    elif expected["dropout"] is not None:
         assert isinstance(network, RandWireClassifier)
         assert network.dropout.p == expected["dropout"]
         assert network.backbone.edge_drop_prob == expected["edge_drop"]
@@ -321,6 +325,14 @@ def test_an_epoch_is_every_image_once_in_an_order_of_its_own(folders: Path) -> N
     assert names[:42] != names[42:]
     other = stream(folders, seed=2)
     assert names[:42] != [other._record(position)["file_name"] for position in range(42)]
+
+
+def test_the_files_of_an_iteration_are_known(folders: Path) -> None:
+    """Else a message names other images than those that made the loss no number."""
+    loader = TrainLoader(config(C78, *tiny(folders)), seed=1)
+    loader.start_iter = 3
+    labels = [ord(Path(name).parent.name) - ord("a") for name in loader.file_names(3)]
+    assert next(iter(loader))["label"].tolist() == labels
 
 
 def test_an_item_is_a_function_of_seed_and_position(folders: Path) -> None:

@@ -51,7 +51,7 @@ def test_operators_are_the_native_ones(kernels: Kernels, inputs: int, affine: bo
     for channels, size in ((16, (7, 5)), (35, (8, 8)), (109, (33, 10))):
         for stride in (1, 2):
             case = probe.Case(
-                inputs, affine, stride, size, channels, torch.float32, probe.EVERY_WANT
+                *(inputs, affine, stride, size, channels, torch.float32, probe.EVERY_WANT), nodes=2
             )
             for operator in probe.OPERATORS:
                 error = probe.compare(case, operator, getattr(kernels, operator))
@@ -113,7 +113,7 @@ def test_nan_is_not_hidden(kernels: Kernels) -> None:
     x = image()
     x[0, 3] = float("nan")
     weight = torch.randn(35, 1, 3, 3)
-    result = kernels.aggregate([x], torch.ones(1), [], weight, 1)
+    (result,) = kernels.aggregate([x], [1], torch.ones(1), [], [weight], 1)
     assert result[0, 3].isnan().all() and result.isnan().sum() == 36
 
 
@@ -128,15 +128,15 @@ def test_what_the_kernels_do_not_take_is_native(kernels: Kernels, what: str) -> 
         "no images": image(images=0),
     }[what]
     weight = torch.randn(x.shape[1], 1, 3, 3, dtype=x.dtype)
-    arguments: Any = ([x, x], torch.tensor([0.3, 0.6]), [], weight, 1)
-    assert torch.equal(torch.ops.randwire.aggregate(*arguments), native.aggregate(*arguments))
+    arguments: Any = ([x, x], [2], torch.tensor([0.3, 0.6]), [], [weight], 1)
+    assert torch.equal(torch.ops.randwire.aggregate(*arguments)[0], native.aggregate(*arguments)[0])
 
 
 def check_falls_back(caplog: pytest.LogCaptureFixture, reason: str) -> None:
     x, weight = image(), torch.randn(35, 1, 3, 3)
     for _ in range(2):
-        result = torch.ops.randwire.aggregate([x], torch.ones(1), [], weight, 2)
-    assert torch.equal(result, native.aggregate([x], torch.ones(1), [], weight, 2))
+        (result,) = torch.ops.randwire.aggregate([x], [1], torch.ones(1), [], [weight], 2)
+    assert torch.equal(result, native.aggregate([x], [1], torch.ones(1), [], [weight], 2)[0])
     (said,) = [r for r in caplog.records if r.name == cpu_kernels.__name__]
     assert said.levelno == logging.WARNING and reason in said.getMessage()
     assert "\n" not in said.getMessage()

@@ -31,6 +31,7 @@ from randwire_d2.benchmark.models import forward
 from randwire_d2.modeling import fused
 from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.ops import native, probe
+from randwire_d2.ops.launches import MOST_GRADS, MOST_INPUTS, shared
 from randwire_d2.wiring import Dag, random_graph
 from randwire_d2.wiring.plan import Plan
 from randwire_d2.wiring.schedule import peak_of, schedule
@@ -67,15 +68,16 @@ def operator_arguments(n: int, affine: bool) -> dict[str, tuple[Any, ...]]:
     parameters = torch.randn(2, 2, 5, dtype=torch.float64)
     both = [inputs[0], image()]
     moments = native.batch_norm_statistics(both, parameters, 1e-5)[1]
-    norms = (inputs + [image()], [n, 1], torch.rand(n + 1, dtype=torch.float64), both)
-    aggregated = (inputs, coefficients, affines, weight)
+    read = (inputs + [image()], [n, 1], torch.rand(n + 1, dtype=torch.float64))
+    more = [*affines, parameters[0]] if affine else []
+    aggregated = (*read, more, [weight, torch.randn_like(weight)], 2)
     return {
         "weighted_sum": (inputs, coefficients, affines),
-        "weighted_sum_backward": (inputs, coefficients, image(), parameters[0]),
-        "aggregate": (*aggregated, 2),
-        "aggregate_backward": (image(5, 2, 2), *aggregated, 2, [True, n > 1]),
+        "weighted_sum_backward": (*read, both, [*parameters.clone()]),
+        "aggregate": aggregated,
+        "aggregate_backward": ([image(5, 2, 2), image(5, 2, 2)], *aggregated, [True, n > 1]),
         "batch_norm_statistics": (both, parameters, 1e-5),
-        "batch_norm_backward": (*norms, parameters, moments, 1e-5),
+        "batch_norm_backward": (*read, both, parameters, moments, 1e-5),
     }
 
 
@@ -92,14 +94,14 @@ def test_operators_are_sound(name: str, n: int, affine: bool, device: torch.devi
 
 
 @pytest.mark.parametrize("want", itertools.product([True, False], repeat=2))
-def test_what_is_not_wanted_is_empty_and_shares_no_memory(want: tuple[bool, bool]) -> None:
+def test_what_is_not_wanted_is_not_there_and_nothing_shares_memory(want: tuple[bool, bool]) -> None:
     """Else an operator returns one tensor twice, which compilers take for two."""
     arguments = (*operator_arguments(2, True)["aggregate_backward"][:-1], list(want))
     operator = torch.ops.randwire.aggregate_backward.default
     torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
-    grad_data, _, result = operator(*arguments)
-    assert (grad_data.numel() > 0, result.numel() > 0) == want
-    assert grad_data is not result
+    grad_sums, _, results = operator(*arguments)
+    assert (len(grad_sums), len(results)) == (2 * want[0], 2 * want[1])
+    assert len({x.data_ptr() for x in grad_sums + results}) == len(grad_sums) + len(results)
 
 
 @pytest.mark.parametrize("weights", [(0.3,), (0.0,), (-0.5,), (0.2, 0.9, 0.4), (0.0, -0.7)])
@@ -113,7 +115,9 @@ def test_weighted_sums_with_any_coefficients(weights: tuple[float, ...]) -> None
     assert_same(native.weighted_sum(inputs, coefficients, []), expected, "sum")
     weight = torch.randn(5, 1, 3, 3, dtype=torch.float64)
     convolved = nn.functional.conv2d(expected.relu(), weight, padding=1, groups=5)
-    assert_same(native.aggregate(inputs, coefficients, [], weight, 1), convolved, "aggregate")
+    n = len(weights)
+    (aggregated,) = native.aggregate(inputs, [n], coefficients, [], [weight], 1)
+    assert_same(aggregated, convolved, "aggregate")
     assert all(torch.equal(x, y) for x, y in zip(inputs, kept, strict=True)), "an input changed"
 
 
@@ -208,7 +212,7 @@ def count_of(model: str, **case: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model, traffic, launches, saved",
-    [("randwire", 1300, 839, 130), ("randwire-recompute", 1600, 1131, 60)],
+    [("randwire", 1300, 624, 130), ("randwire-recompute", 1600, 1077, 60)],
 )
 def test_a_training_step_of_c109(model: str, traffic: int, launches: int, saved: int) -> None:
     """Else a training step moves more than half of what other implementations do (2570 MB per image
@@ -235,8 +239,8 @@ def test_a_detectors_training_step(model: str, traffic: int, saved: int) -> None
 @pytest.mark.parametrize(
     ("case", "casts", "launches"),
     [
-        ({"batch": 8}, 23, 862),
-        ({"batch": 1, "height": 800, "width": 1344, "detection": True}, 40, 661),
+        ({"batch": 8}, 23, 647),
+        ({"batch": 1, "height": 800, "width": 1344, "detection": True}, 40, 473),
     ],
 )
 def test_mixed_precision_casts_a_stages_weights_at_once(
@@ -398,8 +402,8 @@ def fail(*_: Any) -> Any:
 
 
 def off_by_a_little(*arguments: Any) -> Any:
-    grad, *others = native.aggregate_backward(*arguments)
-    return grad * (1 + 1e-8), *others
+    grads, *others = native.aggregate_backward(*arguments)
+    return [grad * (1 + 1e-8) for grad in grads], *others
 
 
 @pytest.mark.parametrize(
@@ -460,13 +464,17 @@ def test_the_probe_sees_all_that_a_stage_asks_for() -> None:
             original = getattr(torch.ops.randwire, name)
 
             def note(*arguments: Any, name: str = name, original: Any = original) -> Any:
-                lists = [len(a) for a in arguments if isinstance(a, (list, tuple))]
-                rest = [a for a in arguments if isinstance(a, int)]
-                if name == "batch_norm_backward":
-                    calls.update((name, "readers", n) for n in arguments[1])
-                    calls.add((name, "nodes", lists[1]))
-                else:
-                    calls.add((name, *lists[: 2 if name.startswith("agg") else 1], *rest))
+                lists: list[Any] = [a for a in arguments if isinstance(a, list) and a]
+                read = next((a for a in lists if isinstance(a[0], int)), [len(lists[0])])
+                others: tuple[Any, ...] = ()
+                if name.startswith("agg"):
+                    *_, affines, weights, stride = arguments[: -1 if "back" in name else None]
+                    others = bool(affines), stride, len(weights[0])
+                most = MOST_INPUTS if others else MOST_GRADS
+                for some in shared(read, most):
+                    calls.add((name, max(read[some]), len(read[some]), *others))
+                if "norm_backward" in name:
+                    calls.add((name, "nodes", len(read)))
                 return original(*arguments)
 
             patches.enter_context(mock.patch.object(ops, name, note))
@@ -528,12 +536,13 @@ def test_too_few_values_for_a_batch_norm_are_refused() -> None:
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_torch_compile(norm: str) -> None:
     """Else a user's torch.compile fails or breaks the graph in each stage, or computes something
-    else; the operators stay as they are in it."""
-    backbone = randomise(RandWire(draw_spec("small", "WS"), norm=norm)).train()
+    else; the operators stay as they are in it. In float64: the two sum in another order where
+    autograd of PyTorch 2.7 does, which float32 shows in the small elements of large gradients."""
+    backbone = randomise(RandWire(draw_spec("small", "WS"), norm=norm)).train().double()
     twin = copy.deepcopy(backbone)
     torch._dynamo.reset()
     compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     for model in (backbone, compiled):
         sum(feature.square().mean() for feature in model(x).values()).backward()
     for (name, ours), theirs in zip(backbone.named_parameters(), twin.parameters(), strict=True):
@@ -616,9 +625,9 @@ def test_a_model_that_was_cast_loses_no_more_than_its_nodes(
     kept = copy.deepcopy(stage.state_dict())
     errors, wide, aggregate = {}, set(), ops.aggregate
 
-    def note(inputs: Any, coefficients: Tensor, affines: Any, *others: Any) -> Tensor:
+    def note(inputs: Any, degrees: Any, coefficients: Tensor, affines: Any, *others: Any) -> Any:
         wide.update(tensor.dtype for tensor in (coefficients, *affines))
-        return aggregate(inputs, coefficients, affines, *others)
+        return aggregate(inputs, degrees, coefficients, affines, *others)
 
     for run in (RandWireStage.run_fused, RandWireStage.run_nodes):
         stage.load_state_dict(kept)

@@ -7,104 +7,56 @@ that nobody disturbed, to the last bit.
 import os
 import re
 import signal
-import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed.run
-from helpers import ROOT, Tool, assert_equal, draw_image_folders, run_tool, wait_until
+from helpers import ROOT, Tool, assert_equal, run_tool, wait_until
+from launching import COMMANDS, TOOL, TORCHRUN, arguments, command, final, free_port
+from torch.distributed import HashStore
 
 from randwire_d2.classification import load_config
 from randwire_d2.engine import argument_parser
-
-TOOL = "pretrain_imagenet.py"
-TORCHRUN = Path(torch.distributed.run.__file__)
-ITERATIONS = 18
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("images")
-    draw_image_folders(root, val=5)
-    return root
-
-
-def arguments(folders: Path, output: Path, *flags: object, workers: int = 0) -> list[object]:
-    return [
-        "--config-file", ROOT / "configs/imagenet/randwire_c78_250ep.yaml", *flags,
-        "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6,
-        "MODEL.RANDWIRE.EDGE_DROP_PROB", 0.5, "MODEL.RANDWIRE.EDGE_DROP_SCOPE", "batch",
-        # Runs in different folders are compared to the bit: none may time its stages.
-        "MODEL.RANDWIRE.FUSED", "on", "MODEL.CLASSIFIER.DROPOUT", 0.5,
-        "MODEL.CLASSIFIER.NUM_CLASSES", 3,
-        "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
-        "INPUT.TRAIN_CROP_SIZE", 32, "INPUT.TEST_CROP_SIZE", 32, "SOLVER.EPOCHS", 0,
-        "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER", ITERATIONS,
-        "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.EVAL_PERIOD", 0, "SEED", 1, "OUTPUT_DIR", output,
-        "DATALOADER.NUM_WORKERS", workers,
-    ]  # fmt: skip
-
-
-def final(output: Path) -> dict[str, Any]:
-    """All that a training ended with, but for its config, which may name other workers."""
-    checkpoint = torch.load(output / "model_final.pth", weights_only=True)
-    del checkpoint["config"]
-    return checkpoint
-
-
-@pytest.fixture(scope="module")
-def alone(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of an undisturbed run of one process."""
-    output = tmp_path_factory.mktemp("alone") / "run"
-    run_tool(TOOL, *arguments(folders, output), log=output.with_name("log"))
-    return output
-
-
-@pytest.fixture(scope="module")
-def two(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of an undisturbed run of two processes, by --num-gpus."""
-    output = tmp_path_factory.mktemp("two") / "run"
-    flags = ("--num-gpus", 2, "--dist-url", "auto")
-    run_tool(TOOL, *arguments(folders, output, *flags), log=output.with_name("log"))
-    return output
-
+from randwire_d2.engine.torchrun import agree
 
 # -------------------------------------------------------------------------------------------------
 # torchrun
 # -------------------------------------------------------------------------------------------------
 
 
-def torchrun(flags: tuple[object, ...], given: list[object]) -> list[object]:
-    return [*flags, ROOT / "tools" / TOOL, *given]
-
-
 @pytest.mark.slow
 def test_torchrun_on_one_machine_is_num_gpus(folders: Path, two: Path, tmp_path: Path) -> None:
     """Wrong: torchrun's processes start others, train models of their own, or all of them talk."""
     output = tmp_path / "run"
-    flags = ("--standalone", "--nproc-per-node", 2)
-    given = torchrun(flags, arguments(folders, output))
+    given = command("torchrun", folders, output, nproc_per_node=2)
     said = run_tool(TORCHRUN, *given, log=tmp_path / "log")
     assert_equal(final(output), final(two))
     assert said.count("Starting training from iteration 0") == 1
     assert said.count("The training has ended after") == 1
 
 
+def test_the_commands_that_are_documented_are_tested() -> None:
+    """Wrong: what stands in the README does not run."""
+    documented = set()
+    for page in ("README.md", "GUIDE.md"):
+        for block in re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("torchrun") or "--slurm" in line:
+                    documented.add(" ".join(line.partition("#")[0].split()))
+    assert documented and documented <= set(COMMANDS.values())
+
+
 @pytest.mark.slow
 def test_torchrun_on_two_machines_is_num_gpus(folders: Path, two: Path, tmp_path: Path) -> None:
     """Wrong: a machine is taken for all, or its only process for a training of its own."""
-    output = tmp_path / "run"
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    output, port = tmp_path / "run", free_port()
     machines = []
     for rank in range(2):
-        flags = ("--nnodes", 2, "--node-rank", rank, "--nproc-per-node", 1,
-                 "--master-addr", "127.0.0.1", "--master-port", port)  # fmt: skip
-        given = torchrun(flags, arguments(folders, output))
+        words = {"node_rank": rank, "nproc_per_node": 1, "master_port": port}
+        given = command("two machines", folders, output, **words)
         machines.append(Tool(TORCHRUN, *given, log=tmp_path / f"log{rank}"))
     for machine in machines:
         assert machine.wait() == 0, machine.said[-3000:]
@@ -115,14 +67,58 @@ def test_torchrun_on_two_machines_is_num_gpus(folders: Path, two: Path, tmp_path
 def test_a_worker_that_is_killed_is_restarted(folders: Path, two: Path, tmp_path: Path) -> None:
     """Wrong: the processes that torchrun starts again begin anew, or go on with other weights."""
     output = tmp_path / "run"
-    flags = ("--standalone", "--nproc-per-node", 2, "--max-restarts", 1)
-    given = torchrun(flags, arguments(folders, output, "--resume"))
+    given = command("torchrun, restarts", folders, output, nproc_per_node=2)
     # After it has gone on from the checkpoint before, there is no third.
     moment = f"os.rename {output}/last_checkpoint 3 process"
     tool = Tool(TORCHRUN, *given, log=tmp_path / "log", kill_at=moment)
     assert tool.wait() == 0, tool.said[-3000:]
     assert re.findall(r"Starting training from iteration (\d+)", tool.said) == ["0", "10"]
     assert_equal(final(output), final(two))
+
+
+@pytest.mark.slow
+def test_a_worker_is_restarted_on_two_machines(folders: Path, two: Path, tmp_path: Path) -> None:
+    """Wrong: the processes of a second start take the addresses of the first one's for theirs, or
+    wait for each other under different names: each machine counts its own restarts."""
+    output = tmp_path / "run"
+    words = {"nproc_per_node": 1, "rdzv_endpoint": f"127.0.0.1:{free_port()}"}
+    given = command("two machines, restarts", folders, output, **words)
+    # Only the first process, on either machine, writes checkpoints.
+    moment = f"os.rename {output}/last_checkpoint 3 process"
+    machines = [Tool(TORCHRUN, *given, log=tmp_path / f"log{i}", kill_at=moment) for i in range(2)]
+    for machine in machines:
+        assert machine.wait() == 0, machine.said[-3000:]
+    said = "".join(machine.said for machine in machines)
+    assert re.findall(r"Starting training from iteration (\d+)", said) == ["0", "10"]
+    assert_equal(final(output), final(two))
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_named_in_one_line(folders: Path, tmp_path: Path) -> None:
+    """Wrong: the tool goes on without it, or ends with two tracebacks."""
+    output = tmp_path / "run"
+    given = command("one machine", folders, output, "--dist-url", "auto", num_gpus=2)
+    moment = f"os.rename {output}/last_checkpoint 2 process"
+    tool = Tool(TOOL, *given, log=tmp_path / "log", kill_at=moment)
+    assert tool.wait() == 1
+    expected = f"{TOOL}: error: process 0 of this machine was ended by SIGKILL, and so the others"
+    assert tool.said.splitlines()[-1].startswith(expected)
+    assert (output / "last_checkpoint").exists()
+
+
+@pytest.mark.parametrize("stale", [{}, {"start/0": "a", "start/1": "b", "starts": '["a", "b"]'}])
+def test_a_start_has_a_name_of_its_own(stale: dict[str, str]) -> None:
+    """Wrong: what an earlier start has left in torchrun's store is taken for this one's."""
+    store = HashStore()
+    names = []
+    for _ in range(3):
+        for key, value in stale.items():
+            store.set(key, value)
+        with ThreadPoolExecutor(3) as pool:
+            found = set(pool.map(lambda rank: agree(store, rank, 3), range(3)))
+        assert len(found) == 1
+        names += found
+    assert len(set(names)) == 3
 
 
 @pytest.mark.parametrize(
@@ -184,7 +180,7 @@ def iterations_done(said: str, number: signal.Signals) -> int:
 @pytest.mark.parametrize(
     ("number", "victim", "workers"),
     [
-        (signal.SIGTERM, "process", 0),
+        (signal.SIGUSR2, "process", 0),
         (signal.SIGTERM, "group", 1),
         (signal.SIGUSR1, "group", 1),
         (signal.SIGINT, "group", 1),
@@ -252,8 +248,8 @@ def test_the_tool_hands_a_signal_to_its_processes(folders: Path, tmp_path: Path)
 def test_torchrun_that_is_ended_leaves_a_checkpoint(folders: Path, tmp_path: Path) -> None:
     """Wrong: torchrun's SIGTERM to the groups of its workers costs their loaders' workers."""
     output = tmp_path / "run"
-    flags = ("--standalone", "--nproc-per-node", 2)
-    given = torchrun(flags, [*arguments(folders, output, workers=1), "SOLVER.MAX_ITER", 10**6])
+    given = command("torchrun", folders, output, workers=1, nproc_per_node=2)
+    given += ["SOLVER.MAX_ITER", 10**6]
     tool = Tool(TORCHRUN, *given, log=tmp_path / "log")
     assert ended_amid(lambda p: os.kill(p, signal.SIGTERM), tool, output, signal.SIGTERM)
     assert "DataLoader worker" not in tool.said
@@ -277,6 +273,38 @@ def test_a_detector_that_is_ended_goes_on(tmp_path: Path) -> None:
     said = run_tool("train_net.py", *given, "SOLVER.MAX_ITER", done + 1, log=log)
     assert f"Starting training from iteration {done}" in said
     assert (output / "model_final.pth").exists()
+
+
+def states(group: int) -> list[str]:
+    """The states of a process group's processes, as Linux has them: R, S, T, Z."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, its_group, *_ = path.read_text().rpartition(")")[2].split()
+            if int(its_group) == group:
+                found.append(state)
+    return found
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_processes_that_hang(folders: Path, tmp_path: Path) -> None:
+    """Wrong: the tool ends, and its processes keep their GPUs for as long as they hang."""
+    output = tmp_path / "run"
+    given = command("one machine", folders, output, "--dist-url", "auto", num_gpus=2)
+    moment = f"open {folders / 'train'}/ 30 process SIGSTOP"
+    tool = Tool(TOOL, *given, log=tmp_path / "log", kill_at=moment)
+    group = tool._process.pid
+    assert group is not None
+    wait_until(lambda: states(group).count("T") == 2)
+
+    def has_ended() -> bool:  # signals that come together are one
+        with suppress(ProcessLookupError):
+            tool.send(signal.SIGINT, alone=True)
+        return not tool._process.is_alive()
+
+    wait_until(has_ended)
+    assert tool.wait() == -signal.SIGINT, tool.said[-3000:]
+    wait_until(lambda: not set(states(group)) - {"Z"})
 
 
 @pytest.mark.slow

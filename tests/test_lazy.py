@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,20 @@ import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.config import LazyCall as L
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from helpers import ROOT, refusal, run_tool
+from helpers import ROOT, Tool, refusal, run_tool, wait_until
+from launching import TORCHRUN
 from omegaconf import DictConfig
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire
 from randwire_d2.config import detector_config, merge_file
+from randwire_d2.data import training_mapper
 from randwire_d2.data.shapes import CLASSES
-from randwire_d2.engine import Trainer
 from randwire_d2.engine.lazy import load_lazy_config
 from randwire_d2.runs import RunFolder
 
@@ -147,7 +151,11 @@ def test_yaml_and_lazy_are_one_detector(name: str) -> None:
             scheduler.last_epoch = iteration
         rates = [rate for scheduler in schedulers for rate in scheduler.get_lr()]
         assert rates == pytest.approx([rates[0]] * len(rates), rel=1e-12)
-    loaders = (lambda: Trainer.build_train_loader(cfg), lambda: instantiate(lazy.dataloader.train))
+    # Detectron2's loader of both: Trainer's has its own order, in which a training can go on.
+    loaders = (
+        lambda: build_detection_train_loader(cfg, mapper=training_mapper(cfg)),
+        lambda: instantiate(lazy.dataloader.train),
+    )
     for model, optimizer, loader in zip(models, optimizers, loaders):
         seed_all_rng(2)
         found.append(first_losses(model.train(), optimizer, loader()))
@@ -254,3 +262,23 @@ def test_only_python_is_read_as_python(tmp_path: Path) -> None:
         load_lazy_config(parse(config))
     said = refusal(TOOL, "--config-file", tmp_path / "config.yaml", log=tmp_path / "log")
     assert "is no LazyConfig" in said
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_a_signal_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """Wrong: torchrun's processes start others, or a signal costs what was trained."""
+    output = tmp_path / "run"
+    given = ["--config-file", LAZY / f"{FASTER}.py", *DATA, *SMALL, f"train.output_dir={output}"]
+    given += ["train.max_iter=100000", "train.log_period=1", "train.eval_period=0"]
+    given += ["dataloader.train.mapper.augmentations.0.short_edge_length=[96]",
+              "model.backbone.bottom_up.fused=off"]  # fmt: skip
+    flags = ("--standalone", "--nproc-per-node", 2, ROOT / "tools" / TOOL)
+    tool = Tool(TORCHRUN, *flags, *given, log=tmp_path / "log")
+    metrics = output / "metrics.json"
+    wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    tool.send(signal.SIGTERM, alone=True)
+    assert tool.wait() != 0
+    (done,) = re.findall(r"SIGTERM ends the training after (\d+) iterations", tool.said)
+    name = (output / "last_checkpoint").read_text()
+    checkpoint = torch.load(output / name, weights_only=True)
+    assert checkpoint["iteration"] == int(done) - 1

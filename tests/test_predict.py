@@ -394,7 +394,8 @@ def test_a_video_is_read_frame_by_frame(detector: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut"
     options = ["--output", out, "--device", "cpu", "--batch", 4, "--no-pictures"]
     assert predict(detector, tmp_path / "cut.avi", *options) == 1
-    assert {r["image_id"] for r in results(out)} == {1, 2, 3}
+    kept = {r["image_id"] for r in results(out)}
+    assert kept in ({1, 2, 3}, {1, 2, 3, 4})  # OpenCV 4.8 reads half a frame as one
     assert not (out / "pictures").exists()
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from helpers import ROOT, Tool, assert_equal, draw_image_folders, last_metrics, refusal, run_tool
 
+from randwire_d2.data import make_shards
+
 TOOL = "pretrain_imagenet.py"
 # Five epochs of 44 files, of which two are broken.
 ITERATIONS = 28
@@ -183,6 +185,24 @@ def test_two_processes_one_of_them_killed_end_the_same(
         "MODEL.RANDWIRE.SEED", 5, "TEST.EXPECTED_RESULTS", expected, "DATALOADER.NUM_WORKERS", 1,
         flags=("--eval-only", "--config-from-weights"),
     ), log=tmp_path / "evaluated.log")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_on_shards_a_killed_run_ends_as_one_on_their_folder(
+    undisturbed: tuple[Path, str], folders: Path, tmp_path: Path
+) -> None:
+    """Wrong: what is trained on tar shards are other images, or a resumed run gets others."""
+    shards, output = tmp_path / "shards", tmp_path / "run"
+    for split in ("train", "val"):
+        make_shards(str(folders / split), shards / split, images=10)
+    moments = [("os.rename model_0000009.pth 1 group", 0), ("os.rename last_checkpoint 4 group", 5)]
+    for moment, start in moments:
+        log = train_until(moment, shards, output, workers=1)
+        assert first_iteration(log) == start, moment
+    log = train(shards, output, workers=0, flags=("--resume",))
+    assert first_iteration(log) > 5
+    assert_equal(checkpoints(output), checkpoints(undisturbed[0]))
+    assert accuracy(output) == accuracy(undisturbed[0])
 
 
 def test_a_data_set_of_broken_images_ends_the_run(tmp_path: Path) -> None:

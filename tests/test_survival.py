@@ -1,18 +1,45 @@
 """Nothing is lost: damaged files, full disks, losses that are no number, second processes."""
 
+import errno
 import logging
+import multiprocessing
 import os
+import resource
+import signal
+import subprocess
+import sys
+import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import create_ddp_model
+from detectron2.utils.events import EventStorage, JSONWriter
+from helpers import FORK_SERVER, ROOT, assert_equal, draw_image_folders, wait_until
+from torch import Tensor, nn
+from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader, Dataset
 
+from randwire_d2.benchmark.memory import MemoryWatch
 from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
 from randwire_d2.checksum import DamagedFile, check_whole, is_whole
-from randwire_d2.engine.saving import PeriodicCheckpointer
+from randwire_d2.classification.data import read_image
+from randwire_d2.cli.measure_memory import watch_prediction, watch_training
+from randwire_d2.config import detector_config
+from randwire_d2.data import patience
+from randwire_d2.data.patience import DiskGone, PatientMapper
+from randwire_d2.engine import argument_parser, load_config, train_or_evaluate
+from randwire_d2.engine.failures import explained
+from randwire_d2.engine.finite import FiniteTrainer, FiniteWeights
+from randwire_d2.engine.lock import locked
+from randwire_d2.engine.saving import PeriodicCheckpointer, PeriodicWriter
 from randwire_d2.runs import RunFolder
 
 # -------------------------------------------------------------------------------------------------
@@ -136,3 +163,403 @@ def test_the_last_whole_checkpoint_is_never_deleted(tmp_path: Path) -> None:
         left.append([int(p.stem[-7:]) for p in sorted(tmp_path.glob("model_*.pth"))])
     assert left == [[0], [0, 1], [2]]
     assert RunFolder(tmp_path).last_checkpoint.name == "model_0000002.pth"
+
+
+# -------------------------------------------------------------------------------------------------
+# A disk that is full
+# -------------------------------------------------------------------------------------------------
+
+FULL = 200_000  # bytes
+
+
+@contextmanager
+def full_disk(folder: Path, kind: str) -> Iterator[None]:
+    """Within it, the folder takes no file of more than ``FULL`` bytes."""
+    if kind == "limit":
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        return
+    command = ["mount", "-t", "tmpfs", "-o", f"size={FULL}", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("only root may mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("kind", ["limit", "tmpfs"])
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, kind: str) -> None:
+    """Wrong: half a file stays, the older one is lost, or PyTorch's riddle is all that is said."""
+    model = torch.nn.Linear(100, 100)
+    with full_disk(tmp_path, kind):
+        checkpointer = RandWireCheckpointer(model, str(tmp_path))
+        checkpointer.save("model_0000001", iteration=1)
+        checkpointer.add_checkpointable("more", torch.nn.Linear(500, 500))
+        with pytest.raises(OSError, match="model_0000002.pth can't be written") as e:
+            checkpointer.save("model_0000002", iteration=2)
+        assert "it needs 1.0 MB" in str(e.value) and "free" in str(e.value)
+        assert "\n" not in str(e.value)
+        assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
+        rest = RandWireCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
+        assert rest["iteration"] == 1
+
+
+def test_too_little_room_is_said_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: the training ends in the night, and nobody was warned in the evening."""
+    hook = PeriodicCheckpointer(RandWireCheckpointer(torch.nn.Linear(9, 9), str(tmp_path)), 1)
+    hook.trainer = SimpleNamespace(max_iter=1, start_iter=0)
+    for free, said in ((1500, 0), (1400, 1)):  # two times 90 weights and their momenta
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        hook.before_train()
+        assert caplog.text.count("there is no room for two") == said
+
+
+def test_figures_that_cannot_be_written_end_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # and back
+    hook = PeriodicWriter([JSONWriter(str(tmp_path / "metrics.json"))], 1)
+    hook.trainer = SimpleNamespace(iter=0, max_iter=9)
+    with EventStorage() as storage, full_disk(tmp_path, "limit"):
+        for _ in range(3):
+            storage.put_scalar("x" * FULL, 1.0)
+            hook.after_step()
+            storage.step()
+        assert caplog.text.count("JSONWriter can't write") == 1
+        hook.after_train()
+
+
+# -------------------------------------------------------------------------------------------------
+# Losses that are no number
+# -------------------------------------------------------------------------------------------------
+
+
+class Norm(nn.Module):
+    """Its loss is what its images say; its norm keeps statistics of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        x = torch.stack([image["x"] for image in batch])
+        if torch.isinf(x).any():
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        return {"loss_a": (self.norm(x) * x).mean(), "loss_b": x.square().mean() / 9}
+
+
+def batches(values: list[float], rank: int = 0) -> list[list[dict[str, Any]]]:
+    names = [f"{i}_{rank}_a.jpg" for i in range(len(values))]
+    return [
+        [{"file_name": name, "x": torch.tensor([value])}, {"x": torch.tensor([value + 1])}]
+        for name, value in zip(names, values)
+    ]
+
+
+def train(
+    values: list[float], skip: int = 0, rank: int = 0, folder: Path | None = None, lr: float = 0.1
+) -> dict[str, Tensor]:
+    """The model after an iteration of each value; weights and statistics."""
+    torch.manual_seed(0)
+    model = Norm()
+    wrapped = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    trainer = FiniteTrainer(wrapped, batches(values, rank), optimizer)
+    trainer.skip_nonfinite = skip
+    if folder is not None:
+        trainer.checkpointer = RandWireCheckpointer(model, str(folder))
+        trainer.checkpointer.save("model_0000000", iteration=0)
+    trainer.train(0, len(values))
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["loss", "inside"])
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, bad: float) -> None:
+    """Wrong: it goes on for a while, or says neither when, nor with what, nor what is left."""
+    with pytest.raises(FloatingPointError) as e:
+        train([1.0, 2.0, bad, 3.0], folder=tmp_path)
+    assert "\n" not in str(e.value)
+    for words in (
+        "the loss of iteration 2 is not finite", "2_0_a.jpg", "SOLVER.SKIP_NONFINITE",
+        f"The last good checkpoint is {tmp_path / 'model_0000000.pth'}",
+    ):  # fmt: skip
+        assert words in str(e.value)
+    with pytest.raises(FloatingPointError, match="There is no checkpoint before it"):
+        train([bad])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["loss", "inside"])
+def test_a_step_that_is_skipped_leaves_no_trace(bad: float) -> None:
+    """Wrong: its gradient is applied, or a norm's statistics are NaN from then on; or it counts
+    those that are not in a row, or allows one too many."""
+    assert_equal(train([1.0, bad, bad, 2.0, bad, 3.0], skip=2), train([1.0, 2.0, 3.0]))
+    with pytest.raises(FloatingPointError, match="iteration 3 is not finite"):
+        train([1.0, bad, bad, bad, 2.0], skip=2)
+
+
+def in_one_of_two(rank: int, folder: Path) -> list[Any]:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
+    from detectron2.utils import comm
+
+    comm.create_local_process_group(2)
+    nan = float("nan")
+    bad = [1.0, nan if rank else 5.0, 2.0]  # in the second process alone
+    found: list[Any] = [train(bad, 1, rank), train([1.0, 2.0], 1, rank)]
+    try:
+        train(bad, 0, rank, folder / "run")
+    except FloatingPointError as e:
+        found.append(str(e))
+    torch.distributed.destroy_process_group()
+    return found
+
+
+@pytest.mark.slow
+def test_all_processes_skip_and_stop_together(tmp_path: Path) -> None:
+    """Wrong: the process whose own loss is finite applies the mean gradient, which is NaN, or waits
+    for the other one without an end."""
+    (tmp_path / "run").mkdir()
+    with FORK_SERVER.Pool(2) as pool:
+        first, second = pool.starmap(in_one_of_two, [(rank, tmp_path) for rank in range(2)])
+    for skipped, without, said in (first, second):
+        assert_equal(skipped, without)
+        assert "iteration 1 is not finite" in said and "1_1_a.jpg" in said
+        assert "1_0_a.jpg" not in said and "model_0000000.pth" in said
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    """Wrong: a finite loss had an infinite gradient, and what --resume goes on from is NaN; or
+    steps with such weights are skipped, as if the next images could do better."""
+    model = nn.Linear(1, 1)
+    checkpointer = RandWireCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0000003", iteration=3)
+    hook = FiniteWeights(checkpointer, 2)
+    nn.init.constant_(model.bias, float("nan"))
+    hook.trainer = SimpleNamespace(iter=4, max_iter=9)
+    hook.after_step()  # there is no checkpoint
+    hook.trainer.iter = 5
+    with pytest.raises(FloatingPointError, match=r"iteration 5, and are not saved.*0000003\.pth"):
+        hook.after_step()
+
+    norm = Norm()
+    nn.init.constant_(norm.norm.bias, float("nan"))
+    trainer = FiniteTrainer(norm, batches([1.0]), torch.optim.SGD(norm.parameters(), 0.1))
+    trainer.skip_nonfinite = 9
+    with pytest.raises(FloatingPointError, match="iteration 0 is not finite"):
+        trainer.train(0, 1)
+
+
+def test_a_spike_of_the_loss_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "randwire_d2.engine.finite"):
+        train([1.0] * 30 + [40.0, 40.0] + [1.0] * 9, lr=0.0)
+    (line,) = caplog.messages
+    assert line.startswith("The loss of iteration 30 is ") and line.endswith("of 30_0_a.jpg")
+
+
+# -------------------------------------------------------------------------------------------------
+# Two processes in one folder
+# -------------------------------------------------------------------------------------------------
+
+
+def hold(folder: Path) -> None:
+    with locked(str(folder)):
+        worker = os.fork()
+        if not worker:  # as a loader's, it outlives the process
+            time.sleep(60)
+            os._exit(0)
+        (folder / "worker").write_text(str(worker))
+        time.sleep(60)
+
+
+def test_a_second_training_is_refused_until_the_first_one_ends(tmp_path: Path) -> None:
+    """Wrong: two trainings overwrite each other's files; or one that was killed can't be resumed,
+    for ever or until its workers have noticed; or nothing is said of who it is."""
+    config = str(ROOT / "configs/faster_rcnn_randwire_shapes.yaml")
+    args = argument_parser().parse_args(["--config-file", config, "OUTPUT_DIR", str(tmp_path)])
+    cfg = load_config(args)
+    first = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path,))
+    first.start()
+    assert first.pid is not None
+    worker = tmp_path / "worker"
+    wait_until(lambda: worker.is_file() and worker.read_text() != "")
+    with pytest.raises(
+        ValueError, match=f"in use by another training, process {first.pid} on"
+    ) as e:
+        train_or_evaluate(cfg, args)
+    assert "\n" not in str(e.value)
+    assert sorted(os.listdir(tmp_path)) == ["training.lock", "worker"], "something was written"
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    with locked(str(tmp_path)):
+        os.kill(int(worker.read_text()), signal.SIGKILL)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    says = "OUTPUT_DIR .*run' can't be written .Not a directory"
+    with pytest.raises(ValueError, match=says), locked(str(tmp_path / "file" / "run")):
+        pass
+
+
+# -------------------------------------------------------------------------------------------------
+# Data: workers that are killed, a disk that is away
+# -------------------------------------------------------------------------------------------------
+
+
+class Killed(Dataset):
+    """Images, one of which is the end of the worker that reads it."""
+
+    def __len__(self) -> int:
+        return 99
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(3)
+
+
+def test_the_end_of_a_worker_is_explained() -> None:
+    """Wrong: "Connection reset by peer", or nothing but a number of a process, is said."""
+    says = "a worker that reads images was killed.*lower DATALOADER.NUM_WORKERS 1"
+    with pytest.raises(ChildProcessError, match=says) as e, explained("DATALOADER.NUM_WORKERS 1"):
+        for _ in DataLoader(Killed(), num_workers=1):
+            pass
+    assert "\n" not in str(e.value)
+
+
+def test_what_a_worker_says_is_said_without_its_traceback() -> None:
+    with pytest.raises(DiskGone, match="^a.jpg can't be read: gone$"), explained(""):
+        try:
+            raise DiskGone("a.jpg can't be read: gone")
+        except DiskGone:  # as PyTorch hands it over
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+
+WITH_LITTLE_SHARED_MEMORY = """
+import torch
+from torch.utils.data import DataLoader
+from randwire_d2.engine.failures import explained
+
+try:
+    with explained("DATALOADER.NUM_WORKERS 1"):
+        for batch in DataLoader(torch.zeros(99, 1000, 1000), num_workers=1):
+            pass
+except ChildProcessError as e:
+    print(e)
+"""
+
+
+@pytest.mark.slow
+def test_full_shared_memory_is_explained() -> None:
+    command = f'mount -t tmpfs -o size=2m tmpfs /dev/shm && {sys.executable} -c "$CODE"'
+    environment = {**os.environ, "CODE": WITH_LITTLE_SHARED_MEMORY}
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command], env=environment, capture_output=True, text=True
+    )
+    if "permitted" in done.stderr or "permission" in done.stderr:
+        pytest.skip("only root may mount a file system")
+    assert "a worker has no room in /dev/shm" in done.stdout, done.stderr
+    assert "--shm-size" in done.stdout and "lower DATALOADER.NUM_WORKERS 1" in done.stdout
+
+
+def test_the_log_has_no_traceback_of_a_full_disk(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrong: the line that says what to do is lost among those of Detectron2's; or a bug's
+    traceback is lost."""
+    trainer = FiniteTrainer(Norm(), batches([1.0]), torch.optim.SGD(Norm().parameters(), 0.1))
+    for error, has_traceback in ((OSError("the disk is full"), False), (KeyError("bug"), True)):
+        caplog.clear()
+        trainer.before_step = mock.Mock(side_effect=error)
+        with pytest.raises(type(error)), explained(""):
+            trainer.train(0, 1)
+        (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+        assert bool(record.exc_info) == has_traceback
+        assert has_traceback or record.getMessage() == "The training ends: the disk is full"
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of images that comes back in the middle of the pauses, if it is renamed."""
+    draw_image_folders(tmp_path / "disk", classes=("a",), train=2, val=1)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) % 3 == 0 and (tmp_path / "away").exists():
+            (tmp_path / "away").rename(tmp_path / "disk")
+
+    monkeypatch.setattr(patience.time, "sleep", sleep)
+    monkeypatch.setattr(patience, "PAUSES", (1.0, 2.0, 4.0, 8.0))
+    yield tmp_path / "disk"
+    monkeypatch.undo()
+
+
+def test_a_disk_that_returns_is_waited_for(disk: Path) -> None:
+    """Wrong: a network disk that is away for seconds ends a training, or its images are skipped."""
+    image = disk / "train" / "a" / "0.png"
+    mapper = PatientMapper(detector_config(), is_train=False)
+    for read in (read_image, lambda path: mapper({"file_name": path, "image_id": 0})["image"]):
+        disk.rename(disk.with_name("away"))
+        assert read(str(image)) is not None
+
+
+def test_a_disk_that_stays_away_ends_in_a_line_and_a_missing_file_is_not_waited_for(
+    disk: Path,
+) -> None:
+    image = disk / "train" / "a" / "0.png"
+    image.unlink()
+    assert read_image(str(image)) is None
+    (disk / "train" / "a").rename(disk / "elsewhere")
+    with pytest.raises(DiskGone, match=r"away for 15 s\. Bring it back.*--resume") as e:
+        read_image(str(image))
+    assert "\n" not in str(e.value)
+    error = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(DiskGone, match="Input/output error"):
+        patience.patiently(mock.Mock(side_effect=error), str(disk / "x.jpg"))
+
+
+# -------------------------------------------------------------------------------------------------
+# Memory
+# -------------------------------------------------------------------------------------------------
+
+
+def test_no_tensor_stays_behind_an_iteration(tmp_path: Path) -> None:
+    """Wrong: a training or a prediction keeps tensors of images that it has done with."""
+    config = str(ROOT / "configs/faster_rcnn_randwire_shapes.yaml")
+    options = [
+        "MODEL.RANDWIRE.CHANNELS", "4", "MODEL.RANDWIRE.NUM_NODES", "5",
+        "MODEL.RANDWIRE.FUSED", "on", "INPUT.MIN_SIZE_TRAIN", "(48, 64)",
+        "INPUT.MIN_SIZE_TEST", "48",
+        "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "8", "SOLVER.WARMUP_ITERS", "2",
+        "SOLVER.SKIP_NONFINITE", "1", "SOLVER.EMA.DECAY", "0.9", "DATASETS.TEST", "()",
+        "TEST.EVAL_PERIOD", "0", "OUTPUT_DIR", str(tmp_path),
+    ]  # fmt: skip
+    cfg = load_config(argument_parser().parse_args(["--config-file", config, *options]))
+    for watch in (watch_training(cfg, 1), watch_prediction(cfg, 8, 1)):
+        assert [s.iteration for s in watch.settled] == [2, 3, 4, 5, 6, 7]
+        least, most = watch.tensors
+        assert least == most, watch.samples
+
+
+def test_growth_is_noticed() -> None:
+    """Else the two figures prove nothing: 1 MB and a tensor are kept in each iteration."""
+    kept = []
+    with MemoryWatch(40, 1) as watch:
+        for iteration in range(40):
+            kept.append(torch.ones(1 << 18))
+            watch.look(iteration)
+    least, most = watch.tensors
+    assert (len(watch.settled), most - least) == (30, 29)
+    assert watch.slope == pytest.approx(1 << 20, rel=0.2)

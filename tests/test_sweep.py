@@ -2,11 +2,9 @@
 
 import fcntl
 import json
-import os
 import runpy
 import shutil
 import signal
-import stat
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +12,7 @@ from statistics import correlation, mean
 
 import pytest
 import yaml
+from fake_slurm import FakeSlurm
 from helpers import ROOT, Tool, run_tool, wait_until
 
 from randwire_d2 import NetworkGenerator, complexity
@@ -284,29 +283,6 @@ def test_the_lock_outlives_a_killed_sweep(runs: list[Run], trainer: tuple[str, .
     assert runs[0].status().state == "unfinished"
 
 
-SBATCH = """#!/bin/bash
-# Runs the batch file's array at once, in the background, as a cluster with free nodes would.
-script="${@: -1}"
-number=$(ls "$FAKE_SLURM" | wc -l)
-cp "$script" "$FAKE_SLURM/$number"
-count=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
-for i in $(seq 0 "${count:-0}"); do
-    if [ -n "$count" ]; then export SLURM_ARRAY_JOB_ID=$number SLURM_ARRAY_TASK_ID=$i; fi
-    SLURM_JOB_ID=$number SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 \\
-        SLURM_LOCALID=0 setsid bash "$script" > /dev/null 2>&1 &
-done
-echo "Submitted batch job $number"
-"""
-SRUN = """#!/bin/bash
-# Past srun's own options.
-while [[ "$1" == -* ]]; do
-    if [[ "$1" == --output || "$1" == --error ]]; then shift; fi
-    shift
-done
-exec "$@"
-"""
-
-
 @pytest.mark.slow
 def test_slurm_jobs_are_submitted_once_and_waited_for(
     tmp_path: Path,
@@ -316,20 +292,9 @@ def test_slurm_jobs_are_submitted_once_and_waited_for(
 ) -> None:
     """Wrong: submitit is called in a way that it does not understand, or a job is sent twice."""
     monkeypatch.setattr("randwire_d2.experiments.trainings.POLL", 0.1)
-    programs = {
-        "sbatch": SBATCH,
-        "srun": SRUN,
-        "sacct": "#!/bin/bash\n",
-        "scancel": "#!/bin/bash\n",
-    }
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "queue").mkdir()
-    for name, text in programs.items():
-        program = tmp_path / "bin" / name
-        program.write_text(text)
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_SLURM", str(tmp_path / "queue"))
+    cluster = FakeSlurm(tmp_path)
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
     for run, what in zip(runs, (70.5, "fail", 60.25)):
         plan(run, what)
     trainings = [Training(run, trainer) for run in runs]
@@ -337,12 +302,12 @@ def test_slurm_jobs_are_submitted_once_and_waited_for(
     slurm(trainings[:2], lambda: None)
     states = [run.status().state for run in runs]
     assert states == ["finished", "failed", "unfinished", "unfinished"]
-    assert "--partition=gpu" in (tmp_path / "queue" / "0").read_text()
+    assert "--partition=gpu" in cluster.script(0)
 
     # A job in the queue, of a tool that was interrupted while it waited.
     (runs[2].folder / "slurm_job").write_text("99")
     assert slurm.job(trainings[2]) is not None
-    assert len(list((tmp_path / "queue").iterdir())) == 1
+    assert len(list(cluster.queue.iterdir())) == 1
 
 
 @pytest.mark.slow

@@ -52,7 +52,11 @@ CASES = {
     "every want": Case(2, True, 1, (3, 2), 5, want=EVERY_WANT, only=("aggregate_backward",)),
     "twelve inputs": Case(12, False, 1, (2, 3), 5),
     "twenty inputs": Case(20, True, 1, (3, 2), 5, only=("aggregate", "aggregate_backward")),
-    "two nodes": Case(4, False, 1, (5, 3), 5, constants=SMALL, nodes=2, only=OPERATORS[4:]),
+    "two nodes": Case(3, True, 1, (4, 2), 5, constants=SMALL, nodes=2, only=OPERATORS[1:]),
+    "two nodes, stride 2": Case(
+        *(1, False, 2, (4, 2), 5), constants=SMALL, nodes=2, only=OPERATORS[2:4]
+    ),
+    "five nodes": Case(4, False, 1, (1, 2), 5, nodes=5, only=OPERATORS[1:4]),
     "eight nodes": Case(7, False, 1, (2, 1), 5, nodes=8, only=OPERATORS[4:]),
     "float32": Case(2, True, 1, (7, 5), 5, torch.float32),
     "float16": Case(3, True, 1, (7, 5), 5, torch.float16),
@@ -70,7 +74,8 @@ SLOW_CASES = {
     "as on a GPU, stride 2": Case(1, False, 2, (7, 9), 130, torch.float32),
     "twelve affine inputs": Case(12, True, 1, (4, 3), 33, torch.float32, constants=SMALL),
     "thirty-one inputs": Case(31, True, 1, (1, 2), 5),
-    "many nodes": Case(3, False, 1, (3, 2), 5, nodes=19, only=OPERATORS[4:]),
+    "many nodes": Case(3, True, 1, (3, 2), 5, nodes=19, only=OPERATORS[1:]),
+    "one node with many inputs": Case(18, True, 1, (3, 2), 5, nodes=4, only=OPERATORS[1:]),
     # More than the second kernels read at a time.
     "many programs": Case(
         *(1, False, 1, (12, 11), 1),
@@ -105,11 +110,10 @@ def check(case: Case, operator: str, function: Callable[..., Any], device: str =
 def check_nan() -> None:
     x = torch.full((1, 1, 3, 3), torch.nan)
     one = torch.ones(1)
-    result = triton_kernels.aggregate([x], one, [], one.expand(1, 1, 3, 3), 1)
+    read = ([x], [1], one, [], [one.expand(1, 1, 3, 3)], 1)
+    (result,) = triton_kernels.aggregate(*read)
     assert result.isnan().all(), "lost in aggregate"
-    grad, _, _ = triton_kernels.aggregate_backward(
-        x, [x], one, [], one.expand(1, 1, 3, 3), 1, (True, False)
-    )
+    (grad,), _, _ = triton_kernels.aggregate_backward([x], *read, (True, False))
     assert grad.isnan().all(), "lost in its backward"
 
 
@@ -191,13 +195,17 @@ def compiled_well() -> dict[str, str]:
 
     wrong = {}
     # 112 is a multiple of 16, for which Triton compiles other loads than for 109.
-    for n, stride, channels in [(1, 1, 109), (4, 1, 112), (16, 1, 109), (1, 2, 112), (6, 1, 109)]:
-        case = Case(n, True, stride, (8, 8), channels, torch.float16)
+    for n, stride, channels, nodes in [
+        *((1, 1, 109, 1), (4, 1, 112, 1), (16, 1, 109, 1), (1, 2, 112, 1), (6, 1, 109, 1)),
+        *((4, 1, 109, 3), (1, 2, 112, 7), (6, 1, 112, 5)),
+    ]:
+        case = Case(n, True, stride, (8, 8), channels, torch.float16, nodes=nodes)
         operators = OPERATORS[2:4] if n != 6 else OPERATORS[5:]
         for found in compile_kernels(case, operators):
             strip = found.kernel.startswith("_aggregate")
             good = found.spills <= 100 and not (strip and found.barriers + found.shuffles)
-            wrong[f"{n}, {stride}, {channels}, {found.kernel}"] = "" if good else str(found)
+            name = f"{n}, {stride}, {channels}, {nodes}, {found.kernel}"
+            wrong[name] = "" if good else str(found)
     return wrong
 
 

@@ -114,9 +114,8 @@ def examine_operators(device: str, dtype: str, channels: str) -> Report:
     """
     there, kind = torch.device(device), getattr(torch, dtype)
     _must_have_operators(there)
-    variants = probe.Variants(
-        int(channels), int(channels), (4, 5), (4, 5), (2, 4), 4, 4, True, True
-    )
+    both, edges = int(channels), ((4, 2), (5, 1))
+    variants = probe.Variants(both, both, edges, edges, (2, 4), 4, 4, True, True)
     worst = dict.fromkeys(probe.OPERATORS, 0.0)
     for batch in (True, False):
         for case in probe.cases(kind, variants._replace(batch=batch)):

@@ -52,10 +52,10 @@ class Case:
         batch: the number of images.
         height, width: the size of an image in pixels.
         detection: compare the backbones of detectors (res2 … res5, FrozenBN, FREEZE_AT 2), whose
-            loss is the sum of their features; else classifiers of 1000 classes, whose loss is the
-            cross entropy.
+            loss is the sum of their features; else classifiers, whose loss is the cross entropy.
         generator: what draws the RandWire.
         seed: the seed it draws from.
+        classes: those of a classifier.
 
     Raises:
         ValueError: the batch, the height or the width is less than 1.
@@ -67,6 +67,7 @@ class Case:
     detection: bool = False
     generator: NetworkGenerator = field(default_factory=NetworkGenerator)
     seed: int = 1
+    classes: int = CLASSES
 
     def __post_init__(self) -> None:
         for name in ("batch", "height", "width"):
@@ -90,7 +91,7 @@ class Case:
     ) -> tuple[Tensor, Tensor]:
         """Images (N, 3, H, W) of noise, and labels (N,)."""
         images = torch.randn(self.batch, 3, self.height, self.width, device=device)
-        labels = torch.arange(self.batch, device=device) % CLASSES
+        labels = torch.arange(self.batch, device=device) % self.classes
         # `to`, unlike `contiguous`, knows a format to preserve.
         return images.to(memory_format=memory_format), labels
 
@@ -120,7 +121,7 @@ def build(name: str, case: Case) -> nn.Module:
         options = RANDWIRE_OPTIONS[name]
         if case.detection:
             return RandWire(spec, norm="FrozenBN", freeze_at=2, **options)
-        return RandWireClassifier(spec, CLASSES, edge_drop_prob=0.0, **options)
+        return RandWireClassifier(spec, case.classes, edge_drop_prob=0.0, **options)
     if case.detection:
         cfg = get_cfg()
         cfg.MODEL.BACKBONE.FREEZE_AT = 2
@@ -132,7 +133,7 @@ def build(name: str, case: Case) -> nn.Module:
         "resnet50": torchvision.models.resnet50,
         "resnext50": torchvision.models.resnext50_32x4d,
     }[name]
-    return builder(weights=None, num_classes=CLASSES)
+    return builder(weights=None, num_classes=case.classes)
 
 
 def forward(

@@ -1,33 +1,40 @@
-"""What runs a backbone fastest on a CPU: PyTorch, torch.compile, ONNX Runtime or OpenVINO."""
+"""What runs a network fastest on a CPU: PyTorch, torch.compile, ONNX Runtime or OpenVINO."""
 
-import importlib.util
 import multiprocessing
 import os
-import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from detectron2.modeling import build_model
+from torch import Tensor, nn
 
-from ..export import FORMATS, BackboneGraph, fold_batch_norms
+from ..config import detector_config, merge_file, set_spec
+from ..config_files import get_config_file
+from ..export import FORMATS, BackboneGraph, DetectorGraph, check_runtime, fold_batch_norms
+from ..export import RUNTIMES as EXPORTED
 from .comparison import describe_machine
 from .markdown import MB, table
-from .models import MODELS, REFERENCE, Case, build
-from .timing import Ratio, Step, clock_of, paired, ratio
+from .models import MODELS, RANDWIRE_OPTIONS, REFERENCE, Case, build
+from .timing import Ratio, Step, clock_of, paired, quartiles, ratio
 
 RUNTIMES = {
     "eager": "PyTorch",
     "plain": "PyTorch, node by node",
-    "compile": "torch.compile",
+    "compile": "torch.compile, node by node",
+    "compile-fused": "torch.compile, fused operators",
     "onnx": "ONNX Runtime",
     "openvino": "OpenVINO",
 }
-_PLAIN = ("plain", "compile")  # node by node: torch.compile can't look into fused operators
-_COMPARED = ("randwire", REFERENCE)
+_PLAIN = ("plain", "compile")
+_OF_RANDWIRE = ("plain", "compile-fused")  # a ResNet has one way to run
+_COMPARED = {
+    "randwire": "faster_rcnn_randwire_c109_fpn_1x.yaml",
+    REFERENCE: "faster_rcnn_R_50_fpn_1x.yaml",
+}
 
 
 @dataclass(frozen=True)
@@ -55,32 +62,37 @@ def compare_runtimes(
     runtimes: Sequence[str],
     rounds: int,
     *,
+    whole: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[RuntimeRow]:
-    """Time the backbones of detectors in several runtimes, side by side, on the CPU.
+    """Time detectors, or their backbones, in several runtimes, side by side, on the CPU.
 
     Args:
-        case: the work; its backbones have frozen batch norms, whatever it says.
+        case: the work; the batch norms are frozen, whatever it says.
         runtimes: names of ``RUNTIMES``; "eager" is one of them anyway.
+        whole: Table 5's Faster R-CNNs, with random weights, in place of their backbones. PyTorch
+            takes the batch at once, an exported detector one image after the other; torch.compile
+            is given the backbone with its FPN alone, the heads' shapes depend on what they find.
 
     Raises:
         ValueError: a runtime is unknown or not installed, or there is no round; one line.
     """
-    case = replace(case, detection=True)
     names = tuple(dict.fromkeys(("eager", *runtimes)))
     _check(names)
-    pairs = [(m, r) for m in _COMPARED for r in names if (m, r) != (REFERENCE, "plain")]
+    pairs = [(m, r) for m in _COMPARED for r in names if m == "randwire" or r not in _OF_RANDWIRE]
     with tempfile.TemporaryDirectory() as folder:
-        if {"onnx", "openvino"} & set(names):
+        work = _Work(replace(case, detection=True), whole, folder)
+        if set(EXPORTED) & set(names):
             for model in _COMPARED:
                 progress(f"exporting {MODELS[model]}")
-                _export(case, model, _file(folder, model))
+                work.export(model)
         peaks = {}
         for model, runtime in pairs:
             progress(f"measuring the memory of {MODELS[model]} in {RUNTIMES[runtime]}")
-            peaks[model, runtime] = _in_a_process(case, model, runtime, folder)
+            peaks[model, runtime] = _in_a_process(work, model, runtime)
         progress(f"timing, {rounds} rounds")
-        steps = {f"{m} {r}": _step(case, m, r, folder) for m, r in pairs}
+        torch.compiler.reset()  # what was compiled for another batch would be made dynamic
+        steps = {f"{m} {r}": work.step(m, r) for m, r in pairs}
         times = paired(steps, clock_of(torch.device("cpu")), rounds, warmup=2)
     reference = times[f"{REFERENCE} eager"]
     return [
@@ -90,7 +102,9 @@ def compare_runtimes(
     ]
 
 
-def runtimes_to_markdown(rows: Sequence[RuntimeRow], case: Case, rounds: int, command: str) -> str:
+def runtimes_to_markdown(
+    rows: Sequence[RuntimeRow], case: Case, rounds: int, command: str, *, whole: bool = False
+) -> str:
     """The table, below the conditions; times and peaks are of the whole batch."""
     machine = describe_machine(torch.device("cpu"))
     where = (
@@ -101,68 +115,82 @@ def runtimes_to_markdown(rows: Sequence[RuntimeRow], case: Case, rounds: int, co
         [
             MODELS[row.model],
             RUNTIMES[row.runtime],
-            f"{statistics.median(row.times) * 1e3:,.1f}",
+            "{:,.1f} ({:,.1f} … {:,.1f})".format(*(1e3 * t for t in quartiles(row.times))),
             "{:.2f} ({:.2f} … {:.2f})".format(*row.versus),
             f"{row.peak / MB:,.0f}",
         ]
         for row in rows
     ]
     versus = f"× {MODELS[REFERENCE]} in PyTorch (quartiles)"
-    header = ["", "runtime", "time (ms)", versus, "peak (MB)"]
-    return "\n\n".join(
-        [f"`{command}`", f"{replace(case, detection=True)}", where, table(header, cells)]
-    )
+    header = ["", "runtime", "time (ms, quartiles)", versus, "peak (MB)"]
+    what = f"{'Faster R-CNNs on ' if whole else ''}{replace(case, detection=True)}"
+    if whole and case.batch > 1:
+        what += "; ONNX Runtime and OpenVINO take one image after the other"
+    return "\n\n".join([f"`{command}`", what, where, table(header, cells)])
 
 
 def _check(names: Sequence[str]) -> None:
     for name in names:
         if name not in RUNTIMES:
             raise ValueError(f"unknown runtime {name!r}; known are {', '.join(RUNTIMES)}")
-    if {"onnx", "openvino"} & set(names):
-        FORMATS["onnx"].check()
-    if "openvino" in names and importlib.util.find_spec("openvino") is None:
-        raise ValueError("the runtime openvino needs its package: pip install openvino")
+        if name in EXPORTED:
+            check_runtime(name)
 
 
-def _file(folder: str, model: str) -> str:
-    return str(Path(folder) / f"{model}.onnx")
+@dataclass(frozen=True)
+class _Work:
+    """What is run: backbones or whole detectors, and the folder for their exports."""
 
+    case: Case
+    whole: bool
+    folder: str
 
-def _export(case: Case, model: str, path: str) -> None:
-    graph = BackboneGraph(build(model, case))
-    fold_batch_norms(graph)
-    with open(path, "wb") as file:
-        FORMATS["onnx"].write(graph, case.make_inputs()[0], {"version": ""}, file)
+    def build(self, name: str) -> nn.Module:
+        """A model of ``MODELS`` in eval mode."""
+        if not self.whole:
+            return build(name, self.case).eval()
+        cfg = detector_config()
+        merge_file(cfg, get_config_file(_COMPARED[name.removesuffix("-plain")]))
+        cfg.MODEL.DEVICE = "cpu"
+        if name in RANDWIRE_OPTIONS:
+            set_spec(cfg, self.case.generator(self.case.seed))
+            cfg.MODEL.RANDWIRE.FUSED = RANDWIRE_OPTIONS[name]["fused"]
+        return build_model(cfg).eval()
 
+    def images(self) -> Tensor:
+        images, _ = self.case.make_inputs()
+        return images * 58 + 116 if self.whole else images  # a detector's are 0 … 255
 
-def _step(case: Case, model: str, runtime: str, folder: str) -> Step:
-    images, _ = case.make_inputs()
-    if runtime == "openvino":
-        run: Any = _openvino(_file(folder, model))
-    elif runtime == "onnx":
-        run, _ = FORMATS["onnx"].read(_file(folder, model))
-    else:
+    def file(self, model: str) -> str:
+        return str(Path(self.folder) / f"{model}.onnx")
+
+    def export(self, model: str) -> None:
+        network, images = self.build(model), self.images()
+        graph = DetectorGraph(network, most=0) if self.whole else BackboneGraph(network)
+        fold_batch_norms(graph)
+        with open(self.file(model), "wb") as file:
+            example = images[0] if self.whole else images
+            FORMATS["onnx"].write(graph, example, {"version": ""}, file)
+
+    def step(self, model: str, runtime: str) -> Step:
+        images = self.images()
+        if runtime in EXPORTED:
+            run = EXPORTED[runtime](self.file(model))
+            return lambda: [run(one) for one in images] if self.whole else run(images)
         plain = runtime in _PLAIN and model == "randwire"
-        run = build("randwire-plain" if plain else model, case).eval()
-        if runtime == "compile":
-            run = torch.compile(run)
+        network: Any = self.build("randwire-plain" if plain else model)
+        if runtime.startswith("compile"):
+            if self.whole:
+                network.backbone = torch.compile(network.backbone)
+            else:
+                network = torch.compile(network)
+        inputs = [{"image": one} for one in images] if self.whole else images
 
-    def step() -> object:
-        with torch.no_grad():
-            return run(images)
+        def step() -> object:
+            with torch.no_grad():
+                return network(inputs)
 
-    return step
-
-
-def _openvino(path: str) -> Callable[[Tensor], object]:
-    openvino = importlib.import_module("openvino")
-    options: Mapping[str, Any] = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    compiled = openvino.Core().compile_model(path, "CPU", options)
-    return lambda images: compiled([images.numpy()])
+        return step
 
 
 # -------------------------------------------------------------------------------------------------
@@ -170,11 +198,11 @@ def _openvino(path: str) -> Callable[[Tensor], object]:
 # -------------------------------------------------------------------------------------------------
 
 
-def _in_a_process(case: Case, model: str, runtime: str, folder: str) -> int:
+def _in_a_process(work: _Work, model: str, runtime: str) -> int:
     """The peak of a step in a process of its own: allocators keep what others have left."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, case, model, runtime, folder, torch.get_num_threads())
+    arguments = (sender, work, model, runtime, torch.get_num_threads())
     process = context.Process(target=_send_peak, args=arguments)
     process.start()
     sender.close()
@@ -188,12 +216,10 @@ def _in_a_process(case: Case, model: str, runtime: str, folder: str) -> int:
         process.join()
 
 
-def _send_peak(
-    sender: Any, case: Case, model: str, runtime: str, folder: str, threads: int
-) -> None:
+def _send_peak(sender: Any, work: _Work, model: str, runtime: str, threads: int) -> None:
     torch.set_num_threads(threads)
     before = _status("VmRSS")
-    step = _step(case, model, runtime, folder)
+    step = work.step(model, runtime)
     step()  # compiles, and fills the allocators
     with open(f"/proc/{os.getpid()}/clear_refs", "w") as f:
         f.write("5")  # the peak from here on

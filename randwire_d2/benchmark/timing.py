@@ -87,8 +87,12 @@ def paired(
 
 def ratio(times: Sequence[float], reference: Sequence[float]) -> Ratio:
     """The median and the quartiles of the ratios of times to reference within each round."""
-    ratios = [a / b for a, b in zip(times, reference, strict=True)]
-    if len(ratios) == 1:
-        return Ratio(ratios[0], ratios[0], ratios[0])
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return quartiles([a / b for a, b in zip(times, reference, strict=True)])
+
+
+def quartiles(values: Sequence[float]) -> Ratio:
+    """The median and the quartiles of one value or more."""
+    if len(values) == 1:
+        return Ratio(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Ratio(median, low, high)

@@ -1,5 +1,7 @@
 """The checkpointer: files that are whole, run no code, and fit the model they are loaded into."""
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,10 +10,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..checksum import checksummed
-from ..files import atomic_open
+from ..files import atomic_open, megabytes
 from ..pretrained.reading import check_state, read_entries
 from ..runs import RunFolder
 from .entries import Wiring, check_wiring, compare_preprocessing, entries_of, find_backbone
@@ -43,6 +46,9 @@ class RandWireCheckpointer(DetectionCheckpointer):
         class_names: of the model's classes, in the order of its outputs.
         category_ids: the ids that the data set gives them, where they have any, as COCO's do.
         checkpointables: as Detectron2's.
+
+    Attributes:
+        newest: the file that a training was resumed from, or has saved since; "" if there is none.
     """
 
     def __init__(
@@ -58,9 +64,36 @@ class RandWireCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = _AtomicPathManager()
         self._entries = entries_of(self.model, cfg, class_names, category_ids)
+        self.newest = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        super().save(name, **{**kwargs, **self._entries})
+        """As Detectron2's; what was there stays if it can't be written.
+
+        Raises:
+            OSError: the disk is full, or read-only; one line.
+        """
+        try:
+            super().save(name, **{**kwargs, **self._entries})
+        except (OSError, RuntimeError) as e:
+            error: BaseException | None = e  # torch.save raises RuntimeError in the middle of it
+            while error is not None and not isinstance(error, OSError):
+                error = error.__context__
+            if error is None:
+                raise
+            free = shutil.disk_usage(self.save_dir).free
+            raise OSError(
+                f"{os.path.join(self.save_dir, name)}.pth can't be written "
+                f"({error.strerror or error}): it needs {megabytes(self.size())}, and "
+                f"{megabytes(free)} are free. What was there is left as it was: make room, for "
+                "instance by deleting older checkpoints (SOLVER.CHECKPOINTS_TO_KEEP), and go on "
+                "with --resume"
+            ) from e
+
+    def size(self) -> int:
+        """About how many bytes a checkpoint takes now: those of its tensors."""
+        states = [part.state_dict() for part in (self.model, *self.checkpointables.values())]
+        tensors = [leaf for leaf in tree_leaves(states) if isinstance(leaf, Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As Detectron2's; but all processes go on from the checkpoint that the first one finds
@@ -80,7 +113,12 @@ class RandWireCheckpointer(DetectionCheckpointer):
         last, refusal = comm.all_gather((last, refusal))[0]
         if refusal:
             raise ValueError(refusal)
+        self.newest = last
         return self.load(last)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        super().tag_last_checkpoint(last_filename_basename)
+        self.newest = os.path.join(self.save_dir, last_filename_basename)
 
     def _torch_load(self, f: str) -> Any:
         return read_entries(f)

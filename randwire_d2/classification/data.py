@@ -6,7 +6,7 @@ augmented. So neither the number of processes and workers nor an interruption ch
 
 import logging
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from typing import Any
 
@@ -24,6 +24,8 @@ from torchvision.transforms import v2
 
 from ..data.image_folder import register_folders
 from ..data.images import center_crop, order_channels, read_rgb
+from ..data.patience import patiently
+from ..engine.random_state import mix_seeds
 from ..engine.signals import guard_workers
 
 logger = logging.getLogger(__name__)
@@ -71,9 +73,13 @@ def test_transform(cfg: CfgNode) -> v2.Transform:
 
 
 def read_image(path: str) -> Image.Image | None:
-    """An image as RGB, or None, with a warning in the log, if it can't be read."""
+    """An image as RGB, or None, with a warning in the log, if it can't be read.
+
+    Raises:
+        DiskGone: its disk is away.
+    """
     try:
-        return read_rgb(path)
+        return patiently(partial(read_rgb, path), path)
     except ValueError as e:
         logger.warning(f"Skipped {e}")
         return None
@@ -148,11 +154,6 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def mix_seeds(*numbers: int) -> int:
-    """One seed out of several; that of other numbers is unrelated."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 def _label(record: dict) -> dict[str, int]:
     return {"label": record["label"]}
 
@@ -175,23 +176,28 @@ class BatchPositions(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for iteration in count(self.start_iter):
-            first = iteration * self._total + self._offset
-            yield list(range(first, first + self._own))
+            yield list(self.of(iteration))
+
+    def of(self, iteration: int) -> range:
+        """Those of one iteration."""
+        first = iteration * self._total + self._offset
+        return range(first, first + self._own)
 
 
 class TrainLoader:
     """The batches of a training: {"image": (N, 3, S, S) of uint8, "label": (N,)}, endless.
 
     Attributes:
+        seed: of the stream.
         start_iter: the iteration that a new iterator begins with.
         broken: the images that could not be read since then, in this process.
     """
 
     def __init__(self, cfg: CfgNode, seed: int) -> None:
-        stream = TrainingStream(_records(cfg.DATASETS.TRAIN), cfg, seed)
+        self._stream = TrainingStream(_records(cfg.DATASETS.TRAIN), cfg, seed)
         self._positions = BatchPositions(cfg.SOLVER.IMS_PER_BATCH)
         loader = DataLoader(
-            stream,
+            self._stream,
             batch_sampler=self._positions,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
@@ -200,6 +206,14 @@ class TrainLoader:
         )
         self._loader = guard_workers(loader)
         self.broken = 0
+
+    @property
+    def seed(self) -> int:
+        return self._stream.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._stream.seed = seed
 
     @property
     def start_iter(self) -> int:
@@ -213,6 +227,11 @@ class TrainLoader:
         for batch in self._loader:
             self.broken += int(batch.pop("broken").sum())
             yield batch
+
+    def file_names(self, iteration: int) -> list[str]:
+        """The images of this process in an iteration, as if none were broken."""
+        positions = self._positions.of(iteration)
+        return [self._stream._record(position)["file_name"] for position in positions]
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:

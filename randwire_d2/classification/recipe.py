@@ -2,6 +2,7 @@
 
 import argparse
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
@@ -15,6 +16,8 @@ from ..engine import (
     read_config,
     scale_schedule,
 )
+from ..modeling import build_network
+from .compiling import check_compiler
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -42,6 +45,10 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         check_best_metric(cfg)
         cfg = scale_schedule(cfg, sum(len(DatasetCatalog.get(name)) for name in train))
     check_model(cfg, args)
+    if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+        _check_torchvision(cfg)
+    if cfg.SOLVER.COMPILE and not args.eval_only:
+        check_compiler(cfg)
     cfg.freeze()
     return cfg
 
@@ -58,7 +65,9 @@ def _check_values(cfg: CfgNode) -> None:
             "'ImageClassifier', as in configs/imagenet; detectors are train_net.py's")  # fmt: skip
     families = ("build_randwire_backbone", "build_resnet_backbone")
     name = cfg.MODEL.BACKBONE.NAME
-    require("MODEL.BACKBONE.NAME", name in families, f"one of {', '.join(families)}")
+    torchvisions = bool(cfg.MODEL.CLASSIFIER.TORCHVISION.NAME)
+    if not torchvisions:
+        require("MODEL.BACKBONE.NAME", name in families, f"one of {', '.join(families)}")
     require("INPUT.FORMAT", cfg.INPUT.FORMAT in ("RGB", "BGR"), "'RGB' or 'BGR'")
     flip = cfg.INPUT.RANDOM_FLIP
     require("INPUT.RANDOM_FLIP", flip in ("horizontal", "none"), "'horizontal' or 'none'")
@@ -77,10 +86,39 @@ def _check_values(cfg: CfgNode) -> None:
     smoothing, dropout = cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING, cfg.MODEL.CLASSIFIER.DROPOUT
     require("MODEL.CLASSIFIER.LABEL_SMOOTHING", 0 <= smoothing < 1, "within 0 … 1")
     require("MODEL.CLASSIFIER.DROPOUT", 0 <= dropout < 1, "within 0 … 1")
-    if name == "build_resnet_backbone":
-        require("MODEL.CLASSIFIER.DROPOUT", dropout == 0, "0: Detectron2's ResNet has none")
+    if torchvisions or name == "build_resnet_backbone":
+        why = (
+            "torchvision's is in MODEL.CLASSIFIER.TORCHVISION.OPTIONS"
+            if torchvisions
+            else "Detectron2's ResNet has none"
+        )
+        require("MODEL.CLASSIFIER.DROPOUT", dropout == 0, f"0: {why}")
         head_relu = cfg.MODEL.CLASSIFIER.HEAD_RELU
-        require("MODEL.CLASSIFIER.HEAD_RELU", not head_relu, "False: a ResNet has no such layer")
+        require("MODEL.CLASSIFIER.HEAD_RELU", not head_relu, "False: it is RandWire's layer")
     require("SOLVER.WARMUP_EPOCHS", cfg.SOLVER.WARMUP_EPOCHS >= 0, "at least 0")
     require("TEST.IMS_PER_PROCESS", cfg.TEST.IMS_PER_PROCESS >= 1, "at least 1")
     require("TEST.AUG.ENABLED", not cfg.TEST.AUG.ENABLED, "False: it is for detectors")
+
+
+def _check_torchvision(cfg: CfgNode) -> None:
+    node, number = cfg.MODEL.CLASSIFIER.TORCHVISION, cfg.MODEL.CLASSIFIER.NUM_CLASSES
+    sizes = {True: cfg.INPUT.TRAIN_CROP_SIZE, False: cfg.INPUT.TEST_CROP_SIZE}
+    with torch.device("meta"):  # without memory or time
+        network = build_network(cfg)
+        for training, size in sizes.items():
+            images = torch.zeros(2, 3, size, size)
+            try:
+                logits = network.train(training)(images)
+            # Whatever its forward may raise for images of a size that it was not built for.
+            except Exception as e:
+                raise ValueError(
+                    f"torchvision's {node.NAME} can't take images of {size}×{size} pixels: "
+                    f"{' '.join(str(e).split())}; change INPUT.TRAIN_CROP_SIZE and TEST_CROP_SIZE, "
+                    "or MODEL.CLASSIFIER.TORCHVISION.OPTIONS"
+                ) from e
+            if getattr(logits, "shape", None) != (2, number):
+                raise ValueError(
+                    f"torchvision's {node.NAME} has more outputs than logits, in training at "
+                    "least; leave them out with MODEL.CLASSIFIER.TORCHVISION.OPTIONS "
+                    "\"['aux_logits', False]\""
+                )

@@ -19,34 +19,49 @@ from torch.utils.data import DataLoader
 
 from ..data import image_folder_classes
 from ..engine import Trainer, mean_losses, setup
+from ..engine.random_state import run_seed
 from ..modeling.image_classifier import ImageClassifier
 from .backbone import write_backbone
-from .data import UNREADABLE, TrainLoader, build_test_loader, mix_seeds
+from .compiling import compile_network
+from .data import UNREADABLE, TrainLoader, build_test_loader
 from .evaluation import AccuracyEvaluator
 
 logger = logging.getLogger(__name__)
 
 
 class ClassificationTrainer(Trainer):
-    """The project's trainer, for ``ImageClassifier`` and folders of images.
+    """The project's trainer, for ``ImageClassifier`` and folders of images."""
 
-    With ``SEED`` ≥ 0, on a CPU and with one or two processes, a run that was interrupted anywhere
-    and resumed ends with the same weights, to the bit, as one that was not. More processes sum
-    their gradients in an order that DistributedDataParallel changes after its first step.
-    """
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        loader = self._trainer.data_loader
+        self._trainer.image_names = lambda batch, iteration: loader.file_names(iteration)
 
     def build_hooks(self) -> list[HookBase]:
-        seeds = [SeedIterations(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
         watch = [WriteAccuracy(self.model), WatchInput(self._trainer.data_loader)]
-        return [*seeds, *watch, *super().build_hooks()]
+        return [*watch, *super().build_hooks()]
 
-    def resume_or_load(self, resume: bool = True) -> None:
-        super().resume_or_load(resume)
-        self._trainer.data_loader.start_iter = self.start_iter
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """As DefaultTrainer's; with SOLVER.COMPILE its network is trained through torch.compile."""
+        model = super().build_model(cfg)
+        if cfg.SOLVER.COMPILE:
+            compile_network(model)
+        return model
+
+    @classmethod
+    @torch.compiler.set_stance("force_eager")  # it would compile anew, and for the last batch again
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        return TrainLoader(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
+        return TrainLoader(cfg, run_seed(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -62,6 +77,7 @@ class ClassificationTrainer(Trainer):
     ) -> DatasetEvaluator:
         return AccuracyEvaluator()
 
+    @torch.compiler.set_stance("force_eager")
     def validation_losses(self, dataset_name: str) -> dict[str, float]:
         return mean_losses(
             partial(_test_losses, self.evaluated_model), build_test_loader(self.cfg, dataset_name)
@@ -69,6 +85,8 @@ class ClassificationTrainer(Trainer):
 
     def next_command(self) -> str:
         """As Trainer's: fine-tuning a detector with the network, converted into a backbone."""
+        if self.cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+            return super().next_command()
         return write_backbone(self.cfg)
 
 
@@ -81,20 +99,6 @@ def _test_losses(model: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor
         logits = model({"image": batch["image"][readable]})
     labels = batch["label"][readable].to(model.device)
     return model.losses(logits, labels), len(labels)
-
-
-class SeedIterations(HookBase):
-    """Makes dropout and edge dropping a function of seed, iteration and process."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def before_step(self) -> None:
-        # Not torch.manual_seed, which keeps a stack trace of each call for each absent device.
-        seed = mix_seeds(self._seed, self.trainer.iter, comm.get_rank())
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed(seed)
 
 
 class WriteAccuracy(HookBase):

@@ -4,7 +4,8 @@
     python tools/benchmark.py --batch 8 --rounds 11 --json output/benchmark.json
     python tools/benchmark.py --detection --no-time
     python tools/benchmark.py --batch 4 --growth output/growth.png
-    python tools/benchmark.py --batch 1 --size 800 1344 --runtimes plain compile onnx
+    python tools/benchmark.py --batch 1 8 --runtimes plain compile onnx openvino
+    python tools/benchmark.py --batch 1 --size 480 640 --detector --runtimes onnx openvino
 
 Bytes, launches, saved and peak memory are counted on fake tensors. That takes seconds for any size,
 and the counts are the same on every machine. Times, and the ceilings that they are compared with,
@@ -68,13 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the memory format of images and weights (default: the one that each model is built "
         "with)",
     )
-    how.add_argument(
-        "--runtimes",
-        nargs="+",
-        choices=RUNTIMES,
-        help="compare nothing but the inference of RandWire's and ResNet-50's backbones in these "
-        "and in PyTorch, with their peak memory, on the CPU",
-    )
+    add_runtimes(parser)
     out = parser.add_argument_group("the output, beside the tables")
     out.add_argument(
         "--json", metavar="FILE", help="write all results to this file, in bytes and seconds"
@@ -95,8 +90,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             help=f'the values on the axis "{title}" (default: {" ".join(map(str, values))})',
         )
     args = parser.parse_args(argv)
-    if args.batch is None:
-        args.batch = 1 if args.detection else 8
+    args.batch = args.batch or [1 if args.detection else 8]
     args.size = args.size or ([800, 1344] if args.detection else [224])
     try:
         check(args)
@@ -105,11 +99,33 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def add_runtimes(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the comparison of runtimes."""
+    how = parser.add_argument_group("runtimes, on the CPU")
+    how.add_argument(
+        "--runtimes",
+        nargs="+",
+        choices=RUNTIMES,
+        help="compare nothing but the inference of RandWire's and ResNet-50's backbones in these "
+        "and in PyTorch, with their peak memory, on the CPU",
+    )
+    how.add_argument(
+        "--detector",
+        action="store_true",
+        help="with --runtimes: compare whole Faster R-CNNs in place of their backbones",
+    )
+
+
 def add_case(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is compared."""
     work = parser.add_argument_group("the work")
     work.add_argument(
-        "--batch", type=int, help="the number of images (default: 8; with --detection: 1)"
+        "--batch",
+        type=int,
+        nargs="+",
+        metavar="IMAGES",
+        help="the number of images (default: 8; with --detection: 1); with --runtimes several "
+        "numbers, a table for each",
     )
     work.add_argument(
         "--size",
@@ -160,6 +176,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--threads must be at least 1; got {args.threads}")
     if args.runtimes and (args.no_time or args.json or args.growth):
         raise ValueError("--runtimes goes with none of --no-time, --json and --growth")
+    if not args.runtimes and (args.detector or len(args.batch) > 1):
+        raise ValueError("--detector, and more than one --batch, go with --runtimes")
     if args.growth:
         check_format(args.growth, "--growth")
 
@@ -171,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     with errors_in_one_line(SCRIPT, (ValueError, OSError, torch.cuda.OutOfMemoryError)):
         case = Case(
-            batch=args.batch,
+            batch=args.batch[0],
             height=args.size[0],
             width=args.size[-1],
             detection=args.detection,
@@ -187,8 +205,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             steps=tuple(args.steps),
         )
         if args.runtimes:
-            compared = compare_runtimes(case, args.runtimes, args.rounds, progress=say)
-            print(runtimes_to_markdown(compared, case, args.rounds, command), flush=True)
+            for batch in args.batch:
+                _compare_runtimes(replace(case, batch=batch), args, command)
             return
         if args.json:
             Path(args.json).parent.mkdir(parents=True, exist_ok=True)
@@ -204,6 +222,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.json:
             with atomic_open(args.json) as f:
                 f.write(to_json(result, command, points))
+
+
+def _compare_runtimes(case: Case, args: argparse.Namespace, command: str) -> None:
+    whole = args.detector
+    rows = compare_runtimes(case, args.runtimes, args.rounds, whole=whole, progress=say)
+    text = runtimes_to_markdown(rows, case, args.rounds, command, whole=whole)
+    print(f"{text}\n", flush=True)
 
 
 def say(line: str) -> None:

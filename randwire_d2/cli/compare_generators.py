@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ..command import process, program
 from ..config_files import config_path
 from ..drawing.style import FORMATS, save_figure
+from ..engine.slurm import parse_parameters
 from ..experiments import sweep_results
 from ..experiments.sweep import load_sweep
 from ..experiments.sweep_run import Run, check_weights
@@ -75,9 +76,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("jobs", "num_gpus"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    for parameter in args.slurm or ():
-        if "=" not in parameter:
-            parser.error(f"--slurm takes NAME=VALUE; got {parameter!r}")
+    try:
+        parse_parameters(args.slurm or ())
+    except ValueError as e:
+        parser.error(f"--slurm: {e}")
     return args
 
 
@@ -99,10 +101,8 @@ def train(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     if args.slurm is None:
         launch = Local(args.jobs, args.num_gpus)
     else:
-        parameters = dict(parameter.split("=", 1) for parameter in args.slurm)
-        numbers = {name: int(value) for name, value in parameters.items() if value.isdigit()}
         defaults = {"gpus_per_node": args.num_gpus, "name": Path(args.sweep).stem}
-        launch = Slurm(args.output / "slurm", {**defaults, **parameters, **numbers})
+        launch = Slurm(args.output / "slurm", {**defaults, **parse_parameters(args.slurm)})
     form = "{desc}{percentage:3.0f}%|{bar}| {n:.2f} of {total} runs [{elapsed}<{remaining}]"
     done = sum(status.progress for status in states.values())
     with tqdm(total=len(runs), initial=done, bar_format=form) as bar:

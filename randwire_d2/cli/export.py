@@ -2,6 +2,7 @@
 
     python tools/export_model.py output/my_run model.onnx
     python tools/export_model.py model_best.pth backbone.pt2 --part backbone
+    python tools/export_model.py output/my_classifier int8.onnx --int8 --calibration my_images/train
 
 Images may have any size, and a batch of a classifier or a backbone any number. Batch norms are
 folded into the convolutions. OUTPUT appears only once it was run beside the model: at three sizes,
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 
 from ..export import FORMATS, TOLERANCE
 from ..inference.export import PARTS, export_model
+from ..inference.quantised import LEAST_EQUAL, MOST_IMAGES, export_int8
 from .frame import errors_in_one_line, parser_of
 
 SCRIPT = "export_model.py"
@@ -23,6 +25,9 @@ SCRIPT = "export_model.py"
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; exits with 1 if nothing was written."""
     args = _parse_args(argv)
+    if args.int8:
+        _write_int8(args)
+        return
     with errors_in_one_line(SCRIPT):
         proof = export_model(
             args.source, args.output, args.format, part=args.part, images=args.images
@@ -34,6 +39,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{args.output}: {size:.1f} MB, {proof.folded} batch norms folded. The largest difference "
         f"from the model is {proof.difference:.2g} (at most {TOLERANCE:g}) on images of {shapes}"
         f"{found}"
+    )
+
+
+def _write_int8(args: argparse.Namespace) -> None:
+    with errors_in_one_line(SCRIPT):
+        proof = export_int8(args.source, args.output, args.calibration)
+    size = os.path.getsize(args.output) / 1e6
+    print(
+        f"{args.output}: {size:.1f} MB in int8, calibrated on {proof.calibration} images. It gives "
+        f"{proof.equal:.1%} of {proof.compared} others the class that the checkpoint gives them. "
+        "What this costs on a labelled data set: python tools/predict.py, with --dataset, of both"
     )
 
 
@@ -65,7 +81,27 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="images on which the file is compared with the model, beside noise of three sizes",
     )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="a classifier whose convolutions compute in int8, for ONNX Runtime: it is compared by "
+        f"the classes that it gives, of which {LEAST_EQUAL:.0%} must be the same",
+    )
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        default=[],
+        metavar="IMAGES",
+        help="with --int8: files, folders or globs of images like those that it is for; up to "
+        f"{MOST_IMAGES} calibrate it, as many are compared",
+    )
     args = parser.parse_args(argv)
+    if args.int8 != bool(args.calibration):
+        parser.error("--int8 and --calibration go together")
+    if args.int8 and (args.part != "whole" or args.images or args.format not in (None, "onnx")):
+        parser.error(
+            "--int8 goes with none of --part backbone, --images and other formats than onnx"
+        )
     if args.images and args.part != "whole":
         parser.error("--images is for whole models")
     return args

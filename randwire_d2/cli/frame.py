@@ -5,9 +5,12 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from ..command import in_users_words, program
+from ..command import in_users_words, process, program
+
+if TYPE_CHECKING:
+    from ..engine.slurm import Task
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,6 +40,13 @@ def training_parser(script: str, description: str) -> argparse.ArgumentParser:
     parser = argument_parser(epilog=in_users_words(description))
     parser.prog = program(script)
     return parser
+
+
+def task_of(script: str, argv: Sequence[str] | None) -> "Task":
+    """What Slurm would run of this command line."""
+    from ..engine.slurm import Task
+
+    return Task(process(script), sys.argv[1:] if argv is None else argv)
 
 
 @contextmanager

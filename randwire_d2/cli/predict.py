@@ -23,12 +23,13 @@ from .. import data
 from ..data.classes import category_ids
 from ..data.labels import named
 from ..engine import register_data
-from ..inference.classifier import Classifier
+from ..inference.classifier import TOP, Classifier
 from ..inference.detector import Detector
 from ..inference.inputs import files_as_inputs, find_inputs
 from ..inference.job import Job
 from ..inference.loading import load_model
 from ..inference.output import RESULTS, picture_path
+from ..inference.runtime import AUTO, CHOICES, LEAST_IMAGES, in_runtime
 from .frame import errors_in_one_line, parser_of
 
 SCRIPT = "predict.py"
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         job = _prepare(args)
         results = job.run()
     print(f"{results} results are in {job.folder / RESULTS}")
+    if job.labelled:
+        first, among = (f"{number / job.labelled:.2%}" for number in job.right)
+        print(f"Of {job.labelled} labelled images, top-1 is {first}, top-{TOP} {among}")
     if job.broken:
         sys.exit(f"{len(job.broken)} inputs could not be read: {', '.join(job.broken)}")
 
@@ -79,6 +83,15 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "(default: 1); results of another number differ in their last digits",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--runtime",
+        choices=CHOICES,
+        default=AUTO,
+        help="what computes: eager is PyTorch; onnx and openvino run an export of the model, on a "
+        f"CPU; auto, the default, is eager below {LEAST_IMAGES} images, and from there on, on a "
+        "CPU, whatever is installed and takes the least time for the first images. Results differ "
+        "in their last digits",
+    )
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files of the same names in DIR"
@@ -127,6 +140,7 @@ def _prepare(args: argparse.Namespace) -> Job:
         pictures=not args.no_pictures,
     )
     _refuse_to_draw_over_inputs(job)
+    job.model = in_runtime(model, args.runtime, job.total, job.inputs(), print)
     return job
 
 

@@ -11,7 +11,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..classification import ClassificationTrainer, load_config, measure_input
 from ..engine import run_distributed, train_or_evaluate
-from .frame import errors_in_one_line, training_parser
+from .frame import errors_in_one_line, task_of, training_parser
 
 SCRIPT = "pretrain_imagenet.py"
 
@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     setup_logger(name="randwire_d2")
-    with errors_in_one_line(SCRIPT, (ValueError,)):
+    with errors_in_one_line(SCRIPT, (ValueError, ChildProcessError)):
         cfg = load_config(args)
-    train = partial(train_or_evaluate, trainer_class=ClassificationTrainer)
-    run_distributed(measure_input if args.measure_input else train, cfg, args)
+        train = partial(train_or_evaluate, trainer_class=ClassificationTrainer)
+        work = measure_input if args.measure_input else train
+        run_distributed(work, cfg, args, task_of(SCRIPT, argv))

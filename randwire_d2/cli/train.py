@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from detectron2.utils.logger import setup_logger
 
 from ..engine import load_config, run_distributed, train_or_evaluate
-from .frame import errors_in_one_line, training_parser
+from .frame import errors_in_one_line, task_of, training_parser
 
 SCRIPT = "train_net.py"
 
@@ -17,6 +17,6 @@ SCRIPT = "train_net.py"
 def main(argv: Sequence[str] | None = None) -> None:
     args = training_parser(SCRIPT, __doc__).parse_args(argv)
     setup_logger(name="randwire_d2")
-    with errors_in_one_line(SCRIPT, (ValueError,)):
+    with errors_in_one_line(SCRIPT, (ValueError, ChildProcessError)):
         cfg = load_config(args)
-    run_distributed(train_or_evaluate, cfg, args)
+        run_distributed(train_or_evaluate, cfg, args, task_of(SCRIPT, argv))

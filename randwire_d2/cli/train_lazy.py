@@ -11,7 +11,8 @@ from detectron2.utils.logger import setup_logger
 
 from ..command import in_users_words, program
 from ..engine.lazy import load_lazy_config, run_lazy
-from .frame import errors_in_one_line
+from ..engine.slurm import add_slurm_arguments
+from .frame import errors_in_one_line, task_of
 
 SCRIPT = "lazyconfig_train_net.py"
 
@@ -19,8 +20,9 @@ SCRIPT = "lazyconfig_train_net.py"
 def main(argv: Sequence[str] | None = None) -> None:
     parser = default_argument_parser(epilog=in_users_words(__doc__))
     parser.prog = program(SCRIPT)
+    add_slurm_arguments(parser)
     args = parser.parse_args(argv)
     setup_logger(name="randwire_d2")
-    with errors_in_one_line(SCRIPT, (ValueError,)):
+    with errors_in_one_line(SCRIPT, (ValueError, ChildProcessError)):
         cfg = load_lazy_config(args)
-    run_lazy(cfg, args)
+        run_lazy(cfg, args, task_of(SCRIPT, argv))

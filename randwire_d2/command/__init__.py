@@ -18,6 +18,7 @@ TOOLS = {
     "train": ("train_net.py", "train or evaluate a detector"),
     "train-lazy": ("lazyconfig_train_net.py", "the same, with a config in Python, a LazyConfig"),
     "pretrain": ("pretrain_imagenet.py", "train or evaluate a classifier"),
+    "make-shards": ("make_shards.py", "write a classifier's images as tar shards"),
     "convert": ("convert_checkpoint.py", "make a detector's backbone of a checkpoint, proved"),
     "predict": ("predict.py", "predict with a checkpoint: images, folders, videos or a data set"),
     "export": ("export_model.py", "write a trained model for ONNX Runtime, libtorch, torch.export"),
@@ -37,6 +38,7 @@ TOOLS = {
         "measure_host.py",
         "measure what a training step costs the host, fused or not",
     ),
+    "measure-memory": ("measure_memory.py", "find out whether a training's memory grows"),
     "inspect-kernels": ("inspect_kernels.py", "show what a compiler makes of the Triton kernels"),
 }
 _SUBCOMMANDS = {script: name for name, (script, _) in TOOLS.items()}

@@ -1,4 +1,4 @@
-"""Data sets: those that the project draws itself, folders of images, and labelled images by path.
+"""Data sets: those that the project draws itself, folders of images, shards, images by path.
 
 Importing this registers the built-in sets and ImageNet in Detectron2.
 """
@@ -11,10 +11,12 @@ from .image_folder import (
     image_folder_classes,
     register_folders,
     register_image_folder,
+    register_shards,
 )
 from .layouts import absolute
 from .paths import existing_path
 from .shapes import ClassificationShapesConfig, ShapesConfig
+from .shard_writer import make_shards
 from .summary import Look, look
 
 __all__ = [
@@ -30,9 +32,11 @@ __all__ = [
     "labelled_images",
     "look",
     "make_dataset",
+    "make_shards",
     "register_detection_data",
     "register_folders",
     "register_image_folder",
     "register_shapes",
+    "register_shards",
     "training_mapper",
 ]

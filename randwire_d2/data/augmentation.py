@@ -4,6 +4,8 @@ import detectron2.data.transforms as T
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
+from .patience import PatientMapper
+
 
 def training_mapper(cfg: CfgNode) -> DatasetMapper:
     """Detectron2's mapper, with INPUT.LSJ in place of its resizing.
@@ -24,7 +26,7 @@ def training_mapper(cfg: CfgNode) -> DatasetMapper:
             *flips,
         ]
         options["recompute_boxes"] = cfg.MODEL.MASK_ON
-    return DatasetMapper(**options)
+    return PatientMapper(**options)
 
 
 def check_jitter(cfg: CfgNode) -> None:

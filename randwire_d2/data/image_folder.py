@@ -1,4 +1,5 @@
-"""Folders with one folder of images per class, ImageNet's layout, as Detectron2 data sets.
+"""Folders with one folder of images per class, ImageNet's layout, as Detectron2 data sets; and tar
+shards of such images (``shards``), which can stand wherever such a folder can.
 
 Importing this module registers ``imagenet_train`` and ``imagenet_val``, which lie in
 ``imagenet/train`` and ``imagenet/val`` under ``$DETECTRON2_DATASETS`` (default ``datasets``; read
@@ -15,6 +16,7 @@ from torchvision.datasets.folder import find_classes, is_image_file
 
 from .labels import named
 from .paths import existing_path
+from .shards import find_shards, read_shards
 
 DATASETS_ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 EVALUATOR_TYPE = "image_folder"
@@ -43,28 +45,58 @@ def _load(name: str, root: str) -> list[dict]:
     return [{"file_name": file_name, "label": label} for file_name, label in listing.samples]
 
 
-def register_folders(names: Iterable[str]) -> None:
-    """Register each name that is a folder, under ``$DETECTRON2_DATASETS`` or as a path by itself.
+def register_shards(name: str, shards: Sequence[str]) -> None:
+    """Register tar shards as a data set, as ``register_image_folder`` does a folder.
 
-    Leaves out what is registered already or is no such folder. Each process has its own catalog:
+    Its records' file_name is for Detectron2's PathManager to open. The metadata has shards in
+    place of image_root.
+
+    Raises:
+        ValueError: the name is registered already.
+    """
+    if name in DatasetCatalog:
+        raise ValueError(f"a data set {name!r} is registered already; choose another name")
+    DatasetCatalog.register(name, lambda: _load_shards(name, shards))
+    MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, shards=tuple(shards))
+
+
+def _load_shards(name: str, shards: Sequence[str]) -> list[dict]:
+    records, classes = read_shards(shards)
+    MetadataCatalog.get(name).classes = classes
+    return records
+
+
+def register_folders(names: Iterable[str]) -> None:
+    """Register each name that is a folder, of images or of shards, or names shards as
+    ``find_shards`` says, under ``$DETECTRON2_DATASETS`` or as a path by itself.
+
+    Leaves out what is registered already or is none of these. Each process has its own catalog:
     call this again in those that ``launch`` starts.
     """
     for name in names:
         if not name or name in DatasetCatalog:
             continue
-        roots = filter(os.path.isdir, (os.path.join(DATASETS_ROOT, name), name))
-        if root := next(roots, None):
-            register_image_folder(name, root)
+        for path in (os.path.join(DATASETS_ROOT, name), name):
+            shards = find_shards(path)
+            if any(map(os.path.exists, shards)):
+                register_shards(name, shards)
+                break
+            if os.path.isdir(path):
+                register_image_folder(name, path)
+                break
 
 
 def image_folder_classes(name: str) -> list[str]:
     """The class names of a registered image folder, in the order of their labels.
 
-    Reads one folder, no files; a built-in set is made if it isn't there.
+    Reads one folder, no files; a built-in set is made if it isn't there. Of shards, what is noted
+    of them.
 
     Raises:
-        ValueError: it is no image folder, or has no class folders; one line.
+        ValueError: it is no image folder, has no class folders, or is of damaged shards; one line.
     """
+    if shards := _shards_of(name):
+        return read_shards(shards)[1]
     root = _local_root(name)
     try:
         return find_classes(root)[0]
@@ -80,8 +112,8 @@ def image_folder_classes(name: str) -> list[str]:
 def check_image_folders(train: Sequence[str], test: Sequence[str]) -> list[str]:
     """The classes of data sets that a classifier can be trained and tested on; they are registered.
 
-    Looks at no more files than it takes to find one image per class; a built-in set is made if it
-    isn't there.
+    Looks at no more files than it takes to find one image per class, but through shards that it
+    sees for the first time; a built-in set is made if it isn't there.
 
     Raises:
         ValueError: a data set is missing, is no image folder, or has a class without images, or
@@ -103,10 +135,17 @@ def check_image_folders(train: Sequence[str], test: Sequence[str]) -> list[str]:
                 f"{first!r} and {name!r} have different classes ({'; '.join(only)}); give both "
                 "the same class folders"
             )
+        if classes != found[name]:
+            raise ValueError(
+                f"{first!r} and {name!r} have the same classes in another order; sort "
+                "the classes.txt of shards, and their labels with it"
+            )
     return classes
 
 
 def _check(name: str) -> list[str]:
+    if shards := _shards_of(name):
+        return _check_shards(name, shards)
     classes = image_folder_classes(name)
     root = _local_root(name)
     try:
@@ -119,6 +158,22 @@ def _check(name: str) -> list[str]:
             "its images there"
         )
     return classes
+
+
+def _check_shards(name: str, shards: Sequence[str]) -> list[str]:
+    records, classes = read_shards(shards)
+    present = {record["label"] for record in records}
+    if empty := [c for label, c in enumerate(classes) if label not in present]:
+        raise ValueError(
+            f"{name!r}: no images in {_quoted(empty)}; labels begin with 0, and each line of "
+            "classes.txt is a class"
+        )
+    return classes
+
+
+def _shards_of(name: str) -> Sequence[str]:
+    # The metadata of an unknown name would come into being.
+    return MetadataCatalog.get(name).get("shards", ()) if name in DatasetCatalog else ()
 
 
 def _local_root(name: str) -> str:

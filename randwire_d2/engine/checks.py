@@ -26,6 +26,7 @@ from ..runs import RunFolder
 from .best import check_best_metric
 from .datasets import forget_classes, settle_classes, take_data
 from .schedule import check_solver, scale_schedule
+from .slurm import is_submitted
 from .torchrun import count_processes
 
 
@@ -130,7 +131,7 @@ def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as e:
         raise ValueError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r}: {e}".splitlines()[0]) from e
-    if device.type == "cuda":
+    if device.type == "cuda" and not is_submitted(args):
         gpus = torch.cuda.device_count()
         if gpus == 0:
             raise ValueError(
@@ -230,10 +231,11 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     if weights.startswith("hf://") and not resumes:
         # Before there are processes, which then find it in the cache.
         PathManager.get_local_path(weights.split("?")[0])
-    untrained = node is not None and not weights and not resumes
+    untrained = (node is not None or is_classifier(cfg)) and not weights and not resumes
     if untrained and args.eval_only:
         raise ValueError("--eval-only needs weights: set MODEL.WEIGHTS, or --resume a run")
-    if untrained and (cfg.MODEL[node].NORM == "FrozenBN" or cfg.MODEL.BACKBONE.FREEZE_AT > 0):
+    frozen = node and (cfg.MODEL[node].NORM == "FrozenBN" or cfg.MODEL.BACKBONE.FREEZE_AT > 0)
+    if untrained and frozen:
         raise ValueError(
             f"training starts without MODEL.WEIGHTS, but MODEL.{node}.NORM is "
             f"{cfg.MODEL[node].NORM!r} and MODEL.BACKBONE.FREEZE_AT is "

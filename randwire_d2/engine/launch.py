@@ -17,10 +17,14 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .datasets import log_data, register_data
+from .failures import explained
+from .lock import locked
 from .signals import Interrupted, end_interrupted, signals_for_children
+from .slurm import Task, add_slurm_arguments, is_submitted, submit_training
 from .threads import share_cores
 from .torchrun import Launched
 from .trainer import Trainer
+from .watch import watched
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +53,7 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
         help="take the wiring and the preprocessing (MODEL.RANDWIRE.SPEC, INPUT.FORMAT, "
         "MODEL.PIXEL_MEAN, MODEL.PIXEL_STD) from the checkpoint MODEL.WEIGHTS",
     )
+    add_slurm_arguments(parser)
     return parser
 
 
@@ -80,8 +85,14 @@ def train_or_evaluate(
 
     SIGTERM, SIGUSR1 and Ctrl-C end it, and leave a checkpoint (signals.py).
     """
-    if args.eval_only:
-        return _evaluate(cfg, args, trainer_class)
+    with explained(f"DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS}"):
+        if args.eval_only:
+            return _evaluate(cfg, args, trainer_class)
+        with locked(cfg.OUTPUT_DIR):  # ahead of setup, which writes there
+            return _train(cfg, args, trainer_class)
+
+
+def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
     setup(cfg, args)
     log_data(cfg)
     trainer = trainer_class(cfg)
@@ -123,23 +134,53 @@ def _write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
     logger.info(f"The evaluation's config, log and results are in {run.path}")
 
 
-def run_distributed(main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace) -> Any:
-    """Call ``main(cfg, args)`` in ``--num-gpus`` processes on each of ``--num-machines`` machines,
-    or in this one, if torchrun has started it and the others.
+def run_distributed(
+    main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace, task: Task
+) -> Any:
+    """Call ``main(cfg, args)`` in all processes of a training (``run_processes``), or submit it.
 
-    With ``MODEL.DEVICE cpu`` the processes share the cores that others leave free.
+    Args:
+        task: the command line, for ``--slurm``.
+
+    Raises:
+        ValueError: Slurm refuses.
+    """
+    on_cpu = cfg.MODEL.DEVICE == "cpu"
+    if is_submitted(args):
+        workers = cfg.DATALOADER.NUM_WORKERS
+        return submit_training(args, task, cfg.OUTPUT_DIR, on_cpu, workers)
+    return run_processes(main, (cfg, args), args, on_cpu, cfg.SOLVER.HANG_TIMEOUT)
+
+
+def run_processes(
+    main: Callable[..., Any],
+    main_args: tuple[Any, ...],
+    args: argparse.Namespace,
+    on_cpu: bool,
+    timeout: float,
+) -> Any:
+    """Call ``main(*main_args)`` in ``--num-gpus`` processes on each of ``--num-machines`` machines,
+    or in this one, if a launcher has started it and the others.
+
+    On a CPU the processes share the cores that others leave free.
+
+    Args:
+        timeout: the seconds that an iteration may take before it is taken for one that hangs.
+
+    Raises:
+        ChildProcessError: a process has died.
     """
     if launched := Launched.here():
-        return launched.run(main, cfg, args)
-    if cfg.MODEL.DEVICE == "cpu":
+        return launched.run(main, main_args, on_cpu, timeout)
+    if on_cpu:
         share_cores(args.num_gpus)
     several = args.num_gpus * args.num_machines > 1
     with signals_for_children() if several else nullcontext():
         return launch(
-            main,
+            watched,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(cfg, args),
+            args=(main, timeout, *main_args),
         )

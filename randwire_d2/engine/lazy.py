@@ -8,19 +8,17 @@ import argparse
 import logging
 import os
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import (
-    AMPTrainer,
-    SimpleTrainer,
     create_ddp_model,
     default_setup,
     default_writers,
     hooks,
-    launch,
 )
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.layers import FrozenBatchNorm2d
@@ -37,11 +35,17 @@ from ..modeling import RandWire
 from ..runs import RunFolder
 from .checks import check_dataset, similar
 from .datasets import thing_classes
-from .launch import log_into
+from .failures import explained
+from .finite import FiniteAMPTrainer, FiniteTrainer
+from .launch import log_into, run_processes
+from .lock import locked
 from .saving import PeriodicCheckpointer
 from .shadow_steps import ShadowSteps
-from .threads import share_cores
+from .signals import Interrupted, StopOnSignal, end_interrupted, guard_workers
+from .slurm import Task, is_submitted, submit_training
+from .torchrun import count_processes
 from .trainer import share_statistics
+from .watch import HANG_TIMEOUT, ReportProgress
 
 # What Detectron2's lazyconfig_train_net.py reads, too.
 _SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
@@ -49,19 +53,22 @@ _SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
 logger = logging.getLogger(__name__)
 
 
-def run_lazy(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Train or evaluate a LazyConfig in ``--num-gpus`` processes on each of ``--num-machines``."""
-    if cfg.train.device == "cpu":
-        share_cores(args.num_gpus)
+def run_lazy(cfg: DictConfig, args: argparse.Namespace, task: Task) -> None:
+    """Train or evaluate a LazyConfig in all processes (``run_processes``), or submit it.
+
+    Args:
+        task: the command line, for ``--slurm``.
+
+    Raises:
+        ValueError: Slurm refuses.
+    """
+    on_cpu = cfg.train.device == "cpu"
+    if is_submitted(args):
+        workers = OmegaConf.select(cfg, "dataloader.train.num_workers", default=0)
+        submit_training(args, task, cfg.train.output_dir, on_cpu, workers)
+        return
     # A config may hold functions that can't be sent to another process; each loads its own.
-    launch(
-        _train_or_evaluate,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    run_processes(_train_or_evaluate, (args,), args, on_cpu, HANG_TIMEOUT)
 
 
 def load_lazy_config(args: argparse.Namespace) -> DictConfig:
@@ -122,9 +129,10 @@ def _check_classes(cfg: DictConfig, name: str) -> None:
 
 def _check_device(cfg: DictConfig, args: argparse.Namespace) -> None:
     device, gpus = str(cfg.train.device), torch.cuda.device_count()
-    if device.startswith("cuda") and gpus < args.num_gpus:
+    _, here = count_processes(args)
+    if device.startswith("cuda") and gpus < here and not is_submitted(args):
         raise ValueError(
-            f"train.device is {device!r} and --num-gpus {args.num_gpus}, but torch sees {gpus} "
+            f"train.device is {device!r} and --num-gpus {here}, but torch sees {gpus} "
             "GPUs; to train on the CPU, add train.device=cpu"
         )
     if device == "cpu" and cfg.train.amp.enabled and not args.eval_only:
@@ -160,6 +168,12 @@ def _check_model(cfg: DictConfig, args: argparse.Namespace) -> None:
 
 def _train_or_evaluate(args: argparse.Namespace) -> Any:
     cfg = _read(args)
+    lock = nullcontext() if args.eval_only else locked(cfg.train.output_dir)
+    with explained("dataloader.train.num_workers, dataloader.test.num_workers"), lock:
+        return _run(cfg, args)
+
+
+def _run(cfg: DictConfig, args: argparse.Namespace) -> Any:
     default_setup(cfg, args)
     log_into(cfg.train.output_dir)
     model = instantiate(cfg.model).to(cfg.train.device)
@@ -167,26 +181,34 @@ def _train_or_evaluate(args: argparse.Namespace) -> Any:
         checkpointer = RandWireCheckpointer(model, cfg.train.output_dir)
         checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
         return _evaluate(cfg, model)
-    return _train(cfg, args, model)
+    try:
+        return _train(cfg, args, model)
+    except Interrupted as e:
+        number = e.number
+    return end_interrupted(number)
 
 
 def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
     train = cfg.train
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(cfg.dataloader.train)
+    loader = guard_workers(instantiate(cfg.dataloader.train))
     on_cpu = {"device_ids": None} if train.device == "cpu" else {}
     wrapped = create_ddp_model(model, **train.ddp, **on_cpu)
-    trainer = (AMPTrainer if train.amp.enabled else SimpleTrainer)(wrapped, loader, optimizer)
+    kind = FiniteAMPTrainer if train.amp.enabled else FiniteTrainer
+    trainer = kind(wrapped, loader, optimizer)
     names = _datasets(cfg, "train")
     classes = class_entries(names[0]) if names else {}
     checkpointer = RandWireCheckpointer(
         model, train.output_dir, **classes, trainer=weakref.proxy(trainer)
     )
+    trainer.checkpointer = checkpointer
     is_main = comm.is_main_process()
     writers = default_writers(train.output_dir, train.max_iter) if is_main else []
     trainer.register_hooks(
         [
+            ReportProgress(),
+            StopOnSignal(checkpointer),
             ShadowSteps(wrapped, RunFolder(train.output_dir), 0),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),

@@ -1,4 +1,4 @@
-"""Work in the middle of a training that takes none of its random numbers."""
+"""Random numbers of a training: as functions of seed and position, and work that takes none."""
 
 import random
 from collections.abc import Iterator
@@ -6,6 +6,36 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+
+def run_seed(cfg: CfgNode) -> int:
+    """SEED; if it is negative, one that is drawn, the same in all processes."""
+    return int(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
+
+
+def mix_seeds(*numbers: int) -> int:
+    """One seed of 32 bits out of several, none negative; that of other numbers is unrelated."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed_torch(seed: int) -> None:
+    """``torch.manual_seed`` for the CPU and this process's GPU.
+
+    The original keeps a stack trace of each call for each absent device, and asking for devices
+    takes as long as reading a small image.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of Python, numpy and PyTorch with a number of 32 bits."""
+    random.seed(seed)
+    np.random.seed(seed)
+    seed_torch(seed)
 
 
 @contextmanager

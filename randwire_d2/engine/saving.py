@@ -1,20 +1,43 @@
-"""Checkpoints of a training: how many stay on disk."""
+"""What a training writes: checkpoints, as many as are kept, and figures; and a full disk.
+
+Without a checkpoint a training ends, as the later ones would be lost too; without figures it goes
+on.
+"""
 
 import logging
 import os
+import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.engine import hooks
+from detectron2.utils.events import EventWriter
 
 from ..checksum import is_whole
+from ..files import megabytes
 
 logger = logging.getLogger(__name__)
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's, which deletes an older checkpoint only if the new one is whole on disk."""
+    """Detectron2's, which deletes an older checkpoint only if the new one is whole on disk, and
+    says at the start if the disk has no room for two."""
 
     max_to_keep: int | None
+
+    def before_train(self) -> None:
+        super().before_train()
+        folder, size = self.checkpointer.save_dir, self.checkpointer.size()
+        if not self.trainer.start_iter:  # SGD has no momentum yet
+            weights = self.checkpointer.model.parameters()
+            size += sum(w.numel() * w.element_size() for w in weights if w.requires_grad)
+        free = shutil.disk_usage(folder).free
+        if free < 2 * size:
+            logger.warning(
+                f"{folder} has {megabytes(free)} free, and a checkpoint takes about "
+                f"{megabytes(size)}: there is no room for two. The training ends where one can't "
+                "be written; make room, or set another OUTPUT_DIR"
+            )
 
     def step(self, iteration: int, **kwargs: Any) -> None:
         most, self.max_to_keep = self.max_to_keep, None  # else it deletes without looking
@@ -31,3 +54,49 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             oldest = self.recent_checkpoints.pop(0)
             if os.path.isfile(oldest) and not oldest.endswith(f"{self.file_prefix}_final.pth"):
                 os.remove(oldest)
+
+
+class PeriodicWriter(hooks.PeriodicWriter):
+    """Detectron2's, which would write only the last of the evaluations within its period, and end
+    the training if it can't write.
+
+    Args:
+        eval_period: each so many iterations there is an evaluation; 0 for none.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], eval_period: int) -> None:
+        super().__init__([_Tolerant(writer) for writer in writers])
+        self._eval_period = eval_period
+
+    def after_step(self) -> None:
+        if self._eval_period and (self.trainer.iter + 1) % self._eval_period == 0:
+            for writer in self._writers:
+                writer.write()
+        else:
+            super().after_step()
+
+
+class _Tolerant(EventWriter):
+    """A writer that says, once, that it can't write."""
+
+    def __init__(self, writer: EventWriter) -> None:
+        self._writer = writer
+        self._failed = False
+
+    def write(self) -> None:
+        self._try(self._writer.write)
+
+    def close(self) -> None:
+        self._try(self._writer.close)
+
+    def _try(self, action: Any) -> None:
+        try:
+            action()
+        except OSError as e:
+            if not self._failed:
+                logger.warning(
+                    f"{type(self._writer).__name__} can't write ({e}): its figures are lost while "
+                    "this lasts, and the training goes on"
+                )
+            # The log's own file may lie there, too: else each of its lines is a traceback.
+            self._failed, logging.raiseExceptions = True, False

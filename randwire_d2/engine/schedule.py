@@ -9,7 +9,10 @@ def check_solver(cfg: CfgNode) -> None:
     Raises:
         ValueError: a key of SOLVER has a value that no training has.
     """
-    least_of = {"EPOCHS": 0, "PATIENCE": 0, "IMS_PER_BATCH": 1, "REFERENCE_BATCH_SIZE": 1}
+    least_of = {
+        "EPOCHS": 0, "PATIENCE": 0, "SKIP_NONFINITE": 0, "IMS_PER_BATCH": 1,
+        "REFERENCE_BATCH_SIZE": 1,
+    }  # fmt: skip
     for key, least in least_of.items():
         if cfg.SOLVER[key] < least:
             raise ValueError(f"SOLVER.{key} must be at least {least}; got {cfg.SOLVER[key]!r}")

@@ -1,4 +1,4 @@
-"""Signals that end a training: SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C leave a checkpoint.
+"""Signals that end a training: SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C leave a checkpoint.
 
 All processes stop after the same iteration, whichever of them was told to, and end as the signal
 would have ended them: a shell, and whatever else started them, sees 128 + its number. Launchers
@@ -20,12 +20,15 @@ from typing import Any, TypeVar
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from fvcore.common.checkpoint import Checkpointer
 from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
 
+from .watch import end_watch
+
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 # Shared with the loaders' workers: whether a training goes on.
 _training = RawValue("b", 0)
 _Loader = TypeVar("_Loader")
@@ -51,11 +54,15 @@ class StopOnSignal(HookBase):
 
     It belongs ahead of the hooks that evaluate.
 
+    Args:
+        checkpointer: that of a trainer which has none for an attribute.
+
     Raises:
         Interrupted: in all processes, once the checkpoint is written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checkpointer: Checkpointer | None = None) -> None:
+        self._checkpointer = checkpointer
         self._got = 0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -76,11 +83,13 @@ class StopOnSignal(HookBase):
         trainer.iter -= 1  # the last that was done
         name = f"model_{trainer.iter:07d}"  # as PeriodicCheckpointer's
         if trainer.iter >= trainer.start_iter:
-            trainer.checkpointer.save(name, iteration=trainer.iter)
+            checkpointer = self._checkpointer or trainer.checkpointer
+            checkpointer.save(name, iteration=trainer.iter)
         logger.warning(
             f"{signal.Signals(number).name} ends the training after {trainer.iter + 1} iterations; "
             "--resume goes on"
         )
+        end_watch()
         comm.synchronize()  # who ends first has the others killed
         raise Interrupted(number)
 
@@ -113,23 +122,32 @@ def signals_for_children() -> Iterator[None]:
     """Hand a signal to the trainings that ``launch`` starts in the block, and end by it after them.
 
     They get SIGUSR1, whichever it was: where it has reached them as well, nothing is repeated.
+
+    Raises:
+        ChildProcessError: one of them has died.
     """
     got: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        if got and number == signal.SIGINT:
-            end_by(number)
+        at_once = bool(got) and number == signal.SIGINT
         got.append(number)
         for child in multiprocessing.active_children():
             if child.pid is not None:
-                os.kill(child.pid, signal.SIGUSR1)
+                # One that waits for another in a collective sees no signal but this.
+                os.kill(child.pid, signal.SIGKILL if at_once else signal.SIGUSR1)
+        if at_once:
+            end_by(number)
 
     before = _handle(hand_on)
     try:
         yield
     except ProcessExitedException as e:
         if not got or e.signal_name is None:
-            raise
+            how = f"was ended by {e.signal_name}" if e.signal_name else "ended, as it says above"
+            raise ChildProcessError(
+                f"process {e.error_index} of this machine {how}, and so the others were ended; "
+                "--resume goes on from the last checkpoint"
+            ) from e
         end_interrupted(got[0])
     finally:
         _restore(before)

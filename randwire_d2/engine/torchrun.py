@@ -1,20 +1,24 @@
 """Processes that torchrun, or a launcher that sets its variables, has started already."""
 
 import argparse
+import json
 import logging
 import os
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
+from .slurm import is_submitted
 from .threads import share_cores
+from .watch import watched
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -68,16 +72,17 @@ class Launched:
                 "anew: add --resume, with which a run without checkpoints begins as well"
             )
 
-    def run(self, main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace) -> Any:
-        """Call ``main(cfg, args)`` in this process, one of a group as Detectron2's ``launch`` makes
-        it."""
-        on_cpu = cfg.MODEL.DEVICE == "cpu"
+    def run(
+        self, main: Callable[..., Any], args: tuple[Any, ...], on_cpu: bool, timeout: float
+    ) -> Any:
+        """Call ``main(*args)`` in this process, one of a group as Detectron2's ``launch`` makes
+        it, watched with a ``timeout`` (watch.py)."""
         if on_cpu:
             share_cores(self.local_world_size)
         else:
             torch.cuda.set_device(self.local_rank)
         if self.world_size == 1:
-            return main(cfg, args)
+            return main(*args)
         if self.rank:  # the first one's log is enough
             logging.getLogger("randwire_d2").handlers.clear()
         distributed.init_process_group(
@@ -89,7 +94,7 @@ class Launched:
         )
         comm.create_local_process_group(self.local_world_size)
         comm.synchronize()
-        result = main(cfg, args)
+        result = watched(main, timeout, *args)
         distributed.destroy_process_group()
         return result
 
@@ -98,20 +103,45 @@ class Launched:
         store, _, _ = next(
             rendezvous("env://", self.rank, self.world_size, timeout=DEFAULT_TIMEOUT)
         )
-        if self.world_size > self.local_world_size:
-            return store
         # torchrun keeps its store over restarts, with the addresses of the processes before
-        # (PyTorch's issue 135712). Machines count restarts each for itself, so only one can tell.
-        count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return distributed.PrefixStore(f"restart{count}", store)
+        # (PyTorch's issue 135712), and each machine counts the restarts that it has caused.
+        return distributed.PrefixStore(agree(store, self.rank, self.world_size), store)
+
+
+def agree(store: distributed.Store, rank: int, world_size: int) -> str:
+    """A name for this start of the processes, the same in all of them, and in no other start.
+
+    Each writes a random name of its own; the first one publishes those that it finds, until each of
+    the others has found its own among them. What earlier starts have left in the store is replaced.
+
+    Raises:
+        TimeoutError: a process does not come.
+    """
+    mine = uuid.uuid4().hex
+    store.set(f"start/{rank}", mine)
+    deadline = time.monotonic() + DEFAULT_TIMEOUT.total_seconds()
+    while time.monotonic() < deadline:
+        if rank == 0:
+            others = [store.get(f"start/{i}").decode() for i in range(1, world_size)]
+            store.set("starts", json.dumps([mine, *others]))
+            joined = [f"joined/{name}/{mine}" for name in others]
+            if store.check(joined):
+                return mine
+        elif (names := json.loads(store.get("starts")))[rank : rank + 1] == [mine]:
+            store.set(f"joined/{mine}/{names[0]}", "")
+            return str(names[0])
+        time.sleep(0.05)
+    raise TimeoutError(f"not all of {world_size} processes have come within {DEFAULT_TIMEOUT}")
 
 
 def count_processes(args: argparse.Namespace) -> tuple[int, int]:
     """How many processes a command line's run has, in all and on this machine.
 
     Raises:
-        ValueError: see ``Launched.check``.
+        ValueError: see ``is_submitted`` and ``Launched.check``.
     """
+    if is_submitted(args):
+        return args.slurm.nodes * args.slurm.gpus, args.slurm.gpus
     launched = Launched.here()
     if launched is None:
         return args.num_gpus * args.num_machines, args.num_gpus

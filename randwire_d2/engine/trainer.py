@@ -5,18 +5,16 @@ import os
 import shlex
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
     HookBase,
-    SimpleTrainer,
     TrainerBase,
     create_ddp_model,
     hooks,
@@ -36,12 +34,12 @@ from detectron2.evaluation import (
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
+from ..checksum import is_whole
 from ..command import in_users_words
-from ..data import training_mapper
 from ..data.classes import class_entries
+from ..data.patience import PatientMapper
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
 from .best import (
@@ -53,12 +51,16 @@ from .best import (
     is_exhausted,
 )
 from .ema import AveragedWeights, AverageWeights
+from .finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
 from .random_state import random_state_kept
 from .report import write_report
-from .saving import PeriodicCheckpointer
+from .resumption import resumption_hooks
+from .saving import PeriodicCheckpointer, PeriodicWriter
 from .shadow_steps import ShadowSteps
 from .signals import StopOnSignal, guard_workers
+from .train_loader import detection_train_loader
 from .validation import detection_loss_loader, detection_losses, mean_losses
+from .watch import ReportProgress
 
 logger = logging.getLogger(__name__)
 
@@ -87,29 +89,11 @@ class PreciseBN(hooks.PreciseBN):
     random numbers that it draws are not missing in the training.
     """
 
+    @torch.compiler.set_stance("force_eager")  # of hooks and momenta a compiler makes other code
     def update_stats(self) -> None:
         self._data_iter = None
         with random_state_kept(), _norms_may_have_hooks(self._model):
             super().update_stats()
-
-
-class PeriodicWriter(hooks.PeriodicWriter):
-    """Detectron2's, which would write only the last of the evaluations within its period.
-
-    Args:
-        eval_period: each so many iterations there is an evaluation; 0 for none.
-    """
-
-    def __init__(self, writers: Sequence[EventWriter], eval_period: int) -> None:
-        super().__init__(writers)
-        self._eval_period = eval_period
-
-    def after_step(self) -> None:
-        if self._eval_period and (self.trainer.iter + 1) % self._eval_period == 0:
-            for writer in self._writers:
-                writer.write()
-        else:
-            super().after_step()
 
 
 @contextmanager
@@ -135,6 +119,18 @@ def share_statistics(model: torch.nn.Module) -> None:
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs.
 
+    A run that was interrupted anywhere and resumed with as many processes ends, on a CPU and with
+    one or two of them, with the same weights, average, best checkpoint and losses, to the bit, as
+    one that was not; with any number of workers. More processes sum their gradients in an order
+    that DistributedDataParallel changes after its first step. Of Detectron2's own trainers none
+    promises this, so a LazyConfig's does not either: they begin their data and random numbers anew.
+
+    Several processes train what one would, up to rounding, with any number of workers, where
+    images do not depend on their neighbours: norms without batch statistics (GN, FrozenBN), images
+    padded to one size (INPUT.LSJ, say, or all of one shape), as many regions sampled from each
+    (ROI_HEADS.BATCH_SIZE_PER_IMAGE proposals are there), no grouping by aspect ratio, and edges
+    dropped from the "batch". Not RetinaNet, whose loss each process divides by its own mean.
+
     Attributes:
         average: of the weights, with SOLVER.EMA.
         last_evaluation: what the last evaluation found, by its names in metrics.json; in the main
@@ -157,9 +153,9 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
         if cfg.SOLVER.AMP.ENABLED:
             precision = getattr(torch, cfg.SOLVER.AMP.PRECISION)
-            self._trainer = AMPTrainer(model, data_loader, optimizer, precision=precision)
+            self._trainer = FiniteAMPTrainer(model, data_loader, optimizer, precision=precision)
         else:
-            self._trainer = SimpleTrainer(model, data_loader, optimizer)
+            self._trainer = FiniteTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RandWireCheckpointer(
             model,
@@ -168,6 +164,8 @@ class Trainer(DefaultTrainer):
             **self.classes(cfg),
             trainer=weakref.proxy(self),
         )
+        self._trainer.checkpointer = self.checkpointer
+        self._trainer.skip_nonfinite = cfg.SOLVER.SKIP_NONFINITE
         decay = cfg.SOLVER.EMA.DECAY
         self.average = AveragedWeights(self.checkpointer.model, decay) if decay else None
         if self.average is not None:
@@ -197,7 +195,10 @@ class Trainer(DefaultTrainer):
         built.insert(0, ShadowSteps(self.model, folder, self.cfg.SOLVER.SHADOW_PERIOD))
         if self.average is not None:
             built.insert(1, AverageWeights(self.average, self.checkpointer.model))
+        built[:0] = resumption_hooks(self.cfg, self.model, self._trainer.data_loader)
         built.insert(0, StopOnSignal())
+        built.insert(0, FiniteWeights(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
+        built.insert(0, ReportProgress())
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)
@@ -293,21 +294,22 @@ class Trainer(DefaultTrainer):
         if self.start_iter:
             for hook in self._hooks:
                 if isinstance(hook, hooks.PeriodicCheckpointer):
-                    hook.recent_checkpoints = [self.checkpointer.get_checkpoint_file()]
+                    hook.recent_checkpoints = [self.checkpointer.newest]
             if self.cfg.SOLVER.PATIENCE and is_exhausted(self.cfg, self.start_iter):
                 self.max_iter = self.start_iter
-        finished = RunFolder(self.cfg.OUTPUT_DIR).final_checkpoint.is_file()
-        if self.start_iter >= self.max_iter and not finished:
+        final = RunFolder(self.cfg.OUTPUT_DIR).final_checkpoint
+        if self.start_iter >= self.max_iter and not is_whole(final):
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """As DefaultTrainer's; with INPUT.LSJ its images have large-scale jitter."""
-        return guard_workers(build_detection_train_loader(cfg, mapper=training_mapper(cfg)))
+        """Of a detector's images, as a function of SEED; see ``TrainLoader``."""
+        return detection_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return guard_workers(super().build_test_loader(cfg, dataset_name))
+        mapper = PatientMapper(cfg, is_train=False)
+        return guard_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
     @classmethod
     def classes(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader
 
+from ..data.patience import PatientMapper
 from ..modeling import RandWire
 from .random_state import random_state_kept
 from .signals import guard_workers
@@ -26,7 +27,7 @@ _AS_IN_TEST = (_BatchNorm, _DropoutNd, RandWire)
 def detection_loss_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """A test set's images one by one, each as in a test, with its annotations."""
     augmentations = build_augmentation(cfg, is_train=False)
-    mapper = DatasetMapper(cfg, is_train=True, augmentations=augmentations)
+    mapper = PatientMapper(cfg, is_train=True, augmentations=augmentations)
     return guard_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
 

@@ -29,11 +29,11 @@ Recipe = dict[str, Any]
 # schedule was scaled, and the scaled one is compared.
 NO_RECIPE = re.compile(
     r"(.+\.)?(SEED|NUM_WORKERS|EVAL_PERIOD|CHECKPOINT_PERIOD|CHECKPOINTS_TO_KEEP|BEST_METRIC"
-    r"|VIS_PERIOD|SHADOW_PERIOD)"
+    r"|VIS_PERIOD|SHADOW_PERIOD|COMPILE)"
     r"|VERSION|OUTPUT_DIR|CUDNN_BENCHMARK|MODEL\.(WEIGHTS|DEVICE)"
     r"|TEST\.(EXPECTED_RESULTS|IMS_PER_PROCESS|LOSS)|SOLVER\.REFERENCE_(WORLD|BATCH)_SIZE"
     r"|MODEL\.RANDWIRE\.(REGIME|CHANNELS|NUM_NODES|GRAPH|\w+\.\w+|NODE_OP|SPEC|SPEC_FILE)"
-    r"|MODEL\.RANDWIRE\.(FUSED|RECOMPUTE)"
+    r"|MODEL\.RANDWIRE\.(FUSED|RECOMPUTE)|MODEL\.CLASSIFIER\.TORCHVISION\..+"
 )
 # By Detectron2's names: what only a test reads, but for precise batch norms, which a training
 # computes, and what only a training reads.

@@ -212,6 +212,11 @@ def network_name(cfg: CfgNode) -> str:
         ValueError: the config describes none.
     """
     kind = family(cfg)
+    if kind is None and is_classifier(cfg):
+        node = cfg.MODEL.CLASSIFIER.TORCHVISION
+        pairs = zip(node.OPTIONS[::2], node.OPTIONS[1::2])
+        options = ", ".join(f"{key}={value}" for key, value in pairs)
+        return f"{node.NAME}({options})" if options else str(node.NAME)
     if kind is None:
         return str(cfg.MODEL.BACKBONE.NAME)
     if kind == "RESNETS":

@@ -279,6 +279,7 @@ class _Experiment:
         """What all runs have in common and does change a network's result: not the machine."""
         cfg = self.cfg.clone()
         cfg.merge_from_list(["OUTPUT_DIR", "", "MODEL.DEVICE", "", "DATALOADER.NUM_WORKERS", 0])
+        del cfg.SOLVER["HANG_TIMEOUT"]
         start = [key for key in ("pretrained", "evaluate") if key in self.sweep]
         return "\n".join([*(f"{key}: {self.sweep[key]}" for key in start), cfg.dump()])
 

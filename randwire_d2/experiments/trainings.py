@@ -17,6 +17,7 @@ from typing import IO, Any
 import submitit
 import torch
 
+from ..engine.slurm import Queue
 from ..files import atomic_open
 from .sweep_run import Run
 
@@ -197,34 +198,22 @@ class Slurm:
         Raises:
             ValueError: Slurm, or submitit, refuses.
         """
-        found = [self.job(training) for training in trainings]
-        new = [training for training, job in zip(trainings, found) if job is None]
-        jobs = [job for job in found if job is not None] + (self._submit(new) if new else [])
+        found = {training: self.job(training) for training in trainings}
+        new = {_job_file(training): training for training, job in found.items() if job is None}
+        jobs = [job for job in found.values() if job is not None]
+        jobs += self._queue.submit(new) if new else []
         while not all(job.done() for job in jobs):
             watch()
             time.sleep(POLL)
         watch()
 
-    def _submit(self, trainings: Sequence[Training]) -> list[submitit.Job]:
-        try:
-            executor = submitit.AutoExecutor(folder=self.folder, cluster="slurm")
-            executor.update_parameters(**self.parameters)
-            with executor.batch():
-                jobs = [executor.submit(training) for training in trainings]
-        except (RuntimeError, TypeError, NameError) as e:  # NameError: an unknown parameter
-            raise ValueError(f"Slurm: {' '.join(str(e).split())}") from e
-        for training, job in zip(trainings, jobs):
-            with atomic_open(_job_file(training)) as f:
-                f.write(job.job_id)
-        return jobs
-
     def job(self, training: Training) -> submitit.Job | None:
         """The training's job, if it has one that waits or runs."""
-        try:
-            job: submitit.Job = submitit.SlurmJob(self.folder, _job_file(training).read_text())
-        except FileNotFoundError:
-            return None
-        return None if job.done(force_check=True) else job
+        return self._queue.job(_job_file(training))
+
+    @property
+    def _queue(self) -> Queue:
+        return Queue(self.folder, self.parameters)
 
 
 def _job_file(training: Training) -> Path:

@@ -7,18 +7,23 @@ from .graphs import (
     BACKBONE,
     CLASSIFIER,
     DETECTOR,
+    SEM_SEG,
     BackboneGraph,
     ClassifierGraph,
     DetectorGraph,
     Graph,
     Signature,
 )
+from .quantisation import quantise
+from .runtimes import RUNTIMES, check_runtime, installed_runtimes
 
 __all__ = [
     "BACKBONE",
     "CLASSIFIER",
     "DETECTOR",
     "FORMATS",
+    "RUNTIMES",
+    "SEM_SEG",
     "TOLERANCE",
     "BackboneGraph",
     "ClassifierGraph",
@@ -27,7 +32,10 @@ __all__ = [
     "Graph",
     "Run",
     "Signature",
+    "check_runtime",
     "difference",
     "fold_batch_norms",
     "format_of",
+    "installed_runtimes",
+    "quantise",
 ]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .graphs import DETECTOR, Signature
+from .graphs import DETECTOR, SEM_SEG, Signature
 
 # The largest difference that a written graph may have: of the largest value of a logit or feature;
 # of a detection, of its image's longer side in its box, and of its score. Rounding in another order
@@ -26,7 +26,10 @@ def difference(
     if signature.kind != DETECTOR:
         return max(_of_tensors(a, b) for a, b in zip(expected, actual, strict=True))
     ours, theirs = (dict(zip(signature.outputs, run, strict=True)) for run in (expected, actual))
-    return _of_detections(ours, theirs, max(images.shape[-2:]), signature.most)
+    whole = 0.0
+    if SEM_SEG in ours:
+        whole = _of_tensors(ours.pop(SEM_SEG), theirs.pop(SEM_SEG))
+    return max(whole, _of_detections(ours, theirs, max(images.shape[-2:]), signature.most))
 
 
 def _of_tensors(expected: Tensor, actual: Tensor) -> float:

@@ -152,8 +152,9 @@ class TorchExport(Format):
         signature = graph.signature
         if signature.kind == DETECTOR:
             raise ValueError(
-                "torch.export can't follow how Detectron2 chooses proposals: export a detector as "
-                "onnx or torchscript, or its --part backbone"
+                "torch.export can't follow how Detectron2 chooses proposals (`if not "
+                "valid_mask.all()` in find_top_rpn_proposals): export a detector as onnx or "
+                "torchscript, or its --part backbone"
             )
         size = [torch.export.Dim(name, min=1) for name in ("height", "width")]
         height, width = (signature.multiple * s if signature.multiple > 1 else s for s in size)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN
-from detectron2.structures import Instances
 from torch import Tensor, nn
 
 DETECTOR, CLASSIFIER, BACKBONE = "detector", "classifier", "backbone"
+SEM_SEG = "sem_seg"  # a panoptic detector's output of the whole image
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Signature:
     def axes(self) -> dict[str, dict[int, str]]:
         """The names of all dynamic axes, by input or output."""
         if not self.batched:
-            found = {name: {0: "detections"} for name in self.outputs}
-            return {self.input: {1: "height", 2: "width"}, **found}
+            size = {1: "height", 2: "width"}
+            found = {n: size if n == SEM_SEG else {0: "detections"} for n in self.outputs}
+            return {self.input: size, **found}
         features = {name: {0: "batch"} for name in self.outputs}
         if self.kind == BACKBONE:
             for name, axes in features.items():
@@ -69,35 +70,36 @@ class Graph(nn.Module):
 class DetectorGraph(Graph):
     """One image (3, H, W), values 0 … 255, to the fields of its instances.
 
-    Boxes are in pixels of that image; masks (n, 1, M, M) are those of the boxes, not pasted.
+    Boxes are in pixels of that image; masks (n, 1, M, M) are those of the boxes, not pasted. Of a
+    PanopticFPN also sem_seg, the logits of the stuff classes (C, H, W).
 
     Args:
         most: the most detections that an image may have (TEST.DETECTIONS_PER_IMAGE).
-
-    Raises:
-        ValueError: the model gives more than instances.
     """
 
     def __init__(self, model: nn.Module, most: int) -> None:
-        if isinstance(model, PanopticFPN):
-            raise ValueError("a PanopticFPN gives more than instances: export its --part backbone")
         super().__init__(model)
         device = next(model.parameters()).device
         with torch.no_grad():
-            found = self._instances(torch.zeros(3, 64, 64, device=device)).get_fields()
+            found = self._outputs(torch.zeros(3, 64, 64, device=device))
         self.signature = Signature(DETECTOR, tuple(sorted(found)), batched=False, most=most)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         with patch_builtin_len():  # Detectron2's own way to count boxes in a trace
-            fields = self._instances(image).get_fields()
-        values: tuple[Any, ...] = tuple(fields[name] for name in self.signature.outputs)
+            found = self._outputs(image)
+        values: tuple[Any, ...] = tuple(found[name] for name in self.signature.outputs)
         return tuple(value if isinstance(value, Tensor) else value.tensor for value in values)
 
-    def _instances(self, image: Tensor) -> Instances:
+    def _outputs(self, image: Tensor) -> dict[str, Any]:
         model: Any = self.model
-        if isinstance(model, GeneralizedRCNN):
-            return model.inference([{"image": image}], do_postprocess=False)[0]
-        return model([{"image": image}])[0]["instances"]
+        if not isinstance(model, GeneralizedRCNN):
+            return model([{"image": image}])[0]["instances"].get_fields()
+        raw = model.inference([{"image": image}], do_postprocess=False)
+        if not isinstance(model, PanopticFPN):
+            return raw[0].get_fields()
+        (instances,), (logits,) = raw
+        height, width = image.shape[-2:]  # without what the backbone's sizes need
+        return {**instances.get_fields(), SEM_SEG: logits[:, :height, :width]}
 
 
 class ClassifierGraph(Graph):

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -14,6 +14,7 @@ from ..config import is_classifier
 from ..export import (
     DETECTOR,
     FORMATS,
+    RUNTIMES,
     TOLERANCE,
     BackboneGraph,
     ClassifierGraph,
@@ -72,13 +73,31 @@ def export_model(
         FileNotFoundError: there is no such source.
         ValueError: it can't be exported so, or the graph computes something else; one line.
     """
-    written_as = _format(os.fspath(output), format_name)
-    written_as.check()
+    written_as = output_format(os.fspath(output), format_name)
     if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise ValueError(f"OUTPUT {os.fspath(output)!r}: its folder does not exist")
     if os.path.isfile(source) and format_of(os.fspath(source)):
         raise ValueError(f"{os.fspath(source)} is an exported file already; name a checkpoint")
     model = load_model(source, "cpu")
+    own = [model.read({"file_name": path})["image"] for path in images]
+    return write_proved(model, os.fspath(output), written_as, part=part, images=own)
+
+
+def write_proved(
+    model: Detector | Classifier,
+    output: str,
+    written_as: Format,
+    *,
+    part: str = "whole",
+    images: Sequence[Tensor] = (),
+    runtimes: Sequence[str] = (),
+) -> Proof:
+    """``export_model`` of a model that is loaded.
+
+    Args:
+        images: (3, H, W) each, prepared for the model.
+        runtimes: names of ``export.RUNTIMES``, which must compute the same.
+    """
     original = _graph(model, part)
     folded = copy.deepcopy(original)
     norms = fold_batch_norms(folded)
@@ -86,8 +105,9 @@ def export_model(
     with atomic_open(output, "wb") as file:
         metadata = describe(model, original.signature, written_as)
         _write(written_as, folded, example, metadata, file)
-        run, _ = written_as.read(file.name)
-        proof = _prove(original, run, others, norms)
+        runs = {name: RUNTIMES[name](file.name) for name in runtimes}
+        runs = runs or {written_as.name: written_as.read(file.name)[0]}
+        proof = _prove(original, runs, others, norms)
         if original.signature.kind == DETECTOR and not proof.detections:
             raise ValueError(
                 "the model found nothing in the images on which the graph is compared with it; "
@@ -96,9 +116,15 @@ def export_model(
     return proof
 
 
-def _format(output: str, name: str | None) -> Format:
+def output_format(output: str, name: str | None) -> Format:
+    """The format of a file that is to be written.
+
+    Raises:
+        ValueError: its suffix is another, or a package is missing; one line.
+    """
     for known in FORMATS.values():
         if output.lower().endswith(known.suffixes) and name in (None, known.name):
+            known.check()
             return known
     suffixes = [s for f in FORMATS.values() if name in (None, f.name) for s in f.suffixes]
     what = f"the format {name}" if name else "an exported file"
@@ -137,7 +163,9 @@ def _write(
 # -------------------------------------------------------------------------------------------------
 
 
-def _images(model: Detector | Classifier, graph: Graph, files: Sequence[str]) -> Iterator[Tensor]:
+def _images(
+    model: Detector | Classifier, graph: Graph, prepared: Sequence[Tensor]
+) -> Iterator[Tensor]:
     """An example to trace, then what to compare on: other sizes, other numbers, other images."""
     signature, cfg = graph.signature, model.cfg
     side = cfg.INPUT.TEST_CROP_SIZE if is_classifier(cfg) else cfg.INPUT.MIN_SIZE_TEST or 800
@@ -155,9 +183,8 @@ def _images(model: Detector | Classifier, graph: Graph, files: Sequence[str]) ->
             )
             images = (images - mean) / std
         yield images if signature.batched else images[0]
-    for path in files:
-        image = model.read({"file_name": path})["image"].float()
-        yield image[None] if signature.batched else image
+    for image in prepared:
+        yield image.float()[None] if signature.batched else image.float()
 
 
 def _noise(number: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -170,18 +197,22 @@ def _noise(number: int, height: int, width: int, generator: torch.Generator) -> 
     return (images * 255 / 4).round()
 
 
-def _prove(original: Graph, run: Run, images: Sequence[Tensor], folded: int) -> Proof:
+def _prove(
+    original: Graph, runs: Mapping[str, Run], images: Sequence[Tensor], folded: int
+) -> Proof:
     largest, detections = 0.0, 0
     for one in images:
         with torch.no_grad():
             expected = original(one)
-        own = difference(original.signature, one, expected, run(one))
-        if own > TOLERANCE:
-            raise ValueError(
-                f"the exported graph differs from the model by {own:.3g} (at most {TOLERANCE:g}) "
-                f"on images of the shape {tuple(one.shape)}: nothing was written"
-            )
-        largest = max(largest, own)
+        for name, run in runs.items():
+            own = difference(original.signature, one, expected, run(one))
+            if own > TOLERANCE:
+                raise ValueError(
+                    f"the exported graph differs from the model by {own:.3g} (at most "
+                    f"{TOLERANCE:g}) on images of the shape {tuple(one.shape)}, in {name}: nothing "
+                    "was written"
+                )
+            largest = max(largest, own)
         if original.signature.kind == DETECTOR:
             detections += len(expected[0])
     return Proof(largest, tuple(tuple(one.shape) for one in images), detections, folded)

@@ -6,6 +6,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import detector_postprocess
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from ..checkpoint import (
     stored_config,
 )
 from ..config import is_classifier
-from ..export import BACKBONE, CLASSIFIER, DETECTOR, Format, Run, Signature
+from ..export import BACKBONE, CLASSIFIER, DETECTOR, SEM_SEG, Format, Run, Signature
 from .classifier import Classifier
 from .detector import Detector
 
@@ -35,23 +37,41 @@ class ExportedDetector(nn.Module):
 
     Args:
         run: one image (3, H, W) to the fields of its instances.
-        fields: their names.
+        fields: their names; sem_seg among them is that of a PanopticFPN.
+        combine: its MODEL.PANOPTIC_FPN.COMBINE, by which instances and stuff are made one picture.
     """
 
-    def __init__(self, run: Run, fields: Sequence[str]) -> None:
+    def __init__(self, run: Run, fields: Sequence[str], combine: CfgNode) -> None:
         super().__init__()
-        self.run, self.fields = run, tuple(fields)
+        self.run, self.fields, self.combine = run, tuple(fields), combine
 
-    def forward(self, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
-        """Images, as ``Detector.prepare`` gives them, to {"instances": …} of each."""
-        return [{"instances": self._instances(one)} for one in inputs]
+    def forward(self, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Images, as ``Detector.prepare`` gives them, to {"instances": …} of each.
 
-    def _instances(self, one: Mapping[str, Any]) -> Instances:
-        height, width = one["image"].shape[-2:]
-        found = Instances((height, width))
-        for name, value in zip(self.fields, self.run(one["image"].float()), strict=True):
+        Of a PanopticFPN also sem_seg and panoptic_seg, as Detectron2's own gives them.
+        """
+        return [self._found(one) for one in inputs]
+
+    def _found(self, one: Mapping[str, Any]) -> dict[str, Any]:
+        size = one["image"].shape[-2:]
+        height, width = one.get("height", size[0]), one.get("width", size[1])
+        outputs = dict(zip(self.fields, self.run(one["image"].float()), strict=True))
+        logits = outputs.pop(SEM_SEG, None)
+        found = Instances(tuple(size))
+        for name, value in outputs.items():
             found.set(name, Boxes(value) if name.endswith("_boxes") else value)
-        return detector_postprocess(found, one.get("height", height), one.get("width", width))
+        instances = detector_postprocess(found, height, width)
+        if logits is None:
+            return {"instances": instances}
+        stuff = sem_seg_postprocess(logits, size, height, width)
+        panoptic = combine_semantic_and_instance_outputs(
+            instances,
+            stuff.argmax(dim=0),
+            self.combine.OVERLAP_THRESH,
+            self.combine.STUFF_AREA_LIMIT,
+            self.combine.INSTANCES_CONFIDENCE_THRESH,
+        )
+        return {"instances": instances, SEM_SEG: stuff, "panoptic_seg": panoptic}
 
 
 class ExportedClassifier(nn.Module):
@@ -150,4 +170,5 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
     cfg.freeze()
     if kind == CLASSIFIER:
         return Classifier(file, cfg, ExportedClassifier(run).eval(), names)
-    return Detector(file, cfg, ExportedDetector(run, lists[OUTPUTS_KEY]).eval(), names, ids)
+    graph = ExportedDetector(run, lists[OUTPUTS_KEY], cfg.MODEL.PANOPTIC_FPN.COMBINE)
+    return Detector(file, cfg, graph.eval(), names, ids)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +37,8 @@ class Job:
             ``least_drawn``, and for all.
         pictures: whether to draw.
         broken: the inputs that could not be read, once ``run`` has ended.
+        labelled: the images whose class a data set tells; once ``run`` has ended.
+        right: of them, those whose class was the best and was among the best five.
     """
 
     model: Detector | Classifier
@@ -48,20 +50,41 @@ class Job:
     score_threshold: float | None
     pictures: bool
     broken: list[str] = field(default_factory=list)
+    labelled: int = 0
+    right: tuple[int, int] = (0, 0)
+
+    def inputs(self) -> Iterator[dict[str, Any]]:
+        """The images, then the frames, in the form that the model takes; broken ones left out."""
+        for record in self.records:
+            try:
+                yield self.model.read(dict(record))
+            except Exception:  # ``run`` says so
+                continue
+        for source, _ in self._opened:
+            with closing(Video(source.path)) as video:
+                yield from map(self.model.prepare, video)
+
+    @cached_property
+    def total(self) -> int:
+        """How many images there are, frames included, as far as the videos say it."""
+        return len(self.records) + sum(frames for _, frames in self._opened)
+
+    @cached_property
+    def _opened(self) -> list[tuple[Input, int]]:
+        """The videos that are none of the broken, and how many frames they say that they have."""
+        return [(v, frames) for v in self.videos if (frames := self._frames(v)) is not None]
 
     def run(self) -> int:
         """Do it; the number of results."""
-        videos = [(v, frames) for v in self.videos if (frames := self._frames(v)) is not None]
-        total = len(self.records) + sum(frames for _, frames in videos)
         categories = dict(zip(self.model.category_ids, self.model.class_names))
         self.folder.mkdir(parents=True, exist_ok=True)
         with (
             results_writer(self.folder, categories) as writer,
-            tqdm(total=total, unit="image", smoothing=0.1) as bar,
+            tqdm(total=self.total, unit="image", smoothing=0.1) as bar,
         ):
             self._images(writer, bar)
             ids = count(1 + len(self.records))
-            for source, _ in videos:
+            for source, _ in self._opened:
                 self._video(source, ids, writer, bar)
         return writer.results
 
@@ -113,6 +136,13 @@ class Job:
 
     def _write(self, writer: ResultsWriter, prepared: Mapping[str, Any], found: Any) -> None:
         records = self.model.records(found, prepared["image_id"])
+        if "label" in prepared:
+            best = [record["category_id"] for record in records]
+            self.labelled += 1
+            self.right = (
+                self.right[0] + (best[0] == prepared["label"]),
+                self.right[1] + (prepared["label"] in best),
+            )
         least = self.score_threshold or 0.0
         image = {"id": prepared["image_id"]}
         image |= {

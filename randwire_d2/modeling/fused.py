@@ -5,7 +5,7 @@ computed, and its gradients, stand in ``graph_function``.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -95,23 +95,29 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+class Order(NamedTuple):
+    """A plan, and its ``by_target`` and ``by_source`` as one tensor, on the stage's device."""
+
+    plan: Plan
+    edges: Tensor
+
+
 def run_fused(
-    plan: Plan,
+    smallest: Order,
+    by_level: Order,
     nodes: Sequence[Any],
     x: Tensor,
     kept: Tensor | None,
-    by_source: Tensor,
     recompute: bool,
 ) -> Tensor:
     """Run a whole random graph, and update its running statistics as its nodes would.
 
     Args:
-        plan: the plan of the graph; where norms use batches' statistics, one by level makes for
-            fewer launches, and fewer messages of synchronised norms.
+        smallest, by_level: the order that holds the fewest results at once, and one that takes more
+            memory, fewer launches, and fewer messages of synchronised norms.
         nodes: its nodes; they must be fusable.
         x: the stage's input (N, in_channels, H, W).
         kept: see ``RandWireStage``.
-        by_source: the plan's, as a tensor on x's device.
         recompute: save less for the backward pass, and compute it again.
 
     Returns:
@@ -133,6 +139,10 @@ def run_fused(
         )
     shares = None
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    save = _wants_gradients(nodes, x)
+    # Those who recompute want to save memory.
+    by_levels = group is not None or ((save or batch) and not recompute)
+    plan, edges = by_level if by_levels else smallest
     norms = [nodes[v].norm for v in plan.order]
     affine = (_parameters if batch else _as_affine)(norms, wide)
     coefficients = _coefficients(plan, nodes, kept, wide)
@@ -140,21 +150,24 @@ def run_fused(
         *(node.conv.depthwise.weight for node in nodes),
         *(node.conv.pointwise.weight for node in nodes),
     ]
-    # Asked here, because inside of an autograd function gradients are always off.
-    needed = any(tensor.requires_grad for tensor in (x, coefficients, affine, *convolutions))
-    save = needed and torch.is_grad_enabled()
     if group is not None:
         shares = Shares.of(group, int(count), coefficients)
         count = shares.total
     run = Run(plan, batch, shares, eps, dtype, save, recompute, save and affine.requires_grad)
     # What is not of autocast's type by now is not for autocast to change.
     with torch.autocast(x.device.type, enabled=False):
-        output, *moments = GraphFunction.apply(
-            run, by_source, x, coefficients, affine, *convolutions
-        )
+        output, *moments = GraphFunction.apply(run, edges, x, coefficients, affine, *convolutions)
     if batch:
         _update_running_statistics(norms, moments, count, momentum)
     return output
+
+
+def _wants_gradients(nodes: Sequence[nn.Module], x: Tensor) -> bool:
+    """Asked outside of the autograd function, in which gradients are always off."""
+    parameters = (parameter for node in nodes for parameter in node.parameters())
+    return torch.is_grad_enabled() and (
+        x.requires_grad or any(parameter.requires_grad for parameter in parameters)
+    )
 
 
 def _coefficients(

@@ -39,8 +39,9 @@ from .graph_state import Run, State, cast
 
 
 class GraphFunction(torch.autograd.Function):
-    """(run, by_source, x, coefficients, norms, *convolutions) -> (output, *moments of groups).
+    """(run, edges, x, coefficients, norms, *convolutions) -> (output, *moments of groups).
 
+    ``edges`` is the plan's ``by_target`` and ``by_source``, one after the other.
     ``convolutions`` are D and P of all nodes, one list after the other: autograd gives gradients to
     arguments that are tensors, and does not look into lists.
     """
@@ -49,13 +50,14 @@ class GraphFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         run: Run,
-        by_source: Tensor,
+        edges: Tensor,
         x: Tensor,
         coefficients: Tensor,
         norms: Tensor,
         *convolutions: Tensor,
     ) -> tuple[Tensor, ...]:
-        state = State(run, x, coefficients, norms, convolutions)
+        by_edge = coefficients[edges]
+        state = State(run, x, coefficients, by_edge, norms, convolutions)
         output = state.forward()
         moments = [*state.moments.values()]
         if run.save:
@@ -63,7 +65,8 @@ class GraphFunction(torch.autograd.Function):
             # Not as attributes of ctx: torch frees these after the backward pass, and shows them to
             # hooks that move saved tensors elsewhere.
             saved = [tensor for tensors in state.saved for tensor in tensors.values()]
-            ctx.save_for_backward(by_source, x, coefficients, norms, *convolutions, *saved)
+            own = edges, x, coefficients, by_edge, norms
+            ctx.save_for_backward(*own, *convolutions, *saved)
             ctx.set_materialize_grads(False)  # no zeros for the moments, which have no gradient
             ctx.mark_non_differentiable(*moments)
         return output, *moments
@@ -75,13 +78,13 @@ class GraphFunction(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         plan = ctx.run.plan
         n = plan.num_nodes
-        by_source, x, coefficients, norms, *tensors = ctx.saved_tensors
-        state = State(ctx.run, x, coefficients, norms, tensors[: 2 * n])
+        edges, x, coefficients, by_edge, norms, *tensors = ctx.saved_tensors
+        state = State(ctx.run, x, coefficients, by_edge, norms, tensors[: 2 * n])
         saved = iter(tensors[2 * n :])
         for own, keys in zip(state.saved, ctx.keys, strict=True):
             own.update((key, next(saved)) for key in keys)
         need_x = ctx.needs_input_grad[2]
-        gradients = Gradients(state, coefficients[by_source], grad_output, need_x)
+        gradients = Gradients(state, grad_output, need_x)
         # A node's gradient is a sum over its readers, so they come first.
         for number in reversed(range(len(plan.groups))):
             gradients.nodes(number)
@@ -90,6 +93,7 @@ class GraphFunction(torch.autograd.Function):
         # The gradients go where the coefficients came from. Those of the constants, nobody asks
         # for: whichever of their gradients they get.
         grad_coefficients = torch.empty_like(coefficients)
+        by_source = edges[len(plan.by_target) :]
         grad_coefficients.index_copy_(0, by_source, gradients.coefficients())
         # In the weights' own types: autograd would cast them one by one.
         own_types = tensors[0].dtype, tensors[n].dtype

@@ -35,21 +35,19 @@ class Gradients:
         x: the gradients that input nodes leave to the stage's input.
         products: parts of ∂c, by where the first is in the order of ``by_source``.
         norm_gradients: those of ``State.norms``, in the same order.
-        depthwise_parts: for each node, parts of ∂D.
+        depthwise_parts: by nodes, parts of their ∂D.
         pointwise: for each node, ∂P.
     """
 
-    def __init__(
-        self, state: State, reader_coefficients: Tensor, grad_output: Tensor, need_x: bool
-    ) -> None:
+    def __init__(self, state: State, grad_output: Tensor, need_x: bool) -> None:
         plan = state.run.plan
-        self.state, self.reader_coefficients, self.need_x = state, reader_coefficients, need_x
+        self.state, self.need_x = state, need_x
         self.output = grad_output.contiguous(memory_format=torch.channels_last)
         self.sums: dict[int, Tensor] = {}
         self.x: list[Tensor] = []
         self.products: dict[int, Tensor] = {}
         self.norm_gradients: dict[int, Tensor] = {}
-        self.depthwise_parts: dict[int, Tensor] = {}
+        self.depthwise_parts: dict[Sequence[int], Tensor] = {}
         self.pointwise: list[Tensor | None] = [None] * plan.num_nodes
 
     def nodes(self, number: int) -> None:
@@ -60,21 +58,21 @@ class Gradients:
         if run.batch:
             grads = dict(zip(group, self.batch_norms(number), strict=True))
             self.free(group)
-        for v in reversed(group):
+        for nodes in reversed(run.together(group)):
             if not run.batch:
-                grads[v] = self.fixed_norm(v)
-                self.free((v,))
+                grads.update(zip(nodes, self.fixed_norms(nodes), strict=True))
+                self.free(nodes)
             # The gradients of the convolutions want the node's inputs. Those that were forgotten
             # are computed again here, not earlier, so that few are there at once. What they are
             # computed from was saved, and is still there, because its own turn comes later.
-            for u in plan.predecessors[v]:
+            for u in plan.predecessors[nodes[0]]:
                 if u not in state.results:
-                    state.compute(u)
-            grad_sum = self.convolutions(v, grads.pop(v))
-            if plan.predecessors[v]:
-                self.sums[v] = grad_sum
+                    state.compute((u,))
+            grad_sums = self.convolutions(nodes, grads)
+            if plan.predecessors[nodes[0]]:
+                self.sums.update(zip(nodes, grad_sums, strict=True))
             elif self.need_x:
-                self.x.append(grad_sum)
+                self.x += grad_sums
 
     def free(self, nodes: Sequence[int]) -> None:
         """Drop what nobody reads any more: its memory is for what the convolutions will write."""
@@ -90,38 +88,44 @@ class Gradients:
     # The norms' operators return ∂c of the edges to the readers, too: not at the node that reads
     # with c, but at the one that is read, because these operators are the ones that have y_v.
 
-    def fixed_norm(self, v: int) -> Tensor:
-        """From ∂s of node v's readers to its ∂z."""
+    def readers(self, nodes: Sequence[int]) -> tuple[int, tuple[list[Tensor], list[int], Tensor]]:
+        """Where nodes' reads begin; the gradients, how many there are of each, the coefficients."""
+        places = self.state.run.plan.reader_coefficients
+        first, last = places[nodes[0]].start, places[nodes[-1]].stop
+        reads = [self.reads(v) for v in nodes]
+        grads = [grad for some in reads for grad in some]
+        coefficients = self.state.reader_coefficients[first:last]
+        return first, (grads, [len(some) for some in reads], coefficients)
+
+    def fixed_norms(self, nodes: Sequence[int]) -> list[Tensor]:
+        """From ∂s of nodes' readers to their ∂z."""
         state, run, plan = self.state, self.state.run, self.state.run.plan
-        grads, place = self.reads(v), plan.reader_coefficients[v]
-        coefficients = self.reader_coefficients[place]
+        first, readers = self.readers(nodes)
         # An output node's result need not be there: nobody asks for its products.
-        x = state.results[v] if plan.successors[v] or run.affine else self.output
+        inputs = [
+            state.results[v] if plan.successors[v] or run.affine else self.output for v in nodes
+        ]
         if run.affine:
-            self.norm_gradients[place.start] = _affine_gradient(grads, coefficients, x)
-        grad, self.products[place.start] = ops.weighted_sum_backward(
-            grads, coefficients, x, state.affines[v]
-        )
-        return grad
+            self.norm_gradients[first] = _affine_gradients(*readers, inputs)
+        affines = [state.affines[v] for v in nodes]
+        grads, self.products[first] = ops.weighted_sum_backward(*readers, inputs, affines)
+        return grads
 
     def batch_norms(self, number: int) -> list[Tensor]:
         """The same of a group's nodes, through their means and variances."""
         state, run, plan = self.state, self.state.run, self.state.run.plan
         group = plan.groups[number]
-        reads = [self.reads(v) for v in group]
-        first, last = (plan.reader_coefficients[v] for v in (group[0], group[-1]))
-        grads, products, self.norm_gradients[first.start] = ops.batch_norm_backward(
-            [grad for some in reads for grad in some],
-            [len(some) for some in reads],
-            self.reader_coefficients[first.start : last.stop],
+        first, readers = self.readers(group)
+        grads, products, self.norm_gradients[first] = ops.batch_norm_backward(
+            *readers,
             [state.results[v] for v in group],
             state.norms[plan.places[number]],
             state.moments[number],
             run.eps,
         )
-        self.products[first.start] = products[None]
+        self.products[first] = products[None]
         if run.shares:
-            grads = self.synchronise(number, grads, self.norm_gradients[first.start], run.shares)
+            grads = self.synchronise(number, grads, self.norm_gradients[first], run.shares)
         return grads
 
     def synchronise(
@@ -142,30 +146,31 @@ class Gradients:
             for v, grad, pair in zip(plan.groups[number], grads, both, strict=True)
         ]
 
-    def convolutions(self, v: int, grad: Tensor) -> Tensor:
-        """From ∂z of node v to its ∂s, which is empty if nobody needs it."""
+    def convolutions(self, nodes: Sequence[int], grads: dict[int, Tensor]) -> list[Tensor]:
+        """From ∂z of nodes, which are taken out of ``grads``, to their ∂s, if anybody needs it."""
         state = self.state
-        inputs, coefficients, affines = state.inputs(v)
-        need_sum = self.need_x or bool(state.run.plan.predecessors[v])
-        weight, inner = state.pointwise[v], state.inner.pop(v, None)
-        if inner is None:
-            # ∂d_v does not depend on d_v, so it can come first. The next operator, which reads the
-            # node's inputs anyway, returns d_v as well; ∂P_v waits for that.
-            grad_inner = F.conv2d(grad, weight.transpose(0, 1))
-        else:
-            grad_inner, self.pointwise[v], _ = _conv1x1_backward(grad, inner, weight, (True, True))
-        grad_sum, self.depthwise_parts[v], recomputed = ops.aggregate_backward(
-            grad_inner,
-            inputs,
-            coefficients,
-            affines,
-            state.depthwise[v],
-            state.stride(v),
-            (need_sum, inner is None),
+        need_sum = self.need_x or bool(state.run.plan.predecessors[nodes[0]])
+        there = nodes[0] in state.inner
+        grads_inner = []
+        for v in nodes:
+            weight = state.pointwise[v]
+            if there:
+                grad_inner, self.pointwise[v], _ = _conv1x1_backward(
+                    grads.pop(v), state.inner.pop(v), weight, (True, True)
+                )
+            else:
+                # ∂d_v does not depend on d_v, so it can come first. The next operator, which reads
+                # the node's inputs anyway, returns d_v as well; ∂P_v waits for that.
+                grad_inner = F.conv2d(grads[v], weight.transpose(0, 1))
+            grads_inner.append(grad_inner)
+        grad_sums, self.depthwise_parts[nodes], recomputed = ops.aggregate_backward(
+            grads_inner, *state.operands(nodes), (need_sum, not there)
         )
-        if inner is None:
-            _, self.pointwise[v], _ = _conv1x1_backward(grad, recomputed, weight, (False, True))
-        return grad_sum
+        for v, inner in zip(() if there else nodes, recomputed, strict=True):
+            _, self.pointwise[v], _ = _conv1x1_backward(
+                grads.pop(v), inner, state.pointwise[v], (False, True)
+            )
+        return grad_sums
 
     def coefficients(self) -> Tensor:
         """∂c, in the order of ``by_source``."""
@@ -180,24 +185,33 @@ class Gradients:
 
     def depthwise(self, dtype: torch.dtype) -> list[Tensor]:
         """∂D of all nodes."""
+        plan = self.state.run.plan
         gradients: dict[int, Tensor] = {}
-        inputs: list[int] = []
-        others: list[int] = []
-        for v, predecessors in enumerate(self.state.run.plan.predecessors):
-            (others if predecessors else inputs).append(v)
         # Input nodes have other sizes.
-        for nodes in filter(None, (inputs, others)):
-            whole = torch.stack([self.depthwise_parts[v] for v in nodes]).sum(1)
+        inputs: list[Sequence[int]] = []
+        others: list[Sequence[int]] = []
+        for nodes in self.depthwise_parts:
+            (others if plan.predecessors[nodes[0]] else inputs).append(nodes)
+        for some in filter(None, (inputs, others)):
+            whole = torch.cat([self.depthwise_parts[nodes] for nodes in some]).sum(1)
             # As the weights are laid out: autograd would copy them one by one.
-            weights = whole.transpose(1, 2).to(dtype).contiguous()
-            gradients.update(zip(nodes, weights.unflatten(2, (1, 3, 3)), strict=True))
+            weights = whole.transpose(1, 2).to(dtype).contiguous().unflatten(2, (1, 3, 3))
+            gradients.update(zip([v for nodes in some for v in nodes], weights, strict=True))
         return [gradients[v] for v in range(len(gradients))]
 
 
-def _affine_gradient(grads: Sequence[Tensor], coefficients: Tensor, x: Tensor) -> Tensor:
-    """That of (1, 2, C), of the affine function of x that weighted sums have read."""
-    grad = ops.weighted_sum(grads, coefficients, []).to(coefficients.dtype)
-    return torch.stack(((grad * x).sum((0, 2, 3)), grad.sum((0, 2, 3))))[None]
+def _affine_gradients(
+    grads: Sequence[Tensor],
+    readers: Sequence[int],
+    coefficients: Tensor,
+    inputs: Sequence[Tensor],
+) -> Tensor:
+    """Those of (nodes, 2, C), the affine functions of ``inputs`` that weighted sums have read."""
+    found = []
+    for own, x in zip(ops.pieces(readers), inputs, strict=True):
+        grad = ops.weighted_sum(grads[own], coefficients[own], []).to(coefficients.dtype)
+        found.append(torch.stack(((grad * x).sum((0, 2, 3)), grad.sum((0, 2, 3)))))
+    return torch.stack(found)
 
 
 def _conv1x1_backward(

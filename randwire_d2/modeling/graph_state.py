@@ -49,6 +49,10 @@ class Run:
     def saves_inner(self) -> bool:
         return self.save and not self.recompute
 
+    def together(self, group: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
+        """A group's nodes whose convolutions run together, which takes memory for all of them."""
+        return (group,) if self.saves_inner else [(v,) for v in group]
+
     @property
     def folded(self) -> bool:
         """Whether norms are part of the 1×1 convolutions: a gradient would have to be unfolded."""
@@ -60,6 +64,9 @@ class State:
 
     Attributes:
         depthwise, pointwise: D and P.
+        coefficients, reader_coefficients: c of all inputs, in the plan's orders ``by_target`` and
+            ``by_source``.
+        ones, shares: those of input nodes, and those of output nodes in the mean.
         norms: in the plan's order, of the norms γ and β, or a and b if statistics are fixed.
         inner, results: d and z, as long as somebody will read them.
         affines: the functions that the batch norms are; see ``randwire_d2.ops``.
@@ -71,16 +78,16 @@ class State:
         run: Run,
         x: Tensor,
         coefficients: Tensor,
+        edges: Tensor,
         norms: Tensor,
         convolutions: Sequence[Tensor],
     ) -> None:
         n = run.plan.num_nodes
-        self.run, self.x, self.coefficients, self.norms = run, x, coefficients, norms
-        # Pieces of it all at once: a slice takes as long as a launch.
-        own = coefficients[: run.plan.one].split([p.stop - p.start for p in run.plan.coefficients])
+        self.run, self.x, self.norms = run, x, norms
         self.ones = coefficients[run.plan.one : run.plan.share]
-        one = self.ones[:1]
-        self.own_coefficients = [piece if piece.numel() else one for piece in own]
+        self.shares = coefficients[run.plan.share :]
+        sizes = len(run.plan.by_target), len(run.plan.by_source)
+        self.coefficients, self.reader_coefficients = edges.split(sizes)
         if run.folded:  # P's product with a is cast, so that it is rounded once
             self.depthwise, self.pointwise = cast(convolutions[:n], run.dtype), convolutions[n:]
         else:
@@ -99,51 +106,55 @@ class State:
         affines = self.affines if self.run.batch else {}
         return self.inner, self.results, affines, self.moments
 
-    def inputs(self, v: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-        """The inputs of node v's weighted sum, their coefficients, their affines."""
-        predecessors = self.run.plan.predecessors[v]
-        if not predecessors:
-            return [self.x], self.own_coefficients[v], []
+    def operands(self, nodes: Sequence[int]) -> tuple[Any, ...]:
+        """Those of ``ops.aggregate``, for nodes that the order has side by side: all of them read
+        the stage's input, or none."""
+        plan, results, affines = self.run.plan, self.results, self.affines
+        coefficients = self.coefficients[plan.inputs[nodes[0]].start : plan.inputs[nodes[-1]].stop]
+        weights = [self.depthwise[v] for v in nodes]
+        if not plan.predecessors[nodes[0]]:
+            n = len(nodes)
+            return [self.x] * n, [1] * n, coefficients, [], weights, 2
+        predecessors = [u for v in nodes for u in plan.predecessors[v]]
         return (
-            [self.results[u] for u in predecessors],
-            self.own_coefficients[v],
-            [] if self.run.folded else [self.affines[u] for u in predecessors],
+            [results[u] for u in predecessors],
+            [len(plan.predecessors[v]) for v in nodes],
+            coefficients,
+            [] if self.run.folded else [affines[u] for u in predecessors],
+            weights,
+            1,
         )
 
-    def stride(self, v: int) -> int:
-        return 1 if self.run.plan.predecessors[v] else 2
-
-    def compute(self, v: int, done: Iterable[int] = ()) -> None:
-        """Run both convolutions of node v, the last to read the results of ``done``."""
-        inputs, coefficients, affines = self.inputs(v)
-        self.inner[v] = ops.aggregate(
-            inputs, coefficients, affines, self.depthwise[v], self.stride(v)
-        )
-        # Before the next result is made, whose memory can then be theirs.
-        del inputs
+    def compute(self, nodes: Sequence[int], done: Iterable[int] = ()) -> None:
+        """Run both convolutions of nodes, the last to read the results of ``done``."""
+        run = self.run
+        self.inner.update(zip(nodes, ops.aggregate(*self.operands(nodes)), strict=True))
+        # Before the next results are made, whose memory can then be theirs.
         for u in done:
             del self.results[u]
-        weight, bias = self.pointwise[v], None
-        if self.run.folded:
-            # Made when it is used: all at once would be a copy of most of a network's weights.
-            scale, shift = self.affines[v]
-            folded, bias = torch.empty_like(weight, dtype=self.run.dtype), shift.to(self.run.dtype)
-            weight = torch.mul(weight, scale[:, None, None, None], out=folded)
-        self.results[v] = F.conv2d(self.inner[v], weight, bias)
+        for v in nodes:
+            weight, bias = self.pointwise[v], None
+            if run.folded:
+                # Made when it is used: all at once would be a copy of most of a network's weights.
+                scale, shift = self.affines[v]
+                folded, bias = torch.empty_like(weight, dtype=run.dtype), shift.to(run.dtype)
+                weight = torch.mul(weight, scale[:, None, None, None], out=folded)
+            self.results[v] = F.conv2d(self.inner[v], weight, bias)
 
     def forward(self) -> Tensor:
         """Run all nodes; return the mean of the output nodes."""
         run, plan = self.run, self.run.plan
         output = None
         for number, group in enumerate(plan.groups):
-            for v in group:
-                self.compute(v, [u for u in plan.done[v] if not run.saves_result(u)])
+            for nodes in run.together(group):
+                done = [u for v in nodes for u in plan.done[v] if not run.saves_result(u)]
+                self.compute(nodes, done)
                 if not run.saves_inner:
-                    del self.inner[v]
-                if run.folded and not plan.successors[v]:
+                    self.inner.clear()
+                if run.folded and not plan.successors[nodes[0]]:
                     # z_v is y_v already, and nobody reads it but the mean: added up at once, all
                     # output nodes take one tensor.
-                    result = self.results.pop(v)
+                    result = self.results.pop(nodes[0])
                     output = result if output is None else output.add_(result)
                     del result
             if run.batch:
@@ -153,7 +164,7 @@ class State:
             return output.div_(len(outputs)) if len(outputs) > 1 else output
         mean = ops.weighted_sum(
             [self.results[v] for v in outputs],
-            self.coefficients[plan.share :],
+            self.shares,
             [self.affines[v] for v in outputs],
         )
         for v in outputs:

@@ -1,15 +1,18 @@
 """The classifier as a Detectron2 meta-architecture: preprocessing, network, loss."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import Tensor, nn
+from torchvision.models import get_model, list_models
 from torchvision.transforms import v2
 
 from ..config import spec_from_config
@@ -121,8 +124,15 @@ def _mix(cfg: CfgNode) -> nn.Module | None:
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
-    """A RandWireClassifier or Detectron2's ResNet, as MODEL.BACKBONE.NAME says."""
+    """torchvision's MODEL.CLASSIFIER.TORCHVISION, if there is one, else a RandWireClassifier or
+    Detectron2's ResNet, as MODEL.BACKBONE.NAME says.
+
+    Raises:
+        ValueError: the config describes none.
+    """
     num_classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
+    if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+        return _torchvision(cfg.MODEL.CLASSIFIER.TORCHVISION, num_classes)
     if cfg.MODEL.BACKBONE.NAME == "build_randwire_backbone":
         return RandWireClassifier(
             spec_from_config(cfg),
@@ -142,3 +152,23 @@ def build_network(cfg: CfgNode) -> nn.Module:
         last = block.conv2 if isinstance(block, BasicBlock) else block.conv3
         nn.init.zeros_(last.norm.weight)
     return ResNet(backbone.stem, backbone.stages, num_classes)
+
+
+def _torchvision(node: CfgNode, num_classes: int) -> nn.Module:
+    # Of other kinds of models, some would download their backbone.
+    known = list_models(module=torchvision.models)
+    if node.NAME not in known:
+        near = " or ".join(map(repr, get_close_matches(node.NAME, known)))
+        raise ValueError(
+            f"MODEL.CLASSIFIER.TORCHVISION.NAME: torchvision has no classifier {node.NAME!r}; "
+            + (f"did you mean {near}?" if near else "torchvision.models.list_models() names all")
+        )
+    options = node.OPTIONS
+    try:
+        named = dict(zip(options[::2], options[1::2], strict=True))
+        return get_model(node.NAME, weights=None, num_classes=num_classes, **named)
+    except (TypeError, ValueError) as e:
+        raise ValueError(
+            f"MODEL.CLASSIFIER.TORCHVISION.OPTIONS: {node.NAME} can't be built with {options}, "
+            f"which are names, each before its value: {' '.join(str(e).split())}"
+        ) from e

@@ -1,6 +1,6 @@
 """A stage of the network: one random graph, or the single convolution of conv1 and conv2 (§3.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,20 @@ from detectron2.layers import CNNBlockBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..ops.launches import MOST_GRADS, MOST_INPUTS, shared
 from ..ops.probe import Variants, failure, needs_probe
 from ..wiring import ConvSpec, StageSpec
 from ..wiring.plan import Plan
-from .fused import EXPORTING, Fused, compute_dtype, run_fused, sharing, uses_batch, why_not
+from .fused import (
+    EXPORTING,
+    Fused,
+    Order,
+    compute_dtype,
+    run_fused,
+    sharing,
+    uses_batch,
+    why_not,
+)
 from .node import Node, build_norm, conv2d
 
 
@@ -48,8 +58,8 @@ class RandWireStage(CNNBlockBase):
             there was none.
     """
 
-    by_source: Tensor
-    by_source_by_level: Tensor
+    by_edge: Tensor
+    by_edge_by_level: Tensor
 
     def __init__(
         self,
@@ -78,14 +88,15 @@ class RandWireStage(CNNBlockBase):
         self._sizes = (
             self.in_channels,
             self.out_channels,
-            tuple(sorted({len(p) for p in spec.dag.predecessors if p})),
-            tuple(sorted({len(s) for s in spec.dag.successors if s})),
+            _sharing(plans[1:], spec.dag.predecessors, MOST_INPUTS),
+            _sharing(plans, [s or (0,) for s in spec.dag.successors], MOST_GRADS),
             tuple(sorted({len(g) for plan in plans for g in plan.groups})),
             len(spec.dag.input_nodes),
             len(spec.dag.output_nodes),
         )
-        for name, plan in zip(("by_source", "by_source_by_level"), plans, strict=True):
-            self.register_buffer(name, torch.tensor(plan.by_source), persistent=False)
+        for name, plan in zip(("by_edge", "by_edge_by_level"), plans, strict=True):
+            edges = torch.tensor([*plan.by_target, *plan.by_source])
+            self.register_buffer(name, edges, persistent=False)
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """
@@ -157,12 +168,9 @@ class RandWireStage(CNNBlockBase):
 
     def run_fused(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` as one function, whether or not that is possible."""
-        nodes: list[Any] = [*self.nodes]
-        plan, by_source = self.plan, self.by_source
-        # More nodes at a time take more memory, which those who recompute want to save.
-        if uses_batch(nodes[0].norm) and (self.synchronised or not self.recompute):
-            plan, by_source = self._plan_by_level, self.by_source_by_level
-        return run_fused(plan, nodes, x, kept, by_source, self.recompute)
+        smallest = Order(self.plan, self.by_edge)
+        by_level = Order(self._plan_by_level, self.by_edge_by_level)
+        return run_fused(smallest, by_level, [*self.nodes], x, kept, self.recompute)
 
     def run_nodes(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` node by node."""
@@ -185,6 +193,18 @@ class RandWireStage(CNNBlockBase):
             del y
         assert total is not None, "a DAG has at least one output node"
         return total / len(plan.output_nodes)
+
+
+def _sharing(
+    plans: Iterable[Plan], edges: Sequence[Sequence[int]], most: int
+) -> tuple[tuple[int, int], ...]:
+    """Of each kernel that nodes can share, the most edges that one has, and how many they are."""
+    numbers = [len(own) for own in edges]
+    found = {(n, 1) for n in numbers}
+    for group in (group for plan in plans for group in plan.groups):
+        own = [numbers[v] for v in group]
+        found |= {(max(own[some]), len(own[some])) for some in shared(own, most)}
+    return tuple(sorted((n, nodes) for n, nodes in found if n))
 
 
 def _in_all_processes(find: Callable[[], str], *, together: bool) -> str:

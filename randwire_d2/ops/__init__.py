@@ -18,8 +18,10 @@ operators, for a CPU with a C++ compiler, and for CUDA; so the same signatures s
 
 Tensors are (N, C, H, W) in channels_last, whose rows are pixels. ``coefficients`` is (n,) for n
 inputs; an ``affine`` is (2, C), scale above shift, and ``affines`` has one for each input, or none
-at all. The operators of norms take those of several nodes, which do not need each other:
-``parameters`` are (nodes, 2, C), weight above bias, and ``moments``, mean above biased variance.
+at all. All but ``weighted_sum`` do the same for several nodes, which do not need each other:
+``inputs``, ``coefficients`` and ``affines`` are then those of the first node, of which there are
+``degrees[0]``, before those of the next; ``grads`` likewise with ``readers``. ``parameters`` are
+(nodes, 2, C), weight above bias, and ``moments``, mean above biased variance.
 Affines, moments, coefficients and the parameters of norms are float32 (float64 for float64) where
 the activations are of lower precision.
 """
@@ -36,6 +38,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import native, tiling
 from .launches import launches as launches
+from .launches import pieces as pieces
 from .memory_format import empty_image
 
 _LIBRARY = torch.library.Library("randwire", "DEF")
@@ -85,7 +88,7 @@ def _operator(fake: Callable[..., Any]) -> Any:
 
     The schema comes from the type hints of ``native``, as in ``torch.library.custom_op``. That one
     also checks every call in Python, which adds 7 to 27 µs to each of these operators (measured on
-    a CPU); a training step of the C=109 network calls about 310 of them.
+    a CPU); a training step of the C=109 network calls 168 of them.
     """
     name = fake.__name__
     function = getattr(native, name)
@@ -103,27 +106,36 @@ def weighted_sum(inputs: Sequence[Tensor], *_: Any) -> Tensor:
 
 
 @_operator
-def weighted_sum_backward(_: Any, coefficients: Tensor, x: Tensor, *__: Any) -> tuple[Tensor, ...]:
+def weighted_sum_backward(
+    grads: Any, readers: Any, coefficients: Tensor, inputs: Sequence[Tensor], *_: Any
+) -> tuple[list[Tensor], Tensor]:
+    x = inputs[0]
     parts = 1 if x.device.type == "cpu" else tiling.product_parts(x.shape)
-    return empty_image(x), coefficients.new_empty(parts, len(coefficients))
+    results = [empty_image(x) for x in inputs]
+    return results, coefficients.new_empty(parts, len(coefficients))
 
 
 @_operator
-def aggregate(inputs: Sequence[Tensor], *others: Any) -> Tensor:
+def aggregate(inputs: Sequence[Tensor], degrees: Sequence[int], *others: Any) -> list[Tensor]:
     *_, stride = others
-    return empty_image(inputs[0], stride)
+    return [empty_image(inputs[0], stride) for _ in degrees]
 
 
 @_operator
 def aggregate_backward(
-    grad: Tensor, inputs: Sequence[Tensor], coefficients: Tensor, *others: Any
-) -> tuple[Tensor, ...]:
-    *_, weight, stride, want = others
-    parts = 1 if grad.device.type == "cpu" else tiling.weight_parts(inputs[0].shape, stride)
+    grads: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    degrees: Any,
+    coefficients: Tensor,
+    *others: Any,
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    *_, weights, stride, want = others
+    x = inputs[0]
+    parts = 1 if x.device.type == "cpu" else tiling.weight_parts(x.shape, stride)
     return (
-        empty_image(inputs[0]) if want[0] else grad.new_empty(0),
-        coefficients.new_empty(parts, 9, len(weight)),
-        empty_image(grad) if want[1] else grad.new_empty(0),
+        [empty_image(x) for _ in weights] if want[0] else [],
+        coefficients.new_empty(len(weights), parts, 9, x.shape[1]),
+        [empty_image(grad) for grad in grads] if want[1] else [],
     )
 
 
@@ -150,10 +162,10 @@ def batch_norm_backward(
 # Two for each multiply-add, and of convolutions alone, as PyTorch's own formulas count.
 @register_flop_formula(aggregate)
 def _(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 2 * 9 * math.prod(out_shape)
+    return 2 * 9 * sum(map(math.prod, out_shape))
 
 
 @register_flop_formula(aggregate_backward)
-def _(grad_shape: Any, *args: Any, **kwargs: Any) -> int:
+def _(grad_shapes: Any, *args: Any, **kwargs: Any) -> int:
     want = args[-1]
-    return 2 * 9 * math.prod(grad_shape) * (1 + sum(want))
+    return 2 * 9 * sum(map(math.prod, grad_shapes)) * (1 + sum(want))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .launches import pieces
 from .memory_format import empty_image
 from .probe import EVERY_WANT, OPERATORS, Case, compare
 
@@ -71,8 +72,7 @@ class Kernels:
 
     def have_blocks(self, args: Sequence[Any]) -> bool:
         """Whether images have enough channels for a vector."""
-        images = args[0] if isinstance(args[0], (list, tuple)) else args[:1]
-        return images[0].shape[1] >= self._least
+        return args[0][0].shape[1] >= self._least
 
     def weighted_sum(
         self, inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
@@ -86,34 +86,43 @@ class Kernels:
     def aggregate(
         self,
         inputs: Sequence[Tensor],
+        degrees: Sequence[int],
         coefficients: Tensor,
         affines: Sequence[Tensor],
-        weight: Tensor,
+        weights: Sequence[Tensor],
         stride: int,
-    ) -> Tensor:
-        out = empty_image(inputs[0], stride)
-        operands = _sum(inputs, coefficients, affines)
-        self._call("aggregate", *operands, *inputs[0].shape, weight, stride, out)
-        return out
+    ) -> list[Tensor]:
+        results = [empty_image(inputs[0], stride) for _ in weights]
+        for own, weight, out in zip(pieces(degrees), weights, results, strict=True):
+            operands = _sum(inputs[own], coefficients[own], affines[own])
+            self._call("aggregate", *operands, *inputs[0].shape, weight, stride, out)
+        return results
 
     def aggregate_backward(
         self,
-        grad: Tensor,
+        grads: Sequence[Tensor],
         inputs: Sequence[Tensor],
+        degrees: Sequence[int],
         coefficients: Tensor,
         affines: Sequence[Tensor],
-        weight: Tensor,
+        weights: Sequence[Tensor],
         stride: int,
         want: Sequence[bool],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        grad_weight = torch.empty_like(weight)
-        grad_sum = empty_image(inputs[0]) if want[0] else grad.new_empty(0)
-        out = empty_image(grad) if want[1] else grad.new_empty(0)
-        operands = _sum(inputs, coefficients, affines)
-        results = (grad_sum if want[0] else None, grad_weight, out if want[1] else None)
-        shape = inputs[0].shape
-        self._call("aggregate_backward", grad, *operands, *shape, weight, stride, *results)
-        return grad_sum, grad_weight.reshape(1, -1, 9).transpose(1, 2).contiguous(), out
+    ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        grad_weights = weights[0].new_empty(len(weights), *weights[0].shape)
+        grad_sums, results = [], []
+        for i, own in enumerate(pieces(degrees)):
+            grad_sum = empty_image(inputs[0]) if want[0] else None
+            out = empty_image(grads[0]) if want[1] else None
+            operands = _sum(inputs[own], coefficients[own], affines[own])
+            self._call(
+                *("aggregate_backward", grads[i], *operands, *inputs[0].shape),
+                *(weights[i], stride, grad_sum, grad_weights[i], out),
+            )
+            grad_sums.append(grad_sum)
+            results.append(out)
+        parts = grad_weights.reshape(len(weights), 1, -1, 9).transpose(2, 3).contiguous()
+        return grad_sums if want[0] else [], parts, results if want[1] else []  # type: ignore[return-value]
 
     def batch_norm_statistics(
         self, inputs: Sequence[Tensor], parameters: Tensor, eps: float
@@ -136,10 +145,7 @@ class Kernels:
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         grad_inputs = [empty_image(x) for x in inputs]
         products, grad_parameters = torch.empty_like(coefficients), torch.empty_like(parameters)
-        first = 0
-        for i, (x, n) in enumerate(zip(inputs, readers, strict=True)):
-            edges = slice(first, first + n)
-            first += n
+        for i, (x, edges) in enumerate(zip(inputs, pieces(readers), strict=True)):
             self._call(
                 "batch_norm_backward",
                 *_sum(grads[edges], coefficients[edges], [])[:-1],

@@ -1,6 +1,6 @@
-"""How many kernels an operator launches on CUDA."""
+"""Which nodes share a kernel on CUDA, and how many kernels an operator launches there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # More inputs than these, and a thread has no registers left for all of them (counted in the code
@@ -8,7 +8,34 @@ from typing import Any
 # also bounds the number of kernels that there are to compile.
 MOST_INPUTS = 16
 MOST_GRADS = 6
-MOST_NODES = 8  # whose norms one kernel knows
+MOST_NODES = 8  # that one kernel knows
+
+
+def pieces(numbers: Iterable[int]) -> list[slice]:
+    """Where each node's are in a list that has so many of each node, one after the other."""
+    slices, start = [], 0
+    for number in numbers:
+        slices.append(slice(start, start + number))
+        start += number
+    return slices
+
+
+def shared(numbers: Sequence[int], most: int) -> list[slice]:
+    """The nodes that share a kernel, one with more inputs than ``most`` being alone.
+
+    Args:
+        numbers: how many inputs each node has.
+    """
+    slices: list[slice] = []
+    room = 0
+    for node, number in enumerate(numbers):
+        if number > most or not room:
+            slices.append(slice(node, node + 1))
+            room = 0 if number > most else MOST_NODES - 1
+        else:
+            slices[-1] = slice(slices[-1].start, node + 1)
+            room -= 1
+    return slices
 
 
 def launches(name: str, args: Sequence[Any]) -> int:
@@ -18,13 +45,17 @@ def launches(name: str, args: Sequence[Any]) -> int:
         return 2 * _groups(len(args[0]), MOST_NODES)
     if name == "batch_norm_backward":
         _, readers, _, inputs, *_ = args
-        # Those of each node, a sum of all programs' sums, and what needs that.
-        sums = (1 if n <= MOST_GRADS else _groups(n, MOST_GRADS) + 2 for n in readers)
-        return sum(sums) + 1 + _groups(len(inputs), MOST_NODES)
+        # Those of all nodes, a sum of all programs' sums, and what needs that.
+        sums = len(shared(readers, MOST_GRADS))
+        summed_first = sum(_groups(n, MOST_GRADS) + 1 for n in readers if n > MOST_GRADS)
+        return sums + summed_first + 1 + _groups(len(inputs), MOST_NODES)
+    if name == "weighted_sum_backward":
+        return len(shared(args[1], MOST_GRADS))
     if name in ("aggregate", "aggregate_backward"):
-        inputs = args[0] if name == "aggregate" else args[1]
+        degrees = args[1] if name == "aggregate" else args[2]
         computed_again = name == "aggregate_backward" and args[-1][1]
-        return 1 + bool(computed_again) + (len(inputs) > MOST_INPUTS)
+        summed_first = sum(n > MOST_INPUTS for n in degrees)
+        return len(shared(degrees, MOST_INPUTS)) * (1 + bool(computed_again)) + summed_first
     return 1
 
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .launches import pieces
+
 
 def weighted_sum(
     inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
@@ -25,71 +27,85 @@ def weighted_sum(
 
 
 def weighted_sum_backward(
-    grads: Sequence[Tensor], coefficients: Tensor, x: Tensor, affine: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradients of x and of the coefficients that its readers give to its affine function y.
+    grads: Sequence[Tensor],
+    readers: Sequence[int],
+    coefficients: Tensor,
+    inputs: Sequence[Tensor],
+    affines: Sequence[Tensor],
+) -> tuple[list[Tensor], Tensor]:
+    """Of each node's output y, an affine function, what the weighted sums that read it give back.
 
-    ``grads`` are those of the weighted sums that read y = scale · x + shift. Returned are scale ·
+    ``grads`` are those of the sums that read y = scale · x + shift. Returned are for each x scale ·
     the sum over i of coefficients[i] · grads[i], and ⟨grads[i], y⟩ for each i, as (parts, n): sums
     over parts of the pixels, which are yet to be added up.
     """
-    factor, total = _factored_sum(grads, coefficients)
-    scale = (affine[0] * factor).to(x.dtype)[:, None, None]
-    grad_x = total * scale if total is grads[0] else total.mul_(scale)
-    output = _affine_sum([x], coefficients.new_ones(1), [affine])
-    return grad_x, _products(grads, output, coefficients)[None]
+    results, products = [], []
+    for own, x, affine in zip(pieces(readers), inputs, affines, strict=True):
+        factor, total = _factored_sum(grads[own], coefficients[own])
+        scale = (affine[0] * factor).to(x.dtype)[:, None, None]
+        results.append(total * scale if total is grads[own.start] else total.mul_(scale))
+        output = _affine_sum([x], coefficients.new_ones(1), [affine])
+        products.append(_products(grads[own], output, coefficients))
+    return results, torch.cat(products)[None]
 
 
 def aggregate(
     inputs: Sequence[Tensor],
+    degrees: Sequence[int],
     coefficients: Tensor,
     affines: Sequence[Tensor],
-    weight: Tensor,
+    weights: Sequence[Tensor],
     stride: int,
-) -> Tensor:
-    """ReLU of the weighted sum, then the 3×3 depthwise convolution."""
-    factor, data = _activation(inputs, coefficients, affines)
-    return _depthwise(data, weight * factor, stride)
+) -> list[Tensor]:
+    """Of each node ReLU of the weighted sum, then the 3×3 depthwise convolution."""
+    results = []
+    for own, weight in zip(pieces(degrees), weights, strict=True):
+        factor, data = _activation(inputs[own], coefficients[own], affines[own])
+        results.append(_depthwise(data, weight * factor, stride))
+    return results
 
 
 def aggregate_backward(
-    grad: Tensor,
+    grads: Sequence[Tensor],
     inputs: Sequence[Tensor],
+    degrees: Sequence[int],
     coefficients: Tensor,
     affines: Sequence[Tensor],
-    weight: Tensor,
+    weights: Sequence[Tensor],
     stride: int,
     want: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the weighted sum and of the weight, and ``aggregate``'s result, once more.
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """The gradients of the weighted sums and of the weights, and ``aggregate``'s, once more.
 
-    The weight's is (parts, 9, C), in float32 at least: sums over parts of the pixels, which are yet
-    to be added up, once for all nodes of a stage. Not the gradients of the inputs: their own nodes
-    gather them, by ``weighted_sum_backward``. ``want`` says which of the first and the last are
-    asked for; one that is not is empty.
+    The weights' are (nodes, parts, 9, C), in float32 at least: sums over parts of the pixels, which
+    are yet to be added up, once for all nodes of a stage. Not the gradients of the inputs: their
+    own nodes gather them, by ``weighted_sum_backward``. ``want`` says which of the first and the
+    last are asked for; of what is not there are none.
     """
-    factor, data = _activation(inputs, coefficients, affines)
-    grad_data, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad,
-        data,
-        weight,
-        None,
-        [stride, stride],
-        [1, 1],
-        [1, 1],
-        False,
-        [0, 0],
-        weight.shape[0],
-        [want[0], True, False],
-    )
-    # Two tensors, where neither is wanted: what an operator returns must not share memory.
-    result = _depthwise(data, weight * factor, stride) if want[1] else grad.new_empty(0)
-    parts = _wide(grad_weight).mul(factor).reshape(1, -1, 9).transpose(1, 2).contiguous()
-    if not want[0]:
-        return grad.new_empty(0), parts, result
-    # ReLU's: where it let through, its result is positive.
-    torch.ops.aten.threshold_backward.grad_input(grad_data, data, 0, grad_input=grad_data)
-    return grad_data, parts, result
+    grad_sums, parts, results = [], [], []
+    for grad, own, weight in zip(grads, pieces(degrees), weights, strict=True):
+        factor, data = _activation(inputs[own], coefficients[own], affines[own])
+        grad_data, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad,
+            data,
+            weight,
+            None,
+            [stride, stride],
+            [1, 1],
+            [1, 1],
+            False,
+            [0, 0],
+            weight.shape[0],
+            [want[0], True, False],
+        )
+        parts.append(_wide(grad_weight).mul(factor).reshape(1, -1, 9).transpose(1, 2))
+        if want[1]:
+            results.append(_depthwise(data, weight * factor, stride))
+        if want[0]:
+            # ReLU's: where it let through, its result is positive.
+            torch.ops.aten.threshold_backward.grad_input(grad_data, data, 0, grad_input=grad_data)
+            grad_sums.append(grad_data)
+    return grad_sums, torch.stack(parts).contiguous(), results
 
 
 def batch_norm_statistics(
@@ -114,13 +130,10 @@ def batch_norm_backward(
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Of each norm ``weighted_sum_backward``, then the norm's own backward.
 
-    The first ``readers[0]`` of grads and coefficients are those of the first norm's readers, and so
-    on. Returned are the gradients of the inputs, of the coefficients, and of the parameters.
+    Returned are the gradients of the inputs, of the coefficients, and of the parameters.
     """
-    grad_inputs, products, grad_parameters, first = [], [], [], 0
-    for x, own, m, n in zip(inputs, parameters, moments, readers, strict=True):
-        edges = slice(first, first + n)
-        first += n
+    grad_inputs, products, grad_parameters = [], [], []
+    for x, own, m, edges in zip(inputs, parameters, moments, pieces(readers), strict=True):
         grad_x, product, grad_own = _batch_norm_backward(
             grads[edges], coefficients[edges], x, own, m, eps
         )

@@ -39,7 +39,7 @@ class Case:
     """Operands of the operators.
 
     Attributes:
-        inputs: the number of inputs, or of gradients.
+        inputs: the number of a node's inputs, or of its gradients.
         affine: whether the inputs have affines.
         stride: 1 or 2.
         size: height and width of the inputs, of which there are two images.
@@ -49,7 +49,7 @@ class Case:
         mean: the activations'; their standard deviation is 1.
         only: the operators that are called.
         contiguous: whether the last input is, in place of channels_last.
-        nodes: how many norms there are; each has a reader less than the one before, but for one.
+        nodes: how many there are; each has an input less than the one before, but for one.
     """
 
     inputs: int
@@ -77,7 +77,8 @@ class Variants(NamedTuple):
 
     Attributes:
         in_channels, channels: those of the stage's input and of its nodes.
-        inputs, readers: how many a node can have, in the order of size.
+        inputs, readers: for nodes that share a kernel, how many the first in this respect has, and
+            how many nodes they are.
         groups: how many nodes are normalised together.
         input_nodes, output_nodes: how many there are.
         batch: whether norms use the statistics of the batch.
@@ -86,8 +87,8 @@ class Variants(NamedTuple):
 
     in_channels: int
     channels: int
-    inputs: tuple[int, ...]
-    readers: tuple[int, ...]
+    inputs: tuple[tuple[int, int], ...]
+    readers: tuple[tuple[int, int], ...]
     groups: tuple[int, ...]
     input_nodes: int
     output_nodes: int
@@ -126,20 +127,21 @@ def cases(dtype: torch.dtype, variants: Variants) -> Iterator[Case]:
     for size in SIZES:
         for n, affine, stride in itertools.product((1, 2, 3), (False, True), (1, 2)):
             yield Case(n, affine, stride, size, stage.channels, dtype)
-        yield Case(1, False, 2, size, stage.in_channels, dtype, EVERY_WANT, only=read)
-        own = [(read, n) for n in stage.inputs]
+        for k in {1, stage.input_nodes}:
+            yield Case(1, False, 2, size, stage.in_channels, dtype, EVERY_WANT, only=read, nodes=k)
         if stage.batch:
-            own.append((sums, stage.output_nodes))
+            yield Case(stage.output_nodes, True, 1, size, stage.channels, dtype, only=sums)
+        affine = stage.batch or stage.backward
+        for n, nodes in stage.inputs:
+            yield Case(n, affine, 1, size, stage.channels, dtype, only=read, nodes=nodes)
         if stage.backward:
-            own += [(norms if stage.batch else sums_backward, n) for n in stage.readers]
+            only = norms[1:] if stage.batch else sums_backward
+            for n, nodes in stage.readers:
+                yield Case(n, False, 1, size, stage.channels, dtype, only=only, nodes=nodes)
             yield Case(stage.input_nodes, False, 1, size, stage.in_channels, dtype, only=sums)
         if stage.batch:
             for n in stage.groups:
-                if n > 1:
-                    yield Case(1, False, 1, size, stage.channels, dtype, only=norms, nodes=n)
-        for only, n in own:
-            if n > 3:
-                yield Case(n, stage.batch, 1, size, stage.channels, dtype, only=only)
+                yield Case(1, False, 1, size, stage.channels, dtype, only=norms, nodes=n)
 
 
 def compare(
@@ -188,10 +190,10 @@ def compare(
 
 def _whole(operator: str, results: Sequence[Any]) -> list[Tensor]:
     """An operator's results, lists as their elements, sums of parts added up."""
-    flat = tree_leaves(results)
     if operator in ("weighted_sum_backward", "aggregate_backward"):
-        flat[1] = flat[1].sum(0)
-    return flat
+        first, parts, *others = results
+        results = first, parts.sum(0 if parts.dim() == 2 else 1), *others
+    return tree_leaves(results)
 
 
 def operands(
@@ -210,34 +212,33 @@ def operands(
         x = draw(2, case.channels, h, w, dtype=case.dtype) + case.mean
         return x.contiguous(memory_format=torch.channels_last)
 
-    n, c, stride = case.inputs, case.channels, case.stride
-    inputs, coefficients = [image() for _ in range(n)], draw(n)
-    output = inputs[0] + image()  # so that their product is large beside its rounding errors
+    n, c, stride, nodes = case.inputs, case.channels, case.stride, case.nodes
+    numbers = [max(n - i, 1) for i in range(nodes)] if operator != "weighted_sum" else [n]
+    inputs, coefficients = [image() for _ in range(sum(numbers))], draw(sum(numbers))
+    # What a product is of is large beside its rounding errors.
+    outputs = [inputs[0] + image(), *(image() + image() for _ in range(1, nodes))]
     if case.contiguous:
         inputs[-1] = inputs[-1].contiguous()
     if n > 1:
         coefficients[n // 2] = 0  # a dropped edge
-    affines = [draw(2, c) for _ in range(n)] if case.affine else []
-    kernel = draw(c, 1, 3, 3, dtype=case.dtype)
+    affines = [draw(2, c) for _ in inputs] if case.affine else []
+    kernels = [draw(c, 1, 3, 3, dtype=case.dtype) for _ in range(nodes)]
+    read = inputs, numbers, coefficients, affines, kernels
     # No variance near 0, whose inverse would leave float16's range.
-    parameters, moments = draw(case.nodes, 2, c), draw(case.nodes, 2, c).abs() + 0.5
-    outputs = [output, *(image() + image() for _ in range(1, case.nodes))]
+    parameters, moments = draw(nodes, 2, c), draw(nodes, 2, c).abs() + 0.5
     if operator == "weighted_sum":
         yield inputs, coefficients, affines
     elif operator == "weighted_sum_backward":
-        yield inputs, coefficients, output, draw(2, c)
+        yield inputs, numbers, coefficients, outputs, [draw(2, c) for _ in outputs]
     elif operator == "aggregate":
-        yield inputs, coefficients, affines, kernel, stride
+        yield *read, stride
     elif operator == "aggregate_backward":
         for want in case.want:
-            yield image(stride), inputs, coefficients, affines, kernel, stride, want
+            yield [image(stride) for _ in range(nodes)], *read, stride, want
     elif operator == "batch_norm_statistics":
         yield outputs, parameters, 1e-5
     else:
-        readers = [max(n - i, 1) for i in range(case.nodes)]
-        inputs += [image() for _ in range(n, sum(readers))]
-        coefficients = torch.cat((coefficients, draw(sum(readers) - n)))
-        yield inputs, readers, coefficients, outputs, parameters, moments, 1e-5
+        yield inputs, numbers, coefficients, outputs, parameters, moments, 1e-5
 
 
 def _in_double(x: Any) -> Any:

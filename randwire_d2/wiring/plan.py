@@ -9,10 +9,10 @@ from .schedule import schedule
 class Plan:
     """Orders, lifetimes, and places in vectors.
 
-    The learned coefficients σ(w) of a stage are one vector: one sigmoid for all of them, and an
-    operator gets those of a node as a slice, without a copy. The forward pass wants those of a
-    node's inputs side by side, in the order of ``dag.predecessors``; the backward pass those of its
-    readers, in the order of ``dag.successors``.
+    The learned coefficients σ(w) of a stage are one vector: one sigmoid for all of them. The
+    forward pass wants those of a node's inputs side by side, in the order of ``dag.predecessors``;
+    the backward pass those of its readers, in the order of ``dag.successors``: two more vectors, of
+    which an operator gets those of its nodes as a slice, without a copy.
 
     Attributes:
         num_nodes, predecessors, successors, output_nodes: the wiring's. (Its own are properties,
@@ -26,6 +26,9 @@ class Plan:
         learned: the edges whose coefficients are learned: those of a node with more than one input.
             One that is alone has a coefficient of 1.
         coefficients: where each node's inputs are among them.
+        inputs: where the inputs of each node are among all, those of the order's nodes one after
+            the other; a node that reads the stage's input has one.
+        by_target: for each of these inputs, the place of its coefficient.
         reads: what reads each node, and leaves it a gradient: nodes, or None for the output's mean.
         reader_coefficients: where the reads of each node are among all, those of the order's nodes
             one after the other.
@@ -57,6 +60,13 @@ class Plan:
         # Among all edges: every reader leaves a gradient, whether its coefficient is learned or 1.
         self.one = len(self.learned)
         self.share = self.one + len(dag.input_nodes)
+        own = [
+            [places.get((u, v), self.one) for u in predecessors] or [self.one]
+            for v, predecessors in enumerate(dag.predecessors)
+        ]
+        slices = _slices(len(own[v]) for v in self.order)
+        self.inputs = dict(zip(self.order, slices, strict=True))
+        self.by_target = [place for v in self.order for place in own[v]]
         self.reads: tuple[tuple[int | None, ...], ...] = tuple(s or (None,) for s in dag.successors)
         slices = _slices(len(self.reads[v]) for v in self.order)
         self.reader_coefficients = dict(zip(self.order, slices, strict=True))

@@ -15,8 +15,8 @@ from torch import Tensor
 # and of elements, which decide how wide loads can be.
 jit = triton.jit(
     do_not_specialize=[
-        *("count", "rows", "height", "width", "blocks", "columns", "node", "edge"),
-        *("first_end", "first_product"),
+        *("count", "rows", "height", "width", "blocks", "columns", "numbers"),
+        *("first_end", "first_edge", "first_node", "first_product"),
     ],
     do_not_specialize_on_alignment=[  # slices
         *("coefficients", "parameters", "moments", "factors", "grad_parameters"),
@@ -33,8 +33,26 @@ def workspace(like: Tensor, *size: int) -> Tensor:
     return torch.empty(size, dtype=wide, device=like.device)
 
 
+def padded(tensors: Sequence[Tensor], own: Sequence[slice]) -> tuple[Tensor, ...]:
+    """The inputs of several nodes, as many of each as one of them has: its first one once more.
+
+    A kernel then has all that it is compiled for, however few a node has; ``packed`` says how many.
+    """
+    most = max(some.stop - some.start for some in own)
+    return tuple(
+        tensors[some.start + i if some.start + i < some.stop else some.start]
+        for some in own
+        for i in range(most)
+    )
+
+
+def packed(numbers: Sequence[int]) -> int:
+    """Numbers of less than 128 as one: of those in a tuple, Triton would compile in which are 1."""
+    return sum(number << (8 * i) for i, number in enumerate(numbers))
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    tensor = args[0] if isinstance(args[0], Tensor) else args[0][0]
     # Triton launches on the current device, which need not be the tensors', but mostly is.
     device = tensor.get_device()
     if device < 0 or device == torch.cuda.current_device():
@@ -68,13 +86,45 @@ def load_row(pointer, channel, channels):
 
 
 @jit
-def sum_terms(inputs, coefficients, affines, channel, channels):
-    """The factor of each input, and what is added to their sum."""
+def pick(tensors, node, NODES: tl.constexpr):
+    """One node's tensors, of those of all nodes that share a kernel, by a number known on the GPU.
+
+    All nodes have equally many: see ``padded``.
+    """
+    EACH: tl.constexpr = len(tensors) // NODES
+    own = ()
+    for i in tl.static_range(EACH):
+        picked = tensors[i]
+        for other in tl.static_range(1, NODES):
+            picked = tl.where(node == other, tensors[other * EACH + i], picked)
+        own = own + (picked,)
+    return own
+
+
+@jit
+def pick_one(tensors, node):
+    return pick(tensors, node, len(tensors))[0]
+
+
+@jit
+def place(numbers, node, most, NODES: tl.constexpr):
+    """How many inputs a node has, and where they are among all nodes'; see ``packed``."""
+    number, first = most, 0
+    if NODES > 1:
+        number = ((numbers >> (8 * node)) & 255).to(tl.int32)
+        for other in tl.static_range(NODES):
+            first += tl.where(other < node, (numbers >> (8 * other)) & 255, 0).to(tl.int32)
+    return number, first
+
+
+@jit
+def sum_terms(inputs, number, coefficients, affines, channel, channels):
+    """The factor of each input, and what is added to their sum. Those past ``number`` have none."""
     factors, shift = (), 0.0
     for i in tl.static_range(len(inputs)):
         factor = 1.0
         if coefficients is not None:
-            factor = widen(tl.load(coefficients + i))
+            factor = widen(tl.load(coefficients + i, i < number, other=0.0))
         if len(affines) > 0:
             shift += factor * load_vector(affines[i] + channels, channel, channels)
             factor *= load_vector(affines[i], channel, channels)
@@ -83,10 +133,10 @@ def sum_terms(inputs, coefficients, affines, channel, channels):
 
 
 @jit
-def load_sum(inputs, factors, shift, offset, mask):
+def load_sum(inputs, number, factors, shift, offset, mask):
     total = shift
     for i in tl.static_range(len(inputs)):
-        total += factors[i] * load(inputs[i] + offset, mask)
+        total += factors[i] * load(inputs[i] + offset, mask & (i < number))
     return total
 
 

@@ -3,71 +3,108 @@
 # mypy: disable-error-code="assignment"
 # (In kernels, tuples grow in loops, which Triton unrolls.)
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..launches import MOST_INPUTS
+from ..launches import MOST_INPUTS, pieces, shared
 from ..memory_format import empty_image
 from ..tiling import strips
 from . import common
-from .common import channels_last, jit, load, load_sum, sum_terms, workspace
+from .common import (
+    channels_last,
+    jit,
+    load,
+    load_sum,
+    packed,
+    padded,
+    pick,
+    pick_one,
+    place,
+    sum_terms,
+    workspace,
+)
 from .sums import weighted_sum
 
 
 def aggregate(
     inputs: Sequence[Tensor],
+    degrees: Sequence[int],
     coefficients: Tensor,
     affines: Sequence[Tensor],
-    weight: Tensor,
+    weights: Sequence[Tensor],
     stride: int,
-) -> Tensor:
-    inputs, coefficients, affines = _few(channels_last(inputs), coefficients, affines)
-    result = empty_image(inputs[0], stride)
-    grid, rows, tile = strips(result.shape, 1)
-    operands = (tuple(inputs), coefficients, tuple(affines), weight.contiguous(), result)
-    sizes = (*inputs[0].shape[2:], result.shape[1], rows)
-    wide = tl.float64 if result.dtype == torch.float64 else tl.float32
-    common.launch(_aggregate_kernel, grid, *operands, *sizes, STRIDE=stride, WIDE=wide, **tile)
-    return result
+) -> list[Tensor]:
+    inputs = channels_last(inputs)
+    launched = _shared(inputs, degrees, coefficients, affines, weights)
+    return _convolve(launched, inputs[0], len(weights), stride)
+
+
+def _convolve(
+    launched: Iterable[tuple[slice, tuple[Any, ...]]], x: Tensor, nodes: int, stride: int
+) -> list[Tensor]:
+    results = [empty_image(x, stride) for _ in range(nodes)]
+    grid, rows, tile = strips(results[0].shape, 1)
+    tile |= {"STRIDE": stride, "WIDE": tl.float64 if x.dtype == torch.float64 else tl.float32}
+    for some, operands in launched:
+        outputs = tuple(results[some])
+        common.launch(
+            *(_aggregate_kernel, (*grid, len(outputs)), *operands, outputs),
+            *(*x.shape[2:], x.shape[1], rows),
+            **tile,
+        )
+    return results
 
 
 def aggregate_backward(
-    grad: Tensor,
+    grads: Sequence[Tensor],
     inputs: Sequence[Tensor],
+    degrees: Sequence[int],
     coefficients: Tensor,
     affines: Sequence[Tensor],
-    weight: Tensor,
+    weights: Sequence[Tensor],
     stride: int,
     want: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad, *inputs = channels_last([grad, *inputs])
-    inputs, coefficients, affines = _few(inputs, coefficients, affines)
-    grad_data = empty_image(inputs[0]) if want[0] else None
-    grid, rows, tile = strips(inputs[0].shape, stride)
-    parts = workspace(grad, grid[0], 9, len(weight))
-    operands = (grad, tuple(inputs), coefficients, tuple(affines), weight.contiguous())
-    sizes = (*inputs[0].shape[2:], grad.shape[1], rows)
-    common.launch(
-        _aggregate_backward_kernel,
-        *(grid, *operands, grad_data, parts, *sizes),
-        **(tile | {"STRIDE": stride}),
-    )
-    result = (
-        aggregate(inputs, coefficients, affines, weight, stride) if want[1] else grad.new_empty(0)
-    )
-    return grad.new_empty(0) if grad_data is None else grad_data, parts, result
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    grads, inputs = channels_last(grads), channels_last(inputs)
+    x = inputs[0]
+    grad_sums = [empty_image(x) for _ in weights] if want[0] else []
+    grid, rows, tile = strips(x.shape, stride)
+    parts = workspace(x, len(weights), grid[0], 9, x.shape[1])
+    launched = [*_shared(inputs, degrees, coefficients, affines, weights)]
+    for some, operands in launched:
+        common.launch(
+            *(_aggregate_backward_kernel, (*grid, len(grads[some])), grads[some], *operands),
+            *(tuple(grad_sums[some]) or None, parts[some]),
+            *(*x.shape[2:], x.shape[1], rows),
+            **(tile | {"STRIDE": stride}),
+        )
+    return grad_sums, parts, _convolve(launched, x, len(weights), stride) if want[1] else []
 
 
-def _few(
-    inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
-) -> tuple[Sequence[Tensor], Tensor, Sequence[Tensor]]:
-    """Operands of the same weighted sum that a convolution's kernel has registers for."""
-    if len(inputs) <= MOST_INPUTS:
-        return inputs, coefficients, affines
-    return [weighted_sum(inputs, coefficients, affines)], coefficients.new_ones(1), []
+def _shared(
+    inputs: Sequence[Tensor],
+    degrees: Sequence[int],
+    coefficients: Tensor,
+    affines: Sequence[Tensor],
+    weights: Sequence[Tensor],
+) -> Iterator[tuple[slice, tuple[Any, ...]]]:
+    """The nodes that share a kernel, and the kernel's operands."""
+    places = pieces(degrees)
+    for some in shared(degrees, MOST_INPUTS):
+        own = places[some]
+        first, last = own[0].start, own[-1].stop
+        kernels = tuple(weight.contiguous() for weight in weights[some])
+        factors = coefficients[first:last]
+        if degrees[some.start] > MOST_INPUTS:  # for these a kernel has no registers
+            whole = weighted_sum(inputs[first:last], factors, affines[first:last])
+            yield some, ((whole,), 1, None, (), kernels)
+        else:
+            numbers, own_affines = packed(degrees[some]), padded(affines, own) if affines else ()
+            yield some, (padded(inputs, own), numbers, factors, own_affines, kernels)
 
 
 @jit
@@ -96,8 +133,9 @@ def _weights(weight, channel, channels):
 
 @jit
 def _pixels(
-    inputs, factors, shift, image, y, x, channel, height, width, channels, COUNT: tl.constexpr
-):
+    inputs, number, factors, shift, image, y, x, channel, height, width, channels,
+    COUNT: tl.constexpr,
+):  # fmt: skip
     """The weighted sum at ``COUNT`` columns of a row, from x on, and where they are inside."""
     base = (image * height + y).to(tl.int64) * width * channels
     end = tl.where((y >= 0) & (y < height), width, 0)
@@ -105,7 +143,7 @@ def _pixels(
     for j in tl.static_range(COUNT):
         mask = (x + j >= 0) & (x + j < end) & (channel < channels)
         offset = base + (x + j) * channels + channel
-        values = values + (load_sum(inputs, factors, shift, offset, mask),)
+        values = values + (load_sum(inputs, number, factors, shift, offset, mask),)
         masks = masks + (mask,)
     return values, masks
 
@@ -137,23 +175,33 @@ def _sums(first, second):
 
 
 @jit
-def _terms_and_weights(inputs, coefficients, affines, weight, channels, CHANNELS: tl.constexpr):
-    """This program's channels, and what it needs of each: the weighted sum's terms, the weights."""
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    factors, shift = sum_terms(inputs, coefficients, affines, channel, channels)
-    return channel, factors, shift, _weights(weight, channel, channels)
+def _operands(
+    inputs, numbers, coefficients, affines, weights, channel, channels, NODES: tl.constexpr
+):
+    """Those of this program's node: its inputs, how many, the weighted sum's terms, the weights."""
+    node = tl.program_id(2)
+    own = pick(inputs, node, NODES)
+    number, first = place(numbers, node, len(own), NODES)
+    if coefficients is not None:
+        coefficients += first
+    factors, shift = sum_terms(
+        own, number, coefficients, pick(affines, node, NODES), channel, channels
+    )
+    return own, number, factors, shift, _weights(pick_one(weights, node), channel, channels)
 
 
 @jit
 def _aggregate_kernel(
-    inputs, coefficients, affines, weight, result, height, width, channels, rows,
+    inputs, numbers, coefficients, affines, weights, results, height, width, channels, rows,
     STRIDE: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     out_height, out_width = tl.cdiv(height, STRIDE), tl.cdiv(width, STRIDE)
     image, first, column = _strip(out_height, out_width, rows, COLUMNS)
-    channel, factors, shift, weights = _terms_and_weights(
-        inputs, coefficients, affines, weight, channels, CHANNELS
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    own, number, factors, shift, kernel = _operands(
+        inputs, numbers, coefficients, affines, weights, channel, channels, len(weights)
     )
+    result = pick_one(results, tl.program_id(2))
     # Every row of the input is computed once, and added to the rows of the output that it is in.
     # The first rows of the input are above the strip: their own outputs are not stored.
     current = (tl.zeros([CHANNELS], WIDE),) * COLUMNS
@@ -164,36 +212,39 @@ def _aggregate_kernel(
         row = ()
         for i in tl.static_range(STRIDE):
             values, masks = _pixels(
-                inputs, factors, shift, image, STRIDE * y + (2 - STRIDE + i), STRIDE * column - 1,
-                channel, height, width, channels, STRIDE * (COLUMNS - 1) + 3,
+                own, number, factors, shift, image, STRIDE * y + (2 - STRIDE + i),
+                STRIDE * column - 1, channel, height, width, channels, STRIDE * (COLUMNS - 1) + 3,
             )  # fmt: skip
             row = _activations(values, masks)
-            current = _sums(current, _dots(row, weights, 3 - STRIDE + i, STRIDE, COLUMNS))
+            current = _sums(current, _dots(row, kernel, 3 - STRIDE + i, STRIDE, COLUMNS))
         base = (image * out_height + y).to(tl.int64) * out_width * channels
         end = tl.where(y >= first, out_width, 0)
         for j in tl.static_range(COLUMNS):
             mask = (column + j < end) & (channel < channels)
             tl.store(result + base + (column + j) * channels + channel, current[j], mask)
         if STRIDE == 2:
-            current = _dots(row, weights, 0, STRIDE, COLUMNS)
+            current = _dots(row, kernel, 0, STRIDE, COLUMNS)
         else:
-            current = _sums(following, _dots(row, weights, 1, STRIDE, COLUMNS))
-            following = _dots(row, weights, 0, STRIDE, COLUMNS)
+            current = _sums(following, _dots(row, kernel, 1, STRIDE, COLUMNS))
+            following = _dots(row, kernel, 0, STRIDE, COLUMNS)
 
 
 @jit
 def _aggregate_backward_kernel(
-    grad, inputs, coefficients, affines, weight, grad_data, partial,
+    grads, inputs, numbers, coefficients, affines, weights, grad_sums, partial,
     height, width, channels, rows,
     STRIDE: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     out_height, out_width = tl.cdiv(height, STRIDE), tl.cdiv(width, STRIDE)
     image, first, column = _strip(height, width, rows, COLUMNS)
-    channel, factors, shift, weights = _terms_and_weights(
-        inputs, coefficients, affines, weight, channels, CHANNELS
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    own, number, factors, shift, kernel = _operands(
+        inputs, numbers, coefficients, affines, weights, channel, channels, len(weights)
     )
-    place = tl.program_id(0).to(tl.int64) * 9 * channels + channel
-    exists = channel < channels
+    node = tl.program_id(2)
+    grad = pick(grads, node, len(grads))
+    if grad_sums is not None:
+        grad_sum = pick_one(grad_sums, node)
     sums = (tl.zeros([CHANNELS], partial.dtype.element_ty),) * 9
     # Rows of the gradient are read once. With a stride of 1, a pixel of the input is in outputs of
     # three rows and columns, the first of which is to the left; with 2 in one or two.
@@ -202,33 +253,35 @@ def _aggregate_backward_kernel(
     x = column // STRIDE - LEFT
     y = first // STRIDE
     above, _ = _pixels(
-        (grad,), (1.0,), 0.0, image, y - 1, x, channel, out_height, out_width, channels, COUNT
+        grad, 1, (1.0,), 0.0, image, y - 1, x, channel, out_height, out_width, channels, COUNT
     )
     here, _ = _pixels(
-        (grad,), (1.0,), 0.0, image, y, x, channel, out_height, out_width, channels, COUNT
+        grad, 1, (1.0,), 0.0, image, y, x, channel, out_height, out_width, channels, COUNT
     )
     for y in range(first // STRIDE, tl.cdiv(min(first + rows, height), STRIDE)):
         below, _ = _pixels(
-            (grad,), (1.0,), 0.0, image, y + 1, x, channel, out_height, out_width, channels, COUNT
+            grad, 1, (1.0,), 0.0, image, y + 1, x, channel, out_height, out_width, channels, COUNT
         )
         for i in tl.static_range(STRIDE):
             values, masks = _pixels(
-                inputs, factors, shift, image, STRIDE * y + i, column,
+                own, number, factors, shift, image, STRIDE * y + i, column,
                 channel, height, width, channels, COLUMNS,
             )  # fmt: skip
             data = _activations(values, masks)
             base = (image * height + STRIDE * y + i).to(tl.int64) * width * channels
             totals, sums = _spread(
-                (above, here, below), data, weights, sums, i, STRIDE, LEFT, COLUMNS
+                (above, here, below), data, kernel, sums, i, STRIDE, LEFT, COLUMNS
             )
-            if grad_data is not None:
+            if grad_sums is not None:
                 for j in tl.static_range(COLUMNS):
                     total = tl.where(data[j] == 0, 0.0, totals[j])
                     offset = base + (column + j) * channels + channel
-                    tl.store(grad_data + offset, total, masks[j])
+                    tl.store(grad_sum + offset, total, masks[j])
         above, here = here, below
+    program = node.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    partial += program * 9 * channels + channel
     for k in tl.static_range(9):
-        tl.store(partial + place + k * channels, sums[k], exists)
+        tl.store(partial + k * channels, sums[k], channel < channels)
 
 
 @jit

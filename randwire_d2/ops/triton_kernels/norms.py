@@ -10,11 +10,24 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..launches import MOST_GRADS, MOST_NODES
+from ..launches import MOST_GRADS, pieces, shared
 from ..memory_format import empty_image
 from ..tiling import cdiv, partition, tile_shape
 from . import common
-from .common import channels_last, jit, load, load_row, sum_terms, tile_place, workspace
+from .common import (
+    channels_last,
+    jit,
+    load,
+    load_row,
+    packed,
+    padded,
+    pick,
+    pick_one,
+    place,
+    sum_terms,
+    tile_place,
+    workspace,
+)
 from .sums import total_and_products, weighted_sum
 
 
@@ -34,10 +47,10 @@ def batch_norm_statistics(
         grid = (programs, len(images))
         common.launch(_statistics_kernel, grid, images, partial, *sizes, **tile)
         (across,), combination = _combination(channels)
-        operands = (images, partial, parameters[some], tuple(affines[some]), moments[some])
+        operands = (images, partial, parameters, tuple(affines[some]), moments)
         common.launch(
             *(_statistics_combine_kernel, (across, len(images)), *operands),
-            *(programs, rows, count, channels),
+            *(programs, rows, count, channels, some.start),
             **(combination | {"EPS": eps}),
         )
     return affines, moments
@@ -56,50 +69,55 @@ def batch_norm_backward(
     nodes, channels = len(inputs), parameters.shape[2]
     count = inputs[0].numel() // channels
     programs, rows, tile = partition(count, channels)
-    # Of each program those of the parameters, those of the coefficients, and one that nobody wants.
-    columns = 2 * channels * nodes + len(grads)
-    partial = workspace(inputs[0], programs, columns + 1)
+    # Of each program those of the parameters, then those of the coefficients.
+    first_product = 2 * channels * nodes
+    partial = workspace(inputs[0], programs, first_product + len(grads))
     factors = workspace(inputs[0], nodes)
-    sizes = (count * channels, channels, rows, columns + 1, 2 * channels * nodes)
+    sizes = (count * channels, channels, rows, partial.shape[1])
 
-    def add_up(node: int, some: Sequence[Tensor], own: Any, total: Any, edge: int) -> None:
-        operands = (some, own, inputs[node], parameters, moments, total, partial, factors)
+    def add_up(some: slice, own: Any, number: int, weights: Any, sums: Any, edge: int) -> None:
+        operands = (own, number, weights, inputs[some], parameters, moments)
         common.launch(
-            *(_norm_sums_kernel, (programs,), *operands, *sizes, node, edge),
+            *(_norm_sums_kernel, (programs, some.stop - some.start), *operands, sums, partial),
+            *(factors, *sizes, some.start, edge, first_product),
             **(tile | {"EPS": eps}),
         )
 
-    results, totals, first = [empty_image(x) for x in inputs], [], 0
-    for node, n in enumerate(readers):
-        own = slice(first, first + n)
-        total = grads[first] if n == 1 else results[node]
-        if n > MOST_GRADS:
-            for edge in range(first, first + n, MOST_GRADS):
-                some = slice(edge, min(edge + MOST_GRADS, first + n))
-                add_up(node, grads[some], coefficients[some], None, edge)
-            total = weighted_sum(grads[own], coefficients[own], [])
-            add_up(node, (total,), None, None, len(grads))
+    results, totals, places = [empty_image(x) for x in inputs], [], pieces(readers)
+    for some in shared(readers, MOST_GRADS):
+        own = places[some]
+        first, last = own[0].start, own[-1].stop
+        if readers[some.start] > MOST_GRADS:
+            for edge in range(first, last, MOST_GRADS):
+                few = slice(edge, min(edge + MOST_GRADS, last))
+                add_up(some, grads[few], few.stop - edge, coefficients, None, edge)
+            total = weighted_sum(grads[first:last], coefficients[first:last], [])
+            add_up(some, (total,), 1, None, None, 0)
+            totals.append(total)
         else:
             # To write the sum of two gradients is no more than to read them again.
-            add_up(node, grads[own], coefficients[own], total if n > 1 else None, first)
-        totals.append(total)
-        first += n
+            sums = tuple(results[some]) if max(readers[some]) > 1 else None
+            add_up(some, padded(grads, own), packed(readers[some]), coefficients, sums, first)
+            totals += [
+                grads[edges.start] if edges.stop - edges.start == 1 else result
+                for edges, result in zip(own, results[some], strict=True)
+            ]
     grad_parameters, products = torch.empty_like(parameters), torch.empty_like(coefficients)
-    _combine(partial, columns, grad_parameters, products)
+    _combine(partial, grad_parameters, products)
     tile = tile_shape(channels)
     for some in _chunks(nodes):
-        operands = (tuple(totals[some]), factors[some], inputs[some], parameters[some])
+        operands = (tuple(totals[some]), factors, inputs[some], parameters, moments)
         grid = (cdiv(count, tile["ROWS"]), len(totals[some]))
         common.launch(
-            *(_norm_backward_kernel, grid, *operands, moments[some], grad_parameters[some]),
-            *(tuple(results[some]), count * channels, channels),
+            *(_norm_backward_kernel, grid, *operands, grad_parameters),
+            *(tuple(results[some]), count * channels, channels, some.start),
             **(tile | {"EPS": eps}),
         )
     return results, products, grad_parameters
 
 
 def _chunks(nodes: int) -> list[slice]:
-    return [slice(first, first + MOST_NODES) for first in range(0, nodes, MOST_NODES)]
+    return shared([1] * nodes, 1)
 
 
 def _combination(columns: int) -> tuple[tuple[int], dict[str, Any]]:
@@ -107,20 +125,11 @@ def _combination(columns: int) -> tuple[tuple[int], dict[str, Any]]:
     return (cdiv(columns, 8),), {"ROWS": 256, "COLUMNS": 8}
 
 
-def _combine(partial: Tensor, columns: int, first: Tensor, second: Tensor) -> None:
-    """Add up the first columns of a matrix of partial sums; they fill one tensor, then another."""
-    grid, tile = _combination(columns)
-    sizes = (*partial.shape, columns, first.numel())
+def _combine(partial: Tensor, first: Tensor, second: Tensor) -> None:
+    """Add up the columns of a matrix of partial sums; they fill one tensor, then another."""
+    grid, tile = _combination(partial.shape[1])
+    sizes = (*partial.shape, first.numel())
     common.launch(_combine_kernel, grid, partial, first, second, *sizes, **tile)
-
-
-@jit
-def _pick(tensors, number):
-    """One of several tensors, by a number that is known on the GPU."""
-    picked = tensors[0]
-    for i in tl.static_range(1, len(tensors)):
-        picked = tl.where(number == i, tensors[i], picked)
-    return picked
 
 
 @jit
@@ -128,7 +137,7 @@ def _statistics_kernel(
     inputs, partial, size, channels, rows, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     program, node, channel = tl.program_id(0), tl.program_id(1), tl.arange(0, CHANNELS)
-    x = _pick(inputs, node)
+    x = pick_one(inputs, node)
     # Of the differences from the first pixel: a mean of many standard deviations would round them.
     pivot = load_row(x, channel, channels)
     mean = tl.zeros([CHANNELS], partial.dtype.element_ty)
@@ -153,7 +162,7 @@ def _statistics_kernel(
 
 @jit
 def _statistics_combine_kernel(
-    inputs, partial, parameters, affines, moments, blocks, rows, count, channels,
+    inputs, partial, parameters, affines, moments, blocks, rows, count, channels, first_node,
     EPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     node = tl.program_id(1)
@@ -178,14 +187,14 @@ def _statistics_combine_kernel(
         within = tl.load(partial + place + channels, mask, other=0.0)
         squares += tl.where(mask, within + delta * delta * number, 0.0)
     var = tl.sum(squares, 0) / count
-    mean += load(_pick(inputs, node) + channel, exists)
-    parameters += node * 2 * channels
+    mean += load(pick_one(inputs, node) + channel, exists)
+    parameters += (first_node + node) * 2 * channels
     scale = load(parameters + channel, exists) * tl.rsqrt(var + EPS)
     shift = load(parameters + channels + channel, exists) - mean * scale
-    affine = _pick(affines, node)
+    affine = pick_one(affines, node)
     tl.store(affine + channel, scale, exists)
     tl.store(affine + channels + channel, shift, exists)
-    moments += node * 2 * channels
+    moments += (first_node + node) * 2 * channels
     tl.store(moments + channel, mean, exists)
     tl.store(moments + channels + channel, var, exists)
 
@@ -199,64 +208,76 @@ def _normalised(x, moments, channel, channels, offset, mask, EPS: tl.constexpr):
 
 @jit
 def _norm_sums_kernel(
-    grads, coefficients, x, parameters, moments, total, partial, factors,
-    size, channels, rows, columns, first_product, node, edge,
+    grads, numbers, coefficients, inputs, parameters, moments, totals, partial, factors,
+    size, channels, rows, columns, first_node, first_edge, first_product,
     EPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    program, channel = tl.program_id(0), tl.arange(0, CHANNELS)
-    own, _ = sum_terms(grads, coefficients, (), channel, channels)
+    program, node, channel = tl.program_id(0), tl.program_id(1), tl.arange(0, CHANNELS)
+    NODES: tl.constexpr = len(inputs)
+    MOST: tl.constexpr = len(grads) // NODES
+    own, x = pick(grads, node, NODES), pick_one(inputs, node)
+    number, edge = place(numbers, node, MOST, NODES)
+    edge += first_edge
+    if coefficients is not None:
+        coefficients += edge
+    weights, _ = sum_terms(own, number, coefficients, (), channel, channels)
     # What is read again is a sum that has been written, or a single gradient.
-    tl.store(factors + node, own[0] if total is None else 1.0, program == 0)
+    factor = weights[0]
+    if totals is not None:
+        total, several = pick_one(totals, node), number > 1
+        factor = tl.where(several, 1.0, factor)
+    node += first_node
+    tl.store(factors + node, factor, program == 0)
     parameters += node * 2 * channels
     moments += node * 2 * channels
     scale = load_row(parameters, channel, channels)
     shift = load_row(parameters + channels, channel, channels)
     sum_grad = tl.zeros([CHANNELS], partial.dtype.element_ty)
     sum_grad_x = tl.zeros([CHANNELS], partial.dtype.element_ty)
-    products = (tl.zeros([CHANNELS], partial.dtype.element_ty),) * len(grads)
+    products = (tl.zeros([CHANNELS], partial.dtype.element_ty),) * MOST
     for first in range(program * rows, (program + 1) * rows, ROWS):
         offset, mask = tile_place(first, channel, channels, size, ROWS)
         normal, _invstd = _normalised(x, moments, channel, channels, offset, mask, EPS)
         y = normal * scale + shift
-        grad, products = total_and_products(grads, own, offset, mask, y, products)
-        if total is not None:
-            tl.store(total + offset, grad, mask)
+        grad, products = total_and_products(own, number, weights, offset, mask, y, products)
+        if totals is not None:
+            tl.store(total + offset, grad, mask & several)
         sum_grad += tl.sum(grad, 0)
         sum_grad_x += tl.sum(grad * normal, 0)
     partial += program.to(tl.int64) * columns
-    place = node * 2 * channels + channel
-    tl.store(partial + place, sum_grad_x, channel < channels)
-    tl.store(partial + place + channels, sum_grad, channel < channels)
-    for i in tl.static_range(len(grads)):
-        tl.store(partial + first_product + edge + i, tl.sum(products[i], 0))
+    own_columns = node * 2 * channels + channel
+    tl.store(partial + own_columns, sum_grad_x, channel < channels)
+    tl.store(partial + own_columns + channels, sum_grad, channel < channels)
+    if coefficients is not None:
+        for i in tl.static_range(MOST):
+            tl.store(partial + first_product + edge + i, tl.sum(products[i], 0), i < number)
 
 
 @jit
 def _norm_backward_kernel(
-    totals, factors, inputs, parameters, moments, grad_parameters, results, size, channels,
-    EPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    totals, factors, inputs, parameters, moments, grad_parameters, results,
+    size, channels, first_node, EPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     node, channel = tl.program_id(1), tl.arange(0, CHANNELS)
     offset, mask = tile_place(tl.program_id(0) * ROWS, channel, channels, size, ROWS)
-    grad = load(_pick(totals, node) + offset, mask) * tl.load(factors + node)
-    own = node * 2 * channels
+    grad = load(pick_one(totals, node) + offset, mask) * tl.load(factors + first_node + node)
+    own = (first_node + node) * 2 * channels
     normal, invstd = _normalised(
-        _pick(inputs, node), moments + own, channel, channels, offset, mask, EPS
+        pick_one(inputs, node), moments + own, channel, channels, offset, mask, EPS
     )
     sum_grad_x = load_row(grad_parameters + own, channel, channels)
     sum_grad = load_row(grad_parameters + own + channels, channel, channels)
     grad -= (sum_grad + normal * sum_grad_x) / (size // channels)
     scale = load_row(parameters + own, channel, channels)
-    tl.store(_pick(results, node) + offset, scale * invstd * grad, mask)
+    tl.store(pick_one(results, node) + offset, scale * invstd * grad, mask)
 
 
 @jit
 def _combine_kernel(
-    partial, first, second, blocks, columns, count, first_end,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    partial, first, second, blocks, columns, first_end, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    exists = column < count
+    exists = column < columns
     total = tl.zeros([ROWS, COLUMNS], partial.dtype.element_ty)
     for start in range(0, blocks, ROWS):
         block = (start + tl.arange(0, ROWS)).to(tl.int64)[:, None]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import triton.language as tl
 from torch import Tensor
 
+from ..launches import MOST_GRADS, pieces, shared
 from ..memory_format import empty_image
 from ..tiling import FLAT, cdiv, partition, tile_shape
 from . import common
@@ -17,6 +18,11 @@ from .common import (
     load,
     load_row,
     load_sum,
+    packed,
+    padded,
+    pick,
+    pick_one,
+    place,
     sum_terms,
     tile_place,
     workspace,
@@ -37,16 +43,31 @@ def weighted_sum(
 
 
 def weighted_sum_backward(
-    grads: Sequence[Tensor], coefficients: Tensor, x: Tensor, affine: Tensor
-) -> tuple[Tensor, Tensor]:
-    *grads, x = channels_last([*grads, x])
-    result, size, channels = empty_image(x), x.numel(), x.shape[1]
+    grads: Sequence[Tensor],
+    readers: Sequence[int],
+    coefficients: Tensor,
+    inputs: Sequence[Tensor],
+    affines: Sequence[Tensor],
+) -> tuple[list[Tensor], Tensor]:
+    grads, inputs = channels_last(grads), channels_last(inputs)
+    results, size, channels = (
+        [empty_image(x) for x in inputs],
+        inputs[0].numel(),
+        inputs[0].shape[1],
+    )
     programs, rows, tile = partition(size // channels, channels)
-    products = workspace(x, programs, len(grads))
-    operands = (tuple(grads), coefficients, x, affine, result, products)
-    sizes = (size, channels, rows)
-    common.launch(_weighted_sum_backward_kernel, (programs,), *operands, *sizes, **tile)
-    return result, products
+    products = workspace(inputs[0], programs, len(grads))
+    places = pieces(readers)
+    for some in shared(readers, MOST_GRADS):
+        own = places[some]
+        operands = (padded(grads, own), packed(readers[some]), coefficients)
+        common.launch(
+            *(_weighted_sum_backward_kernel, (programs, len(own)), *operands, inputs[some]),
+            *(tuple(affines[some]), tuple(results[some]), products),
+            *(size, channels, rows, len(grads), places[some.start].start),
+            **tile,
+        )
+    return results, products
 
 
 @jit
@@ -55,17 +76,18 @@ def _weighted_sum_kernel(
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     channel = tl.arange(0, CHANNELS)
-    factors, shift = sum_terms(inputs, coefficients, affines, channel, channels)
+    number: tl.constexpr = len(inputs)
+    factors, shift = sum_terms(inputs, number, coefficients, affines, channel, channels)
     offset, mask = tile_place(tl.program_id(0) * ROWS, channel, channels, size, ROWS)
-    tl.store(result + offset, load_sum(inputs, factors, shift, offset, mask), mask)
+    tl.store(result + offset, load_sum(inputs, number, factors, shift, offset, mask), mask)
 
 
 @jit
-def total_and_products(grads, factors, offset, mask, y, products):
+def total_and_products(grads, number, factors, offset, mask, y, products):
     """The weighted sum, and ``products`` with those of y and each gradient added."""
     total, sums = 0.0, ()
     for i in tl.static_range(len(grads)):
-        grad = load(grads[i] + offset, mask)
+        grad = load(grads[i] + offset, mask & (i < number))
         total += factors[i] * grad
         sums = sums + (products[i] + tl.sum(grad * y, 0),)
     return total, sums
@@ -73,18 +95,25 @@ def total_and_products(grads, factors, offset, mask, y, products):
 
 @jit
 def _weighted_sum_backward_kernel(
-    grads, coefficients, x, affine, result, partial, size, channels, rows,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    grads, numbers, coefficients, inputs, affines, results, partial, size, channels, rows,
+    columns, first_edge, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    program, channel = tl.program_id(0), tl.arange(0, CHANNELS)
-    factors, _ = sum_terms(grads, coefficients, (), channel, channels)
+    program, node, channel = tl.program_id(0), tl.program_id(1), tl.arange(0, CHANNELS)
+    NODES: tl.constexpr = len(inputs)
+    MOST: tl.constexpr = len(grads) // NODES
+    own = pick(grads, node, NODES)
+    number, edge = place(numbers, node, MOST, NODES)
+    edge += first_edge
+    factors, _ = sum_terms(own, number, coefficients + edge, (), channel, channels)
+    x, affine, result = pick_one(inputs, node), pick_one(affines, node), pick_one(results, node)
     scale = load_row(affine, channel, channels)
     shift = load_row(affine + channels, channel, channels)
-    products = (tl.zeros([CHANNELS], partial.dtype.element_ty),) * len(grads)
+    products = (tl.zeros([CHANNELS], partial.dtype.element_ty),) * MOST
     for first in range(program * rows, (program + 1) * rows, ROWS):
         offset, mask = tile_place(first, channel, channels, size, ROWS)
         y = load(x + offset, mask) * scale + shift
-        total, products = total_and_products(grads, factors, offset, mask, y, products)
+        total, products = total_and_products(own, number, factors, offset, mask, y, products)
         tl.store(result + offset, total * scale, mask)
-    for i in tl.static_range(len(grads)):
-        tl.store(partial + program * len(grads) + i, tl.sum(products[i], 0))
+    partial += program * columns + edge
+    for i in tl.static_range(MOST):
+        tl.store(partial + i, tl.sum(products[i], 0), i < number)

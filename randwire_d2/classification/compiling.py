@@ -1,0 +1,52 @@
+"""SOLVER.COMPILE: a classifier's training through torch.compile."""
+
+import importlib.util
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..modeling import ImageClassifier, RandWireStage
+
+
+def compile_network(model: ImageClassifier, backend: str = "inductor") -> None:
+    """Have a classifier's network compiled when it is first called; in place.
+
+    Of a RandWire each stage is compiled alone: an edge that is dropped, and dropout, are drawn
+    outside, as they are without a compiler, and what is dropped is data, for which nothing is
+    compiled anew. State dicts and copies of the model are as before.
+
+    Args:
+        backend: torch.compile's.
+    """
+    stages = [m for m in model.network.modules() if isinstance(m, RandWireStage)]
+    for stage in stages:
+        stage.fused = "off"  # the compiler can't look into the fused operators
+        stage.plain_because = "SOLVER.COMPILE is on"  # where it is compiled, it does not say so
+    modules: list[nn.Module] = [*stages] or [model.network]
+    for module in modules:
+        # All stages share their code: with dynamic shapes, the second stage's channels would be
+        # taken for a size that varies.
+        module.compile(dynamic=False, backend=backend)
+
+
+def check_compiler(cfg: CfgNode) -> None:
+    """Raise a ValueError of one line if SOLVER.COMPILE can't work: compiles something small."""
+    if cfg.MODEL.RANDWIRE.FUSED == "on":
+        raise ValueError(
+            "SOLVER.COMPILE compiles nodes that run one by one, but MODEL.RANDWIRE.FUSED is on; "
+            "set it to auto, or SOLVER.COMPILE False"
+        )
+    try:
+        if cfg.MODEL.DEVICE.startswith("cuda") and importlib.util.find_spec("triton") is None:
+            raise RuntimeError("there is no triton")
+        # On the CPU, whose compiler a GPU's code needs as well: no process may have touched a GPU
+        # before it starts those that train.
+        torch.compile(torch.sin, options={"fx_graph_cache": False})(torch.ones(2))
+    # Whatever the compiler, which may be missing or old, makes of it.
+    except Exception as e:
+        raise ValueError(
+            f"SOLVER.COMPILE: torch.compile does not work here: {f'{e!s} '.splitlines()[0]}; "
+            "install a C++ compiler (the environment variable CXX names one), or set "
+            "SOLVER.COMPILE False"
+        ) from e

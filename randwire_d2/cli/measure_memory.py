@@ -1,0 +1,98 @@
+"""Find out whether a training, or prediction with its detector, needs more and more memory.
+
+    python tools/measure_memory.py --config-file configs/faster_rcnn_randwire_shapes.yaml \\
+        INPUT.MIN_SIZE_TRAIN "(64, 96, 128, 160)"
+
+It trains, with all that a training does but evaluation, then predicts, both on images of mixed
+sizes, and prints the slope of the memory of the process and the number of living tensors. It needs
+Linux.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import HookBase, TrainerBase
+from detectron2.utils.env import seed_all_rng
+from tabulate import tabulate
+
+from ..benchmark.memory import MemoryWatch
+from ..engine import Trainer, load_config, register_data
+from ..files import write_or_print
+from ..inference import load_detector
+from .frame import command_line, errors_in_one_line, training_parser
+
+SCRIPT = "measure_memory.py"
+SAMPLES = 40  # in all iterations
+IMAGES = 50  # that are predicted over and over
+
+
+class WatchMemory(HookBase):
+    """Samples the memory after each iteration of a training, behind all other hooks."""
+
+    def __init__(self, watch: MemoryWatch) -> None:
+        self._watch = watch
+
+    def after_step(self) -> None:
+        self._watch.look(self.trainer.iter)
+
+
+def watch_training(cfg: CfgNode, every: int) -> MemoryWatch:
+    """Train to the end, without evaluation; model_final.pth is in OUTPUT_DIR."""
+    register_data(cfg)
+    with MemoryWatch(cfg.SOLVER.MAX_ITER, every) as watch:
+        trainer = Trainer(cfg)
+        trainer.register_hooks([WatchMemory(watch)])
+        trainer.resume_or_load(resume=False)
+        TrainerBase.train(trainer, 0, cfg.SOLVER.MAX_ITER)
+    return watch
+
+
+def watch_prediction(cfg: CfgNode, iterations: int, every: int) -> MemoryWatch:
+    """Predict random parts of training images, one by one, with the detector in OUTPUT_DIR."""
+    detector = load_detector(cfg.OUTPUT_DIR)
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[:IMAGES]
+    images = [read_image(record["file_name"], "BGR") for record in records]
+    rng = np.random.default_rng(0)
+    with MemoryWatch(iterations, every) as watch:
+        for iteration in range(iterations):
+            image = images[iteration % len(images)]
+            height, width = (rng.integers(size // 2, size + 1) for size in image.shape[:2])
+            detector(image[:height, :width])
+            watch.look(iteration)
+    return watch
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = training_parser(SCRIPT, __doc__)
+    parser.add_argument("--iterations", type=int, default=2000, help="of each (default: 2000)")
+    parser.add_argument("--output", help="a JSON file for all samples")
+    args = parser.parse_args(argv)
+    if args.iterations < 8:
+        parser.error(f"--iterations must be at least 8; got {args.iterations}")
+    given, every = args.iterations, max(args.iterations // SAMPLES, 1)
+    with errors_in_one_line(SCRIPT), tempfile.TemporaryDirectory() as folder:
+        args.opts += ["SOLVER.MAX_ITER", str(given), "SOLVER.EPOCHS", "0", "DATASETS.TEST", "()"]
+        args.opts += ["TEST.EVAL_PERIOD", "0", "OUTPUT_DIR", folder]
+        cfg = load_config(args)
+        seed_all_rng(max(cfg.SEED, 0))
+        watches = {
+            "training": watch_training(cfg, every),
+            "prediction": watch_prediction(cfg, given, every),
+        }
+    rows = [
+        (what, given, f"{w.slope / 1e3:.2f}", f"{w.settled[0].resident / 1e6:.1f}",
+         f"{w.settled[-1].resident / 1e6:.1f}", "{} … {}".format(*w.tensors))
+        for what, w in watches.items()
+    ]  # fmt: skip
+    headers = ["", "iterations", "slope, KB each", "MB after a quarter", "MB at the end", "tensors"]
+    print(tabulate(rows, headers, tablefmt="pipe"))
+    if args.output:
+        samples = {what: [asdict(s) for s in w.samples] for what, w in watches.items()}
+        found = {"command": command_line(SCRIPT, argv), "samples": samples}
+        write_or_print(json.dumps(found, indent=1), args.output)

@@ -1,0 +1,80 @@
+"""Reading images from a disk that may be gone for a while, as network file systems are."""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from detectron2.data import DatasetMapper
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds, from one attempt to the next
+
+# What a file system says whose server or device is away.
+_AWAY = {
+    errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO, errno.ESHUTDOWN,
+}  # fmt: skip
+
+logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class DiskGone(OSError):
+    """A disk has not come back; the message is one line."""
+
+
+def patiently(read: Callable[[], _T], path: str) -> _T:
+    """What ``read`` returns, tried again and again while the disk of the file at ``path`` is away.
+
+    A file that alone is missing or broken is not waited for: its error is raised at once.
+
+    Raises:
+        DiskGone: the disk was away for all of ``PAUSES``.
+    """
+    for pause in PAUSES:
+        try:
+            return read()
+        except (OSError, ValueError) as e:
+            reason = _away(e, path)
+            if reason is None:
+                raise
+            logger.warning(f"{path} can't be read ({reason}): its disk is away; again in {pause} s")
+            time.sleep(pause)
+    try:
+        return read()
+    except (OSError, ValueError) as e:
+        reason = _away(e, path)
+        if reason is None:
+            raise
+        raise DiskGone(
+            f"{path} can't be read ({reason}): its disk was away for {sum(PAUSES):.0f} s. Bring it "
+            "back, and go on with --resume"
+        ) from e
+
+
+def _away(error: Exception, path: str) -> str | None:
+    """Why a disk is away, if that is why a file can't be read."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if not isinstance(cause, OSError):
+        return None
+    gone = cause.errno == errno.ENOENT and "://" not in path and _is_empty(os.path.dirname(path))
+    return cause.strerror if gone or cause.errno in _AWAY else None
+
+
+def _is_empty(folder: str) -> bool:
+    """Whether a folder is missing or empty, as a place where nothing is mounted is."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
+
+
+class PatientMapper(DatasetMapper):
+    """Detectron2's, which waits for a disk. It draws random numbers only after it has read."""
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> Any:
+        call = super().__call__
+        return patiently(lambda: call(dataset_dict), str(dataset_dict["file_name"]))

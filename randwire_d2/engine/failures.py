@@ -1,0 +1,88 @@
+"""Trainings that end by what lies outside of them, in one line that says what to do."""
+
+import logging
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..files import megabytes
+
+_SHARED = "/dev/shm"
+
+
+@contextmanager
+def explained(workers: str) -> Iterator[None]:
+    """Around a training or an evaluation: what loaders raise of their workers is explained, and
+    Detectron2's log has no traceback of errors of the system or of losses.
+
+    Args:
+        workers: the key with their number, and the number.
+
+    Raises:
+        ChildProcessError: a worker was killed, or has no shared memory.
+        OSError: an error of the system in a worker, as if it had been raised here.
+    """
+
+    def shorten(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, Exception):
+            said = _explain(error, workers) or error
+            if isinstance(said, OSError | FloatingPointError):
+                record.msg, record.args, record.exc_info = f"The training ends: {said}", (), None
+        return True
+
+    log = logging.getLogger("detectron2.engine.train_loop")
+    log.addFilter(shorten)
+    try:
+        yield
+    except Exception as e:
+        said = _explain(e, workers)
+        if said is None:
+            raise
+        raise said from e
+    finally:
+        log.removeFilter(shorten)
+
+
+def _explain(error: Exception, workers: str) -> OSError | None:
+    lost = _lost_worker(error)
+    text = str(lost or error)
+    if "shared memory" in text or "shm" in text or "Bus error" in text:
+        return ChildProcessError(
+            f"a worker has no room in {_SHARED}, through which it hands images over "
+            f"({_room()}): make it larger (docker run --shm-size 8g; mount -o remount,size=8G "
+            f"{_SHARED}), or lower {workers}; 0 needs none"
+        )
+    if "DataLoader worker (pid" in text or lost:
+        return ChildProcessError(
+            f"a worker that reads images was killed ({' '.join(text.split())}). The system does so "
+            "where memory is short (dmesg tells), and each worker has images in it: lower "
+            f"{workers}, or INPUT's sizes; or {_SHARED} was full ({_room()})"
+        )
+    if isinstance(error, OSError) and "in DataLoader worker process" in text:
+        return type(error)(text.strip().splitlines()[-1].partition(": ")[2])
+    return None
+
+
+def _lost_worker(error: Exception) -> Exception | None:
+    """What is known of a worker's end, if an error is of the connection to one."""
+    if not isinstance(error, ConnectionError | EOFError):
+        return None
+    frames = traceback.walk_tb(error.__traceback__)
+    if not any(f.f_code.co_filename.endswith("torch/utils/data/dataloader.py") for f, _ in frames):
+        return None
+    try:
+        time.sleep(0.2)
+    except RuntimeError as e:  # of PyTorch's handler, once the system tells of the end
+        return e
+    return error
+
+
+def _room() -> str:
+    try:
+        usage = shutil.disk_usage(_SHARED)
+    except OSError:
+        return "there is none"
+    return f"{megabytes(usage.free)} of {megabytes(usage.total)} are free"

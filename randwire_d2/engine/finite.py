@@ -1,0 +1,207 @@
+"""Losses that are no number: a training stops at once, or skips so many steps in a row."""
+
+import logging
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from ..checkpoint import RandWireCheckpointer
+
+SPIKE = 5.0  # times the median loss
+WINDOW = 100  # iterations of the median, and from one line in the log to the next
+FEW = 20  # iterations without a median that means something
+NAMED = 8  # images in a message; a batch may have hundreds
+
+logger = logging.getLogger(__name__)
+
+
+class _NotFinite(Exception):
+    """Leaves a step ahead of the optimizer, in all processes.
+
+    Attributes:
+        where: the losses and the images of each process whose loss is no number.
+    """
+
+    def __init__(self, where: Sequence[str]) -> None:
+        super().__init__()
+        self.where = where
+
+
+class _FiniteSteps:
+    """Mixed into Detectron2's trainers, which look at the losses in the main process alone.
+
+    A step with a loss that is NaN or infinite, in any process, is skipped in all of them: its
+    gradients are not applied, and what norms have learnt from it is forgotten. The steps that an
+    AMPTrainer's scaler skips have finite losses, and do not count.
+
+    Attributes:
+        skip_nonfinite: so many in a row are skipped, SOLVER.SKIP_NONFINITE.
+        image_names: of a batch in an iteration.
+        checkpointer: of the training, for the message; None for none.
+    """
+
+    model: nn.Module
+    iter: int
+    skip_nonfinite = 0
+    image_names: Callable[[Any, int], Sequence[str]]
+    checkpointer: RandWireCheckpointer | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.image_names = file_names
+        self._batch: Any = None
+        self._skipped = 0
+        self._buffers: list[Tensor] = []
+        self._totals: deque[float] = deque(maxlen=WINDOW)
+        self._quiet_until = 0
+
+    @property
+    def _data_loader_iter(self) -> Any:
+        return _Noting(super()._data_loader_iter, self)  # type: ignore[misc]
+
+    def run_step(self) -> None:
+        if self.skip_nonfinite:
+            self._keep_buffers()
+        try:
+            super().run_step()  # type: ignore[misc]
+        except _NotFinite as e:
+            self._skip_or_stop(e.where)
+        except FloatingPointError as e:  # of Detectron2's RPN, in the middle of the network
+            where = f"{str(e).removesuffix('.')} {self._images()}"
+            if comm.get_world_size() > 1:  # the others wait for this one's gradients
+                raise FloatingPointError(f"iteration {self.iter}: {where}") from e
+            self._skip_or_stop([where])
+        finally:
+            self._batch = None
+
+    def _keep_buffers(self) -> None:
+        buffers = [*self.model.buffers()]
+        if len(self._buffers) != len(buffers):
+            self._buffers = [buffer.clone() for buffer in buffers]
+        else:
+            torch._foreach_copy_(self._buffers, buffers)
+
+    def _write_metrics(
+        self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "", iter: Any = None
+    ) -> None:
+        # Where a step waits for the device anyway: Detectron2 reads the losses here, too.
+        losses = {name: value.detach().cpu() for name, value in loss_dict.items()}
+        values = {name: float(value) for name, value in losses.items()}
+        total = sum(values.values())
+        own = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        own = "" if math.isfinite(total) else f"{own} {self._images()}"
+        where = [found for found in comm.all_gather(own) if found]
+        if where:
+            raise _NotFinite(where)
+        self._skipped = 0
+        self._look_for_spike(total)
+        super()._write_metrics(losses, data_time, prefix, iter)  # type: ignore[misc]
+
+    def _images(self) -> str:
+        names = list(self.image_names(self._batch, self.iter))
+        if len(names) > NAMED:
+            logger.warning(f"The images of iteration {self.iter}: {', '.join(names)}")
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return f"of {', '.join(names[:NAMED])}{more}"
+
+    def _skip_or_stop(self, where: Sequence[str]) -> None:
+        """Forget the step in all processes, or end the training in all of them."""
+        self._skipped += 1
+        what = f"the loss of iteration {self.iter} is not finite: {'; '.join(where)}"
+        if self._skipped <= self.skip_nonfinite and are_finite(self.model.parameters()):
+            torch._foreach_copy_([*self.model.buffers()], self._buffers)
+            if comm.is_main_process():
+                logger.warning(
+                    f"{what}. The step is skipped, {self._skipped} in a row of "
+                    f"SOLVER.SKIP_NONFINITE {self.skip_nonfinite}"
+                )
+            return
+        raise FloatingPointError(
+            f"{what}. {last_good(self.checkpointer)}. Look at the images, lower SOLVER.BASE_LR or "
+            "set SOLVER.CLIP_GRADIENTS.ENABLED True; SOLVER.SKIP_NONFINITE allows so many in a row"
+        )
+
+    def _look_for_spike(self, total: float) -> None:
+        if len(self._totals) >= FEW and self.iter >= self._quiet_until:
+            median = statistics.median(self._totals)
+            if total > SPIKE * median > 0:
+                self._quiet_until = self.iter + WINDOW
+                logger.warning(
+                    f"The loss of iteration {self.iter} is {total:.4g}, {total / median:.1f} times "
+                    f"the median of the {len(self._totals)} before it, {self._images()}"
+                )
+        self._totals.append(total)
+
+
+class FiniteTrainer(_FiniteSteps, SimpleTrainer):
+    """Detectron2's SimpleTrainer, which stops at, or skips, a loss that is no number."""
+
+
+class FiniteAMPTrainer(_FiniteSteps, AMPTrainer):
+    """The same of Detectron2's AMPTrainer."""
+
+
+class _Noting:
+    """The iterator of a loader, which lets a trainer keep the batch until the step is over."""
+
+    def __init__(self, batches: Any, trainer: _FiniteSteps) -> None:
+        self._batches, self._trainer = batches, trainer
+
+    def __next__(self) -> Any:
+        self._trainer._batch = next(self._batches)
+        return self._trainer._batch
+
+
+class FiniteWeights(HookBase):
+    """Keeps weights that are no numbers out of the checkpoints: a finite loss may have had a
+    gradient that is not.
+
+    It belongs ahead of the hooks that save, in all processes.
+
+    Args:
+        checkpointer: of the training.
+        period: of its checkpoints, in iterations.
+
+    Raises:
+        FloatingPointError: in all processes, in place of the checkpoint.
+    """
+
+    def __init__(self, checkpointer: RandWireCheckpointer, period: int) -> None:
+        self._checkpointer, self._period = checkpointer, period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period and done < self.trainer.max_iter:
+            return
+        finite = are_finite(self._checkpointer.model.state_dict().values())
+        if all(comm.all_gather(finite)):
+            return
+        raise FloatingPointError(
+            f"the weights are not finite after iteration {done - 1}, and are not saved. "
+            f"{last_good(self._checkpointer)}. Lower SOLVER.BASE_LR, or set "
+            "SOLVER.CLIP_GRADIENTS.ENABLED True"
+        )
+
+
+def are_finite(tensors: Any) -> bool:
+    """Whether all numbers are; it waits for the device once."""
+    finite = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+    return not finite or bool(torch.stack(finite).all())
+
+
+def last_good(checkpointer: RandWireCheckpointer | None) -> str:
+    """Which checkpoint a training that has failed can go on from; in all processes."""
+    newest = comm.all_gather(checkpointer.newest if checkpointer else "")[0]
+    return f"The last good checkpoint is {newest}" if newest else "There is no checkpoint before it"
+
+
+def file_names(batch: Any, iteration: int) -> list[str]:
+    """Those of a detector's batch, Detectron2's list of dicts."""
+    return [str(image["file_name"]) for image in batch if "file_name" in image]

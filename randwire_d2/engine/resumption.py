@@ -1,0 +1,154 @@
+"""What a training needs, beside weights and optimizer, to go on to the bit where it was killed.
+
+These hooks belong ahead of those that save. Their state is in the checkpoint's "trainer".
+"""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Protocol, runtime_checkable
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils import comm
+from torch import nn
+
+from .random_state import mix_seeds, seed_all, seed_torch
+
+WINDOW = 20  # values whose median Detectron2's writers write
+
+
+@runtime_checkable
+class Repeatable(Protocol):
+    """A loader whose batches are a function of a seed and the iteration.
+
+    Attributes:
+        seed: what the batches are a function of.
+        start_iter: the iteration that a new iterator begins with.
+    """
+
+    seed: int
+    start_iter: int
+
+
+def resumption_hooks(cfg: CfgNode, model: nn.Module, loader: Any) -> list[HookBase]:
+    """The hooks of a training; without a ``Repeatable`` loader it can't go on to the bit anyway."""
+    if not isinstance(loader, Repeatable):
+        return []
+    dense = [m for m in model.modules() if isinstance(m, DenseDetector)]
+    return [
+        SeedIterations(loader, drawn=cfg.SEED < 0),
+        SampleByImage(loader, model, cfg.SOLVER.IMS_PER_BATCH),
+        *([KeepNormalizers(dense)] if dense else []),
+        KeepMedians(),
+    ]
+
+
+class SeedIterations(HookBase):
+    """Makes the images a function of seed and iteration, and what is drawn in the model, such as
+    dropout, dropped edges and sampled regions, of seed, iteration and process.
+
+    Args:
+        drawn: whether the loader's seed was drawn; then a resumed training takes the checkpoint's.
+    """
+
+    def __init__(self, loader: Repeatable, drawn: bool) -> None:
+        self._loader, self._drawn = loader, drawn
+
+    def before_train(self) -> None:
+        self._loader.start_iter = self.trainer.start_iter
+        for hook in self.trainer._hooks:
+            if self._drawn and isinstance(hook, hooks.PreciseBN):
+                hook._data_loader.seed = self._loader.seed  # else one of its own
+
+    def before_step(self) -> None:
+        seed_all(mix_seeds(self._loader.seed, self.trainer.iter, comm.get_rank()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self._loader.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._drawn:
+            self._loader.seed = state["seed"]
+
+
+class SampleByImage(HookBase):
+    """Makes the anchors and proposals that are sampled from an image a function of seed, iteration
+    and the image's place in the batch, whichever process has it.
+
+    Args:
+        batch_size: the images of an iteration in all processes together.
+    """
+
+    # Detectron2's RPN and ROIHeads call them for one image after the other.
+    METHODS = ("_subsample_labels", "_sample_proposals")
+
+    def __init__(self, loader: Repeatable, model: nn.Module, batch_size: int) -> None:
+        self._loader = loader
+        self._samplers = [(m, n) for m in model.modules() for n in self.METHODS if hasattr(m, n)]
+        self._first = batch_size // comm.get_world_size() * comm.get_rank()
+
+    def before_step(self) -> None:
+        for which, (module, name) in enumerate(self._samplers):
+            setattr(module, name, self._by_image(which, getattr(module, name)))
+
+    def after_step(self) -> None:
+        for module, name in self._samplers:
+            delattr(module, name)  # the class has its own again
+
+    def _by_image(self, which: int, sample: Callable[..., Any]) -> Callable[..., Any]:
+        images = count(self._first)
+
+        def sample_next(*args: Any) -> Any:
+            seed_torch(mix_seeds(self._loader.seed, self.trainer.iter, next(images), which))
+            return sample(*args)
+
+        return sample_next
+
+
+class KeepNormalizers(HookBase):
+    """Saves what RetinaNet and FCOS divide their losses by: a mean over the iterations of a process
+    that no state dict of theirs holds."""
+
+    def __init__(self, detectors: list[DenseDetector]) -> None:
+        self._detectors = detectors
+        self._everywhere: list[list[float]] = []
+
+    def after_step(self) -> None:
+        self._everywhere = comm.all_gather([d.loss_normalizer for d in self._detectors])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"processes": self._everywhere} if self._everywhere else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._everywhere = state["processes"]
+        own = self._everywhere[comm.get_rank() % len(self._everywhere)]
+        for detector, value in zip(self._detectors, own):
+            detector.loss_normalizer = value
+
+
+class KeepMedians(HookBase):
+    """Saves the last values of what is written as the median of the last ones, except times: so
+    metrics.json goes on as if nothing had happened."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def before_train(self) -> None:
+        for name, values in self._loaded.items():
+            for value, iteration in values:
+                self.trainer.storage.put_scalar(name, value, cur_iter=iteration)
+
+    def state_dict(self) -> dict[str, Any]:
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:  # saved before it went on
+            return self._loaded
+        hints = storage.smoothing_hints()
+        return {
+            name: [(float(value), int(i)) for value, i in history.values()[-WINDOW:]]
+            for name, history in storage.histories().items()
+            if hints[name] and not name.endswith("time")
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loaded = state

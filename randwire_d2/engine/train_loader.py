@@ -1,0 +1,139 @@
+"""A detector's training images: an endless, repeatable stream, in batches of one orientation.
+
+In the stream everything is a function of the seed and the position: which image, and how it is
+augmented. Batches are formed from it by what the data set says of its images, before any is read.
+So neither workers nor an interruption change it: a training that is resumed forms anew the batches
+that it has had, which takes seconds, and reads no image for them.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data.build import trivial_batch_collator
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from ..data import training_mapper
+from .random_state import mix_seeds, random_state_kept, run_seed, seed_all
+from .signals import guard_workers
+
+MOST_REFUSED = 100  # images in a row: then it is not the images that are at fault
+
+logger = logging.getLogger(__name__)
+
+Place = tuple[int, int]  # a position in the stream, and the index of the image that is there
+
+
+def detection_train_loader(cfg: CfgNode) -> Any:
+    """The ``TrainLoader`` of a config; Detectron2's own of data that can only be iterated over."""
+    mapper, seed = training_mapper(cfg), run_seed(cfg)
+    options = _choose(cfg, seed, mapper=mapper)
+    if not isinstance(options["dataset"], IterableDataset):
+        return TrainLoader(cfg, options["dataset"], options["sampler"], mapper, seed)
+    logger.warning(
+        f"{cfg.DATASETS.TRAIN[0]!r} can only be iterated over: a training that is resumed begins "
+        "with its first images again"
+    )
+    return guard_workers(build_detection_train_loader(**options))
+
+
+def _choose(cfg: CfgNode, seed: int, **known: Any) -> dict[str, Any]:
+    """Detectron2's choice of images and sampler, which draws seeds, as a function of the seed."""
+    with random_state_kept():
+        seed_all(seed)
+        return dict(build_detection_train_loader.from_config(cfg, **known))
+
+
+class TrainLoader:
+    """Lists of what the mapper returns, SOLVER.IMS_PER_BATCH in all processes, without an end.
+
+    With DATALOADER.ASPECT_RATIO_GROUPING, either all images of a process's batch are wider than
+    high, or none is: as with Detectron2, which images an iteration sees then depends on the number
+    of processes. Without it, or with images of one kind, it does not.
+
+    Args:
+        records: of the images, as Detectron2's dicts.
+        sampler: of Detectron2, by DATALOADER.SAMPLER_TRAIN, drawn with the seed.
+        mapper: makes an item of a record, or None: then the next record takes its place.
+        seed: of the stream.
+
+    Attributes:
+        start_iter: the iteration that a new iterator begins with.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        records: Sequence[dict],
+        sampler: Any,
+        mapper: Callable[[dict], Any],
+        seed: int,
+    ) -> None:
+        self.start_iter = 0
+        self._cfg, self._sampler, self._mapper, self._seed = cfg, sampler, mapper, seed
+        grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        # The mapper would learn an unknown size from the image.
+        self._wide = [grouped and r.get("width", 0) > r.get("height", 0) for r in records]
+        # A list would be copied into each worker, item by item, as its items are counted.
+        as_list = isinstance(records, list)
+        self._records = DatasetFromList(records, copy=False) if as_list else records
+
+    @property
+    def seed(self) -> int:
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        options = _choose(self._cfg, seed, mapper=self._mapper, dataset=self._records)
+        self._seed, self._sampler = seed, options["sampler"]
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        processes = comm.get_world_size()
+        first = self.start_iter * processes + comm.get_rank()
+        loader = DataLoader(
+            _Images(self._records, self._mapper, self._seed),
+            batch_sampler=islice(self.batches(), first, None, processes),
+            num_workers=self._cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=trivial_batch_collator,
+            # A new iterator draws a number, which must not come from the model's generator.
+            generator=torch.Generator(),
+        )
+        return iter(guard_workers(loader))
+
+    def batches(self) -> Iterator[list[Place]]:
+        """What each process reads in the first iteration, in their order, then in the second, …"""
+        size = self._cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        batches: tuple[list[Place], list[Place]] = ([], [])
+        # All processes' images: iterating over the sampler gives this one's.
+        for place in enumerate(self._sampler._infinite_indices()):
+            batch = batches[self._wide[place[1]]]
+            batch.append(place)
+            if len(batch) == size:
+                yield batch[:]
+                batch.clear()
+
+
+class _Images(Dataset):
+    """What the mapper makes of the records, each at its place."""
+
+    def __init__(self, records: Any, mapper: Callable[[dict], Any], seed: int) -> None:
+        self._records, self._mapper, self._seed = records, mapper, seed
+
+    def __getitem__(self, place: Place) -> Any:
+        position, index = place
+        with random_state_kept():  # with no worker, the model's generators are here
+            seed_all(mix_seeds(self._seed, position))  # Detectron2's augmentations draw from numpy
+            for skipped in range(MOST_REFUSED):
+                record = self._records[(index + skipped) % len(self._records)]
+                item = self._mapper(record)
+                if item is not None:
+                    return item
+        raise RuntimeError(
+            f"{MOST_REFUSED} training images in a row were refused, the last "
+            f"{record['file_name']!r}: the mapper returned None"
+        )

@@ -1,0 +1,328 @@
+"""A process of a group that dies or hangs: the others end soon, with a line that names it.
+
+Without this they would wait for it in an all-reduce, for the half hour that NCCL and gloo have. A
+thread of each process writes every few seconds how far it is into the group's store, through a
+connection of its own. The first process reads what all have written and judges; the others read its
+judgement, and whether it is alive itself. An evaluation may take as long as it needs: only between
+the beginning and the end of an iteration are all processes expected to move.
+"""
+
+import faulthandler
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import distributed
+from torch.distributed.distributed_c10d import _get_default_store
+
+logger = logging.getLogger(__name__)
+
+BEAT = 2.0  # seconds between two signs of life
+SILENCE = 20.0  # of a process in an iteration, after which it is dead or stopped
+LOST = 10.0  # the same, where another process has lost its connection already
+# The same outside of iterations, where json.loads of a large data set, say, stops all threads.
+PATIENCE = 600.0
+SLOW = 60.0  # an iteration that takes so long is worth a line
+HANG_TIMEOUT = 600  # of trainings that have no key for it
+
+_WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/")
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a process is.
+
+    Attributes:
+        phase: "iteration"; "between" two of them, as when it evaluates; "lost", which is what an
+            error of its connections says; "failed", by an error of its own; "done".
+        iteration: the last that it has begun.
+        beat: what makes this sign of life another one than the last.
+        where: the line that it executes, or its error.
+        waits: whether it waits for the others there.
+    """
+
+    phase: str = "between"
+    iteration: int = -1
+    beat: int = 0
+    where: str = ""
+    waits: bool = False
+
+
+class Judge:
+    """Says which process is to blame, if any is, from the states as they come in.
+
+    Args:
+        names: of the processes.
+        timeout: the seconds that an iteration may take; 0: as long as it likes.
+    """
+
+    def __init__(self, names: Sequence[str], timeout: float) -> None:
+        self._names = names
+        self._timeout = timeout
+        self._last: list[State] = []
+        self._alive: list[float] = []
+        self._moved = 0.0
+        self._is_warned = False
+
+    def __call__(self, states: Sequence[State], now: float) -> str:
+        """The judgement, or "".
+
+        Args:
+            now: the time in seconds, of a clock that stands still while this process does.
+        """
+        if not self._last:
+            self._last, self._alive, self._moved = list(states), [now] * len(states), now
+        for i, (state, last) in enumerate(zip(states, self._last)):
+            if state != last:
+                self._alive[i] = now
+            if (state.phase, state.iteration) != (last.phase, last.iteration):
+                self._moved, self._is_warned = now, False
+        self._last = list(states)
+        for state, name in zip(states, self._names):
+            if state.phase == "failed":
+                return f"{name} has failed: {state.where}"
+        return self._silent(now) or self._hanging(now)
+
+    def _silent(self, now: float) -> str:
+        lost = any(state.phase == "lost" for state in self._last)
+        for state, name, alive in zip(self._last, self._names, self._alive):
+            usual = SILENCE if state.phase == "iteration" else PATIENCE
+            silence = now - alive
+            if state.phase not in ("done", "lost") and silence > (LOST if lost else usual):
+                return f"{name} has given no sign of life for {silence:.0f} s: dead, or stopped"
+        return ""
+
+    def _hanging(self, now: float) -> str:
+        seconds = now - self._moved
+        at_work = [i for i, state in enumerate(self._last) if state.phase != "done"]
+        if seconds < SLOW and (not self._timeout or seconds < self._timeout):
+            return ""
+        if not at_work or any(self._last[i].phase != "iteration" for i in at_work):
+            return ""
+        first = min(self._last[i].iteration for i in at_work)
+        behind = [i for i in at_work if self._last[i].iteration == first]
+        blamed = [i for i in behind if not self._last[i].waits] or behind
+        who = ", ".join(f"{self._names[i]} is at {self._last[i].where}" for i in blamed)
+        line = f"iteration {first} has taken {seconds:.0f} s: {who}"
+        if self._timeout and seconds > self._timeout:
+            return line
+        if not self._is_warned:
+            self._is_warned = True
+            logger.warning(f"{line}; a limit is SOLVER.HANG_TIMEOUT, {self._timeout:.0f} s")
+        return ""
+
+
+class Watch:
+    """This process among the watched ones.
+
+    Args:
+        store: a connection to the group's, for this alone.
+        timeout: as ``Judge`` has it.
+    """
+
+    def __init__(self, store: distributed.Store, timeout: float) -> None:
+        self._rank, size = comm.get_rank(), comm.get_world_size()
+        found = comm.all_gather((socket.gethostname(), uuid.uuid4().hex))
+        self._names = [f"process {i} of {size} ({host})" for i, (host, _) in enumerate(found)]
+        # torchrun's store outlives a restart, and so does what was written into it.
+        self._store = distributed.PrefixStore(found[0][1], store)
+        self._judge = Judge(self._names if self._rank == 0 else self._names[:1], timeout)
+        self._state, self._beat = State(), 0
+        self._since, self._shown = time.monotonic(), ""
+        self._looked, self._slept, self._looks = time.monotonic(), 0.0, 0
+        self._stop = threading.Event()
+        self._all_done = threading.Event()
+        self._write()
+        if self._rank == 0:
+            self._store.set("judgement", "")
+        comm.synchronize()  # all have written
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+        threading.Thread(target=self._guard, name="guard", daemon=True).start()
+
+    def enter(self, phase: str, iteration: int | None = None, where: str = "") -> None:
+        """Say how far this process is."""
+        number = self._state.iteration if iteration is None else iteration
+        self._state, self._since = State(phase, number, where=where), time.monotonic()
+        if phase == "iteration" and self._shown == "between":
+            self._write()  # at once: one that dies now is not busy with something else
+
+    def stop(self) -> None:
+        """End the watch: of all processes, since they end together."""
+        self._stop.set()
+        self._thread.join(3 * BEAT)
+
+    def abandon(self) -> None:
+        """End the watch of this process, whatever the others think of it."""
+        self._stop.set()
+
+    def finish(self) -> None:
+        """End the watch of this process, which has done its work."""
+        self.enter("done")
+        if self._rank == 0:  # it may be the one that keeps the store
+            self._all_done.wait()
+        self._stop_and_write()
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others of an error; if others have caused it, wait for the judgement."""
+        where = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, distributed.DistError) or "gloo" in where:
+            self.enter("lost", where=where)
+            self._thread.join(SILENCE + 3 * BEAT)
+        self.enter("failed", where=where[:500])
+        self._stop_and_write()
+
+    def _stop_and_write(self) -> None:
+        self.stop()
+        if not self._thread.is_alive():  # else the store does not answer
+            with suppress(RuntimeError):
+                self._write()
+
+    def _run(self) -> None:
+        while not self._stop.wait(BEAT):
+            try:
+                judgement = self._look()
+            except RuntimeError:  # DistError, of which each version of torch has its own
+                if self._stop.is_set():
+                    return
+                judgement = self._no_answer
+            self._looks += 1
+            if judgement:
+                self._end(judgement)
+
+    def _guard(self) -> None:
+        """Notice a store that does not answer: its own limit of time does not hold everywhere."""
+        looks = missing = 0
+        while not self._stop.wait(BEAT):
+            missing = missing + 1 if self._looks == looks else 0
+            looks = self._looks
+            if missing * BEAT > SILENCE:
+                self._end(self._no_answer)
+
+    @property
+    def _no_answer(self) -> str:
+        return f"{self._names[0]}, or its launcher, does not answer: dead, or stopped"
+
+    def _look(self) -> str:
+        now = time.monotonic()
+        # What was suspended with all others must not take them for dead.
+        self._slept += max(0.0, now - self._looked - 3 * BEAT)
+        self._looked = now
+        self._write()
+        if judgement := self._store.get("judgement").decode():
+            return judgement
+        read = range(len(self._names) if self._rank == 0 else 1)
+        states = [State(**json.loads(self._store.get(str(i)))) for i in read]
+        if all(state.phase == "done" for state in states):
+            self._all_done.set()
+        judgement = self._judge(states, now - self._slept)
+        if judgement and self._rank == 0:
+            self._store.set("judgement", judgement)
+            time.sleep(3 * BEAT)  # so that the others read it: the store may end with this process
+        return judgement
+
+    def _write(self) -> None:
+        self._beat += 1
+        state = replace(self._state, beat=self._beat)  # the main thread may replace it meanwhile
+        is_short = time.monotonic() - self._since < BEAT
+        if state.phase == "between" and state.iteration >= 0 and is_short:
+            state = replace(state, phase="iteration")  # and not an evaluation
+        if state.phase == "iteration":
+            state = replace(state, **_position())
+        self._shown = state.phase
+        self._store.set(str(self._rank), json.dumps(asdict(state)))
+
+    def _end(self, judgement: str) -> None:
+        line = f"{judgement}. This process ends; --resume goes on from the last checkpoint"
+        logger.error(line)
+        if self._rank:  # whose log is a file
+            print(f"{self._names[self._rank]}: {line}", file=sys.stderr, flush=True)
+        if " has taken " in judgement:
+            faulthandler.dump_traceback()
+        logging.shutdown()
+        os._exit(1)
+
+
+def _connect() -> distributed.Store | None:
+    """A connection to the group's store that a thread can have for itself; None to a file."""
+    store = _get_default_store()
+    while isinstance(store, distributed.PrefixStore):
+        store = store.underlying_store
+    if not isinstance(store, distributed.TCPStore):
+        return None
+    return distributed.TCPStore(
+        store.host,
+        store.port,
+        is_master=False,
+        timeout=timedelta(seconds=SILENCE),
+        wait_for_workers=False,
+    )
+
+
+def _position() -> dict[str, Any]:
+    frame = sys._current_frames()[threading.main_thread().ident or 0]
+    where = f"{frame.f_code.co_filename}:{frame.f_lineno}, {frame.f_code.co_name}"
+    files = [call.f_code.co_filename for call, _ in traceback.walk_stack(frame)]
+    return {"where": where, "waits": any(part in file for file in files for part in _WAITING)}
+
+
+_current: Watch | None = None
+
+
+@contextmanager
+def watch(timeout: float) -> Iterator[None]:
+    """Watch the processes of the group in a block, which all of them enter."""
+    global _current
+    store = _connect() if comm.get_world_size() > 1 else None
+    _current = None if store is None else Watch(store, timeout)
+    try:
+        yield
+        if _current is not None:
+            _current.finish()
+    except Exception as e:
+        if _current is not None:
+            _current.fail(e)
+        raise
+    finally:
+        if _current is not None:
+            _current.abandon()
+        _current = None
+
+
+def watched(main: Callable[..., Any], timeout: float, *args: Any) -> Any:
+    """Call ``main(*args)``, watched."""
+    with watch(timeout):
+        return main(*args)
+
+
+def end_watch() -> None:
+    """What all processes call that are about to end together."""
+    global _current
+    if _current is not None:
+        _current.stop()
+    _current = None
+
+
+class ReportProgress(HookBase):
+    """Tells the watch of each iteration; it belongs ahead of all hooks that communicate."""
+
+    def before_step(self) -> None:
+        if _current is not None:
+            _current.enter("iteration", self.trainer.iter)
+
+    def after_step(self) -> None:
+        if _current is not None:
+            _current.enter("between")

@@ -1,0 +1,62 @@
+"""What runs an ONNX file on a CPU: ONNX Runtime or OpenVINO."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .formats import FORMATS, Run
+
+
+def _onnx_runtime(path: str) -> Run:
+    return FORMATS["onnx"].read(path)[0]
+
+
+def _openvino(path: str) -> Run:
+    openvino = importlib.import_module("openvino")
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it
+    }
+    # Of a path it believes the suffix, which an unfinished file has not.
+    with open(path, "rb") as file:
+        model = openvino.Core().read_model(file.read())
+    compiled = openvino.Core().compile_model(model, "CPU", options)
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        outputs = compiled([images.numpy()])
+        # Copies: the next run writes into the same memory.
+        return tuple(torch.tensor(outputs[i]) for i in range(len(compiled.outputs)))
+
+    return run
+
+
+# The path of a file to what runs it, with as many threads as PyTorch has.
+RUNTIMES: dict[str, Callable[[str], Run]] = {"onnx": _onnx_runtime, "openvino": _openvino}
+
+
+def check_runtime(name: str) -> None:
+    """
+    Raises:
+        ValueError: there is no such runtime, or its package is missing; one line.
+    """
+    if name not in RUNTIMES:
+        raise ValueError(f"unknown runtime {name!r}; known are {', '.join(RUNTIMES)}")
+    FORMATS["onnx"].check()
+    if name == "openvino" and importlib.util.find_spec("openvino") is None:
+        raise ValueError("the runtime openvino needs its package: pip install openvino")
+
+
+def installed_runtimes() -> list[str]:
+    """The names of those whose packages are here."""
+    found = []
+    for name in RUNTIMES:
+        try:
+            check_runtime(name)
+        except ValueError:
+            continue
+        found.append(name)
+    return found

@@ -1,0 +1,93 @@
+"""A trained classifier in int8, as an ONNX file, proved by what both say of the same images."""
+
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..export import FORMATS, quantise
+from ..files import atomic_open
+from .classifier import Classifier
+from .export import output_format, write_proved
+from .exported import load_exported
+from .inputs import find_inputs
+from .loading import load_model
+
+# Of each, as many: calibration needs the range of activations, not their distribution.
+MOST_IMAGES = 256
+LEAST_EQUAL = 0.9  # the share of images that must be given the same class as by the checkpoint
+
+
+@dataclass(frozen=True)
+class Int8Proof:
+    """What is known of a file in int8.
+
+    Attributes:
+        calibration: how many images its ranges are from.
+        compared: how many others were given to both.
+        equal: the share of them that both gave the same class.
+    """
+
+    calibration: int
+    compared: int
+    equal: float
+
+
+def export_int8(
+    source: str | os.PathLike[str], output: str | os.PathLike[str], images: Sequence[str]
+) -> Int8Proof:
+    """Write a trained classifier as an ONNX file in int8, if that gives images the same classes.
+
+    Args:
+        source: a checkpoint, or the OUTPUT_DIR of a run.
+        output: the file.
+        images: files, folders or globs of images like those that it is for. Up to ``MOST_IMAGES``
+            of them, drawn at random, calibrate it, as many others are compared.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: it can't be exported so, or gives too many images another class; one line.
+    """
+    written_as = output_format(os.fspath(output), "onnx")
+    model = load_model(source, "cpu")
+    if not isinstance(model, Classifier):
+        raise ValueError(f"{model.file} is a detector's file: int8 is for classifiers")
+    files = [found.path for found in find_inputs(images) if not found.is_video]
+    if len(files) < 2:
+        raise ValueError(f"--calibration: {len(files)} images are too few; give hundreds")
+    random.Random(0).shuffle(files)
+    number = min(MOST_IMAGES, len(files) // 2)
+    calibration, compared = files[:number], files[number : 2 * number]
+    said = {"precision": "int8", "calibration_images": str(number)}
+    with tempfile.TemporaryDirectory() as folder, atomic_open(output, "wb") as file:
+        exact = os.path.join(folder, "float.onnx")
+        write_proved(model, exact, written_as)
+        quantise(exact, file.name, _read(model, calibration), said)
+        exported = load_exported(file.name, FORMATS["onnx"], "cpu")
+        same = [
+            _classes(model.model, images) == _classes(exported.model, images)
+            for images in _read(model, compared)
+        ]
+        equal = sum(same) / number
+        if equal < LEAST_EQUAL:
+            raise ValueError(
+                f"in int8 it gives only {equal:.1%} of {number} images the class that it gives "
+                f"them else (at least {LEAST_EQUAL:.0%}): nothing was written"
+            )
+    return Int8Proof(number, number, equal)
+
+
+def _read(model: Classifier, files: Sequence[str]) -> Iterator[Tensor]:
+    """Images (1, 3, H, W), prepared for the model."""
+    for file in files:
+        yield model.read({"file_name": file})["image"].float()[None]
+
+
+def _classes(model: nn.Module, images: Tensor) -> list[int]:
+    with torch.no_grad():
+        classes: list[int] = model({"image": images}).argmax(1).tolist()
+    return classes

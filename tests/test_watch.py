@@ -1,0 +1,191 @@
+"""Processes of a group that die, stop, hang or fail: who is named, who ends, and who must not."""
+
+import ctypes
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import HookBase, TrainerBase
+from detectron2.utils import comm
+from helpers import FORK_SERVER, PATIENCE
+from torch import distributed
+
+from randwire_d2.engine import watch
+from randwire_d2.engine.watch import Judge, ReportProgress, State, watched
+
+NAMES = ["process 0 of 2 (a)", "process 1 of 2 (b)"]
+
+# -------------------------------------------------------------------------------------------------
+# The judge
+# -------------------------------------------------------------------------------------------------
+
+
+def judged(judge: Judge, *states: State, until: float, since: float = 0.0) -> str:
+    """What is said of states that stay, while all processes give signs of life."""
+    judge(states, since)
+    now = since
+    while now < until:
+        now += 1
+        alive = [State(**{**vars(state), "beat": round(now)}) for state in states]
+        if judgement := judge(alive, now):
+            return judgement
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("phase", "silence", "is_dead"),
+    [
+        ("iteration", watch.SILENCE - 1, False),
+        ("iteration", watch.SILENCE + 1, True),
+        # A library that computes AP, or reads a large data set, may stop all threads.
+        ("between", watch.PATIENCE - 1, False),
+        ("between", watch.PATIENCE + 1, True),
+        ("done", 599, False),
+    ],
+)
+def test_a_silent_process_is_named(phase: str, silence: float, is_dead: bool) -> None:
+    """Wrong: the dead are waited for, or those who are busy are taken for dead."""
+    judge = Judge(NAMES, timeout=600)
+    states = [State("iteration", 7), State(phase, 7)]
+    judge(states, 100.0)
+    said = judge([State("iteration", 7, beat=1), states[1]], 100.0 + silence)
+    expected = f"{NAMES[1]} has given no sign of life for {silence:.0f} s: dead, or stopped"
+    assert said == (expected if is_dead else "")
+
+
+def test_a_lost_connection_names_the_other_end_sooner() -> None:
+    """Wrong: who has lost a connection is taken for the one who broke it."""
+    judge = Judge(NAMES, timeout=600)
+    states = [State("lost", 7, where="gloo: closed by peer"), State("iteration", 7)]
+    judge(states, 0.0)
+    assert judge(states, watch.LOST - 1) == ""
+    assert judge(states, watch.LOST + 1).startswith(NAMES[1])
+
+
+def test_an_iteration_that_hangs_names_who_is_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrong: the one that waits is blamed, or nobody knows for ten minutes that it hangs."""
+    waits = State("iteration", 8, where="all_reduce", waits=True)
+    reads = State("iteration", 7, where="image.py:3, read")
+    expected = f"iteration 7 has taken 601 s: {NAMES[1]} is at image.py:3, read"
+    assert judged(Judge(NAMES, 600), waits, reads, until=700) == expected
+    (record,) = caplog.records
+    assert "iteration 7 has taken 60 s" in record.message
+    # In the same iteration; and both wait, as in an all-reduce of different lengths.
+    same = State("iteration", 8, where="image.py:3, read")
+    assert NAMES[0] not in judged(Judge(NAMES, 600), waits, same, until=700)
+    assert judged(Judge(NAMES, 600), waits, waits, until=700).count("all_reduce") == 2
+
+
+def test_an_evaluation_takes_as_long_as_it_likes() -> None:
+    """Wrong: the slow evaluation of the first process ends the training."""
+    evaluates, waits = State("between", 7), State("iteration", 8, waits=True)
+    assert judged(Judge(NAMES, 600), evaluates, waits, until=1500) == ""
+    assert judged(Judge(NAMES, 0), waits, waits, until=1500) == "", "no limit"
+    at_the_end = [State("between", 9), State("done", 9)]
+    assert judged(Judge(NAMES, 600), *at_the_end, until=1500) == ""
+
+
+def test_a_failure_is_passed_on() -> None:
+    judge = Judge(NAMES, timeout=600)
+    said = judge([State("iteration", 3), State("failed", 3, where="ValueError: a bug")], 0.0)
+    assert said == f"{NAMES[1]} has failed: ValueError: a bug"
+
+
+# -------------------------------------------------------------------------------------------------
+# Processes
+# -------------------------------------------------------------------------------------------------
+
+
+class Loop(TrainerBase):
+    """Ten iterations, each with an all-reduce, and in the fourth a mishap."""
+
+    def __init__(self, mishap: str) -> None:
+        super().__init__()
+        self.register_hooks([ReportProgress(), Evaluation(mishap)])
+        self._mishap = mishap
+
+    def run_step(self) -> None:
+        if self.iter == 3:
+            if self._mishap in ("SIGKILL", "SIGSTOP"):
+                os.kill(os.getpid(), signal.Signals[self._mishap])
+            elif self._mishap == "hangs":
+                time.sleep(1e6)
+            elif self._mishap == "fails":
+                raise ValueError("a bug")
+        distributed.all_reduce(torch.ones(3))
+
+
+class Evaluation(HookBase):
+    def __init__(self, mishap: str) -> None:
+        self._is_slow = mishap == "evaluates"
+
+    def after_step(self) -> None:
+        if self._is_slow and self.trainer.iter == 3:
+            time.sleep(1)
+            ctypes.PyDLL(None).sleep(12)  # which keeps the lock of all threads
+
+
+def _loop(mishap: str) -> None:
+    Loop(mishap).train(0, 10)
+
+
+def _process(rank: int, port: int, mishap: str, log: Path) -> None:
+    with open(log, "ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    watch.BEAT, watch.LOST = 0.1, 1.0
+    watch.SILENCE = 6.0 if mishap == "evaluates" else 2.0
+    url = f"tcp://127.0.0.1:{port}"
+    distributed.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    watched(_loop, 4.0, mishap)
+
+
+def run_two(mishaps: tuple[str, str], folder: Path, victim: int = -1) -> tuple[list[int], str]:
+    """The exit statuses of two processes, and what those said that are no victim."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    logs = [folder / f"log{rank}" for rank in range(2)]
+    processes = [
+        FORK_SERVER.Process(target=_process, args=(rank, port, mishaps[rank], logs[rank]))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for rank, process in enumerate(processes):
+            if rank != victim:
+                process.join(PATIENCE)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    said = "".join(log.read_text() for rank, log in enumerate(logs) if rank != victim)
+    return [process.exitcode or 0 for process in processes], said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("mishap", ["SIGKILL", "SIGSTOP", "hangs", "fails"])
+def test_the_others_end_and_say_who(mishap: str, victim: int, tmp_path: Path) -> None:
+    """Wrong: they wait for half an hour, or say that a connection was closed by some peer."""
+    mishaps = ("", mishap) if victim else (mishap, "")
+    statuses, said = run_two(mishaps, tmp_path, victim)
+    assert statuses[1 - victim] == 1
+    name = f"process {victim} of 2 ({socket.gethostname()})"
+    assert f"{name} " in said or f"{name}, or its launcher, " in said, said
+    assert "--resume goes on from the last checkpoint" in said
+    if mishap == "hangs":
+        assert "test_watch.py" in said and "run_step" in said
+
+
+@pytest.mark.slow
+def test_a_slow_evaluation_is_waited_for(tmp_path: Path) -> None:
+    """Wrong: a first process whose threads all stand still while it evaluates is taken for dead."""
+    statuses, said = run_two(("evaluates", ""), tmp_path)
+    assert statuses == [0, 0], said
