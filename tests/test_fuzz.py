@@ -234,7 +234,6 @@ HOSTILE_TENSORS = [
     torch.empty(10**6, 10**6, device="meta"),
     torch.zeros(2, 2).to_sparse(),
     torch.zeros(2, dtype=torch.complex64),
-    torch._empty_affine_quantized([2], scale=1.0, zero_point=0, dtype=torch.qint8),
     torch.zeros(0),
     torch.zeros(2, dtype=torch.bool),
 ]
