@@ -14,6 +14,7 @@ from torch import nn
 from .array_pickle import ArrayUnpickler
 from .command import in_users_words
 from .config import classifier_config, merge_text, set_spec
+from .errors import UnreadableCheckpoint, unreadable_in_one_line
 from .files import atomic_open
 from .modeling import RandWire, RandWireClassifier
 from .pretrained.entries import (
@@ -166,7 +167,8 @@ class RandWireCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):  # Detectron2 would run what is in them
             return load_checkpoint(filename)
-        return super()._load_file(filename)
+        with unreadable_in_one_line(filename):
+            return super()._load_file(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         check_wiring(self.model, checkpoint)
@@ -353,9 +355,18 @@ def load_checkpoint(path: str) -> dict[str, Any]:
             ``.safetensors``, else what ``torch.save`` wrote.
 
     Raises:
-        pickle.UnpicklingError, RuntimeError, EOFError, OSError: it can't be read, or holds code.
-        ValueError, safetensors.SafetensorError: a ``.safetensors`` can't be read.
+        OSError: it can't be read.
+        UnreadableCheckpoint: it is damaged, cut off, no checkpoint, or holds code; one line.
+        MissingLibrary: safetensors is not installed.
     """
+    with unreadable_in_one_line(path):
+        checkpoint = _load(path)
+    if not isinstance(checkpoint["model"], Mapping):
+        raise UnreadableCheckpoint(f"{path!r} holds no weights (an entry 'model')")
+    return checkpoint
+
+
+def _load(path: str) -> dict[str, Any]:
     if path.endswith(".safetensors"):
         return read_safetensors(path)
     if path.endswith(".pkl"):

@@ -15,18 +15,16 @@ from collections.abc import Sequence
 
 from ..export import FORMATS, TOLERANCE
 from ..inference.export import PARTS, export_model
-from .frame import errors_in_one_line, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "export_model.py"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; exits with 1 if nothing was written."""
     args = _parse_args(argv)
-    with errors_in_one_line(SCRIPT):
-        proof = export_model(
-            args.source, args.output, args.format, part=args.part, images=args.images
-        )
+    proof = export_model(args.source, args.output, args.format, part=args.part, images=args.images)
     size = os.path.getsize(args.output) / 1e6
     shapes = ", ".join("×".join(map(str, shape)) for shape in proof.shapes)
     found = f", {proof.detections} detections" if proof.detections else ""

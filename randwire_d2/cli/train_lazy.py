@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 
-from ..command import in_users_words, program
 from ..engine.lazy import load_lazy_config, run_lazy
-from .frame import errors_in_one_line
+from .frame import framed, training, training_parser
 
 SCRIPT = "lazyconfig_train_net.py"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = default_argument_parser(epilog=in_users_words(__doc__))
-    parser.prog = program(SCRIPT)
-    args = parser.parse_args(argv)
+    args = training_parser(SCRIPT, __doc__, default_argument_parser).parse_args(argv)
     setup_logger(name="randwire_d2")
-    with errors_in_one_line(SCRIPT, (ValueError,)):
-        cfg = load_lazy_config(args)
-    run_lazy(cfg, args)
+    cfg = load_lazy_config(args)
+    with training(SCRIPT, argv, args, cfg.train.output_dir):
+        run_lazy(cfg, args)

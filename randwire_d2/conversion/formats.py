@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,9 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from ..checkpoint import load_checkpoint
+from ..errors import MissingLibrary, UnreadableCheckpoint, explain_unreadable
 from ..files import atomic_open
 from ..pretrained.safetensors_file import (
-    MissingLibrary,
     read_safetensors,
     require_safetensors,
     safetensors_bytes,
@@ -71,34 +70,18 @@ def read_checkpoint(file: str | os.PathLike[str]) -> Checkpoint:
         load = _read_torch
     try:
         data = load(path)
-    except MissingLibrary:
+    except (MissingLibrary, UnreadableCheckpoint):
         raise
-    except pickle.UnpicklingError as e:
-        raise ValueError(f"{path!r} {_explain_unpickling(str(e))}") from e
     except PermissionError as e:
         raise ValueError(f"{path!r} can't be read: {e.strerror}") from e
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-        raise ValueError(
-            f"{path!r} is damaged, cut off, or no checkpoint in the format of its suffix "
-            f"({type(e).__name__})"
-        ) from e
+        raise ValueError(f"{path!r} {explain_unreadable(e)}") from e
     return _unwrap(path, data)
 
 
 def _read_torch(path: str) -> Any:
     # map_location: a file saved on a GPU must load where there is none.
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _explain_unpickling(message: str) -> str:
-    refused = re.search(r"GLOBAL (\S+)|refused to load (\S+?):", message)
-    if refused:
-        name = refused[1] or refused[2]
-        return (
-            f"was not loaded: it holds {name}, and to unpickle that could run code. Save the state "
-            "dict alone, where you trust the file: torch.save(model.state_dict(), path)"
-        )
-    return "is damaged, cut off, or no checkpoint: it is not what torch.save or pickle writes"
 
 
 def _unwrap(path: str, data: Any) -> Checkpoint:

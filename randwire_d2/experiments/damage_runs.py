@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -209,7 +208,7 @@ def _load_model(cfg: CfgNode, weights: Path) -> Any:
         checkpoint = load_checkpoint(str(weights))
         check_wiring(model, checkpoint)
         model.load_state_dict(checkpoint["model"])
-    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError) as e:
+    except (OSError, RuntimeError, ValueError) as e:
         reason = " ".join(str(e).split())
         raise ValueError(f"{weights} is no checkpoint of its config's network: {reason}") from e
     return model

@@ -1,8 +1,6 @@
 """A checkpoint, or the best of a run, as the model that it is: nothing else is needed."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from ..checkpoint import load_checkpoint
 from ..config import is_classifier
@@ -59,7 +57,7 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
     file = _find(os.fspath(path))
     if exported_as := format_of(file):
         return load_exported(file, exported_as, device)
-    checkpoint = _read(file)
+    checkpoint = load_checkpoint(file)
     cfg, model, names, ids = assemble(file, checkpoint, device)
     if is_classifier(cfg):
         return Classifier(file, cfg, model, names)
@@ -80,16 +78,3 @@ def _find(path: str) -> str:
             "a folder of save_pretrained, or hf://owner/name"
         )
     return path
-
-
-def _read(file: str) -> dict[str, Any]:
-    try:
-        checkpoint = load_checkpoint(file)
-    except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-        raise ValueError(
-            f"{file} is no checkpoint, is cut off, or holds code, which is never run "
-            f"({type(e).__name__})"
-        ) from e
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
-        raise ValueError(f"{file} holds no weights (an entry 'model')")
-    return checkpoint

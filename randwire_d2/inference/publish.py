@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CONFIG_KEY, PREPROCESSING_KEY, Wiring
+from ..checkpoint import CONFIG_KEY, PREPROCESSING_KEY, Wiring, load_checkpoint
 from ..config import is_classifier
 from ..modeling import RandWire
 from ..pretrained import PretrainedFolder, model_card
@@ -14,7 +14,7 @@ from ..runs import RunFolder
 from .assembly import assemble
 from .classifier import Classifier
 from .detector import Detector
-from .loading import _find, _read
+from .loading import _find
 from .pretrained import find_network
 from .record import sections_of
 
@@ -37,7 +37,7 @@ def publish(
         ValueError: it is no whole model, or the folder is not empty; one line.
     """
     file = _find(os.fspath(source))
-    checkpoint = _read(file)
+    checkpoint = load_checkpoint(file)
     if CONFIG_KEY not in checkpoint and all(k.startswith("backbone.") for k in checkpoint["model"]):
         return _publish_backbone(file, checkpoint, folder, overwrite)
     cfg, module, names, ids = assemble(file, checkpoint, "cpu")
