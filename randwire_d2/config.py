@@ -297,6 +297,8 @@ def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:
         KeyError, ValueError, AssertionError, AttributeError, TypeError, OSError, YAMLError,
     ) as e:  # fmt: skip
         reason = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
+        if isinstance(e, AttributeError | TypeError):
+            reason = "it is no mapping of keys to values"
         raise ValueError(f"{source}: {' '.join(reason.split())}") from e
 
 
