@@ -226,7 +226,7 @@ def test_what_is_no_whole_model_is_refused_in_one_line(
     (tmp_path / "text.pth").write_text("no checkpoint")
     (tmp_path / "cut.pth").write_bytes(detector.read_bytes()[:5000])
     for name in ("text.pth", "cut.pth"):
-        with pytest.raises(ValueError, match="no checkpoint, is cut off") as e:
+        with pytest.raises(ValueError, match="is damaged, cut off, or no checkpoint") as e:
             load_detector(tmp_path / name)
         assert "\n" not in str(e.value)
     with pytest.raises(ValueError, match="use load_classifier"):
