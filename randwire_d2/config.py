@@ -315,8 +315,11 @@ def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:
         LookupError, ValueError, AssertionError, AttributeError, TypeError, ArithmeticError,
         OSError, YAMLError, RecursionError, MemoryError, SyntaxError,
     ) as e:  # fmt: skip
-        reason = e.args[0] if isinstance(e, KeyError) and e.args else e
-        raise ValueError(f"{source}: {one_line(reason, 300) or type(e).__name__}") from e
+        reason: object = e.args[0] if isinstance(e, KeyError) and e.args else e
+        if isinstance(e, AttributeError | TypeError):
+            reason = "it is no mapping of keys to values"
+        text = one_line(reason, 300) or type(e).__name__
+        raise ValueError(text if text.startswith(source) else f"{source}: {text}") from e
 
 
 def spec_from_config(cfg: CfgNode) -> NetworkSpec:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 
@@ -42,3 +43,33 @@ def write_or_print(text: str, path: str | os.PathLike[str] | None) -> None:
 def megabytes(num_bytes: int) -> str:
     """A number of bytes, for a message."""
     return f"{num_bytes / 1e6:.1f} MB"
+
+
+def check_folder(name: str, path: str | os.PathLike[str]) -> None:
+    """Refuse a folder that can't be made or written into, before the work for it is done.
+
+    Args:
+        name: what the user knows it as, such as ``"--output"``.
+
+    Raises:
+        ValueError: it lies below a file, or is one, or nothing may be written there; one line.
+    """
+    if not os.fspath(path):
+        raise ValueError(f"{name} is empty; name a folder")
+    folder = Path(path).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(f"{name} {os.fspath(path)!r}: {str(folder)!r} is a file; name a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{name} {os.fspath(path)!r}: nothing may be written into {str(folder)!r}; name "
+            "another folder, or change its permissions"
+        )
+
+
+def check_file(name: str, path: str | os.PathLike[str]) -> None:
+    """As ``check_folder``, of a file and the folder that it will lie in."""
+    if os.path.isdir(path):
+        raise ValueError(f"{name} {os.fspath(path)!r} is a folder; name a file")
+    check_folder(name, Path(path).absolute().parent)

@@ -7,10 +7,13 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -136,6 +139,70 @@ def refusal(name: str, *arguments: object, log: Path) -> str:
     *_, last = tool.said.splitlines()
     assert last.startswith(f"{name}: error: "), tool.said[-3000:]
     return last
+
+
+class Ended(NamedTuple):
+    """How a command line ended: its exit status, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def end_each(lines: Sequence[tuple[str, Sequence[str], Path]]) -> list[Ended]:
+    """Run command lines, one after the other, each in a process that no other has worked in.
+
+    It is faster than a ``Tool`` for each: they are forked from one that has imported all of them.
+
+    Args:
+        lines: of each the name of a script in tools/, its arguments, and the current folder.
+    """
+    receiver, sender = FORK_SERVER.Pipe(duplex=False)
+    process = FORK_SERVER.Process(target=_end_each, args=(lines, sender))
+    process.start()
+    sender.close()
+    assert receiver.poll(PATIENCE)
+    ended: list[Ended] = receiver.recv()
+    process.join()
+    return ended
+
+
+def _end_each(lines: Sequence[tuple[str, Sequence[str], Path]], sender: Connection) -> None:
+    for name in {name for name, _, _ in lines}:
+        runpy.run_path(str(ROOT / "tools" / name), run_name="imported")
+    ended = []
+    for line in lines:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            if not (child := os.fork()):
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                _be_tool(*line)
+            _, status = os.waitpid(child, 0)
+            said = []
+            for file in (out, err):
+                file.seek(0)
+                said.append(file.read().decode(errors="replace"))
+        ended.append(Ended(os.waitstatus_to_exitcode(status), *said))
+    sender.send(ended)
+
+
+def _be_tool(name: str, arguments: Sequence[str], folder: Path) -> NoReturn:
+    os.chdir(folder)
+    signal.alarm(int(os.environ.get("TRY", PATIENCE / 10)))
+    sys.argv = [str(ROOT / "tools" / name), *arguments]
+    status = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as e:  # as Python does at the end of a process
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
+        status = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:

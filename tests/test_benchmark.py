@@ -465,7 +465,7 @@ def test_counts_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["--models", "resnet50-msra", "--no-time"], "error: no model 'resnet50-msra' for class"),
         (["--models", "resnet50", "resnet50"], "error: a model is named twice"),
         (["--steps", "training", "training"], "error: a step is named twice"),
-        (["--json", "/dev/null/benchmark.json", "--no-time"], "error: [Errno"),
+        (["--json", "/dev/null/benchmark.json", "--no-time"], "'/dev/null' is a file"),
     ],
 )
 def test_bad_arguments(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

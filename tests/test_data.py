@@ -315,7 +315,7 @@ def test_reused_and_checked(tmp_path, monkeypatch, unchecked, config):
     }
     for name, damage in damages.items():
         damage()
-        with pytest.raises(RuntimeError, match=f"{folder}.*Delete that folder"):
+        with pytest.raises(ValueError, match=f"{folder}.*Delete that folder"):
             check_again()
             pytest.fail(f"not noticed: {name}")
 

@@ -115,10 +115,11 @@ def test_resuming_a_run_needs_no_weights(tmp_path: Path) -> None:
         load_config(parse(SHAPES, *options))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+# The base has no FPN of its own.
+@pytest.mark.parametrize("config", [c for c in CONFIGS if "Base-" not in c])
 def test_every_config_of_a_detector_loads(config: str, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pth"
-    weights.touch()
+    torch.save({}, weights)
     options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(weights),
                "DATASETS.TRAIN", "('randwire_shapes_train',)",
                "DATASETS.TEST", "('randwire_shapes_val',)"]  # fmt: skip
@@ -145,7 +146,7 @@ def test_the_config_is_taken_from_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(None, "empty"), (b"no", "can't be read"), ({"model": {}}, "neither")]
+    ("content", "says"), [(None, "empty"), (b"no", "no checkpoint"), ({"model": {}}, "neither")]
 )
 def test_no_config_can_be_taken_from_such_weights(tmp_path: Path, content: Any, says: str) -> None:
     path = tmp_path / "model.pth"

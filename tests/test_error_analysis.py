@@ -16,7 +16,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
-from helpers import refusal, run_tool
+from helpers import run_tool
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -500,13 +500,6 @@ def test_what_can_not_be_analysed(dataset: str, tmp_path: Path) -> None:
     MetadataCatalog.get(dataset).evaluator_type = "lvis"
     with pytest.raises(ValueError, match="'lvis'"):
         ground_truth(dataset)
-
-
-def test_a_mistake_is_one_line(tmp_path: Path) -> None:
-    """Wrong: a traceback, or an empty folder that looks like an analysis."""
-    given = ["--results", tmp_path / "none.json", "--dataset", "no_such_set"]
-    said = refusal(TOOL, *given, "--output", tmp_path / "page", log=tmp_path / "log")
-    assert "no_such_set" in said and not (tmp_path / "page").exists()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from helpers import ROOT, Tool, last_metrics, refusal, run_tool
+from helpers import ROOT, Tool, last_metrics, run_tool
 
 from randwire_d2 import load_detector
 from randwire_d2.runs import EVALUATIONS, RunFolder
@@ -110,11 +110,3 @@ def test_two_machines_train_one_model(tmp_path: Path) -> None:
     assert "World size: 2" in machines[0].said
     assert (tmp_path / "0" / "model_final.pth").is_file()
     assert not (tmp_path / "1" / "model_final.pth").exists()
-
-
-def test_an_error_of_the_user_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    """Wrong: a mistake ends in a traceback, or in a folder that looks like a run."""
-    output = tmp_path / "output"
-    given = arguments(output, options=["MODEL.RANDWIRE.WS.K", 3])
-    assert "K=3" in refusal(TOOL, *given, log=tmp_path / "log")
-    assert not output.exists()

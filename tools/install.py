@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import metadata, util
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -273,9 +274,14 @@ def print_versions(run: Run = run) -> str:
     return run([sys.executable, "-W", "ignore", "-c", PRINT_VERSIONS])
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Installs everything, step by step, and prints the versions that can be imported."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = _Parser(description=__doc__.split("\n", 1)[0])
     parser.add_argument(
         "--extras",
         nargs="+",

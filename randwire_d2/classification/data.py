@@ -130,7 +130,7 @@ class TrainingStream(Dataset):
             if image is not None:
                 break
         else:
-            raise RuntimeError(
+            raise OSError(
                 f"{MOST_BROKEN} images in a row can't be read, the last {record['file_name']!r}: "
                 "check the disk that the data set lies on"
             )

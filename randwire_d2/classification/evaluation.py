@@ -40,6 +40,6 @@ class AccuracyEvaluator(DatasetEvaluator):
         if unreadable:
             logger.warning(f"{unreadable} test images can't be read; accuracy is of the {images}")
         if not images:
-            raise RuntimeError("none of the test images can be read")
+            raise OSError("none of the test images can be read")
         accuracy = {"top1": 100 * top1 / images, "top5": 100 * top5 / images}
         return OrderedDict(classification={**accuracy, "unreadable": unreadable})

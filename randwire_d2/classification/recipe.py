@@ -16,8 +16,52 @@ from ..engine import (
     read_config,
     scale_schedule,
 )
+from ..engine.limits import LIMITS as ENGINE_LIMITS
+from ..engine.limits import Limit, at_least, check_limits, one_of, within
+from ..files import check_folder
 from ..modeling import build_network
 from .compiling import check_compiler
+
+_IS_RANGE = Limit(
+    lambda area: len(area) == 2 and 0 < area[0] <= area[1] <= 1, "[low, high] within 0 … 1"
+)
+LIMITS = {
+    **ENGINE_LIMITS,
+    "INPUT.CUTMIX_ALPHA": at_least(0),
+    "INPUT.FORMAT": one_of("RGB", "BGR"),
+    "INPUT.MIXUP_ALPHA": at_least(0),
+    "INPUT.PCA_LIGHTING": at_least(0),
+    "INPUT.RANDOM_FLIP": one_of("horizontal", "none"),
+    "INPUT.RAND_AUGMENT.MAGNITUDE": within(0, 30),
+    "INPUT.RAND_AUGMENT.NUM_OPS": at_least(0),
+    "INPUT.TEST_CROP_RATIO": Limit(lambda ratio: 0 < ratio <= 1, "within 0 … 1, and above 0"),
+    "INPUT.TEST_CROP_SIZE": at_least(1),
+    "INPUT.TRAIN_CROP_AREA": _IS_RANGE,
+    "INPUT.TRAIN_CROP_SIZE": at_least(1),
+    "MODEL.CLASSIFIER.DROPOUT": within(0, 1, open_end=True),
+    "MODEL.CLASSIFIER.LABEL_SMOOTHING": within(0, 1, open_end=True),
+    "MODEL.META_ARCHITECTURE": Limit(
+        lambda name: name == "ImageClassifier",
+        "'ImageClassifier', as in configs/imagenet; detectors are train_net.py's",
+    ),
+    "SOLVER.WARMUP_EPOCHS": at_least(0),
+    "TEST.AUG.ENABLED": Limit(lambda enabled: not enabled, "False: it is for detectors"),
+    "TEST.IMS_PER_PROCESS": at_least(1),
+}
+_RANDWIRES_RELU = Limit(lambda head_relu: not head_relu, "False: it is RandWire's layer")
+BACKBONE_LIMITS = {
+    "MODEL.BACKBONE.NAME": one_of("build_randwire_backbone", "build_resnet_backbone")
+}
+RESNET_LIMITS = {
+    "MODEL.CLASSIFIER.DROPOUT": Limit(lambda p: p == 0, "0: Detectron2's ResNet has none"),
+    "MODEL.CLASSIFIER.HEAD_RELU": _RANDWIRES_RELU,
+}
+TORCHVISION_LIMITS = {
+    "MODEL.CLASSIFIER.DROPOUT": Limit(
+        lambda p: p == 0, "0: torchvision's is in MODEL.CLASSIFIER.TORCHVISION.OPTIONS"
+    ),
+    "MODEL.CLASSIFIER.HEAD_RELU": _RANDWIRES_RELU,
+}
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -27,9 +71,16 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         ValueError: for whatever would make the run fail later, as ``engine.load_config``.
     """
     cfg = read_config(args, classifier_config())
-    _check_values(cfg)
+    check_limits(cfg, LIMITS)
+    if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+        check_limits(cfg, TORCHVISION_LIMITS)
+    else:
+        check_limits(cfg, BACKBONE_LIMITS)
+        if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
+            check_limits(cfg, RESNET_LIMITS)
     check_solver(cfg)
     check_device(cfg, args)
+    check_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
     train = () if args.eval_only else cfg.DATASETS.TRAIN
     for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
         if not names and not (args.eval_only and key == "TRAIN"):
@@ -51,53 +102,6 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         check_compiler(cfg)
     cfg.freeze()
     return cfg
-
-
-def _check_values(cfg: CfgNode) -> None:
-    def require(key: str, holds: bool, wanted: str) -> None:
-        node = cfg
-        for part in key.split("."):
-            node = node[part]
-        if not holds:
-            raise ValueError(f"{key} must be {wanted}; got {node!r}")
-
-    require("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE == "ImageClassifier",
-            "'ImageClassifier', as in configs/imagenet; detectors are train_net.py's")  # fmt: skip
-    families = ("build_randwire_backbone", "build_resnet_backbone")
-    name = cfg.MODEL.BACKBONE.NAME
-    torchvisions = bool(cfg.MODEL.CLASSIFIER.TORCHVISION.NAME)
-    if not torchvisions:
-        require("MODEL.BACKBONE.NAME", name in families, f"one of {', '.join(families)}")
-    require("INPUT.FORMAT", cfg.INPUT.FORMAT in ("RGB", "BGR"), "'RGB' or 'BGR'")
-    flip = cfg.INPUT.RANDOM_FLIP
-    require("INPUT.RANDOM_FLIP", flip in ("horizontal", "none"), "'horizontal' or 'none'")
-    area = cfg.INPUT.TRAIN_CROP_AREA
-    is_range = len(area) == 2 and 0 < area[0] <= area[1] <= 1
-    require("INPUT.TRAIN_CROP_AREA", is_range, "[low, high] within 0 … 1")
-    for key in ("TRAIN_CROP_SIZE", "TEST_CROP_SIZE"):
-        require(f"INPUT.{key}", cfg.INPUT[key] >= 1, "at least 1")
-    require("INPUT.TEST_CROP_RATIO", 0 < cfg.INPUT.TEST_CROP_RATIO <= 1, "within 0 … 1")
-    require("INPUT.PCA_LIGHTING", cfg.INPUT.PCA_LIGHTING >= 0, "at least 0")
-    operations, magnitude = cfg.INPUT.RAND_AUGMENT.NUM_OPS, cfg.INPUT.RAND_AUGMENT.MAGNITUDE
-    require("INPUT.RAND_AUGMENT.NUM_OPS", operations >= 0, "at least 0")
-    require("INPUT.RAND_AUGMENT.MAGNITUDE", 0 <= magnitude <= 30, "within 0 … 30")
-    for key in ("MIXUP_ALPHA", "CUTMIX_ALPHA"):
-        require(f"INPUT.{key}", cfg.INPUT[key] >= 0, "at least 0")
-    smoothing, dropout = cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING, cfg.MODEL.CLASSIFIER.DROPOUT
-    require("MODEL.CLASSIFIER.LABEL_SMOOTHING", 0 <= smoothing < 1, "within 0 … 1")
-    require("MODEL.CLASSIFIER.DROPOUT", 0 <= dropout < 1, "within 0 … 1")
-    if torchvisions or name == "build_resnet_backbone":
-        why = (
-            "torchvision's is in MODEL.CLASSIFIER.TORCHVISION.OPTIONS"
-            if torchvisions
-            else "Detectron2's ResNet has none"
-        )
-        require("MODEL.CLASSIFIER.DROPOUT", dropout == 0, f"0: {why}")
-        head_relu = cfg.MODEL.CLASSIFIER.HEAD_RELU
-        require("MODEL.CLASSIFIER.HEAD_RELU", not head_relu, "False: it is RandWire's layer")
-    require("SOLVER.WARMUP_EPOCHS", cfg.SOLVER.WARMUP_EPOCHS >= 0, "at least 0")
-    require("TEST.IMS_PER_PROCESS", cfg.TEST.IMS_PER_PROCESS >= 1, "at least 1")
-    require("TEST.AUG.ENABLED", not cfg.TEST.AUG.ENABLED, "False: it is for detectors")
 
 
 def _check_torchvision(cfg: CfgNode) -> None:

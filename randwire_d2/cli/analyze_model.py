@@ -52,9 +52,9 @@ from ..experiments.analysis import (
 )
 from ..experiments.parts import default_size
 from ..experiments.tables import Table
-from ..files import write_or_print
+from ..files import check_file, write_or_print
 from ..wiring import NODE_OP_COMPLEXITY_REGISTRY, NetworkGenerator, parse_graph
-from .frame import command_line, errors_in_one_line, parser_of
+from .frame import command_line, framed, parser_of
 
 SCRIPT = "analyze_model.py"
 
@@ -229,22 +229,22 @@ def print_tables(tables: Sequence[Table], form: str) -> str:
     return "\n\n".join([*texts, *(textwrap.fill(note, 100) for note in notes)])
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with errors_in_one_line(SCRIPT):
-        if args.output:  # rather now than after minutes, if its folder can't be made
-            Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        if args.target is not None:
-            tables = find(args)
-        elif args.config_file:
-            tables = [count(args)]
-        else:
-            numbers = tqdm(args.tables or PAPER_TABLES, unit="table", leave=False)
-            tables = [paper_table(number, args.seeds or SEEDS) for number in numbers]
-        if args.format == "json":
-            command = command_line(SCRIPT, argv)
-            found = {"command": command, "tables": [table.to_json() for table in tables]}
-            text = json.dumps(found, indent=1, ensure_ascii=False)
-        else:
-            text = print_tables(tables, args.format)
-        write_or_print(text, args.output)
+    if args.output:
+        check_file("--output", args.output)
+    if args.target is not None:
+        tables = find(args)
+    elif args.config_file:
+        tables = [count(args)]
+    else:
+        numbers = tqdm(args.tables or PAPER_TABLES, unit="table", leave=False)
+        tables = [paper_table(number, args.seeds or SEEDS) for number in numbers]
+    if args.format == "json":
+        command = command_line(SCRIPT, argv)
+        found = {"command": command, "tables": [table.to_json() for table in tables]}
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+    else:
+        text = print_tables(tables, args.format)
+    write_or_print(text, args.output)

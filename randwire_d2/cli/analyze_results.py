@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..error_analysis import Source, source_of_run, summary, write_analysis
-from .frame import errors_in_one_line, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "analyze_results.py"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(SCRIPT, __doc__)
     parser.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run")
@@ -54,11 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("name a RUN, or --results and --dataset")
     if args.results and not (args.dataset and args.output):
         parser.error("--results needs --dataset and --output")
-    with errors_in_one_line(SCRIPT):
-        source = (
-            Source(args.dataset, args.results, Path(args.output))
-            if args.results
-            else source_of_run(args.run)
-        )
-        analysis, page = write_analysis(source, args.output, args.task, args.score_threshold)
+    source = (
+        Source(args.dataset, args.results, Path(args.output))
+        if args.results
+        else source_of_run(args.run)
+    )
+    analysis, page = write_analysis(source, args.output, args.task, args.score_threshold)
     print(f"{summary(analysis)}\n\nThe page: {page}")

@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -38,9 +37,9 @@ from ..benchmark import (
 )
 from ..benchmark.comparison import DEVICES, MEMORY_FORMATS, PRECISIONS
 from ..drawing.style import FORMATS, check_format, save_figure
-from ..files import atomic_open
+from ..files import check_file, write_or_print
 from ..wiring import NetworkGenerator
-from .frame import command_line, errors_in_one_line, parser_of
+from .frame import command_line, framed, parser_of
 
 SCRIPT = "benchmark.py"
 
@@ -180,48 +179,47 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--detector, and more than one --batch, go with --runtimes")
     if args.growth:
         check_format(args.growth, "--growth")
+    if args.json:
+        check_file("--json", args.json)
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     command = command_line(SCRIPT, argv)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    with errors_in_one_line(SCRIPT, (ValueError, OSError, torch.cuda.OutOfMemoryError)):
-        case = Case(
-            batch=args.batch[0],
-            height=args.size[0],
-            width=args.size[-1],
-            detection=args.detection,
-            generator=NetworkGenerator(args.regime, args.channels, args.nodes),
-            seed=args.seed,
-        )
-        settings = Settings(
-            device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            rounds=0 if args.no_time else args.rounds,
-            amp=args.amp,
-            memory_format=args.memory_format,
-            models=tuple(args.models or Settings.models),
-            steps=tuple(args.steps),
-        )
-        if args.runtimes:
-            for batch in args.batch:
-                _compare_runtimes(replace(case, batch=batch), args, command)
-            return
-        if args.json:
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        result = run(case, settings, progress=say)
-        print(to_markdown(result, command), flush=True)
-        points = []
-        if args.growth:
-            axes = {name: getattr(args, f"growth_{name}") for name in AXES}
-            grown = replace(settings, models=tuple(args.models or GROWTH_MODELS))
-            points = grow(case, grown, axes, progress=say)
-            caption = f"{case}; {settings}; {result.machine['device']}"
-            save_figure(plot_growth(points, caption), args.growth)
-        if args.json:
-            with atomic_open(args.json) as f:
-                f.write(to_json(result, command, points))
+    case = Case(
+        batch=args.batch[0],
+        height=args.size[0],
+        width=args.size[-1],
+        detection=args.detection,
+        generator=NetworkGenerator(args.regime, args.channels, args.nodes),
+        seed=args.seed,
+    )
+    settings = Settings(
+        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        rounds=0 if args.no_time else args.rounds,
+        amp=args.amp,
+        memory_format=args.memory_format,
+        models=tuple(args.models or Settings.models),
+        steps=tuple(args.steps),
+    )
+    if args.runtimes:
+        for batch in args.batch:
+            _compare_runtimes(replace(case, batch=batch), args, command)
+        return
+    result = run(case, settings, progress=say)
+    print(to_markdown(result, command), flush=True)
+    points = []
+    if args.growth:
+        axes = {name: getattr(args, f"growth_{name}") for name in AXES}
+        grown = replace(settings, models=tuple(args.models or GROWTH_MODELS))
+        points = grow(case, grown, axes, progress=say)
+        caption = f"{case}; {settings}; {result.machine['device']}"
+        save_figure(plot_growth(points, caption), args.growth)
+    if args.json:
+        write_or_print(to_json(result, command, points), args.json)
 
 
 def _compare_runtimes(case: Case, args: argparse.Namespace, command: str) -> None:

@@ -13,20 +13,22 @@ from detectron2.utils.env import seed_all_rng
 from ..drawing.samples import draw_samples
 from ..drawing.style import check_format, save_figure
 from ..engine import data_config, look_at_data
-from .frame import errors_in_one_line, training_parser
+from .frame import framed, training_parser
 
 SCRIPT = "browse_data.py"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = training_parser(SCRIPT, __doc__)
     parser.add_argument("--output", default="data.png", help="the picture (default %(default)s)")
     parser.add_argument("--images", type=int, default=8, help="in it, at most")
     args = parser.parse_args(argv)
-    with errors_in_one_line(SCRIPT, (ValueError,)):
-        check_format(args.output, "--output")
-        cfg = data_config(args)
-        print(look_at_data(cfg))
-        seed_all_rng(max(cfg.SEED, 0))
-        figure = draw_samples(cfg, cfg.DATASETS.TRAIN[0], args.images)
+    if args.images < 1:
+        parser.error(f"--images must be at least 1; got {args.images}")
+    check_format(args.output, "--output")
+    cfg = data_config(args)
+    print(look_at_data(cfg))
+    seed_all_rng(max(cfg.SEED, 0))
+    figure = draw_samples(cfg, cfg.DATASETS.TRAIN[0], args.images)
     print(f"Picture: {save_figure(figure, args.output)}")

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 import torch
 
 from ..benchmark.health import examine, summary
-from ..files import write_or_print
-from .frame import errors_in_one_line, parser_of
+from ..engine import usable_device
+from ..files import check_file, write_or_print
+from .frame import framed, parser_of
 
 SCRIPT = "check_gpu.py"
 
@@ -40,18 +41,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with errors_in_one_line(SCRIPT, (ValueError, OSError, RuntimeError)):
-        device = torch.device(args.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                "there is no GPU that PyTorch can use: see what nvidia-smi says, and whether this "
-                f"PyTorch ({torch.__version__}) is built for CUDA"
-            )
-        report = examine(args.device, args.channels, args.batch, progress=say)
-        if args.output:
-            write_or_print(json.dumps(report, indent=1), args.output)
+    device = usable_device("--device", args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "there is no GPU that PyTorch can use: see what nvidia-smi says, and whether this "
+            f"PyTorch ({torch.__version__}) is built for CUDA"
+        )
+    if args.output:
+        check_file("--output", args.output)
+    report = examine(args.device, args.channels, args.batch, progress=say)
+    if args.output:
+        write_or_print(json.dumps(report, indent=1), args.output)
     print("\n".join(summary(report)))
     sys.exit(0 if report["works"] else 1)
 

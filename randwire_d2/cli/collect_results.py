@@ -23,12 +23,13 @@ from pathlib import Path
 
 from ..config_files import CONFIGS
 from ..experiments.results import read_runs, to_json, to_markdown
-from ..files import write_or_print
-from .frame import errors_in_one_line, parser_of
+from ..files import check_file, write_or_print
+from .frame import framed, parser_of
 
 SCRIPT = "collect_results.py"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(SCRIPT, __doc__)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a folder of runs")
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", metavar="FILE", help="a file to write instead of printing")
     args = parser.parse_args(argv)
-    with errors_in_one_line(SCRIPT):
-        results, unreadable = read_runs(args.folders, args.configs)
-        form = to_json if args.format == "json" else to_markdown
-        write_or_print(form(results, unreadable), args.output)
+    if args.output:
+        check_file("--output", args.output)
+    results, unreadable = read_runs(args.folders, args.configs)
+    form = to_json if args.format == "json" else to_markdown
+    write_or_print(form(results, unreadable), args.output)

@@ -31,8 +31,8 @@ from ..experiments import sweep_results
 from ..experiments.sweep import load_sweep
 from ..experiments.sweep_run import Run, check_weights
 from ..experiments.trainings import Local, Slurm, Training
-from ..files import atomic_open
-from .frame import errors_in_one_line, parser_of
+from ..files import atomic_open, check_folder
+from .frame import framed, parser_of
 
 SCRIPT = "compare_generators.py"
 
@@ -129,24 +129,25 @@ def report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         print(f"Picture: {save_figure(found.figure, args.output / f'comparison{args.figure}')}")
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with errors_in_one_line(SCRIPT):
-        runs = load_sweep(config_path(args.sweep), args.output, args.opts, args.num_gpus)
-        for run in runs:
-            run.check()
+    check_folder("--output", args.output)
+    runs = load_sweep(config_path(args.sweep), args.output, args.opts, args.num_gpus)
+    for run in runs:
+        run.check()
+    if not args.report:
+        check_weights(runs)
+    os.makedirs(args.output, exist_ok=True)
+    try:
         if not args.report:
-            check_weights(runs)
-        os.makedirs(args.output, exist_ok=True)
-        try:
-            if not args.report:
-                train(args, runs)
-        except KeyboardInterrupt:
-            jobs = "" if args.slurm is None else " Slurm's jobs go on by themselves."
-            print(f"Interrupted; start it again to go on.{jobs}", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
-        finally:
-            report(args, runs)
+            train(args, runs)
+    except KeyboardInterrupt:
+        jobs = "" if args.slurm is None else " Slurm's jobs go on by themselves."
+        print(f"Interrupted; start it again to go on.{jobs}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        report(args, runs)
     if any(run.status().state == "failed" for run in runs):
         sys.exit(f"{program(SCRIPT)}: some runs failed; --retry tries them again")

@@ -18,7 +18,7 @@ from ..checkpoint import Preprocessing
 from ..command import in_users_words
 from ..conversion import LAYOUTS, Conversion, convert, read_image
 from ..wiring import NetworkSpec
-from .frame import errors_in_one_line, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "convert_checkpoint.py"
 
@@ -147,25 +147,25 @@ def _counts(parts: dict[str, int]) -> str:
     return "; ".join(f"{part} ({count} keys)" for part, count in parts.items()) or "none"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with errors_in_one_line(SCRIPT):
-        preprocessing = None
-        if args.input_format:
-            preprocessing = Preprocessing(
-                args.input_format, tuple(args.pixel_mean), tuple(args.pixel_std)
-            )
-        done = convert(
-            args.source,
-            args.output,
-            layout=args.layout,
-            to=args.to,
-            graphs=args.graphs,
-            preprocessing=preprocessing,
-            config_file=args.config_file,
-            options=args.opts,
-            spec_output=args.spec_output,
-            image=None if args.image is None else read_image(args.image),
-            verified=args.verify,
+    preprocessing = None
+    if args.input_format:
+        preprocessing = Preprocessing(
+            args.input_format, tuple(args.pixel_mean), tuple(args.pixel_std)
         )
+    done = convert(
+        args.source,
+        args.output,
+        layout=args.layout,
+        to=args.to,
+        graphs=args.graphs,
+        preprocessing=preprocessing,
+        config_file=args.config_file,
+        options=args.opts,
+        spec_output=args.spec_output,
+        image=None if args.image is None else read_image(args.image),
+        verified=args.verify,
+    )
     print(report(done, args.config_file))

@@ -19,7 +19,6 @@ started again, the tool goes on from there, and draws the same figure at once wh
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..command import program
 from ..drawing.style import FORMATS, check_format, save_figure
@@ -27,8 +26,8 @@ from ..engine import share_cores, split_pairs
 from ..experiments.damage import KINDS
 from ..experiments.damage_report import plot_damage, to_json, to_markdown
 from ..experiments.damage_runs import evaluate, load_run
-from ..files import write_or_print
-from .frame import command_line, errors_in_one_line, parser_of
+from ..files import check_file, write_or_print
+from .frame import command_line, framed, parser_of
 
 SCRIPT = "damage_graph.py"
 
@@ -77,25 +76,25 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     share_cores()
     command = command_line(SCRIPT, argv)
+    check_format(args.output, "--output")
+    if args.weights and len(args.runs) > 1:
+        raise ValueError(f"--weights belongs to one RUN; got {len(args.runs)}")
+    if args.json:
+        check_file("--json", args.json)
     try:
-        with errors_in_one_line(SCRIPT):
-            check_format(args.output, "--output")
-            if args.weights and len(args.runs) > 1:
-                raise ValueError(f"--weights belongs to one RUN; got {len(args.runs)}")
-            if args.json:  # rather now than after hours, if its folder can't be made
-                Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-            loaded = [
-                load_run(run, args.opts, args.weights, args.kinds, args.images) for run in args.runs
-            ]
-            outcomes = [evaluate(run) for run in loaded]
-            print(to_markdown(outcomes))
-            if args.json:
-                write_or_print(to_json(outcomes, command), args.json)
-            print(f"\n{save_figure(plot_damage(outcomes), args.output)}")
+        loaded = [
+            load_run(run, args.opts, args.weights, args.kinds, args.images) for run in args.runs
+        ]
+        outcomes = [evaluate(run) for run in loaded]
+        print(to_markdown(outcomes))
+        if args.json:
+            write_or_print(to_json(outcomes, command), args.json)
+        print(f"\n{save_figure(plot_damage(outcomes), args.output)}")
     except KeyboardInterrupt:
         sys.exit(
             f"{program(SCRIPT)}: interrupted; what is done is saved, the same command goes on from "

@@ -22,8 +22,9 @@ from pathlib import Path
 from ..command import in_users_words, process
 from ..config_files import get_config_file
 from ..engine.report import write_comparison
+from ..files import check_folder
 from ..runs import RunFolder
-from .frame import errors_in_one_line, fail, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "demo.py"
 MARK = "made_by_demo.txt"  # in a folder that may be removed
@@ -58,12 +59,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def fresh_folder(folder: Path) -> None:
     """Make an empty folder; one that is there is removed only if this script made it."""
+    check_folder("--output", folder)
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARK).is_file():
-            fail(
-                SCRIPT,
+            raise ValueError(
                 f"{folder} is not empty and not from a demo; move it away, or choose another "
-                "--output",
+                "--output"
             )
         for entry in folder.iterdir():  # the mark stays, should this be interrupted
             if entry.is_dir() and not entry.is_symlink():
@@ -141,10 +142,10 @@ def print_paths(paths: Sequence[Path]) -> None:
     print("Pictures: " + "  ".join(map(os.fspath, paths)))
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     run_dir = args.output / "run"
     fresh_folder(run_dir)
-    with errors_in_one_line(SCRIPT):
-        transfer(args, run_dir) if args.transfer else demo(args, run_dir)
+    transfer(args, run_dir) if args.transfer else demo(args, run_dir)

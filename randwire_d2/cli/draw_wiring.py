@@ -35,7 +35,7 @@ from ..drawing.network import draw_network
 from ..drawing.style import FORMATS, check_format, save_figure
 from ..wiring import Dag, NetworkSpec, graph_label, parse_graph, random_graph
 from ..wiring.limits import MOST_CHARACTERS
-from .frame import errors_in_one_line, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "draw_wiring.py"
 
@@ -131,8 +131,9 @@ def read_spec(path: str) -> NetworkSpec:
 
 
 def read_wiring(path: str) -> NetworkSpec:
+    entries = read_checkpoint(path).rest
     try:
-        wiring = Wiring.of(read_checkpoint(path).rest)
+        wiring = Wiring.of(entries)
     except ValueError as e:
         raise ValueError(f"{path!r}: {e}") from e
     if wiring is None:
@@ -164,8 +165,8 @@ def draw(args: argparse.Namespace) -> Figure:
     return draw_networks(list(networks.values()), list(networks), name)
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with errors_in_one_line(SCRIPT):
-        check(args)
-        print(f"Picture: {save_figure(draw(args), args.output, palette=True)}")
+    check(args)
+    print(f"Picture: {save_figure(draw(args), args.output, palette=True)}")

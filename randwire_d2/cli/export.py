@@ -17,21 +17,19 @@ from collections.abc import Sequence
 from ..export import FORMATS, TOLERANCE
 from ..inference.export import PARTS, export_model
 from ..inference.quantised import LEAST_EQUAL, MOST_IMAGES, export_int8
-from .frame import errors_in_one_line, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "export_model.py"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; exits with 1 if nothing was written."""
     args = _parse_args(argv)
     if args.int8:
         _write_int8(args)
         return
-    with errors_in_one_line(SCRIPT):
-        proof = export_model(
-            args.source, args.output, args.format, part=args.part, images=args.images
-        )
+    proof = export_model(args.source, args.output, args.format, part=args.part, images=args.images)
     size = os.path.getsize(args.output) / 1e6
     shapes = ", ".join("×".join(map(str, shape)) for shape in proof.shapes)
     found = f", {proof.detections} detections" if proof.detections else ""
@@ -43,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _write_int8(args: argparse.Namespace) -> None:
-    with errors_in_one_line(SCRIPT):
-        proof = export_int8(args.source, args.output, args.calibration)
+    proof = export_int8(args.source, args.output, args.calibration)
     size = os.path.getsize(args.output) / 1e6
     print(
         f"{args.output}: {size:.1f} MB in int8, calibrated on {proof.calibration} images. It gives "
@@ -85,7 +82,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--int8",
         action="store_true",
         help="a classifier whose convolutions compute in int8, for ONNX Runtime: it is compared by "
-        f"the classes that it gives, of which {LEAST_EQUAL:.0%} must be the same",
+        f"the classes that it gives, of which {LEAST_EQUAL:.0%}% must be the same",
     )
     parser.add_argument(
         "--calibration",

@@ -1,21 +1,52 @@
-"""What every command line has: a name, a description in its user's words, errors of one line."""
+"""What every command line has: a name, a description in its user's words, and one way to fail.
+
+``framed`` is around each ``main``. What the user can mend ends in one line on stderr and the status
+1, wrong options in one line and the status 2, as argparse has it, and a bug in its traceback, a
+line that says so, and the status 70. With RANDWIRE_D2_TRACEBACK=1 the first has its traceback too.
+"""
 
 import argparse
+import functools
+import json
+import os
+import platform
 import shlex
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
+import torch
+from torch.multiprocessing import ProcessExitedException
+
+from .. import __version__
 from ..command import in_users_words, process, program
+from ..errors import is_mendable, raised_first
+from ..runs import RunFolder
 
 if TYPE_CHECKING:
     from ..engine.slurm import Task
+
+USAGE, BUG = 2, 70  # argparse's status, and EX_SOFTWARE of sysexits.h
+
+
+# -------------------------------------------------------------------------------------------------
+# Parsers
+# -------------------------------------------------------------------------------------------------
 
 
 class _Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         return in_users_words(super().format_help())
+
+    def error(self, message: str) -> NoReturn:
+        _refuse_usage(self, message)
+
+
+def _refuse_usage(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    parser.exit(USAGE, f"{parser.prog}: error: {' '.join(message.split())}; see --help\n")
 
 
 def parser_of(script: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
@@ -33,12 +64,21 @@ def parser_of(script: str, description: str, usage: str | None = None) -> argpar
     )
 
 
-def training_parser(script: str, description: str) -> argparse.ArgumentParser:
-    """The parser of a tool that has the options of Detectron2's training tools."""
-    from ..engine import argument_parser  # not for tools that draw
+def training_parser(
+    script: str, description: str, make: Callable[[str], argparse.ArgumentParser] | None = None
+) -> argparse.ArgumentParser:
+    """The parser of a tool that has the options of Detectron2's training tools.
 
-    parser = argument_parser(epilog=in_users_words(description))
+    Args:
+        make: makes it, with an epilog (default: ``engine.argument_parser``).
+    """
+    if make is None:
+        from ..engine import argument_parser  # not for tools that draw
+
+        make = argument_parser
+    parser = make(in_users_words(description))
     parser.prog = program(script)
+    parser.error = functools.partial(_refuse_usage, parser)  # type: ignore[method-assign]
     return parser
 
 
@@ -49,23 +89,92 @@ def task_of(script: str, argv: Sequence[str] | None) -> "Task":
     return Task(process(script), sys.argv[1:] if argv is None else argv)
 
 
+def command_line(script: str, argv: Sequence[str] | None, *flags: str) -> str:
+    """The command that was given, to be kept beside its results, with flags before its own."""
+    given = sys.argv[1:] if argv is None else argv
+    command = in_users_words(f"python tools/{script}")
+    return " ".join([command, *flags, *map(shlex.quote, given)])
+
+
+# -------------------------------------------------------------------------------------------------
+# Errors
+# -------------------------------------------------------------------------------------------------
+
+
+def framed(script: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate the ``main`` of a tool: whatever it raises ends as this module says."""
+
+    def decorate(main: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(main)
+        def run(argv: Sequence[str] | None = None) -> None:
+            with _frame(script):
+                main(argv)
+
+        return run
+
+    return decorate
+
+
 @contextmanager
-def errors_in_one_line(
-    script: str, kinds: tuple[type[Exception], ...] = (ValueError, OSError)
+def training(
+    script: str, argv: Sequence[str] | None, args: argparse.Namespace, folder: str
 ) -> Iterator[None]:
-    """Exit with a line on stderr and the status 1, in place of errors that the user can mend."""
+    """Around a training: the line of an error names its last checkpoint, and how to go on from it.
+
+    Args:
+        args: of ``training_parser``.
+        folder: the OUTPUT_DIR. What lies there already, and isn't resumed, is another training's.
+    """
+    run = RunFolder(folder)
+    before = None if args.resume else _last_write(run)
+
+    def way_on(message: str) -> str:
+        if args.eval_only or _last_write(run) == before:
+            return ""
+        try:
+            last = str(run.last_checkpoint)
+        except ValueError:  # none is whole
+            return ""
+        named = "" if last in message else f"; the last checkpoint is {last}"
+        command = command_line(script, argv, *(() if args.resume else ("--resume",)))
+        return f"{named}; to go on from it: {command}"
+
+    with _frame(script, way_on):
+        yield
+
+
+def _last_write(run: RunFolder) -> int | None:
+    return (run.path / "last_checkpoint").stat().st_mtime_ns if run.can_resume else None
+
+
+@contextmanager
+def _frame(script: str, way_on: Callable[[str], str] = lambda message: "") -> Iterator[None]:
     try:
         yield
-    except kinds as e:
-        fail(script, e)
+    except KeyboardInterrupt:
+        print(_line(script, "interrupted" + way_on("")), file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except Exception as e:
+        name, message = raised_first(e)
+        # A child that was killed, or has said by itself why it exits.
+        mendable = is_mendable(name, message) or isinstance(e, ProcessExitedException)
+        if not mendable or os.environ.get("RANDWIRE_D2_TRACEBACK") == "1":
+            traceback.print_exc()
+        if mendable:
+            sys.exit(_line(script, f"error: {(message or name).rstrip('.')}{way_on(message)}"))
+        report = f"report it with this traceback, the command and {json.dumps(_versions())}"
+        print(_line(script, f"bug: {name}: {message}; {report}{way_on(message)}"), file=sys.stderr)
+        sys.exit(BUG)
 
 
-def fail(script: str, reason: object) -> NoReturn:
-    """Exit with a line on stderr and the status 1."""
-    sys.exit(f"{program(script)}: error: {in_users_words(' '.join(str(reason).split()))}")
+def _line(script: str, text: str) -> str:
+    return f"{program(script)}: {in_users_words(' '.join(text.split()))}"
 
 
-def command_line(script: str, argv: Sequence[str] | None) -> str:
-    """The command that was given, to be kept beside its results."""
-    given = sys.argv[1:] if argv is None else argv
-    return " ".join([in_users_words(f"python tools/{script}"), *map(shlex.quote, given)])
+def _versions() -> dict[str, str]:
+    return {
+        "randwire_d2": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }

@@ -12,7 +12,7 @@ import torch
 from tabulate import tabulate
 
 from ..ops.probe import OPERATORS, Case
-from .frame import fail, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "inspect_kernels.py"
 
@@ -53,15 +53,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("inputs", "channels"):
         if min(getattr(args, name)) < 1:
             parser.error(f"--{name} must be at least 1; got {min(getattr(args, name))}")
+    if args.capability < 70:
+        parser.error(f"--capability must be at least 70, Triton's least; got {args.capability}")
     return args
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         from randwire_d2.ops.compiled import Compiled, compile_kernels
     except ImportError as e:
-        fail(SCRIPT, f"{e}; Triton comes with PyTorch for CUDA")
+        raise ImportError(f"{e}; Triton comes with PyTorch for CUDA") from e
     rows = []
     for channels in args.channels:
         for n in args.inputs:

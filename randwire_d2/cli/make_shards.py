@@ -10,11 +10,12 @@ DATASETS.TRAIN "('imagenet_shards/train',)", or a pattern: "('shards/train-{0000
 from collections.abc import Sequence
 
 from ..data.shard_writer import make_shards
-from .frame import errors_in_one_line, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "make_shards.py"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     """Exits with 1 and one line if nothing could be written."""
     parser = parser_of(SCRIPT, __doc__)
@@ -28,6 +29,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--images", type=int, default=10_000, help="the images of each shard (default: %(default)s)"
     )
     args = parser.parse_args(argv)
-    with errors_in_one_line(SCRIPT):
-        shards = make_shards(args.dataset, args.folder, args.images)
+    shards = make_shards(args.dataset, args.folder, args.images)
     print(f"{args.folder} holds {len(shards)} shards and the names of their classes")

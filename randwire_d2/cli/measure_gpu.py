@@ -26,12 +26,12 @@ import torch
 
 from ..benchmark import Case, Settings, run, to_json, to_markdown
 from ..benchmark.health import examine, summary
-from ..command import in_users_words, process
+from ..command import in_users_words, process, program
 from ..config_files import get_config_file
-from ..files import write_or_print
+from ..files import check_folder, write_or_print
 from ..runs import RunFolder
 from ..wiring import NetworkGenerator
-from .frame import fail, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "measure_gpu.py"
 TOP1 = "classification/top1"
@@ -91,7 +91,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        fail(SCRIPT, "there is no GPU that PyTorch can use")
+        raise ValueError("there is no GPU that PyTorch can use")
     return args
 
 
@@ -159,8 +159,10 @@ def train(device: str, quick: bool, folder: Path, fused: str) -> tuple[str, Any]
     return f"top-1 {top1:.1f}%, {seconds:.4f} s an iteration", {"top1": top1, "seconds": seconds}
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    check_folder("--output", args.output)
     # Convolutions of float32 in float32: else the comparisons are of TF32.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -175,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     say(f"The tables are in {args.output / 'gpu.md'}, the numbers in {args.output / 'gpu.json'}")
     if report.failed:
-        fail(SCRIPT, f"these failed: {'; '.join(report.failed)}")
+        sys.exit(f"{program(SCRIPT)}: error: these failed: {'; '.join(report.failed)}")
 
 
 def say(line: str) -> None:

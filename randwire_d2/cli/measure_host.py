@@ -16,7 +16,7 @@ from tabulate import tabulate
 from ..benchmark.host import measure_host, pretend_to_have_a_gpu
 from ..benchmark.timing import ratio
 from ..wiring import NetworkGenerator
-from .frame import fail, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "measure_host.py"
 
@@ -35,13 +35,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     torch.set_num_threads(1)
     try:
         pretend_to_have_a_gpu()
     except ImportError as e:
-        fail(SCRIPT, f"{e}; Triton comes with PyTorch for CUDA")
+        raise ImportError(f"{e}; Triton comes with PyTorch for CUDA") from e
     generator = NetworkGenerator(channels=CHANNELS)
     seconds, launches = measure_host(generator, args.detection, args.rounds)
     fused, plain = seconds.values()

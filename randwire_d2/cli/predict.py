@@ -22,7 +22,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .. import data
 from ..data.classes import category_ids
 from ..data.labels import named
-from ..engine import register_data
+from ..engine import register_data, usable_device
+from ..files import check_folder
 from ..inference.classifier import TOP, Classifier
 from ..inference.detector import Detector
 from ..inference.inputs import files_as_inputs, find_inputs
@@ -30,17 +31,17 @@ from ..inference.job import Job
 from ..inference.loading import load_model
 from ..inference.output import RESULTS, picture_path
 from ..inference.runtime import AUTO, CHOICES, LEAST_IMAGES, in_runtime
-from .frame import errors_in_one_line, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "predict.py"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     """Exits with 1 if an input could not be read, or nothing could be done."""
     args = _parse_args(argv)
-    with errors_in_one_line(SCRIPT):
-        job = _prepare(args)
-        results = job.run()
+    job = _prepare(args)
+    results = job.run()
     print(f"{results} results are in {job.folder / RESULTS}")
     if job.labelled:
         first, among = (f"{number / job.labelled:.2%}" for number in job.right)
@@ -113,12 +114,13 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _prepare(args: argparse.Namespace) -> Job:
     folder = Path(args.output)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {args.output!r} is a file; name a folder")
+    check_folder("--output", folder)
     if folder.is_dir() and any(folder.iterdir()) and not args.overwrite:
         raise ValueError(
             f"--output {args.output!r} is not empty; name another folder, or add --overwrite"
         )
+    if args.device:
+        usable_device("--device", args.device)
     inputs = find_inputs(args.inputs)
     model = load_model(args.checkpoint, args.device)
     if args.dataset:

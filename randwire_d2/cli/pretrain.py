@@ -11,11 +11,12 @@ from detectron2.utils.logger import setup_logger
 
 from ..classification import ClassificationTrainer, load_config, measure_input
 from ..engine import run_distributed, train_or_evaluate
-from .frame import errors_in_one_line, task_of, training_parser
+from .frame import framed, task_of, training, training_parser
 
 SCRIPT = "pretrain_imagenet.py"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = training_parser(SCRIPT, __doc__)
     parser.add_argument(
@@ -25,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     setup_logger(name="randwire_d2")
-    with errors_in_one_line(SCRIPT, (ValueError, ChildProcessError)):
-        cfg = load_config(args)
-        train = partial(train_or_evaluate, trainer_class=ClassificationTrainer)
-        work = measure_input if args.measure_input else train
+    cfg = load_config(args)
+    train = partial(train_or_evaluate, trainer_class=ClassificationTrainer)
+    work = measure_input if args.measure_input else train
+    with training(SCRIPT, argv, args, cfg.OUTPUT_DIR):
         run_distributed(work, cfg, args, task_of(SCRIPT, argv))

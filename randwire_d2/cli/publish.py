@@ -14,16 +14,16 @@ import argparse
 from collections.abc import Sequence
 
 from ..inference.publish import publish
-from .frame import errors_in_one_line, parser_of
+from .frame import framed, parser_of
 
 SCRIPT = "publish_model.py"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     """Exits with 1 and one line if nothing could be written."""
     args = _parse_args(argv)
-    with errors_in_one_line(SCRIPT):
-        folder = publish(args.source, args.folder, overwrite=args.overwrite)
+    folder = publish(args.source, args.folder, overwrite=args.overwrite)
     print(f"{folder} holds the model; see its README.md. To upload: hf upload OWNER/NAME {folder}")
 
 

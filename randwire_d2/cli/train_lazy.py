@@ -9,20 +9,19 @@ from collections.abc import Sequence
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 
-from ..command import in_users_words, program
 from ..engine.lazy import load_lazy_config, run_lazy
 from ..engine.slurm import add_slurm_arguments
-from .frame import errors_in_one_line, task_of
+from .frame import framed, task_of, training, training_parser
 
 SCRIPT = "lazyconfig_train_net.py"
 
 
+@framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = default_argument_parser(epilog=in_users_words(__doc__))
-    parser.prog = program(SCRIPT)
+    parser = training_parser(SCRIPT, __doc__, default_argument_parser)
     add_slurm_arguments(parser)
     args = parser.parse_args(argv)
     setup_logger(name="randwire_d2")
-    with errors_in_one_line(SCRIPT, (ValueError, ChildProcessError)):
-        cfg = load_lazy_config(args)
+    cfg = load_lazy_config(args)
+    with training(SCRIPT, argv, args, cfg.train.output_dir):
         run_lazy(cfg, args, task_of(SCRIPT, argv))

@@ -61,7 +61,7 @@ def make_dataset(root: str | Path, config: ShapesConfig) -> Path:
     costs a fraction of a second, once per process.
 
     Raises:
-        RuntimeError: the content is not what was written.
+        ValueError: the content is not what was written.
         ValueError: the config leaves no place for a classification image's object.
     """
     folder = dataset_folder(root, config)
@@ -266,7 +266,7 @@ def _check(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         expected = None
     if _content_hash(folder) != expected:
-        raise RuntimeError(
+        raise ValueError(
             f"The built-in data set in {folder} is not as it was written (files changed, missing "
             f"or added). Delete that folder; it will be drawn again."
         )

@@ -18,7 +18,7 @@ def existing_path(name: str, path: str) -> str:
     """
     try:
         local = str(PathManager.get_local_path(path))
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, ValueError) as e:
         raise ValueError(f"{name!r}: {e}") from e
     if not os.path.exists(local):
         raise ValueError(

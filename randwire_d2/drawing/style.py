@@ -15,7 +15,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path as Curve
 from PIL import Image
 
-from ..files import atomic_open
+from ..files import atomic_open, check_file
 
 Point = tuple[float, float]  # (x, y) on a page
 
@@ -148,10 +148,11 @@ def check_format(path: str | os.PathLike[str], name: str) -> None:
         name: what the user knows the path as, such as ``"--output"``.
 
     Raises:
-        ValueError: the suffix is none of ``FORMATS``.
+        ValueError: the suffix is none of ``FORMATS``, or the file can't lie there.
     """
     if Path(path).suffix.lower() not in FORMATS:
         raise ValueError(f"{name} must end in one of {', '.join(FORMATS)}; got {os.fspath(path)}")
+    check_file(name, path)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], palette: bool = False) -> Path:

@@ -1,7 +1,14 @@
 """Training on Detectron2's engine: trainer, checks, launching, threads, and a run's report."""
 
 from .best import check_best_metric
-from .checks import check_device, check_model, data_config, load_config, read_config
+from .checks import (
+    check_device,
+    check_model,
+    data_config,
+    load_config,
+    read_config,
+    usable_device,
+)
 from .datasets import look_at_data, register_data
 from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
 from .schedule import check_solver, scale_schedule
@@ -28,4 +35,5 @@ __all__ = [
     "share_cores",
     "split_pairs",
     "train_or_evaluate",
+    "usable_device",
 ]

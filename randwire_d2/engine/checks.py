@@ -3,16 +3,21 @@
 import argparse
 import difflib
 import os
+import re
+import traceback
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
+from fvcore.common.registry import Registry
+from torch import nn
 
 from .. import data
-from ..checkpoint import PREPROCESSING_KEY, Preprocessing, Wiring, load_checkpoint
+from ..checkpoint import PREPROCESSING_KEY, Preprocessing, Wiring, check_wiring, load_checkpoint
 from ..config import (
     detector_config,
     family,
@@ -22,9 +27,11 @@ from ..config import (
     set_spec,
 )
 from ..config_files import config_path
+from ..files import check_folder
 from ..runs import RunFolder
 from .best import check_best_metric
 from .datasets import forget_classes, settle_classes, take_data
+from .limits import LIMITS, check_images, check_limits
 from .schedule import check_solver, scale_schedule
 from .slurm import is_submitted
 from .torchrun import count_processes
@@ -41,7 +48,11 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     cfg = detector_config()
     default_classes = forget_classes(cfg)
     cfg = read_config(args, cfg)
+    check_limits(cfg, LIMITS)
+    if not args.eval_only:
+        check_solver(cfg)
     check_device(cfg, args)
+    check_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
     take_data(cfg)
     _check_datasets(cfg, args)
     names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
@@ -50,7 +61,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         check_best_metric(cfg)
         data.check_jitter(cfg)
-        check_solver(cfg)
+        check_images(cfg)
         cfg = scale_schedule(cfg, _count_training_images(cfg) if cfg.SOLVER.EPOCHS else 0)
     cfg.freeze()
     return cfg
@@ -63,6 +74,9 @@ def data_config(args: argparse.Namespace) -> CfgNode:
         ValueError: for an unknown key, or data that can't be used; one line.
     """
     cfg = read_config(args, detector_config())
+    check_limits(cfg, LIMITS)
+    check_solver(cfg)
+    check_images(cfg)
     take_data(cfg)
     _check_datasets(cfg, args)
     cfg.freeze()
@@ -109,10 +123,7 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
     path = cfg.MODEL.WEIGHTS
     if not path:
         raise ValueError("it takes the config from MODEL.WEIGHTS, which is empty")
-    try:
-        checkpoint = load_checkpoint(PathManager.get_local_path(path))
-    except (OSError, RuntimeError, ValueError) as e:  # the first two: a URL's
-        raise ValueError(f"MODEL.WEIGHTS can't be read: {e}") from e
+    checkpoint = _read_weights(path)
     wiring, preprocessing = Wiring.of(checkpoint), checkpoint.get(PREPROCESSING_KEY)
     if wiring is None and preprocessing is None:
         raise ValueError(f"MODEL.WEIGHTS {path!r} holds neither a wiring nor a preprocessing")
@@ -124,19 +135,66 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
         cfg.merge_from_list(Preprocessing.from_dict(preprocessing).options)
 
 
+def _read_weights(path: str) -> dict[str, Any]:
+    try:
+        return load_checkpoint(PathManager.get_local_path(path.split("?")[0]))
+    except (OSError, ValueError, RuntimeError) as e:
+        raise ValueError(f"MODEL.WEIGHTS: {e}") from e
+
+
+def check_processes(args: argparse.Namespace) -> tuple[int, int]:
+    """How many processes a command line's run has, in all and on this machine.
+
+    Raises:
+        ValueError: there can't be so many, or they could not find each other; one line.
+    """
+    for flag, least in (("num_gpus", 0), ("num_machines", 1)):
+        if (given := getattr(args, flag)) < least:
+            raise ValueError(f"--{flag.replace('_', '-')} must be at least {least}; got {given}")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ValueError(
+            f"--machine-rank must be 0 … {args.num_machines - 1}, as --num-machines is "
+            f"{args.num_machines}; got {args.machine_rank}"
+        )
+    url = args.dist_url
+    if url == "auto" and args.num_machines > 1:
+        raise ValueError("--dist-url auto is for one machine; give the first's, tcp://HOST:PORT")
+    if url != "auto" and not re.fullmatch(r"tcp://[^/]+:\d{1,5}|(file|env)://.*", url):
+        raise ValueError(f"--dist-url must be tcp://HOST:PORT, file:///PATH or auto; got {url!r}")
+    return count_processes(args)
+
+
+def usable_device(key: str, name: str) -> torch.device:
+    """The device of a name, for which key or option it is given.
+
+    Raises:
+        ValueError: torch knows none of that name, or it is neither a CPU nor a GPU and can't be
+            used here; one line.
+    """
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            torch.zeros(1, device=device).item()
+    except (RuntimeError, NotImplementedError, AssertionError) as e:
+        raise ValueError(f"{key} must be such as cpu, cuda or cuda:1; got {name!r}") from e
+    return device
+
+
 def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Raise a ValueError if the machine lacks what the run needs, or the batch can't be split."""
-    processes, here = count_processes(args)
-    try:
-        device = torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError as e:
-        raise ValueError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r}: {e}".splitlines()[0]) from e
+    processes, here = check_processes(args)
+    device = usable_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
     if device.type == "cuda" and not is_submitted(args):
         gpus = torch.cuda.device_count()
         if gpus == 0:
             raise ValueError(
                 f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no GPU; to train on the "
                 "CPU, add MODEL.DEVICE cpu"
+            )
+        if (device.index or 0) >= gpus:
+            raise ValueError(
+                f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but this machine's last GPU is "
+                f"cuda:{gpus - 1}"
             )
         if here > gpus:
             flag = "--num-gpus" if here == args.num_gpus else "torchrun --nproc-per-node"
@@ -191,7 +249,7 @@ def check_dataset(key: str, name: str) -> None:
 
 def similar(name: str, known: Iterable[str]) -> str:
     """The known names that may have been meant, for the end of a message; "" if there are none."""
-    matches = difflib.get_close_matches(name, list(known))
+    matches = difflib.get_close_matches(str(name), list(known))
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
@@ -210,32 +268,54 @@ def _ways_to(weights: str, cfg: CfgNode) -> str:
     )
 
 
+def _check_registered(key: str, name: str, registry: Registry) -> None:
+    if name not in registry:
+        known = [registered for registered, _ in registry]
+        raise ValueError(f"{key}: no {name!r} is registered{similar(name, known)}")
+
+
 def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Raise a ValueError if the backbone can't be built, or can't be trained as configured."""
-    name, node = cfg.MODEL.BACKBONE.NAME, family(cfg)
-    if name not in BACKBONE_REGISTRY:
-        known = [registered for registered, _ in BACKBONE_REGISTRY]
-        raise ValueError(
-            f"MODEL.BACKBONE.NAME: no backbone {name!r} is registered" + similar(name, known)
-        )
+    """Raise a ValueError if the network can't be built, trained as configured, or have its weights.
+
+    The network is built without memory or time, and with every check of the real one.
+    """
+    _check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
+    _check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
+    node = family(cfg)
     if cfg.MODEL.DEVICE == "cpu" and not args.eval_only:
         for part in (node, "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "RETINANET"):
             if part and cfg.MODEL[part].NORM == "SyncBN":
                 raise ValueError(f"MODEL.{part}.NORM SyncBN needs GPUs; on a CPU use BN or GN")
-    weights = cfg.MODEL.WEIGHTS
     resumes = args.resume and RunFolder(cfg.OUTPUT_DIR).can_resume
-    if weights and not resumes and "://" not in weights:
-        path = weights.split("?")[0]
-        if not os.path.isfile(path):
-            raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist" + _ways_to(path, cfg))
-    if weights.startswith("hf://") and not resumes:
+    if not cfg.MODEL.WEIGHTS and not resumes and (node is not None or is_classifier(cfg)):
+        _check_untrained(cfg, node, args.eval_only)
+    checkpoint = None if resumes else _find_weights(cfg)
+    model = _build_on_meta(cfg)
+    if checkpoint is not None:
+        try:
+            check_wiring(model, checkpoint)
+        except ValueError as e:
+            raise ValueError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r}: {e}") from e
+
+
+def _find_weights(cfg: CfgNode) -> dict[str, Any] | None:
+    """What MODEL.WEIGHTS holds, unless it is empty, or a URL that is not worth its download yet."""
+    weights = cfg.MODEL.WEIGHTS
+    if weights.startswith("hf://"):
         # Before there are processes, which then find it in the cache.
-        PathManager.get_local_path(weights.split("?")[0])
-    untrained = (node is not None or is_classifier(cfg)) and not weights and not resumes
-    if untrained and args.eval_only:
+        return _read_weights(weights)
+    if not weights or "://" in weights:
+        return None
+    path = weights.split("?")[0]
+    if not os.path.isfile(path):
+        raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist" + _ways_to(path, cfg))
+    return _read_weights(weights)
+
+
+def _check_untrained(cfg: CfgNode, node: str | None, eval_only: bool) -> None:
+    if eval_only:
         raise ValueError("--eval-only needs weights: set MODEL.WEIGHTS, or --resume a run")
-    frozen = node and (cfg.MODEL[node].NORM == "FrozenBN" or cfg.MODEL.BACKBONE.FREEZE_AT > 0)
-    if untrained and frozen:
+    if node and (cfg.MODEL[node].NORM == "FrozenBN" or cfg.MODEL.BACKBONE.FREEZE_AT > 0):
         raise ValueError(
             f"training starts without MODEL.WEIGHTS, but MODEL.{node}.NORM is "
             f"{cfg.MODEL[node].NORM!r} and MODEL.BACKBONE.FREEZE_AT is "
@@ -244,6 +324,15 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
             f"pretrained backbone, or MODEL.{node}.NORM BN (or SyncBN, GN) and "
             "MODEL.BACKBONE.FREEZE_AT 0"
         )
-    if node == "RANDWIRE":
-        with torch.device("meta"):  # without memory or time, and with every check of the real one
-            build_backbone(cfg)
+
+
+def _build_on_meta(cfg: CfgNode) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            model: nn.Module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    except (AssertionError, KeyError, ValueError) as e:  # how Detectron2 refuses a value
+        reason = str(e.args[0]) if e.args else traceback.extract_tb(e.__traceback__)[-1].line
+        if isinstance(e, KeyError) and " " not in str(reason):
+            reason = f"there is no {reason!r}"
+        raise ValueError(f"the config's network can't be built: {reason}") from e
+    return model

@@ -7,6 +7,7 @@ run's folder, and a YAML file, in which Detectron2 would let tags run code, is n
 import argparse
 import logging
 import os
+import traceback
 import weakref
 from contextlib import nullcontext
 from typing import Any
@@ -28,12 +29,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ..checkpoint import RandWireCheckpointer
+from ..checkpoint import RandWireCheckpointer, load_checkpoint
 from ..config_files import config_path
 from ..data.classes import class_entries
+from ..files import check_folder
 from ..modeling import RandWire
 from ..runs import RunFolder
-from .checks import check_dataset, similar
+from .checks import check_dataset, check_processes, similar, usable_device
 from .datasets import thing_classes
 from .failures import explained
 from .finite import FiniteAMPTrainer, FiniteTrainer
@@ -43,7 +45,6 @@ from .saving import PeriodicCheckpointer
 from .shadow_steps import ShadowSteps
 from .signals import Interrupted, StopOnSignal, end_interrupted, guard_workers
 from .slurm import Task, is_submitted, submit_training
-from .torchrun import count_processes
 from .trainer import share_statistics
 from .watch import HANG_TIMEOUT, ReportProgress
 
@@ -90,6 +91,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
         if key not in known:
             raise ValueError(f"train.{key} is unknown{similar(key, known)}")
     _check_device(cfg, args)
+    check_folder("train.output_dir", cfg.train.output_dir)
     for split in ("test",) if args.eval_only else ("train", "test"):
         for name in _datasets(cfg, split):
             check_dataset(f"dataloader.{split}.dataset.names", name)
@@ -106,7 +108,13 @@ def _read(args: argparse.Namespace) -> DictConfig:
             "tools/train_net.py"
         )
     logger.info(f"{path} is Python, as LazyConfig files are by nature: it runs now")
-    cfg = LazyConfig.load(path)
+    try:
+        cfg = LazyConfig.load(path)
+    except Exception as e:  # whatever a file does that runs
+        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == path]
+        where = f", line {lines[-1]}" if lines else ""
+        cause = (isinstance(e, SyntaxError) and e.__cause__) or e  # Detectron2's has no line
+        raise ValueError(f"{path}{where}: {type(e).__name__}: {cause}") from e
     try:
         return LazyConfig.apply_overrides(cfg, args.opts)
     except (HydraException, OmegaConfBaseException, KeyError) as e:
@@ -128,8 +136,9 @@ def _check_classes(cfg: DictConfig, name: str) -> None:
 
 
 def _check_device(cfg: DictConfig, args: argparse.Namespace) -> None:
+    processes, here = check_processes(args)
     device, gpus = str(cfg.train.device), torch.cuda.device_count()
-    _, here = count_processes(args)
+    usable_device("train.device", device)
     if device.startswith("cuda") and gpus < here and not is_submitted(args):
         raise ValueError(
             f"train.device is {device!r} and --num-gpus {here}, but torch sees {gpus} "
@@ -137,6 +146,14 @@ def _check_device(cfg: DictConfig, args: argparse.Namespace) -> None:
         )
     if device == "cpu" and cfg.train.amp.enabled and not args.eval_only:
         raise ValueError("train.amp.enabled needs a GPU: Detectron2's AMPTrainer has no CPU path")
+    if cfg.train.max_iter < 1:
+        raise ValueError(f"train.max_iter must be at least 1; got {cfg.train.max_iter}")
+    batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=processes)
+    if not args.eval_only and (batch < 1 or batch % max(processes, 1)):
+        raise ValueError(
+            f"dataloader.train.total_batch_size must be at least 1, and a multiple of the number "
+            f"of processes, {processes}; got {batch}"
+        )
 
 
 def _check_model(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -151,8 +168,10 @@ def _check_model(cfg: DictConfig, args: argparse.Namespace) -> None:
     weights, run = cfg.train.init_checkpoint, RunFolder(cfg.train.output_dir)
     if args.resume and run.can_resume:
         return
-    if weights and "://" not in weights and not os.path.isfile(weights):
-        raise ValueError(f"train.init_checkpoint {weights!r} does not exist")
+    if weights and "://" not in weights:
+        if not os.path.isfile(weights):
+            raise ValueError(f"train.init_checkpoint {weights!r} does not exist")
+        load_checkpoint(weights)
     if weights:
         return
     if args.eval_only:

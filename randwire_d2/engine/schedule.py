@@ -3,27 +3,19 @@
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
+from .limits import TRAINING_LIMITS, check_limits
+
 
 def check_solver(cfg: CfgNode) -> None:
     """
     Raises:
-        ValueError: a key of SOLVER has a value that no training has.
+        ValueError: a key that only trainings read has a value that no training has.
     """
-    least_of = {
-        "EPOCHS": 0, "PATIENCE": 0, "SKIP_NONFINITE": 0, "IMS_PER_BATCH": 1,
-        "REFERENCE_BATCH_SIZE": 1,
-    }  # fmt: skip
-    for key, least in least_of.items():
-        if cfg.SOLVER[key] < least:
-            raise ValueError(f"SOLVER.{key} must be at least {least}; got {cfg.SOLVER[key]!r}")
+    check_limits(cfg, TRAINING_LIMITS)
     if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
         raise ValueError(
             f"SOLVER.PATIENCE {cfg.SOLVER.PATIENCE} is a number of evaluations, but there are none "
             "before the last, as TEST.EVAL_PERIOD is 0; set the iterations from one to the next"
-        )
-    if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
-        raise ValueError(
-            f"SOLVER.EMA.DECAY must be within 0 … 1, and less than 1; got {cfg.SOLVER.EMA.DECAY}"
         )
 
 

@@ -7,9 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-
-class MissingLibrary(ValueError):
-    """Something was asked for whose library is not installed."""
+from ..errors import MissingLibrary
 
 
 def require_safetensors() -> Any:

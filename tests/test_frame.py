@@ -1,0 +1,153 @@
+"""The frame of every tool: what a user can mend ends in a line, a bug in its traceback."""
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import Ended, end_each
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from randwire_d2.cli.frame import framed, training
+from randwire_d2.command import TOOLS
+
+SMALL = [
+    "--config-file", "faster_rcnn_randwire_shapes.yaml", "MODEL.DEVICE", "cpu",
+    "MODEL.RANDWIRE.CHANNELS", "8", "MODEL.RANDWIRE.NUM_NODES", "8", "SOLVER.IMS_PER_BATCH", "4",
+    "DATALOADER.NUM_WORKERS", "0", "SEED", "1", "OUTPUT_DIR", "run",
+]  # fmt: skip
+# What torch.multiprocessing and a loader make of an error in another process.
+CHILD = (
+    "\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n"
+    '  File "spawn.py", line 1, in _wrap\n    fn(i, *args)\n{}\n'
+)
+WORKER = (
+    "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+    'last):\n  File "worker.py", line 1, in _loop\n    x\n    ^\nValueError: bad\n image\n'
+)
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    @framed("train_net.py")
+    def main(argv: object = None) -> None:
+        raise error
+
+    return main
+
+
+def end(error: BaseException) -> int | str | None:
+    with pytest.raises(SystemExit) as e:
+        raising(error)([])
+    return e.value.code
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_every_tool_has_the_frame(name: str) -> None:
+    """Wrong: a new tool ends in tracebacks."""
+    module = importlib.import_module(f"randwire_d2.cli.{name.replace('-', '_')}")
+    assert module.main.__code__ is framed(name)(print).__code__
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("a\n  b"), "a b"),
+        (FileNotFoundError(2, "No such file or directory", "x"), "'x': No such file or directory"),
+        (ModuleNotFoundError("No module named 'x'", name="x"), "No module named 'x'; pip install"),
+        (FloatingPointError("Loss became infinite"), "Loss became infinite"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "DefaultCPUAllocator: can't"),
+        (ValueError(WORKER), "bad image"),
+        (ProcessRaisedException(CHILD.format("ValueError: bad"), 1, 2), "bad"),
+        (ProcessRaisedException(CHILD.format(f"ValueError: {WORKER}"), 1, 2), "bad image"),
+        (
+            ProcessRaisedException(CHILD.format("PIL.UnidentifiedImageError: x: y\nz"), 1, 2),
+            "x: y z",
+        ),
+        (ProcessExitedException("process 0 terminated with signal SIGKILL", 0, 1, -9), "process 0"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a traceback, or the text of one in another process."""
+    said = end(error)
+    assert isinstance(said, str) and said.startswith(f"train_net.py: error: {line}"), said
+    assert "\n" not in said and "Traceback" not in said + capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("x"),
+        TypeError("no such thing"),
+        ProcessRaisedException(CHILD.format("IndexError: list index out of range"), 1, 2),
+    ],
+)
+def test_a_bug_has_its_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong: a bug looks like a mistake of the user's, and nobody can find it."""
+    assert end(error) == 70
+    said = capsys.readouterr().err
+    *_, last = said.splitlines()
+    assert "Traceback" in said and last.startswith("train_net.py: bug: ")
+    versions = json.loads(last[last.index("{") : last.index("}") + 1])
+    assert versions["torch"] == torch.__version__
+
+
+def test_the_traceback_of_a_mistake_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANDWIRE_D2_TRACEBACK", "1")
+    assert end(ValueError("a")) == "train_net.py: error: a"
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert end(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "train_net.py: interrupted\n"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_training_s_error_names_its_checkpoint(resume: bool, tmp_path: Path) -> None:
+    """Wrong: an earlier training's is named, or a command that begins anew."""
+    last = tmp_path / "last_checkpoint"
+    last.write_text("model_0000001.pth")
+    args = argparse.Namespace(resume=resume, eval_only=False)
+    argv = ["--resume"] * resume + ["OUTPUT_DIR", "a b"]
+    for number in (1, 3):
+        torch.save({}, tmp_path / f"model_000000{number}.pth")
+    for writes in (False, True):
+        with pytest.raises(SystemExit) as e, training("train_net.py", argv, args, str(tmp_path)):
+            if writes:
+                last.unlink()
+                last.write_text("model_0000003.pth")
+            raise FloatingPointError("NaN")
+        said = str(e.value)
+        if not writes and not resume:
+            assert said == "train_net.py: error: NaN"
+            continue
+        checkpoint = tmp_path / f"model_000000{3 if writes else 1}.pth"
+        assert f"the last checkpoint is {checkpoint}; to go on from it: " in said
+        assert said.endswith("python tools/train_net.py --resume OUTPUT_DIR 'a b'")
+
+
+def diverge(tmp_path: Path, *flags: str) -> Ended:
+    options = ["SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "4"]
+    options += ["SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "0"]
+    (ended,) = end_each([("train_net.py", [*flags, *SMALL, *options], tmp_path)])
+    return ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_training_that_diverges(processes: str, tmp_path: Path) -> None:
+    """Wrong: a traceback, of each process; or nobody knows how to go on."""
+    ended = diverge(tmp_path, "--num-gpus", processes, "--dist-url", "auto")
+    *_, last = ended.err.splitlines()
+    assert ended.status == 1 and last.startswith("train_net.py: error: "), ended.err[-3000:]
+    assert "Traceback" not in ended.out + ended.err
+    assert "the last checkpoint is run/model_0000000.pth" in last and " --resume " in last
+    assert (tmp_path / "run" / "model_0000000.pth").is_file()
