@@ -122,7 +122,18 @@ def _read(path: str) -> Any:
             return ArrayUnpickler(io.BytesIO(f.read()), encoding="latin1").load()
         _refuse_bytearray(f)
     # map_location: a file saved on a GPU must load where there is none.
-    return torch.load(path, map_location="cpu", weights_only=True)
+    if head.startswith(b"PK"):
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with _BoundedReader(io.FileIO(path)) as bounded:
+        return torch.load(bounded, map_location="cpu", weights_only=True)
+
+
+class _BoundedReader(io.BufferedReader):
+    """A file whose read(n) makes no room for more bytes than it has, which a pickle may ask for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size is None or size < 0 else min(size, max(left, 0)))
 
 
 def _check_archive(path: str) -> None:
