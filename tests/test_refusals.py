@@ -238,7 +238,7 @@ REFUSALS = {
         ("IN/run", "no run can be read: …/run: config.yaml is no YAML of a config: while"),
     ],
     "make_shards.py": [
-        ("IN/none out", "no data set 'IN/none' is registered"),
+        ("IN/none out", "no data set '…/none' is registered"),
         ("IN/empty_folder out", "empty_folder' has no class folders"),
         ("IN out --images 0", "a shard has at least 1 image; got 0"),
     ],
