@@ -12,7 +12,7 @@ from randwire_d2.wiring import Complexity
 
 ROOT = Path(__file__).parents[1]
 ZOO = (ROOT / "MODEL_ZOO.md").read_text()
-ROWS = dict(re.findall(r"^\| `(\w+_\d+ep)` \| (.*) \|$", ZOO, re.MULTILINE))
+ROWS = dict(re.findall(r"^\| `([\w.]+_\d+ep)` \| (.*) \|$", ZOO, re.MULTILINE))
 CONFIGS = {
     path.stem: path
     for folder in ("imagenet", "cifar10")

@@ -135,6 +135,8 @@ class KeepMedians(HookBase):
         self._loaded: dict[str, Any] = {}
 
     def before_train(self) -> None:
+        if self.trainer.start_iter >= self.trainer.max_iter:
+            return  # the writers would write the last iteration again, without its evaluation
         for name, values in self._loaded.items():
             for value, iteration in values:
                 self.trainer.storage.put_scalar(name, value, cur_iter=iteration)

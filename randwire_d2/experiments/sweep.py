@@ -105,8 +105,12 @@ def load_sweep(
 def _read(path: Path) -> dict[str, Any]:
     """A sweep's file, checked; its ``config`` is a list."""
     sweep: dict[str, Any] = {}
-    check_yaml(path)
-    merge_in_one_line(str(path), lambda: sweep.update(CfgNode.load_yaml_with_base(str(path))))
+
+    def merge() -> None:
+        check_yaml(path)
+        sweep.update(CfgNode.load_yaml_with_base(str(path)))
+
+    merge_in_one_line(str(path), merge)
     unknown = set(sweep) - set(KEYS)
     if unknown:
         raise ValueError(
