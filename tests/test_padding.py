@@ -10,7 +10,7 @@ import torch
 from helpers import assert_same, draw_spec, images, randomise
 from torch import Tensor
 
-from randwire_d2 import RandWire
+from randwire_d2 import NetworkGenerator, RandWire, complexity
 from randwire_d2.benchmark import Case, build, count
 from randwire_d2.benchmark.models import forward
 from randwire_d2.modeling import graph_state
@@ -104,6 +104,29 @@ def test_operators_are_tried_at_the_size_that_they_will_have(
 def test_single_precision_has_none() -> None:
     """Wrong: a stage in float32 takes more memory and time for nothing."""
     assert padding_of(109, torch.float32) == 0 and padding_of(109, torch.float16) == 3
+
+
+def test_what_they_are_for() -> None:
+    """Wrong: tensor cores could load the rows of C=109 as they are, or still can't. (The rest is in
+    nodes that read a stage's input.)"""
+    spec = NetworkGenerator(channels=109)(1)
+    total = complexity(spec, height=224, width=224).flops
+
+    def share(dtype: torch.dtype) -> float:
+        """Of multiply-adds, those in nodes' 1×1 convolutions that have odd rows."""
+        odd, side = 0, 56
+        for stage in spec.stages:
+            channels = stage.channels + padding_of(stage.channels, dtype)
+            for predecessors in stage.dag.predecessors:
+                inputs = channels if predecessors else stage.in_channels
+                own = stage.channels if predecessors else stage.in_channels
+                if channels % 8 or inputs % 8:
+                    odd += own * stage.channels * side**2
+            side //= 2
+        return odd / total
+
+    assert share(torch.float32) == pytest.approx(0.71, abs=0.005)
+    assert share(torch.float16) == pytest.approx(0.11, abs=0.005)
 
 
 @pytest.mark.slow
