@@ -9,14 +9,16 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import draw_spec, images
-from torch import Tensor, nn
+from helpers import FORK_SERVER, draw_spec, images
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 
 from randwire_d2 import RandWire
 from randwire_d2.engine import shadow_steps
 from randwire_d2.engine.shadow_steps import ShadowSteps
 from randwire_d2.modeling import stage as stage_module
 from randwire_d2.modeling.shadow import LIMITS, Shadow, shadow
+from randwire_d2.modeling.shares import Shares
 from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.runs import RunFolder
 
@@ -101,23 +103,37 @@ def test_a_training_that_diverges_is_no_fault_of_the_operators() -> None:
 # -------------------------------------------------------------------------------------------------
 
 
+IMAGES = images()
+
+
 class Training:
     """A backbone with the hook, and steps in place of a trainer's."""
 
-    def __init__(self, folder: Path, fused: Any = "auto", period: int = 0, start: int = 0) -> None:
-        self.backbone = RandWire(draw_spec("small", "WS"), fused=fused).double().train()
+    def __init__(
+        self,
+        folder: Path,
+        fused: Any = "auto",
+        period: int = 0,
+        start: int = 0,
+        norm: str = "BN",
+        images: Tensor = IMAGES,
+    ) -> None:
+        torch.manual_seed(0)
+        spec = draw_spec("small", "WS")
+        self.backbone = RandWire(spec, norm=norm, fused=fused).double().train()
+        self.images = images
         self.hook = ShadowSteps(self.backbone, RunFolder(folder), period)
         self.hook.trainer = SimpleNamespace(iter=start, start_iter=start)  # type: ignore[assignment]
         self.hook.before_train()
 
     def step(self) -> None:
         self.hook.before_step()
-        self.backbone(images())
+        self.backbone(self.images)
         self.hook.after_step()
         self.hook.trainer.iter += 1
 
     def because(self, training: bool) -> list[str | None]:
-        self.backbone.train(training)(images())
+        self.backbone.train(training)(self.images)
         return [getattr(self.backbone, name).plain_because for name in ("res3", "res4", "res5")]
 
 
@@ -194,3 +210,75 @@ def test_what_can_not_run_fused_is_left_alone(tmp_path: Path) -> None:
     training.backbone.get_submodule("res3.nodes.0").norm = nn.GroupNorm(1, 5).double()
     training.step()
     assert set(json.loads((tmp_path / "stages.json").read_text())) == {"res3", "res4", "res5"}
+
+
+# -------------------------------------------------------------------------------------------------
+# In two processes
+# -------------------------------------------------------------------------------------------------
+
+
+def synchronised(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+    """What torch's does on GPUs alone."""
+    if not norm.training:
+        return nn.functional.batch_norm(x, norm.running_mean, norm.running_var)
+    count, *sums = all_reduce(torch.cat((x.new_tensor([x[:, 0].numel()]), x.sum((0, 2, 3)))))
+    centred = x - (torch.stack(sums) / count)[:, None, None]
+    var = all_reduce((centred**2).sum((0, 2, 3))) / count
+    scale = norm.weight * torch.rsqrt(var + norm.eps)
+    return centred * scale[:, None, None] + norm.bias[:, None, None]
+
+
+def one_of_two(rank: int, folder: Path) -> tuple[list[str], list[Shadow], dict[str, Any]]:
+    """How each of three trainings ends, what the first one's shadow steps find, what it keeps."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
+    found: list[Shadow] = []
+
+    def looking(*arguments: Any) -> Shadow:
+        found.append(shadow(*arguments))
+        return found[-1]
+
+    def wrong(name: str) -> Any:
+        if name == "output" and rank:  # in one process alone
+            return broken(lambda y: y * (1 + 1e-7))
+        # Those of one process's images: what a norm that is not synchronised has.
+        alone = {"gradients": lambda self, sums, *_: sums.new_zeros(len(sums), 2, sums.shape[1])}
+        return mock.patch.object(Shares, "correct", alone.get(name, Shares.correct))
+
+    ends = []
+    own = images()[: (2, 1)[rank]] + rank
+    for name in ("", "output", "gradients"):
+        training = Training(folder / name, norm="SyncBN", images=own)
+        with (
+            mock.patch.object(nn.SyncBatchNorm, "forward", synchronised),
+            mock.patch.object(shadow_steps, "shadow", shadow if name else looking),
+            wrong(name),
+        ):
+            try:
+                training.step()
+                ends.append("")
+            except RuntimeError as e:
+                ends.append(str(e))
+    distributed.destroy_process_group()
+    return ends, found, json.loads((folder / "stages.json").read_text()) if not rank else {}
+
+
+def test_synchronised_norms_are_looked_at_by_all_processes(tmp_path: Path) -> None:
+    """Wrong: processes wait for each other's messages for ever; what is wrong in one process, or in
+    what they tell each other, trains on, or ends one of them alone."""
+    for name in ("", "output", "gradients"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    with FORK_SERVER.Pool(2) as pool:
+        parts = pool.starmap(one_of_two, [(rank, tmp_path) for rank in range(2)], chunksize=1)
+    (ends, _, kept), (others, _, _) = parts
+    assert ends == others and kept == {"res3": {}, "res4": {}, "res5": {}}
+    right, output, gradients = ends
+    assert right == ""
+    assert "res3 runs fused, and its output is off by 1e-07" in output and "\n" not in output
+    assert "res3 runs fused, and its parameters' gradients is off" in gradients
+    for _, found, _ in parts:
+        assert len(found) == 3 and not any(one.seconds for one in found)
+        for one in found:
+            assert one.errors.keys() == EVERYTHING and max(one.errors.values()) < 1e-10

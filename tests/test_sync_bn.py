@@ -11,6 +11,7 @@ from torch import Tensor
 
 from randwire_d2.modeling import fused
 from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.modeling.weights import MULTIPLES
 from randwire_d2.wiring import NetworkGenerator
 from randwire_d2.wiring.plan import Plan
 
@@ -44,7 +45,7 @@ def step(stage: RandWireStage, x: Tensor, gradient: Tensor) -> dict[str, Tensor]
 
 
 def in_one_of_two(
-    rank: int, folder: Path, recompute: bool, dtype: torch.dtype
+    rank: int, folder: Path, recompute: bool, dtype: torch.dtype, multiple: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """A process's results, its statistics afterwards, and how many messages it sent."""
     torch.set_num_threads(1)
@@ -67,6 +68,7 @@ def in_one_of_two(
     with (
         mock.patch.object(dist, "all_gather", counting(dist.all_gather)),
         mock.patch.object(dist, "all_reduce", counting(dist.all_reduce)),
+        mock.patch.dict(MULTIPLES, {dtype: multiple}),
     ):
         results = step(stage, x.clone(), gradient)
     torch.distributed.destroy_process_group()
@@ -74,11 +76,11 @@ def in_one_of_two(
 
 
 @pytest.mark.parametrize(
-    ("recompute", "dtype"),
-    [(False, torch.float64), (True, torch.float64), (False, torch.float32)],
+    ("recompute", "dtype", "multiple"),
+    [(False, torch.float64, 8), (True, torch.float64, 1), (False, torch.float32, 1)],
 )
 def test_two_processes_are_one_with_the_whole_batch(
-    tmp_path: Path, recompute: bool, dtype: torch.dtype
+    tmp_path: Path, recompute: bool, dtype: torch.dtype, multiple: int
 ) -> None:
     """Wrong: statistics of one process's images alone, in the output, the running statistics or the
     gradients; images counted alike where processes have different numbers of them; more messages
@@ -86,7 +88,7 @@ def test_two_processes_are_one_with_the_whole_batch(
     whole = build("BN", recompute, dtype)
     expected = step(whole, *batch(dtype))
     with FORK_SERVER.Pool(2) as pool:
-        arguments = [(rank, tmp_path, recompute, dtype) for rank in range(2)]
+        arguments = [(rank, tmp_path, recompute, dtype, multiple) for rank in range(2)]
         parts = pool.starmap(in_one_of_two, arguments, chunksize=1)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     for name, value in expected.items():

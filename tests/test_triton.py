@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, i
 
 from randwire_d2 import NetworkGenerator, ops
 from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.modeling.weights import MULTIPLES
 from randwire_d2.ops import probe, tiling, triton_kernels
 from randwire_d2.ops.probe import EVERY_WANT, OPERATORS, operands
 
@@ -138,8 +140,10 @@ def check_stage(norm: str, training: bool) -> None:
     with torch.library._scoped_library("randwire", "IMPL") as library:
         for name in OPERATORS:
             library.impl(name, getattr(triton_kernels, name), "CPU", allow_override=True)
-        for name, value in run(stage).items():
-            assert_same(value, expected[name], name)
+        for multiple in (1, 8):
+            with mock.patch.dict(MULTIPLES, {torch.float64: multiple}):
+                for name, value in run(copy.deepcopy(stage)).items():
+                    assert_same(value, expected[name], f"{name}, multiples of {multiple}")
 
 
 def interpret(names: list[str]) -> dict[str, str]:

@@ -16,6 +16,9 @@ from ..runs import RunFolder
 
 ROUNDS = 3  # of timing
 WORTH = 0.95  # nodes one by one have to take less of a fused stage's time than this, to be kept
+# Without memory for its messages, a process would leave the others waiting. So that there is some:
+# node by node, a part of the batch in so many takes no more than all of it fused with RECOMPUTE.
+SYNCHRONISED = 5
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,9 @@ class ShadowSteps(HookBase):
     timed as well, in training and inference, and each keeps the faster way. What they keep is in
     the run's folder, and a training that is resumed keeps it, too: its numbers stay the same to the
     bit. After that, one stage every ``period`` iterations.
+
+    Where norms are synchronised, both ways send all processes the same messages, on a part of the
+    images; such a stage stays fused, which sends fewer.
 
     Args:
         model: it may be wrapped; all processes have the same.
@@ -70,13 +76,16 @@ class ShadowSteps(HookBase):
             )
 
     def _look(self, name: str, stage: RandWireStage, x: Tensor, rounds: int) -> None:
-        # Where norms are synchronised, a process that runs out of memory would leave the others
-        # waiting for its messages.
-        if stage.synchronised or stage.obstacle(x):
+        if stage.obstacle(x):
             return
+        if stage.synchronised:
+            x, rounds = x[: -(-len(x) // SYNCHRONISED)], 0
         try:
             self._found[name] = shadow(stage, x, rounds)
         except torch.OutOfMemoryError:
+            # The others wait for this process's messages, and will wait in vain.
+            if stage.synchronised:
+                raise
             logger.warning(f"{name}: there is no memory to run it both ways; it stays fused")
 
     def after_step(self) -> None:

@@ -105,7 +105,7 @@ class RandWire(PretrainedNetwork, Backbone):
         self._out_features = [name for name in names if name in out_features]
         self._stage_names = names[: names.index(self._out_features[-1]) + 1]
         self._shapes = {}
-        self._said: set[tuple[str | None, ...]] = set()
+        self._said: set[tuple[tuple[str | None, ...], tuple[str, ...]]] = set()
         for i, layer in enumerate(spec.layers[: len(self._stage_names)]):
             stage: CNNBlockBase = (
                 RandWireStage(layer, spec.node_op, norm, fused=fused, recompute=recompute)
@@ -167,9 +167,11 @@ class RandWire(PretrainedNetwork, Backbone):
         stages = {name: getattr(self, name) for name in self._stage_names}
         graphs = {name: s for name, s in stages.items() if isinstance(s, RandWireStage)}
         reasons = tuple(stage.plain_because for stage in graphs.values())
-        if not reasons or reasons in self._said:
+        paddings = {name: stage.padding for name, stage in graphs.items() if stage.padding}
+        how = reasons, tuple(paddings)
+        if not reasons or how in self._said:
             return
-        self._said.add(reasons)
+        self._said.add(how)
         names: dict[str | None, list[str]] = {}
         for name, stage in graphs.items():
             names.setdefault(stage.plain_because, []).append(name)
@@ -177,6 +179,11 @@ class RandWire(PretrainedNetwork, Backbone):
             f"{', '.join(group)} {f'node by node, because {reason}' if reason else 'fused'}"
             for reason, group in names.items()
         )
+        if paddings:
+            said += (
+                f"; beside their own, {', '.join(paddings)} have "
+                f"{', '.join(map(str, paddings.values()))} channels of zeros, for tensor cores"
+            )
         failed = any(stage.failed for stage in graphs.values())
         logger.log(logging.WARNING if failed else logging.INFO, f"RandWire runs {said}")
 

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from .. import ops
 from ..wiring.plan import Plan
 from .graph_function import GraphFunction
-from .graph_state import Run, aligned, cast
+from .graph_state import Run, aligned
 from .node import Node, SepConv3x3
 from .shares import Shares
+from .weights import cast, padding_of
 
 Fused = Literal["auto", "on", "off"]
 
@@ -138,6 +140,8 @@ def run_fused(
             f"is {tuple(x.shape)}: use larger images, a larger batch or FrozenBN"
         )
     shares = None
+    channels = nodes[0].conv.pointwise.out_channels
+    padding = padding_of(channels, dtype)
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     save = _wants_gradients(nodes, x)
     # Those who recompute want to save memory.
@@ -145,6 +149,8 @@ def run_fused(
     plan, edges = by_level if by_levels else smallest
     norms = [nodes[v].norm for v in plan.order]
     affine = (_parameters if batch else _as_affine)(norms, wide)
+    if padding:
+        affine = F.pad(affine, (0, padding))
     coefficients = _coefficients(plan, nodes, kept, wide)
     convolutions = [
         *(node.conv.depthwise.weight for node in nodes),
@@ -153,11 +159,13 @@ def run_fused(
     if group is not None:
         shares = Shares.of(group, int(count), coefficients)
         count = shares.total
-    run = Run(plan, batch, shares, eps, dtype, save, recompute, save and affine.requires_grad)
+    affine_wanted = save and affine.requires_grad
+    run = Run(plan, batch, shares, eps, dtype, padding, save, recompute, affine_wanted)
     # What is not of autocast's type by now is not for autocast to change.
     with torch.autocast(x.device.type, enabled=False):
         output, *moments = GraphFunction.apply(run, edges, x, coefficients, affine, *convolutions)
     if batch:
+        moments = [group[..., :channels] for group in moments]
         _update_running_statistics(norms, moments, count, momentum)
     return output
 

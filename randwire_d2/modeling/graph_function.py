@@ -35,7 +35,8 @@ from torch.autograd.function import once_differentiable
 
 from .. import ops
 from .graph_gradients import Gradients
-from .graph_state import Run, State, cast
+from .graph_state import Run, State
+from .weights import narrower_weights
 
 
 class GraphFunction(torch.autograd.Function):
@@ -57,11 +58,16 @@ class GraphFunction(torch.autograd.Function):
         *convolutions: Tensor,
     ) -> tuple[Tensor, ...]:
         by_edge = coefficients[edges]
+        own_types = convolutions[0].dtype, convolutions[run.plan.num_nodes].dtype
+        # Saved like this: to make them again takes more launches than to cast others again does.
+        if run.padding:
+            convolutions = tuple(run.wider(convolutions))
         state = State(run, x, coefficients, by_edge, norms, convolutions)
         output = state.forward()
         moments = [*state.moments.values()]
         if run.save:
             ctx.run, ctx.keys = run, [list(tensors) for tensors in state.saved]
+            ctx.own_types = own_types
             # Not as attributes of ctx: torch frees these after the backward pass, and shows them to
             # hooks that move saved tensors elsewhere.
             saved = [tensor for tensors in state.saved for tensor in tensors.values()]
@@ -76,10 +82,10 @@ class GraphFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Any, *grad_moments: None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return (None,) * len(ctx.needs_input_grad)
-        plan = ctx.run.plan
+        run, plan = ctx.run, ctx.run.plan
         n = plan.num_nodes
         edges, x, coefficients, by_edge, norms, *tensors = ctx.saved_tensors
-        state = State(ctx.run, x, coefficients, by_edge, norms, tensors[: 2 * n])
+        state = State(run, x, coefficients, by_edge, norms, tensors[: 2 * n])
         saved = iter(tensors[2 * n :])
         for own, keys in zip(state.saved, ctx.keys, strict=True):
             own.update((key, next(saved)) for key in keys)
@@ -96,9 +102,8 @@ class GraphFunction(torch.autograd.Function):
         by_source = edges[len(plan.by_target) :]
         grad_coefficients.index_copy_(0, by_source, gradients.coefficients())
         # In the weights' own types: autograd would cast them one by one.
-        own_types = tensors[0].dtype, tensors[n].dtype
         return (
             *(None, None, grad_x, grad_coefficients, gradients.norms()),
-            *gradients.depthwise(own_types[0]),
-            *cast(gradients.pointwise, own_types[1]),
+            *gradients.depthwise(ctx.own_types[0]),
+            *narrower_weights(gradients.pointwise, run.grows[n:], run.padding, ctx.own_types[1]),
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import ops
 from .graph_state import State, aligned
 from .shares import Shares
+from .weights import wider_image
 
 
 class Gradients:
@@ -42,7 +43,7 @@ class Gradients:
     def __init__(self, state: State, grad_output: Tensor, need_x: bool) -> None:
         plan = state.run.plan
         self.state, self.need_x = state, need_x
-        self.output = grad_output.contiguous(memory_format=torch.channels_last)
+        self.output = wider_image(grad_output, state.run.padding)
         self.sums: dict[int, Tensor] = {}
         self.x: list[Tensor] = []
         self.products: dict[int, Tensor] = {}
@@ -194,6 +195,9 @@ class Gradients:
             (others if plan.predecessors[nodes[0]] else inputs).append(nodes)
         for some in filter(None, (inputs, others)):
             whole = torch.cat([self.depthwise_parts[nodes] for nodes in some]).sum(1)
+            # Zeros are beside the channels of other nodes' results, not of the stage's input.
+            padding = self.state.run.padding if some is others else 0
+            whole = whole[..., : whole.shape[2] - padding]
             # As the weights are laid out: autograd would copy them one by one.
             weights = whole.transpose(1, 2).to(dtype).contiguous().unflatten(2, (1, 3, 3))
             gradients.update(zip([v for nodes in some for v in nodes], weights, strict=True))

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import ops
 from ..wiring.plan import Plan
 from .shares import Shares
+from .weights import cast, narrower_image, wider_weights
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Run:
         shares: for synchronised norms, how the batch is shared.
         eps: the norms'.
         dtype: what activations are in, and the weights of the convolutions are cast to.
+        padding: how many channels of zeros nodes have beside their own; see ``weights``.
         save: whether there will be a backward pass.
         recompute: whether to save less for it.
         affine: whether the norms' own gradients are wanted though their statistics are fixed.
@@ -36,6 +38,7 @@ class Run:
     shares: Shares | None
     eps: float
     dtype: torch.dtype
+    padding: int
     save: bool
     recompute: bool
     affine: bool
@@ -58,6 +61,18 @@ class Run:
         """Whether norms are part of the 1×1 convolutions: a gradient would have to be unfolded."""
         return not (self.batch or self.save)
 
+    @property
+    def grows(self) -> list[int]:
+        """How many dimensions of each D and P ``padding`` is in: the stage's input has none."""
+        reads = [bool(predecessors) for predecessors in self.plan.predecessors]
+        return [*reads, *(1 + read for read in reads)]
+
+    def wider(self, convolutions: Sequence[Tensor]) -> list[Tensor]:
+        """D and P with ``padding``, in ``dtype``; where norms are folded, P as it is."""
+        last = self.plan.num_nodes if self.folded else len(convolutions)
+        own = convolutions[:last], self.grows[:last]
+        return [*wider_weights(*own, self.padding, self.dtype), *convolutions[last:]]
+
 
 class State:
     """The tensors of one pass; those of nodes by their number.
@@ -70,6 +85,8 @@ class State:
         norms: in the plan's order, of the norms γ and β, or a and b if statistics are fixed.
         inner, results: d and z, as long as somebody will read them.
         affines: the functions that the batch norms are; see ``randwire_d2.ops``.
+        blank: zeros for the product of a node's a and P beside ``padding``, by whether the node
+            reads others: each in its turn, since nobody needs it for longer.
         moments: the batch norms', by the number of a group. Empty if statistics are fixed.
     """
 
@@ -97,6 +114,7 @@ class State:
         self.results: dict[int, Tensor] = {}
         self.affines: dict[int, Tensor] = {}
         self.moments: dict[int, Tensor] = {}
+        self.blank: dict[bool, Tensor] = {}
         if not run.batch:
             self.affines.update(zip(run.plan.order, norms.unbind(), strict=True))
 
@@ -137,9 +155,22 @@ class State:
             if run.folded:
                 # Made when it is used: all at once would be a copy of most of a network's weights.
                 scale, shift = self.affines[v]
-                folded, bias = torch.empty_like(weight, dtype=run.dtype), shift.to(run.dtype)
-                weight = torch.mul(weight, scale[:, None, None, None], out=folded)
+                weight, bias = self.fold(v, scale), shift.to(run.dtype)
             self.results[v] = F.conv2d(self.inner[v], weight, bias)
+
+    def fold(self, v: int, scale: Tensor) -> Tensor:
+        """a_v · P_v."""
+        weight, run = self.pointwise[v], self.run
+        channels, inputs = weight.shape[:2]
+        scale = scale[:channels, None, None, None]
+        if not run.padding:
+            return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=run.dtype))
+        reads = bool(run.plan.predecessors[v])
+        if reads not in self.blank:
+            size = channels + run.padding, inputs + run.padding * reads, 1, 1
+            self.blank[reads] = weight.new_zeros(size, dtype=run.dtype)
+        torch.mul(weight, scale, out=self.blank[reads][:channels, :inputs])
+        return self.blank[reads]
 
     def forward(self) -> Tensor:
         """Run all nodes; return the mean of the output nodes."""
@@ -160,6 +191,9 @@ class State:
             if run.batch:
                 self.normalise(number)
         outputs = plan.output_nodes
+        if output is not None and run.padding:
+            mean = output[:, : -run.padding] / len(outputs)  # one pass, not two
+            return mean.contiguous(memory_format=torch.channels_last)
         if output is not None:
             return output.div_(len(outputs)) if len(outputs) > 1 else output
         mean = ops.weighted_sum(
@@ -170,7 +204,7 @@ class State:
         for v in outputs:
             if not run.saves_result(v):
                 del self.results[v]
-        return mean
+        return narrower_image(mean, run.padding)
 
     def normalise(self, number: int) -> None:
         """Take the statistics of a group's nodes."""
@@ -193,12 +227,3 @@ def aligned(affines: Tensor) -> Tensor:
     nodes, _, channels = affines.shape
     padded = F.pad(affines.flatten(1), (0, -2 * channels % 4))
     return padded[:, : 2 * channels].view(nodes, 2, channels)
-
-
-def cast(tensors: Sequence[Any], dtype: torch.dtype) -> Sequence[Any]:
-    """All of them in another type, in one launch."""
-    if all(tensor.dtype == dtype for tensor in tensors):
-        return tensors
-    cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
-    torch._foreach_copy_(cast, list(tensors))
-    return cast

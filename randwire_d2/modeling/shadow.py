@@ -59,7 +59,8 @@ def shadow(stage: RandWireStage, x: Tensor, rounds: int = 0) -> Shadow:
     """Run a stage fused and node by node; it stays as it is, and no random number is drawn.
 
     Args:
-        stage: one without an ``obstacle`` to run fused.
+        stage: one without an ``obstacle`` to run fused. Where its norms are synchronised, it is run
+            so in all processes, and each has its own images and errors.
         x: its input (N, in_channels, H, W). If gradients are on, those of the input, if it requires
             one, and of the parameters are compared, too.
         rounds: how often each of both is timed, in training if the stage is, and in inference.

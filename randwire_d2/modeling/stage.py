@@ -24,6 +24,7 @@ from .fused import (
     why_not,
 )
 from .node import Node, build_norm, conv2d
+from .weights import padding_of
 
 
 class ConvStage(CNNBlockBase):
@@ -56,6 +57,7 @@ class RandWireStage(CNNBlockBase):
             be: somebody timed both. They are in channels_last then.
         plain_because: why the last pass ran the nodes one by one; empty if it was fused, None if
             there was none.
+        padding: how many channels of zeros the nodes had beside their own in that pass.
     """
 
     by_edge: Tensor
@@ -81,13 +83,12 @@ class RandWireStage(CNNBlockBase):
         self.recompute = recompute
         self.slower: dict[bool, str] = {}
         self.plain_because: str | None = None
+        self.padding = 0
         self._failures: dict[tuple[torch.device, torch.dtype, bool, bool], str] = {}
         self.plan = Plan(spec.dag)
         self._plan_by_level = Plan(spec.dag, by_level=True)
         plans = (self.plan, self._plan_by_level)
         self._sizes = (
-            self.in_channels,
-            self.out_channels,
             _sharing(plans[1:], spec.dag.predecessors, MOST_INPUTS),
             _sharing(plans, [s or (0,) for s in spec.dag.successors], MOST_GRADS),
             tuple(sorted({len(g) for plan in plans for g in plan.groups})),
@@ -111,6 +112,7 @@ class RandWireStage(CNNBlockBase):
         reason = self._why_plain(x)
         if not torch.compiler.is_compiling():
             self.plain_because = reason
+            self.padding = 0 if reason else padding_of(self.out_channels, compute_dtype(x))
         return self.run_nodes(x, kept) if reason else self.run_fused(x, kept)
 
     def _why_plain(self, x: Tensor) -> str:
@@ -153,7 +155,10 @@ class RandWireStage(CNNBlockBase):
             return self._failures[key]
         norm: Any = self.nodes[0].norm
         needed = x.requires_grad or any(p.requires_grad for p in self.parameters())
-        variants = Variants(*self._sizes, uses_batch(norm), gradients and needed)
+        channels = self.out_channels + padding_of(self.out_channels, dtype)
+        variants = Variants(
+            self.in_channels, channels, *self._sizes, uses_batch(norm), gradients and needed
+        )
         if torch.compiler.is_compiling():
             return failure(device, dtype, variants)
         self._failures[key] = _in_all_processes(

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 
-def empty_image(like: Tensor, stride: int = 1) -> Tensor:
-    """An empty channels_last tensor, ``stride`` times smaller."""
+def empty_image(like: Tensor, stride: int = 1, channels: int | None = None) -> Tensor:
+    """An empty channels_last tensor, ``stride`` times smaller, with other channels if need be."""
     n, c, h, w = like.shape
-    size = (n, c, -(-h // stride), -(-w // stride))
+    size = (n, channels or c, -(-h // stride), -(-w // stride))
     return torch.empty(
         size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
     )

@@ -1,0 +1,143 @@
+"""Channels of zeros for tensor cores: they change no result, no checkpoint, and cost little."""
+
+import copy
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from helpers import assert_same, draw_spec, images, randomise
+from torch import Tensor
+
+from randwire_d2 import NetworkGenerator, RandWire, complexity
+from randwire_d2.benchmark import Case, build, count
+from randwire_d2.benchmark.models import forward
+from randwire_d2.modeling import graph_state
+from randwire_d2.modeling import stage as stage_module
+from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.modeling.weights import MULTIPLES, padding_of
+
+SPECS = draw_spec("small", "WS").stages[:2]  # 5 channels to 5, whose sizes are alike, and to 10
+
+
+def results(stage: RandWireStage, fused: bool, gradients: bool) -> dict[str, Tensor]:
+    """Everything that a pass gives, with an edge left out, and what it leaves in buffers."""
+    kept = torch.arange(len(stage.plan.learned)) != 1
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, stage.in_channels, 9, 6, generator=generator, dtype=torch.float64) + 1
+    with torch.set_grad_enabled(gradients):
+        x.requires_grad_(gradients)
+        y = stage.run_fused(x, kept) if fused else stage.run_nodes(x, kept)
+    found = {"output": y.detach()}
+    if gradients:
+        y.backward(torch.randn(y.shape, generator=generator, dtype=y.dtype))
+        assert x.grad is not None
+        found["input's gradient"] = x.grad
+        found |= {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+    return found | dict(stage.named_buffers())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize("spec", SPECS, ids=["alike", "wider"])
+def test_they_change_nothing(spec: Any, norm: str, recompute: bool) -> None:
+    """Wrong: zeros get into a result, a gradient or a statistic, or change its size or layout."""
+    torch.manual_seed(0)
+    stage = RandWireStage(spec, "sep_conv3x3", norm, recompute=recompute)
+    randomise(stage.double())
+    for training, gradients in ((True, True), (False, True), (False, False)):
+        stage.train(training)
+        expected = results(copy.deepcopy(stage), False, gradients)
+        with mock.patch.dict(MULTIPLES, {torch.float64: 8}):
+            found = results(copy.deepcopy(stage), True, gradients)
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            assert_same(value, expected[name], name)
+        assert found["output"].is_contiguous(memory_format=torch.channels_last)
+        assert all(value.is_contiguous() for name, value in found.items() if "weight" in name)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_rows_are_what_tensor_cores_load(grad: bool) -> None:
+    """Wrong: a 1×1 convolution of 16 bits has rows that are no multiple of 16 bytes. That of a node
+    that reads the stage's input, whose channels are not its own, has such results at least."""
+    stage = RandWireStage(SPECS[1], "sep_conv3x3", "FrozenBN")
+    shapes = []
+
+    def note(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        assert weight.data_ptr() % 16 == 0
+        shapes.append(tuple(weight.shape[:2]))
+        return torch.nn.functional.conv2d(x, weight, bias)
+
+    functional = mock.Mock(wraps=torch.nn.functional, conv2d=note)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.set_grad_enabled(grad),
+        mock.patch.object(graph_state, "F", functional),
+    ):
+        assert stage(torch.randn(2, 5, 8, 8)).shape == (2, 10, 4, 4)
+    inputs = len(SPECS[1].dag.input_nodes)
+    others = SPECS[1].dag.num_nodes - inputs
+    assert sorted(shapes) == [(16, 5)] * inputs + [(16, 16)] * others
+
+
+def test_operators_are_tried_at_the_size_that_they_will_have(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: other kernels are held against their definition than run; or the log does not say that
+    a stage has more channels than its spec."""
+    tried = []
+    monkeypatch.setattr(stage_module, "needs_probe", lambda device: True)
+    monkeypatch.setattr(stage_module, "failure", lambda *args: tried.append(args[2]) or "")
+    caplog.set_level("INFO", "randwire_d2")
+    backbone = RandWire(draw_spec("small", "WS")).eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        backbone(images().float())
+    assert [(v.in_channels, v.channels) for v in tried] == [(5, 8), (5, 16), (10, 24)]
+    assert caplog.messages == [
+        "RandWire runs res3, res4, res5 fused; beside their own, res3, res4, res5 have 3, 6, 4 "
+        "channels of zeros, for tensor cores"
+    ]
+
+
+def test_single_precision_has_none() -> None:
+    """Wrong: a stage in float32 takes more memory and time for nothing."""
+    assert padding_of(109, torch.float32) == 0 and padding_of(109, torch.float16) == 3
+
+
+def test_what_they_are_for() -> None:
+    """Wrong: tensor cores could load the rows of C=109 as they are, or still can't. (The rest is in
+    nodes that read a stage's input.)"""
+    spec = NetworkGenerator(channels=109)(1)
+    total = complexity(spec, height=224, width=224).flops
+
+    def share(dtype: torch.dtype) -> float:
+        """Of multiply-adds, those in nodes' 1×1 convolutions that have odd rows."""
+        odd, side = 0, 56
+        for stage in spec.stages:
+            channels = stage.channels + padding_of(stage.channels, dtype)
+            for predecessors in stage.dag.predecessors:
+                inputs = channels if predecessors else stage.in_channels
+                own = stage.channels if predecessors else stage.in_channels
+                if channels % 8 or inputs % 8:
+                    odd += own * stage.channels * side**2
+            side //= 2
+        return odd / total
+
+    assert share(torch.float32) == pytest.approx(0.71, abs=0.005)
+    assert share(torch.float16) == pytest.approx(0.11, abs=0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("detection", [False, True])
+def test_they_cost_less_than_three_percent(training: bool, detection: bool) -> None:
+    """Wrong: they take more memory traffic than they can be worth."""
+    case = Case(2, 800, 1344, True) if detection else Case(64)
+    model = build("randwire", case)
+    half = partial(forward, amp=torch.float16)
+    step = partial(count, model, case.make_inputs, half, training)
+    with mock.patch.dict(MULTIPLES, {torch.float16: 1}):
+        without = step()
+    assert without.traffic < step().traffic < 1.03 * without.traffic
