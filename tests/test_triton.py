@@ -12,11 +12,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -26,11 +28,14 @@ from helpers import assert_same, randomise
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is not installed")
 
+import triton
+
 from randwire_d2 import NetworkGenerator, ops
 from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.modeling.weights import MULTIPLES
 from randwire_d2.ops import probe, tiling, triton_kernels
 from randwire_d2.ops.probe import EVERY_WANT, OPERATORS, operands
+from randwire_d2.ops.triton_kernels import common
 
 # A tile, a strip and a program's share so small that little images have several of each.
 SMALL = {"TILE": 64, "FLAT": 16, "PROGRAMS": 3, "MIN_ROWS": 1, "STRIP_WIDTH": 2, "STRIP_HEIGHT": 3}
@@ -299,6 +304,34 @@ def test_kernels_compile_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_operators_on_cuda(name: str, operator: str) -> None:
     """If it failed, the operators would not run on a GPU, or do there what the CPU does not."""
     check((CASES | CUDA_CASES)[name], operator, getattr(torch.ops.randwire, operator), "cuda")
+
+
+def test_kernels_are_compiled_ahead_on_all_cores() -> None:
+    """Wrong: a first step waits minutes for one kernel after the other; a kernel runs that is not
+    compiled yet, or none does afterwards; what a compiler says is lost."""
+    launched: list[bool] = []
+    kernel = SimpleNamespace(run=lambda *args, grid, warmup: launched.append(warmup))
+    both = threading.Barrier(2)
+
+    def compile_one() -> SimpleNamespace:
+        both.wait(timeout=60)  # for the other: one alone never gets past
+        return SimpleNamespace()
+
+    def fail() -> None:
+        raise RuntimeError("no C compiler")
+
+    with triton_kernels.compiling_ahead():
+        common.launch(kernel, (1,), torch.zeros(1))
+        mode = triton.runtime._async_compile.active_mode.get()
+        if len(os.sched_getaffinity(0)) > 1:
+            for key in ("one", "another"):
+                mode.submit(key, compile_one, lambda compiled: None)
+    common.launch(kernel, (1,), torch.zeros(1))
+    assert launched == [True, False]
+    with pytest.raises(RuntimeError, match="no C compiler"), triton_kernels.compiling_ahead():
+        triton.runtime._async_compile.active_mode.get().submit("bad", fail, lambda compiled: None)
+    common.launch(kernel, (1,), torch.zeros(1))
+    assert launched[-1] is False
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ translates something wrongly. A training that is about to use them asks ``failur
 
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from . import native
+
+logger = logging.getLogger(__name__)
 
 OPERATORS = (
     *("weighted_sum", "weighted_sum_backward", "aggregate", "aggregate_backward"),
@@ -109,6 +112,7 @@ def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str
     The first call compiles the stage's kernels, which takes up to minutes.
     """
     try:
+        _compile_ahead(device, dtype, variants)
         for case in cases(dtype, variants):
             for operator in case.only:
                 compare(case, operator, getattr(torch.ops.randwire, operator), device)
@@ -117,6 +121,20 @@ def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str
         reason = " ".join(str(e).split())[:300]
         return f"the operators fail on {device} in {dtype}: {type(e).__name__}: {reason}"
     return ""
+
+
+def _compile_ahead(device: torch.device, dtype: torch.dtype, variants: Variants) -> None:
+    from .triton_kernels import compiling_ahead  # where there is no GPU, there may be no Triton
+
+    logger.info(
+        f"Compiling the fused operators of {variants.channels} channels for {device} in {dtype}; "
+        "the first time on a machine this takes up to minutes"
+    )
+    with compiling_ahead(), torch.no_grad():
+        for case in cases(dtype, variants):
+            for operator in case.only:
+                for arguments in operands(case, operator, device):
+                    getattr(torch.ops.randwire, operator)(*arguments)
 
 
 def cases(dtype: torch.dtype, variants: Variants) -> Iterator[Case]:

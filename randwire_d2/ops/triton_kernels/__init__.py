@@ -6,6 +6,7 @@ dependencies allow. Sums over pixels are deterministic: every program writes sum
 are added up later, in a fixed order and for several nodes at once.
 """
 
+from .common import compiling_ahead
 from .depthwise import aggregate, aggregate_backward
 from .norms import batch_norm_backward, batch_norm_statistics
 from .sums import weighted_sum, weighted_sum_backward
@@ -15,6 +16,7 @@ __all__ = [
     "aggregate_backward",
     "batch_norm_backward",
     "batch_norm_statistics",
+    "compiling_ahead",
     "weighted_sum",
     "weighted_sum_backward",
 ]

@@ -3,7 +3,10 @@
 # mypy: disable-error-code="assignment"
 # (In kernels, tuples grow in loops, which Triton unrolls.)
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,15 +54,31 @@ def packed(numbers: Sequence[int]) -> int:
     return sum(number << (8 * i) for i, number in enumerate(numbers))
 
 
+_ahead = False  # whether kernels are compiled alone
+
+
+@contextmanager
+def compiling_ahead() -> Iterator[None]:
+    """In the block, operators return what was never computed: their kernels are compiled, on all
+    cores at once, and are there when the block is left. One after the other takes minutes."""
+    global _ahead
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, triton.AsyncCompileMode(pool):
+        _ahead = True
+        try:
+            yield
+        finally:
+            _ahead = False
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     tensor = args[0] if isinstance(args[0], Tensor) else args[0][0]
     # Triton launches on the current device, which need not be the tensors', but mostly is.
     device = tensor.get_device()
     if device < 0 or device == torch.cuda.current_device():
-        kernel.run(*args, grid=grid, warmup=False, **constants)
+        kernel.run(*args, grid=grid, warmup=_ahead, **constants)
     else:
         with torch.cuda.device(device):
-            kernel.run(*args, grid=grid, warmup=False, **constants)
+            kernel.run(*args, grid=grid, warmup=_ahead, **constants)
 
 
 @jit
