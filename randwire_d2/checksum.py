@@ -31,6 +31,8 @@ def checksummed(file: IO[bytes]) -> Iterator[Any]:
     """What ``torch.save`` is to write into, in place of a binary file that is open and empty."""
     sums = _Summing(file)
     yield sums
+    if sums.error is not None:
+        raise sums.error
     assert sums.end == _NO_COMMENT, "torch.save wrote no ZIP archive"
     file.seek(-len(_NO_COMMENT), os.SEEK_END)
     file.write(_LENGTH + _MARK + sums.digest.hexdigest().encode())
@@ -41,11 +43,18 @@ class _Summing:
         self._file = file
         self.digest = hashlib.sha256()
         self.end = b""
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
         self.end = (self.end + bytes(data[-2:]))[-2:]
-        return self._file.write(data)
+        if self.error is None:
+            try:
+                self._file.write(data)
+            # Not through PyTorch's C++: an error that it meets in a destructor ends the process.
+            except OSError as e:
+                self.error = e
+        return len(data)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)

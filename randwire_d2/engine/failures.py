@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..errors import MENDABLE
 from ..files import megabytes
 
 _SHARED = "/dev/shm"
@@ -15,7 +16,7 @@ _SHARED = "/dev/shm"
 @contextmanager
 def explained(workers: str) -> Iterator[None]:
     """Around a training or an evaluation: what loaders raise of their workers is explained, and
-    Detectron2's log has no traceback of errors of the system or of losses.
+    Detectron2's log has no traceback of errors that the user can mend.
 
     Args:
         workers: the key with their number, and the number.
@@ -29,7 +30,7 @@ def explained(workers: str) -> Iterator[None]:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, Exception):
             said = _explain(error, workers) or error
-            if isinstance(said, OSError | FloatingPointError):
+            if isinstance(said, MENDABLE):
                 record.msg, record.args, record.exc_info = f"The training ends: {said}", (), None
         return True
 

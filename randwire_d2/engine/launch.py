@@ -15,7 +15,6 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
-from ..errors import MENDABLE
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .datasets import log_data, register_data
 from .failures import explained
@@ -75,16 +74,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
 def log_into(folder: str | None) -> None:
     """Have this process's log in a run's folder too; None for none."""
     log = logging.getLogger("randwire_d2")
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
     bare = comm.get_world_size() > 1 and not log.handlers  # launch has started this process
     setup_logger(folder, comm.get_rank(), name=log.name, configure_stdout=bare)
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Detectron2 logs what ends a training, which the command line says again, if it is no bug."""
-    if record.exc_info and isinstance(record.exc_info[1], MENDABLE):
-        record.exc_info = None
-    return True
 
 
 def train_or_evaluate(
