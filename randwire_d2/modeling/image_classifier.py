@@ -119,7 +119,8 @@ class ImageClassifier(nn.Module):
 def _mix(cfg: CfgNode) -> nn.Module | None:
     alphas = {v2.MixUp: cfg.INPUT.MIXUP_ALPHA, v2.CutMix: cfg.INPUT.CUTMIX_ALPHA}
     number = cfg.MODEL.CLASSIFIER.NUM_CLASSES
-    mixes = [kind(alpha=alpha, num_classes=number) for kind, alpha in alphas.items() if alpha]
+    with torch.device("cpu"):  # a network that is built on "meta", to be checked, mixes nothing
+        mixes = [kind(alpha=alpha, num_classes=number) for kind, alpha in alphas.items() if alpha]
     return v2.RandomChoice(mixes) if mixes else None
 
 
