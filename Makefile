@@ -41,7 +41,9 @@ test: lint
 	$(PYTEST) -m "not slow" tests/test_[p-z]*.py
 
 test-all: test
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow tests/test_[a-e]*.py
+	$(PYTEST) -m slow tests/test_[f-o]*.py
+	$(PYTEST) -m slow tests/test_[p-z]*.py
 
 lint: venv
 	$(BIN)/python -m ruff check .
