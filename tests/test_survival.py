@@ -571,5 +571,5 @@ def test_growth_is_noticed() -> None:
             watch.look(iteration)
     least, most = watch.tensors
     assert (len(watch.settled), most - least) == (30, 29)
-    # What earlier tests have freed is used first.
-    assert 1 << 17 < watch.slope < 1 << 21
+    # It may be none: what earlier tests have freed is used first.
+    assert watch.slope < 1 << 21
