@@ -149,5 +149,5 @@ def test_a_training_that_diverges(processes: str, tmp_path: Path) -> None:
     *_, last = ended.err.splitlines()
     assert ended.status == 1 and last.startswith("train_net.py: error: "), ended.err[-3000:]
     assert "Traceback" not in ended.out + ended.err
-    assert "the last checkpoint is run/model_0000000.pth" in last and " --resume " in last
+    assert "checkpoint is run/model_0000000.pth" in last and " --resume " in last
     assert (tmp_path / "run" / "model_0000000.pth").is_file()

@@ -215,6 +215,7 @@ def test_no_compiler(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_the_compilers_code_is_the_same() -> None:
     """Wrong: what inductor makes of a stage is another function, or has other gradients."""
+    torch._dynamo.reset()  # all stages share one code object, of which it compiles only so many
     spec = NetworkGenerator("small", 4, 3, "ER", {"p": 1.0})(1)
     plain, compiled = (RandWireStage(spec.stages[0], "sep_conv3x3", "BN") for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
