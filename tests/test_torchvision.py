@@ -202,12 +202,12 @@ def test_a_compiled_network_is_the_same() -> None:
 
 
 @pytest.mark.slow
-def test_no_compiler(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler(folders: Path) -> None:
     """Wrong: the first step fails, with a traceback, in every process."""
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
-    said = line(folders, "SOLVER.COMPILE", True)
+    with inductor.patch("cpp.cxx", (None, "no-such-compiler")):  # monkeypatch deletes it at the end
+        said = line(folders, "SOLVER.COMPILE", True)
     assert "No working C++ compiler found" in said and said.endswith("SOLVER.COMPILE False")
     assert "FUSED is on" in line(folders, "SOLVER.COMPILE", True, "MODEL.RANDWIRE.FUSED", "on")
 
