@@ -17,11 +17,10 @@ import pytest
 import torch
 import torchvision
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
-from helpers import LOGGERS, draw_image_folders, last_metrics
+from helpers import LOGGERS, data_sets_forgotten, draw_image_folders, last_metrics
 from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
@@ -82,11 +81,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _catalog() -> Iterator[None]:
     """The data sets that a test's folders became are forgotten after it."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with data_sets_forgotten():
+        yield
 
 
 @pytest.fixture(scope="module")

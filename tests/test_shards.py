@@ -13,7 +13,7 @@ import torch
 import webdataset
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
-from helpers import ROOT, draw_image_folders, refusal, run_tool
+from helpers import ROOT, data_sets_forgotten, draw_image_folders, refusal, run_tool
 
 from randwire_d2.classification.data import TestImages, TrainingStream
 from randwire_d2.config import classifier_config
@@ -35,11 +35,8 @@ def _catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is forgotten, and what it notes of shards lies in its own folder."""
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(image_folder, "DATASETS_ROOT", str(tmp_path))
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with data_sets_forgotten():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from helpers import ROOT, draw_image_folders, last_metrics, run_tool
+from helpers import ROOT, data_sets_forgotten, draw_image_folders, last_metrics, run_tool
 from torch import Tensor, nn
 
 from randwire_d2 import NetworkGenerator, RandWireClassifier
@@ -31,11 +30,8 @@ OPTIONS = "MODEL.CLASSIFIER.TORCHVISION.OPTIONS"
 
 @pytest.fixture(autouse=True)
 def _catalog() -> Iterator[None]:
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with data_sets_forgotten():
+        yield
 
 
 @pytest.fixture(scope="module")
