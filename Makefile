@@ -34,16 +34,11 @@ gpu: venv
 	$(BIN)/python -m pytest -k cuda
 	$(BIN)/python tools/measure_gpu.py
 
-# In three runs: after some minutes of all files, a worker was lost.
 test: lint
-	$(PYTEST) -m "not slow" tests/test_[a-d]*.py
-	$(PYTEST) -m "not slow" tests/test_[e-o]*.py
-	$(PYTEST) -m "not slow" tests/test_[p-z]*.py
+	$(PYTEST) -m "not slow"
 
 test-all: test
-	$(PYTEST) -m slow tests/test_[a-e]*.py
-	$(PYTEST) -m slow tests/test_[f-o]*.py
-	$(PYTEST) -m slow tests/test_[p-z]*.py
+	$(PYTEST) -m slow
 
 lint: venv
 	$(BIN)/python -m ruff check .

@@ -1,5 +1,6 @@
 """Exported models: each format and part computes what the model does, says so, and predicts."""
 
+import ctypes
 import io
 import json
 import os
@@ -34,6 +35,7 @@ from randwire_d2.export import (
     fold_batch_norms,
     format_of,
 )
+from randwire_d2.export.runtimes import RUNTIMES
 from randwire_d2.inference import Classifier, Detector, load_model, quantised, runtime
 from randwire_d2.inference import export as export_module
 from randwire_d2.inference.export import export_model
@@ -276,6 +278,18 @@ def test_a_model_finds_the_same_in_another_runtime(
         for size in ((60, 81), (300, 100)):
             assert_same_records(found_in(other, size), found_in(model, size))
     assert not said
+
+
+def test_signals_keep_their_stack(files: Any) -> None:
+    """Wrong: once an OpenVINO model has ended in another thread, a signal ends the process."""
+    pytest.importorskip("openvino")
+    # stack_t: an address, flags and a size; faulthandler has set one.
+    before, after = (ctypes.c_int64 * 3)(), (ctypes.c_int64 * 3)()
+    ctypes.CDLL(None).sigaltstack(None, before)
+    run = RUNTIMES["openvino"](str(files("classifier", "whole", "onnx")))
+    ctypes.CDLL(None).sigaltstack(None, after)
+    assert list(after) == list(before)
+    del run
 
 
 def test_the_runtime_is_chosen_by_the_time_it_takes(

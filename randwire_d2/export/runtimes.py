@@ -3,6 +3,8 @@
 import importlib
 import importlib.util
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ def _onnx_runtime(path: str) -> Run:
     return FORMATS["onnx"].read(path)[0]
 
 
-def _openvino(path: str) -> Run:
+def _compile(path: str) -> Any:
     openvino = importlib.import_module("openvino")
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -24,7 +26,14 @@ def _openvino(path: str) -> Run:
     # Of a path it believes the suffix, which an unfinished file has not.
     with open(path, "rb") as file:
         model = openvino.Core().read_model(file.read())
-    compiled = openvino.Core().compile_model(model, "CPU", options)
+    return openvino.Core().compile_model(model, "CPU", options)
+
+
+def _openvino(path: str) -> Run:
+    # OpenVINO gives the thread that compiles a stack for signals, which goes with the model: if
+    # that ends in another thread, the first one's next signal is a segmentation fault.
+    with ThreadPoolExecutor(1) as alone:
+        compiled = alone.submit(_compile, path).result()
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         outputs = compiled([images.numpy()])
