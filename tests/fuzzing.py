@@ -159,16 +159,22 @@ class Tried:
         return self.accepted + self.refused
 
 
-def try_cases(parsers: Mapping[str, Parser], folder: Path, number: int) -> dict[str, Tried]:
-    """So many cases of each parser, in another process; each parser has a folder of its own."""
-    context = multiprocessing.get_context("fork")
+def try_cases(
+    parsers: Callable[[], Mapping[str, Parser]], folder: Path, number: int
+) -> dict[str, Tried]:
+    """So many cases of each parser, in another process; each parser has a folder of its own.
+
+    Hypothesis draws constants of the modules that are loaded, too: only in a process that loads
+    what ``parsers`` needs, and nothing of other tests, are the cases always the same.
+    """
+    context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_try_all, args=(parsers, folder, number, theirs))
     process.start()
     theirs.close()
     found: dict[str, Tried] = {}
     try:
-        for name in parsers:
+        for name in parsers():
             found[name] = ours.recv()
     except EOFError:
         process.join()
@@ -178,13 +184,15 @@ def try_cases(parsers: Mapping[str, Parser], folder: Path, number: int) -> dict[
     return found
 
 
-def _try_all(parsers: Mapping[str, Parser], root: Path, number: int, answer: Connection) -> None:
+def _try_all(
+    parsers: Callable[[], Mapping[str, Parser]], root: Path, number: int, answer: Connection
+) -> None:
     logging.disable()
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what FFmpeg says of each broken frame
     limit = _address_space() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for i, parser in enumerate(parsers.values()):
+    for i, parser in enumerate(parsers().values()):
         folder = root / str(i)
         folder.mkdir()
         os.chdir(folder)

@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import pytest
 import torch
 import yaml
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 from fuzzing import CANARY, VALUES, Parser, Tried, changed, damaged, try_cases
 from helpers import ROOT
 from hypothesis import strategies as st
@@ -53,6 +55,7 @@ from randwire_d2.data.image_files import probe
 from randwire_d2.data.images import read_rgb
 from randwire_d2.data.inspection import clean
 from randwire_d2.data.layouts import find_splits
+from randwire_d2.data.shards import read_shards
 from randwire_d2.experiments.sweep import load_sweep
 from randwire_d2.inference.inputs import Video
 from randwire_d2.inference.loading import load_model
@@ -385,6 +388,33 @@ ENTITIES = [
 NUMBERS = [b"nan", b"inf", b"1e999", b"-1", b"9" * 5000, b"\0", b"0.5 " * 2000, b"\xff"]
 
 
+def shard(members: list[tuple[str, bytes]]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def shard_cases() -> st.SearchStrategy[bytes]:
+    names = st.sampled_from(["a.cls", "a.jpg", "a.png", "b.cls", "b.jpg", "x/y.jpg", "x/y.cls"])
+    content = st.sampled_from([b"1", b"12", *NUMBERS, b"9" * 9, b"\n", b"a", b""])
+    member = st.tuples(names | st.text(max_size=150), content | st.binary(max_size=40))
+    valid = shard(
+        [("a.jpg", b"\xff\xd8\xff"), ("a.cls", b"1"), ("b.cls", b"0"), ("b.png", b"\x89")]
+    )
+    return st.lists(member, max_size=6).map(shard) | damaged([valid])
+
+
+def read_shard(folder: Path) -> None:
+    os.environ["FVCORE_CACHE"] = str(folder / "cache")
+    for record in read_shards([str(folder / "0.tar")])[0]:
+        with PathManager.open(record["file_name"], "rb") as f:
+            f.read()
+
+
 def labels(file: str, cases: st.SearchStrategy[bytes], path: str) -> Parser:
     return Parser(f"data/{file}", cases, (partial(read_splits, path),), put_labels)
 
@@ -397,6 +427,7 @@ LABELLED = {
         "data/data.yaml",
     ),
     "YOLO labels": labels("JPEGImages/train1.txt", damaged([LABELS], NUMBERS), "data/data.yaml"),
+    "tar shard": Parser("0.tar", shard_cases(), (read_shard,)),
     "VOC XML": labels("Annotations/train1.xml", damaged([VOC], ENTITIES), "data/Annotations"),
 }
 
@@ -471,7 +502,9 @@ MEDIA = {
     "video": Parser("video.avi", st.deferred(lambda: damaged([video_file()])), (read_video,)),
 }
 
-PARSERS = {**TEXTS, **CHECKPOINTS, **MODELS, **LABELLED, **MEDIA}
+
+def all_parsers() -> dict[str, Parser]:
+    return {**TEXTS, **CHECKPOINTS, **MODELS, **LABELLED, **MEDIA}
 
 
 def failures_of(found: dict[str, Tried]) -> str:
@@ -482,7 +515,7 @@ def failures_of(found: dict[str, Tried]) -> str:
 
 def test_what_is_damaged_or_hostile_is_refused_in_one_line(tmp_path: Path) -> None:
     """Wrong: a traceback, a screenful, code that runs, or a file that fills the memory."""
-    found = try_cases(PARSERS, tmp_path, FAST)
+    found = try_cases(all_parsers, tmp_path, FAST)
     assert not failures_of(found)
     assert all(tried.cases >= FAST for tried in found.values())
 
@@ -490,7 +523,7 @@ def test_what_is_damaged_or_hostile_is_refused_in_one_line(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_thousands_of_files(tmp_path: Path) -> None:
     """The same, and the table of how many there were."""
-    found = try_cases(PARSERS, tmp_path, THOROUGH)
+    found = try_cases(all_parsers, tmp_path, THOROUGH)
     rows = [[name, t.cases, t.accepted, t.refused] for name, t in found.items()]
     total = ["all", *(sum(row[i] for row in rows) for i in (1, 2, 3))]
     print("\n" + tabulate([*rows, total], ["parser", "cases", "accepted", "refused"], "github"))
@@ -566,10 +599,13 @@ def read_bomb(file: str, says: str | None, folder: Path) -> None:
     assert says is None
 
 
-def test_what_claims_more_than_it_holds(tmp_path: Path) -> None:
-    """Wrong: a file of some bytes fills the memory, or takes minutes."""
-    parsers = {
+def bombs() -> dict[str, Parser]:
+    return {
         name: Parser(file, st.just(content()), (partial(read_bomb, file, says),))
         for name, (file, content, says) in BOMBS.items()
     }
-    assert not failures_of(try_cases(parsers, tmp_path, 1))
+
+
+def test_what_claims_more_than_it_holds(tmp_path: Path) -> None:
+    """Wrong: a file of some bytes fills the memory, or takes minutes."""
+    assert not failures_of(try_cases(bombs, tmp_path, 1))

@@ -80,6 +80,29 @@ def test_an_iteration_that_hangs_names_who_is_behind(caplog: pytest.LogCaptureFi
     assert judged(Judge(NAMES, 600), waits, waits, until=700).count("all_reduce") == 2
 
 
+@pytest.mark.parametrize(
+    ("seconds", "patient", "limit"),
+    [(1, False, watch.HANG), (1, True, 600), (10, False, 200), (100, False, 600)],
+)
+def test_an_iteration_that_takes_longer_than_others_hangs(
+    seconds: float, patient: bool, limit: float
+) -> None:
+    """Wrong: the others wait for minutes, or an iteration that is as slow as all is one too many;
+    a file server that stands still, or a compiler, ends a training."""
+    judge, now = Judge(NAMES, 600), 0.0
+    for i in range(watch.TIMES + 1):
+        assert not judge([State("iteration", i)] * 2, now)
+        now += seconds
+    waits = State("iteration", watch.TIMES, where="all_reduce", waits=True)
+    hangs = State("iteration", watch.TIMES, where="model.py:3, forward", patient=patient)
+    since = now - seconds  # of the last move
+    said = judged(judge, hangs, waits, since=since, until=since + limit)
+    assert said == ""
+    said = judged(judge, hangs, waits, since=since + limit, until=since + limit + 2)
+    expected = f"iteration {watch.TIMES} has taken {limit + 1:.0f} s: {NAMES[0]} is at model.py:3"
+    assert said.startswith(expected)
+
+
 def test_an_evaluation_takes_as_long_as_it_likes() -> None:
     """Wrong: the slow evaluation of the first process ends the training."""
     evaluates, waits = State("between", 7), State("iteration", 8, waits=True)

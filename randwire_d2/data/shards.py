@@ -30,11 +30,13 @@ from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from torchvision.datasets.folder import is_image_file
 
 from ..files import atomic_open
+from ..text import brief, one_line
 from .paths import read_text
 
 CLASSES_FILE = "classes.txt"
 PREFIX = "tar://"
 VERSION = 1  # of what is kept
+_MOST_CLASSES = 2**20  # ImageNet's 21k are a fiftieth of it
 _THREADS = 16  # most wait for a disk
 _END = bytes(tarfile.BLOCKSIZE)  # what follows the last member
 
@@ -162,8 +164,7 @@ def _scan(shard: str) -> list[Sample]:
             return [*_group(members, f)]
     except (tarfile.TarError, OSError, ValueError) as e:
         raise ValueError(
-            f"the shard {shard!r} is damaged, or no tar file of labelled images: "
-            f"{' '.join(str(e).split())}"
+            f"the shard {shard!r} is damaged, or no tar file of labelled images: {one_line(e, 300)}"
         ) from e
 
 
@@ -175,15 +176,18 @@ def _group(members: Sequence[tarfile.TarInfo], f: IO[bytes]) -> Iterator[Sample]
         if not key or (not images and "cls" not in parts):
             continue  # a note of webdataset's or the user's own
         if len(images) != 1 or "cls" not in parts or len(parts) < len(group):
-            kinds = sorted(_split(member.name)[1] for member in group)
+            kinds = ", ".join(sorted(_split(member.name)[1] for member in group))
             raise ValueError(
-                f"the sample {key!r} has {', '.join(kinds)}; it needs one image, such as jpg, and "
-                "cls, its label"
+                f"the sample {brief(key)} has {one_line(kinds)}; it needs one image, such as jpg, "
+                "and cls, its label"
             )
         f.seek(parts["cls"].offset_data)
-        label = f.read(parts["cls"].size)
-        if not label.strip().isdigit():
-            raise ValueError(f"the label of {key!r} is {label[:20]!r}; it must be a number from 0")
+        label = f.read(min(parts["cls"].size, 20))
+        if not label.strip().isdigit() or int(label) >= _MOST_CLASSES:
+            raise ValueError(
+                f"the label of {brief(key)} is {label!r}; it must be a number from 0, less than "
+                f"{_MOST_CLASSES:,}"
+            )
         image = parts[images[0]]
         yield Sample(image.name, image.offset_data, image.size, int(label))
 

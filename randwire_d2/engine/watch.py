@@ -4,7 +4,9 @@ Without this they would wait for it in an all-reduce, for the half hour that NCC
 thread of each process writes every few seconds how far it is into the group's store, through a
 connection of its own. The first process reads what all have written and judges; the others read its
 judgement, and whether it is alive itself. An evaluation may take as long as it needs: only between
-the beginning and the end of an iteration are all processes expected to move.
+the beginning and the end of an iteration are all processes expected to move. Most iterations are as
+long as the last: one that hangs is known within a minute, unless it waits for images, since a file
+server may stand still for minutes, or compiles.
 """
 
 import faulthandler
@@ -17,6 +19,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -35,10 +38,13 @@ SILENCE = 20.0  # of a process in an iteration, after which it is dead or stoppe
 LOST = 10.0  # the same, where another process has lost its connection already
 # The same outside of iterations, where json.loads of a large data set, say, stops all threads.
 PATIENCE = 600.0
-SLOW = 60.0  # an iteration that takes so long is worth a line
+HANG = 40.0  # an iteration that takes so long hangs, if others took a TIMES-th of it
+TIMES = 20
+SLOW = 60.0  # an iteration that takes so long is worth a line, whatever others took
 HANG_TIMEOUT = 600  # of trainings that have no key for it
 
 _WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/")
+_PATIENT = ("torch/utils/data/", "torch/_dynamo/", "torch/_inductor/", "/triton/")
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class State:
         beat: what makes this sign of life another one than the last.
         where: the line that it executes, or its error.
         waits: whether it waits for the others there.
+        patient: whether it waits for images there, or compiles, which may take minutes.
     """
 
     phase: str = "between"
@@ -59,6 +66,7 @@ class State:
     beat: int = 0
     where: str = ""
     waits: bool = False
+    patient: bool = False
 
 
 class Judge:
@@ -66,12 +74,13 @@ class Judge:
 
     Args:
         names: of the processes.
-        timeout: the seconds that an iteration may take; 0: as long as it likes.
+        timeout: the seconds that any iteration may take; 0: as long as it likes.
     """
 
     def __init__(self, names: Sequence[str], timeout: float) -> None:
         self._names = names
         self._timeout = timeout
+        self._usual: deque[float] = deque(maxlen=100)  # seconds from a move to the next
         self._last: list[State] = []
         self._alive: list[float] = []
         self._moved = 0.0
@@ -89,6 +98,8 @@ class Judge:
             if state != last:
                 self._alive[i] = now
             if (state.phase, state.iteration) != (last.phase, last.iteration):
+                if last.phase == "iteration" and now > self._moved:
+                    self._usual.append(now - self._moved)
                 self._moved, self._is_warned = now, False
         self._last = list(states)
         for state, name in zip(states, self._names):
@@ -108,8 +119,6 @@ class Judge:
     def _hanging(self, now: float) -> str:
         seconds = now - self._moved
         at_work = [i for i, state in enumerate(self._last) if state.phase != "done"]
-        if seconds < SLOW and (not self._timeout or seconds < self._timeout):
-            return ""
         if not at_work or any(self._last[i].phase != "iteration" for i in at_work):
             return ""
         first = min(self._last[i].iteration for i in at_work)
@@ -117,12 +126,19 @@ class Judge:
         blamed = [i for i in behind if not self._last[i].waits] or behind
         who = ", ".join(f"{self._names[i]} is at {self._last[i].where}" for i in blamed)
         line = f"iteration {first} has taken {seconds:.0f} s: {who}"
-        if self._timeout and seconds > self._timeout:
+        is_patient = any(self._last[i].patient for i in blamed)
+        if self._timeout and seconds > (self._timeout if is_patient else self._limit()):
             return line
-        if not self._is_warned:
+        if seconds >= SLOW and not self._is_warned:
             self._is_warned = True
             logger.warning(f"{line}; a limit is SOLVER.HANG_TIMEOUT, {self._timeout:.0f} s")
         return ""
+
+    def _limit(self) -> float:
+        """Of the seconds that an iteration takes which waits for no image."""
+        if len(self._usual) < TIMES:  # the first ones compile, and are tried both ways
+            return self._timeout
+        return min(self._timeout, max(HANG, TIMES * max(self._usual)))
 
 
 class Watch:
@@ -276,7 +292,10 @@ def _position() -> dict[str, Any]:
     frame = sys._current_frames()[threading.main_thread().ident or 0]
     where = f"{frame.f_code.co_filename}:{frame.f_lineno}, {frame.f_code.co_name}"
     files = [call.f_code.co_filename for call, _ in traceback.walk_stack(frame)]
-    return {"where": where, "waits": any(part in file for file in files for part in _WAITING)}
+    waits, patient = (
+        any(part in file for file in files for part in parts) for parts in (_WAITING, _PATIENT)
+    )
+    return {"where": where, "waits": waits, "patient": patient}
 
 
 _current: Watch | None = None

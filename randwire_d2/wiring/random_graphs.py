@@ -15,10 +15,13 @@ from typing import Any
 import networkx as nx
 from fvcore.common.registry import Registry
 
+from ..text import brief
 from .limits import MOST_NODES, check_limit
 
 GRAPH_REGISTRY = Registry("GRAPH")
 GRAPH_REGISTRY.__doc__ = "Random graph models: ``(num_nodes, seed, **params) -> networkx.Graph``."
+
+_MOST_PARAMETER = 1e18  # of what a label holds; no graph has as many nodes
 
 
 def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.Graph:
@@ -42,7 +45,7 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
         graph = draw(num_nodes, seed, **params)
     except TypeError as e:
         raise ValueError(
-            f"{model} takes the parameters {_parameters(model)}; got {params} ({e})"
+            f"{model} takes the parameters {_parameters(model)}; got {brief(params)} ({e})"
         ) from e
     if set(graph) != set(range(num_nodes)):
         raise ValueError(f"{model} must return a graph whose nodes are 0 … {num_nodes - 1}")
@@ -57,7 +60,7 @@ def graph_label(model: str, params: Mapping[str, Any]) -> str:
     """
     names = _parameters(model)
     if set(names) != set(params):
-        raise ValueError(f"{model} takes the parameters {names}; got {dict(params)}")
+        raise ValueError(f"{model} takes the parameters {names}; got {brief(dict(params))}")
     return f"{model}({', '.join(f'{params[name]:g}' for name in names)})" if names else model
 
 
@@ -71,15 +74,17 @@ def parse_graph(label: str) -> tuple[str, dict[str, Any]]:
     """
     match = re.fullmatch(r"(\w+)(?:\((.*)\))?", label.strip())
     if not match:
-        raise ValueError(f"a generator is written like WS(4, 0.75); got {label!r}")
+        raise ValueError(f"a generator is written like WS(4, 0.75); got {brief(label)}")
     model, arguments = match.groups()
     names = _parameters(model)
     try:
         values = ast.literal_eval(f"({arguments},)") if arguments else ()
     except (ValueError, SyntaxError):
         values = (None,)
-    if len(values) != len(names) or not all(isinstance(v, (int, float)) for v in values):
-        raise ValueError(f"{model} is written {model}({', '.join(names).upper()}); got {label!r}")
+    numbers = [isinstance(v, (int, float)) and abs(v) < _MOST_PARAMETER for v in values]
+    if len(values) != len(names) or not all(numbers):
+        written = f"{model}({', '.join(names).upper()})"
+        raise ValueError(f"{model} is written {written}; got {brief(label)}")
     return model, dict(zip(names, values))
 
 
@@ -90,13 +95,13 @@ def _parameters(model: str) -> list[str]:
 def _registered(model: str) -> Any:
     if model not in GRAPH_REGISTRY:
         known = sorted(name for name, _ in GRAPH_REGISTRY)
-        raise ValueError(f"unknown graph model {model!r}; registered are {known}")
+        raise ValueError(f"unknown graph model {brief(model)}; registered are {known}")
     return GRAPH_REGISTRY.get(model)
 
 
 def _check_probability(model: str, p: float) -> None:
     if not 0 <= p <= 1:
-        raise ValueError(f"{model} needs a probability 0 <= P <= 1; got P={p}")
+        raise ValueError(f"{model} needs a probability 0 <= P <= 1; got P={brief(p)}")
 
 
 @GRAPH_REGISTRY.register()
@@ -115,7 +120,7 @@ def BA(num_nodes: int, seed: int, m: int) -> nx.Graph:
     """Barabási-Albert: nodes join one by one, each with ``m`` edges to existing nodes, preferring
     those of high degree; exactly M·(N-M) edges."""
     if not 1 <= m < num_nodes:
-        raise ValueError(f"BA needs 1 <= M < N; got M={m}, N={num_nodes}")
+        raise ValueError(f"BA needs 1 <= M < N; got M={brief(m)}, N={num_nodes}")
     graph = nx.barabasi_albert_graph(num_nodes, m, seed=seed)
     # networkx starts from a star and calls its centre node 0. The centre is the node that the
     # paper adds first, to M initial nodes without edges, so it comes after them.
@@ -128,6 +133,6 @@ def WS(num_nodes: int, seed: int, k: int, p: float) -> nx.Graph:
     """Watts-Strogatz: a ring in which each node is joined to its ``k`` nearest ones, and each edge
     is rewired with probability ``p``; exactly N·K/2 edges (the paper's "N·K" counts each twice)."""
     if k % 2 or not 0 < k < num_nodes:
-        raise ValueError(f"WS needs an even K with 0 < K < N; got K={k}, N={num_nodes}")
+        raise ValueError(f"WS needs an even K with 0 < K < N; got K={brief(k)}, N={num_nodes}")
     _check_probability("WS", p)
     return nx.watts_strogatz_graph(num_nodes, k, p, seed=seed)
