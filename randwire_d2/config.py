@@ -78,8 +78,9 @@ def add_engine_config(cfg: CfgNode) -> None:
     # In its first iteration a training runs each fused stage node by node as well, and stops if
     # they differ. With a period, it does so with one stage every so many iterations.
     cfg.SOLVER.SHADOW_PERIOD = 0
-    # With several processes: the seconds after which an iteration hangs, and the training ends with
-    # a line that says where; 0: none. A process that dies is noticed at once.
+    # With several processes: the seconds after which an iteration that waits for images or compiles
+    # hangs, and the training ends with a line that says where; any other does after 40 s, or 20
+    # times the longest of late. 0: none does. A process that dies is noticed at once.
     cfg.SOLVER.HANG_TIMEOUT = 600
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..command import process, program
 from ..config_files import config_path
 from ..drawing.style import FORMATS, save_figure
-from ..engine.slurm import parse_parameters
+from ..engine.slurm import Queue, parse_parameters
 from ..experiments import sweep_results
 from ..experiments.sweep import load_sweep
 from ..experiments.sweep_run import Run, check_weights
@@ -102,7 +102,8 @@ def train(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         launch = Local(args.jobs, args.num_gpus)
     else:
         defaults = {"gpus_per_node": args.num_gpus, "name": Path(args.sweep).stem}
-        launch = Slurm(args.output / "slurm", {**defaults, **parse_parameters(args.slurm)})
+        parameters = {**defaults, **parse_parameters(args.slurm)}
+        launch = Slurm(Queue(args.output / "slurm", parameters))
     form = "{desc}{percentage:3.0f}%|{bar}| {n:.2f} of {total} runs [{elapsed}<{remaining}]"
     done = sum(status.progress for status in states.values())
     with tqdm(total=len(runs), initial=done, bar_format=form) as bar:

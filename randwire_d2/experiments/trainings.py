@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -185,12 +185,10 @@ class Slurm:
     """A Slurm cluster. A run whose job is in the queue already is not submitted twice.
 
     Attributes:
-        folder: of submitit's files, on a disk that all nodes share.
-        parameters: of ``submitit.AutoExecutor``: ``timeout_min``, ``slurm_partition``, …
+        queue: where jobs are submitted.
     """
 
-    folder: Path
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    queue: Queue
 
     def __call__(self, trainings: Sequence[Training], watch: Callable[[], None]) -> None:
         """Submit trainings and wait for them; an exception ends the waiting, not the jobs.
@@ -201,7 +199,7 @@ class Slurm:
         found = {training: self.job(training) for training in trainings}
         new = {_job_file(training): training for training, job in found.items() if job is None}
         jobs = [job for job in found.values() if job is not None]
-        jobs += self._queue.submit(new) if new else []
+        jobs += self.queue.submit(new) if new else []
         while not all(job.done() for job in jobs):
             watch()
             time.sleep(POLL)
@@ -209,11 +207,7 @@ class Slurm:
 
     def job(self, training: Training) -> submitit.Job | None:
         """The training's job, if it has one that waits or runs."""
-        return self._queue.job(_job_file(training))
-
-    @property
-    def _queue(self) -> Queue:
-        return Queue(self.folder, self.parameters)
+        return self.queue.job(_job_file(training))
 
 
 def _job_file(training: Training) -> Path:
