@@ -7,7 +7,6 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
@@ -31,17 +30,33 @@ class Repeatable(Protocol):
     start_iter: int
 
 
-def resumption_hooks(cfg: CfgNode, model: nn.Module, loader: Any) -> list[HookBase]:
-    """The hooks of a training; without a ``Repeatable`` loader it can't go on to the bit anyway."""
+def resumption_hooks(model: nn.Module, loader: Any, batch_size: int, drawn: bool) -> list[HookBase]:
+    """The hooks of a training; without a ``Repeatable`` loader it can't go on to the bit anyway.
+
+    Args:
+        batch_size: the images of an iteration in all processes together.
+        drawn: whether the loader's seed was drawn.
+    """
     if not isinstance(loader, Repeatable):
         return []
     dense = [m for m in model.modules() if isinstance(m, DenseDetector)]
     return [
-        SeedIterations(loader, drawn=cfg.SEED < 0),
-        SampleByImage(loader, model, cfg.SOLVER.IMS_PER_BATCH),
+        SeedIterations(loader, drawn),
+        SampleByImage(loader, model, batch_size),
         *([KeepNormalizers(dense)] if dense else []),
         KeepMedians(),
     ]
+
+
+class EndOnce(HookBase):
+    """Lets a training that had ended, and was resumed, be evaluated as of the same iteration.
+
+    It belongs ahead of all hooks.
+    """
+
+    def after_train(self) -> None:
+        end = min(self.trainer.iter, self.trainer.max_iter)
+        self.trainer.iter = self.trainer.storage.iter = end
 
 
 class SeedIterations(HookBase):
