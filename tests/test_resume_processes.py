@@ -211,12 +211,7 @@ def test_a_lazy_config_killed_between_checkpoints_ends_the_same(tmp_path: Path) 
         assert "Starting training from" in killed.said, moment
     run_tool(tool, *given, workers(2), log=log, before=before)
 
-    found, expected = checkpoints(resumed), checkpoints(whole)
-    assert found.keys() == expected.keys() - {"model_0000000.pth"}
-    for name, file in found.items():
-        for either in (file, expected[name]):  # of a LazyConfig nobody reads it
-            either["trainer"]["hooks"].pop("LRScheduler", None)
-        assert_equal(file, expected[name])
+    assert_equal(checkpoints(resumed), checkpoints(whole))
     since = {i: values for i, values in metrics(whole).items() if i >= 3}
     assert_equal(metrics(resumed), since)
     assert any("bbox/AP" in values for values in since.values())
