@@ -43,7 +43,7 @@ from .launch import log_into, run_processes
 from .lazy_loader import lazy_train_loader
 from .lock import locked
 from .random_state import run_seed
-from .resumption import EndOnce, resumption_hooks
+from .resumption import EndOnce, FinishIteration, resumption_hooks
 from .saving import PeriodicCheckpointer, PeriodicWriter, save_end
 from .shadow_steps import ShadowSteps
 from .signals import Interrupted, StopOnSignal, end_interrupted
@@ -212,7 +212,7 @@ def _run(cfg: DictConfig, args: argparse.Namespace) -> Any:
 
 
 def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
-    train = cfg.train
+    train, run = cfg.train, RunFolder(cfg.train.output_dir)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     seed = OmegaConf.select(cfg, "train.seed", default=-1)
@@ -239,12 +239,13 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
             ReportProgress(),
             StopOnSignal(checkpointer),
             *resumption,
-            ShadowSteps(wrapped, RunFolder(train.output_dir), 0),
+            ShadowSteps(wrapped, run, 0),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             PeriodicCheckpointer(checkpointer, **train.checkpointer) if is_main else None,
             hooks.EvalHook(train.eval_period, lambda: _evaluate(cfg, model)),
             PeriodicWriter(writers, train.eval_period, train.log_period) if is_main else None,
+            FinishIteration(run),
         ]
     )
     checkpointer.resume_or_load(train.init_checkpoint, resume=args.resume)

@@ -4,8 +4,8 @@ These hooks belong ahead of those that save. Their state is in the checkpoint's 
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
-from itertools import count
+from contextlib import ExitStack, suppress
+from itertools import count, dropwhile
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import nn
 
+from ..runs import RunFolder
 from .random_state import mix_seeds, seed_all, seed_torch
 
 WINDOW = 20  # values whose median Detectron2's writers write
@@ -172,6 +173,48 @@ class KeepMedians(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loaded = state
+
+
+class FinishIteration(HookBase):
+    """Does what a training that was killed had yet to do when its last checkpoint was written: the
+    evaluation of that iteration, its line in metrics.json, and what depends on them.
+
+    It belongs behind all other hooks; those from the first that evaluates come after a checkpoint.
+
+    Args:
+        run: what the training writes.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._figures: dict[str, float] = {}
+
+    def before_train(self) -> None:
+        trainer, done = self.trainer, self.trainer.start_iter - 1
+        if not 0 <= done < trainer.max_iter - 1 or self._is_written(done):
+            return
+        trainer.iter = trainer.storage.iter = done
+        trainer.storage.put_scalars(**self._figures, smoothing_hint=False)
+        for hook in dropwhile(lambda hook: not isinstance(hook, hooks.EvalHook), trainer._hooks):
+            hook.after_step()
+        trainer.iter = trainer.storage.iter = trainer.start_iter
+
+    def _is_written(self, iteration: int) -> bool:
+        written = False
+        with suppress(FileNotFoundError, ValueError):  # there is no line yet
+            written = comm.is_main_process() and iteration in self._run.metrics()
+        return bool(comm.all_gather(written)[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:  # saved before it went on
+            return {"figures": self._figures}
+        hints, now = storage.smoothing_hints(), self.trainer.iter  # the others KeepMedians has
+        latest = storage.latest().items()
+        return {"figures": {n: float(v) for n, (v, i) in latest if i == now and not hints[n]}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._figures = state["figures"]
 
 
 class ScriptsAsWritten(HookBase):

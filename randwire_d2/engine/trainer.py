@@ -53,7 +53,7 @@ from .ema import AveragedWeights, AverageWeights
 from .finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
 from .random_state import random_state_kept
 from .report import write_report
-from .resumption import EndOnce, resumption_hooks
+from .resumption import EndOnce, FinishIteration, resumption_hooks
 from .saving import PeriodicCheckpointer, PeriodicWriter, save_end
 from .shadow_steps import ShadowSteps
 from .signals import StopOnSignal, guard_workers
@@ -210,7 +210,7 @@ class Trainer(DefaultTrainer):
             built.append(BestCheckpointer(self.cfg, self.evaluated_model))
         if self.cfg.SOLVER.PATIENCE:
             built.append(Patience(self.cfg))
-        return built
+        return [*built, FinishIteration(folder)]
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
