@@ -5,7 +5,8 @@ tests/test_resume_processes.py does the same to processes, with SIGKILL.
 
 import json
 import shutil
-from itertools import islice
+from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.modeling.meta_arch import retinanet
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from fvcore.nn import sigmoid_focal_loss
 from helpers import ROOT, assert_equal, draw_boxes
+from torch.utils.data import IterableDataset
 
 from randwire_d2.data import augmentation
 from randwire_d2.engine import Trainer, argument_parser, load_config
@@ -146,6 +148,23 @@ def test_what_the_mapper_refuses_is_replaced_by_the_next(
     bad = -1
     with pytest.raises(RuntimeError, match="100 training images in a row were refused, the last"):
         seen(config(data), 0, 1)
+
+
+def test_a_stream_is_read_as_detectron2_does(
+    data: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: images that can only be iterated over are refused, or taken for repeatable ones."""
+    cfg = config(data)
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+
+    class Stream(IterableDataset):
+        def __iter__(self) -> Iterator[Any]:
+            return cycle(records)
+
+    monkeypatch.setitem(DatasetCatalog.data, cfg.DATASETS.TRAIN[0], Stream)
+    loader = detection_train_loader(cfg)
+    assert not isinstance(loader, TrainLoader) and len(next(iter(loader))) == 4
+    assert "can only be iterated over: a training that is resumed begins with" in caplog.text
 
 
 # -------------------------------------------------------------------------------------------------
