@@ -5,6 +5,7 @@ import json
 import re
 import signal
 from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,24 @@ import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_train_loader
+from detectron2.data import DatasetCatalog, build_detection_train_loader
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from helpers import ROOT, Tool, refusal, run_tool, wait_until
+from helpers import ROOT, Tool, assert_equal, refusal, run_tool, wait_until
 from launching import TORCHRUN
 from omegaconf import DictConfig
+from torch.utils.data import Dataset, IterableDataset
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire
 from randwire_d2.config import detector_config, merge_file
-from randwire_d2.data import training_mapper
 from randwire_d2.data.shapes import CLASSES
 from randwire_d2.engine.lazy import load_lazy_config
+from randwire_d2.engine.lazy_loader import lazy_train_loader
+from randwire_d2.engine.train_loader import TrainLoader, detection_train_loader
 from randwire_d2.runs import RunFolder
 
 LAZY = ROOT / "configs" / "lazy"
@@ -113,6 +117,7 @@ def both(name: str) -> tuple[CfgNode, DictConfig]:
         cfg.INPUT.MIN_SIZE_TRAIN
     )
     assert lazy.train.max_iter == cfg.SOLVER.MAX_ITER
+    cfg.SEED = 2
     lazy.dataloader.train.mapper.augmentations[0].short_edge_length = [96]
     cfg.merge_from_list([*SMALL_YAML, "INPUT.MIN_SIZE_TRAIN", (96,)])
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
@@ -151,10 +156,9 @@ def test_yaml_and_lazy_are_one_detector(name: str) -> None:
             scheduler.last_epoch = iteration
         rates = [rate for scheduler in schedulers for rate in scheduler.get_lr()]
         assert rates == pytest.approx([rates[0]] * len(rates), rel=1e-12)
-    # Detectron2's loader of both: Trainer's has its own order, in which a training can go on.
     loaders = (
-        lambda: build_detection_train_loader(cfg, mapper=training_mapper(cfg)),
-        lambda: instantiate(lazy.dataloader.train),
+        lambda: detection_train_loader(cfg),
+        lambda: lazy_train_loader(lazy.dataloader.train, cfg.SEED),
     )
     for model, optimizer, loader in zip(models, optimizers, loaders):
         seed_all_rng(2)
@@ -179,6 +183,98 @@ def first_losses(
             found.append({name: loss.item() for name, loss in losses.items()})
     assert found[0] != found[1]
     return found
+
+
+# -------------------------------------------------------------------------------------------------
+# The images
+# -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["TrainingSampler", "RepeatFactorTrainingSampler"])
+def test_yaml_and_lazy_see_the_same_images(sampler: str) -> None:
+    """Wrong: a LazyConfig's images are not those of the seed, with any workers, its sampler and
+    grouping are not the config's, or another seed changes nothing."""
+    cfg, lazy = both(FASTER)
+    cfg.merge_from_list(["DATALOADER.ASPECT_RATIO_GROUPING", False])
+    cfg.merge_from_list(["DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", 0.9])
+    call = lazy.dataloader.train
+    call.aspect_ratio_grouping, call.num_workers = False, 2
+    if sampler == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+        call.sampler = L(RepeatFactorTrainingSampler)(
+            repeat_factors=L(factors)(dataset_dicts=call.dataset, repeat_thresh=0.9), seed=cfg.SEED
+        )
+    expected, found = detection_train_loader(cfg), lazy_train_loader(call, cfg.SEED)
+    assert isinstance(expected, TrainLoader) and isinstance(found, TrainLoader)
+    expected.start_iter = found.start_iter = 30
+    assert_equal(*(list(islice(map(images_of, loader), 4)) for loader in (found, expected)))
+    if "sampler" in call:
+        del call.sampler.seed  # then it draws one
+    streams = [lazy_train_loader(call, seed) for seed in (1, 2)]
+    assert list(islice(streams[0].batches(), 9)) != list(islice(streams[1].batches(), 9))
+    streams[0].seed = 2
+    assert list(islice(streams[0].batches(), 9)) == list(islice(streams[1].batches(), 9))
+
+
+def images_of(batch: list[Any]) -> list[Any]:
+    return [(d["file_name"], d["image"], d["instances"].gt_boxes.tensor) for d in batch]
+
+
+def records() -> list[dict]:
+    return DatasetCatalog.get("randwire_shapes_train")
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[Any]:
+        return cycle(records())
+
+
+class Numbers(Dataset):
+    def __len__(self) -> int:
+        return len(records())
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class OwnSampler(TrainingSampler):
+    pass
+
+
+def own_loader(**arguments: Any) -> Any:
+    return build_detection_train_loader(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"_target_": own_loader}, "is not Detectron2's build_detection_train_loader"),
+        ({"dataset": L(Stream)()}, "dataset is not one of dicts by number"),
+        ({"dataset": L(Numbers)(), "mapper": lambda i: records()[i]}, "dataset is not one of dict"),
+        ({"mapper": None}, "has no mapper"),
+        ({"collate_fn": tuple}, "sets collate_fn"),
+        ({"sampler": L(OwnSampler)(size=24)}, "a sampler that is not one of Detectron2's"),
+        # Its seed may have been drawn when the file was loaded.
+        ({"sampler": TrainingSampler(24)}, "a sampler that is not one of Detectron2's"),
+    ],
+    ids=["loader", "stream", "numbers", "mapper", "collate", "sampler", "sampler_built"],
+)
+def test_another_loader_is_as_it_was_and_the_log_says_what_that_costs(
+    changes: dict[str, Any], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: what can't begin anywhere passes for what can, is no longer what the config builds, or
+    nobody learns that a resumed training sees its first images again."""
+    _, lazy = both(FASTER)
+    call = lazy.dataloader.train
+    for key, value in changes.items():
+        call[key] = value
+    loader = lazy_train_loader(call, 1)
+    (line,) = (r.getMessage() for r in caplog.records if "first images again" in r.getMessage())
+    assert line.startswith("dataloader.train") and says in line and "\n" not in line
+    assert not isinstance(loader, TrainLoader)
+    batch = next(iter(loader))
+    assert len(batch) == 2 and isinstance(batch, call.get("collate_fn", list))
+    assert all("file_name" in image for image in batch)
 
 
 # -------------------------------------------------------------------------------------------------

@@ -1,21 +1,26 @@
 """A detector's training goes on to the bit where it was stopped: its images, and all that is drawn.
 
-tests/test_resume_killed.py does the same to processes, with SIGKILL.
+tests/test_resume_processes.py does the same to processes, with SIGKILL.
 """
 
 import json
 import shutil
-from itertools import islice
+from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.modeling.meta_arch import retinanet
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from fvcore.nn import sigmoid_focal_loss
 from helpers import ROOT, assert_equal, draw_boxes
+from torch.utils.data import IterableDataset
 
 from randwire_d2.data import augmentation
 from randwire_d2.engine import Trainer, argument_parser, load_config
@@ -145,6 +150,23 @@ def test_what_the_mapper_refuses_is_replaced_by_the_next(
         seen(config(data), 0, 1)
 
 
+def test_a_stream_is_read_as_detectron2_does(
+    data: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: images that can only be iterated over are refused, or taken for repeatable ones."""
+    cfg = config(data)
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+
+    class Stream(IterableDataset):
+        def __iter__(self) -> Iterator[Any]:
+            return cycle(records)
+
+    monkeypatch.setitem(DatasetCatalog.data, cfg.DATASETS.TRAIN[0], Stream)
+    loader = detection_train_loader(cfg)
+    assert not isinstance(loader, TrainLoader) and len(next(iter(loader))) == 4
+    assert "can only be iterated over: a training that is resumed begins with" in caplog.text
+
+
 # -------------------------------------------------------------------------------------------------
 # The training
 # -------------------------------------------------------------------------------------------------
@@ -162,14 +184,23 @@ class Quiet(Trainer):
 
 
 def train(cfg: CfgNode, seed: int) -> dict[str, Any]:
-    """Train, or go on; what model_final.pth holds, but for the config."""
+    """Train, or go on in a process of its own; what model_final.pth holds, but for the config."""
     seed_all_rng(seed)
     trainer = Quiet(cfg)
     trainer.resume_or_load()
-    trainer.train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retinanet, "sigmoid_focal_loss_jit", new_script(sigmoid_focal_loss))
+        trainer.train()
     file = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)
     del file["config"]
     return dict(file)
+
+
+def new_script(function: Any) -> Any:
+    """A script that has not run yet, as in a new process: for torch, of another function."""
+    copy = FunctionType(function.__code__, function.__globals__, "f", function.__defaults__)
+    copy.__annotations__ = function.__annotations__
+    return torch.jit.script(copy)
 
 
 def losses(folder: Path) -> dict[str, float]:
@@ -193,7 +224,8 @@ def test_a_stopped_training_ends_with_the_same_bits(
     data: str, tmp_path: Path, seed: int, options: tuple[object, ...]
 ) -> None:
     """Wrong: weights, momentum, average, RetinaNet's normaliser, a seed that was drawn, or what
-    metrics.json says are others than without the stop, or with other workers."""
+    metrics.json says are others than without the stop, or with other workers; or a loss is rounded
+    otherwise once TorchScript has seen it a few times."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     given = ("SEED", seed, *options)
     expected = train(config(data, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", whole, *given), 5)

@@ -1,4 +1,4 @@
-"""tools/train_net.py in processes of its own: killed and resumed, and two that do the work of one.
+"""Trainings in processes of their own: killed and resumed, and two that do the work of one.
 
 The kills are at random moments, drawn with a fixed seed. In the environment, RANDWIRE_KILLS is how
 many there are (for the figure in MODEL_ZOO.md, 20), RANDWIRE_KILLS_SEED chooses others.
@@ -6,6 +6,7 @@ many there are (for the figure in MODEL_ZOO.md, 20), RANDWIRE_KILLS_SEED chooses
 
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,14 @@ def killed_and_resumed(
 def checkpoints(output: Path) -> dict[str, Any]:
     files = {p.name: torch.load(p, weights_only=True) for p in sorted(output.glob("model_*.pth"))}
     for file in files.values():
-        del file["config"]  # it says how many workers there were
+        file.pop("config", None)  # it says how many workers there were
     return files
 
 
-def assert_equal_runs(found: Path, expected: Path) -> None:
-    """All checkpoints, losses and evaluations, to the bit."""
+def assert_equal_runs(found: Path, expected: Path, *more: str) -> None:
+    """All checkpoints, and ``more`` that they hold, losses and evaluations, to the bit."""
     files = checkpoints(expected)
-    assert {"model", "trainer", "ema"} <= files["model_final.pth"].keys()
+    assert {"model", "trainer", *more} <= files["model_final.pth"].keys()
     assert_equal(checkpoints(found), files)
     assert_equal(metrics(found), metrics(expected))
 
@@ -127,7 +128,7 @@ def test_a_run_killed_at_random_moments_ends_the_same(tmp_path: Path) -> None:
     run_tool(TOOL, *given, log=tmp_path / "whole.log", before=before)
     given = arguments(resumed, KILLS, *options)
     killed_and_resumed(f"{data}/{{}}/", resumed, 1, KILLS, given, before)
-    assert_equal_runs(resumed, whole)
+    assert_equal_runs(resumed, whole, "ema")
     best = torch.load(RunFolder(whole).best_checkpoint, weights_only=True)
     assert best["iteration"] > 3, "the first evaluation was the best"
 
@@ -145,7 +146,7 @@ def test_two_processes_train_what_one_does_killed_or_not(tmp_path: Path) -> None
     assert Path(images).name == "train"
     given = [*two, *arguments(resumed, kills, *INDEPENDENT)]
     killed_and_resumed(f"{Path(images).parent}/{{}}/", resumed, 2, kills, given)
-    assert_equal_runs(resumed, whole)
+    assert_equal_runs(resumed, whole, "ema")
 
     given = arguments(alone, kills, *INDEPENDENT, "SOLVER.MAX_ITER", 1)
     run_tool(TOOL, *given, log=tmp_path / "alone.log")
@@ -164,3 +165,54 @@ def gradients(output: Path) -> dict[int, torch.Tensor]:
     file = torch.load(output / "model_0000000.pth", weights_only=True)
     state = file["trainer"]["_trainer"]["optimizer"]["state"]
     return {i: values["momentum_buffer"] for i, values in state.items()}
+
+
+LAZY = [
+    "--config-file", ROOT / "configs/lazy/retinanet_randwire_c109_fpn_1x.py", "--resume",
+    "model.num_classes=2", "model.backbone.top_block.in_channels=64", "model.head.conv_dims=[256]",
+    "model.test_score_thresh=0.0",
+    *(f"model.backbone.bottom_up.{option}" for option in (
+        "spec._target_.channels=8", "spec._target_.num_nodes=10", "norm=BN", "freeze_at=0",
+        "fused=on",
+    )),
+    "dataloader.train.dataset.names=boxes_train",
+    "dataloader.train.mapper.augmentations.0.short_edge_length=[48,64,80]",
+    "dataloader.train.total_batch_size=2",
+    "dataloader.test.dataset.names=boxes_val",
+    "dataloader.test.mapper.augmentations.0.short_edge_length=64", "dataloader.test.num_workers=0",
+    "lr_multiplier.warmup_length=0.5", "train.device=cpu", "train.init_checkpoint=''",
+    "train.max_iter=12", "train.checkpointer.period=3", "train.eval_period=3", "train.log_period=1",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_lazy_config_killed_anywhere_ends_the_same(tmp_path: Path) -> None:
+    """Wrong: a bit of the weights, momentum, losses or evaluations is another, if the training of a
+    LazyConfig was killed, with or without workers, when it wrote a checkpoint, or in the evaluation
+    after one; or its seed, which was drawn, is not taken from the checkpoint."""
+    tool, whole, resumed = "lazyconfig_train_net.py", tmp_path / "whole", tmp_path / "resumed"
+    data, workers = draw_boxes(tmp_path / "boxes"), "dataloader.train.num_workers={}".format
+    before, given = REGISTER.format(folder=data), [*LAZY, workers(0), f"train.output_dir={whole}"]
+    run_tool(tool, *given, log=tmp_path / "whole.log", before=before)
+    resumed.mkdir()
+    shutil.copy(whole / "model_0000002.pth", resumed)
+    (resumed / "last_checkpoint").write_text("model_0000002.pth")
+
+    log, given = tmp_path / "log", [*LAZY, f"train.output_dir={resumed}"]
+    moments = [
+        (0, f"open {data}/val/ 2 group"),  # of iteration 2, after its checkpoint
+        (0, f"open {data}/train/ 4 group"),  # of iteration 4
+        (2, f"open {data}/train/ 7 group"),  # at least one iteration later: a worker reads ahead
+        (0, "os.rename model_0000011.pth 1 group"),
+    ]
+    for number, moment in moments:
+        killed = Tool(tool, *given, workers(number), log=log, before=before, kill_at=moment)
+        assert killed.wait() == -signal.SIGKILL, killed.said[-3000:]
+        print(f"{number} workers: SIGKILL at {moment}; {RunFolder(resumed).last_checkpoint.name}")
+        assert "Starting training from" in killed.said, moment
+    run_tool(tool, *given, workers(2), log=log, before=before)
+
+    assert_equal(checkpoints(resumed), checkpoints(whole))
+    since = {i: values for i, values in metrics(whole).items() if i >= 2}
+    assert_equal(metrics(resumed), since)
+    assert any("bbox/AP" in values for values in since.values())

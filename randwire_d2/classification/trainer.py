@@ -61,7 +61,7 @@ class ClassificationTrainer(Trainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        return TrainLoader(cfg, run_seed(cfg))
+        return TrainLoader(cfg, run_seed(cfg.SEED))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

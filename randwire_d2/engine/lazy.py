@@ -40,11 +40,15 @@ from .datasets import thing_classes
 from .failures import explained
 from .finite import FiniteAMPTrainer, FiniteTrainer
 from .launch import log_into, run_processes
+from .lazy_loader import lazy_train_loader
 from .lock import locked
-from .saving import PeriodicCheckpointer
+from .random_state import run_seed
+from .resumption import EndOnce, FinishIteration, resumption_hooks
+from .saving import PeriodicCheckpointer, PeriodicWriter, save_end
 from .shadow_steps import ShadowSteps
-from .signals import Interrupted, StopOnSignal, end_interrupted, guard_workers
+from .signals import Interrupted, StopOnSignal, end_interrupted
 from .slurm import Task, is_submitted, submit_training
+from .train_loader import TrainLoader
 from .trainer import share_statistics
 from .watch import HANG_TIMEOUT, ReportProgress
 
@@ -208,10 +212,11 @@ def _run(cfg: DictConfig, args: argparse.Namespace) -> Any:
 
 
 def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
-    train = cfg.train
+    train, run = cfg.train, RunFolder(cfg.train.output_dir)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    loader = guard_workers(instantiate(cfg.dataloader.train))
+    seed = OmegaConf.select(cfg, "train.seed", default=-1)
+    loader = lazy_train_loader(cfg.dataloader.train, run_seed(seed))
     on_cpu = {"device_ids": None} if train.device == "cpu" else {}
     wrapped = create_ddp_model(model, **train.ddp, **on_cpu)
     kind = FiniteAMPTrainer if train.amp.enabled else FiniteTrainer
@@ -224,21 +229,29 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
     trainer.checkpointer = checkpointer
     is_main = comm.is_main_process()
     writers = default_writers(train.output_dir, train.max_iter) if is_main else []
+    resumption = []
+    if isinstance(loader, TrainLoader):
+        batch_size = cfg.dataloader.train.total_batch_size
+        resumption = resumption_hooks(wrapped, loader, batch_size, drawn=seed < 0)
     trainer.register_hooks(
         [
+            EndOnce(),
             ReportProgress(),
             StopOnSignal(checkpointer),
-            ShadowSteps(wrapped, RunFolder(train.output_dir), 0),
+            *resumption,
+            ShadowSteps(wrapped, run, 0),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             PeriodicCheckpointer(checkpointer, **train.checkpointer) if is_main else None,
             hooks.EvalHook(train.eval_period, lambda: _evaluate(cfg, model)),
-            hooks.PeriodicWriter(writers, period=train.log_period) if is_main else None,
+            PeriodicWriter(writers, train.eval_period, train.log_period) if is_main else None,
+            FinishIteration(run),
         ]
     )
     checkpointer.resume_or_load(train.init_checkpoint, resume=args.resume)
-    resumed = args.resume and checkpointer.has_checkpoint()
-    trainer.train(trainer.iter + 1 if resumed else 0, train.max_iter)
+    start_iter = trainer.iter + 1 if checkpointer.newest else 0
+    save_end(checkpointer, start_iter, train.max_iter)
+    trainer.train(start_iter, train.max_iter)
 
 
 def _evaluate(cfg: DictConfig, model: nn.Module) -> Any:

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 
-def run_seed(cfg: CfgNode) -> int:
-    """SEED; if it is negative, one that is drawn, the same in all processes."""
-    return int(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
+def run_seed(seed: int) -> int:
+    """The seed; if it is negative, one that is drawn, the same in all processes."""
+    return int(seed if seed >= 0 else comm.shared_random_seed())
 
 
 def mix_seeds(*numbers: int) -> int:

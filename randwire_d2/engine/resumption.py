@@ -4,15 +4,17 @@ These hooks belong ahead of those that save. Their state is in the checkpoint's 
 """
 
 from collections.abc import Callable
-from itertools import count
+from contextlib import ExitStack, suppress
+from itertools import count, dropwhile
 from typing import Any, Protocol, runtime_checkable
 
-from detectron2.config import CfgNode
+import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import nn
 
+from ..runs import RunFolder
 from .random_state import mix_seeds, seed_all, seed_torch
 
 WINDOW = 20  # values whose median Detectron2's writers write
@@ -31,17 +33,34 @@ class Repeatable(Protocol):
     start_iter: int
 
 
-def resumption_hooks(cfg: CfgNode, model: nn.Module, loader: Any) -> list[HookBase]:
-    """The hooks of a training; without a ``Repeatable`` loader it can't go on to the bit anyway."""
+def resumption_hooks(model: nn.Module, loader: Any, batch_size: int, drawn: bool) -> list[HookBase]:
+    """The hooks of a training; without a ``Repeatable`` loader it can't go on to the bit anyway.
+
+    Args:
+        batch_size: the images of an iteration in all processes together.
+        drawn: whether the loader's seed was drawn.
+    """
     if not isinstance(loader, Repeatable):
         return []
     dense = [m for m in model.modules() if isinstance(m, DenseDetector)]
     return [
-        SeedIterations(loader, drawn=cfg.SEED < 0),
-        SampleByImage(loader, model, cfg.SOLVER.IMS_PER_BATCH),
+        SeedIterations(loader, drawn),
+        SampleByImage(loader, model, batch_size),
         *([KeepNormalizers(dense)] if dense else []),
         KeepMedians(),
+        ScriptsAsWritten(model),
     ]
+
+
+class EndOnce(HookBase):
+    """Lets a training that had ended, and was resumed, be evaluated as of the same iteration.
+
+    It belongs ahead of all hooks.
+    """
+
+    def after_train(self) -> None:
+        end = min(self.trainer.iter, self.trainer.max_iter)
+        self.trainer.iter = self.trainer.storage.iter = end
 
 
 class SeedIterations(HookBase):
@@ -154,3 +173,64 @@ class KeepMedians(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loaded = state
+
+
+class FinishIteration(HookBase):
+    """Does what a training that was killed had yet to do when its last checkpoint was written: the
+    evaluation of that iteration, its line in metrics.json, and what depends on them.
+
+    It belongs behind all other hooks; those from the first that evaluates come after a checkpoint.
+
+    Args:
+        run: what the training writes.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._figures: dict[str, float] = {}
+
+    def before_train(self) -> None:
+        trainer, done = self.trainer, self.trainer.start_iter - 1
+        if not 0 <= done < trainer.max_iter - 1 or self._is_written(done):
+            return
+        trainer.iter = trainer.storage.iter = done
+        trainer.storage.put_scalars(**self._figures, smoothing_hint=False)
+        for hook in dropwhile(lambda hook: not isinstance(hook, hooks.EvalHook), trainer._hooks):
+            hook.after_step()
+        trainer.iter = trainer.storage.iter = trainer.start_iter
+
+    def _is_written(self, iteration: int) -> bool:
+        written = False
+        with suppress(FileNotFoundError, ValueError):  # there is no line yet
+            written = comm.is_main_process() and iteration in self._run.metrics()
+        return bool(comm.all_gather(written)[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:  # saved before it went on
+            return {"figures": self._figures}
+        hints, now = storage.smoothing_hints(), self.trainer.iter  # the others KeepMedians has
+        latest = storage.latest().items()
+        return {"figures": {n: float(v) for n, (v, i) in latest if i == now and not hints[n]}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._figures = state["figures"]
+
+
+class ScriptsAsWritten(HookBase):
+    """Lets TorchScript compute on a CPU what is written, as in its first two calls of a function.
+
+    What it optimises for later calls, such as RetinaNet's and FCOS's focal loss, it rounds
+    otherwise: after an interruption that would begin anew. A GPU gains by it, and repeats no bits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._on_cpu = next(model.parameters()).device.type == "cpu"
+        self._training = ExitStack()
+
+    def before_train(self) -> None:
+        if self._on_cpu:
+            self._training.enter_context(torch.jit.optimized_execution(False))
+
+    def after_train(self) -> None:
+        self._training.close()

@@ -13,8 +13,10 @@ from typing import Any
 from detectron2.engine import hooks
 from detectron2.utils.events import EventWriter
 
+from ..checkpoint import RandWireCheckpointer
 from ..checksum import is_whole
 from ..files import megabytes
+from ..runs import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +58,24 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
                 os.remove(oldest)
 
 
+def save_end(checkpointer: RandWireCheckpointer, start_iter: int, max_iter: int) -> None:
+    """Write model_final.pth of a resumed training that was killed just ahead of it."""
+    final = RunFolder(checkpointer.save_dir).final_checkpoint
+    if start_iter >= max_iter and not is_whole(final):
+        checkpointer.save("model_final", iteration=start_iter - 1)
+
+
 class PeriodicWriter(hooks.PeriodicWriter):
     """Detectron2's, which would write only the last of the evaluations within its period, and end
     the training if it can't write.
 
     Args:
         eval_period: each so many iterations there is an evaluation; 0 for none.
+        period: of what is written beside.
     """
 
-    def __init__(self, writers: Sequence[EventWriter], eval_period: int) -> None:
-        super().__init__([_Tolerant(writer) for writer in writers])
+    def __init__(self, writers: Sequence[EventWriter], eval_period: int, period: int = 20) -> None:
+        super().__init__([_Tolerant(writer) for writer in writers], period)
         self._eval_period = eval_period
 
     def after_step(self) -> None:

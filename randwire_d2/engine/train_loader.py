@@ -7,7 +7,8 @@ that it has had, which takes seconds, and reads no image for them.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -31,36 +32,48 @@ Place = tuple[int, int]  # a position in the stream, and the index of the image 
 
 def detection_train_loader(cfg: CfgNode) -> Any:
     """The ``TrainLoader`` of a config; Detectron2's own of data that can only be iterated over."""
-    mapper, seed = training_mapper(cfg), run_seed(cfg)
-    options = _choose(cfg, seed, mapper=mapper)
-    if not isinstance(options["dataset"], IterableDataset):
-        return TrainLoader(cfg, options["dataset"], options["sampler"], mapper, seed)
-    logger.warning(
-        f"{cfg.DATASETS.TRAIN[0]!r} can only be iterated over: a training that is resumed begins "
-        "with its first images again"
-    )
-    return guard_workers(build_detection_train_loader(**options))
-
-
-def _choose(cfg: CfgNode, seed: int, **known: Any) -> dict[str, Any]:
-    """Detectron2's choice of images and sampler, which draws seeds, as a function of the seed."""
+    mapper, seed = training_mapper(cfg), run_seed(cfg.SEED)
+    choose = partial(build_detection_train_loader.from_config, cfg, mapper=mapper)
     with random_state_kept():
         seed_all(seed)
-        return dict(build_detection_train_loader.from_config(cfg, **known))
+        options = choose(sampler=())  # TrainLoader makes one of each seed
+    if not isinstance(options["dataset"], IterableDataset):
+        return TrainLoader(
+            options["dataset"],
+            mapper,
+            lambda records: choose(dataset=records)["sampler"],
+            seed,
+            batch_size=options["total_batch_size"],
+            grouped=options["aspect_ratio_grouping"],
+            num_workers=options["num_workers"],
+        )
+    warn_of_first_images(f"{cfg.DATASETS.TRAIN[0]!r} can only be iterated over")
+    return guard_workers(build_detection_train_loader(**choose(dataset=options["dataset"])))
+
+
+def warn_of_first_images(reason: str) -> None:
+    """Say why a training has no ``TrainLoader``, and what that means."""
+    logger.warning(
+        f"{reason}: a training that is resumed begins with its first images again, and so does "
+        "not end with the same bits"
+    )
 
 
 class TrainLoader:
-    """Lists of what the mapper returns, SOLVER.IMS_PER_BATCH in all processes, without an end.
+    """Lists of what the mapper returns, the batch size of them in all processes, without an end.
 
-    With DATALOADER.ASPECT_RATIO_GROUPING, either all images of a process's batch are wider than
-    high, or none is: as with Detectron2, which images an iteration sees then depends on the number
-    of processes. Without it, or with images of one kind, it does not.
+    Grouped, either all images of a process's batch are wider than high, or none is: as with
+    Detectron2, which images an iteration sees then depends on the number of processes. Without
+    that, or with images of one kind, it does not.
 
     Args:
-        records: of the images, as Detectron2's dicts.
-        sampler: of Detectron2, by DATALOADER.SAMPLER_TRAIN, drawn with the seed.
+        records: of the images, as Detectron2's dicts: a list, or a map-style data set.
         mapper: makes an item of a record, or None: then the next record takes its place.
+        sampler: makes one of Detectron2's for the records; what it draws is drawn with the seed.
         seed: of the stream.
+        batch_size: the images of an iteration in all processes together.
+        grouped: whether a batch has one orientation.
+        num_workers: of each process.
 
     Attributes:
         start_iter: the iteration that a new iterator begins with.
@@ -68,20 +81,27 @@ class TrainLoader:
 
     def __init__(
         self,
-        cfg: CfgNode,
-        records: Sequence[dict],
-        sampler: Any,
+        records: Any,
         mapper: Callable[[dict], Any],
+        sampler: Callable[[Any], Any],
         seed: int,
+        *,
+        batch_size: int,
+        grouped: bool,
+        num_workers: int,
     ) -> None:
         self.start_iter = 0
-        self._cfg, self._sampler, self._mapper, self._seed = cfg, sampler, mapper, seed
-        grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
-        # The mapper would learn an unknown size from the image.
-        self._wide = [grouped and r.get("width", 0) > r.get("height", 0) for r in records]
-        # A list would be copied into each worker, item by item, as its items are counted.
-        as_list = isinstance(records, list)
-        self._records = DatasetFromList(records, copy=False) if as_list else records
+        self._records, self._mapper, self._choose_sampler = records, mapper, sampler
+        self._batch_size, self._num_workers = batch_size, num_workers
+        self.seed = seed
+        self._wide = [False] * len(records)
+        if grouped:
+            every = map(records.__getitem__, range(len(records)))
+            # The mapper would learn an unknown size from the image.
+            self._wide = [r.get("width", 0) > r.get("height", 0) for r in every]
+        if isinstance(records, list):
+            # It would be copied into each worker, item by item, as its items are counted.
+            self._records = DatasetFromList(records, copy=False)
 
     @property
     def seed(self) -> int:
@@ -89,8 +109,9 @@ class TrainLoader:
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        options = _choose(self._cfg, seed, mapper=self._mapper, dataset=self._records)
-        self._seed, self._sampler = seed, options["sampler"]
+        with random_state_kept():
+            seed_all(seed)
+            self._seed, self._sampler = seed, self._choose_sampler(self._records)
 
     def __iter__(self) -> Iterator[list[Any]]:
         processes = comm.get_world_size()
@@ -98,7 +119,7 @@ class TrainLoader:
         loader = DataLoader(
             _Images(self._records, self._mapper, self._seed),
             batch_sampler=islice(self.batches(), first, None, processes),
-            num_workers=self._cfg.DATALOADER.NUM_WORKERS,
+            num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
             # A new iterator draws a number, which must not come from the model's generator.
             generator=torch.Generator(),
@@ -107,7 +128,7 @@ class TrainLoader:
 
     def batches(self) -> Iterator[list[Place]]:
         """What each process reads in the first iteration, in their order, then in the second, …"""
-        size = self._cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        size = self._batch_size // comm.get_world_size()
         batches: tuple[list[Place], list[Place]] = ([], [])
         # All processes' images: iterating over the sampler gives this one's.
         for place in enumerate(self._sampler._infinite_indices()):

@@ -36,7 +36,6 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
-from ..checksum import is_whole
 from ..command import in_users_words
 from ..data.classes import class_entries
 from ..data.patience import PatientMapper
@@ -54,8 +53,8 @@ from .ema import AveragedWeights, AverageWeights
 from .finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
 from .random_state import random_state_kept
 from .report import write_report
-from .resumption import resumption_hooks
-from .saving import PeriodicCheckpointer, PeriodicWriter
+from .resumption import EndOnce, FinishIteration, resumption_hooks
+from .saving import PeriodicCheckpointer, PeriodicWriter, save_end
 from .shadow_steps import ShadowSteps
 from .signals import StopOnSignal, guard_workers
 from .train_loader import detection_train_loader
@@ -123,7 +122,7 @@ class Trainer(DefaultTrainer):
     one or two of them, with the same weights, average, best checkpoint and losses, to the bit, as
     one that was not; with any number of workers. More processes sum their gradients in an order
     that DistributedDataParallel changes after its first step. Of Detectron2's own trainers none
-    promises this, so a LazyConfig's does not either: they begin their data and random numbers anew.
+    promises this.
 
     Several processes train what one would, up to rounding, with any number of workers, where
     images do not depend on their neighbours: norms without batch statistics (GN, FrozenBN), images
@@ -195,10 +194,11 @@ class Trainer(DefaultTrainer):
         built.insert(0, ShadowSteps(self.model, folder, self.cfg.SOLVER.SHADOW_PERIOD))
         if self.average is not None:
             built.insert(1, AverageWeights(self.average, self.checkpointer.model))
-        built[:0] = resumption_hooks(self.cfg, self.model, self._trainer.data_loader)
+        loader, batch_size = self._trainer.data_loader, self.cfg.SOLVER.IMS_PER_BATCH
+        built[:0] = resumption_hooks(self.model, loader, batch_size, drawn=self.cfg.SEED < 0)
         built.insert(0, StopOnSignal())
         built.insert(0, FiniteWeights(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
-        built.insert(0, ReportProgress())
+        built[:0] = [EndOnce(), ReportProgress()]
         if self.cfg.TEST.AUG.ENABLED:
             # Ahead of the writers, if this process has them, so that they write its results.
             last = isinstance(built[-1], hooks.PeriodicWriter)
@@ -210,7 +210,7 @@ class Trainer(DefaultTrainer):
             built.append(BestCheckpointer(self.cfg, self.evaluated_model))
         if self.cfg.SOLVER.PATIENCE:
             built.append(Patience(self.cfg))
-        return built
+        return [*built, FinishIteration(folder)]
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
@@ -281,11 +281,6 @@ class Trainer(DefaultTrainer):
         command = ["python", "tools/predict.py", output, "images/", "--output", predictions]
         return in_users_words(shlex.join(command))
 
-    def after_train(self) -> None:
-        # A training that had ended and was resumed is evaluated as of the same iteration.
-        self.iter = min(self.iter, self.max_iter)
-        super().after_train()
-
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth."""
         super().resume_or_load(resume)
@@ -297,9 +292,7 @@ class Trainer(DefaultTrainer):
                     hook.recent_checkpoints = [self.checkpointer.newest]
             if self.cfg.SOLVER.PATIENCE and is_exhausted(self.cfg, self.start_iter):
                 self.max_iter = self.start_iter
-        final = RunFolder(self.cfg.OUTPUT_DIR).final_checkpoint
-        if self.start_iter >= self.max_iter and not is_whole(final):
-            self.checkpointer.save("model_final", iteration=self.start_iter - 1)
+        save_end(self.checkpointer, self.start_iter, self.max_iter)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:

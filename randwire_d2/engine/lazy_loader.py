@@ -1,0 +1,72 @@
+"""The training images of a LazyConfig: where its loader is Detectron2's, a ``TrainLoader``.
+
+What the loader is, is read from the config's LazyCall, without calling it.
+"""
+
+from typing import Any
+
+from detectron2.config import instantiate
+from detectron2.data import build_detection_train_loader
+from detectron2.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig
+from torch.utils.data import IterableDataset
+
+from .signals import guard_workers
+from .train_loader import TrainLoader, warn_of_first_images
+
+# Those of Detectron2's loader that TrainLoader has, too, beside the sampler.
+_ARGUMENTS = ("dataset", "mapper", "total_batch_size", "aspect_ratio_grouping", "num_workers")
+# Functions of their arguments and, where they draw a seed, of the random state.
+_SAMPLERS = (TrainingSampler, RandomSubsetTrainingSampler, RepeatFactorTrainingSampler)
+
+
+def lazy_train_loader(call: DictConfig, seed: int) -> Any:
+    """The loader of a LazyConfig's ``dataloader.train``.
+
+    It is a ``TrainLoader`` of the seed, if the config calls Detectron2's
+    ``build_detection_train_loader`` with nothing but a map-style data set of dicts, a mapper, one
+    of Detectron2's samplers, batch size, grouping and workers. Else it is what the config builds,
+    and the log says why a training that is resumed begins its images anew.
+    """
+    if reason := _why_unrepeatable(call):
+        warn_of_first_images(f"dataloader.train {reason}")
+        return guard_workers(instantiate(call))
+    given = {key: instantiate(call[key]) for key in _ARGUMENTS if key in call}
+    records, chosen = given["dataset"], call.get("sampler")
+    if isinstance(records, IterableDataset) or not isinstance(records[0], dict):
+        warn_of_first_images("dataloader.train.dataset is not one of dicts by number")
+        return guard_workers(build_detection_train_loader(**given, sampler=instantiate(chosen)))
+    return TrainLoader(
+        records,
+        given["mapper"],
+        lambda records: instantiate(chosen) if chosen else TrainingSampler(len(records)),
+        seed,
+        batch_size=given["total_batch_size"],
+        grouped=given.get("aspect_ratio_grouping", True),
+        num_workers=given.get("num_workers", 0),
+    )
+
+
+def _why_unrepeatable(call: DictConfig) -> str:
+    """What keeps a LazyCall from being a ``TrainLoader``; "" if nothing does."""
+    if _target(call) is not build_detection_train_loader:
+        return "is not Detectron2's build_detection_train_loader"
+    others = set(map(str, call)) - {"_target_", "sampler", *_ARGUMENTS}
+    if set_others := sorted(key for key in others if call[key] is not None):
+        return f"sets {', '.join(set_others)}"
+    if call.get("mapper") is None:
+        return "has no mapper"
+    if call.get("sampler") is not None and _target(call.sampler) not in _SAMPLERS:
+        return "has a sampler that is not one of Detectron2's"
+    return ""
+
+
+def _target(call: Any) -> Any:
+    """What a LazyCall calls; None of anything else."""
+    target = call.get("_target_") if isinstance(call, DictConfig) else None
+    return locate(target) if isinstance(target, str) else target
