@@ -17,6 +17,7 @@ from helpers import ROOT, Tool, run_tool, wait_until
 
 from randwire_d2 import NetworkGenerator, complexity
 from randwire_d2.config import classifier_config, spec_from_config
+from randwire_d2.engine.slurm import Queue
 from randwire_d2.experiments.sweep import load_sweep
 from randwire_d2.experiments.sweep_results import (
     collect,
@@ -298,7 +299,7 @@ def test_slurm_jobs_are_submitted_once_and_waited_for(
     for run, what in zip(runs, (70.5, "fail", 60.25)):
         plan(run, what)
     trainings = [Training(run, trainer) for run in runs]
-    slurm = Slurm(tmp_path / "slurm", {"timeout_min": 5, "slurm_partition": "gpu"})
+    slurm = Slurm(Queue(tmp_path / "slurm", {"timeout_min": 5, "slurm_partition": "gpu"}))
     slurm(trainings[:2], lambda: None)
     states = [run.status().state for run in runs]
     assert states == ["finished", "failed", "unfinished", "unfinished"]
