@@ -46,6 +46,7 @@ EXTRAS_REQUIRE = {
         "mypy>=1.11",
         "onnx>=1.16",
         "onnxruntime>=1.19",
+        "openvino>=2025.0",
         "pytest>=7.4",
         "pytest-timeout>=2.2",
         "pytest-xdist>=3.0.2",
