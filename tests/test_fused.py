@@ -504,6 +504,21 @@ def test_the_probe_sees_all_that_a_stage_asks_for() -> None:
     assert needed and needed <= seen
 
 
+def test_the_probe_leaves_the_cores_to_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else threads that share tiny operations wait for cores that compilers and other processes
+    have, minutes in all; or PyTorch has one thread for ever after."""
+    threads: list[int] = []
+    monkeypatch.setattr(probe, "compare", lambda *_: threads.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        variants = probe.Variants(2, 2, (), (), (), 1, 1, batch=False, backward=False)
+        assert probe.failure.__wrapped__(torch.device("cpu"), torch.float32, variants) == ""
+        assert {*threads} == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_switches_reach_every_stage(runs: mock.Mock) -> None:
     """Else MODEL.RANDWIRE.FUSED or RECOMPUTE is ignored."""
     for on, recompute in itertools.product(("auto", "on", "off"), (True, False)):

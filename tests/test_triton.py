@@ -306,16 +306,20 @@ def test_operators_on_cuda(name: str, operator: str) -> None:
     check((CASES | CUDA_CASES)[name], operator, getattr(torch.ops.randwire, operator), "cuda")
 
 
-def test_kernels_are_compiled_ahead_on_all_cores() -> None:
-    """Wrong: a first step waits minutes for one kernel after the other; a kernel runs that is not
-    compiled yet, or none does afterwards; what a compiler says is lost."""
+def test_kernels_are_compiled_ahead_on_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: a first step waits minutes for one kernel after the other, or for what launches them;
+    a kernel runs that is not compiled yet, or none does afterwards; what a compiler says is lost,
+    or all that is compiled later meets a closed pool."""
     launched: list[bool] = []
+    launchers: list[tuple[Any, Any]] = []
+    driver = SimpleNamespace(launcher_cls=lambda src, metadata: launchers.append((src, metadata)))
+    monkeypatch.setattr(triton.runtime, "driver", SimpleNamespace(active=driver))
     kernel = SimpleNamespace(run=lambda *args, grid, warmup: launched.append(warmup))
     both = threading.Barrier(2)
 
     def compile_one() -> SimpleNamespace:
         both.wait(timeout=60)  # for the other: one alone never gets past
-        return SimpleNamespace()
+        return SimpleNamespace(src="source", metadata="metadata")
 
     def fail() -> None:
         raise RuntimeError("no C compiler")
@@ -323,15 +327,17 @@ def test_kernels_are_compiled_ahead_on_all_cores() -> None:
     with triton_kernels.compiling_ahead():
         common.launch(kernel, (1,), torch.zeros(1))
         mode = triton.runtime._async_compile.active_mode.get()
-        if len(os.sched_getaffinity(0)) > 1:
-            for key in ("one", "another"):
-                mode.submit(key, compile_one, lambda compiled: None)
+        keys = ("one", "another") if len(os.sched_getaffinity(0)) > 1 else ()
+        for key in keys:
+            mode.submit(key, compile_one, lambda compiled: None)
     common.launch(kernel, (1,), torch.zeros(1))
     assert launched == [True, False]
+    assert launchers == [("source", "metadata") for _ in keys]
     with pytest.raises(RuntimeError, match="no C compiler"), triton_kernels.compiling_ahead():
         triton.runtime._async_compile.active_mode.get().submit("bad", fail, lambda compiled: None)
     common.launch(kernel, (1,), torch.zeros(1))
     assert launched[-1] is False
+    assert triton.runtime._async_compile.active_mode.get() is None
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 # (In kernels, tuples grow in loops, which Triton unrolls.)
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime._async_compile import active_mode
 
 # Compile no kernels of their own for sizes of 1 and multiples of 16, but for the number of channels
 # and of elements, which decide how wide loads can be.
@@ -57,17 +58,36 @@ def packed(numbers: Sequence[int]) -> int:
 _ahead = False  # whether kernels are compiled alone
 
 
+class _Compilers(ThreadPoolExecutor):
+    """Threads, since most of a compilation does not hold Python's lock."""
+
+    def submit(self, compile_one: Callable[[], Any]) -> Future[Any]:  # type: ignore[override]
+        return super().submit(self._with_launcher, compile_one)
+
+    @staticmethod
+    def _with_launcher(compile_one: Callable[[], Any]) -> Any:
+        kernel = compile_one()
+        # Up to Triton 3.6, what launches a kernel is C, a file for each signature, which takes a
+        # quarter of a second to compile; the first launch finds it in Triton's cache.
+        triton.runtime.driver.active.launcher_cls(kernel.src, kernel.metadata)
+        return kernel
+
+
 @contextmanager
 def compiling_ahead() -> Iterator[None]:
     """In the block, operators return what was never computed: their kernels are compiled, on all
     cores at once, and are there when the block is left. One after the other takes minutes."""
     global _ahead
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, triton.AsyncCompileMode(pool):
-        _ahead = True
-        try:
-            yield
-        finally:
-            _ahead = False
+    try:
+        with _Compilers(len(os.sched_getaffinity(0))) as pool, triton.AsyncCompileMode(pool):
+            _ahead = True
+            try:
+                yield
+            finally:
+                _ahead = False
+    finally:
+        # Up to Triton 3.7, a compilation that fails would leave the mode on, with a closed pool.
+        active_mode.set(None)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
@@ -157,6 +177,13 @@ def load_sum(inputs, number, factors, shift, offset, mask):
     for i in tl.static_range(len(inputs)):
         total += factors[i] * load(inputs[i] + offset, mask & (i < number))
     return total
+
+
+@jit
+def elements(count, channels):
+    """The size of an image of ``count`` pixels. As an argument it would double the number of
+    kernels: Triton compiles others for multiples of 16, and for what needs 64 bits."""
+    return count.to(tl.int64) * channels
 
 
 @jit

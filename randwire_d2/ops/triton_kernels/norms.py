@@ -16,6 +16,7 @@ from ..tiling import cdiv, partition, tile_shape
 from . import common
 from .common import (
     channels_last,
+    elements,
     jit,
     load,
     load_row,
@@ -43,9 +44,8 @@ def batch_norm_statistics(
     for some in _chunks(len(inputs)):
         images = inputs[some]
         partial = workspace(images[0], len(images), programs, 2 * channels)
-        sizes = (count * channels, channels, rows)
         grid = (programs, len(images))
-        common.launch(_statistics_kernel, grid, images, partial, *sizes, **tile)
+        common.launch(_statistics_kernel, grid, images, partial, count, channels, rows, **tile)
         (across,), combination = _combination(channels)
         operands = (images, partial, parameters, tuple(affines[some]), moments)
         common.launch(
@@ -73,7 +73,7 @@ def batch_norm_backward(
     first_product = 2 * channels * nodes
     partial = workspace(inputs[0], programs, first_product + len(grads))
     factors = workspace(inputs[0], nodes)
-    sizes = (count * channels, channels, rows, partial.shape[1])
+    sizes = (count, channels, rows, partial.shape[1])
 
     def add_up(some: slice, own: Any, number: int, weights: Any, sums: Any, edge: int) -> None:
         operands = (own, number, weights, inputs[some], parameters, moments)
@@ -110,7 +110,7 @@ def batch_norm_backward(
         grid = (cdiv(count, tile["ROWS"]), len(totals[some]))
         common.launch(
             *(_norm_backward_kernel, grid, *operands, grad_parameters),
-            *(tuple(results[some]), count * channels, channels, some.start),
+            *(tuple(results[some]), count, channels, some.start),
             **(tile | {"EPS": eps}),
         )
     return results, products, grad_parameters
@@ -134,7 +134,7 @@ def _combine(partial: Tensor, first: Tensor, second: Tensor) -> None:
 
 @jit
 def _statistics_kernel(
-    inputs, partial, size, channels, rows, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+    inputs, partial, count, channels, rows, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     program, node, channel = tl.program_id(0), tl.program_id(1), tl.arange(0, CHANNELS)
     x = pick_one(inputs, node)
@@ -142,9 +142,9 @@ def _statistics_kernel(
     pivot = load_row(x, channel, channels)
     mean = tl.zeros([CHANNELS], partial.dtype.element_ty)
     squares = tl.zeros([CHANNELS], partial.dtype.element_ty)
-    last = min((program + 1) * rows, (size // channels).to(tl.int32))
+    last = min((program + 1) * rows, count)
     for first in range(program * rows, last, ROWS):
-        offset, mask = tile_place(first, channel, channels, size, ROWS)
+        offset, mask = tile_place(first, channel, channels, elements(count, channels), ROWS)
         value = tl.where(mask, load(x + offset, mask) - pivot, 0.0)
         number = min(ROWS, last - first)
         tile_mean = tl.sum(value, 0) / number
@@ -209,7 +209,7 @@ def _normalised(x, moments, channel, channels, offset, mask, EPS: tl.constexpr):
 @jit
 def _norm_sums_kernel(
     grads, numbers, coefficients, inputs, parameters, moments, totals, partial, factors,
-    size, channels, rows, columns, first_node, first_edge, first_product,
+    count, channels, rows, columns, first_node, first_edge, first_product,
     EPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     program, node, channel = tl.program_id(0), tl.program_id(1), tl.arange(0, CHANNELS)
@@ -236,7 +236,7 @@ def _norm_sums_kernel(
     sum_grad_x = tl.zeros([CHANNELS], partial.dtype.element_ty)
     products = (tl.zeros([CHANNELS], partial.dtype.element_ty),) * MOST
     for first in range(program * rows, (program + 1) * rows, ROWS):
-        offset, mask = tile_place(first, channel, channels, size, ROWS)
+        offset, mask = tile_place(first, channel, channels, elements(count, channels), ROWS)
         normal, _invstd = _normalised(x, moments, channel, channels, offset, mask, EPS)
         y = normal * scale + shift
         grad, products = total_and_products(own, number, weights, offset, mask, y, products)
@@ -256,9 +256,10 @@ def _norm_sums_kernel(
 @jit
 def _norm_backward_kernel(
     totals, factors, inputs, parameters, moments, grad_parameters, results,
-    size, channels, first_node, EPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    count, channels, first_node, EPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     node, channel = tl.program_id(1), tl.arange(0, CHANNELS)
+    size = elements(count, channels)
     offset, mask = tile_place(tl.program_id(0) * ROWS, channel, channels, size, ROWS)
     grad = load(pick_one(totals, node) + offset, mask) * tl.load(factors + first_node + node)
     own = (first_node + node) * 2 * channels
@@ -267,7 +268,7 @@ def _norm_backward_kernel(
     )
     sum_grad_x = load_row(grad_parameters + own, channel, channels)
     sum_grad = load_row(grad_parameters + own + channels, channel, channels)
-    grad -= (sum_grad + normal * sum_grad_x) / (size // channels)
+    grad -= (sum_grad + normal * sum_grad_x) / count
     scale = load_row(parameters + own, channel, channels)
     tl.store(pick_one(results, node) + offset, scale * invstd * grad, mask)
 

@@ -14,6 +14,7 @@ from ..tiling import FLAT, cdiv, partition, tile_shape
 from . import common
 from .common import (
     channels_last,
+    elements,
     jit,
     load,
     load_row,
@@ -50,12 +51,9 @@ def weighted_sum_backward(
     affines: Sequence[Tensor],
 ) -> tuple[list[Tensor], Tensor]:
     grads, inputs = channels_last(grads), channels_last(inputs)
-    results, size, channels = (
-        [empty_image(x) for x in inputs],
-        inputs[0].numel(),
-        inputs[0].shape[1],
-    )
-    programs, rows, tile = partition(size // channels, channels)
+    results, channels = [empty_image(x) for x in inputs], inputs[0].shape[1]
+    count = inputs[0].numel() // channels
+    programs, rows, tile = partition(count, channels)
     products = workspace(inputs[0], programs, len(grads))
     places = pieces(readers)
     for some in shared(readers, MOST_GRADS):
@@ -64,7 +62,7 @@ def weighted_sum_backward(
         common.launch(
             *(_weighted_sum_backward_kernel, (programs, len(own)), *operands, inputs[some]),
             *(tuple(affines[some]), tuple(results[some]), products),
-            *(size, channels, rows, len(grads), places[some.start].start),
+            *(count, channels, rows, len(grads), places[some.start].start),
             **tile,
         )
     return results, products
@@ -95,7 +93,7 @@ def total_and_products(grads, number, factors, offset, mask, y, products):
 
 @jit
 def _weighted_sum_backward_kernel(
-    grads, numbers, coefficients, inputs, affines, results, partial, size, channels, rows,
+    grads, numbers, coefficients, inputs, affines, results, partial, count, channels, rows,
     columns, first_edge, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     program, node, channel = tl.program_id(0), tl.program_id(1), tl.arange(0, CHANNELS)
@@ -110,7 +108,7 @@ def _weighted_sum_backward_kernel(
     shift = load_row(affine + channels, channel, channels)
     products = (tl.zeros([CHANNELS], partial.dtype.element_ty),) * MOST
     for first in range(program * rows, (program + 1) * rows, ROWS):
-        offset, mask = tile_place(first, channel, channels, size, ROWS)
+        offset, mask = tile_place(first, channel, channels, elements(count, channels), ROWS)
         y = load(x + offset, mask) * scale + shift
         total, products = total_and_products(own, number, factors, offset, mask, y, products)
         tl.store(result + offset, total * scale, mask)
