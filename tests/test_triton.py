@@ -75,7 +75,9 @@ CASES = {
         only=("batch_norm_statistics",),
     ),
 }
-STAGES = [("BN", True), ("BN", False), ("FrozenBN", True)]
+# Norms, whether in training, and the multiple that channels are padded to.
+STAGES = [("BN", True, 8), ("FrozenBN", True, 1)]
+SLOW_STAGES = [("BN", True, 1), ("BN", False, 1), ("BN", False, 8), ("FrozenBN", True, 8)]
 SLOW_CASES = {
     "as on a GPU": Case(3, True, 1, (10, 9), 33),
     "as on a GPU, stride 2": Case(1, False, 2, (7, 9), 130, torch.float32),
@@ -124,7 +126,7 @@ def check_nan() -> None:
     assert grad.isnan().all(), "lost in its backward"
 
 
-def check_stage(norm: str, training: bool) -> None:
+def check_stage(norm: str, training: bool, multiple: int) -> None:
     """A stage's results, gradients and statistics are those of the native operators."""
     torch.manual_seed(0)
     spec = NetworkGenerator("small", 3, 6, "WS", {"k": 2, "p": 0.75})(1)
@@ -145,10 +147,9 @@ def check_stage(norm: str, training: bool) -> None:
     with torch.library._scoped_library("randwire", "IMPL") as library:
         for name in OPERATORS:
             library.impl(name, getattr(triton_kernels, name), "CPU", allow_override=True)
-        for multiple in (1, 8):
-            with mock.patch.dict(MULTIPLES, {torch.float64: multiple}):
-                for name, value in run(copy.deepcopy(stage)).items():
-                    assert_same(value, expected[name], f"{name}, multiples of {multiple}")
+        with mock.patch.dict(MULTIPLES, {torch.float64: multiple}):
+            for name, value in run(stage).items():
+                assert_same(value, expected[name], name)
 
 
 def interpret(names: list[str]) -> dict[str, str]:
@@ -156,8 +157,9 @@ def interpret(names: list[str]) -> dict[str, str]:
     torch.set_num_threads(1)
     wrong = {}
     checks: dict[str, Callable[[], None]] = {"NaN": check_nan}
-    for norm, training in STAGES:
-        checks[f"stage/{norm}/{training}"] = partial(check_stage, norm, training)
+    for kind, stages in (("stage", STAGES), ("other stage", SLOW_STAGES)):
+        for stage in stages:
+            checks[f"{kind}/{stage}"] = partial(check_stage, *stage)
     for name, case in (CASES | SLOW_CASES).items():
         for operator in case.only:
             checks[f"{name}/{operator}"] = lambda case=case, operator=operator: check(
@@ -246,7 +248,7 @@ def test_operators(name: str, operator: str) -> None:
 @each(SLOW_CASES)
 def test_operators_of_larger_operands(name: str, operator: str) -> None:
     """As ``test_operators``: wrong only with many inputs, or with the tiles that a GPU gets."""
-    assert not elsewhere("interpret", *SLOW_CASES)[f"{name}/{operator}"]
+    assert not elsewhere("interpret", "other stage", *SLOW_CASES)[f"{name}/{operator}"]
 
 
 def test_nan_is_not_hidden() -> None:
@@ -254,11 +256,18 @@ def test_nan_is_not_hidden() -> None:
     assert not elsewhere("interpret", "NaN", "stage", *CASES)["NaN"]
 
 
-@pytest.mark.parametrize("norm, training", STAGES)
-def test_a_stage(norm: str, training: bool) -> None:
+@pytest.mark.parametrize("stage", STAGES, ids=str)
+def test_a_stage(stage: tuple[str, bool, int]) -> None:
     """If it failed, the operators would not fit together: a group's nodes in another order, parts
     of sums that are not added up, slices whose strides a kernel does not know."""
-    assert not elsewhere("interpret", "NaN", "stage", *CASES)[f"stage/{norm}/{training}"]
+    assert not elsewhere("interpret", "NaN", "stage", *CASES)[f"stage/{stage}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", SLOW_STAGES, ids=str)
+def test_another_stage(stage: tuple[str, bool, int]) -> None:
+    """As ``test_a_stage``."""
+    assert not elsewhere("interpret", "other stage", *SLOW_CASES)[f"other stage/{stage}"]
 
 
 def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
