@@ -372,6 +372,7 @@ def test_run_on_a_gpu() -> None:
 # -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_growth_measures_what_it_draws() -> None:
     """Else a line goes through points that nobody measured, or a point has another's figures."""
     settings = Settings(rounds=1, models=("randwire", "randwire-plain"))
@@ -412,6 +413,7 @@ def test_unknown_names() -> None:
 SMALL = ["--batch", "2", "--size", "64", "--regime", "small", "--channels", "4", "--nodes", "5"]
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Else the one command no longer writes the tables, the JSON and the figure."""
     outputs = tmp_path / "new" / "benchmark.json", tmp_path / "new" / "growth.svg"

@@ -1132,6 +1132,7 @@ def test_the_tool_as_users_run_it(own: Path) -> None:
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_code_does_not_run_in_the_real_tool(tmp_path: Path) -> None:
     proof, source = tmp_path / "code-has-run", tmp_path / "s.pth"
     buffer = io.BytesIO()

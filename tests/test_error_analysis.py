@@ -367,6 +367,7 @@ def test_no_errors_and_missing_images(dataset: str, tmp_path: Path) -> None:
     assert not (path.parent / "images.png").exists(), "an earlier analysis's"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
 def test_a_browser_shows_the_page(dataset: str, tmp_path: Path) -> None:
     """Wrong: what a parser takes for a page shows nothing in a browser, or it complains."""

@@ -148,7 +148,7 @@ def test_gradients_are_the_derivatives(norm: str, recompute: bool, device: torch
         return torch.func.functional_call(stage, dict(zip(names, values, strict=True)), x)
 
     with mock.patch.object(fused, "_update_running_statistics"):  # a function has no memory
-        x = image(3, 5, 4).to(device).requires_grad_()
+        x = image(3, 3, 3).to(device).requires_grad_()
         assert torch.autograd.gradcheck(run, (x, *parameters))
 
 
@@ -576,6 +576,7 @@ def test_torch_compile(norm: str) -> None:
         torch.testing.assert_close(twin.state_dict()[name], value, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", ["on", "off"])
 def test_torch_compile_drops_edges_without_compiling_again(fused: Any) -> None:
     """Else the edge is part of what is compiled: every other one takes minutes, until torch.compile

@@ -129,7 +129,14 @@ def both(name: str) -> tuple[CfgNode, DictConfig]:
     return cfg, lazy
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Two of them have what the others have.
+        pytest.param(name, marks=pytest.mark.slow if "faster" in name or "cascade" in name else ())
+        for name in CONFIGS
+    ],
+)
 def test_yaml_and_lazy_are_one_detector(name: str) -> None:
     """Wrong: their weights have other names, other values for one seed, or their images, losses or
     learning rates differ in a bit."""

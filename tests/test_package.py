@@ -200,6 +200,7 @@ print("counted", flops.by_module()["model.backbone.bottom_up"], parameter_count(
 """
 
 
+@pytest.mark.slow
 def test_a_script_like_detectron2s_demo(tmp_path: Path) -> None:
     """Wrong: `import randwire_d2` is not enough for a tool of somebody else's."""
     draw_image_folders(tmp_path / "data", classes="a", train=1, val=0)
