@@ -302,6 +302,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, 
     cache = tmp_path / "hub"
     cache.mkdir()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    # Before 0.24, a copy of it is where it is read.
+    copy_of_it = "huggingface_hub._snapshot_download.HF_HUB_CACHE"
+    monkeypatch.setattr(copy_of_it, str(cache), raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
     def put(repo: str, revision: str, folder: Path) -> None:
