@@ -252,7 +252,9 @@ def merge_config(cfg: CfgNode, config_file: str | os.PathLike[str], opts: Sequen
         merge_file(cfg, path)
     if len(opts) % 2:
         raise ValueError(f"options come as pairs KEY VALUE; got {' '.join(opts)!r}")
-    merge_in_one_line("the command line", lambda: cfg.merge_from_list(list(opts)))
+    merge_in_one_line(
+        "the command line", lambda: _merge_values(cfg, lambda: cfg.merge_from_list(list(opts)))
+    )
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:
@@ -264,7 +266,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
 
     def merge() -> None:
         check_yaml(path)
-        _merge_old_fused(cfg, lambda: cfg.merge_from_file(path))
+        _merge_values(cfg, lambda: _merge_old_fused(cfg, lambda: cfg.merge_from_file(path)))
 
     merge_in_one_line(path, merge)
 
@@ -283,9 +285,27 @@ def merge_text(cfg: CfgNode, text: str, source: str) -> None:
     def merge() -> None:
         compose_yaml(text)  # its limits
         other = CfgNode.load_cfg(text)  # reads a text with yaml.safe_load
-        _merge_old_fused(cfg, lambda: cfg.merge_from_other_cfg(other))
+        _merge_values(cfg, lambda: _merge_old_fused(cfg, lambda: cfg.merge_from_other_cfg(other)))
 
     merge_in_one_line(source, merge)
+
+
+def _merge_values(cfg: CfgNode, merge: Callable[[], Any]) -> None:
+    """Merge, but no None, as which YAML reads a key without a value: yacs takes it for any type."""
+    before = _without_value(cfg)
+    merge()
+    if empty := sorted(_without_value(cfg) - before):
+        raise ValueError(f"{empty[0]} has no value: give it one, or leave it out")
+
+
+def _without_value(cfg: CfgNode, prefix: str = "") -> set[str]:
+    found = set()
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            found |= _without_value(value, f"{prefix}{key}.")
+        elif value is None:
+            found.add(prefix + key)
+    return found
 
 
 def _merge_old_fused(cfg: CfgNode, merge: Callable[[], Any]) -> None:

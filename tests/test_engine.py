@@ -80,7 +80,12 @@ def test_what_cannot_work_is_refused_in_one_line(
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("MODEL: [", "config.yaml"), ("_BASE_: gone.yaml", "gone.yaml"), ("MODEL: {X: 1}", "MODEL.X")],
+    [
+        ("MODEL: [", "config.yaml"),
+        ("_BASE_: gone.yaml", "gone.yaml"),
+        ("MODEL: {X: 1}", "MODEL.X"),
+        ("SOLVER: {BASE_LR: }", "SOLVER.BASE_LR has no value"),
+    ],
 )
 def test_a_broken_config_file_is_named_in_one_line(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "config.yaml").write_text(text)

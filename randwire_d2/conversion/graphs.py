@@ -8,7 +8,7 @@ from typing import Any
 import networkx as nx
 import yaml
 
-from ..text import one_line
+from ..text import brief, one_line
 from ..wiring.dag import as_integer
 from ..wiring.limits import MOST_CHARACTERS, MOST_EDGES, MOST_NODES, check_limit
 from ..yaml_tags import compose_yaml, load_yaml
@@ -38,10 +38,14 @@ def read_text(path: str | os.PathLike[str]) -> tuple[int, Edges]:
             f"edges, and an edge on each line ({one_line(e)})"
         ) from None
     if len(pairs) != num_edges:
-        raise ValueError(f"{os.fspath(path)!r} announces {num_edges} edges; it has {len(pairs)}")
+        raise ValueError(
+            f"{os.fspath(path)!r} announces {brief(num_edges)} edges; it has {len(pairs)}"
+        )
     wrong = [edge for edge in pairs if not all(0 <= node < num_nodes for node in edge)]
     if wrong:
-        raise ValueError(f"{os.fspath(path)!r} has {num_nodes} nodes, but the edge {wrong[0]}")
+        raise ValueError(
+            f"{os.fspath(path)!r} has {num_nodes} nodes, but the edge {brief(wrong[0])}"
+        )
     return num_nodes, pairs
 
 
@@ -120,18 +124,20 @@ def draw(model: str, num_nodes: int, seed: int, params: Mapping[str, Any]) -> tu
         elif model == "BA":
             return num_nodes, _barabasi_albert(num_nodes, params["M"], seed)
         else:
-            raise ValueError(f"the graph model {model!r} is none of ER, BA, WS")
+            raise ValueError(f"the graph model {brief(model)} is none of ER, BA, WS")
     except KeyError as e:
         raise ValueError(f"{model} needs the parameter {e}") from None
     except (nx.NetworkXError, TypeError) as e:
-        raise ValueError(f"{model} of {num_nodes} nodes with {dict(params)}: {e}") from e
+        raise ValueError(
+            f"{model} of {num_nodes} nodes with {brief(dict(params))}: {one_line(e)}"
+        ) from e
     return num_nodes, sorted((min(edge), max(edge)) for edge in graph.edges)
 
 
 def _barabasi_albert(num_nodes: int, m: int, seed: int) -> Edges:
     """BA(M) with the numbers and draws of networkx before 2.6: it began with M nodes, no star."""
     if not 1 <= m < num_nodes:
-        raise ValueError(f"BA needs 1 <= M < N; got M={m}, N={num_nodes}")
+        raise ValueError(f"BA needs 1 <= M < N; got M={brief(m)}, N={num_nodes}")
     rng = random.Random(seed)
     edges: Edges = []
     targets: Sequence[int] = range(m)

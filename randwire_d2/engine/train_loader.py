@@ -16,6 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -41,7 +42,7 @@ def detection_train_loader(cfg: CfgNode) -> Any:
         return TrainLoader(
             options["dataset"],
             mapper,
-            lambda records: choose(dataset=records)["sampler"],
+            lambda records: _sampler(cfg, records, choose),
             seed,
             batch_size=options["total_batch_size"],
             grouped=options["aspect_ratio_grouping"],
@@ -49,6 +50,13 @@ def detection_train_loader(cfg: CfgNode) -> Any:
         )
     warn_of_first_images(f"{cfg.DATASETS.TRAIN[0]!r} can only be iterated over")
     return guard_workers(build_detection_train_loader(**choose(dataset=options["dataset"])))
+
+
+def _sampler(cfg: CfgNode, records: Any, choose: Callable[..., dict[str, Any]]) -> Any:
+    if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
+        # Detectron2's newest gives it SEED itself, be it -1, and others draw one.
+        return TrainingSampler(len(records))
+    return choose(dataset=records)["sampler"]
 
 
 def warn_of_first_images(reason: str) -> None:
