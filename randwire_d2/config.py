@@ -266,7 +266,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
 
     def merge() -> None:
         check_yaml(path)
-        _merge_values(cfg, lambda: _merge_old_fused(cfg, lambda: cfg.merge_from_file(path)))
+        _merge_old_fused(cfg, lambda: cfg.merge_from_file(path))
 
     merge_in_one_line(path, merge)
 
@@ -285,7 +285,7 @@ def merge_text(cfg: CfgNode, text: str, source: str) -> None:
     def merge() -> None:
         compose_yaml(text)  # its limits
         other = CfgNode.load_cfg(text)  # reads a text with yaml.safe_load
-        _merge_values(cfg, lambda: _merge_old_fused(cfg, lambda: cfg.merge_from_other_cfg(other)))
+        _merge_old_fused(cfg, lambda: cfg.merge_from_other_cfg(other))
 
     merge_in_one_line(source, merge)
 
@@ -312,7 +312,7 @@ def _merge_old_fused(cfg: CfgNode, merge: Callable[[], Any]) -> None:
     node = cfg.MODEL.RANDWIRE
     # Runs of before FUSED had three values have a truth value, which yacs takes in place of None.
     before, node.FUSED = node.FUSED, None
-    merge()
+    _merge_values(cfg, merge)
     merged = {None: before, True: "auto", False: "off"}
     node.FUSED = merged.get(node.FUSED, node.FUSED)
 

@@ -48,7 +48,6 @@ from .saving import PeriodicCheckpointer, PeriodicWriter, save_end
 from .shadow_steps import ShadowSteps
 from .signals import Interrupted, StopOnSignal, end_interrupted
 from .slurm import Task, is_submitted, submit_training
-from .train_loader import TrainLoader
 from .trainer import share_statistics
 from .watch import HANG_TIMEOUT, ReportProgress
 
@@ -229,16 +228,13 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
     trainer.checkpointer = checkpointer
     is_main = comm.is_main_process()
     writers = default_writers(train.output_dir, train.max_iter) if is_main else []
-    resumption = []
-    if isinstance(loader, TrainLoader):
-        batch_size = cfg.dataloader.train.total_batch_size
-        resumption = resumption_hooks(wrapped, loader, batch_size, drawn=seed < 0)
+    batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=0)
     trainer.register_hooks(
         [
             EndOnce(),
             ReportProgress(),
             StopOnSignal(checkpointer),
-            *resumption,
+            *resumption_hooks(wrapped, loader, batch_size, drawn=seed < 0),
             ShadowSteps(wrapped, run, 0),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
