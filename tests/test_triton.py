@@ -38,7 +38,7 @@ from randwire_d2.ops.probe import EVERY_WANT, OPERATORS, operands
 from randwire_d2.ops.triton_kernels import common
 
 # A tile, a strip and a program's share so small that little images have several of each.
-SMALL = {"TILE": 64, "FLAT": 16, "PROGRAMS": 3, "MIN_ROWS": 1, "STRIP_WIDTH": 2, "STRIP_HEIGHT": 3}
+SMALL = {"TILE": 64, "SUM_TILE": 64, "FLAT": 16, "PROGRAMS": 3, "MIN_ROWS": 1, "STRIP_WIDTH": 2, "STRIP_HEIGHT": 3}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Case(probe.Case):
 CASES = {
     "one pixel": Case(1, False, 1, (1, 1), 1),
     "one input": Case(1, False, 1, (5, 4), 5, constants=SMALL),
-    "one input, stride 2": Case(1, True, 2, (5, 4), 33, constants=SMALL | {"TILE": 256}),
+    "one input, stride 2": Case(1, True, 2, (5, 4), 33, constants=SMALL | {"SUM_TILE": 256}),
     "two inputs": Case(2, True, 1, (2, 3), 33),
     "two inputs, stride 2": Case(2, False, 2, (6, 4), 5, constants=SMALL),
     "five inputs": Case(5, True, 1, (4, 3), 5, constants=SMALL),
@@ -88,7 +88,7 @@ SLOW_CASES = {
     # More than the second kernels read at a time.
     "many programs": Case(
         *(1, False, 1, (12, 11), 1),
-        constants=SMALL | {"TILE": 1, "PROGRAMS": 1000},
+        constants=SMALL | {"SUM_TILE": 1, "PROGRAMS": 1000},
         only=OPERATORS[4:],
     ),
 }

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 # With 4 warps, 16 elements of each input per thread: enough loads in flight to hide the latency of
-# the memory. And with C > 64 all warps lie along the channels: no sum over rows crosses threads.
+# the memory.
 TILE = 2048
+# Of a program that sums over rows. A thread has 8 elements, and as many sums of its own, in
+# registers; threads add up theirs once, at the end. To do so for each tile takes ten times as long.
+SUM_TILE = 1024
 FLAT = 1024  # columns where channels don't matter, so that loads can be of 16 bytes for every C
 PROGRAMS = 512  # that sum over rows, at most: about what a large GPU holds at once
 MIN_ROWS = 8  # of such a program: its sums are to be few beside what it reads
@@ -37,9 +40,16 @@ def tile_shape(channels: int) -> dict[str, Any]:
     return {"ROWS": max(TILE // width, 1), "CHANNELS": width}
 
 
+def sum_tile_shape(channels: int) -> dict[str, Any]:
+    """Likewise, for a program that sums over rows."""
+    width = next_power_of_2(channels)
+    warps = min(max(width // 256, 4), 16)
+    return {"ROWS": max(SUM_TILE // width, 1), "CHANNELS": width, "num_warps": warps}
+
+
 def partition(rows: int, channels: int) -> tuple[int, int, dict[str, Any]]:
     """How many programs, the rows of each, and the shape of their tiles."""
-    tile = tile_shape(channels)
+    tile = sum_tile_shape(channels)
     each = max(cdiv(rows, PROGRAMS), MIN_ROWS)
     each = cdiv(each, tile["ROWS"]) * tile["ROWS"]
     return cdiv(rows, each), each, tile

@@ -140,21 +140,20 @@ def _statistics_kernel(
     x = pick_one(inputs, node)
     # Of the differences from the first pixel: a mean of many standard deviations would round them.
     pivot = load_row(x, channel, channels)
-    mean = tl.zeros([CHANNELS], partial.dtype.element_ty)
-    squares = tl.zeros([CHANNELS], partial.dtype.element_ty)
-    last = min((program + 1) * rows, count)
-    for first in range(program * rows, last, ROWS):
+    start, last = program * rows, min((program + 1) * rows, count)
+    # Welford's means and squares, each of every ROWS-th row.
+    means = tl.zeros([ROWS, CHANNELS], partial.dtype.element_ty)
+    squares = tl.zeros([ROWS, CHANNELS], partial.dtype.element_ty)
+    for first in range(start, last, ROWS):
         offset, mask = tile_place(first, channel, channels, elements(count, channels), ROWS)
-        value = tl.where(mask, load(x + offset, mask) - pivot, 0.0)
-        number = min(ROWS, last - first)
-        tile_mean = tl.sum(value, 0) / number
-        centred = tl.where(mask, value - tile_mean[None, :], 0.0)
-        # Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances".
-        before = first - program * rows
-        share = number / (before + number).to(mean.dtype)
-        delta = tile_mean - mean
-        mean += delta * share
-        squares += tl.sum(centred * centred, 0) + delta * delta * share * before
+        value = load(x + offset, mask) - pivot
+        delta = tl.where(mask, value - means, 0.0)
+        means += delta * (1 / ((first - start) // ROWS + 1).to(means.dtype))
+        squares += delta * (value - means)
+    numbers = tl.maximum(tl.cdiv(last - start - tl.arange(0, ROWS), ROWS), 0)[:, None]
+    mean = tl.sum(means * numbers, 0) / (last - start)
+    delta = means - mean[None, :]
+    squares = tl.sum(squares + delta * delta * numbers, 0)
     place = (node * tl.num_programs(0) + program).to(tl.int64) * 2 * channels + channel
     tl.store(partial + place, mean, channel < channels)
     tl.store(partial + place + channels, squares, channel < channels)
@@ -232,9 +231,9 @@ def _norm_sums_kernel(
     moments += node * 2 * channels
     scale = load_row(parameters, channel, channels)
     shift = load_row(parameters + channels, channel, channels)
-    sum_grad = tl.zeros([CHANNELS], partial.dtype.element_ty)
-    sum_grad_x = tl.zeros([CHANNELS], partial.dtype.element_ty)
-    products = (tl.zeros([CHANNELS], partial.dtype.element_ty),) * MOST
+    sum_grad = tl.zeros([ROWS, CHANNELS], partial.dtype.element_ty)
+    sum_grad_x = tl.zeros([ROWS, CHANNELS], partial.dtype.element_ty)
+    products = (tl.zeros([ROWS, CHANNELS], partial.dtype.element_ty),) * MOST
     for first in range(program * rows, (program + 1) * rows, ROWS):
         offset, mask = tile_place(first, channel, channels, elements(count, channels), ROWS)
         normal, _invstd = _normalised(x, moments, channel, channels, offset, mask, EPS)
@@ -242,15 +241,15 @@ def _norm_sums_kernel(
         grad, products = total_and_products(own, number, weights, offset, mask, y, products)
         if totals is not None:
             tl.store(total + offset, grad, mask & several)
-        sum_grad += tl.sum(grad, 0)
-        sum_grad_x += tl.sum(grad * normal, 0)
+        sum_grad += grad
+        sum_grad_x += grad * normal
     partial += program.to(tl.int64) * columns
     own_columns = node * 2 * channels + channel
-    tl.store(partial + own_columns, sum_grad_x, channel < channels)
-    tl.store(partial + own_columns + channels, sum_grad, channel < channels)
+    tl.store(partial + own_columns, tl.sum(sum_grad_x, 0), channel < channels)
+    tl.store(partial + own_columns + channels, tl.sum(sum_grad, 0), channel < channels)
     if coefficients is not None:
         for i in tl.static_range(MOST):
-            tl.store(partial + first_product + edge + i, tl.sum(products[i], 0), i < number)
+            tl.store(partial + first_product + edge + i, tl.sum(products[i]), i < number)
 
 
 @jit

@@ -87,7 +87,7 @@ def total_and_products(grads, number, factors, offset, mask, y, products):
     for i in tl.static_range(len(grads)):
         grad = load(grads[i] + offset, mask & (i < number))
         total += factors[i] * grad
-        sums = sums + (products[i] + tl.sum(grad * y, 0),)
+        sums = sums + (products[i] + grad * y,)
     return total, sums
 
 
@@ -106,7 +106,7 @@ def _weighted_sum_backward_kernel(
     x, affine, result = pick_one(inputs, node), pick_one(affines, node), pick_one(results, node)
     scale = load_row(affine, channel, channels)
     shift = load_row(affine + channels, channel, channels)
-    products = (tl.zeros([CHANNELS], partial.dtype.element_ty),) * MOST
+    products = (tl.zeros([ROWS, CHANNELS], partial.dtype.element_ty),) * MOST
     for first in range(program * rows, (program + 1) * rows, ROWS):
         offset, mask = tile_place(first, channel, channels, elements(count, channels), ROWS)
         y = load(x + offset, mask) * scale + shift
@@ -114,4 +114,4 @@ def _weighted_sum_backward_kernel(
         tl.store(result + offset, total * scale, mask)
     partial += program * columns + edge
     for i in tl.static_range(MOST):
-        tl.store(partial + i, tl.sum(products[i], 0), i < number)
+        tl.store(partial + i, tl.sum(products[i]), i < number)
