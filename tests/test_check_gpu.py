@@ -75,9 +75,9 @@ def test_kernels_can_be_inspected_without_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton comes with torch for CUDA")
     options = ["--operators", "weighted_sum", "--inputs", 2, "--channels", 5, "--capability", 80]
     *_, row = run_tool("inspect_kernels.py", *options, log=tmp_path / "log").splitlines()
-    channels, inputs, operator, kernel, registers, *_, instructions = (
+    channels, inputs, operator, kernel, registers, *_, instructions, waits = (
         cell.strip() for cell in row.strip("|").split("|")
     )
     assert (channels, inputs, operator) == ("5", "2", "weighted_sum")
     assert kernel == "_weighted_sum_kernel"
-    assert 8 < int(registers) <= 255 and int(instructions) > 50
+    assert 8 < int(registers) <= 255 and int(instructions) > 50 and waits == "0"

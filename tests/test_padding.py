@@ -60,8 +60,7 @@ def test_they_change_nothing(spec: Any, norm: str, recompute: bool) -> None:
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_rows_are_what_tensor_cores_load(grad: bool) -> None:
-    """Wrong: a 1×1 convolution of 16 bits has rows that are no multiple of 16 bytes. That of a node
-    that reads the stage's input, whose channels are not its own, has such results at least."""
+    """Wrong: a 1×1 convolution of 16 bits has rows that are no multiple of 16 bytes."""
     stage = RandWireStage(SPECS[1], "sep_conv3x3", "FrozenBN")
     shapes = []
 
@@ -79,7 +78,7 @@ def test_rows_are_what_tensor_cores_load(grad: bool) -> None:
         assert stage(torch.randn(2, 5, 8, 8)).shape == (2, 10, 4, 4)
     inputs = len(SPECS[1].dag.input_nodes)
     others = SPECS[1].dag.num_nodes - inputs
-    assert sorted(shapes) == [(16, 5)] * inputs + [(16, 16)] * others
+    assert sorted(shapes) == [(16, 8)] * inputs + [(16, 16)] * others
 
 
 def test_operators_are_tried_at_the_size_that_they_will_have(
@@ -94,7 +93,7 @@ def test_operators_are_tried_at_the_size_that_they_will_have(
     backbone = RandWire(draw_spec("small", "WS")).eval()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         backbone(images().float())
-    assert [(v.in_channels, v.channels) for v in tried] == [(5, 8), (5, 16), (10, 24)]
+    assert [(v.in_channels, v.channels) for v in tried] == [(8, 8), (8, 16), (16, 24)]
     assert caplog.messages == [
         "RandWire runs res3, res4, res5 fused; beside their own, res3, res4, res5 have 3, 6, 4 "
         "channels of zeros, for tensor cores"
@@ -102,13 +101,15 @@ def test_operators_are_tried_at_the_size_that_they_will_have(
 
 
 def test_single_precision_has_none() -> None:
-    """Wrong: a stage in float32 takes more memory and time for nothing."""
-    assert padding_of(109, torch.float32) == 0 and padding_of(109, torch.float16) == 3
+    """Wrong: a stage in float32 takes more memory and time on a CPU for nothing, or none on a GPU,
+    which loads 16 bytes at once."""
+    cpu, cuda = map(torch.device, ("cpu", "cuda"))
+    assert padding_of(109, torch.float32, cpu) == 0 and padding_of(109, torch.float16, cpu) == 3
+    assert padding_of(218, torch.float32, cuda) == 2 and padding_of(218, torch.float16, cuda) == 6
 
 
 def test_what_they_are_for() -> None:
-    """Wrong: tensor cores could load the rows of C=109 as they are, or still can't. (The rest is in
-    nodes that read a stage's input.)"""
+    """Wrong: tensor cores could load the rows of C=109 as they are, or still can't."""
     spec = NetworkGenerator(channels=109)(1)
     total = complexity(spec, height=224, width=224).flops
 
@@ -116,23 +117,24 @@ def test_what_they_are_for() -> None:
         """Of multiply-adds, those in nodes' 1×1 convolutions that have odd rows."""
         odd, side = 0, 56
         for stage in spec.stages:
-            channels = stage.channels + padding_of(stage.channels, dtype)
             for predecessors in stage.dag.predecessors:
-                inputs = channels if predecessors else stage.in_channels
                 own = stage.channels if predecessors else stage.in_channels
-                if channels % 8 or inputs % 8:
+                both = (
+                    c + padding_of(c, dtype, torch.device("cpu")) for c in (own, stage.channels)
+                )
+                if any(channels % 8 for channels in both):
                     odd += own * stage.channels * side**2
             side //= 2
         return odd / total
 
     assert share(torch.float32) == pytest.approx(0.71, abs=0.005)
-    assert share(torch.float16) == pytest.approx(0.11, abs=0.005)
+    assert share(torch.float16) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("detection", [False, True])
-def test_they_cost_less_than_three_percent(training: bool, detection: bool) -> None:
+def test_they_cost_less_than_six_percent(training: bool, detection: bool) -> None:
     """Wrong: they take more memory traffic than they can be worth."""
     case = Case(2, 800, 1344, True) if detection else Case(64)
     model = build("randwire", case)
@@ -140,4 +142,4 @@ def test_they_cost_less_than_three_percent(training: bool, detection: bool) -> N
     step = partial(count, model, case.make_inputs, half, training)
     with mock.patch.dict(MULTIPLES, {torch.float16: 1}):
         without = step()
-    assert without.traffic < step().traffic < 1.03 * without.traffic
+    assert without.traffic < step().traffic < 1.06 * without.traffic

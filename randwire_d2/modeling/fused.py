@@ -141,11 +141,13 @@ def run_fused(
         )
     shares = None
     channels = nodes[0].conv.pointwise.out_channels
-    padding = padding_of(channels, dtype)
+    padding, in_padding = (padding_of(c, dtype, x.device) for c in (channels, x.shape[1]))
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     save = _wants_gradients(nodes, x)
-    # Those who recompute want to save memory.
-    by_levels = group is not None or ((save or batch) and not recompute)
+    on_cpu = x.device.type == "cpu"
+    # Those who recompute want to save memory, and a CPU gains nothing.
+    together = not recompute and (save or not on_cpu)
+    by_levels = group is not None or together or (batch and not recompute)
     plan, edges = by_level if by_levels else smallest
     norms = [nodes[v].norm for v in plan.order]
     affine = (_parameters if batch else _as_affine)(norms, wide)
@@ -160,7 +162,11 @@ def run_fused(
         shares = Shares.of(group, int(count), coefficients)
         count = shares.total
     affine_wanted = save and affine.requires_grad
-    run = Run(plan, batch, shares, eps, dtype, padding, save, recompute, affine_wanted)
+    run = Run(
+        *(plan, batch, shares, eps, dtype, padding, in_padding, save, recompute, affine_wanted),
+        folds=on_cpu,
+        together=together,
+    )
     # What is not of autocast's type by now is not for autocast to change.
     with torch.autocast(x.device.type, enabled=False):
         output, *moments = GraphFunction.apply(run, edges, x, coefficients, affine, *convolutions)

@@ -36,7 +36,7 @@ from torch.autograd.function import once_differentiable
 from .. import ops
 from .graph_gradients import Gradients
 from .graph_state import Run, State
-from .weights import narrower_weights
+from .weights import narrower_image, narrower_weights, wider_image
 
 
 class GraphFunction(torch.autograd.Function):
@@ -60,7 +60,8 @@ class GraphFunction(torch.autograd.Function):
         by_edge = coefficients[edges]
         own_types = convolutions[0].dtype, convolutions[run.plan.num_nodes].dtype
         # Saved like this: to make them again takes more launches than to cast others again does.
-        if run.padding:
+        x = wider_image(x, run.in_padding)
+        if run.padding or run.in_padding:
             convolutions = tuple(run.wider(convolutions))
         state = State(run, x, coefficients, by_edge, norms, convolutions)
         output = state.forward()
@@ -95,7 +96,9 @@ class GraphFunction(torch.autograd.Function):
         for number in reversed(range(len(plan.groups))):
             gradients.nodes(number)
 
-        grad_x = ops.weighted_sum(gradients.x, state.ones, []) if need_x else None
+        grad_x = None
+        if need_x:
+            grad_x = narrower_image(ops.weighted_sum(gradients.x, state.ones, []), run.in_padding)
         # The gradients go where the coefficients came from. Those of the constants, nobody asks
         # for: whichever of their gradients they get.
         grad_coefficients = torch.empty_like(coefficients)
@@ -105,5 +108,5 @@ class GraphFunction(torch.autograd.Function):
         return (
             *(None, None, grad_x, grad_coefficients, gradients.norms()),
             *gradients.depthwise(ctx.own_types[0]),
-            *narrower_weights(gradients.pointwise, run.grows[n:], run.padding, ctx.own_types[1]),
+            *narrower_weights(gradients.pointwise, run.paddings[n:], ctx.own_types[1]),
         )

@@ -59,7 +59,7 @@ class Gradients:
         if run.batch:
             grads = dict(zip(group, self.batch_norms(number), strict=True))
             self.free(group)
-        for nodes in reversed(run.together(group)):
+        for nodes in reversed(run.parts(group)):
             if not run.batch:
                 grads.update(zip(nodes, self.fixed_norms(nodes), strict=True))
                 self.free(nodes)
@@ -195,8 +195,8 @@ class Gradients:
             (others if plan.predecessors[nodes[0]] else inputs).append(nodes)
         for some in filter(None, (inputs, others)):
             whole = torch.cat([self.depthwise_parts[nodes] for nodes in some]).sum(1)
-            # Zeros are beside the channels of other nodes' results, not of the stage's input.
-            padding = self.state.run.padding if some is others else 0
+            run = self.state.run
+            padding = run.padding if some is others else run.in_padding
             whole = whole[..., : whole.shape[2] - padding]
             # As the weights are laid out: autograd would copy them one by one.
             weights = whole.transpose(1, 2).to(dtype).contiguous().unflatten(2, (1, 3, 3))

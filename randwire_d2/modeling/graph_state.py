@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import ops
 from ..wiring.plan import Plan
 from .shares import Shares
-from .weights import cast, narrower_image, wider_weights
+from .weights import Padding, cast, narrower_image, wider_weights
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,16 @@ class Run:
         shares: for synchronised norms, how the batch is shared.
         eps: the norms'.
         dtype: what activations are in, and the weights of the convolutions are cast to.
-        padding: how many channels of zeros nodes have beside their own; see ``weights``.
+        padding, in_padding: how many channels of zeros nodes have beside their own, and the stage's
+            input; see ``weights``.
         save: whether there will be a backward pass.
         recompute: whether to save less for it.
         affine: whether the norms' own gradients are wanted though their statistics are fixed.
+        folds: whether norms are put into the 1×1 convolutions where there will be no backward pass,
+            whose gradients would have to be unfolded: where a convolution adds its bias for
+            nothing, as on a CPU. On a GPU that is a pass of its own, and readers apply norms.
+        together: whether the convolutions of nodes that do not need each other run together, which
+            takes memory for all of them.
     """
 
     plan: Plan
@@ -39,9 +45,12 @@ class Run:
     eps: float
     dtype: torch.dtype
     padding: int
+    in_padding: int
     save: bool
     recompute: bool
     affine: bool
+    folds: bool
+    together: bool
 
     def saves_result(self, v: int) -> bool:
         """Nobody but its batch norm reads an output node's result in the backward pass."""
@@ -52,26 +61,26 @@ class Run:
     def saves_inner(self) -> bool:
         return self.save and not self.recompute
 
-    def together(self, group: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
-        """A group's nodes whose convolutions run together, which takes memory for all of them."""
-        return (group,) if self.saves_inner else [(v,) for v in group]
+    def parts(self, group: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
+        """A group's nodes, those together whose convolutions run together."""
+        return (group,) if self.together else [(v,) for v in group]
 
     @property
     def folded(self) -> bool:
-        """Whether norms are part of the 1×1 convolutions: a gradient would have to be unfolded."""
-        return not (self.batch or self.save)
+        """Whether norms are part of the 1×1 convolutions."""
+        return self.folds and not (self.batch or self.save)
 
     @property
-    def grows(self) -> list[int]:
-        """How many dimensions of each D and P ``padding`` is in: the stage's input has none."""
-        reads = [bool(predecessors) for predecessors in self.plan.predecessors]
-        return [*reads, *(1 + read for read in reads)]
+    def paddings(self) -> list[Padding]:
+        """By how much the first dimensions of each D and P grow."""
+        read = [self.padding if own else self.in_padding for own in self.plan.predecessors]
+        return [*((padding,) for padding in read), *((self.padding, padding) for padding in read)]
 
     def wider(self, convolutions: Sequence[Tensor]) -> list[Tensor]:
-        """D and P with ``padding``, in ``dtype``; where norms are folded, P as it is."""
+        """D and P with ``paddings``, in ``dtype``; where norms are folded, P as it is."""
         last = self.plan.num_nodes if self.folded else len(convolutions)
-        own = convolutions[:last], self.grows[:last]
-        return [*wider_weights(*own, self.padding, self.dtype), *convolutions[last:]]
+        own = wider_weights(convolutions[:last], self.paddings[:last], self.dtype)
+        return [*own, *convolutions[last:]]
 
 
 class State:
@@ -163,11 +172,12 @@ class State:
         weight, run = self.pointwise[v], self.run
         channels, inputs = weight.shape[:2]
         scale = scale[:channels, None, None, None]
-        if not run.padding:
-            return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=run.dtype))
         reads = bool(run.plan.predecessors[v])
+        padding = run.padding, run.padding if reads else run.in_padding
+        if not any(padding):
+            return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=run.dtype))
         if reads not in self.blank:
-            size = channels + run.padding, inputs + run.padding * reads, 1, 1
+            size = channels + padding[0], inputs + padding[1], 1, 1
             self.blank[reads] = weight.new_zeros(size, dtype=run.dtype)
         torch.mul(weight, scale, out=self.blank[reads][:channels, :inputs])
         return self.blank[reads]
@@ -177,7 +187,7 @@ class State:
         run, plan = self.run, self.run.plan
         output = None
         for number, group in enumerate(plan.groups):
-            for nodes in run.together(group):
+            for nodes in run.parts(group):
                 done = [u for v in nodes for u in plan.done[v] if not run.saves_result(u)]
                 self.compute(nodes, done)
                 if not run.saves_inner:

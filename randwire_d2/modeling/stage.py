@@ -112,7 +112,8 @@ class RandWireStage(CNNBlockBase):
         reason = self._why_plain(x)
         if not torch.compiler.is_compiling():
             self.plain_because = reason
-            self.padding = 0 if reason else padding_of(self.out_channels, compute_dtype(x))
+            wanted = padding_of(self.out_channels, compute_dtype(x), x.device)
+            self.padding = 0 if reason else wanted
         return self.run_nodes(x, kept) if reason else self.run_fused(x, kept)
 
     def _why_plain(self, x: Tensor) -> str:
@@ -155,10 +156,11 @@ class RandWireStage(CNNBlockBase):
             return self._failures[key]
         norm: Any = self.nodes[0].norm
         needed = x.requires_grad or any(p.requires_grad for p in self.parameters())
-        channels = self.out_channels + padding_of(self.out_channels, dtype)
-        variants = Variants(
-            self.in_channels, channels, *self._sizes, uses_batch(norm), gradients and needed
+        in_channels, channels = (
+            own + padding_of(own, dtype, device) for own in (self.in_channels, self.out_channels)
         )
+        batch, backward = uses_batch(norm), gradients and needed
+        variants = Variants(in_channels, channels, *self._sizes, batch, backward)
         if torch.compiler.is_compiling():
             return failure(device, dtype, variants)
         self._failures[key] = _in_all_processes(

@@ -1,13 +1,14 @@
 """A stage's weights as they compute: in a lower type, and with channels of zeros beside their own.
 
-Tensor cores load 16 bytes at once, and 109 channels of two bytes are no multiple of that: without
-zeros, 71% of the multiply-adds of the C = 109 network are in 1×1 convolutions with such rows. Zeros
-change no result, because what they meet are zeros, in the weights and in the norms. Their gradients
-are nobody's.
+A GPU loads 16 bytes at once, and 109 channels of two bytes are no multiple of that: without zeros,
+71% of the multiply-adds of the C = 109 network are in 1×1 convolutions with such rows. Zeros change
+no result, because what they meet are zeros, in the weights and in the norms. Their gradients are
+nobody's.
 """
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,13 +16,17 @@ from torch import Tensor
 
 from ..ops.memory_format import empty_image
 
-# Of what channels are to be a multiple. (In float32, TF32 would want 4.)
+Padding = tuple[int, ...]  # of a tensor's first dimensions
+
+# Of what channels are to be a multiple.
 MULTIPLES = {torch.float16: 8, torch.bfloat16: 8}
+MULTIPLES_ON_CUDA = {torch.float32: 4}  # for a CPU, zeros are work
 
 
-def padding_of(channels: int, dtype: torch.dtype) -> int:
-    """How many channels of zeros nodes have beside their own."""
-    return -channels % MULTIPLES.get(dtype, 1)
+def padding_of(channels: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many channels of zeros images of a stage have beside their own."""
+    more = MULTIPLES_ON_CUDA if device.type == "cuda" else {}
+    return -channels % (MULTIPLES | more).get(dtype, 1)
 
 
 def wider_image(x: Tensor, padding: int) -> Tensor:
@@ -42,25 +47,25 @@ def narrower_image(x: Tensor, padding: int) -> Tensor:
 
 
 def wider_weights(
-    weights: Sequence[Tensor], grows: Sequence[int], padding: int, dtype: torch.dtype
+    weights: Sequence[Tensor], paddings: Sequence[Padding], dtype: torch.dtype
 ) -> list[Tensor]:
     """Weights in another type, with zeros, in a few launches.
 
     Args:
-        grows: of each weight, how many of its first dimensions grow by ``padding``.
+        paddings: of each weight, by how much its first dimensions grow.
     """
     found = [*weights]
-    same = [i for i, grow in enumerate(grows) if not grow]
+    same = [i for i, padding in enumerate(paddings) if not any(padding)]
     for i, weight in zip(same, cast([weights[i] for i in same], dtype), strict=True):
         found[i] = weight
-    alike = _alike(weights, grows)
+    alike = _alike(weights, paddings)
     if not alike:
         return found
     flat = torch.cat([weights[i].flatten() for group in alike.values() for i in group])
     own = [(len(group), *shape) for (_, shape), group in alike.items()]
     wide = [
-        (n, *(side + padding * (i < grow) for i, side in enumerate(shape)))
-        for (n, *shape), (grow, _) in zip(own, alike, strict=True)
+        tuple(map(sum, zip_longest((len(group), *shape), (0, *padding), fillvalue=0)))
+        for (padding, shape), group in alike.items()
     ]
     lengths = [math.prod(size) for size in wide]
     # One after the other, each begins at a multiple of 16 bytes, as its first dimension does.
@@ -75,28 +80,32 @@ def wider_weights(
 
 
 def narrower_weights(
-    weights: Sequence[Any], grows: Sequence[int], padding: int, dtype: torch.dtype
+    weights: Sequence[Any], paddings: Sequence[Padding], dtype: torch.dtype
 ) -> Sequence[Tensor]:
     """The way back: what is no padding, in another type."""
-    if not padding:
+    alike = _alike(weights, paddings)
+    if not alike:
         return cast(weights, dtype)
     found = [*weights]
-    for (grow, shape), group in _alike(weights, grows).items():
-        own = len(group), *(side - padding * (i < grow) for i, side in enumerate(shape))
-        whole = torch.stack([weights[i] for i in group])[tuple(map(slice, own))]
+    same = [i for i, padding in enumerate(paddings) if not any(padding)]
+    for i, weight in zip(same, cast([weights[i] for i in same], dtype), strict=True):
+        found[i] = weight
+    for (padding, shape), group in alike.items():
+        own = slice(None), *(slice(n - more) for n, more in zip(shape, padding, strict=False))
+        whole = torch.stack([weights[i] for i in group])[own]
         for i, weight in zip(group, whole.to(dtype).contiguous().unbind(), strict=True):
             found[i] = weight
     return found
 
 
 def _alike(
-    weights: Sequence[Tensor], grows: Sequence[int]
-) -> dict[tuple[int, torch.Size], list[int]]:
+    weights: Sequence[Tensor], paddings: Sequence[Padding]
+) -> dict[tuple[Padding, torch.Size], list[int]]:
     """The places of weights that grow, by how they do and their shape."""
-    groups: dict[tuple[int, torch.Size], list[int]] = {}
-    for i, (weight, grow) in enumerate(zip(weights, grows, strict=True)):
-        if grow:
-            groups.setdefault((grow, weight.shape), []).append(i)
+    groups: dict[tuple[Padding, torch.Size], list[int]] = {}
+    for i, (weight, padding) in enumerate(zip(weights, paddings, strict=True)):
+        if any(padding):
+            groups.setdefault((padding, weight.shape), []).append(i)
     return groups
 
 

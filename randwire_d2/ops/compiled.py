@@ -27,6 +27,7 @@ class Compiled(NamedTuple):
         registers: those of a thread.
         spills: the bytes that a thread keeps in memory for want of registers.
         barriers, shuffles, loads, instructions: how many stand in the code; loops count once.
+        waits: the barriers and shuffles in loops, where threads wait for each other in every round.
     """
 
     operator: str
@@ -37,6 +38,7 @@ class Compiled(NamedTuple):
     shuffles: int
     loads: int
     instructions: int
+    waits: int
 
 
 def compile_kernels(
@@ -77,7 +79,7 @@ def compile_kernels(
         common.launch = launch
 
 
-def _examine(cubin: bytes) -> tuple[int, int, int, int, int, int]:
+def _examine(cubin: bytes) -> tuple[int, ...]:
     """The numbers of ``Compiled``, as NVIDIA's tools, which come with Triton, tell them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
@@ -87,14 +89,21 @@ def _examine(cubin: bytes) -> tuple[int, int, int, int, int, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
     # An instruction's line is /*0080*/, perhaps a predicate, its name with a dot before each of its
-    # options, and its operands.
-    names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", code, re.M)
-    count = Counter(names)
+    # options, and its operands; of a branch, the place that it leads to.
+    line = (
+        r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)(?:[^;]*?(0x[0-9a-f]+)\s*;)?"
+    )
+    places = [(int(place, 16), name, end) for place, name, end in re.findall(line, code, re.M)]
+    loops = [range(int(end, 16), place) for place, name, end in places if name == "BRA" and end]
+    count = Counter(name for _, name, _ in places)
+    looped = Counter(name for place, name, _ in places if any(place in loop for loop in loops))
+    waiting = ("BAR", "SHFL")
     return (
         *map(int, found.groups()),
-        *(count[name] for name in ("BAR", "SHFL", "LDG")),
-        len(names) - count["NOP"],
-    )  # type: ignore[return-value]
+        *(count[name] for name in (*waiting, "LDG")),
+        len(places) - count["NOP"],
+        sum(looped[name] for name in waiting),
+    )
 
 
 def _cuobjdump(option: str, path: Path) -> str:

@@ -13,12 +13,14 @@ FLAT = 1024  # columns where channels don't matter, so that loads can be of 16 b
 PROGRAMS = 512  # that sum over rows, at most: about what a large GPU holds at once
 MIN_ROWS = 8  # of such a program: its sums are to be few beside what it reads
 
-# A convolution's program moves down a strip of the image, a thread for each channel. A thread has
-# the columns one by one, in registers, so no sum over pixels crosses threads; as a dimension of a
-# tile, Triton would spread them over threads wherever it can load several channels at once.
-STRIP_WIDTH = 8
+# A convolution's program moves down a strip of the image. A thread has the columns one by one, in
+# registers, so no sum over pixels crosses threads; as a dimension of a tile, Triton would spread
+# them over threads wherever it can load several channels at once. Where rows are aligned for it,
+# a thread loads two channels at once and has half the columns: as many registers, fewer loads.
+STRIP_WIDTH = 8  # of one channel
 STRIP_HEIGHT = 8  # at least: two more rows are read than the strip has
-STRIPS = 2048  # where there would be more, they are longer
+STRIPS = 4096  # where there would be more, they are longer
+STRIPS_BACKWARD = 2048  # likewise: of each the weight's gradient is written, to be added up
 
 
 # Triton's own cost 3 to 5 µs a call, and there are thousands in a training step.
@@ -44,7 +46,7 @@ def sum_tile_shape(channels: int) -> dict[str, Any]:
     """Likewise, for a program that sums over rows."""
     width = next_power_of_2(channels)
     warps = min(max(width // 256, 4), 16)
-    return {"ROWS": max(SUM_TILE // width, 1), "CHANNELS": width, "num_warps": warps}
+    return tile_shape(channels) | {"ROWS": max(SUM_TILE // width, 1), "num_warps": warps}
 
 
 def partition(rows: int, channels: int) -> tuple[int, int, dict[str, Any]]:
@@ -55,26 +57,31 @@ def partition(rows: int, channels: int) -> tuple[int, int, dict[str, Any]]:
     return cdiv(rows, each), each, tile
 
 
-def strips(size: Sequence[int], multiple: int) -> tuple[tuple[int, int], int, dict[str, Any]]:
+def strips(
+    size: Sequence[int], multiple: int, most: int
+) -> tuple[tuple[int, int], int, dict[str, Any]]:
     """The grid of a convolution's programs, the height of their strips, the shape of their tiles.
 
     Args:
         size: N, C, height and width of an image.
         multiple: of it are width and height of a strip, unless it ends with the image.
+        most: about how many programs there are to be at most.
     """
     n, c, h, w = size
     channels = min(next_power_of_2(c), 64 if 0 < c % 128 <= 64 else 128)
-    width = max(next_power_of_2(min(w, STRIP_WIDTH)), multiple)
+    vector = 1 if c % 2 else 2
+    width = max(next_power_of_2(min(w, STRIP_WIDTH // vector)), multiple)
     across, blocks = n * cdiv(w, width), cdiv(c, channels)
-    height = min(max(cdiv(across * blocks * h, STRIPS), STRIP_HEIGHT), h)
+    height = min(max(cdiv(across * blocks * h, most), STRIP_HEIGHT), h)
     height = cdiv(height, multiple) * multiple
-    tile = {"COLUMNS": width, "CHANNELS": channels, "num_warps": max(channels // 32, 1)}
+    warps = max(channels // (32 * vector), 1)
+    tile = {"COLUMNS": width, "CHANNELS": channels, "num_warps": warps}
     return (across * cdiv(h, height), blocks), height, tile
 
 
 def weight_parts(size: Sequence[int], stride: int) -> int:
     """The parts of ``aggregate_backward``'s weight gradient, for inputs of that size."""
-    return strips(size, stride)[0][0]
+    return strips(size, stride, STRIPS_BACKWARD)[0][0]
 
 
 def product_parts(size: Sequence[int]) -> int:

@@ -10,9 +10,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from .. import tiling
 from ..launches import MOST_INPUTS, pieces, shared
 from ..memory_format import empty_image
-from ..tiling import strips
 from . import common
 from .common import (
     channels_last,
@@ -47,7 +47,7 @@ def _convolve(
     launched: Iterable[tuple[slice, tuple[Any, ...]]], x: Tensor, nodes: int, stride: int
 ) -> list[Tensor]:
     results = [empty_image(x, stride) for _ in range(nodes)]
-    grid, rows, tile = strips(results[0].shape, 1)
+    grid, rows, tile = tiling.strips(results[0].shape, 1, tiling.STRIPS)
     tile |= {"STRIDE": stride, "WIDE": tl.float64 if x.dtype == torch.float64 else tl.float32}
     for some, operands in launched:
         outputs = tuple(results[some])
@@ -72,7 +72,7 @@ def aggregate_backward(
     grads, inputs = channels_last(grads), channels_last(inputs)
     x = inputs[0]
     grad_sums = [empty_image(x) for _ in weights] if want[0] else []
-    grid, rows, tile = strips(x.shape, stride)
+    grid, rows, tile = tiling.strips(x.shape, stride, tiling.STRIPS_BACKWARD)
     parts = workspace(x, len(weights), grid[0], 9, x.shape[1])
     launched = [*_shared(inputs, degrees, coefficients, affines, weights)]
     for some, operands in launched:
@@ -133,17 +133,26 @@ def _weights(weight, channel, channels):
 
 @jit
 def _pixels(
-    inputs, number, factors, shift, image, y, x, channel, height, width, channels,
-    COUNT: tl.constexpr,
+    inputs, number, factors, shift, image, y, x, channel, height, width,
+    channels: tl.constexpr, LEFT: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """The weighted sum at ``COUNT`` columns of a row, from x on, and where they are inside."""
-    base = (image * height + y).to(tl.int64) * width * channels
+    """The weighted sum at ``COUNT`` columns of a row, and where they are inside.
+
+    The first is ``LEFT`` to the left of x, which is inside or to the right of the image.
+    """
+    # What differs between the columns is a number in the instruction that loads.
+    base = ((image * height + y).to(tl.int64) * width + x) * channels
     end = tl.where((y >= 0) & (y < height), width, 0)
+    rows = ()
+    for i in tl.static_range(len(inputs)):
+        rows = rows + (inputs[i] + base,)
     values, masks = (), ()
     for j in tl.static_range(COUNT):
-        mask = (x + j >= 0) & (x + j < end) & (channel < channels)
-        offset = base + (x + j) * channels + channel
-        values = values + (load_sum(inputs, number, factors, shift, offset, mask),)
+        mask = (x + (j - LEFT) < end) & (channel < channels)
+        if j < LEFT:
+            mask &= x >= LEFT - j
+        offset = channel + (j - LEFT) * channels
+        values = values + (load_sum(rows, number, factors, shift, offset, mask),)
         masks = masks + (mask,)
     return values, masks
 
@@ -192,7 +201,8 @@ def _operands(
 
 @jit
 def _aggregate_kernel(
-    inputs, numbers, coefficients, affines, weights, results, height, width, channels, rows,
+    inputs, numbers, coefficients, affines, weights, results, height, width,
+    channels: tl.constexpr, rows,
     STRIDE: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     out_height, out_width = tl.cdiv(height, STRIDE), tl.cdiv(width, STRIDE)
@@ -213,15 +223,16 @@ def _aggregate_kernel(
         for i in tl.static_range(STRIDE):
             values, masks = _pixels(
                 own, number, factors, shift, image, STRIDE * y + (2 - STRIDE + i),
-                STRIDE * column - 1, channel, height, width, channels, STRIDE * (COLUMNS - 1) + 3,
+                STRIDE * column, channel, height, width,
+                channels, 1, STRIDE * (COLUMNS - 1) + 3,
             )  # fmt: skip
             row = _activations(values, masks)
             current = _sums(current, _dots(row, kernel, 3 - STRIDE + i, STRIDE, COLUMNS))
-        base = (image * out_height + y).to(tl.int64) * out_width * channels
+        base = ((image * out_height + y).to(tl.int64) * out_width + column) * channels
         end = tl.where(y >= first, out_width, 0)
         for j in tl.static_range(COLUMNS):
             mask = (column + j < end) & (channel < channels)
-            tl.store(result + base + (column + j) * channels + channel, current[j], mask)
+            tl.store(result + base + (channel + j * channels), current[j], mask)
         if STRIDE == 2:
             current = _dots(row, kernel, 0, STRIDE, COLUMNS)
         else:
@@ -232,7 +243,7 @@ def _aggregate_kernel(
 @jit
 def _aggregate_backward_kernel(
     grads, inputs, numbers, coefficients, affines, weights, grad_sums, partial,
-    height, width, channels, rows,
+    height, width, channels: tl.constexpr, rows,
     STRIDE: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     out_height, out_width = tl.cdiv(height, STRIDE), tl.cdiv(width, STRIDE)
@@ -250,33 +261,36 @@ def _aggregate_backward_kernel(
     # three rows and columns, the first of which is to the left; with 2 in one or two.
     LEFT: tl.constexpr = 2 - STRIDE
     COUNT: tl.constexpr = COLUMNS // STRIDE + 1 + LEFT
-    x = column // STRIDE - LEFT
+    x = column // STRIDE
     y = first // STRIDE
     above, _ = _pixels(
-        grad, 1, (1.0,), 0.0, image, y - 1, x, channel, out_height, out_width, channels, COUNT
-    )
+        grad, 1, (1.0,), 0.0, image, y - 1, x, channel, out_height, out_width,
+        channels, LEFT, COUNT,
+    )  # fmt: skip
     here, _ = _pixels(
-        grad, 1, (1.0,), 0.0, image, y, x, channel, out_height, out_width, channels, COUNT
-    )
+        grad, 1, (1.0,), 0.0, image, y, x, channel, out_height, out_width,
+        channels, LEFT, COUNT,
+    )  # fmt: skip
     for y in range(first // STRIDE, tl.cdiv(min(first + rows, height), STRIDE)):
         below, _ = _pixels(
-            grad, 1, (1.0,), 0.0, image, y + 1, x, channel, out_height, out_width, channels, COUNT
-        )
+            grad, 1, (1.0,), 0.0, image, y + 1, x, channel, out_height, out_width,
+            channels, LEFT, COUNT,
+        )  # fmt: skip
         for i in tl.static_range(STRIDE):
             values, masks = _pixels(
                 own, number, factors, shift, image, STRIDE * y + i, column,
-                channel, height, width, channels, COLUMNS,
+                channel, height, width, channels, 0, COLUMNS,
             )  # fmt: skip
             data = _activations(values, masks)
-            base = (image * height + STRIDE * y + i).to(tl.int64) * width * channels
+            base = ((image * height + STRIDE * y + i).to(tl.int64) * width + column) * channels
             totals, sums = _spread(
                 (above, here, below), data, kernel, sums, i, STRIDE, LEFT, COLUMNS
             )
             if grad_sums is not None:
                 for j in tl.static_range(COLUMNS):
                     total = tl.where(data[j] == 0, 0.0, totals[j])
-                    offset = base + (column + j) * channels + channel
-                    tl.store(grad_sum + offset, total, masks[j])
+                    offset = channel + j * channels
+                    tl.store(grad_sum + base + offset, total, masks[j])
         above, here = here, below
     program = node.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     partial += program * 9 * channels + channel

@@ -134,7 +134,7 @@ def _combine(partial: Tensor, first: Tensor, second: Tensor) -> None:
 
 @jit
 def _statistics_kernel(
-    inputs, partial, count, channels, rows, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+    inputs, partial, count, channels: tl.constexpr, rows, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     program, node, channel = tl.program_id(0), tl.program_id(1), tl.arange(0, CHANNELS)
     x = pick_one(inputs, node)
@@ -161,7 +161,8 @@ def _statistics_kernel(
 
 @jit
 def _statistics_combine_kernel(
-    inputs, partial, parameters, affines, moments, blocks, rows, count, channels, first_node,
+    inputs, partial, parameters, affines, moments, blocks, rows, count,
+    channels: tl.constexpr, first_node,
     EPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     node = tl.program_id(1)
@@ -199,16 +200,20 @@ def _statistics_combine_kernel(
 
 
 @jit
-def _normalised(x, moments, channel, channels, offset, mask, EPS: tl.constexpr):
+def _mean_and_invstd(moments, channel, channels, EPS: tl.constexpr):
     mean = load_row(moments, channel, channels)
-    invstd = tl.rsqrt(load_row(moments + channels, channel, channels) + EPS)
-    return tl.where(mask, (load(x + offset, mask) - mean) * invstd, 0.0), invstd
+    return mean, tl.rsqrt(load_row(moments + channels, channel, channels) + EPS)
+
+
+@jit
+def _normalised(x, mean, invstd, offset, mask):
+    return tl.where(mask, (load(x + offset, mask) - mean) * invstd, 0.0)
 
 
 @jit
 def _norm_sums_kernel(
     grads, numbers, coefficients, inputs, parameters, moments, totals, partial, factors,
-    count, channels, rows, columns, first_node, first_edge, first_product,
+    count, channels: tl.constexpr, rows, columns, first_node, first_edge, first_product,
     EPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     program, node, channel = tl.program_id(0), tl.program_id(1), tl.arange(0, CHANNELS)
@@ -229,6 +234,8 @@ def _norm_sums_kernel(
     tl.store(factors + node, factor, program == 0)
     parameters += node * 2 * channels
     moments += node * 2 * channels
+    # Not in the loop, where they would be loaded again after each store: it may have changed them.
+    mean, invstd = _mean_and_invstd(moments, channel, channels, EPS)
     scale = load_row(parameters, channel, channels)
     shift = load_row(parameters + channels, channel, channels)
     sum_grad = tl.zeros([ROWS, CHANNELS], partial.dtype.element_ty)
@@ -236,7 +243,7 @@ def _norm_sums_kernel(
     products = (tl.zeros([ROWS, CHANNELS], partial.dtype.element_ty),) * MOST
     for first in range(program * rows, (program + 1) * rows, ROWS):
         offset, mask = tile_place(first, channel, channels, elements(count, channels), ROWS)
-        normal, _invstd = _normalised(x, moments, channel, channels, offset, mask, EPS)
+        normal = _normalised(x, mean, invstd, offset, mask)
         y = normal * scale + shift
         grad, products = total_and_products(own, number, weights, offset, mask, y, products)
         if totals is not None:
@@ -255,16 +262,16 @@ def _norm_sums_kernel(
 @jit
 def _norm_backward_kernel(
     totals, factors, inputs, parameters, moments, grad_parameters, results,
-    count, channels, first_node, EPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    count, channels: tl.constexpr, first_node,
+    EPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     node, channel = tl.program_id(1), tl.arange(0, CHANNELS)
     size = elements(count, channels)
     offset, mask = tile_place(tl.program_id(0) * ROWS, channel, channels, size, ROWS)
     grad = load(pick_one(totals, node) + offset, mask) * tl.load(factors + first_node + node)
     own = (first_node + node) * 2 * channels
-    normal, invstd = _normalised(
-        pick_one(inputs, node), moments + own, channel, channels, offset, mask, EPS
-    )
+    mean, invstd = _mean_and_invstd(moments + own, channel, channels, EPS)
+    normal = _normalised(pick_one(inputs, node), mean, invstd, offset, mask)
     sum_grad_x = load_row(grad_parameters + own, channel, channels)
     sum_grad = load_row(grad_parameters + own + channels, channel, channels)
     grad -= (sum_grad + normal * sum_grad_x) / count

@@ -70,7 +70,7 @@ def weighted_sum_backward(
 
 @jit
 def _weighted_sum_kernel(
-    inputs, coefficients, affines, result, size, channels,
+    inputs, coefficients, affines, result, size, channels: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     channel = tl.arange(0, CHANNELS)
@@ -93,8 +93,8 @@ def total_and_products(grads, number, factors, offset, mask, y, products):
 
 @jit
 def _weighted_sum_backward_kernel(
-    grads, numbers, coefficients, inputs, affines, results, partial, count, channels, rows,
-    columns, first_edge, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    grads, numbers, coefficients, inputs, affines, results, partial, count,
+    channels: tl.constexpr, rows, columns, first_edge, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     program, node, channel = tl.program_id(0), tl.program_id(1), tl.arange(0, CHANNELS)
     NODES: tl.constexpr = len(inputs)
