@@ -37,7 +37,7 @@ def why_not(nodes: Sequence[nn.Module], x: Tensor) -> str:
         reason = EXPORTING
     for node in nodes:
         reason = reason or _why_not(node)
-    if not reason and len({_settings(node.norm) for node in nodes if isinstance(node, Node)}) > 1:
+    if not reason and len({settings(node.norm) for node in nodes if isinstance(node, Node)}) > 1:
         reason = "some of the norms are in another mode, or have another momentum or eps"
     return reason
 
@@ -86,9 +86,30 @@ def sharing(norm: nn.Module) -> Any:
     return group if torch.distributed.get_world_size(group) > 1 else None
 
 
-def _settings(norm: Any) -> tuple[Any, ...]:
+class Settings(NamedTuple):
+    """What a norm does beside its tensors, with ``momentum`` and ``group`` if ``batch``."""
+
+    eps: float
+    batch: bool
+    momentum: float | None
+    group: Any
+
+
+def settings(norm: Any) -> Settings:
     batch = uses_batch(norm)
-    return norm.eps, batch, norm.momentum if batch else None, sharing(norm)
+    return Settings(norm.eps, batch, norm.momentum if batch else None, sharing(norm))
+
+
+def tensors_of(nodes: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and buffers; in a tenth of the time that ``nn.Module`` takes."""
+    parameters: list[Tensor | None] = []
+    buffers: list[Tensor | None] = []
+    for node in nodes:
+        own = node._modules
+        for module in (node, *own["conv"]._modules.values(), own["norm"]):
+            parameters.extend(module._parameters.values())
+            buffers.extend(module._buffers.values())
+    return [p for p in parameters if p is not None], [b for b in buffers if b is not None]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -132,7 +153,7 @@ def run_fused(
     # What is computed for a whole channel is so in single precision at least, whatever the weights'
     # type: of a model that was cast to bfloat16, too.
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    eps, batch, momentum, group = _settings(nodes[0].norm)
+    eps, batch, momentum, group = settings(nodes[0].norm)
     count: float | Tensor = x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2)
     if batch and count == 1 and group is None:
         raise ValueError(
@@ -166,6 +187,7 @@ def run_fused(
         output, *moments = GraphFunction.apply(run, edges, x, coefficients, affine, *convolutions)
     if batch:
         moments = [group[..., :channels] for group in moments]
+        assert momentum is not None, "see why_not"
         _update_running_statistics(norms, moments, count, momentum)
     return output
 
