@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from randwire_d2 import RandWire, RandWireClassifier, add_randwire_config
-from randwire_d2.modeling import cuda_graphs
-from randwire_d2.modeling.cuda_graphs import FIRST_CALLS, CudaRecorder, Recording
+from randwire_d2.modeling import cuda_graphs, stage_graphs
+from randwire_d2.modeling.cuda_graphs import CudaRecorder, Recording
 from randwire_d2.modeling.shadow import shadow
 from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.modeling.stage_graphs import FIRST_CALLS
 
 
 class StandIn:
@@ -199,12 +200,12 @@ def test_inference(recorder: Any, device: torch.device) -> None:
     sizes takes memory for a graph, or what inference mode made can't be used outside of it."""
     pair = Pair(device)
     pair.stage.eval(), pair.other.eval()
-    sizes = range(4, 4 + cuda_graphs.MOST_INFERENCE + 2)
+    sizes = range(4, 4 + stage_graphs.MOST_INFERENCE + 2)
     for _ in range(FIRST_CALLS + 1):
         with torch.inference_mode():
             for size in sizes:
                 pair.infer(size)
-    assert recorder.recorded == cuda_graphs.MOST_INFERENCE
+    assert recorder.recorded == stage_graphs.MOST_INFERENCE
     pair.infer()
     x = pair.x()
     with torch.no_grad():
@@ -215,7 +216,7 @@ def test_inference(recorder: Any, device: torch.device) -> None:
     pair.stage.train(), pair.other.train()
     pair.start()
     pair.infer()
-    assert recorder.recorded == cuda_graphs.MOST_INFERENCE + 1
+    assert recorder.recorded == stage_graphs.MOST_INFERENCE + 1
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
@@ -247,7 +248,7 @@ def test_a_training_whose_shapes_change_has_no_graphs(
 ) -> None:
     """Wrong: a detector's training fills the memory with graphs that it will not need again; or one
     whose images have grown goes on one by one."""
-    monkeypatch.setattr(cuda_graphs, "LATER_CALLS", 5)
+    monkeypatch.setattr(stage_graphs, "LATER_CALLS", 5)
     pair = Pair(device)
     for size in (8, 8, 4, 4, 4, 4, 8, 4, 8):
         pair.step(size)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cuda_graphs import FIRST_CALLS, can_record
+from .cuda_graphs import can_record
 from .difference import LIMITS, error, random_gradient, unchanged
 from .stage import RandWireStage
+from .stage_graphs import FIRST_CALLS
 
 # By ``training``.
 MODES = {True: "training", False: "inference"}

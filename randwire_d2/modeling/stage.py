@@ -13,7 +13,6 @@ from ..ops.launches import MOST_GRADS, MOST_INPUTS, shared
 from ..ops.probe import Variants, failure, needs_probe
 from ..wiring import ConvSpec, StageSpec
 from ..wiring.plan import Plan
-from .cuda_graphs import StageGraphs
 from .fused import (
     EXPORTING,
     Fused,
@@ -25,6 +24,7 @@ from .fused import (
     why_not,
 )
 from .node import Node, build_norm, conv2d
+from .stage_graphs import StageGraphs
 from .weights import padding_of
 
 
@@ -191,6 +191,11 @@ class RandWireStage(CNNBlockBase):
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.graphs.drop()
         return super()._apply(*args, **kwargs)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica = super()._replicate_for_data_parallel()  # with weights that have no address yet
+        replica.cuda_graphs = False
+        return replica
 
     def run_nodes(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` node by node."""
