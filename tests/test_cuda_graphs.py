@@ -336,6 +336,16 @@ def test_weights_that_have_moved(recorder: Any, device: torch.device) -> None:
     pair.step()
 
 
+def test_hooks_of_parameters(recorder: Any, device: torch.device) -> None:
+    """Wrong: a hook is called in a replay and after it."""
+    pair = Pair(device)
+    for one in pair.both:
+        one.nodes[1].conv.pointwise.weight.register_hook(lambda grad: 2 * grad)
+    pair.start()
+    pair.step()
+    assert recorder.recorded == 1
+
+
 def test_copies_have_no_graphs(recorder: Any, device: torch.device) -> None:
     """Wrong: a model that was trained can't be copied, sent to a process or saved."""
     pair = Pair(device)

@@ -21,6 +21,7 @@ from torch._utils import _unflatten_dense_tensors as _unflatten
 from torch.autograd.function import once_differentiable
 
 from .difference import LIMITS, error, random_gradient, unchanged
+from .fused import replaced, tensors_of
 
 Launch = Callable[[Tensor, Tensor | None], Tensor]
 Function = Callable[[], list[Tensor]]
@@ -123,8 +124,7 @@ class Graph:
 
     Args:
         launch: what runs the stage, with (x, kept).
-        parameters: those that will get gradients.
-        buffers: what ``launch`` may write to.
+        nodes: the stage's.
         x, kept: of the call.
         trains: whether there is a backward pass.
 
@@ -135,15 +135,14 @@ class Graph:
     def __init__(
         self,
         launch: Launch,
-        parameters: Sequence[Tensor],
-        buffers: Sequence[Tensor],
+        nodes: Sequence[Any],
         x: Tensor,
         kept: Tensor | None,
         trains: bool,
     ) -> None:
-        if any(p._backward_hooks for p in parameters):
-            raise RuntimeError("a parameter has a hook, which would be recorded")
-        self.parameters, self.trains = parameters, trains
+        parameters, buffers = tensors_of(nodes)
+        self.trains = trains
+        self.parameters = [p for p in parameters if p.requires_grad and trains]
         self._pending: Callable[[], _Pass | None] = lambda: None
         self._gradients: Recording | None = None
         kind = x.device.type
@@ -157,17 +156,30 @@ class Graph:
             ),
             unchanged(buffers),
         ):
-            self._record(launch, buffers, x, kept)
+            # Not the parameters: whose hooks would be recorded as well, and what adds up their
+            # gradients may be alive from an earlier step, and then waits on that one's stream.
+            aliases = {p: p.detach().requires_grad_() for p in self.parameters}
+
+            def launch_aliases(x: Tensor, kept: Tensor | None) -> Tensor:
+                with replaced(nodes, aliases):
+                    return launch(x, kept)
+
+            self._record(launch_aliases, [*aliases.values()], buffers, x, kept)
 
     def _record(
-        self, launch: Launch, buffers: Sequence[Tensor], x: Tensor, kept: Tensor | None
+        self,
+        launch: Launch,
+        parameters: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        x: Tensor,
+        kept: Tensor | None,
     ) -> None:
         with torch.no_grad():
             self.x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
             self.kept = None if kept is None else kept.clone()
         if self.trains:
             self.x.requires_grad_(x.requires_grad)
-        wanted = [*([self.x] if self.x.requires_grad else []), *self.parameters]
+        wanted = [*([self.x] if self.x.requires_grad else []), *parameters]
         output = self.x
 
         def forward() -> list[Tensor]:
@@ -179,9 +191,9 @@ class Graph:
             with torch.autocast(x.device.type, enabled=False):
                 gradients = [*torch.autograd.grad(output, wanted, self.grad)]
             # Those of parameters as one tensor, of which a copy takes one launch.
-            own = gradients[len(wanted) - len(self.parameters) :]
-            others = gradients[: len(wanted) - len(self.parameters)]
-            return others + ([_flatten(own)] if own else [])
+            others = len(wanted) - len(parameters)
+            own = [_flatten(gradients[others:])] if parameters else []
+            return gradients[:others] + own
 
         functions = [forward, backward] if self.trains else [forward]
         with recorder.aside(x), unchanged(buffers):

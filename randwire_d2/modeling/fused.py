@@ -4,7 +4,8 @@ Here stands when it applies, and what it takes from a stage's modules and leaves
 computed, and its gradients, stand in ``graph_function``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -104,11 +105,9 @@ def tensors_of(nodes: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
     """Parameters and buffers; in a tenth of the time that ``nn.Module`` takes."""
     parameters: list[Tensor | None] = []
     buffers: list[Tensor | None] = []
-    for node in nodes:
-        own = node._modules
-        for module in (node, *own["conv"]._modules.values(), own["norm"]):
-            parameters.extend(module._parameters.values())
-            buffers.extend(module._buffers.values())
+    for module in _modules_of(nodes):
+        parameters.extend(module._parameters.values())
+        buffers.extend(module._buffers.values())
     return [p for p in parameters if p is not None], [b for b in buffers if b is not None]
 
 
@@ -116,6 +115,30 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """What a stage computes in: autocast's type, or its input's."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+@contextmanager
+def replaced(nodes: Sequence[Any], parameters: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """In the block, nodes have other tensors in place of these parameters."""
+    places = [
+        (module._parameters, name, own)
+        for module in _modules_of(nodes)
+        for name, own in module._parameters.items()
+        if own in parameters
+    ]
+    try:
+        for where, name, own in places:
+            where[name] = parameters[own]
+        yield
+    finally:
+        for where, name, own in places:
+            where[name] = own
+
+
+def _modules_of(nodes: Sequence[Any]) -> Iterator[Any]:
+    for node in nodes:
+        own = node._modules
+        yield from (node, *own["conv"]._modules.values(), own["norm"])
 
 
 class Order(NamedTuple):

@@ -88,8 +88,8 @@ class StageGraphs:
             self.drop()
             self._read, self._state = read, state  # no other tensor gets their ids
         own = settings(nodes[0].norm)
-        wanted = [p for p in parameters if p.requires_grad]
-        backward = torch.is_grad_enabled() and (x.requires_grad or bool(wanted))
+        trained = any(p.requires_grad for p in parameters)
+        backward = torch.is_grad_enabled() and (x.requires_grad or trained)
         # Who moves saved tensors, or computes them again, could not.
         hooked = backward and torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
         if hooked or own.group is not None:
@@ -103,7 +103,7 @@ class StageGraphs:
         if self._due(key, backward):
             self._recordings += 1
             try:
-                graph = Graph(launch, wanted if backward else [], buffers, x, kept, backward)
+                graph = Graph(launch, nodes, x, kept, backward)
             # Whatever a driver, or memory, makes of it: training goes on.
             except Exception as e:
                 self.drop()
