@@ -7,8 +7,8 @@ over what it returned before, as a graph does.
 import copy
 import logging
 import pickle
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -144,6 +144,14 @@ class Pair:
         assert_equal(state, other)
         assert_equal(*([p.grad for p in one.parameters()] for one in self.both))
 
+    @contextmanager
+    def launched(self, expected: bool = True) -> Iterator[None]:
+        """In the block, the stage is launched, or it is replayed."""
+        original = self.stage.run_fused
+        with mock.patch.object(self.stage, "run_fused", side_effect=original) as launched:
+            yield
+        assert launched.called == expected
+
     def start(self, **options: Any) -> None:
         """Until there is a training graph."""
         for _ in range(FIRST_CALLS):
@@ -163,8 +171,12 @@ def test_training(norm: str, recompute: bool, recorder: Any, device: torch.devic
         for p in one.parameters():
             with torch.no_grad():
                 p -= 0.1 * p.grad
-            p.grad.zero_()
+            p.grad = None
     pair.step()
+    pair.step()
+    for one in pair.both:
+        for p in one.parameters():
+            p.grad.zero_()
     pair.step()
     assert recorder.recorded == 1
 
@@ -174,6 +186,7 @@ def test_an_edge_that_is_dropped_is_data(recorder: Any, device: torch.device) ->
     pair = Pair(device)
     for i in range(2 * FIRST_CALLS):
         pair.step(kept=i)
+    pair.step()
     assert recorder.recorded == 1
 
 
@@ -224,12 +237,15 @@ def test_modes_and_what_needs_gradients(norm: str, recorder: Any, device: torch.
     """Wrong: a graph of one mode answers in another; an input's gradient is missing, or asked for
     where there is none; a stage that was frozen still gets gradients, or moves its statistics."""
     pair = Pair(device, norm)
-    pair.start()
-    pair.step(needs_x=False)
+    pair.start(needs_x=False)
+    pair.step(needs_x=True)
+    pair.infer()
     pair.stage.eval(), pair.other.eval()
-    pair.step()
+    with pair.launched(norm == "BN"):
+        pair.step(needs_x=False)
     pair.stage.train(), pair.other.train()
-    pair.step()
+    with pair.launched(False):
+        pair.step(needs_x=False)
     assert recorder.recorded == 1
     for one in pair.both:
         one.nodes[1].conv.pointwise.weight.requires_grad_(False)
@@ -298,7 +314,9 @@ def test_a_backward_pass_can_not_be_repeated(recorder: Any, device: torch.device
         y.backward()
 
 
-def test_weights_that_have_moved(recorder: Any, device: torch.device) -> None:
+def test_weights_that_have_moved(
+    recorder: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wrong: the graph reads the weights that were there before."""
     pair = Pair(device)
 
@@ -309,7 +327,8 @@ def test_weights_that_have_moved(recorder: Any, device: torch.device) -> None:
         assert recorder.recorded == before and pair.stage.graphs._graphs
         for one in pair.both:
             change(one)
-        pair.step()
+        with pair.launched():
+            pair.step()
 
     def swap(stage: RandWireStage) -> None:
         for p in stage.parameters():
@@ -327,13 +346,20 @@ def test_weights_that_have_moved(recorder: Any, device: torch.device) -> None:
     def buffer(stage: RandWireStage) -> None:
         stage.nodes[0].norm.running_mean = torch.ones_like(stage.nodes[0].norm.running_mean)
 
-    for change in (swap, assign, momentum, buffer):
+    def wrap(stage: RandWireStage) -> None:
+        conv = stage.nodes[1].conv.pointwise
+        conv.weight = nn.Parameter(conv.weight.detach())
+
+    for change in (swap, assign, momentum, buffer, wrap):
         again(change)
     pair.start()
     for one in pair.both:
         one.to(torch.float64).to(torch.float32)
     assert not pair.stage.graphs._graphs
     pair.step()
+    monkeypatch.setattr(stage_graphs, "MOST_RECORDINGS", recorder.recorded)
+    pair.start()
+    assert not pair.stage.graphs._graphs, "somebody moves weights for ever"
 
 
 def test_hooks_of_parameters(recorder: Any, device: torch.device) -> None:
@@ -352,6 +378,7 @@ def test_copies_have_no_graphs(recorder: Any, device: torch.device) -> None:
     names = list(pair.stage.state_dict())
     pair.start()
     assert list(pair.stage.state_dict()) == names
+    assert not pair.stage._replicate_for_data_parallel().cuda_graphs
     for copied in (copy.deepcopy, lambda stage: pickle.loads(pickle.dumps(stage))):
         other: Any = copied(pair.stage)
         assert not other.graphs._graphs and pair.stage.graphs._graphs

@@ -10,8 +10,8 @@ Kernels and their order are those of ``run_fused``, and so are the results, to t
 """
 
 import weakref
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -70,12 +70,14 @@ class CudaRecorder:
         return x.device, torch.cuda.current_stream(x.device).cuda_stream
 
     @contextmanager
-    def aside(self, x: Tensor) -> Any:
+    def aside(self, x: Tensor) -> Iterator[None]:
         stream, current = self._stream(x.device), torch.cuda.current_stream(x.device)
         stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            yield
-        current.wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            current.wait_stream(stream)
 
     def record(self, x: Tensor, functions: Sequence[Function], alone: bool) -> list[Recording]:
         other, stream = None if alone else self._sharing.get(self.place(x)), self._stream(x.device)
@@ -85,8 +87,14 @@ class CudaRecorder:
             needed = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
             for function in functions:
                 graph = torch.cuda.CUDAGraph()
-                # Other threads, those of NCCL and of data loaders, may go on.
-                with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                with (
+                    _ended_if_it_fails(pool),
+                    torch.cuda.graph(
+                        # Other threads, those of NCCL and of data loaders, may go on.
+                        *(graph, pool, stream),
+                        capture_error_mode="thread_local",
+                    ),
+                ):
                     results = function()
                 found.append(Recording(results, graph.replay))
             free, _ = torch.cuda.mem_get_info()
@@ -103,6 +111,20 @@ class CudaRecorder:
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)
         return self._streams[device]
+
+
+@contextmanager
+def _ended_if_it_fails(pool: Any) -> Iterator[None]:
+    """What PyTorch does at the end of a recording, unless the end itself raises."""
+    stream = torch.cuda.current_stream()
+    try:
+        yield
+    except BaseException:
+        torch.cuda.set_stream(stream)
+        # Else the allocator would go on as if something were recorded, and free less.
+        with suppress(Exception):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        raise
 
 
 recorder: Recorder = CudaRecorder()

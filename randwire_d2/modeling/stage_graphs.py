@@ -108,7 +108,8 @@ class StageGraphs:
             except Exception as e:
                 self.drop()
                 self._failed = True
-                why = " ".join(str(e).split())[:300] or type(e).__name__
+                cause = e.__context__ or e  # the end of a recording that fails raises as well
+                why = " ".join(str(cause).split())[:300] or type(cause).__name__
                 logger.warning(
                     f"A stage of {nodes[0].norm.num_features} channels launches its operators one "
                     f"by one from now on: its CUDA graph failed: {why}"
