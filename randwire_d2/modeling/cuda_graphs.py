@@ -87,14 +87,7 @@ class CudaRecorder:
             needed = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
             for function in functions:
                 graph = torch.cuda.CUDAGraph()
-                with (
-                    _ended_if_it_fails(pool),
-                    torch.cuda.graph(
-                        # Other threads, those of NCCL and of data loaders, may go on.
-                        *(graph, pool, stream),
-                        capture_error_mode="thread_local",
-                    ),
-                ):
+                with _recording(graph, pool, stream):
                     results = function()
                 found.append(Recording(results, graph.replay))
             free, _ = torch.cuda.mem_get_info()
@@ -114,13 +107,15 @@ class CudaRecorder:
 
 
 @contextmanager
-def _ended_if_it_fails(pool: Any) -> Iterator[None]:
-    """What PyTorch does at the end of a recording, unless the end itself raises."""
-    stream = torch.cuda.current_stream()
+def _recording(graph: Any, pool: Any, stream: torch.cuda.Stream) -> Iterator[None]:
+    """Leaves the stream and the allocator as they were, even if its end raises."""
+    before = torch.cuda.current_stream()
     try:
-        yield
+        # Other threads, those of NCCL and of data loaders, may go on.
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+            yield
     except BaseException:
-        torch.cuda.set_stream(stream)
+        torch.cuda.set_stream(before)
         # Else the allocator would go on as if something were recorded, and free less.
         with suppress(Exception):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
