@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..modeling import RandWireStage
 from .counting import Count, count
 from .models import COMPILED, MODELS, REFERENCE, STEPS, Case, build, forward
 from .roofline import Ceilings, floor, measure_ceilings
@@ -229,7 +230,13 @@ def infer(
 
 
 def gpu_peak(step: Step, model: nn.Module, inputs: Iterable[torch.Tensor]) -> int:
-    """The most bytes that a step holds, with its own model and inputs, but without the others'."""
+    """The most bytes that a step holds, with its own model and inputs, but without the others'.
+
+    Without CUDA graphs: the allocator does not see what is in use while a graph is replayed.
+    """
+    stages = [s for s in model.modules() if isinstance(s, RandWireStage) and s.cuda_graphs]
+    for stage in stages:
+        stage.cuda_graphs = False
     model.zero_grad(set_to_none=True)
     torch.cuda.synchronize()
     own = sum(t.untyped_storage().nbytes() for t in (*_tensors(model), *inputs))
@@ -237,6 +244,8 @@ def gpu_peak(step: Step, model: nn.Module, inputs: Iterable[torch.Tensor]) -> in
     torch.cuda.reset_peak_memory_stats()
     step()
     torch.cuda.synchronize()
+    for stage in stages:
+        stage.cuda_graphs = True
     return torch.cuda.max_memory_allocated() - before + own
 
 

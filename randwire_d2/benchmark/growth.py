@@ -22,6 +22,7 @@ GROWTH_MODELS = ("randwire", "randwire-plain", "resnet50")
 # The markers tell the models apart in a print in grey.
 LOOKS = {
     "randwire": (BLUE, "o"),
+    "randwire-launched": (BLUE, "x"),
     "randwire-recompute": (GREEN, "D"),
     "randwire-plain": (RED, "s"),
     "randwire-compiled": (RED, "x"),

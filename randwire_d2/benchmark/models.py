@@ -16,6 +16,7 @@ from ..wiring import NetworkGenerator
 
 MODELS = {
     "randwire": "RandWire",
+    "randwire-launched": "RandWire, without CUDA graphs",
     "randwire-recompute": "RandWire, recompute",
     "randwire-plain": "RandWire, plain",
     "randwire-compiled": "RandWire, plain, compiled",
@@ -30,6 +31,7 @@ CLASSES = 1000
 # The options in which the RandWires differ.
 RANDWIRE_OPTIONS: dict[str, dict[str, Any]] = {
     "randwire": {"fused": "on"},
+    "randwire-launched": {"fused": "on", "cuda_graphs": False},
     "randwire-recompute": {"fused": "on", "recompute": True},
     "randwire-plain": {"fused": "off"},
     "randwire-compiled": {"fused": "off"},

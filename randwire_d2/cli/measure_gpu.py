@@ -5,10 +5,10 @@
 
 First the operators and a stage are examined, as by tools/check_gpu.py. Then the classifiers are
 compared at batches of 32, 128 and 256, in float32 and in mixed precision, with and without
-channels_last, and the detectors' backbones at two images; RandWire fused, with RECOMPUTE, plain,
-and plain with torch.compile, beside ResNet-50 and ResNeXt-50. Last, the demo's classifier is
-trained fused and node by node. OUTPUT/gpu.md has all tables, OUTPUT/gpu.json all numbers; both are
-written again after each part, so that nothing is lost if a later one fails.
+channels_last, and the detectors' backbones at two images; RandWire fused, without CUDA graphs, with
+RECOMPUTE, plain, and plain with torch.compile, beside ResNet-50 and ResNeXt-50. Last, the demo's
+classifier is trained fused and node by node. OUTPUT/gpu.md has all tables, OUTPUT/gpu.json all
+numbers; both are written again after each part, so that nothing is lost if a later one fails.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from .frame import framed, parser_of
 SCRIPT = "measure_gpu.py"
 TOP1 = "classification/top1"
 RESNETS = ("resnet50", "resnext50")
-FUSED = ("randwire", "randwire-recompute", "randwire-plain", *RESNETS)
+FUSED = ("randwire", "randwire-launched", "randwire-recompute", "randwire-plain", *RESNETS)
 
 
 @dataclass

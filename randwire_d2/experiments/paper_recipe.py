@@ -33,7 +33,7 @@ NO_RECIPE = re.compile(
     r"|VERSION|OUTPUT_DIR|CUDNN_BENCHMARK|MODEL\.(WEIGHTS|DEVICE)"
     r"|TEST\.(EXPECTED_RESULTS|IMS_PER_PROCESS|LOSS)|SOLVER\.REFERENCE_(WORLD|BATCH)_SIZE"
     r"|MODEL\.RANDWIRE\.(REGIME|CHANNELS|NUM_NODES|GRAPH|\w+\.\w+|NODE_OP|SPEC|SPEC_FILE)"
-    r"|MODEL\.RANDWIRE\.(FUSED|RECOMPUTE)|MODEL\.CLASSIFIER\.TORCHVISION\..+"
+    r"|MODEL\.RANDWIRE\.(FUSED|RECOMPUTE|CUDA_GRAPHS)|MODEL\.CLASSIFIER\.TORCHVISION\..+"
 )
 # By Detectron2's names: what only a test reads, but for precise batch norms, which a training
 # computes, and what only a training reads.

@@ -28,7 +28,7 @@ class RandWireClassifier(PretrainedNetwork, nn.Module):
         head_relu: put a ReLU between the 1280 channels' norm and the pool.
         dropout: before the fc layer; by default the paper's: 0.2 in the regular regime, else none.
         edge_drop_prob: see ``RandWire``; by default the paper's: 0.1 in the regular regime, else 0.
-        edge_drop_scope, fused, recompute: see ``RandWire``.
+        edge_drop_scope, fused, recompute, cuda_graphs: see ``RandWire``.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class RandWireClassifier(PretrainedNetwork, nn.Module):
         edge_drop_scope: EdgeDropScope = "process",
         fused: Fused = "auto",
         recompute: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -63,6 +64,7 @@ class RandWireClassifier(PretrainedNetwork, nn.Module):
             edge_drop_scope=edge_drop_scope,
             fused=fused,
             recompute=recompute,
+            cuda_graphs=cuda_graphs,
         )
         self.conv = conv2d(spec.stages[-1].channels, HEAD_CHANNELS, 1)
         apply_init(self.conv, init)

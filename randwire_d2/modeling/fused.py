@@ -4,7 +4,8 @@ Here stands when it applies, and what it takes from a stage's modules and leaves
 computed, and its gradients, stand in ``graph_function``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ def why_not(nodes: Sequence[nn.Module], x: Tensor) -> str:
         reason = EXPORTING
     for node in nodes:
         reason = reason or _why_not(node)
-    if not reason and len({_settings(node.norm) for node in nodes if isinstance(node, Node)}) > 1:
+    if not reason and len({settings(node.norm) for node in nodes if isinstance(node, Node)}) > 1:
         reason = "some of the norms are in another mode, or have another momentum or eps"
     return reason
 
@@ -86,15 +87,58 @@ def sharing(norm: nn.Module) -> Any:
     return group if torch.distributed.get_world_size(group) > 1 else None
 
 
-def _settings(norm: Any) -> tuple[Any, ...]:
+class Settings(NamedTuple):
+    """What a norm does beside its tensors, with ``momentum`` and ``group`` if ``batch``."""
+
+    eps: float
+    batch: bool
+    momentum: float | None
+    group: Any
+
+
+def settings(norm: Any) -> Settings:
     batch = uses_batch(norm)
-    return norm.eps, batch, norm.momentum if batch else None, sharing(norm)
+    return Settings(norm.eps, batch, norm.momentum if batch else None, sharing(norm))
+
+
+def tensors_of(nodes: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and buffers; in a tenth of the time that ``nn.Module`` takes."""
+    parameters: list[Tensor | None] = []
+    buffers: list[Tensor | None] = []
+    for module in _modules_of(nodes):
+        parameters.extend(module._parameters.values())
+        buffers.extend(module._buffers.values())
+    return [p for p in parameters if p is not None], [b for b in buffers if b is not None]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """What a stage computes in: autocast's type, or its input's."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+@contextmanager
+def replaced(nodes: Sequence[Any], parameters: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """In the block, nodes have other tensors in place of these parameters."""
+    places = [
+        (module._parameters, name, own)
+        for module in _modules_of(nodes)
+        for name, own in module._parameters.items()
+        if own in parameters
+    ]
+    try:
+        for where, name, own in places:
+            where[name] = parameters[own]
+        yield
+    finally:
+        for where, name, own in places:
+            where[name] = own
+
+
+def _modules_of(nodes: Sequence[Any]) -> Iterator[Any]:
+    for node in nodes:
+        own = node._modules
+        yield from (node, *own["conv"]._modules.values(), own["norm"])
 
 
 class Order(NamedTuple):
@@ -132,7 +176,7 @@ def run_fused(
     # What is computed for a whole channel is so in single precision at least, whatever the weights'
     # type: of a model that was cast to bfloat16, too.
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    eps, batch, momentum, group = _settings(nodes[0].norm)
+    eps, batch, momentum, group = settings(nodes[0].norm)
     count: float | Tensor = x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2)
     if batch and count == 1 and group is None:
         raise ValueError(
@@ -172,6 +216,7 @@ def run_fused(
         output, *moments = GraphFunction.apply(run, edges, x, coefficients, affine, *convolutions)
     if batch:
         moments = [group[..., :channels] for group in moments]
+        assert momentum is not None, "see why_not"
         _update_running_statistics(norms, moments, count, momentum)
     return output
 

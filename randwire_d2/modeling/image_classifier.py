@@ -146,6 +146,7 @@ def build_network(cfg: CfgNode) -> nn.Module:
             edge_drop_scope=cfg.MODEL.RANDWIRE.EDGE_DROP_SCOPE,
             fused=cfg.MODEL.RANDWIRE.FUSED,
             recompute=cfg.MODEL.RANDWIRE.RECOMPUTE,
+            cuda_graphs=cfg.MODEL.RANDWIRE.CUDA_GRAPHS,
         )
     backbone = build_resnet_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
     for block in (block for stage in backbone.stages for block in stage):

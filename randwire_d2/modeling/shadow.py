@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .cuda_graphs import can_record
+from .difference import LIMITS, error, random_gradient, unchanged
 from .stage import RandWireStage
-
-# The largest relative errors that rounding explains. In float32 convolutions may use TF32, whose
-# mantissa has 10 bits; what gradients lose on the way grows with the depth of the graph.
-LIMITS = {torch.float64: 1e-8, torch.float32: 1e-2, torch.float16: 0.25, torch.bfloat16: 0.5}
+from .stage_graphs import FIRST_CALLS
 
 # By ``training``.
 MODES = {True: "training", False: "inference"}
 
 Run = Callable[[RandWireStage, Tensor], Tensor]
 RUNS: tuple[Run, Run] = (RandWireStage.run_fused, RandWireStage.run_nodes)
+TIMED: tuple[Run, Run] = (RandWireStage.run_replayed, RandWireStage.run_nodes)
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Shadow:
         Raises:
             RuntimeError: an error is larger than rounding explains.
         """
-        for what, error in self.errors.items():
-            if not error <= self.limit:
+        for what, off in self.errors.items():
+            if not off <= self.limit:
                 raise RuntimeError(
-                    f"its {what} is off by {error:.2g} of what its nodes give one by one; rounding "
+                    f"its {what} is off by {off:.2g} of what its nodes give one by one; rounding "
                     f"explains {self.limit:g}"
                 )
 
@@ -69,7 +69,7 @@ def shadow(stage: RandWireStage, x: Tensor, rounds: int = 0) -> Shadow:
     with _kept(stage):
         fused, nodes = (_run(stage, run, x) for run in RUNS)
         errors = {
-            what: _error(fused[what], nodes[what]) for what in nodes if _is_finite(nodes[what])
+            what: error(fused[what], nodes[what]) for what in nodes if _is_finite(nodes[what])
         }
         limit = LIMITS[nodes["output"][0].dtype]
         del fused, nodes
@@ -83,16 +83,13 @@ def shadow(stage: RandWireStage, x: Tensor, rounds: int = 0) -> Shadow:
 @contextmanager
 def _kept(stage: RandWireStage) -> Iterator[None]:
     """Leave buffers and modes as they are."""
-    buffers = [(buffer, buffer.clone()) for buffer in stage.buffers()]
     modes = [(module, module.training) for module in stage.modules()]
     try:
-        yield
+        with unchanged(stage.buffers()):
+            yield
     finally:
         for module, training in modes:
             module.training = training
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
 
 
 def _run(stage: RandWireStage, run: Run, x: Tensor) -> dict[str, list[Tensor]]:
@@ -100,20 +97,12 @@ def _run(stage: RandWireStage, run: Run, x: Tensor) -> dict[str, list[Tensor]]:
     results = {"output": [output]}
     if output.requires_grad:
         parameters = [p for p in stage.parameters() if p.requires_grad]
-        generator = torch.Generator(x.device).manual_seed(0)
-        gradient = torch.randn(
-            output.shape, generator=generator, device=x.device, dtype=torch.float32
-        ).to(output.dtype)
         # Not backward(): no parameter gets a gradient, and DistributedDataParallel is not waiting.
         wanted = [*parameters, *([x] if x.requires_grad else [])]
-        gradients = torch.autograd.grad(output, wanted, gradient)
+        gradients = torch.autograd.grad(output, wanted, random_gradient(output))
         results["parameters' gradients"] = list(gradients[: len(parameters)])
         results["input's gradient"] = list(gradients[len(parameters) :])
     return {what: [t.detach() for t in tensors] for what, tensors in results.items() if tensors}
-
-
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.reshape(-1).double() for t in tensors])
 
 
 def _is_finite(tensors: list[Tensor]) -> bool:
@@ -121,23 +110,25 @@ def _is_finite(tensors: list[Tensor]) -> bool:
     return all(bool(t.isfinite().all()) for t in tensors)
 
 
-def _error(actual: list[Tensor], expected: list[Tensor]) -> float:
-    reference = _flat(expected)
-    return float((_flat(actual) - reference).norm() / reference.norm().clamp_min(1e-30))
-
-
 def _times(stage: RandWireStage, x: Tensor, rounds: int) -> tuple[float, float]:
-    """The median seconds of both ways, which take turns."""
-    times: dict[Run, list[float]] = {run: [] for run in RUNS}
+    """The median seconds of both ways, which take turns.
+
+    Fused, it is what a stage comes to whose images are all of this size: if CUDA graphs are on, and
+    there can be one, the replay of a graph that is recorded before the first of these times.
+    """
+    times: dict[Run, list[float]] = {run: [] for run in TIMED}
     with torch.set_grad_enabled(stage.training and torch.is_grad_enabled()):
+        for _ in range(FIRST_CALLS if stage.cuda_graphs and can_record(x) else 0):
+            _run(stage, TIMED[0], x)
         for i in range(rounds + 1):
-            for run in RUNS if i % 2 else RUNS[::-1]:
+            for run in TIMED if i % 2 else TIMED[::-1]:
                 _wait(x.device)
                 start = time.perf_counter()
                 _run(stage, run, x)
                 _wait(x.device)
                 times[run].append(time.perf_counter() - start)
-    fused, nodes = (statistics.median(times[run][1:]) for run in RUNS)  # the first warms up
+    stage.graphs.drop()  # a training may not see images of this size again
+    fused, nodes = (statistics.median(times[run][1:]) for run in TIMED)  # the first warms up
     return fused, nodes
 
 

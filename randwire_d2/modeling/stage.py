@@ -24,6 +24,7 @@ from .fused import (
     why_not,
 )
 from .node import Node, build_norm, conv2d
+from .stage_graphs import StageGraphs
 from .weights import padding_of
 
 
@@ -51,6 +52,7 @@ class RandWireStage(CNNBlockBase):
         fused: whether the nodes run as one function of fused operators: ``"auto"``, where that is
             possible and the operators work; ``"on"``, there or not at all; ``"off"``, nowhere.
         recompute: save less for the backward pass of that function, and compute it again.
+        cuda_graphs: on a GPU, once shapes repeat, replay what that function launches as one graph.
 
     Attributes:
         slower: by ``training``, why nodes are run one by one with ``"auto"`` though they need not
@@ -71,6 +73,7 @@ class RandWireStage(CNNBlockBase):
         *,
         fused: Fused = "auto",
         recompute: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__(spec.in_channels, spec.channels, stride=2)
         self.nodes = nn.ModuleList(
@@ -81,6 +84,8 @@ class RandWireStage(CNNBlockBase):
         )
         self.fused = fused
         self.recompute = recompute
+        self.cuda_graphs = cuda_graphs
+        self.graphs = StageGraphs()
         self.slower: dict[bool, str] = {}
         self.plain_because: str | None = None
         self.padding = 0
@@ -114,7 +119,7 @@ class RandWireStage(CNNBlockBase):
             self.plain_because = reason
             wanted = padding_of(self.out_channels, compute_dtype(x), x.device)
             self.padding = 0 if reason else wanted
-        return self.run_nodes(x, kept) if reason else self.run_fused(x, kept)
+        return self.run_nodes(x, kept) if reason else self.run_replayed(x, kept)
 
     def _why_plain(self, x: Tensor) -> str:
         """Why to run the nodes one by one; empty if they are to run fused.
@@ -178,6 +183,21 @@ class RandWireStage(CNNBlockBase):
         smallest = Order(self.plan, self.by_edge)
         by_level = Order(self._plan_by_level, self.by_edge_by_level)
         return run_fused(smallest, by_level, [*self.nodes], x, kept, self.recompute)
+
+    def run_replayed(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """``run_fused``, as a CUDA graph where there is one or can be."""
+        if not self.cuda_graphs or torch.compiler.is_compiling():
+            return self.run_fused(x, kept)
+        return self.graphs.run(self.run_fused, [*self.nodes], x, kept)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.graphs.drop()
+        return super()._apply(*args, **kwargs)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica = super()._replicate_for_data_parallel()  # with weights that have no address yet
+        replica.cuda_graphs = False
+        return replica
 
     def run_nodes(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` node by node."""

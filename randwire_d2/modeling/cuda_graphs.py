@@ -1,0 +1,306 @@
+"""A stage as a CUDA graph: what it launches is recorded once, and replayed by one launch.
+
+A step through a stage of 32 nodes launches some three hundred kernels, which takes the host longer
+than a fast GPU needs to run them, unless the batch is large. A graph has the addresses of all that
+it reads and writes. So a call copies its input to where the graph reads it, and its results from
+where the graph has written them: the next call writes there, too. And a graph is dropped when a
+weight has moved.
+
+Kernels and their order are those of ``run_fused``, and so are the results, to the bit.
+"""
+
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors as _flatten
+from torch._utils import _unflatten_dense_tensors as _unflatten
+from torch.autograd.function import once_differentiable
+
+from .difference import LIMITS, error, random_gradient, unchanged
+from .fused import replaced, tensors_of
+
+Launch = Callable[[Tensor, Tensor | None], Tensor]
+Function = Callable[[], list[Tensor]]
+
+
+class Recording(NamedTuple):
+    """What ``replay`` does again, and where it leaves its results."""
+
+    results: list[Tensor]
+    replay: Callable[[], object]
+
+
+class Recorder(Protocol):
+    """What records; tests have one for CPUs."""
+
+    def place(self, x: Tensor) -> Hashable:
+        """Where a call with this input would be replayed; None if it can't be."""
+
+    def aside(self, x: Tensor) -> AbstractContextManager[object]:
+        """For a first run of what will be recorded."""
+
+    def record(self, x: Tensor, functions: Sequence[Function], alone: bool) -> list[Recording]:
+        """
+        Args:
+            x: a tensor on the device.
+            functions: what each of them launches is recorded; they may run.
+            alone: whether their memory must not be other recordings', because the second reads
+                what the first leaves there.
+        """
+
+
+class CudaRecorder:
+    """Records CUDA graphs."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        # By place, the last graph that shares its memory. (A pool ends with its graphs.)
+        self._sharing: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
+
+    def place(self, x: Tensor) -> Hashable:
+        # What looks at each operator would see none.
+        if x.device.type != "cuda" or torch._C._len_torch_dispatch_stack():
+            return None
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        return x.device, torch.cuda.current_stream(x.device).cuda_stream
+
+    @contextmanager
+    def aside(self, x: Tensor) -> Iterator[None]:
+        stream, current = self._stream(x.device), torch.cuda.current_stream(x.device)
+        stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            current.wait_stream(stream)
+
+    def record(self, x: Tensor, functions: Sequence[Function], alone: bool) -> list[Recording]:
+        other, stream = None if alone else self._sharing.get(self.place(x)), self._stream(x.device)
+        pool = other.pool() if other else torch.cuda.graph_pool_handle()
+        found = []
+        with torch.cuda.device(x.device):
+            needed = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+            for function in functions:
+                graph = torch.cuda.CUDAGraph()
+                with _recording(graph, pool, stream):
+                    results = function()
+                found.append(Recording(results, graph.replay))
+            free, _ = torch.cuda.mem_get_info()
+        # So that what has fitted into memory so far still does.
+        if free < needed:
+            raise RuntimeError(
+                f"it would leave {free >> 20} MiB of GPU memory, and {needed >> 20} were in use"
+            )
+        if not alone:
+            self._sharing[self.place(x)] = graph
+        return found
+
+    def _stream(self, device: torch.device) -> torch.cuda.Stream:
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
+
+@contextmanager
+def _recording(graph: Any, pool: Any, stream: torch.cuda.Stream) -> Iterator[None]:
+    """Leaves the stream and the allocator as they were, even if its end raises."""
+    before = torch.cuda.current_stream()
+    try:
+        # Other threads, those of NCCL and of data loaders, may go on.
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+            yield
+    except BaseException:
+        torch.cuda.set_stream(before)
+        # Else the allocator would go on as if something were recorded, and free less.
+        with suppress(Exception):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        raise
+
+
+recorder: Recorder = CudaRecorder()
+
+
+def can_record(x: Tensor) -> bool:
+    """Whether a stage with this input can be replayed as a graph."""
+    return recorder.place(x) is not None
+
+
+class _Pass:
+    """A forward pass, as long as its backward pass is to come."""
+
+    over = False
+
+
+class Graph:
+    """A stage's launches for one kind of call, held against the same launched one by one.
+
+    Args:
+        launch: what runs the stage, with (x, kept).
+        nodes: the stage's.
+        x, kept: of the call.
+        trains: whether there is a backward pass.
+
+    Raises:
+        RuntimeError: a replay is not what is launched; or whatever a recording raises.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        nodes: Sequence[Any],
+        x: Tensor,
+        kept: Tensor | None,
+        trains: bool,
+    ) -> None:
+        parameters, buffers = tensors_of(nodes)
+        self.trains = trains
+        self.parameters = [p for p in parameters if p.requires_grad and trains]
+        self._pending: Callable[[], _Pass | None] = lambda: None
+        self._gradients: Recording | None = None
+        kind = x.device.type
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(trains),
+            # What is cast once for several calls would be cast, or not, in one that is recorded.
+            torch.autocast(
+                *(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)),
+                cache_enabled=False,
+            ),
+            unchanged(buffers),
+        ):
+            # Not the parameters: whose hooks would be recorded as well, and what adds up their
+            # gradients may be alive from an earlier step, and then waits on that one's stream.
+            aliases = {p: p.detach().requires_grad_() for p in self.parameters}
+
+            def launch_aliases(x: Tensor, kept: Tensor | None) -> Tensor:
+                with replaced(nodes, aliases):
+                    return launch(x, kept)
+
+            self._record(launch_aliases, [*aliases.values()], buffers, x, kept)
+
+    def _record(
+        self,
+        launch: Launch,
+        parameters: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        x: Tensor,
+        kept: Tensor | None,
+    ) -> None:
+        with torch.no_grad():
+            self.x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+            self.kept = None if kept is None else kept.clone()
+        if self.trains:
+            self.x.requires_grad_(x.requires_grad)
+        wanted = [*([self.x] if self.x.requires_grad else []), *parameters]
+        output = self.x
+
+        def forward() -> list[Tensor]:
+            nonlocal output
+            output = launch(self.x, self.kept)
+            return [output.detach()]
+
+        def backward() -> list[Tensor]:
+            with torch.autocast(x.device.type, enabled=False):
+                gradients = [*torch.autograd.grad(output, wanted, self.grad)]
+            # Those of parameters as one tensor, of which a copy takes one launch.
+            others = len(wanted) - len(parameters)
+            own = [_flatten(gradients[others:])] if parameters else []
+            return gradients[:others] + own
+
+        functions = [forward, backward] if self.trains else [forward]
+        with recorder.aside(x), unchanged(buffers):
+            expected = forward()
+            if self.trains:
+                self.grad = random_gradient(*expected)
+                expected += backward()
+            expected_buffers = [buffer.clone() for buffer in buffers]
+        # Of what is cast, the graph has a copy.
+        dtype = expected[0].dtype
+        self.originals = [p for p in self.parameters if p.dim() == 4 and p.dtype == dtype]
+        with unchanged(buffers):
+            self._output, *gradients = recorder.record(x, functions, alone=self.trains)
+        self._gradients = gradients[0] if gradients else None
+        self._check(expected, buffers, expected_buffers)
+
+    def _check(
+        self,
+        expected: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        expected_buffers: Sequence[Tensor],
+    ) -> None:
+        results: list[Tensor] = []
+        for recording in filter(None, (self._output, self._gradients)):
+            recording.replay()
+            results += recording.results
+        # The kernels are the same; those that sum in no fixed order lose less than others do.
+        limit = LIMITS[expected[0].dtype] / 10
+        right = [*expected, *expected_buffers]
+        for actual, value in zip([*results, *buffers], right, strict=True):
+            off = error([actual], [value])
+            if not off <= limit:
+                raise RuntimeError(f"a result is off by {off:.2g} of what it is without a graph")
+
+    @property
+    def busy(self) -> bool:
+        """Whether its activations are still needed."""
+        last = self._pending()
+        return last is not None and not last.over
+
+    def __call__(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        if self.trains:
+            output: Tensor = _Replay.apply(self, x, kept, *self.parameters)
+            return output
+        return self.forward(x, kept)
+
+    def begin(self) -> _Pass:
+        """A forward pass, which is over when its backward pass is, or nobody holds it."""
+        begun = _Pass()
+        self._pending = weakref.ref(begun)
+        return begun
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        self.x.copy_(x)
+        if self.kept is not None and kept is not None:
+            self.kept.copy_(kept)
+        self._output.replay()
+        return self._output.results[0].clone()
+
+    def backward(self, grad: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """The gradients of x, if there is one, and of the parameters."""
+        assert self._gradients is not None, "there is a backward pass"
+        self.grad.copy_(grad)
+        self._gradients.replay()
+        results = [gradient.clone() for gradient in self._gradients.results]
+        grad_x = results.pop(0) if self.x.requires_grad else None
+        return grad_x, [g for flat in results for g in _unflatten(flat, self.parameters)]
+
+
+class _Replay(torch.autograd.Function):
+    """(graph, x, kept, *parameters) -> output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, graph: Graph, x: Tensor, kept: Tensor | None, *parameters: Tensor
+    ) -> Tensor:
+        ctx.graph, ctx.own = graph, graph.begin()
+        ctx.save_for_backward(*graph.originals)  # to hear of one that was written to since
+        return graph.forward(x, kept)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Any) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        if ctx.own.over:
+            raise RuntimeError(
+                "a second backward pass through a stage that was replayed as a CUDA graph, whose "
+                "activations are gone; set MODEL.RANDWIRE.CUDA_GRAPHS False (cuda_graphs=False)"
+            )
+        ctx.own.over = True
+        grad_x, gradients = ctx.graph.backward(grad_output)
+        return None, grad_x, None, *gradients

@@ -1,0 +1,40 @@
+"""How far one way of running a stage is from another, and how to try one and leave no trace."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# The largest relative errors that rounding explains. In float32 convolutions may use TF32, whose
+# mantissa has 10 bits; what gradients lose on the way grows with the depth of the graph.
+LIMITS = {torch.float64: 1e-8, torch.float32: 1e-2, torch.float16: 0.25, torch.bfloat16: 0.5}
+
+
+@contextmanager
+def unchanged(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """After the block, tensors have the values that they have now."""
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
+
+
+def random_gradient(output: Tensor) -> Tensor:
+    """The same each time; no random number is drawn from torch's own generators."""
+    generator = torch.Generator(output.device).manual_seed(0)
+    values = torch.randn(output.shape, generator=generator, device=output.device)
+    return torch.empty_like(output).copy_(values)
+
+
+def error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The Euclidean norm of the difference, in units of what is expected."""
+    reference = _flat(expected)
+    return float((_flat(actual) - reference).norm() / reference.norm().clamp_min(1e-30))
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.reshape(-1).double() for t in tensors])

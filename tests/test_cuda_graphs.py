@@ -1,0 +1,472 @@
+"""Stages that are replayed as CUDA graphs, against stages that are launched one by one: to the bit.
+
+Without a GPU, a stand-in records by keeping the function, and replays by running it and writing
+over what it returned before, as a graph does.
+"""
+
+import copy
+import logging
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from helpers import assert_equal, draw_spec, images, randomise
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from randwire_d2 import RandWire, RandWireClassifier, add_randwire_config
+from randwire_d2.modeling import cuda_graphs, stage_graphs
+from randwire_d2.modeling.cuda_graphs import CudaRecorder, Recording
+from randwire_d2.modeling.shadow import shadow
+from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.modeling.stage_graphs import FIRST_CALLS
+
+
+class StandIn:
+    """Records on any device.
+
+    Attributes:
+        recorded: how many graphs were.
+        replays: how often any was replayed.
+        broken: what it does to the results of replays.
+    """
+
+    def __init__(self) -> None:
+        self.recorded = self.replays = 0
+        self.broken: Callable[[Tensor], Any] = lambda result: None
+
+    def place(self, x: Tensor) -> str:
+        return "here"
+
+    def aside(self, x: Tensor) -> Any:
+        return nullcontext()
+
+    def record(
+        self, x: Tensor, functions: Sequence[Callable[[], list[Tensor]]], alone: bool
+    ) -> list[Recording]:
+        self.recorded += 1
+        return [self._recording(function) for function in functions]
+
+    def _recording(self, function: Callable[[], list[Tensor]]) -> Recording:
+        trains = torch.is_grad_enabled()
+        amp = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        results = function()
+
+        def replay() -> None:
+            self.replays += 1
+            with (
+                torch.inference_mode(False),
+                torch.set_grad_enabled(trains),
+                torch.autocast("cpu", amp[1], enabled=amp[0], cache_enabled=False),
+            ):
+                again = function()
+            with torch.no_grad():
+                for result, value in zip(results, again, strict=True):
+                    result.copy_(value)
+                    self.broken(result)
+
+        return Recording(results, replay)
+
+
+class Counted(CudaRecorder):
+    """The real one, which counts."""
+
+    recorded = 0
+
+    def record(self, *arguments: Any, **options: Any) -> list[Recording]:
+        self.recorded += 1
+        return super().record(*arguments, **options)
+
+
+@pytest.fixture
+def recorder(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Any:
+    chosen = Counted() if device.type == "cuda" else StandIn()
+    monkeypatch.setattr(cuda_graphs, "recorder", chosen)
+    return chosen
+
+
+class Pair:
+    """A stage that may be replayed, and the same that is not; both do the same."""
+
+    def __init__(self, device: torch.device, norm: str = "BN", **options: Any) -> None:
+        torch.manual_seed(0)
+        spec = draw_spec("small", "WS").stages[0]
+        self.stage = RandWireStage(spec, "sep_conv3x3", norm, fused="on", **options)
+        randomise(self.stage).to(device).train()
+        self.other = copy.deepcopy(self.stage)
+        self.other.cuda_graphs = False
+        self.device, self.drawn = device, 0
+        self.amp: torch.dtype | None = None
+
+    @property
+    def both(self) -> tuple[RandWireStage, RandWireStage]:
+        return self.stage, self.other
+
+    def x(self, size: int = 8, batch: int = 2) -> Tensor:
+        self.drawn += 1
+        generator = torch.Generator().manual_seed(self.drawn)
+        return torch.randn(batch, 5, size, size, generator=generator).to(self.device)
+
+    def kept(self, i: int) -> Tensor:
+        n = len(self.stage.plan.learned)
+        return torch.arange(n, device=self.device) != i % n
+
+    def step(self, size: int = 8, kept: int | None = None, needs_x: bool = True) -> None:
+        """Forward and backward, whose gradients add up."""
+        x, mask = self.x(size), None if kept is None else self.kept(kept)
+        results = []
+        for one in self.both:
+            own = x.clone().requires_grad_(needs_x)
+            y = self.call(one, own, mask)
+            if y.requires_grad:
+                y.square().sum().backward()
+            results.append([y.detach(), own.grad])
+        assert_equal(*results)
+        self.same()
+
+    def infer(self, size: int = 8, batch: int = 2) -> None:
+        x = self.x(size, batch)
+        with torch.no_grad():
+            assert_equal(*(self.call(one, x) for one in self.both))
+        self.same()
+
+    def call(self, one: RandWireStage, *arguments: Any) -> Tensor:
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+            return one(*arguments)
+
+    def same(self) -> None:
+        state, other = (dict(one.state_dict()) for one in self.both)
+        assert_equal(state, other)
+        assert_equal(*([p.grad for p in one.parameters()] for one in self.both))
+
+    @contextmanager
+    def launched(self, expected: bool = True) -> Iterator[None]:
+        """In the block, the stage is launched, or it is replayed."""
+        original = self.stage.run_fused
+        with mock.patch.object(self.stage, "run_fused", side_effect=original) as launched:
+            yield
+        assert launched.called == expected
+
+    def start(self, **options: Any) -> None:
+        """Until there is a training graph."""
+        for _ in range(FIRST_CALLS):
+            self.step(**options)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "SyncBN"])
+def test_training(norm: str, recompute: bool, recorder: Any, device: torch.device) -> None:
+    """Wrong: a replay gives other results, gradients or statistics, a statistic moves twice in the
+    step that records, gradients of several steps share memory, or nothing is replayed."""
+    pair = Pair(device, norm, recompute=recompute)
+    for i in range(2 * FIRST_CALLS):
+        pair.step()
+        assert recorder.recorded == (i + 1 >= FIRST_CALLS) == pair.stage.graphs.replayed
+    for one in pair.both:  # as an optimizer does
+        for p in one.parameters():
+            with torch.no_grad():
+                p -= 0.1 * p.grad
+            p.grad = None
+    pair.step()
+    pair.step()
+    for one in pair.both:
+        for p in one.parameters():
+            p.grad.zero_()
+    pair.step()
+    assert recorder.recorded == 1
+
+
+def test_an_edge_that_is_dropped_is_data(recorder: Any, device: torch.device) -> None:
+    """Wrong: the edge of the step that was recorded is dropped for ever."""
+    pair = Pair(device)
+    for i in range(2 * FIRST_CALLS):
+        pair.step(kept=i)
+    pair.step()
+    assert recorder.recorded == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision(dtype: torch.dtype, recorder: Any, device: torch.device) -> None:
+    """Wrong: weights of the step that was recorded, cast once, are used for ever."""
+    pair = Pair(device)
+    pair.amp = dtype
+    for _ in range(2 * FIRST_CALLS):
+        pair.step()
+        pair.infer()
+        for one in pair.both:
+            with torch.no_grad():
+                for p in one.parameters():
+                    p *= 1.1
+    pair.amp = None
+    pair.step()
+    pair.infer()
+    assert recorder.recorded == 2
+
+
+def test_inference(recorder: Any, device: torch.device) -> None:
+    """Wrong: shapes are mixed up, a result that is kept changes with the next, each of a detector's
+    sizes takes memory for a graph, or what inference mode made can't be used outside of it."""
+    pair = Pair(device)
+    pair.stage.eval(), pair.other.eval()
+    sizes = range(4, 4 + stage_graphs.MOST_INFERENCE + 2)
+    for _ in range(FIRST_CALLS + 1):
+        with torch.inference_mode():
+            for size in sizes:
+                pair.infer(size)
+    assert recorder.recorded == stage_graphs.MOST_INFERENCE
+    pair.infer()
+    x = pair.x()
+    with torch.no_grad():
+        first = pair.stage(x)
+        before = first.clone()
+        pair.stage(2 * x)
+    assert torch.equal(first, before)
+    pair.stage.train(), pair.other.train()
+    pair.start()
+    pair.infer()
+    assert recorder.recorded == stage_graphs.MOST_INFERENCE + 1
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_modes_and_what_needs_gradients(norm: str, recorder: Any, device: torch.device) -> None:
+    """Wrong: a graph of one mode answers in another; an input's gradient is missing, or asked for
+    where there is none; a stage that was frozen still gets gradients, or moves its statistics."""
+    pair = Pair(device, norm)
+    pair.start(needs_x=False)
+    pair.step(needs_x=True)
+    pair.infer()
+    pair.stage.eval(), pair.other.eval()
+    with pair.launched(norm == "BN"):
+        pair.step(needs_x=False)
+    pair.stage.train(), pair.other.train()
+    with pair.launched(False):
+        pair.step(needs_x=False)
+    assert recorder.recorded == 1
+    for one in pair.both:
+        one.nodes[1].conv.pointwise.weight.requires_grad_(False)
+    for _ in range(FIRST_CALLS + 1):
+        pair.step()
+    assert recorder.recorded == 2
+    for one in pair.both:
+        one.freeze()
+    for _ in range(FIRST_CALLS + 1):
+        pair.step(needs_x=False)
+    assert recorder.recorded == 3, "without a backward pass"
+
+
+def test_a_training_whose_shapes_change_has_no_graphs(
+    recorder: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: a detector's training fills the memory with graphs that it will not need again; or one
+    whose images have grown goes on one by one."""
+    monkeypatch.setattr(stage_graphs, "LATER_CALLS", 5)
+    pair = Pair(device)
+    for size in (8, 8, 4, 4, 4, 4, 8, 4, 8):
+        pair.step(size)
+    assert recorder.recorded == 0
+    for _ in range(5):
+        pair.step(4)
+    assert recorder.recorded == 1
+    pair.step(5)
+    pair.step(4)  # the last batch of an epoch is smaller
+    for _ in range(5):
+        pair.step(5)
+    assert recorder.recorded == 2 and len(pair.stage.graphs._graphs) == 1
+
+
+# -------------------------------------------------------------------------------------------------
+# Calls that a graph is not made for
+# -------------------------------------------------------------------------------------------------
+
+
+def test_two_forward_passes_before_a_backward_pass(recorder: Any, device: torch.device) -> None:
+    """Wrong: the second pass writes over what the first one's gradients are computed from."""
+    pair = Pair(device)
+    pair.start(needs_x=False)
+    a, b = pair.x(), pair.x()
+    for one in pair.both:
+        (one(a) * one(b) + one(a).square()).sum().backward()
+    pair.same()
+    for one in pair.both:
+        one(a)  # nobody wants its gradient
+    pair.step(needs_x=False)
+    before = pair.stage.graphs.replayed
+    assert recorder.recorded == 1 and before
+
+
+def test_a_backward_pass_can_not_be_repeated(recorder: Any, device: torch.device) -> None:
+    """Wrong: gradients of activations that are gone."""
+    pair = Pair(device)
+    pair.start(needs_x=False)
+    y = pair.stage(pair.x()).sum()
+    y.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="MODEL.RANDWIRE.CUDA_GRAPHS False"):
+        y.backward()
+    y = pair.stage(pair.x()).sum()
+    with torch.no_grad():
+        pair.stage.nodes[1].conv.pointwise.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_weights_that_have_moved(
+    recorder: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: the graph reads the weights that were there before."""
+    pair = Pair(device)
+
+    def again(change: Callable[[RandWireStage], object]) -> None:
+        pair.start()
+        before = recorder.recorded
+        pair.step()
+        assert recorder.recorded == before and pair.stage.graphs._graphs
+        for one in pair.both:
+            change(one)
+        with pair.launched():
+            pair.step()
+
+    def swap(stage: RandWireStage) -> None:
+        for p in stage.parameters():
+            p.data = p.data * 1.5
+
+    def assign(stage: RandWireStage) -> None:
+        state = {name: 1.5 * t for name, t in stage.state_dict().items() if t.is_floating_point()}
+        stage.load_state_dict(state, strict=False, assign=True)
+        stage.requires_grad_()
+
+    def momentum(stage: RandWireStage) -> None:
+        for node in stage.nodes:
+            node.norm.momentum = 0.5
+
+    def buffer(stage: RandWireStage) -> None:
+        stage.nodes[0].norm.running_mean = torch.ones_like(stage.nodes[0].norm.running_mean)
+
+    def wrap(stage: RandWireStage) -> None:
+        conv = stage.nodes[1].conv.pointwise
+        conv.weight = nn.Parameter(conv.weight.detach())
+
+    for change in (swap, assign, momentum, buffer, wrap):
+        again(change)
+    pair.start()
+    for one in pair.both:
+        one.to(torch.float64).to(torch.float32)
+    assert not pair.stage.graphs._graphs
+    pair.step()
+    monkeypatch.setattr(stage_graphs, "MOST_RECORDINGS", recorder.recorded)
+    pair.start()
+    assert not pair.stage.graphs._graphs, "somebody moves weights for ever"
+
+
+def test_hooks_of_parameters(recorder: Any, device: torch.device) -> None:
+    """Wrong: a hook is called in a replay and after it."""
+    pair = Pair(device)
+    for one in pair.both:
+        one.nodes[1].conv.pointwise.weight.register_hook(lambda grad: 2 * grad)
+    pair.start()
+    pair.step()
+    assert recorder.recorded == 1
+
+
+def test_copies_have_no_graphs(recorder: Any, device: torch.device) -> None:
+    """Wrong: a model that was trained can't be copied, sent to a process or saved."""
+    pair = Pair(device)
+    names = list(pair.stage.state_dict())
+    pair.start()
+    assert list(pair.stage.state_dict()) == names
+    assert not pair.stage._replicate_for_data_parallel().cuda_graphs
+    for copied in (copy.deepcopy, lambda stage: pickle.loads(pickle.dumps(stage))):
+        other: Any = copied(pair.stage)
+        assert not other.graphs._graphs and pair.stage.graphs._graphs
+        pair.other = other
+        other.cuda_graphs = False
+        for p, own in zip(other.parameters(), pair.stage.parameters()):
+            p.grad = own.grad.clone()
+        pair.step()
+
+
+def test_saved_tensors_that_others_handle(recorder: Any, device: torch.device) -> None:
+    """Wrong: activation checkpoints find other tensors when they compute again."""
+    pair = Pair(device)
+    pair.start(needs_x=False)
+    x = pair.x()
+    for one in pair.both:
+        checkpoint(one, x, use_reentrant=False).square().sum().backward()
+    pair.same()
+
+
+# -------------------------------------------------------------------------------------------------
+# What fails, and who says so
+# -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["raises", "wrong"])
+def test_a_graph_that_fails(
+    how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: a training ends, or goes on with other numbers, for want of a graph; or each step
+    warns of it."""
+    stand_in = StandIn()
+    if how == "wrong":
+        stand_in.broken = lambda result: result.mul_(1.01)
+    else:
+        monkeypatch.setattr(stand_in, "record", mock.Mock(side_effect=MemoryError("no\nmemory")))
+    monkeypatch.setattr(cuda_graphs, "recorder", stand_in)
+    pair = Pair(torch.device("cpu"))
+    for _ in range(3 * FIRST_CALLS):
+        pair.step()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and "5 channels" in record.message
+    assert ("no memory" if how == "raises" else "off by 0.01") in record.message
+
+
+def test_the_log_says_so_once(
+    recorder: Any, device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: nobody knows how a model runs."""
+    caplog.set_level(logging.INFO)
+    backbone = RandWire(draw_spec("small", "WS"), fused="on").double().eval().to(device)
+    with torch.no_grad():
+        for _ in range(2 * FIRST_CALLS):
+            backbone(images(device=device))
+    said = [r.message for r in caplog.records if "RandWire runs" in r.message]
+    assert len(said) == 2 and "graph" not in said[0]
+    assert "launches of res3, res4, res5 are replayed as CUDA graphs" in said[1]
+
+
+def test_the_switch_reaches_every_stage(recorder: Any) -> None:
+    """Wrong: MODEL.RANDWIRE.CUDA_GRAPHS is ignored."""
+    cfg = get_cfg()
+    add_randwire_config(cfg)
+    assert cfg.MODEL.RANDWIRE.CUDA_GRAPHS
+    cfg.MODEL.RANDWIRE.CUDA_GRAPHS = False
+    cfg.MODEL.RANDWIRE.CHANNELS, cfg.MODEL.RANDWIRE.NUM_NODES = 4, 10
+    cfg.MODEL.WEIGHTS = "somewhere"
+    spec = draw_spec("small", "WS")
+    built: list[nn.Module] = [
+        RandWire(cfg, mock.Mock(channels=3)),
+        RandWireClassifier(spec, 2, cuda_graphs=False),
+    ]
+    for model in built:
+        stages = [m for m in model.modules() if isinstance(m, RandWireStage)]
+        assert stages and not any(stage.cuda_graphs for stage in stages)
+    off = RandWireStage(spec.stages[0], "sep_conv3x3", "BN", cuda_graphs=False)
+    for _ in range(2 * FIRST_CALLS):
+        off(torch.randn(2, 5, 8, 8))
+    assert recorder.recorded == 0
+
+
+def test_what_is_timed_is_what_a_training_runs(recorder: Any, device: torch.device) -> None:
+    """Wrong: "auto" compares launches that a training would not wait for, or the graphs of one
+    iteration's images stay."""
+    pair = Pair(device)
+    found = shadow(pair.stage, pair.x().requires_grad_(), rounds=1)
+    assert recorder.recorded == 2 and found.seconds.keys() == {True, False}
+    assert not pair.stage.graphs._graphs and not pair.stage.graphs.replayed
+    pair.same()
+    shadow(pair.other, pair.x().requires_grad_(), rounds=1)
+    assert recorder.recorded == 2
