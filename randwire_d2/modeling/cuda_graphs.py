@@ -9,6 +9,7 @@ weight has moved.
 Kernels and their order are those of ``run_fused``, and so are the results, to the bit.
 """
 
+import gc
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -83,6 +84,7 @@ class CudaRecorder:
         other, stream = None if alone else self._sharing.get(self.place(x)), self._stream(x.device)
         pool = other.pool() if other else torch.cuda.graph_pool_handle()
         found = []
+        gc.collect()  # a graph in a cycle that is destroyed meanwhile would end the recording
         with torch.cuda.device(x.device):
             needed = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
             for function in functions:
@@ -108,7 +110,7 @@ class CudaRecorder:
 
 @contextmanager
 def _recording(graph: Any, pool: Any, stream: torch.cuda.Stream) -> Iterator[None]:
-    """Leaves the stream and the allocator as they were, even if its end raises."""
+    """Leaves stream, allocator and random generator as they were, even if its end raises."""
     before = torch.cuda.current_stream()
     try:
         # Other threads, those of NCCL and of data loaders, may go on.
@@ -119,6 +121,11 @@ def _recording(graph: Any, pool: Any, stream: torch.cuda.Stream) -> Iterator[Non
         # Else the allocator would go on as if something were recorded, and free less.
         with suppress(Exception):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        # The random generator, too, and then the next dropout would raise; to end another one helps.
+        with suppress(Exception):
+            zero = torch.zeros(1, device="cuda")
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+                zero.add_(0)
         raise
 
 

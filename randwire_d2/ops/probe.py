@@ -163,20 +163,22 @@ def cases(dtype: torch.dtype, variants: Variants) -> Iterator[Case]:
     for size in SIZES:
         for n in (1, 2, 3):
             yield Case(n, True, 1, size, stage.channels, dtype, only=general)
-        for k in {1, stage.input_nodes}:
-            yield Case(1, False, 2, size, stage.in_channels, dtype, EVERY_WANT, only=read, nodes=k)
         yield Case(stage.output_nodes, True, 1, size, stage.channels, dtype, only=sums)
-        for n, nodes in stage.inputs:
-            yield Case(n, True, 1, size, stage.channels, dtype, only=read, nodes=nodes)
         if stage.backward:
-            only = norms[1:] if stage.batch else sums_backward
-            for n, nodes in stage.readers:
-                yield Case(n, False, 1, size, stage.channels, dtype, only=only, nodes=nodes)
             yield Case(stage.input_nodes, False, 1, size, stage.in_channels, dtype, only=sums)
-        if stage.batch:
-            only = norms if stage.backward else norms[:1]
-            for n in stage.groups:
-                yield Case(1, False, 1, size, stage.channels, dtype, only=only, nodes=n)
+    size, *_ = SIZES  # for both, the other operators have the same kernels
+    for k in {1, stage.input_nodes}:
+        yield Case(1, False, 2, size, stage.in_channels, dtype, EVERY_WANT, only=read, nodes=k)
+    for n, nodes in stage.inputs:
+        yield Case(n, True, 1, size, stage.channels, dtype, only=read, nodes=nodes)
+    if stage.backward:
+        only = norms[1:] if stage.batch else sums_backward
+        for n, nodes in stage.readers:
+            yield Case(n, False, 1, size, stage.channels, dtype, only=only, nodes=nodes)
+    if stage.batch:
+        only = norms if stage.backward else norms[:1]
+        for n in stage.groups:
+            yield Case(1, False, 1, size, stage.channels, dtype, only=only, nodes=n)
 
 
 def compare(
