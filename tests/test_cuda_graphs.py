@@ -424,6 +424,30 @@ def test_a_graph_that_fails(
     assert ("no memory" if how == "raises" else "off by 0.01") in record.message
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_recording_that_a_gpu_ends_on_cuda(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrong: what PyTorch leaves behind when a recording ends in the middle stops the next dropout,
+    or the graphs that there were."""
+    device = torch.device("cuda")
+    whole, broken = Pair(device), Pair(device)
+    for _ in range(FIRST_CALLS):
+        whole.step()
+    launch = broken.stage.run_fused
+
+    def wait(x: Tensor, kept: Tensor | None = None) -> Tensor:
+        y = launch(x, kept)
+        if torch.cuda.is_current_stream_capturing():
+            y.sum().item()  # nothing runs while it is recorded: there is no result to wait for
+        return y
+
+    with mock.patch.object(broken.stage, "run_fused", wait):
+        for _ in range(2 * FIRST_CALLS):
+            broken.step()
+    assert "its CUDA graph failed" in caplog.text
+    assert nn.functional.dropout(torch.ones(1000, device=device)).unique().tolist() == [0, 2]
+    whole.step()
+
+
 def test_the_log_says_so_once(
     recorder: Any, device: torch.device, caplog: pytest.LogCaptureFixture
 ) -> None:

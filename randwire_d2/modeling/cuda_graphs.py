@@ -121,7 +121,7 @@ def _recording(graph: Any, pool: Any, stream: torch.cuda.Stream) -> Iterator[Non
         # Else the allocator would go on as if something were recorded, and free less.
         with suppress(Exception):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-        # The random generator, too, and then the next dropout would raise; to end another one helps.
+        # Nor would the random generator draw, as for dropout. The end of another one ends that.
         with suppress(Exception):
             zero = torch.zeros(1, device="cuda")
             with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
