@@ -30,6 +30,7 @@ from ..command import in_users_words, process, program
 from ..config_files import get_config_file
 from ..files import check_folder, write_or_print
 from ..runs import RunFolder
+from ..text import one_line
 from ..wiring import NetworkGenerator
 from .frame import framed, parser_of
 
@@ -61,7 +62,7 @@ class Report:
             text, numbers = measure()
         # Whatever a kernel or a compiler does: the other parts are worth having.
         except Exception as e:
-            text = f"FAILED: {type(e).__name__}: {' '.join(str(e).split())[:500]}"
+            text = f"FAILED: {type(e).__name__}: {one_line(e, 500)}"
             numbers = {"error": text}
         seconds = time.perf_counter() - start
         self.texts.append(f"## {title}\n\n{text}\n\n({seconds:.0f} s)")

@@ -25,6 +25,7 @@ from ..checkpoint import (
 )
 from ..config import is_classifier
 from ..export import BACKBONE, CLASSIFIER, DETECTOR, SEM_SEG, Format, Run, Signature
+from ..text import one_line
 from .classifier import Classifier
 from .detector import Detector
 
@@ -152,7 +153,7 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
     try:
         run, metadata = written_as.read(file)
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-        reason = " ".join(str(e).split())[:300]
+        reason = one_line(e, 300)
         raise ValueError(f"{file} can't be read as {written_as.name}: {reason}") from e
     try:
         kind, cfg = metadata["kind"], stored_config(metadata)

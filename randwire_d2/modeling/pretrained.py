@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..pretrained import PretrainedFolder, model_card, read_folder, write_folder
 from ..pretrained.entries import CLASS_NAMES_KEY, PREPROCESSING_KEY, WIRING_KEY, wiring_entry
+from ..text import one_line
 from ..wiring import NetworkSpec
 
 _T = TypeVar("_T", bound="PretrainedNetwork")
@@ -117,6 +118,6 @@ class PretrainedNetwork:
         except RuntimeError as e:
             raise ValueError(
                 f"{folder.path}: its weights are not those of its options' {cls.__name__}: "
-                f"{' '.join(str(e).split())[:300]}"
+                f"{one_line(e, 300)}"
             ) from e
         return network

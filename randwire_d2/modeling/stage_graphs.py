@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..text import one_line
 from . import cuda_graphs
 from .cuda_graphs import Graph, Launch
 from .fused import compute_dtype, settings, tensors_of
@@ -109,7 +110,7 @@ class StageGraphs:
                 self.drop()
                 self._failed = True
                 cause = e.__context__ or e  # the end of a recording that fails raises as well
-                why = " ".join(str(cause).split())[:300] or type(cause).__name__
+                why = one_line(cause, 300) or type(cause).__name__
                 logger.warning(
                     f"A stage of {nodes[0].norm.num_features} channels launches its operators one "
                     f"by one from now on: its CUDA graph failed: {why}"

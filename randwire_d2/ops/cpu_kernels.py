@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..text import one_line
 from . import native
 from .launches import pieces
 from .memory_format import empty_image
@@ -190,7 +191,7 @@ def _kernels() -> Kernels | None:
     # Whatever it is: torch's own operators need none of this.
     except Exception as e:
         output = getattr(e, "stderr", None) or ""
-        reason = " ".join(f"{type(e).__name__}: {e} {output}".split())[:400]
+        reason = one_line(f"{type(e).__name__}: {e} {output}", 400)
         logger.warning(f"The fused operators are PyTorch's on this CPU, and slower: {reason}")
         return None
     return kernels

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ..text import one_line
 from . import native
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str
                     compare(case, operator, getattr(torch.ops.randwire, operator), device)
     # Whatever it is: nodes that run one by one need none of this.
     except Exception as e:
-        reason = " ".join(str(e).split())[:300]
+        reason = one_line(e, 300)
         return f"the operators fail on {device} in {dtype}: {type(e).__name__}: {reason}"
     return ""
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..text import one_line
 from .safetensors_file import MissingLibrary
 
 PREFIX = "hf://"
@@ -40,7 +41,7 @@ def download(repo: str, names: Sequence[str]) -> Path:
             match[1], revision=match[2], allow_patterns=list(names)
         )
     except Exception as e:  # networks fail in as many ways as there are networks
-        reason = " ".join(str(e).split())[:300]
+        reason = one_line(e, 300)
         raise ValueError(
             f"{repo!r} can't be had from the Hugging Face Hub ({type(e).__name__}: {reason})"
         ) from e
