@@ -13,7 +13,8 @@ Node v (§3.2) computes, from the y_u of its predecessors, or from the stage's i
 
 and the stage returns the mean of y_v over its output nodes. Of these, d_v and z_v are written; s_v
 and y_v exist only inside the operators that read them. Where statistics are fixed and there is no
-backward pass, a_v · P_v and b_v are the convolution's weight and bias, and z_v is y_v already.
+backward pass, on a CPU a_v · P_v and b_v are the convolution's weight and bias, and z_v is y_v
+already; cuDNN would add b_v in a pass of its own, so on a GPU readers apply both as ever.
 
 With U the size of a node's result, a training step reads and writes, per node,
 
