@@ -28,7 +28,7 @@ from randwire_d2 import (
 )
 from randwire_d2.benchmark import Case, build, count
 from randwire_d2.benchmark.models import forward
-from randwire_d2.modeling import fused
+from randwire_d2.modeling import fused, graph_state
 from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.modeling.weights import MULTIPLES
 from randwire_d2.ops import native, probe
@@ -150,6 +150,22 @@ def test_gradients_are_the_derivatives(norm: str, recompute: bool, device: torch
     with mock.patch.object(fused, "_update_running_statistics"):  # a function has no memory
         x = image(3, 3, 3).to(device).requires_grad_()
         assert torch.autograd.gradcheck(run, (x, *parameters))
+
+
+@pytest.mark.usefixtures("multiple")
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_inference_as_on_a_gpu(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what a GPU infers, whose convolutions have no biases, and whose nodes run level by
+    level, is not what the nodes do."""
+    spec = NetworkGenerator("small", 5, 12, "WS", {"k": 4, "p": 0.75})(1)
+    stage = randomise(RandWireStage(spec.stages[1], "sep_conv3x3", norm).double()).eval()
+    there = {"folds": False, "together": True}
+    monkeypatch.setattr(fused, "Run", lambda *args, **rest: graph_state.Run(*args, **rest | there))
+    stage.plan, stage.by_edge = stage._plan_by_level, stage.by_edge_by_level
+    x = image(5, 9, 7)
+    with torch.no_grad(), mock.patch.object(ops, "aggregate", wraps=ops.aggregate) as aggregate:
+        assert_same(stage.run_fused(x), stage.run_nodes(x), "result")
+    assert aggregate.call_count == len(stage.plan.groups) < stage.plan.num_nodes
 
 
 @pytest.mark.usefixtures("multiple")
