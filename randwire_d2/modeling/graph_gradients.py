@@ -195,8 +195,7 @@ class Gradients:
             (others if plan.predecessors[nodes[0]] else inputs).append(nodes)
         for some in filter(None, (inputs, others)):
             whole = torch.cat([self.depthwise_parts[nodes] for nodes in some]).sum(1)
-            run = self.state.run
-            padding = run.padding if some is others else run.in_padding
+            padding = self.state.run.padding_read(some[0][0])
             whole = whole[..., : whole.shape[2] - padding]
             # As the weights are laid out: autograd would copy them one by one.
             weights = whole.transpose(1, 2).to(dtype).contiguous().unflatten(2, (1, 3, 3))

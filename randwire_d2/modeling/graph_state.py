@@ -70,10 +70,14 @@ class Run:
         """Whether norms are part of the 1×1 convolutions."""
         return self.folds and not (self.batch or self.save)
 
+    def padding_read(self, v: int) -> int:
+        """How many channels of zeros there are in what node v reads."""
+        return self.padding if self.plan.predecessors[v] else self.in_padding
+
     @property
     def paddings(self) -> list[Padding]:
         """By how much the first dimensions of each D and P grow."""
-        read = [self.padding if own else self.in_padding for own in self.plan.predecessors]
+        read = [self.padding_read(v) for v in range(self.plan.num_nodes)]
         return [*((padding,) for padding in read), *((self.padding, padding) for padding in read)]
 
     def wider(self, convolutions: Sequence[Tensor]) -> list[Tensor]:
@@ -172,10 +176,10 @@ class State:
         weight, run = self.pointwise[v], self.run
         channels, inputs = weight.shape[:2]
         scale = scale[:channels, None, None, None]
-        reads = bool(run.plan.predecessors[v])
-        padding = run.padding, run.padding if reads else run.in_padding
+        padding = run.padding, run.padding_read(v)
         if not any(padding):
             return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=run.dtype))
+        reads = bool(run.plan.predecessors[v])
         if reads not in self.blank:
             size = channels + padding[0], inputs + padding[1], 1, 1
             self.blank[reads] = weight.new_zeros(size, dtype=run.dtype)

@@ -54,10 +54,7 @@ def wider_weights(
     Args:
         paddings: of each weight, by how much its first dimensions grow.
     """
-    found = [*weights]
-    same = [i for i, padding in enumerate(paddings) if not any(padding)]
-    for i, weight in zip(same, cast([weights[i] for i in same], dtype), strict=True):
-        found[i] = weight
+    found = _cast_those_that_stay(weights, paddings, dtype)
     alike = _alike(weights, paddings)
     if not alike:
         return found
@@ -83,18 +80,23 @@ def narrower_weights(
     weights: Sequence[Any], paddings: Sequence[Padding], dtype: torch.dtype
 ) -> Sequence[Tensor]:
     """The way back: what is no padding, in another type."""
-    alike = _alike(weights, paddings)
-    if not alike:
-        return cast(weights, dtype)
-    found = [*weights]
-    same = [i for i, padding in enumerate(paddings) if not any(padding)]
-    for i, weight in zip(same, cast([weights[i] for i in same], dtype), strict=True):
-        found[i] = weight
-    for (padding, shape), group in alike.items():
+    found = _cast_those_that_stay(weights, paddings, dtype)
+    for (padding, shape), group in _alike(weights, paddings).items():
         own = slice(None), *(slice(n - more) for n, more in zip(shape, padding, strict=False))
         whole = torch.stack([weights[i] for i in group])[own]
         for i, weight in zip(group, whole.to(dtype).contiguous().unbind(), strict=True):
             found[i] = weight
+    return found
+
+
+def _cast_those_that_stay(
+    weights: Sequence[Any], paddings: Sequence[Padding], dtype: torch.dtype
+) -> list[Tensor]:
+    """All weights, those that do not grow in another type."""
+    found = [*weights]
+    same = [i for i, padding in enumerate(paddings) if not any(padding)]
+    for i, weight in zip(same, cast([weights[i] for i in same], dtype), strict=True):
+        found[i] = weight
     return found
 
 

@@ -36,17 +36,16 @@ def next_power_of_2(n: int) -> int:
     return power
 
 
-def tile_shape(channels: int) -> dict[str, Any]:
-    """All channels, so that a sum over channels is one program's."""
+def tile_shape(channels: int, size: int | None = None) -> dict[str, Any]:
+    """All channels, so that a sum over channels is one program's. By default ``TILE`` elements."""
     width = next_power_of_2(channels)
-    return {"ROWS": max(TILE // width, 1), "CHANNELS": width}
+    return {"ROWS": max((size or TILE) // width, 1), "CHANNELS": width}
 
 
 def sum_tile_shape(channels: int) -> dict[str, Any]:
     """Likewise, for a program that sums over rows."""
-    width = next_power_of_2(channels)
-    warps = min(max(width // 256, 4), 16)
-    return tile_shape(channels) | {"ROWS": max(SUM_TILE // width, 1), "num_warps": warps}
+    tile = tile_shape(channels, SUM_TILE)
+    return tile | {"num_warps": min(max(tile["CHANNELS"] // 256, 4), 16)}
 
 
 def partition(rows: int, channels: int) -> tuple[int, int, dict[str, Any]]:
