@@ -1,6 +1,7 @@
 """The compiled operators do what the native ones do, and where they can't, the native ones run."""
 
 import logging
+import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from randwire_d2 import NetworkGenerator, RandWire
 from randwire_d2.ops import cpu_kernels, native, probe
-from randwire_d2.ops.cpu_kernels import Kernels
+from randwire_d2.ops.cpu_kernels import Kernels, build
 
 TOLERANCE = 2e-5  # of float32, relative to the largest element
 
@@ -50,12 +51,33 @@ def test_operators_are_the_native_ones(kernels: Kernels, inputs: int, affine: bo
     inputs, or between the pieces that an image's rows are cut into."""
     for channels, size in ((16, (7, 5)), (35, (8, 8)), (109, (33, 10))):
         for stride in (1, 2):
-            case = probe.Case(
-                *(inputs, affine, stride, size, channels, torch.float32, probe.EVERY_WANT), nodes=2
-            )
-            for operator in probe.OPERATORS:
+            case = probe.Case(inputs, affine, stride, size, channels, torch.float32, nodes=2)
+            for operator in cpu_kernels.OPERATORS:
                 error = probe.compare(case, operator, getattr(kernels, operator))
                 assert error < TOLERANCE, (operator, case)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [(16, 109), (109, 16), (40, 218)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (2, 9), (5, 70), (40, 12)])
+def test_other_numbers_of_results(
+    kernels: Kernels, channels: tuple[int, int], size: tuple[int, int], stride: int
+) -> None:
+    """Else a stage's first nodes are wrong, or tiles that are narrow, or the last of a row."""
+    inputs, outputs = channels
+    x = torch.randn(2, inputs, *size, dtype=torch.double)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weights = [torch.randn(inputs, 1, 3, 3).double(), torch.randn(outputs, inputs, 1, 1).double()]
+    own = [1], torch.ones(1).double(), [], weights[:1], stride, weights[1:]
+    expected = native.separable([x], *own)
+    grads = [torch.randn_like(y) for y in expected]
+    expected += tree_leaves(native.separable_backward(grads, [x], *own, True))
+
+    own = [1], torch.ones(1), [], [weights[0].float()], stride, [weights[1].float()]
+    actual = kernels.separable([x.float()], *own)
+    backward = kernels.separable_backward([g.float() for g in grads], [x.float()], *own, True)
+    for ours, theirs in zip(actual + tree_leaves(backward), expected, strict=True):
+        assert float((ours - theirs).abs().max()) <= TOLERANCE * float(theirs.abs().max())
 
 
 def test_a_mean_far_from_zero_costs_no_digits(kernels: Kernels) -> None:
@@ -70,11 +92,11 @@ def test_threads_change_no_bit(kernels: Kernels) -> None:
     """Else a training that is resumed with another number of threads goes another way."""
     case = probe.Case(3, True, 1, (40, 40), 35, torch.float32)
     results: list[list[Tensor]] = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 16):
         torch.set_num_threads(threads)
         try:
             results.append([])
-            for operator in ("aggregate", "aggregate_backward", "batch_norm_backward"):
+            for operator in cpu_kernels.OPERATORS:
                 for arguments in probe.operands(case, operator):
                     results[-1] += tree_leaves(getattr(kernels, operator)(*arguments))
         finally:
@@ -113,12 +135,14 @@ def test_nan_is_not_hidden(kernels: Kernels) -> None:
     """Else a training that has diverged goes on."""
     x = image()
     x[0, 3] = float("nan")
-    weight = torch.randn(35, 1, 3, 3)
-    (result,) = kernels.aggregate([x], [1], torch.ones(1), [], [weight], 1)
-    assert result[0, 3].isnan().all() and result.isnan().sum() == 36
+    weight, pointwise = torch.randn(35, 1, 3, 3), torch.randn(35, 35, 1, 1)
+    (result,) = kernels.separable([x], [1], torch.ones(1), [], [weight], 1, [pointwise])
+    assert result[0].isnan().all() and not result[1].isnan().any()
 
 
-@pytest.mark.parametrize("what", ["double", "half", "contiguous", "few channels", "no images"])
+@pytest.mark.parametrize(
+    "what", ["double", "half", "contiguous", "few channels", "few results", "no images"]
+)
 def test_what_the_kernels_do_not_take_is_native(kernels: Kernels, what: str) -> None:
     """Else memory is read as what it is not."""
     x = {
@@ -126,18 +150,27 @@ def test_what_the_kernels_do_not_take_is_native(kernels: Kernels, what: str) -> 
         "half": image().bfloat16(),
         "contiguous": image().contiguous(),
         "few channels": image(channels=3),
+        "few results": image(),
         "no images": image(images=0),
     }[what]
-    weight = torch.randn(x.shape[1], 1, 3, 3, dtype=x.dtype)
-    arguments: Any = ([x, x], [2], torch.tensor([0.3, 0.6]), [], [weight], 1)
-    assert torch.equal(torch.ops.randwire.aggregate(*arguments)[0], native.aggregate(*arguments)[0])
+    channels = x.shape[1]
+    weight = torch.randn(channels, 1, 3, 3, dtype=x.dtype)
+    pointwise = torch.randn(3 if what == "few results" else 35, channels, 1, 1, dtype=x.dtype)
+    arguments: Any = ([x, x], [2], torch.tensor([0.3, 0.6]), [], [weight], 1, [pointwise])
+    (expected,) = native.separable(*arguments)
+    assert torch.equal(torch.ops.randwire.separable(*arguments)[0], expected)
+    arguments = ([expected], *arguments, True)
+    ours, theirs = torch.ops.randwire.separable_backward, native.separable_backward
+    for a, b in zip(tree_leaves(ours(*arguments)), tree_leaves(theirs(*arguments)), strict=True):
+        assert torch.equal(a, b)
 
 
 def check_falls_back(caplog: pytest.LogCaptureFixture, reason: str) -> None:
-    x, weight = image(), torch.randn(35, 1, 3, 3)
+    weight, pointwise = torch.randn(35, 1, 3, 3), torch.randn(35, 35, 1, 1)
+    own = [image()], [1], torch.ones(1), [], [weight], 2, [pointwise]
     for _ in range(2):
-        (result,) = torch.ops.randwire.aggregate([x], [1], torch.ones(1), [], [weight], 2)
-    assert torch.equal(result, native.aggregate([x], [1], torch.ones(1), [], [weight], 2)[0])
+        (result,) = torch.ops.randwire.separable(*own)
+    assert torch.equal(result, native.separable(*own)[0])
     (said,) = [r for r in caplog.records if r.name == cpu_kernels.__name__]
     assert said.levelno == logging.WARNING and reason in said.getMessage()
     assert "\n" not in said.getMessage()
@@ -171,11 +204,11 @@ def test_kernels_that_compute_wrongly_are_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Else a compiler's error is in every result."""
-    source = cpu_kernels._SOURCE.read_text()
-    broken = afresh / "broken.cpp"
+    folder = Path(shutil.copytree(build.FOLDER, afresh / "sources"))
+    source = (folder / "separable.cpp").read_text()
     assert "< 0 ? V{} : s" in source
-    broken.write_text(source.replace("< 0 ? V{} : s", "< 1 ? V{} : s"))
-    monkeypatch.setattr(cpu_kernels, "_SOURCE", broken)
+    (folder / "separable.cpp").write_text(source.replace("< 0 ? V{} : s", "< 1 ? V{} : s"))
+    monkeypatch.setattr(build, "FOLDER", folder)
     check_falls_back(caplog, "Mismatch")
 
 
@@ -192,6 +225,6 @@ def test_processes_compile_once(
     real = subprocess.run
     monkeypatch.setattr(subprocess, "run", run)
     with ThreadPoolExecutor(3) as pool:
-        paths = {future.result() for future in [pool.submit(cpu_kernels._built) for _ in range(3)]}
+        paths = {future.result() for future in [pool.submit(build.built) for _ in range(3)]}
     assert len(paths) == 1 and len([c for c in commands if "-shared" in c]) == 1
     assert sorted(p.suffix for p in (afresh / "randwire_d2").iterdir()) == ["", ".so"]

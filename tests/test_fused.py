@@ -155,11 +155,10 @@ def test_gradients_are_the_derivatives(norm: str, recompute: bool, device: torch
 @pytest.mark.usefixtures("multiple")
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_inference_as_on_a_gpu(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else what a GPU infers, whose convolutions have no biases, and whose nodes run level by
-    level, is not what the nodes do."""
+    """Else what a GPU infers, whose nodes run level by level, is not what the nodes do."""
     spec = NetworkGenerator("small", 5, 12, "WS", {"k": 4, "p": 0.75})(1)
     stage = randomise(RandWireStage(spec.stages[1], "sep_conv3x3", norm).double()).eval()
-    there = {"folds": False, "together": True}
+    there = {"together": True}
     monkeypatch.setattr(fused, "Run", lambda *args, **rest: graph_state.Run(*args, **rest | there))
     stage.plan, stage.by_edge = stage._plan_by_level, stage.by_edge_by_level
     x = image(5, 9, 7)
@@ -325,7 +324,7 @@ def test_the_peak_of_inference_is_the_schedules(graph: tuple[str, dict[str, Any]
     best = schedule(dag, workspace=1)
     assert best.optimal
     held = (counted.peak - nothing.peak) / one
-    assert best.peak <= held < best.peak + 1  # and small vectors, and one folded weight
+    assert best.peak <= held < best.peak + 1  # and small vectors
     ascending = peak_of(dag, range(32), workspace=1)
     assert best.peak < ascending
 

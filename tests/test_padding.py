@@ -134,7 +134,7 @@ def test_what_they_are_for() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("detection", [False, True])
-def test_they_cost_less_than_six_percent(training: bool, detection: bool) -> None:
+def test_they_cost_less_than_eight_percent(training: bool, detection: bool) -> None:
     """Wrong: they take more memory traffic than they can be worth."""
     case = Case(2, 800, 1344, True) if detection else Case(64)
     model = build("randwire", case)
@@ -142,4 +142,4 @@ def test_they_cost_less_than_six_percent(training: bool, detection: bool) -> Non
     step = partial(count, model, case.make_inputs, half, training)
     with mock.patch.dict(MULTIPLES, {torch.float16: 1}):
         without = step()
-    assert without.traffic < step().traffic < 1.06 * without.traffic
+    assert without.traffic < step().traffic < 1.08 * without.traffic

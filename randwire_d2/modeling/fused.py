@@ -188,9 +188,8 @@ def run_fused(
     padding, in_padding = (padding_of(c, dtype, x.device) for c in (channels, x.shape[1]))
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     save = _wants_gradients(nodes, x)
-    on_cpu = x.device.type == "cpu"
     # Those who recompute want to save memory, and a CPU gains nothing.
-    together = not recompute and (save or not on_cpu)
+    together = not recompute and (save or x.device.type != "cpu")
     by_levels = group is not None or together or (batch and not recompute)
     plan, edges = by_level if by_levels else smallest
     norms = [nodes[v].norm for v in plan.order]
@@ -208,7 +207,7 @@ def run_fused(
     affine_wanted = save and affine.requires_grad
     run = Run(
         *(plan, batch, shares, eps, dtype, padding, in_padding, save, recompute, affine_wanted),
-        folds=on_cpu,
+        joined=ops.joins(x.device, dtype, channels),
         together=together,
     )
     # What is not of autocast's type by now is not for autocast to change.

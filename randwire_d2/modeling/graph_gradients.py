@@ -151,13 +151,20 @@ class Gradients:
         """From ∂z of nodes, which are taken out of ``grads``, to their ∂s, if anybody needs it."""
         state = self.state
         need_sum = self.need_x or bool(state.run.plan.predecessors[nodes[0]])
+        pointwise = [state.pointwise[v] for v in nodes]
+        if state.run.joined:
+            grad_sums, self.depthwise_parts[nodes], found = ops.separable_backward(
+                [grads.pop(v) for v in nodes], *state.operands(nodes), pointwise, need_sum
+            )
+            for v, grad in zip(nodes, found, strict=True):
+                self.pointwise[v] = grad
+            return grad_sums
         there = nodes[0] in state.inner
         grads_inner = []
-        for v in nodes:
-            weight = state.pointwise[v]
+        for v, weight in zip(nodes, pointwise, strict=True):
             if there:
-                grad_inner, self.pointwise[v], _ = _conv1x1_backward(
-                    grads.pop(v), state.inner.pop(v), weight, (True, True)
+                grad_inner, self.pointwise[v] = ops.conv1x1_backward(
+                    grads.pop(v), state.inner.pop(v), weight
                 )
             else:
                 # ∂d_v does not depend on d_v, so it can come first. The next operator, which reads
@@ -168,7 +175,7 @@ class Gradients:
             grads_inner, *state.operands(nodes), (need_sum, not there)
         )
         for v, inner in zip(() if there else nodes, recomputed, strict=True):
-            _, self.pointwise[v], _ = _conv1x1_backward(
+            _, self.pointwise[v] = ops.conv1x1_backward(
                 grads.pop(v), inner, state.pointwise[v], (False, True)
             )
         return grad_sums
@@ -215,12 +222,3 @@ def _affine_gradients(
         grad = ops.weighted_sum(grads[own], coefficients[own], []).to(coefficients.dtype)
         found.append(torch.stack(((grad * x).sum((0, 2, 3)), grad.sum((0, 2, 3)))))
     return torch.stack(found)
-
-
-def _conv1x1_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, want: tuple[bool, bool]
-) -> tuple[Tensor, Tensor, None]:
-    """The gradients of a 1×1 convolution's input and weight, those that are wanted."""
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, (*want, False)
-    )

@@ -32,9 +32,8 @@ class Run:
         save: whether there will be a backward pass.
         recompute: whether to save less for it.
         affine: whether the norms' own gradients are wanted though their statistics are fixed.
-        folds: whether norms are put into the 1×1 convolutions where there will be no backward pass,
-            whose gradients would have to be unfolded: where a convolution adds its bias for
-            nothing, as on a CPU. On a GPU that is a pass of its own, and readers apply norms.
+        joined: whether both convolutions of a node are one operator, as on a CPU. Nothing is saved
+            of what is between them: to compute it again costs little.
         together: whether the convolutions of nodes that do not need each other run together, which
             takes memory for all of them.
     """
@@ -49,7 +48,7 @@ class Run:
     save: bool
     recompute: bool
     affine: bool
-    folds: bool
+    joined: bool
     together: bool
 
     def saves_result(self, v: int) -> bool:
@@ -59,16 +58,16 @@ class Run:
 
     @property
     def saves_inner(self) -> bool:
-        return self.save and not self.recompute
+        return self.save and not self.recompute and not self.joined
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether output nodes are added up one by one, so that all take one tensor."""
+        return not (self.together or self.batch or self.save)
 
     def parts(self, group: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
         """A group's nodes, those together whose convolutions run together."""
         return (group,) if self.together else [(v,) for v in group]
-
-    @property
-    def folded(self) -> bool:
-        """Whether norms are part of the 1×1 convolutions."""
-        return self.folds and not (self.batch or self.save)
 
     def padding_read(self, v: int) -> int:
         """How many channels of zeros there are in what node v reads."""
@@ -81,10 +80,8 @@ class Run:
         return [*((padding,) for padding in read), *((self.padding, padding) for padding in read)]
 
     def wider(self, convolutions: Sequence[Tensor]) -> list[Tensor]:
-        """D and P with ``paddings``, in ``dtype``; where norms are folded, P as it is."""
-        last = self.plan.num_nodes if self.folded else len(convolutions)
-        own = wider_weights(convolutions[:last], self.paddings[:last], self.dtype)
-        return [*own, *convolutions[last:]]
+        """D and P with ``paddings``, in ``dtype``."""
+        return wider_weights(convolutions, self.paddings, self.dtype)
 
 
 class State:
@@ -98,8 +95,6 @@ class State:
         norms: in the plan's order, of the norms γ and β, or a and b if statistics are fixed.
         inner, results: d and z, as long as somebody will read them.
         affines: the functions that the batch norms are; see ``randwire_d2.ops``.
-        blank: zeros for the product of a node's a and P beside ``padding``, by whether the node
-            reads others: each in its turn, since nobody needs it for longer.
         moments: the batch norms', by the number of a group. Empty if statistics are fixed.
     """
 
@@ -118,16 +113,12 @@ class State:
         self.shares = coefficients[run.plan.share :]
         sizes = len(run.plan.by_target), len(run.plan.by_source)
         self.coefficients, self.reader_coefficients = edges.split(sizes)
-        if run.folded:  # P's product with a is cast, so that it is rounded once
-            self.depthwise, self.pointwise = cast(convolutions[:n], run.dtype), convolutions[n:]
-        else:
-            convolutions = cast(convolutions, run.dtype)
-            self.depthwise, self.pointwise = convolutions[:n], convolutions[n:]
+        convolutions = cast(convolutions, run.dtype)
+        self.depthwise, self.pointwise = convolutions[:n], convolutions[n:]
         self.inner: dict[int, Tensor] = {}
         self.results: dict[int, Tensor] = {}
         self.affines: dict[int, Tensor] = {}
         self.moments: dict[int, Tensor] = {}
-        self.blank: dict[bool, Tensor] = {}
         if not run.batch:
             self.affines.update(zip(run.plan.order, norms.unbind(), strict=True))
 
@@ -151,74 +142,57 @@ class State:
             [results[u] for u in predecessors],
             [len(plan.predecessors[v]) for v in nodes],
             coefficients,
-            [] if self.run.folded else [affines[u] for u in predecessors],
+            [affines[u] for u in predecessors],
             weights,
             1,
         )
 
     def compute(self, nodes: Sequence[int], done: Iterable[int] = ()) -> None:
         """Run both convolutions of nodes, the last to read the results of ``done``."""
-        run = self.run
-        self.inner.update(zip(nodes, ops.aggregate(*self.operands(nodes)), strict=True))
+        pointwise = [self.pointwise[v] for v in nodes]
+        if self.run.joined:
+            results = ops.separable(*self.operands(nodes), pointwise)
+        else:
+            self.inner.update(zip(nodes, ops.aggregate(*self.operands(nodes)), strict=True))
         # Before the next results are made, whose memory can then be theirs.
         for u in done:
             del self.results[u]
-        for v in nodes:
-            weight, bias = self.pointwise[v], None
-            if run.folded:
-                # Made when it is used: all at once would be a copy of most of a network's weights.
-                scale, shift = self.affines[v]
-                weight, bias = self.fold(v, scale), shift.to(run.dtype)
-            self.results[v] = F.conv2d(self.inner[v], weight, bias)
-
-    def fold(self, v: int, scale: Tensor) -> Tensor:
-        """a_v · P_v."""
-        weight, run = self.pointwise[v], self.run
-        channels, inputs = weight.shape[:2]
-        scale = scale[:channels, None, None, None]
-        padding = run.padding, run.padding_read(v)
-        if not any(padding):
-            return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=run.dtype))
-        reads = bool(run.plan.predecessors[v])
-        if reads not in self.blank:
-            size = channels + padding[0], inputs + padding[1], 1, 1
-            self.blank[reads] = weight.new_zeros(size, dtype=run.dtype)
-        torch.mul(weight, scale, out=self.blank[reads][:channels, :inputs])
-        return self.blank[reads]
+        if not self.run.joined:
+            results = [F.conv2d(self.inner[v], w) for v, w in zip(nodes, pointwise, strict=True)]
+        self.results.update(zip(nodes, results, strict=True))
 
     def forward(self) -> Tensor:
         """Run all nodes; return the mean of the output nodes."""
         run, plan = self.run, self.run.plan
-        output = None
+        mean = None
         for number, group in enumerate(plan.groups):
             for nodes in run.parts(group):
                 done = [u for v in nodes for u in plan.done[v] if not run.saves_result(u)]
                 self.compute(nodes, done)
                 if not run.saves_inner:
                     self.inner.clear()
-                if run.folded and not plan.successors[nodes[0]]:
-                    # z_v is y_v already, and nobody reads it but the mean: added up at once, all
-                    # output nodes take one tensor.
-                    result = self.results.pop(nodes[0])
-                    output = result if output is None else output.add_(result)
-                    del result
+                if run.adds_up and not plan.successors[nodes[0]]:
+                    mean = self.add(mean, nodes[0])
             if run.batch:
                 self.normalise(number)
         outputs = plan.output_nodes
-        if output is not None and run.padding:
-            mean = output[:, : -run.padding] / len(outputs)  # one pass, not two
-            return mean.contiguous(memory_format=torch.channels_last)
-        if output is not None:
-            return output.div_(len(outputs)) if len(outputs) > 1 else output
-        mean = ops.weighted_sum(
-            [self.results[v] for v in outputs],
-            self.shares,
-            [self.affines[v] for v in outputs],
-        )
+        if mean is None:
+            affines = [self.affines[v] for v in outputs]
+            mean = ops.weighted_sum([self.results[v] for v in outputs], self.shares, affines)
         for v in outputs:
             if not run.saves_result(v):
-                del self.results[v]
+                self.results.pop(v, None)
         return narrower_image(mean, run.padding)
+
+    def add(self, total: Tensor | None, v: int) -> Tensor:
+        """The mean of the output nodes as far as it is known, with node v, in place."""
+        outputs = self.run.plan.output_nodes
+        own = self.shares[outputs.index(v)] * self.affines[v]
+        scale, shift = own.to(self.run.dtype)[..., None, None]
+        result = self.results.pop(v)
+        if total is None:
+            return torch.addcmul(shift, result, scale, out=result)
+        return total.addcmul_(result, scale).add_(shift)
 
     def normalise(self, number: int) -> None:
         """Take the statistics of a group's nodes."""

@@ -40,6 +40,7 @@ from . import native, tiling
 from .launches import launches as launches
 from .launches import pieces as pieces
 from .memory_format import empty_image
+from .native import conv1x1_backward as conv1x1_backward
 
 _LIBRARY = torch.library.Library("randwire", "DEF")
 
@@ -61,6 +62,16 @@ def _unavailable_on_cuda(device: torch.device) -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     return ""
+
+
+@torch.compiler.assume_constant_result
+def joins(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
+    """Whether ``separable`` is to be used there: where what it saves is a way to memory."""
+    if device.type != "cpu" or torch._C._len_torch_dispatch_stack():
+        return False  # who looks at each operation sees those of a GPU
+    from . import cpu_kernels
+
+    return cpu_kernels.join(dtype, channels)
 
 
 def _on_cuda(name: str) -> Callable[..., Any]:
@@ -136,6 +147,24 @@ def aggregate_backward(
         [empty_image(x) for _ in weights] if want[0] else [],
         coefficients.new_empty(len(weights), parts, 9, x.shape[1]),
         [empty_image(grad) for grad in grads] if want[1] else [],
+    )
+
+
+@_operator
+def separable(inputs: Sequence[Tensor], *others: Any) -> list[Tensor]:
+    *_, stride, pointwise = others
+    return [empty_image(inputs[0], stride, len(weight)) for weight in pointwise]
+
+
+@_operator
+def separable_backward(
+    grads: Any, inputs: Sequence[Tensor], degrees: Any, coefficients: Tensor, *others: Any
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    *_, weights, _, pointwise, want = others
+    return (
+        [empty_image(inputs[0]) for _ in weights] if want else [],
+        coefficients.new_empty(len(weights), 1, 9, inputs[0].shape[1]),
+        [torch.empty_like(weight) for weight in pointwise],
     )
 
 

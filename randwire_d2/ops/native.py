@@ -108,6 +108,51 @@ def aggregate_backward(
     return grad_sums, torch.stack(parts).contiguous(), results
 
 
+def separable(
+    inputs: Sequence[Tensor],
+    degrees: Sequence[int],
+    coefficients: Tensor,
+    affines: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    stride: int,
+    pointwise: Sequence[Tensor],
+) -> list[Tensor]:
+    """Of each node ``aggregate``, then the 1×1 convolution."""
+    inner = aggregate(inputs, degrees, coefficients, affines, weights, stride)
+    return [F.conv2d(x, weight) for x, weight in zip(inner, pointwise, strict=True)]
+
+
+def separable_backward(
+    grads: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    degrees: Sequence[int],
+    coefficients: Tensor,
+    affines: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    stride: int,
+    pointwise: Sequence[Tensor],
+    want: bool,
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """``aggregate_backward``'s of the weighted sums, if they are wanted, and of the weights; the
+    gradients of ``pointwise``. Of the forward pass, this needs its operands alone."""
+    inner = aggregate(inputs, degrees, coefficients, affines, weights, stride)
+    grads_inner, grads_pointwise = zip(*map(conv1x1_backward, grads, inner, pointwise), strict=True)
+    grad_sums, parts, _ = aggregate_backward(
+        grads_inner, inputs, degrees, coefficients, affines, weights, stride, (want, False)
+    )
+    return grad_sums, parts, [*grads_pointwise]
+
+
+def conv1x1_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, want: tuple[bool, bool] = (True, True)
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a 1×1 convolution's input and weight, those that are wanted."""
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, (*want, False)
+    )
+    return grad_x, grad_weight
+
+
 def batch_norm_statistics(
     inputs: Sequence[Tensor], parameters: Tensor, eps: float
 ) -> tuple[list[Tensor], Tensor]:

@@ -228,7 +228,7 @@ def compare(
 
 def _whole(operator: str, results: Sequence[Any]) -> list[Tensor]:
     """An operator's results, lists as their elements, sums of parts added up."""
-    if operator in ("weighted_sum_backward", "aggregate_backward"):
+    if operator in ("weighted_sum_backward", "aggregate_backward", "separable_backward"):
         first, parts, *others = results
         results = first, parts.sum(0 if parts.dim() == 2 else 1), *others
     return tree_leaves(results)
@@ -261,6 +261,7 @@ def operands(
         coefficients[n // 2] = 0  # a dropped edge
     affines = [draw(2, c) for _ in inputs] if case.affine else []
     kernels = [draw(c, 1, 3, 3, dtype=case.dtype) for _ in range(nodes)]
+    joined = [draw(c, c, 1, 1, dtype=case.dtype) / math.sqrt(c) for _ in range(nodes)]
     read = inputs, numbers, coefficients, affines, kernels
     # No variance near 0, whose inverse would leave float16's range.
     parameters, moments = draw(nodes, 2, c), draw(nodes, 2, c).abs() + 0.5
@@ -273,6 +274,11 @@ def operands(
     elif operator == "aggregate_backward":
         for want in case.want:
             yield [image(stride) for _ in range(nodes)], *read, stride, want
+    elif operator == "separable":
+        yield *read, stride, joined
+    elif operator == "separable_backward":
+        for need_sum in (False, True):
+            yield [image(stride) for _ in range(nodes)], *read, stride, joined, need_sum
     elif operator == "batch_norm_statistics":
         yield outputs, parameters, 1e-5
     else:

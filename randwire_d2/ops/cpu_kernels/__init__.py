@@ -1,4 +1,4 @@
-"""The operators on a CPU, as ``cpu_kernels.cpp`` computes them; as ``native`` does, where it can't.
+"""The operators on a CPU, as the C++ beside this computes them; as ``native`` does, where it can't.
 
 The kernels are a library of plain C functions, compiled for this machine by its C++ compiler when
 an operator is first called; that takes seconds, once, because the library is kept in a cache. They
@@ -8,40 +8,39 @@ take float32 in channels_last, of at least as many channels as a vector has. Eve
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..text import one_line
-from . import native
-from .launches import pieces
-from .memory_format import empty_image
-from .probe import EVERY_WANT, OPERATORS, Case, compare
+from ...text import one_line
+from .. import native
+from ..launches import pieces
+from ..memory_format import empty_image
+from ..probe import Case, compare
+from .build import built
 
-# Without an OpenMP library, which PyTorch has loaded already: two of them would each have threads
-# of their own, which wait for work in busy loops.
-_COMPILE = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-c")
-_SOURCE, _HEADER = (Path(__file__).with_suffix(suffix) for suffix in (".cpp", ".h"))
+OPERATORS = (
+    *("weighted_sum", "separable", "separable_backward"),
+    *("batch_norm_statistics", "batch_norm_backward"),
+)
 
 logger = logging.getLogger(__name__)
 
 
 def run(name: str, *args: Any) -> Any:
     """The result of the operator of that name."""
-    kernels = _kernels() if _fit(args) else None
+    kernels = _kernels() if name in OPERATORS and _fit(args) else None
     source = kernels if kernels is not None and kernels.have_blocks(args) else native
     return getattr(source, name)(*args)
+
+
+def join(dtype: torch.dtype, channels: int) -> bool:
+    """Whether they compute ``separable``, of nodes with so many channels."""
+    kernels = _kernels() if dtype == torch.float32 else None
+    return kernels is not None and channels >= kernels.lanes
 
 
 def _fit(args: Sequence[Any]) -> bool:
@@ -62,18 +61,16 @@ def _fit(args: Sequence[Any]) -> bool:
 
 
 class Kernels:
-    """The operators. See ``native`` for what they compute, and ``_fit`` for what they take."""
-
-    # Of plain sums and of dot products, torch's own are as fast.
-    weighted_sum_backward = staticmethod(native.weighted_sum_backward)
+    """Of the operators those that are faster so. See ``native`` for what they compute, and ``_fit``
+    for what they take."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        self._least = library.randwire_lanes()
+        self.lanes: int = library.randwire_lanes()
 
     def have_blocks(self, args: Sequence[Any]) -> bool:
         """Whether images have enough channels for a vector."""
-        return args[0][0].shape[1] >= self._least
+        return args[0][0].shape[1] >= self.lanes
 
     def weighted_sum(
         self, inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
@@ -84,7 +81,7 @@ class Kernels:
         self._call("weighted_sum", *_sum(inputs, coefficients, affines), *_pixels(out), out)
         return out
 
-    def aggregate(
+    def separable(
         self,
         inputs: Sequence[Tensor],
         degrees: Sequence[int],
@@ -92,14 +89,25 @@ class Kernels:
         affines: Sequence[Tensor],
         weights: Sequence[Tensor],
         stride: int,
+        pointwise: Sequence[Tensor],
     ) -> list[Tensor]:
-        results = [empty_image(inputs[0], stride) for _ in weights]
-        for own, weight, out in zip(pieces(degrees), weights, results, strict=True):
+        channels = len(pointwise[0])
+        if channels < self.lanes:
+            return native.separable(
+                inputs, degrees, coefficients, affines, weights, stride, pointwise
+            )
+        results = []
+        for i, own in enumerate(pieces(degrees)):
+            out = empty_image(inputs[0], stride, channels)
             operands = _sum(inputs[own], coefficients[own], affines[own])
-            self._call("aggregate", *operands, *inputs[0].shape, weight, stride, out)
+            self._call(
+                *("separable", *operands, *inputs[0].shape, weights[i], stride),
+                *(pointwise[i], channels, out),
+            )
+            results.append(out)
         return results
 
-    def aggregate_backward(
+    def separable_backward(
         self,
         grads: Sequence[Tensor],
         inputs: Sequence[Tensor],
@@ -108,22 +116,26 @@ class Kernels:
         affines: Sequence[Tensor],
         weights: Sequence[Tensor],
         stride: int,
-        want: Sequence[bool],
+        pointwise: Sequence[Tensor],
+        want: bool,
     ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        if inputs[0].shape[1] < self.lanes:
+            return native.separable_backward(
+                grads, inputs, degrees, coefficients, affines, weights, stride, pointwise, want
+            )
         grad_weights = weights[0].new_empty(len(weights), *weights[0].shape)
-        grad_sums, results = [], []
+        grad_pointwise = [torch.empty_like(weight) for weight in pointwise]
+        grad_sums = [empty_image(inputs[0]) for _ in weights] if want else []
+        inner = empty_image(inputs[0], stride)
         for i, own in enumerate(pieces(degrees)):
-            grad_sum = empty_image(inputs[0]) if want[0] else None
-            out = empty_image(grads[0]) if want[1] else None
             operands = _sum(inputs[own], coefficients[own], affines[own])
             self._call(
-                *("aggregate_backward", grads[i], *operands, *inputs[0].shape),
-                *(weights[i], stride, grad_sum, grad_weights[i], out),
+                *("separable_backward", grads[i], *operands, *inputs[0].shape, weights[i], stride),
+                *(pointwise[i], len(pointwise[i]), inner, grad_sums[i] if want else None),
+                *(grad_weights[i], grad_pointwise[i]),
             )
-            grad_sums.append(grad_sum)
-            results.append(out)
         parts = grad_weights.reshape(len(weights), 1, -1, 9).transpose(2, 3).contiguous()
-        return grad_sums if want[0] else [], parts, results if want[1] else []  # type: ignore[return-value]
+        return grad_sums, parts, grad_pointwise
 
     def batch_norm_statistics(
         self, inputs: Sequence[Tensor], parameters: Tensor, eps: float
@@ -186,7 +198,7 @@ def _pixels(x: Tensor) -> tuple[int, int]:
 def _kernels() -> Kernels | None:
     """None, after one warning that says why, where there are none that work."""
     try:
-        kernels = Kernels(ctypes.CDLL(str(_built())))
+        kernels = Kernels(ctypes.CDLL(str(built())))
         _check(kernels)
     # Whatever it is: torch's own operators need none of this.
     except Exception as e:
@@ -203,52 +215,6 @@ def _check(kernels: Kernels) -> None:
         Mismatch: a compiled operator computes something else than ``native`` does.
     """
     for inputs, affine, stride in ((1, False, 2), (2, True, 1), (5, False, 1)):
-        case = Case(inputs, affine, stride, (9, 7), 35, torch.float32, EVERY_WANT, nodes=2)
+        case = Case(inputs, affine, stride, (9, 7), 35, torch.float32, nodes=2)
         for operator in OPERATORS:
             compare(case, operator, getattr(kernels, operator))
-
-
-def _built() -> Path:
-    """The library's file; it is compiled if need be, by one process at a time."""
-    import fcntl  # not on Windows
-
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None:
-        raise FileNotFoundError("there is no C++ compiler; the environment variable CXX names one")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    # A home folder may be shared by machines whose instructions differ.
-    sources = [path.read_text(encoding="utf-8") for path in (_SOURCE, _HEADER)]
-    key = (*sources, *_COMPILE, version.stdout, platform.machine(), _instructions())
-    digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
-    folder = (
-        Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-        / "randwire_d2"
-    )
-    path = folder / f"cpu_kernels_{digest}.so"
-    if path.is_file():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system gives it back if this process dies
-        if not path.is_file():
-            start = time.perf_counter()
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = [str(Path(scratch) / name) for name in ("kernels.o", "kernels.so")]
-                for command in (
-                    (compiler, *_COMPILE, "-I", str(_HEADER.parent), str(_SOURCE), "-o", made[0]),
-                    (compiler, "-shared", made[0], "-o", made[1]),
-                ):
-                    subprocess.run(command, capture_output=True, text=True, check=True)
-                os.replace(made[1], path)
-            seconds = time.perf_counter() - start
-            logger.info(f"Compiled the CPU's operators in {seconds:.1f} s, into {path}")
-    return path
-
-
-def _instructions() -> str:
-    """What the CPU knows, as far as Linux tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(sorted({x for x in lines if x.startswith(("flags", "Features", "model"))}))

@@ -1,4 +1,13 @@
-// What the CPU's kernels are made of: vectors, blocks of channels, weighted sums of pixels, rows.
+// What the operators on a CPU are made of, for float32 in channels_last.
+//
+// Each goes over its operands once, by rows that stay in a core's cache. Channels are worked on in
+// blocks of one vector. The last block ends with the last channel, so it overlaps the one before
+// unless their number divides; both compute the same there. Buffers hold blocks side by side, each
+// a vector long ("spread"); tensors are as torch has them.
+//
+// Work is cut into chunks by the operands' sizes alone, and sums over chunks have one order: results
+// do not depend on the number of threads. Vectors are the compilers' own (GCC, Clang), of the width
+// that -march=native has. NaN passes through, as in torch's operators.
 
 #pragma once
 
@@ -46,6 +55,10 @@ class Buffer {
 // Images of one size; a row of an image has width pixels of all channels.
 struct Shape {
   int64_t images, channels, height, width;
+  Shape strided(int64_t s) const {
+    return {images, channels, (height + s - 1) / s, (width + s - 1) / s};
+  }
+  int64_t pixel(int64_t image, int64_t row) const { return (image * height + row) * width; }
 };
 
 // sum_i scales[i] * x[i] + shift, by channels; scales and shift are spread.
@@ -95,18 +108,19 @@ struct Sum {
   }
 };
 
-// The last rows of an image that were asked for, spread, with a zero pixel at either end.
+// The last few rows of an image, spread, with a zero pixel at either end.
 class Rows {
  public:
-  Rows(int64_t width, int64_t blocks)
-      : row_((width + 2) * blocks), blocks_(blocks), data_(5 * row_) {}
+  Rows(int64_t width, int64_t blocks, int64_t count, int64_t first = 0)
+      : row_((width + 2) * blocks), blocks_(blocks), count_(count), first_(first),
+        data_((count + 1) * row_) {}
   // The row's first pixel. A row outside of the image is the zeros at the end.
-  V* pixels(int64_t row) { return padded(row) + blocks_; }
-  V* padded(int64_t row) { return data_ + (row & 3) * row_; }
-  V* zeros() { return data_ + 4 * row_; }
+  V* pixels(int64_t row) const { return padded(row) + blocks_; }
+  V* padded(int64_t row) const { return data_ + (row - first_) % count_ * row_; }
+  V* zeros() const { return data_ + count_ * row_; }
 
  private:
-  int64_t row_, blocks_;
+  int64_t row_, blocks_, count_, first_;
   Buffer data_;
 };
 

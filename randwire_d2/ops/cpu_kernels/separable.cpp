@@ -1,0 +1,302 @@
+// Nodes of a random graph but for their norms: a weighted sum, ReLU, a 3×3 depthwise convolution and
+// a 1×1 one, and all their gradients. What lies between them stays in the cache.
+
+#include "pointwise.h"
+
+namespace {
+
+using namespace randwire;
+
+// Output pixels [w, w + T) of a 3×3 depthwise convolution of three padded rows.
+template <int S, int T>
+inline void convolve(V* const rows[3], const V* weight, int64_t blocks, int64_t k, int64_t w,
+                     V (&total)[T]) {
+  for (int t = 0; t < T; ++t) total[t] = V{};
+#pragma GCC unroll 3
+  for (int r = 0; r < 3; ++r) {
+    const V* x = rows[r] + w * S * blocks + k;
+#pragma GCC unroll 9
+    for (int j = 0; j < S * (T - 1) + 3; ++j) {
+      const V value = x[j * blocks];
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t)
+        if (j >= S * t && j < S * t + 3) total[t] += value * weight[(r * 3 + j - S * t) * blocks + k];
+    }
+  }
+}
+
+template <int S, typename Write>
+void convolve_row(V* const rows[3], const V* weight, int64_t blocks, int64_t width, Write write) {
+  constexpr int T = 4;
+  int64_t w = 0;
+  for (; w + T <= width; w += T)
+    for (int64_t k = 0; k < blocks; ++k) {
+      V total[T];
+      convolve<S>(rows, weight, blocks, k, w, total);
+      for (int t = 0; t < T; ++t) write(w + t, k, total[t]);
+    }
+  for (; w < width; ++w)
+    for (int64_t k = 0; k < blocks; ++k) {
+      V total[1];
+      convolve<S>(rows, weight, blocks, k, w, total);
+      write(w, k, total[0]);
+    }
+}
+
+// The weights of a depthwise convolution: 9 × blocks, spread, from (C, 1, 3, 3).
+Buffer spread_weight(const float* weight, const Blocks& blocks, bool turned) {
+  Buffer spread(9 * blocks.count);
+  for (int64_t k = 0; k < blocks.count; ++k)
+    for (int i = 0; i < 9; ++i)
+      for (int l = 0; l < L; ++l)
+        spread[i * blocks.count + k][l] = weight[(blocks.offset(k) + l) * 9 + (turned ? 8 - i : i)];
+  return spread;
+}
+
+void spread_row(const float* row, const Blocks& blocks, int64_t width, V* spread) {
+  for (int64_t w = 0; w < width; ++w)
+    for (int64_t k = 0; k < blocks.count; ++k)
+      spread[w * blocks.count + k] = load(row + w * blocks.channels + blocks.offset(k));
+}
+
+// How many pieces an image's rows are cut into: enough chunks for some threads, but a piece
+// computes the rows next to it, too, so it has eight rows at least.
+int64_t pieces(int64_t images, int64_t rows) {
+  return std::max<int64_t>(1, std::min((31 + images) / images, rows / 8));
+}
+
+// One chunk of the rows of an image, and what of it is in the caches.
+template <int S>
+struct Window {
+  const Sum& sum;
+  const Shape& in;
+  const int64_t image;
+  Rows rows;
+  int64_t next;  // the first row that was not computed
+
+  Window(const Sum& sum, const Shape& in, int64_t image, int64_t first)
+      : sum(sum), in(in), image(image), rows(in.width, sum.blocks.count, 4),
+        next(std::max<int64_t>(0, S * first - 1)) {}
+
+  // The three rows of ReLU's result that output row o is made of.
+  void around(int64_t o, V* (&three)[3]) {
+    for (; next <= std::min(S * o + 1, in.height - 1); ++next) {
+      V* to = rows.pixels(next);
+      const int64_t blocks = sum.blocks.count;
+      sum.for_each(in.pixel(image, next), in.width,
+                   [=](int64_t p, int64_t k, int64_t, V s) { to[p * blocks + k] = s < 0 ? V{} : s; });
+    }
+    for (int r = 0; r < 3; ++r) {
+      const int64_t row = S * o - 1 + r;
+      three[r] = row < 0 || row >= in.height ? rows.zeros() : rows.padded(row);
+    }
+  }
+};
+
+// How many rows are multiplied at once.
+int64_t rows_of(int64_t width) { return std::max<int64_t>(1, kBlock / width); }
+
+template <int S>
+void separable(const Sum& sum, const Shape& in, const float* depthwise, const float* pointwise,
+               int64_t outputs, float* out, int64_t threads) {
+  const Blocks blocks = sum.blocks;
+  const Shape size = in.strided(S);
+  const Panels panels(pointwise, outputs, in.channels, false, threads);
+  const Buffer weight = spread_weight(depthwise, blocks, false);
+  const int64_t cuts = pieces(in.images, size.height), chunks = in.images * cuts;
+  // With too few chunks for the threads, several share one, and its depthwise convolution is
+  // computed as often: beside the other one, that is little.
+  const int64_t groups = std::clamp<int64_t>(2 * threads / chunks, 1, panels.count);
+  const int64_t most = rows_of(size.width);
+  // An odd number of vectors, so that pixels do not all lie in the same places of a cache.
+  const int64_t pixel = (blocks.count | 1) * L, row = size.width * pixel;
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
+  for (int64_t task = 0; task < chunks * groups; ++task) {
+    const int64_t chunk = task / groups, group = task % groups;
+    const int64_t image = chunk / cuts, piece = chunk % cuts;
+    const int64_t first = size.height * piece / cuts, last = size.height * (piece + 1) / cuts;
+    Window<S> window(sum, in, image, first);
+    const Buffer buffer(most * row / L);
+    float* inner = reinterpret_cast<float*>(buffer + 0);
+    for (int64_t o = first; o < last; o += most) {
+      const int64_t rows = std::min(most, last - o);
+      for (int64_t r = 0; r < rows; ++r) {
+        V* three[3];
+        window.around(o + r, three);
+        convolve_row<S>(three, weight + 0, blocks.count, size.width, [=](int64_t w, int64_t k, V y) {
+          store(inner + r * row + w * pixel + blocks.offset(k), y);
+        });
+      }
+      multiply({inner, row, pixel}, rows, size.width, panels, panels.count * group / groups,
+               panels.count * (group + 1) / groups,
+               {out + size.pixel(image, o) * outputs, size.width * outputs, outputs}, false);
+    }
+  }
+}
+
+// The gradient of an input row of stride 2, from the padded rows of the output's gradient that it
+// is in: with which row of the weight, a pair of an even and an odd pixel gets which of its columns.
+template <typename Write>
+void transposed_row(int64_t i, V* const grads[2], const V* weight, int64_t blocks, int64_t width,
+                    Write write) {
+  for (int64_t w = 0; w < width; w += 2)
+    for (int64_t k = 0; k < blocks; ++k) {
+      V even{}, odd{};
+      for (int r = 0; r < 1 + (i & 1); ++r) {
+        // An even row is in one output row, under the weight's middle row; an odd one in two.
+        const V* tap = weight + (i & 1 ? 6 - 6 * r : 3) * blocks + k;
+        const V* g = grads[r] + (w / 2 + 1) * blocks + k;
+        even += g[0] * tap[blocks];
+        odd += g[0] * tap[2 * blocks] + g[blocks] * tap[0];
+      }
+      write(w, k, even);
+      if (w + 1 < width) write(w + 1, k, odd);
+    }
+}
+
+// What a chunk adds to the weight's gradient: one output row's.
+template <int S>
+void weight_gradient(V* const rows[3], const V* grad, int64_t blocks, int64_t width, V* total) {
+  for (int64_t k = 0; k < blocks; ++k) {
+    V sums[9] = {};
+    for (int64_t w = 0; w < width; ++w) {
+      const V g = grad[w * blocks + k];
+#pragma GCC unroll 9
+      for (int i = 0; i < 9; ++i) sums[i] += g * rows[i / 3][(w * S + i % 3) * blocks + k];
+    }
+    for (int i = 0; i < 9; ++i) total[i * blocks + k] += sums[i];
+  }
+}
+
+// The gradient of input row i, from the padded rows of the output's gradient around row i / S.
+template <int S, typename Write>
+void input_gradient(int64_t i, V* const grads[3], const V* weight, const V* turned, int64_t blocks,
+                    int64_t width, Write write) {
+  if constexpr (S == 1)
+    convolve_row<1>(grads, turned, blocks, width, write);
+  else
+    transposed_row(i, grads + 1, weight, blocks, width, write);
+}
+
+// The gradient of the depthwise convolution's output: padded rows of an image, one after another.
+struct InnerGradient {
+  const Shape& size;
+  const Panels& weight;
+  const float* grad;   // of the 1×1 convolution's output
+  const float* known;  // the whole gradient, if it is there already
+  const int64_t image, last, most;
+  int64_t next;
+  Rows rows;
+
+  InnerGradient(const Shape& size, const Panels& weight, const float* grad, const float* known,
+                int64_t image, int64_t first, int64_t last)
+      : size(size), weight(weight), grad(grad), known(known), image(image), last(last),
+        most(rows_of(size.width)), next(first),
+        rows(size.width, weight.blocks.count, most > 1 ? 2 * most : 3, first) {}
+
+  // Rows o - 1, o and o + 1.
+  void around(int64_t o, V* (&three)[3]) {
+    const int64_t b = weight.blocks.count;
+    for (int64_t some; next <= std::min(o + 1, last - 1); next += some) {
+      some = std::min(most, last - next);
+      const int64_t first = size.pixel(image, next);
+      if (known)
+        for (int64_t r = 0; r < some; ++r)
+          spread_row(known + (first + r * size.width) * weight.blocks.channels, weight.blocks,
+                     size.width, rows.pixels(next + r));
+      else
+        multiply({grad + first * weight.inputs, size.width * weight.inputs, weight.inputs}, some,
+                 size.width, weight, 0, weight.count,
+                 {reinterpret_cast<float*>(rows.pixels(next)), (size.width + 2) * b * L, b * L}, true);
+    }
+    for (int r = 0; r < 3; ++r)
+      three[r] = o + r < 1 || o + r > size.height ? rows.zeros() : rows.padded(o - 1 + r);
+  }
+};
+
+template <int S>
+void separable_backward(const Sum& sum, const Shape& in, const float* grad, const float* depthwise,
+                        const float* pointwise, int64_t outputs, float* inner, float* grad_sum,
+                        float* grad_depthwise, float* grad_pointwise, int64_t threads) {
+  const Blocks blocks = sum.blocks;
+  const int64_t b = blocks.count, c = in.channels;
+  const Shape size = in.strided(S);
+  const int64_t cuts = pieces(in.images, size.height), chunks = in.images * cuts;
+  const int64_t pixels = in.images * size.height * size.width;
+  const Panels panels(pointwise, outputs, c, true, threads);
+  const Buffer spread = spread_weight(depthwise, blocks, false);
+  const Buffer turned = spread_weight(depthwise, blocks, true);
+  const Buffer totals(chunks * 9 * b);
+  // With too few chunks for the threads, they share the multiplication first.
+  const bool few = chunks < 2 * threads;
+  const Buffer known(few ? (pixels * c + L - 1) / L : 0);
+  float* const whole = few ? reinterpret_cast<float*>(known + 0) : nullptr;
+  const int64_t runs = few ? (pixels + kBlock - 1) / kBlock : 0;
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
+  for (int64_t task = 0; task < runs * panels.count; ++task) {
+    const int64_t first = task / panels.count * kBlock, panel = task % panels.count;
+    multiply({grad + first * outputs, 0, outputs}, 1, std::min(kBlock, pixels - first), panels,
+             panel, panel + 1, {whole + first * c, 0, c}, false);
+  }
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t image = chunk / cuts, piece = chunk % cuts;
+    const int64_t first = size.height * piece / cuts, last = size.height * (piece + 1) / cuts;
+    Window<S> window(sum, in, image, first);
+    InnerGradient grads(size, panels, grad, whole, image, std::max<int64_t>(0, first - 1),
+                        std::min(size.height, last + 1));
+    for (int64_t o = first; o < last; ++o) {
+      V *three[3], *around[3];
+      window.around(o, three);
+      grads.around(o, around);
+      weight_gradient<S>(three, grads.rows.pixels(o), b, size.width, totals + chunk * 9 * b);
+      convolve_row<S>(three, spread + 0, b, size.width, [=](int64_t w, int64_t k, V y) {
+        store(inner + (size.pixel(image, o) + w) * c + blocks.offset(k), y);
+      });
+      for (int64_t i = S * o; grad_sum && i < std::min(S * (o + 1), in.height); ++i) {
+        const V* activation = window.rows.pixels(i);
+        float* row = grad_sum + in.pixel(image, i) * c;
+        input_gradient<S>(i, around, spread + 0, turned + 0, b, in.width,
+                          [=](int64_t w, int64_t k, V g) {
+                            const V let_through = activation[w * b + k] <= 0 ? V{} : g;
+                            store(row + w * c + blocks.offset(k), let_through);
+                          });
+      }
+    }
+  }
+  for (int64_t k = 0; k < b; ++k)
+    for (int i = 0; i < 9; ++i) {
+      V total{};
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += totals[(chunk * 9 + i) * b + k];
+      for (int l = 0; l < L; ++l) grad_depthwise[(blocks.offset(k) + l) * 9 + i] = total[l];
+    }
+  outer(grad, outputs, inner, c, pixels, grad_pointwise, threads);
+}
+
+}  // namespace
+
+extern "C" {
+
+void randwire_separable(int64_t n, const float* const* x, const float* coefficients,
+                        const float* const* affines, int64_t images, int64_t channels,
+                        int64_t height, int64_t width, const float* depthwise, int64_t stride,
+                        const float* pointwise, int64_t outputs, float* out, int64_t threads) {
+  const Sum sum(n, x, coefficients, affines, channels);
+  (stride == 1 ? separable<1> : separable<2>)(sum, {images, channels, height, width}, depthwise,
+                                              pointwise, outputs, out, threads);
+}
+
+// inner is for the depthwise convolution's output; grad_sum is null where it is not asked for.
+void randwire_separable_backward(const float* grad, int64_t n, const float* const* x,
+                                 const float* coefficients, const float* const* affines,
+                                 int64_t images, int64_t channels, int64_t height, int64_t width,
+                                 const float* depthwise, int64_t stride, const float* pointwise,
+                                 int64_t outputs, float* inner, float* grad_sum,
+                                 float* grad_depthwise, float* grad_pointwise, int64_t threads) {
+  const Sum sum(n, x, coefficients, affines, channels);
+  (stride == 1 ? separable_backward<1> : separable_backward<2>)(
+      sum, {images, channels, height, width}, grad, depthwise, pointwise, outputs, inner, grad_sum,
+      grad_depthwise, grad_pointwise, threads);
+}
+
+}  // extern "C"
