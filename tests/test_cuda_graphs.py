@@ -562,8 +562,8 @@ class Allocator:
 
 
 class FailingGraph:
-    """A CUDAGraph whose recording fails: up to PyTorch 2.12 its end leaves things as they are, and
-    from 2.14 on it is undone by a reset, with which it also ends."""
+    """A CUDAGraph whose recording fails: at PyTorch 2.9 its end leaves things as they are, and from
+    2.14 on a reset undoes them, with which it is destroyed, too."""
 
     def __init__(self, allocator: Allocator, where: str) -> None:
         self.allocator, self.where = allocator, where
@@ -634,13 +634,12 @@ def test_a_recording_that_a_gpu_ends_on_cuda(caplog: pytest.LogCaptureFixture) -
         return y
 
     with mock.patch.object(broken.stage, "run_fused", wait):
-        for i in range(2 * FIRST_CALLS):
+        for _ in range(2 * FIRST_CALLS):
             broken.step()
-            torch.cuda.empty_cache()
-            if i == FIRST_CALLS - 2:
-                reserved = torch.cuda.memory_reserved()
-    # PyTorch 2.13 keeps it: there, no call tells whether it has given it back.
-    assert torch.cuda.memory_reserved() <= reserved or torch.__version__.startswith("2.13")
+    torch.cuda.empty_cache()
+    pools = {tuple(segment["segment_pool_id"]) for segment in torch.cuda.memory_snapshot()}
+    # The memory that is nobody's graph, and that of the other; PyTorch 2.13 may keep a third.
+    assert len(pools) <= 2 or torch.__version__.startswith("2.13")
     assert "its CUDA graph failed" in caplog.text
     assert nn.functional.dropout(torch.ones(1000, device=device)).unique().tolist() == [0, 2]
     whole.step()
