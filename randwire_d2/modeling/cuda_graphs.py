@@ -118,9 +118,13 @@ def _recording(graph: Any, pool: Any, stream: torch.cuda.Stream) -> Iterator[Non
             yield
     except BaseException:
         torch.cuda.set_stream(before)
-        # Else the allocator would go on as if something were recorded, and free less.
+        # Else the allocator would go on as if something were recorded, and free less; and the
+        # graph's memory would be nobody's for ever. From PyTorch 2.14 on, a reset does both.
+        with suppress(Exception):
+            graph.reset()
         with suppress(Exception):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
         # Nor would the random generator draw, as for dropout. The end of another one ends that.
         with suppress(Exception):
             zero = torch.zeros(1, device="cuda")
@@ -229,6 +233,7 @@ class Graph:
         # Of what is cast, the graph has a copy.
         dtype = expected[0].dtype
         self.originals = [p for p in self.parameters if p.dim() == 4 and p.dtype == dtype]
+        self.places = [p.data_ptr() for p in self.originals]
         with unchanged(buffers):
             self._output, *gradients = recorder.record(x, functions, alone=self.trains)
         self._gradients = gradients[0] if gradients else None
@@ -302,11 +307,13 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Any) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors
-        if ctx.own.over:
+        # What gathers weights for each pass, as FSDP does, may gather them elsewhere.
+        moved = [weight.data_ptr() for weight in ctx.saved_tensors] != ctx.graph.places
+        if ctx.own.over or moved:
             raise RuntimeError(
-                "a second backward pass through a stage that was replayed as a CUDA graph, whose "
-                "activations are gone; set MODEL.RANDWIRE.CUDA_GRAPHS False (cuda_graphs=False)"
+                "a stage that was replayed as a CUDA graph can't do this backward pass: its "
+                f"{'weights have moved' if moved else 'activations are gone after the first'}; "
+                "set MODEL.RANDWIRE.CUDA_GRAPHS False (cuda_graphs=False)"
             )
         ctx.own.over = True
         grad_x, gradients = ctx.graph.backward(grad_output)

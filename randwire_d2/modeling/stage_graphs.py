@@ -26,7 +26,9 @@ from .fused import compute_dtype, settings, tensors_of
 FIRST_CALLS = 3
 LATER_CALLS = 50
 MOST_INFERENCE = 8
-MOST_RECORDINGS = 20  # in the life of a stage, whatever drops its graphs
+# In the life of a stage, whatever drops its graphs, and one more for each LATER_CALLS replays: the
+# buffers that precise batch norms replace at each evaluation do.
+MOST_RECORDINGS = 20
 
 logger = logging.getLogger(__name__)
 # Of all forward passes: some share their memory, and each is more than one launch.
@@ -42,7 +44,7 @@ class StageGraphs:
 
     def __init__(self) -> None:
         self._failed = False
-        self._recordings = 0
+        self._recordings = self._replays = 0
         self.drop()
 
     def __reduce__(self) -> Any:
@@ -69,6 +71,7 @@ class StageGraphs:
                 graph = self._graph(place, launch, nodes, x, kept)
                 if graph is not None and not graph.busy:
                     self.replayed = True
+                    self._replays += 1
                     return graph(x, kept)
             finally:
                 _lock.release()
@@ -133,7 +136,8 @@ class StageGraphs:
             self._calls[key] += 1
             held = sum(not graph.trains for graph in self._graphs.values())
             due = self._calls[key] >= FIRST_CALLS and held < MOST_INFERENCE
-        if key in self._graphs or not due or self._recordings >= MOST_RECORDINGS:
+        most = MOST_RECORDINGS + self._replays // LATER_CALLS
+        if key in self._graphs or not due or self._recordings >= most:
             return False
         if backward:  # the new graph gets the memory of the one before
             self._graphs = {k: g for k, g in self._graphs.items() if not g.trains}
