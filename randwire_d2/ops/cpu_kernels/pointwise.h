@@ -48,10 +48,13 @@ struct Panels {
       else
         for (int64_t k = 0; k < n; ++k) {
           const float* from = weight + blocks.offset(first(panel) + k) * inputs;
-          for (int64_t run = 0; run < inputs; run += 16)  // which stay in the cache
-            for (int l = 0; l < L; ++l)
-              for (int64_t i = run; i < std::min(run + 16, inputs); ++i)
-                at(panel)[i * n + k][l] = from[l * inputs + i];
+          V* to = at(panel) + k;
+          for (int64_t i = 0; i < inputs; ++i) {
+            V value;
+#pragma GCC unroll 16
+            for (int l = 0; l < L; ++l) value[l] = from[l * inputs + i];
+            to[i * n] = value;
+          }
         }
     }
   }
