@@ -12,16 +12,17 @@ Node v (§3.2) computes, from the y_u of its predecessors, or from the stage's i
     y_v = a_v · z_v + b_v      the batch norm, an affine function of each channel
 
 and the stage returns the mean of y_v over its output nodes. Of these, d_v and z_v are written; s_v
-and y_v exist only inside the operators that read them. Where statistics are fixed and there is no
-backward pass, on a CPU a_v · P_v and b_v are the convolution's weight and bias, and z_v is y_v
-already; cuDNN would add b_v in a pass of its own, so on a GPU readers apply both as ever.
+and y_v exist only inside the operators that read them. Nor is d_v written on a CPU, where both
+convolutions are one operator: a few rows of it stay in the cache. A GPU's 1×1 convolution is
+cuDNN's.
 
 With U the size of a node's result, a training step reads and writes, per node,
 
     forward    aggregate 3 U, 1×1 convolution 2 U, statistics 1 U
     backward   norm 4 U, or 2 U if statistics are fixed, 1×1 convolution 3 U, aggregate 4 U
 
-and saves two tensors, d_v and z_v. To save memory, only z_v are kept, and not all of them.
+and saves two tensors, d_v and z_v. On a CPU that is 2 U less forward, and d_v is computed again. To
+save memory, only z_v are kept, and not all of them.
 
 With synchronised norms, whose statistics are those of all processes' images, nodes that do not need
 each other send theirs in one message. Their backward pass takes 3 U more: the operators know this

@@ -152,14 +152,18 @@ class State:
         pointwise = [self.pointwise[v] for v in nodes]
         if self.run.joined:
             results = ops.separable(*self.operands(nodes), pointwise)
+            self.drop(done)
         else:
-            self.inner.update(zip(nodes, ops.aggregate(*self.operands(nodes)), strict=True))
-        # Before the next results are made, whose memory can then be theirs.
-        for u in done:
-            del self.results[u]
-        if not self.run.joined:
-            results = [F.conv2d(self.inner[v], w) for v, w in zip(nodes, pointwise, strict=True)]
+            inner = ops.aggregate(*self.operands(nodes))
+            self.drop(done)  # now, so that the next results can have their memory
+            results = [F.conv2d(x, weight) for x, weight in zip(inner, pointwise, strict=True)]
+            self.inner.update(zip(nodes, inner, strict=True))
         self.results.update(zip(nodes, results, strict=True))
+
+    def drop(self, nodes: Iterable[int]) -> None:
+        """Those whose results nobody will read."""
+        for v in nodes:
+            self.results.pop(v, None)
 
     def forward(self) -> Tensor:
         """Run all nodes; return the mean of the output nodes."""
@@ -179,9 +183,7 @@ class State:
         if mean is None:
             affines = [self.affines[v] for v in outputs]
             mean = ops.weighted_sum([self.results[v] for v in outputs], self.shares, affines)
-        for v in outputs:
-            if not run.saves_result(v):
-                self.results.pop(v, None)
+        self.drop(v for v in outputs if not run.saves_result(v))
         return narrower_image(mean, run.padding)
 
     def add(self, total: Tensor | None, v: int) -> Tensor:

@@ -8,9 +8,10 @@ with torch's own operators, that moves three times the bytes of a ResNet of the 
   reads it applies the scale and the shift (its ``affine``) on the fly.
 - Weighted sum, ReLU and depthwise convolution are one operator, which writes its result alone.
 - The gradients of a node's readers are summed where they are read, by the backward of its norm.
+- On a CPU, both convolutions are one operator, too (``separable``); elsewhere the 1×1 convolution
+  is torch's.
 
-The 1×1 convolution is torch's. ``modeling.graph_function`` puts the operators together, with the
-gradients.
+``modeling.graph_function`` puts the operators together, with the gradients.
 
 ``native``, ``cpu_kernels`` and ``triton_kernels`` are implementations of one interface: in torch's
 operators, for a CPU with a C++ compiler, and for CUDA; so the same signatures stand in all of them.
