@@ -274,10 +274,11 @@ def _check_registered(key: str, name: str, registry: Registry) -> None:
         raise ValueError(f"{key}: no {name!r} is registered{similar(name, known)}")
 
 
-def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Raise a ValueError if the network can't be built, trained as configured, or have its weights.
+def check_model(cfg: CfgNode, args: argparse.Namespace) -> nn.Module:
+    """The network, built without memory or time, and with every check of the real one.
 
-    The network is built without memory or time, and with every check of the real one.
+    Raises:
+        ValueError: it can't be built, trained as configured, or have its weights; one line.
     """
     _check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
     _check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
@@ -296,6 +297,7 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
             check_wiring(model, checkpoint)
         except ValueError as e:
             raise ValueError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r}: {e}") from e
+    return model
 
 
 def _find_weights(cfg: CfgNode) -> dict[str, Any] | None:
