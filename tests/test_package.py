@@ -105,6 +105,15 @@ def test_subcommands(
         assert usage or "tools/" not in said
 
 
+@pytest.mark.slow
+def test_importing_says_nothing_of_others_deprecations() -> None:
+    """Wrong: each tool begins with four lines about Detectron2's use of PyTorch."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "import randwire_d2"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "torch.jit.script" not in done.stderr
+
+
 def test_the_command_without_detectron2(tmp_path: Path) -> None:
     """Wrong: who has installed the package alone gets a stack trace."""
     code = (

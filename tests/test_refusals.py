@@ -93,6 +93,9 @@ REFUSALS = {
         ("DETECTOR MODEL.KEYPOINT_ON True", "MODEL.KEYPOINT_ON: … has no keypoint_names"),
         ("DETECTOR SOLVER.NOTHING 1", "Non-existent key: SOLVER.NOTHING"),
         ("DETECTOR MODEL.WEIGHTS", "options come as pairs KEY VALUE"),
+        ("DETECTOR SOLVER.MAX_ITR 9", "key: SOLVER.MAX_ITR; did you mean 'SOLVER.MAX_ITER'"),
+        ("DETECTOR SEED 1 --resume", "--resume belongs ahead of 'MODEL.DEVICE'"),
+        ("--config-file IN/broken.py", "is Python: a LazyConfig is for tools/lazyconfig_train"),
         # The machine
         ("DETECTOR MODEL.DEVICE gpu", "MODEL.DEVICE must be such as cpu, cuda … got 'gpu'"),
         ("DETECTOR MODEL.DEVICE cuda:99", "MODEL.DEVICE is 'cuda:99', but"),

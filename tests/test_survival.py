@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ from randwire_d2.cli.measure_memory import watch_prediction, watch_training
 from randwire_d2.config import detector_config
 from randwire_d2.data import patience
 from randwire_d2.data.patience import DiskGone, PatientMapper
-from randwire_d2.engine import argument_parser, load_config, train_or_evaluate
+from randwire_d2.engine import argument_parser, check_output, load_config, train_or_evaluate
 from randwire_d2.engine.failures import explained
 from randwire_d2.engine.finite import FiniteTrainer, FiniteWeights
 from randwire_d2.engine.lazy import load_lazy_config, run_lazy
@@ -467,6 +468,19 @@ def test_a_second_training_is_refused_until_the_first_one_ends(tmp_path: Path) -
     first.join()
     with locked(str(tmp_path)):
         os.kill(int(worker.read_text()), signal.SIGKILL)
+
+
+def test_a_training_that_is_about_to_be_overwritten_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: who forgets --resume learns it from the checkpoints that are gone."""
+    for resume, eval_only in ((False, False), (True, False), (False, True)):
+        check_output("KEY", str(tmp_path), Namespace(resume=resume, eval_only=eval_only))
+        assert not caplog.messages
+        (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    check_output("KEY", str(tmp_path), Namespace(resume=False, eval_only=False))
+    (line,) = caplog.messages
+    assert line.startswith(f"KEY '{tmp_path}' holds a training") and "--resume" in line
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ from ..engine import (
     check_best_metric,
     check_device,
     check_model,
+    check_output,
     check_solver,
     read_config,
     scale_schedule,
 )
 from ..engine.limits import LIMITS as ENGINE_LIMITS
 from ..engine.limits import Limit, at_least, check_limits, one_of, within
-from ..files import check_folder
 from .compiling import check_compiler
 
 _IS_RANGE = Limit(
@@ -80,7 +80,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             check_limits(cfg, RESNET_LIMITS)
     check_solver(cfg)
     check_device(cfg, args)
-    check_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
+    check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args)
     train = () if args.eval_only else cfg.DATASETS.TRAIN
     for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
         if not names and not (args.eval_only and key == "TRAIN"):

@@ -8,12 +8,14 @@ line that says so, and the status 70. With RANDWIRE_D2_TRACEBACK=1 the first has
 import argparse
 import functools
 import json
+import logging
 import os
 import platform
 import shlex
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -149,6 +151,9 @@ def _last_write(run: RunFolder) -> int | None:
 
 @contextmanager
 def _frame(script: str, way_on: Callable[[str], str] = lambda message: "") -> Iterator[None]:
+    # What PyTorch says of each detector, for those who wrote it to mend.
+    warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     try:
         yield
     except KeyboardInterrupt:

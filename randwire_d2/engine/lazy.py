@@ -34,10 +34,16 @@ from torch import nn
 from ..checkpoint import RandWireCheckpointer, load_checkpoint
 from ..config_files import config_path
 from ..data.classes import class_entries
-from ..files import check_folder
 from ..modeling import RandWire
 from ..runs import RunFolder
-from .checks import check_dataset, check_processes, similar, usable_device
+from .checks import (
+    check_dataset,
+    check_order,
+    check_output,
+    check_processes,
+    similar,
+    usable_device,
+)
 from .datasets import thing_classes
 from .failures import explained
 from .finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights, Keys
@@ -114,7 +120,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
         if not limit.holds(value := OmegaConf.select(cfg, key)):
             raise ValueError(f"{key} must be {limit.wanted}; got {value!r}")
     _check_device(cfg, args)
-    check_folder("train.output_dir", cfg.train.output_dir)
+    check_output("train.output_dir", cfg.train.output_dir, args)
     for split in ("test",) if args.eval_only else ("train", "test"):
         for name in _datasets(cfg, split):
             check_dataset(f"dataloader.{split}.dataset.names", name)
@@ -124,6 +130,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
 
 
 def _read(args: argparse.Namespace) -> DictConfig:
+    check_order(args)
     path = args.config_file = config_path(args.config_file)
     if not path.endswith(".py"):
         raise ValueError(
