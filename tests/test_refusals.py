@@ -50,7 +50,9 @@ REFUSALS = {
         ),
         ("--config-from-weights DETECTOR MODEL.WEIGHTS IN/code.pth", "could run code"),
         ("DETECTOR MODEL.WEIGHTS IN/number.pth", "number.pth' holds no weights"),
-        ("DETECTOR MODEL.WEIGHTS IN", "MODEL.WEIGHTS '…/in' does not exist"),
+        ("DETECTOR MODEL.WEIGHTS IN", "MODEL.WEIGHTS '…/in' is a folder; name the file in it"),
+        ("DETECTOR MODEL.WEIGHTS IN/gone.pth", "MODEL.WEIGHTS '…/gone.pth' does not exist"),
+        ("DETECTOR DATASETS.TRAIN coco", "Type mismatch … DATASETS.TRAIN; a tuple of one name is"),
         ("DETECTOR MODEL.WEIGHTS IN/classifier.pth", "the fingerprint … --config-from-weights"),
         ("DETECTOR MODEL.WEIGHTS hf://x", "'hf://x' names no repository: it is hf://owner/name"),
         # Numbers

@@ -107,8 +107,7 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
     try:
         merge_config(cfg, args.config_file, args.opts)
     except ValueError as e:
-        unknown = re.search(r"Non-existent (?:config )?key: (\S+)$", str(e))
-        raise ValueError(f"{e}{similar(unknown[1], _keys(cfg))}" if unknown else str(e)) from e
+        raise ValueError(f"{e}{_way_out(str(e), cfg)}") from e
     _take_flags(cfg, args)
     if args.config_from_weights:
         merge_in_one_line("--config-from-weights", lambda: _take_config_from_weights(cfg))
@@ -136,6 +135,15 @@ def check_order(args: argparse.Namespace) -> None:
     late = [given for given in args.opts if given.startswith("--")]
     if late:
         raise ValueError(f"{late[0]} belongs ahead of {args.opts[0]!r}: keys and values come last")
+
+
+def _way_out(error: str, cfg: CfgNode) -> str:
+    """What yacs does not say."""
+    if unknown := re.search(r"Non-existent (?:config )?key: (\S+)$", error):
+        return similar(unknown[1], _keys(cfg))
+    if "Type mismatch (<class 'tuple'> vs. <class 'str'>)" in error:
+        return "; a tuple of one name is \"('NAME',)\""
+    return ""
 
 
 def _keys(node: CfgNode, prefix: str = "") -> list[str]:
@@ -179,6 +187,8 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
 
 
 def _read_weights(path: str) -> dict[str, Any]:
+    if os.path.isdir(path):
+        raise ValueError(f"MODEL.WEIGHTS {path!r} is a folder; name the file in it")
     try:
         return load_checkpoint(PathManager.get_local_path(path.split("?")[0]))
     except (OSError, ValueError, RuntimeError) as e:
@@ -352,7 +362,7 @@ def _find_weights(cfg: CfgNode) -> dict[str, Any] | None:
     if not weights or "://" in weights:
         return None
     path = weights.split("?")[0]
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist" + _ways_to(path, cfg))
     return _read_weights(weights)
 
