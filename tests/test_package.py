@@ -86,6 +86,17 @@ def test_the_command_waits_for_no_library() -> None:
     assert all(any(line.startswith(f"  {name} ") for line in listing) for name in TOOLS)
 
 
+@pytest.mark.parametrize("given", [[], ["trian"], ["--nothing"]])
+def test_a_wrong_command_is_refused_in_one_line(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as e:
+        command.main(given)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert e.value.code == 2
+    assert line.startswith("randwire-d2: error: ") and line.endswith("; see --help")
+
+
 @pytest.mark.parametrize("name", TOOLS)
 def test_subcommands(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

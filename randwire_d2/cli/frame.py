@@ -24,14 +24,14 @@ import torch
 from torch.multiprocessing import ProcessExitedException
 
 from .. import __version__
-from ..command import in_users_words, process, program
+from ..command import in_users_words, process, program, refuse_usage
 from ..errors import is_mendable, raised_first
 from ..runs import RunFolder
 
 if TYPE_CHECKING:
     from ..engine.slurm import Task
 
-USAGE, BUG = 2, 70  # argparse's status, and EX_SOFTWARE of sysexits.h
+BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
 # -------------------------------------------------------------------------------------------------
@@ -44,11 +44,7 @@ class _Parser(argparse.ArgumentParser):
         return in_users_words(super().format_help())
 
     def error(self, message: str) -> NoReturn:
-        _refuse_usage(self, message)
-
-
-def _refuse_usage(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    parser.exit(USAGE, f"{parser.prog}: error: {' '.join(message.split())}; see --help\n")
+        refuse_usage(self, message)
 
 
 def parser_of(script: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
@@ -80,7 +76,7 @@ def training_parser(
         make = argument_parser
     parser = make(in_users_words(description))
     parser.prog = program(script)
-    parser.error = functools.partial(_refuse_usage, parser)  # type: ignore[method-assign]
+    parser.error = functools.partial(refuse_usage, parser)  # type: ignore[method-assign]
     return parser
 
 
