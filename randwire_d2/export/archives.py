@@ -20,10 +20,13 @@ _TARGETS = (
     r"torch\.ops\.aten\.(?!from_file)[\w.]+|torch\.sym_\w+|"
     r"_operator\.(add|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|pow|sub|truediv)"
 )
-# Names in the expressions of sizes, sympy's and those of its guards.
+# Names in the expressions of sizes, sympy's, and in the guards, Python's: of no function that does
+# anything but compute.
 _NAMES = {
-    "Add", "CeilDiv", "CleanDiv", "FloorDiv", "Integer", "L", "Max", "Min", "Mod", "Mul", "Pow",
-    "PythonMod", "Rational", "Symbol", "size",
+    "Add", "And", "CeilDiv", "CleanDiv", "Eq", "FloatTrueDiv", "FloorDiv", "Ge", "Gt",
+    "IntTrueDiv", "Integer", "L", "Le", "Lt", "Max", "Min", "Mod", "Mul", "Ne", "Not", "Or", "Pow",
+    "PythonMod", "Rational", "Symbol", "ToFloat", "TruncToInt", "abs", "ceil", "float", "floor",
+    "int", "math", "max", "min", "size", "trunc",
 }  # fmt: skip
 
 
