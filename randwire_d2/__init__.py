@@ -1,9 +1,13 @@
 """Randomly wired networks (Xie et al., 2019) as a Detectron2 backbone."""
 
+import warnings
 from pathlib import Path
 
 try:
-    import detectron2.modeling  # noqa: F401
+    with warnings.catch_warnings():
+        # Its own, and fvcore's, whoever imports them: ahead of each tool's first word.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        import detectron2.modeling  # noqa: F401
 except Exception as e:  # a broken build fails in ways of its own: missing symbols, pkg_resources, …
     # A checkout's script sees to more: another wheel where GitHub can't be reached, setuptools, …
     _script = Path(__file__).parents[1] / "tools" / "install.py"

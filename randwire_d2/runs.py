@@ -160,6 +160,12 @@ class RunFolder:
             ValueError: it is none of this project's.
         """
         path = _existing(self.config_file, "config.yaml of an OUTPUT_DIR")
+        if any(line.startswith(b"optimizer:") for line in path.read_bytes().splitlines()):
+            raise ValueError(
+                f"{path} is a LazyConfig's, which is Python and not read: put the config.yaml of "
+                "the same detector in YAML, as tools/train_net.py writes it, beside a copy of the "
+                "checkpoint in another folder"
+            )
         return _read_config(str(path), path.stat().st_mtime_ns).clone()
 
     def metrics(self) -> Metrics:

@@ -609,18 +609,63 @@ def test_files_of_others_are_refused_in_one_line(files: Any, tmp_path: Path) -> 
     bad.write_bytes(files("classifier", "whole", "torch").read_bytes())
     with zipfile.ZipFile(bad, "a") as archive:
         archive.writestr("archive/data/constants/opaque_obj_0", b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(ValueError, match="opaque_obj_0', an object that could run code"):
+    with pytest.raises(ValueError, match="opaque_obj_0', which is no part of a graph"):
         load_model(bad)
+
+
+@pytest.mark.parametrize(
+    ("part", "old", "new", "says"),
+    [
+        ("data/sample_inputs/model.pt", None, None, "Weights only"),
+        ("models/model.json", "Floor", "__import__('os').mkdir('RAN') or Floor", "it evaluates"),
+        ("models/model.json", "Symbol(", "Max('open(chr(97))', 1) or Symbol(", "it evaluates"),
+        ("models/model.json", '"guards_code": ', '"guards_code": ["eval()"], "": ', "it evaluates"),
+        ("models/model.json", "torch.ops.aten.relu.default", "torch.os.mkdir", "it calls"),
+        ("data/aotinductor/model/a.so", None, "\x7fELF", "a.so', which is no part of a graph"),
+        ("MODELS/model.json", None, "{}", "two of its parts have one name"),
+    ],
+)  # fmt: skip
+def test_a_program_of_torch_export_runs_no_code(
+    part: str, old: str | None, new: str | None, says: str, files: Any, tmp_path: Path
+) -> None:
+    """Wrong: a .pt2 file of a stranger runs what it likes, as torch.export alone lets it."""
+    ran, bad = tmp_path / "ran", tmp_path / "bad.pt2"
     objects = io.BytesIO()
-    torch.save(((Marker(tmp_path / "ran"),), {}), objects)
-    good = files("classifier", "whole", "torch")
-    with zipfile.ZipFile(good) as source, zipfile.ZipFile(bad, "w") as archive:
-        for name in source.namelist():
-            inputs = name.endswith("data/sample_inputs/model.pt")
-            archive.writestr(name, objects.getvalue() if inputs else source.read(name))
-    with pytest.raises(ValueError, match=r"bad\.pt2 can't be read as torch: Weights only"):
+    torch.save(((Marker(ran),), {}), objects)
+    other = objects.getvalue() if new is None else new.replace("RAN", str(ran)).encode()
+    with zipfile.ZipFile(files("classifier", "whole", "torch")) as source:
+        parts = {name: source.read(name) for name in source.namelist()}
+    name = f"archive/{part}"
+    parts[name] = other if old is None else parts[name].replace(old.encode(), other)
+    assert old is None or other in parts[name]
+    with zipfile.ZipFile(bad, "w") as archive:
+        for key, content in parts.items():
+            archive.writestr(key, content)
+    with pytest.raises(ValueError, match=r"bad\.pt2 can't be read as torch: .*" + says) as e:
         load_model(bad)
-    assert not (tmp_path / "ran").exists()
+    assert "\n" not in str(e.value) and not ran.exists()
+
+
+def test_a_damaged_file_is_refused_in_one_line(
+    files: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a weight that has changed on a disk computes something else without a word; or a file
+    that is cut off, or of another kind, is a traceback, of ours or in torch.export's log."""
+    whole = {name: files("classifier", "whole", name).read_bytes() for name in SUFFIXES}
+    for name, content in whole.items():
+        flips = range(len(content) // 3, len(content) // 2, len(content) // 30)
+        others = [content[:position] for position in (0, 9, len(content) // 2, len(content) - 9)]
+        others += [b"text\n", *(other for kind, other in whole.items() if kind != name)]
+        for position in flips:
+            flipped = bytes([content[position] ^ 4])
+            others.append(content[:position] + flipped + content[position + 1 :])
+        bad = tmp_path / f"bad{SUFFIXES[name]}"
+        for other in others:
+            bad.write_bytes(other)
+            with pytest.raises(ValueError, match="can't be read as .*; export it again$") as e:
+                load_model(bad)
+            assert str(bad) in str(e.value) and "\n" not in str(e.value)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_command_says_what_it_proved(detector: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
@@ -57,6 +58,8 @@ from randwire_d2.data.inspection import clean
 from randwire_d2.data.layouts import find_splits
 from randwire_d2.data.shards import read_shards
 from randwire_d2.experiments.sweep import load_sweep
+from randwire_d2.export import format_of
+from randwire_d2.inference.export import export_model
 from randwire_d2.inference.inputs import Video
 from randwire_d2.inference.loading import load_model
 from randwire_d2.pretrained import read_folder
@@ -348,6 +351,84 @@ MODELS = {
 }
 
 # -------------------------------------------------------------------------------------------------
+# Exported files
+# -------------------------------------------------------------------------------------------------
+
+
+@cache
+def exported(suffix: str) -> tuple[bytes, dict[str, str]]:
+    """A classifier's file, and its metadata."""
+    folder = Path(os.environ["DETECTRON2_DATASETS"])
+    (folder / "fuzz.pth").write_bytes(save_model(CLASSIFIER))
+    file = folder / f"fuzz{suffix}"
+    export_model(folder / "fuzz.pth", file)
+    written_as = format_of(str(file))
+    assert written_as is not None
+    return file.read_bytes(), written_as.read(str(file))[1]
+
+
+def with_metadata(suffix: str, metadata: Any) -> bytes:
+    """The file with other metadata."""
+    content, _ = exported(suffix)
+    items = metadata.items() if isinstance(metadata, dict) else ()
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in items}
+    if suffix == ".onnx":
+        model = onnx.load_model_from_string(content)
+        onnx.helper.set_model_props(model, {k: v.replace("\ud800", "") for k, v in texts.items()})
+        written: bytes = model.SerializeToString()
+        return written
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            key = name.rsplit("/", 1)[-1]
+            if "/extra/" not in name or key in texts:
+                new.writestr(name, texts[key] if "/extra/" in name else old.read(name))
+    return buffer.getvalue()
+
+
+@cache
+def other_files(suffix: str) -> list[bytes]:
+    """Of another kind, under the name of an exported one."""
+    kinds = [exported(other)[0] for other in EXPORTS if other != suffix]
+    return [*kinds, b"", b"PK", b"text\n", png(8, 8), shard([("a.jpg", b"1")]), archive(),
+            saved(".pth"), saved(".pkl"), saved(".safetensors"), zipped(b"1"),
+            pickle.dumps(CODE[0]), zipped(pickle.dumps(CODE[0]))]  # fmt: skip
+
+
+def zipped(content: bytes) -> bytes:
+    """An archive of the parts' names of torch's, with other content."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name in ("data.pkl", "constants.pkl", "code/x.py", "version", "models/model.json",
+                     "archive_format", "data/constants/x.pt", "data/weights/model.pt"):  # fmt: skip
+            file.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
+    return buffer.getvalue()
+
+
+def export_cases(suffix: str) -> st.SearchStrategy[bytes]:
+    return st.deferred(
+        lambda: (
+            damaged([exported(suffix)[0]])
+            | changed(exported(suffix)[1]).map(partial(with_metadata, suffix))
+            | st.sampled_from(other_files(suffix))
+        )
+    )
+
+
+def run_exported(name: str, folder: Path) -> None:
+    model = load_model(folder / name, "cpu")
+    model.predict([model.prepare(np.zeros((40, 48, 3), np.uint8))])
+
+
+EXPORTS = (".onnx", ".ts", ".pt2")
+EXPORTED = {
+    f"exported {suffix}": Parser(
+        f"model{suffix}", export_cases(suffix), (partial(run_exported, f"model{suffix}"),)
+    )
+    for suffix in EXPORTS
+}
+
+# -------------------------------------------------------------------------------------------------
 # Labels
 # -------------------------------------------------------------------------------------------------
 
@@ -507,6 +588,10 @@ def all_parsers() -> dict[str, Parser]:
     return {**TEXTS, **CHECKPOINTS, **MODELS, **LABELLED, **MEDIA}
 
 
+def exported_files() -> dict[str, Parser]:
+    return EXPORTED
+
+
 def failures_of(found: dict[str, Tried]) -> str:
     return "\n".join(
         f"{name}: {failure}" for name, tried in found.items() for failure in tried.failures.values()
@@ -514,14 +599,19 @@ def failures_of(found: dict[str, Tried]) -> str:
 
 
 @pytest.mark.slow
-def test_thousands_of_files(tmp_path: Path) -> None:
-    """The same, and the table of how many there were."""
-    found = try_cases(all_parsers, tmp_path, THOROUGH)
+@pytest.mark.parametrize(
+    ("parsers", "number"), [(all_parsers, THOROUGH), (exported_files, THOROUGH // 5)]
+)
+def test_thousands_of_files(
+    parsers: Callable[[], dict[str, Parser]], number: int, tmp_path: Path
+) -> None:
+    """The same, and the table of how many there were. (An exported file takes half a second.)"""
+    found = try_cases(parsers, tmp_path, number)
     rows = [[name, t.cases, t.accepted, t.refused] for name, t in found.items()]
     total = ["all", *(sum(row[i] for row in rows) for i in (1, 2, 3))]
     print("\n" + tabulate([*rows, total], ["parser", "cases", "accepted", "refused"], "github"))
     assert not failures_of(found)
-    assert all(tried.cases >= THOROUGH and tried.accepted for tried in found.values())
+    assert all(tried.cases >= number and tried.accepted for tried in found.values())
 
 
 def archive(**parts: bytes) -> bytes:

@@ -327,6 +327,10 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
     ("args", "says"),
     [
         (["train.max_itr=5"], "train.max_itr is unknown; did you mean .*'max_iter'"),
+        (["train.max_iter=0"], "train.max_iter must be at least 1; got 0"),
+        (["train.skip_nonfinite=-1"], "train.skip_nonfinite must be at least 0; got -1"),
+        (["train.hang_timeout=no"], "train.hang_timeout must be at least 1; got 'no'"),
+        (["train.checkpointer.period=0"], "train.checkpointer.period must be at least 1; got 0"),
         (["train.max_iter=[5"], "the command line's path.key=value: .*'.5'"),
         (["train.max_iter.x=1"], "the command line's path.key=value: .*train.max_iter"),
         (["train.device=cuda", "--num-gpus=99"], "train.device is 'cuda' .* sees .*device=cpu"),

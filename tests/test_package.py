@@ -86,6 +86,17 @@ def test_the_command_waits_for_no_library() -> None:
     assert all(any(line.startswith(f"  {name} ") for line in listing) for name in TOOLS)
 
 
+@pytest.mark.parametrize("given", [[], ["trian"], ["--nothing"]])
+def test_a_wrong_command_is_refused_in_one_line(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as e:
+        command.main(given)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert e.value.code == 2
+    assert line.startswith("randwire-d2: error: ") and line.endswith("; see --help")
+
+
 @pytest.mark.parametrize("name", TOOLS)
 def test_subcommands(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -103,6 +114,15 @@ def test_subcommands(
         assert stop.value.code == 0
         assert said.startswith(f"usage: {usage or f'randwire-d2 {name}'} ")
         assert usage or "tools/" not in said
+
+
+@pytest.mark.slow
+def test_importing_says_nothing_of_others_deprecations() -> None:
+    """Wrong: each tool begins with four lines about Detectron2's use of PyTorch."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "import randwire_d2"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "torch.jit.script" not in done.stderr
 
 
 def test_the_command_without_detectron2(tmp_path: Path) -> None:

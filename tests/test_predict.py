@@ -164,6 +164,19 @@ def test_detectron2s_predictor_takes_the_config(
     assert found.pred_boxes.tensor.tolist() == expected.pred_boxes.tensor.tolist()
 
 
+def test_what_is_no_image_is_refused_in_one_line(detector: Path, classifier: Path) -> None:
+    """Wrong: a path, or what cv2.imread gives of a wrong one, is an AttributeError; or an image of
+    0 … 1, in which nothing would be found, passes for one."""
+    grey, floats = np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3))
+    for model in (load_detector(detector, "cpu"), load_classifier(classifier, "cpu")):
+        for given in (None, "a.jpg", grey, floats, np.zeros((9, 9, 4), np.uint8)):
+            with pytest.raises(
+                ValueError, match=r"must be an array \(H, W, 3\) of uint8; got"
+            ) as e:
+                model(given)
+            assert "\n" not in str(e.value)
+
+
 def test_a_run_gives_its_best_checkpoint_and_old_ones_its_config(
     detector: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +187,9 @@ def test_a_run_gives_its_best_checkpoint_and_old_ones_its_config(
     torch.save(file, tmp_path / "model_0000001.pth")
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     with pytest.raises(ValueError, match=r"holds no config.*config\.yaml of its run"):
+        load_detector(tmp_path)
+    (tmp_path / "config.yaml").write_text("optimizer:\n  _target_: !!python/name:torch.optim.SGD\n")
+    with pytest.raises(ValueError, match=r"config\.yaml is a LazyConfig's.*in YAML"):
         load_detector(tmp_path)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     old = load_detector(tmp_path)

@@ -50,7 +50,9 @@ REFUSALS = {
         ),
         ("--config-from-weights DETECTOR MODEL.WEIGHTS IN/code.pth", "could run code"),
         ("DETECTOR MODEL.WEIGHTS IN/number.pth", "number.pth' holds no weights"),
-        ("DETECTOR MODEL.WEIGHTS IN", "MODEL.WEIGHTS '…/in' does not exist"),
+        ("DETECTOR MODEL.WEIGHTS IN", "MODEL.WEIGHTS '…/in' is a folder; name the file in it"),
+        ("DETECTOR MODEL.WEIGHTS IN/gone.pth", "MODEL.WEIGHTS '…/gone.pth' does not exist"),
+        ("DETECTOR DATASETS.TRAIN coco", "Type mismatch … DATASETS.TRAIN; a tuple of one name is"),
         ("DETECTOR MODEL.WEIGHTS IN/classifier.pth", "the fingerprint … --config-from-weights"),
         ("DETECTOR MODEL.WEIGHTS hf://x", "'hf://x' names no repository: it is hf://owner/name"),
         # Numbers
@@ -93,6 +95,9 @@ REFUSALS = {
         ("DETECTOR MODEL.KEYPOINT_ON True", "MODEL.KEYPOINT_ON: … has no keypoint_names"),
         ("DETECTOR SOLVER.NOTHING 1", "Non-existent key: SOLVER.NOTHING"),
         ("DETECTOR MODEL.WEIGHTS", "options come as pairs KEY VALUE"),
+        ("DETECTOR SOLVER.MAX_ITR 9", "key: SOLVER.MAX_ITR; did you mean 'SOLVER.MAX_ITER'"),
+        ("DETECTOR SEED 1 --resume", "--resume belongs ahead of 'MODEL.DEVICE'"),
+        ("--config-file IN/broken.py", "is Python: a LazyConfig is for tools/lazyconfig_train"),
         # The machine
         ("DETECTOR MODEL.DEVICE gpu", "MODEL.DEVICE must be such as cpu, cuda … got 'gpu'"),
         ("DETECTOR MODEL.DEVICE cuda:99", "MODEL.DEVICE is 'cuda:99', but"),

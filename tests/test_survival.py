@@ -5,11 +5,13 @@ import logging
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,7 @@ from unittest import mock
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import create_ddp_model
+from detectron2.engine import create_ddp_model, default_argument_parser
 from detectron2.utils.events import EventStorage, JSONWriter
 from helpers import FORK_SERVER, ROOT, assert_equal, draw_image_folders, wait_until
 from torch import Tensor, nn
@@ -35,11 +37,13 @@ from randwire_d2.cli.measure_memory import watch_prediction, watch_training
 from randwire_d2.config import detector_config
 from randwire_d2.data import patience
 from randwire_d2.data.patience import DiskGone, PatientMapper
-from randwire_d2.engine import argument_parser, load_config, train_or_evaluate
+from randwire_d2.engine import argument_parser, check_output, load_config, train_or_evaluate
 from randwire_d2.engine.failures import explained
 from randwire_d2.engine.finite import FiniteTrainer, FiniteWeights
+from randwire_d2.engine.lazy import load_lazy_config, run_lazy
 from randwire_d2.engine.lock import locked
 from randwire_d2.engine.saving import PeriodicCheckpointer, PeriodicWriter
+from randwire_d2.engine.slurm import Task
 from randwire_d2.runs import RunFolder
 
 # -------------------------------------------------------------------------------------------------
@@ -317,6 +321,56 @@ def test_a_step_that_is_skipped_leaves_no_trace(bad: float) -> None:
         train([1.0, bad, bad, bad, 2.0], skip=2)
 
 
+LAZY_TRAINING = """
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+from test_survival import Norm, batches
+
+dataloader = dict(train=L(batches)(values=[]))
+lr_multiplier = L(MultiStepParamScheduler)(values=[1.0], milestones=[], num_updates=9)
+model = L(Norm)()
+optimizer = model_zoo.get_config("common/optim.py").SGD
+optimizer.lr, optimizer.weight_decay = 0.1, 0.0
+train = dict(device="cpu", checkpointer=dict(period=1), log_period=1, eval_period=0, ddp={},
+             amp=dict(enabled=False), init_checkpoint="")
+"""
+
+
+def train_lazily(folder: Path, values: list[float], *options: str) -> dict[str, Tensor]:
+    """``train`` by a LazyConfig."""
+    config = folder / "config.py"
+    config.write_text(LAZY_TRAINING)
+    run = RunFolder(folder / "run")
+    listed = ", ".join("nan" if x != x else str(x) for x in values)
+    args = default_argument_parser().parse_args([
+        "--config-file", str(config), f"train.output_dir={run.path}",
+        f"train.max_iter={len(values)}", f"dataloader.train.values=[{listed}]", *options,
+    ])  # fmt: skip
+    run_lazy(load_lazy_config(args), args, Task([], []))
+    state: dict[str, Tensor] = load_checkpoint(str(run.final_checkpoint))["model"]
+    return state
+
+
+def test_a_lazy_config_stops_and_skips_as_yaml_does(tmp_path: Path) -> None:
+    """Wrong: ``train.skip_nonfinite`` counts otherwise, its step leaves a trace, or weights that
+    are no numbers are saved; or a message names keys that a LazyConfig has not."""
+    nan = float("nan")
+    skip = "train.skip_nonfinite=2"
+    skipped = train_lazily(tmp_path, [1.0, nan, nan, 2.0, nan, 3.0], skip)
+    assert_equal(skipped, {k: v.numpy() for k, v in train([1.0, 2.0, 3.0]).items()})
+    for values, option, says in (
+        ([1.0, nan], "train.seed=1", "iteration 1 is .*0000000.pth.* optimizer.lr; train.skip"),
+        ([1.0, nan, nan, nan], skip, "loss of iteration 3 is not finite"),
+        ([1e6, 2.0], "optimizer.lr=1e38", "weights are not .* after iteration 0, .*izer.lr"),
+    ):
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(FloatingPointError, match=says) as e:
+            train_lazily(tmp_path, values, option)
+        assert "\n" not in str(e.value) and "SOLVER" not in str(e.value)
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
 def in_one_of_two(rank: int, folder: Path) -> list[Any]:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -414,6 +468,19 @@ def test_a_second_training_is_refused_until_the_first_one_ends(tmp_path: Path) -
     first.join()
     with locked(str(tmp_path)):
         os.kill(int(worker.read_text()), signal.SIGKILL)
+
+
+def test_a_training_that_is_about_to_be_overwritten_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: who forgets --resume learns it from the checkpoints that are gone."""
+    for resume, eval_only in ((False, False), (True, False), (False, True)):
+        check_output("KEY", str(tmp_path), Namespace(resume=resume, eval_only=eval_only))
+        assert not caplog.messages
+        (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    check_output("KEY", str(tmp_path), Namespace(resume=False, eval_only=False))
+    (line,) = caplog.messages
+    assert line.startswith(f"KEY '{tmp_path}' holds a training") and "--resume" in line
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from detectron2.config import LazyCall as L
 from omegaconf import DictConfig
 
 from randwire_d2 import NetworkGenerator, RandWire
+from randwire_d2.data.patience import PatientMapper
 
 constants = model_zoo.get_config("common/data/constants.py").constants
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
@@ -16,8 +17,17 @@ optimizer = model_zoo.get_config("common/optim.py").SGD
 train = model_zoo.get_config("common/train.py").train
 
 dataloader.train.mapper.image_format = "RGB"
+for split in ("train", "test"):
+    dataloader[split].mapper["_target_"] = PatientMapper  # waits for a disk that is away
 dataloader.evaluator.output_dir = "${train.output_dir}/inference"
 train.init_checkpoint = "output/imagenet/randwire_c109_100ep/backbone.pth"
+# What tools/lazyconfig_train_net.py adds to Detectron2's ``train``, with these values where a
+# config says nothing. A loss that is no number ends a training, but for so many steps in a row:
+train.skip_nonfinite = 0
+# With several processes, the seconds after which an iteration that waits for images hangs:
+train.hang_timeout = 600
+# What images, augmentation and the network draw is a function of it; -1 for a drawn one:
+train.seed = -1
 
 
 def on_randwire(model: DictConfig) -> DictConfig:

@@ -1,6 +1,7 @@
 """The recipe of a classifier: a command line's config, checked."""
 
 import argparse
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -12,14 +13,13 @@ from ..engine import (
     check_best_metric,
     check_device,
     check_model,
+    check_output,
     check_solver,
     read_config,
     scale_schedule,
 )
 from ..engine.limits import LIMITS as ENGINE_LIMITS
 from ..engine.limits import Limit, at_least, check_limits, one_of, within
-from ..files import check_folder
-from ..modeling import build_network
 from .compiling import check_compiler
 
 _IS_RANGE = Limit(
@@ -80,7 +80,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             check_limits(cfg, RESNET_LIMITS)
     check_solver(cfg)
     check_device(cfg, args)
-    check_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
+    check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args)
     train = () if args.eval_only else cfg.DATASETS.TRAIN
     for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
         if not names and not (args.eval_only and key == "TRAIN"):
@@ -95,20 +95,19 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         check_best_metric(cfg)
         cfg = scale_schedule(cfg, sum(len(DatasetCatalog.get(name)) for name in train))
-    check_model(cfg, args)
+    model = check_model(cfg, args)
     if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
-        _check_torchvision(cfg)
+        _check_torchvision(cfg, model.network)
     if cfg.SOLVER.COMPILE and not args.eval_only:
         check_compiler(cfg)
     cfg.freeze()
     return cfg
 
 
-def _check_torchvision(cfg: CfgNode) -> None:
+def _check_torchvision(cfg: CfgNode, network: Any) -> None:
     node, number = cfg.MODEL.CLASSIFIER.TORCHVISION, cfg.MODEL.CLASSIFIER.NUM_CLASSES
     sizes = {True: cfg.INPUT.TRAIN_CROP_SIZE, False: cfg.INPUT.TEST_CROP_SIZE}
-    with torch.device("meta"):  # without memory or time
-        network = build_network(cfg)
+    with torch.device("meta"):  # as the network
         for training, size in sizes.items():
             images = torch.zeros(2, 3, size, size)
             try:

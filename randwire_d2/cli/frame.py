@@ -8,12 +8,14 @@ line that says so, and the status 70. With RANDWIRE_D2_TRACEBACK=1 the first has
 import argparse
 import functools
 import json
+import logging
 import os
 import platform
 import shlex
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -22,14 +24,14 @@ import torch
 from torch.multiprocessing import ProcessExitedException
 
 from .. import __version__
-from ..command import in_users_words, process, program
+from ..command import in_users_words, process, program, refuse_usage
 from ..errors import is_mendable, raised_first
 from ..runs import RunFolder
 
 if TYPE_CHECKING:
     from ..engine.slurm import Task
 
-USAGE, BUG = 2, 70  # argparse's status, and EX_SOFTWARE of sysexits.h
+BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
 # -------------------------------------------------------------------------------------------------
@@ -42,11 +44,7 @@ class _Parser(argparse.ArgumentParser):
         return in_users_words(super().format_help())
 
     def error(self, message: str) -> NoReturn:
-        _refuse_usage(self, message)
-
-
-def _refuse_usage(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    parser.exit(USAGE, f"{parser.prog}: error: {' '.join(message.split())}; see --help\n")
+        refuse_usage(self, message)
 
 
 def parser_of(script: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
@@ -78,7 +76,7 @@ def training_parser(
         make = argument_parser
     parser = make(in_users_words(description))
     parser.prog = program(script)
-    parser.error = functools.partial(_refuse_usage, parser)  # type: ignore[method-assign]
+    parser.error = functools.partial(refuse_usage, parser)  # type: ignore[method-assign]
     return parser
 
 
@@ -149,6 +147,9 @@ def _last_write(run: RunFolder) -> int | None:
 
 @contextmanager
 def _frame(script: str, way_on: Callable[[str], str] = lambda message: "") -> Iterator[None]:
+    # What PyTorch says of each detector, for those who wrote it to mend.
+    warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     try:
         yield
     except KeyboardInterrupt:

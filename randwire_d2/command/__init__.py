@@ -7,11 +7,13 @@ so that ``randwire-d2 --help`` does not wait for PyTorch, as an import of randwi
 """
 
 import argparse
+import functools
 import importlib
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 # The subcommands: the script in tools/, and what it does.
 TOOLS = {
@@ -57,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=f"commands, each with --help:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.error = functools.partial(refuse_usage, parser)  # type: ignore[method-assign]
     parser.add_argument("command", metavar="COMMAND", choices=TOOLS, help="one of these below")
     given = list(sys.argv[1:] if argv is None else argv)
     name = parser.parse_args(given[:1]).command
@@ -65,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ImportError as e:  # Detectron2, or another requirement, is missing
         sys.exit(f"{_COMMAND}: error: {' '.join(str(e).split())}")
     module.main(given[1:])
+
+
+def refuse_usage(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """What a parser does with a wrong command line: it ends the process with one line and 2."""
+    parser.exit(2, f"{parser.prog}: error: {' '.join(message.split())}; see --help\n")
 
 
 def in_users_words(text: str) -> str:

@@ -4,6 +4,7 @@ from .best import check_best_metric
 from .checks import (
     check_device,
     check_model,
+    check_output,
     data_config,
     load_config,
     read_config,
@@ -22,6 +23,7 @@ __all__ = [
     "check_best_metric",
     "check_device",
     "check_model",
+    "check_output",
     "check_solver",
     "data_config",
     "load_config",

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import logging
 import os
 import re
 import traceback
@@ -36,6 +37,8 @@ from .schedule import check_solver, scale_schedule
 from .slurm import is_submitted
 from .torchrun import count_processes
 
+logger = logging.getLogger(__name__)
+
 
 def load_config(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a command line (``argument_parser``), checked.
@@ -52,7 +55,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         check_solver(cfg)
     check_device(cfg, args)
-    check_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
+    check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args)
     take_data(cfg)
     _check_datasets(cfg, args)
     names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
@@ -94,12 +97,60 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
     Raises:
         ValueError: for a missing file, an unknown key, or a value of the wrong type.
     """
+    check_order(args)
     args.config_file = config_path(args.config_file)  # default_setup logs the file
-    merge_config(cfg, args.config_file, args.opts)
+    if args.config_file.endswith(".py"):
+        raise ValueError(
+            f"--config-file {args.config_file!r} is Python: a LazyConfig is for "
+            "tools/lazyconfig_train_net.py"
+        )
+    try:
+        merge_config(cfg, args.config_file, args.opts)
+    except ValueError as e:
+        raise ValueError(f"{e}{_way_out(str(e), cfg)}") from e
     _take_flags(cfg, args)
     if args.config_from_weights:
         merge_in_one_line("--config-from-weights", lambda: _take_config_from_weights(cfg))
     return cfg
+
+
+def check_output(key: str, folder: str, args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: the folder that a key of the config names can't be written; one line.
+    """
+    check_folder(key, folder)
+    if RunFolder(folder).can_resume and not (args.resume or args.eval_only):
+        logger.warning(
+            f"{key} {folder!r} holds a training, which this one overwrites; --resume would go on "
+            "with it"
+        )
+
+
+def check_order(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: an option of the command line stands behind the config's; one line.
+    """
+    late = [given for given in args.opts if given.startswith("--")]
+    if late:
+        raise ValueError(f"{late[0]} belongs ahead of {args.opts[0]!r}: keys and values come last")
+
+
+def _way_out(error: str, cfg: CfgNode) -> str:
+    """What yacs does not say."""
+    if unknown := re.search(r"Non-existent (?:config )?key: (\S+)$", error):
+        return similar(unknown[1], _keys(cfg))
+    if "Type mismatch (<class 'tuple'> vs. <class 'str'>)" in error:
+        return "; a tuple of one name is \"('NAME',)\""
+    return ""
+
+
+def _keys(node: CfgNode, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, value in node.items():
+        names += _keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+    return names
 
 
 def _take_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -136,6 +187,8 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
 
 
 def _read_weights(path: str) -> dict[str, Any]:
+    if os.path.isdir(path):
+        raise ValueError(f"MODEL.WEIGHTS {path!r} is a folder; name the file in it")
     try:
         return load_checkpoint(PathManager.get_local_path(path.split("?")[0]))
     except (OSError, ValueError, RuntimeError) as e:
@@ -274,10 +327,11 @@ def _check_registered(key: str, name: str, registry: Registry) -> None:
         raise ValueError(f"{key}: no {name!r} is registered{similar(name, known)}")
 
 
-def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Raise a ValueError if the network can't be built, trained as configured, or have its weights.
+def check_model(cfg: CfgNode, args: argparse.Namespace) -> nn.Module:
+    """The network, built without memory or time, and with every check of the real one.
 
-    The network is built without memory or time, and with every check of the real one.
+    Raises:
+        ValueError: it can't be built, trained as configured, or have its weights; one line.
     """
     _check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
     _check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
@@ -296,6 +350,7 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> None:
             check_wiring(model, checkpoint)
         except ValueError as e:
             raise ValueError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r}: {e}") from e
+    return model
 
 
 def _find_weights(cfg: CfgNode) -> dict[str, Any] | None:
@@ -307,7 +362,7 @@ def _find_weights(cfg: CfgNode) -> dict[str, Any] | None:
     if not weights or "://" in weights:
         return None
     path = weights.split("?")[0]
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist" + _ways_to(path, cfg))
     return _read_weights(weights)
 

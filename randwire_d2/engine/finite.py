@@ -5,7 +5,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
@@ -20,6 +20,23 @@ FEW = 20  # iterations without a median that means something
 NAMED = 8  # images in a message; a batch may have hundreds
 
 logger = logging.getLogger(__name__)
+
+
+class Keys(NamedTuple):
+    """What a training's config calls the ways out.
+
+    Attributes:
+        skip: the number of steps that are skipped.
+        lower: what to do about the gradients.
+    """
+
+    skip: str
+    lower: str
+
+
+YAML_KEYS = Keys(
+    "SOLVER.SKIP_NONFINITE", "lower SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True"
+)
 
 
 class _NotFinite(Exception):
@@ -42,7 +59,8 @@ class _FiniteSteps:
     AMPTrainer's scaler skips have finite losses, and do not count.
 
     Attributes:
-        skip_nonfinite: so many in a row are skipped, SOLVER.SKIP_NONFINITE.
+        skip_nonfinite: so many in a row are skipped.
+        keys: of the config, for the message.
         image_names: of a batch in an iteration.
         checkpointer: of the training, for the message; None for none.
     """
@@ -50,6 +68,7 @@ class _FiniteSteps:
     model: nn.Module
     iter: int
     skip_nonfinite = 0
+    keys = YAML_KEYS
     image_names: Callable[[Any, int], Sequence[str]]
     checkpointer: RandWireCheckpointer | None = None
 
@@ -120,12 +139,12 @@ class _FiniteSteps:
             if comm.is_main_process():
                 logger.warning(
                     f"{what}. The step is skipped, {self._skipped} in a row of "
-                    f"SOLVER.SKIP_NONFINITE {self.skip_nonfinite}"
+                    f"{self.keys.skip} {self.skip_nonfinite}"
                 )
             return
         raise FloatingPointError(
-            f"{what}. {last_good(self.checkpointer)}. Look at the images, lower SOLVER.BASE_LR or "
-            "set SOLVER.CLIP_GRADIENTS.ENABLED True; SOLVER.SKIP_NONFINITE allows so many in a row"
+            f"{what}. {last_good(self.checkpointer)}. Look at the images, {self.keys.lower}; "
+            f"{self.keys.skip} allows so many in a row"
         )
 
     def _look_for_spike(self, total: float) -> None:
@@ -168,13 +187,16 @@ class FiniteWeights(HookBase):
     Args:
         checkpointer: of the training.
         period: of its checkpoints, in iterations.
+        keys: of the config, for the message.
 
     Raises:
         FloatingPointError: in all processes, in place of the checkpoint.
     """
 
-    def __init__(self, checkpointer: RandWireCheckpointer, period: int) -> None:
-        self._checkpointer, self._period = checkpointer, period
+    def __init__(
+        self, checkpointer: RandWireCheckpointer, period: int, keys: Keys = YAML_KEYS
+    ) -> None:
+        self._checkpointer, self._period, self._keys = checkpointer, period, keys
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -185,8 +207,7 @@ class FiniteWeights(HookBase):
             return
         raise FloatingPointError(
             f"the weights are not finite after iteration {done - 1}, and are not saved. "
-            f"{last_good(self._checkpointer)}. Lower SOLVER.BASE_LR, or set "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True"
+            f"{last_good(self._checkpointer)}. To go on, {self._keys.lower}"
         )
 
 

@@ -2,6 +2,8 @@
 
 LazyConfig files are Python by nature: loading one runs it. So none is taken from a checkpoint or a
 run's folder, and a YAML file, in which Detectron2 would let tags run code, is not read as one.
+
+Beside Detectron2's keys, ``train`` has those of ``_TRAIN``, which mean what YAML's do.
 """
 
 import argparse
@@ -32,27 +34,48 @@ from torch import nn
 from ..checkpoint import RandWireCheckpointer, load_checkpoint
 from ..config_files import config_path
 from ..data.classes import class_entries
-from ..files import check_folder
 from ..modeling import RandWire
 from ..runs import RunFolder
-from .checks import check_dataset, check_processes, similar, usable_device
+from .checks import (
+    check_dataset,
+    check_order,
+    check_output,
+    check_processes,
+    similar,
+    usable_device,
+)
 from .datasets import thing_classes
 from .failures import explained
-from .finite import FiniteAMPTrainer, FiniteTrainer
+from .finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights, Keys
 from .launch import log_into, run_processes
 from .lazy_loader import lazy_train_loader
+from .limits import at_least
 from .lock import locked
 from .random_state import run_seed
 from .resumption import EndOnce, FinishIteration, resumption_hooks
 from .saving import PeriodicCheckpointer, PeriodicWriter, save_end
 from .shadow_steps import ShadowSteps
-from .signals import Interrupted, StopOnSignal, end_interrupted
+from .signals import Interrupted, StopOnSignal, end_interrupted, guard_workers
 from .slurm import Task, is_submitted, submit_training
 from .trainer import share_statistics
 from .watch import HANG_TIMEOUT, ReportProgress
 
 # What Detectron2's lazyconfig_train_net.py reads, too.
 _SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
+# What ``train`` may have beside Detectron2's: SEED, CUDNN_BENCHMARK, SOLVER.SKIP_NONFINITE and
+# SOLVER.HANG_TIMEOUT, as config.py explains them.
+_TRAIN = {
+    "seed": -1, "cudnn_benchmark": False, "skip_nonfinite": 0, "hang_timeout": HANG_TIMEOUT,
+}  # fmt: skip
+_LIMITS = {
+    "train.max_iter": at_least(1),
+    "train.checkpointer.period": at_least(1),
+    "train.eval_period": at_least(0),
+    "train.log_period": at_least(1),
+    "train.skip_nonfinite": at_least(0),
+    "train.hang_timeout": at_least(1),
+}
+_KEYS = Keys("train.skip_nonfinite", "lower optimizer.lr")
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +95,7 @@ def run_lazy(cfg: DictConfig, args: argparse.Namespace, task: Task) -> None:
         submit_training(args, task, cfg.train.output_dir, on_cpu, workers)
         return
     # A config may hold functions that can't be sent to another process; each loads its own.
-    run_processes(_train_or_evaluate, (args,), args, on_cpu, HANG_TIMEOUT)
+    run_processes(_train_or_evaluate, (args,), args, on_cpu, cfg.train.hang_timeout)
 
 
 def load_lazy_config(args: argparse.Namespace) -> DictConfig:
@@ -89,12 +112,15 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     missing = [name for name in _SECTIONS if name not in cfg]
     if missing:
         raise ValueError(f"{args.config_file} lacks {', '.join(missing)}")
-    known = {*model_zoo.get_config("common/train.py").train, "seed", "cudnn_benchmark"}
+    known = {*model_zoo.get_config("common/train.py").train, *_TRAIN}
     for key in cfg.train:
         if key not in known:
             raise ValueError(f"train.{key} is unknown{similar(key, known)}")
+    for key, limit in _LIMITS.items():
+        if not limit.holds(value := OmegaConf.select(cfg, key)):
+            raise ValueError(f"{key} must be {limit.wanted}; got {value!r}")
     _check_device(cfg, args)
-    check_folder("train.output_dir", cfg.train.output_dir)
+    check_output("train.output_dir", cfg.train.output_dir, args)
     for split in ("test",) if args.eval_only else ("train", "test"):
         for name in _datasets(cfg, split):
             check_dataset(f"dataloader.{split}.dataset.names", name)
@@ -104,6 +130,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
 
 
 def _read(args: argparse.Namespace) -> DictConfig:
+    check_order(args)
     path = args.config_file = config_path(args.config_file)
     if not path.endswith(".py"):
         raise ValueError(
@@ -119,10 +146,13 @@ def _read(args: argparse.Namespace) -> DictConfig:
         cause = (isinstance(e, SyntaxError) and e.__cause__) or e  # Detectron2's has no line
         raise ValueError(f"{path}{where}: {type(e).__name__}: {cause}") from e
     try:
-        return LazyConfig.apply_overrides(cfg, args.opts)
+        cfg = LazyConfig.apply_overrides(cfg, args.opts)
     except (HydraException, OmegaConfBaseException, KeyError) as e:
         reason = " ".join(str(e.args[0] if e.args else e).split())
         raise ValueError(f"the command line's path.key=value: {reason}") from e
+    for key, value in _TRAIN.items() if "train" in cfg else ():
+        cfg.train.setdefault(key, value)
+    return cfg
 
 
 def _datasets(cfg: DictConfig, split: str) -> list[str]:
@@ -149,8 +179,6 @@ def _check_device(cfg: DictConfig, args: argparse.Namespace) -> None:
         )
     if device == "cpu" and cfg.train.amp.enabled and not args.eval_only:
         raise ValueError("train.amp.enabled needs a GPU: Detectron2's AMPTrainer has no CPU path")
-    if cfg.train.max_iter < 1:
-        raise ValueError(f"train.max_iter must be at least 1; got {cfg.train.max_iter}")
     batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=processes)
     if not args.eval_only and (batch < 1 or batch % max(processes, 1)):
         raise ValueError(
@@ -214,8 +242,7 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
     train, run = cfg.train, RunFolder(cfg.train.output_dir)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    seed = OmegaConf.select(cfg, "train.seed", default=-1)
-    loader = lazy_train_loader(cfg.dataloader.train, run_seed(seed))
+    loader = lazy_train_loader(cfg.dataloader.train, run_seed(train.seed))
     on_cpu = {"device_ids": None} if train.device == "cpu" else {}
     wrapped = create_ddp_model(model, **train.ddp, **on_cpu)
     kind = FiniteAMPTrainer if train.amp.enabled else FiniteTrainer
@@ -226,6 +253,7 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
         model, train.output_dir, **classes, trainer=weakref.proxy(trainer)
     )
     trainer.checkpointer = checkpointer
+    trainer.skip_nonfinite, trainer.keys = train.skip_nonfinite, _KEYS
     is_main = comm.is_main_process()
     writers = default_writers(train.output_dir, train.max_iter) if is_main else []
     batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=0)
@@ -233,8 +261,9 @@ def _train(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
         [
             EndOnce(),
             ReportProgress(),
+            FiniteWeights(checkpointer, train.checkpointer.period, _KEYS),
             StopOnSignal(checkpointer),
-            *resumption_hooks(wrapped, loader, batch_size, drawn=seed < 0),
+            *resumption_hooks(wrapped, loader, batch_size, drawn=train.seed < 0),
             ShadowSteps(wrapped, run, 0),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
@@ -255,7 +284,8 @@ def _evaluate(cfg: DictConfig, model: nn.Module) -> Any:
         return None
     share_statistics(model)
     evaluator = instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    loader = guard_workers(instantiate(cfg.dataloader.test))
+    results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results

@@ -131,7 +131,7 @@ class Judge:
             return line
         if seconds >= SLOW and not self._is_warned:
             self._is_warned = True
-            logger.warning(f"{line}; a limit is SOLVER.HANG_TIMEOUT, {self._timeout:.0f} s")
+            logger.warning(f"{line}; the limit is {self._timeout:.0f} s, SOLVER.HANG_TIMEOUT")
         return ""
 
     def _limit(self) -> float:

@@ -1,11 +1,12 @@
 """The formats of exported graphs: how each is written, with its metadata, and run again."""
 
+import hashlib
 import importlib
 import io
+import logging
 import os
 import re
 import warnings
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from .archives import check_archive, check_program, holds_code, metadata_in
 from .graphs import DETECTOR, Graph
 
 # A tensor in, a tuple of tensors out, in the CPU's memory.
@@ -21,6 +23,9 @@ Run = Callable[[Tensor], tuple[Tensor, ...]]
 ONNX_OPSET = 17
 _symbolic_shapes: Any = importlib.import_module("torch.fx.experimental._config")
 _METADATA = "metadata/"  # the folder of the metadata in an archive of torch
+# An entry of ONNX's metadata: the SHA-256 of the file in which it is _UNKNOWN.
+_SHA256 = re.compile(rb"\x06sha256\x12\x40([0-9a-f]{64})")
+_UNKNOWN = "0" * 64
 
 
 class Format(ABC):
@@ -96,11 +101,11 @@ class Onnx(Format):
             )
         model = onnx.load_model_from_string(buffer.getvalue())
         model.producer_name, model.producer_version = "randwire_d2", metadata["version"]
-        onnx.helper.set_model_props(model, dict(metadata))
-        file.write(model.SerializeToString())
+        file.write(onnx_bytes(model, metadata))
 
     def read(self, path: str) -> tuple[Run, dict[str, str]]:
         runtime = _require("onnxruntime")
+        _check_sum(path)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         # That of the file, which holds the fewest results at once. Its own choice held 18% more
@@ -133,7 +138,8 @@ class TorchScript(Format):
             torch.jit.save(traced, file, _extra_files=files)
 
     def read(self, path: str) -> tuple[Run, dict[str, str]]:
-        files: dict[str, Any] = {_METADATA + key: "" for key in _metadata_in(path)}
+        check_archive(path)
+        files: dict[str, Any] = {_METADATA + key: "" for key in metadata_in(path)}
         with _quiet():
             module = torch.jit.load(path, map_location="cpu", _extra_files=files)
         texts = {key.removeprefix(_METADATA): _text(value) for key, value in files.items()}
@@ -165,10 +171,12 @@ class TorchExport(Format):
             torch.export.save(program, file, extra_files=dict(metadata))
 
     def read(self, path: str) -> tuple[Run, dict[str, str]]:
-        _refuse_pickles(path)
-        files = dict.fromkeys(_metadata_in(path), "")
-        with _quiet(), _weights_only():
-            program = torch.export.load(path, extra_files=files)
+        check_archive(path)
+        check_program(path)
+        files = dict.fromkeys(metadata_in(path), "")
+        # A file that is open, as it may not have its name yet.
+        with _quiet(), _weights_only(), open(path, "rb") as file:
+            program = torch.export.load(file, extra_files=files)
         return _without_gradients(program.module()), {k: _text(v) for k, v in files.items()}
 
 
@@ -180,36 +188,31 @@ def format_of(path: str) -> Format | None:
     for known in FORMATS.values():
         if path.lower().endswith(known.suffixes):
             # What torch.save wrote may be called .pt, too.
-            return None if path.lower().endswith(".pt") and not _holds_code(path) else known
+            return None if path.lower().endswith(".pt") and not holds_code(path) else known
     return None
 
 
-def _holds_code(path: str) -> bool:
-    return zipfile.is_zipfile(path) and any("/code/" in name for name in _names(path))
+def onnx_bytes(model: Any, metadata: Mapping[str, str]) -> bytes:
+    """The file of a model of the package onnx, with its metadata and a checksum in it."""
+    onnx = _require("onnx")
+    onnx.helper.set_model_props(model, {**metadata, "sha256": _UNKNOWN})
+    content: bytes = model.SerializeToString()
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return content.replace(_UNKNOWN.encode(), digest)
 
 
-def _names(path: str) -> list[str]:
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
-
-
-def _metadata_in(path: str) -> list[str]:
-    """The keys of the metadata in an archive of torch, in TorchScript's or torch.export's place."""
-    found = (re.fullmatch(r"[^/]*/extra/(?:metadata/)?(\w+)", name) for name in _names(path))
-    return [match[1] for match in found if match]
+def _check_sum(path: str) -> None:
+    """Refuse an ONNX file of ours that is damaged: its format has no checksum."""
+    with open(path, "rb") as file:
+        content = file.read()
+    for entry in _SHA256.finditer(content):
+        rest = content[: entry.start(1)], _UNKNOWN.encode(), content[entry.end(1) :]
+        if hashlib.sha256(b"".join(rest)).hexdigest().encode() != entry[1]:
+            raise ValueError("it is damaged: its checksum is another than when it was written")
 
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _refuse_pickles(path: str) -> None:
-    """torch.export would run what is in them."""
-    pattern = r"(tensor|weight)_\d+|\w+_(constants|weights)_config\.json"
-    for name in _names(path):
-        match = re.fullmatch(r"[^/]*/data/(?:constants|weights)/(.*)", name)
-        if match and not re.fullmatch(pattern, match[1]):
-            raise ValueError(f"it holds {name!r}, an object that could run code")
 
 
 @contextmanager
@@ -229,10 +232,16 @@ def _weights_only() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The tracers warn of each branch and constant; what is traced is compared afterwards."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """The tracers warn of each branch and constant; what is traced is compared afterwards. And
+    torch.export logs tracebacks of errors that it raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _without_gradients(function: Callable[[Tensor], tuple[Tensor, ...]]) -> Run:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from .formats import FORMATS
+from .formats import FORMATS, onnx_bytes
 
 # Convolutions and the fc layer have nearly all multiply-adds. The sums of the nodes stay as they
 # are: rounding them as well would round every node's input twice.
@@ -50,5 +50,5 @@ def quantise(source: str, target: str, images: Iterable[Tensor], said: Mapping[s
             weight_type=quantization.QuantType.QInt8,
         )
         model = onnx.load(quantised)
-    onnx.helper.set_model_props(model, {**metadata, **said})
-    onnx.save(model, target)
+    with open(target, "wb") as file:
+        file.write(onnx_bytes(model, {**metadata, **said}))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.images import center_crop, order_channels, read_rgb
 from ..drawing.detections import legible_visualizer
+from .inputs import check_pixels
 from .pretrained import PretrainedModel
 
 TOP = 5  # classes that are reported of an image
@@ -48,7 +49,12 @@ class Classifier(PretrainedModel):
         return self.predict([self.prepare(image)])[0]
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """An image as above in the form that ``predict`` takes, prepared as in its tests."""
+        """An image as above in the form that ``predict`` takes, prepared as in its tests.
+
+        Raises:
+            ValueError: it is none; one line.
+        """
+        check_pixels(image)
         return self._prepare(Image.fromarray(np.ascontiguousarray(image[:, :, ::-1])))
 
     def read(self, record: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..drawing.detections import legible_visualizer
 from ..drawing.style import class_palette
+from .inputs import check_pixels
 from .pretrained import PretrainedModel
 
 
@@ -68,7 +69,12 @@ class Detector(PretrainedModel):
         return outputs[0]
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """An image as above in the form that the model takes, prepared as in its tests."""
+        """An image as above in the form that the model takes, prepared as in its tests.
+
+        Raises:
+            ValueError: it is none; one line.
+        """
+        check_pixels(image)
         height, width = image.shape[:2]
         if self.cfg.INPUT.FORMAT == "RGB":
             image = image[:, :, ::-1]

@@ -154,7 +154,9 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
         run, metadata = written_as.read(file)
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
         reason = one_line(e, 300)
-        raise ValueError(f"{file} can't be read as {written_as.name}: {reason}") from e
+        raise ValueError(
+            f"{file} can't be read as {written_as.name}: {reason}; export it again"
+        ) from e
     try:
         kind, cfg = metadata["kind"], stored_config(metadata)
         lists = {key: json.loads(metadata[key]) for key in (OUTPUTS_KEY, *_CLASSES)}
