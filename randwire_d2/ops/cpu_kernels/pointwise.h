@@ -118,15 +118,15 @@ inline void multiply(View<const float> x, int64_t rows, int64_t width, const Pan
 
 // Adds to M rows of a weight's gradient, at N vectors of its inputs, what some pixels give.
 template <int M, int N>
-inline void outer_tile(const float* grad, int64_t outputs, const float* x, const Blocks& blocks,
-                       int64_t first, int64_t pixels, V* out) {
+inline void outer_tile(const float* grad, int64_t outputs, const float* x, int64_t pixel,
+                       const Blocks& blocks, int64_t first, int64_t pixels, V* out) {
   V total[M][N];
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) total[m][n] = out[m * blocks.count + n];
   for (int64_t p = 0; p < pixels; ++p) {
     V values[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) values[n] = load(x + p * blocks.channels + blocks.offset(first + n));
+    for (int n = 0; n < N; ++n) values[n] = load(x + p * pixel + blocks.offset(first + n));
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
@@ -137,49 +137,63 @@ inline void outer_tile(const float* grad, int64_t outputs, const float* x, const
 }
 
 template <int N>
-void outer_panel(const float* grad, int64_t outputs, const float* x, const Blocks& blocks,
-                 int64_t first, int64_t pixels, V* out) {
+void outer_panel(const float* grad, int64_t outputs, const float* x, int64_t pixel,
+                 const Blocks& blocks, int64_t first, int64_t pixels, V* out) {
   constexpr int M = kPixels<N>;
+  out += first;
   int64_t o = 0;
   for (; o + M <= outputs; o += M)
-    outer_tile<M, N>(grad + o, outputs, x, blocks, first, pixels, out + o * blocks.count + first);
+    outer_tile<M, N>(grad + o, outputs, x, pixel, blocks, first, pixels, out + o * blocks.count);
   for (; o < outputs; ++o)
-    outer_tile<1, N>(grad + o, outputs, x, blocks, first, pixels, out + o * blocks.count + first);
+    outer_tile<1, N>(grad + o, outputs, x, pixel, blocks, first, pixels, out + o * blocks.count);
 }
 
 // The gradient of a 1×1 convolution's weight, (outputs, inputs): the sum over pixels of the products
-// of its output's gradient and its input. Pixels are cut into parts by the sizes alone.
-inline void outer(const float* grad, int64_t outputs, const float* x, int64_t inputs, int64_t pixels,
-                  float* out, int64_t threads) {
-  const Blocks blocks(inputs);
-  const int64_t panels = (blocks.count + kVectors - 1) / kVectors;
-  const int64_t parts = std::max<int64_t>(1, std::min(32 / panels, pixels / 512));
-  const int64_t size = outputs * blocks.count;
-  const Buffer totals(parts * size);
-#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
-  for (int64_t task = 0; task < parts * panels; ++task) {
-    const int64_t part = task / panels, panel = task % panels;
+// of its output's gradient and its input, in parts that are yet to be added up.
+struct WeightGradient {
+  const Blocks blocks;  // of inputs
+  const int64_t outputs, parts, panels;
+  const Buffer totals;
+
+  WeightGradient(int64_t inputs, int64_t outputs, int64_t parts)
+      : blocks(inputs), outputs(outputs), parts(parts),
+        panels((blocks.count + kVectors - 1) / kVectors),
+        totals(parts * outputs * blocks.count) {}
+
+  V* part(int64_t i) const { return totals + i * outputs * blocks.count; }
+
+  // Adds some pixels to a panel of a part.
+  void add(int64_t i, int64_t panel, const float* grad, const float* x, int64_t pixel,
+           int64_t pixels) const {
     const int64_t first = blocks.count * panel / panels;
-    const int64_t last = pixels * (part + 1) / parts;
-    V* to = totals + part * size;
-    for (int64_t p = pixels * part / parts; p < last; p += kBlock) {
-      const int64_t some = std::min(kBlock, last - p);
-      const float *g = grad + p * outputs, *y = x + p * inputs;
-      switch (blocks.count * (panel + 1) / panels - first) {
-        case 1: outer_panel<1>(g, outputs, y, blocks, first, some, to); break;
-        case 2: outer_panel<2>(g, outputs, y, blocks, first, some, to); break;
-        case 3: outer_panel<3>(g, outputs, y, blocks, first, some, to); break;
-        default: outer_panel<kVectors>(g, outputs, y, blocks, first, some, to);
-      }
+    switch (blocks.count * (panel + 1) / panels - first) {
+      case 1: return outer_panel<1>(grad, outputs, x, pixel, blocks, first, pixels, part(i));
+      case 2: return outer_panel<2>(grad, outputs, x, pixel, blocks, first, pixels, part(i));
+      case 3: return outer_panel<3>(grad, outputs, x, pixel, blocks, first, pixels, part(i));
+      default: return outer_panel<kVectors>(grad, outputs, x, pixel, blocks, first, pixels, part(i));
     }
   }
-#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static)
-  for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t k = 0; k < blocks.count; ++k) {
-      V total{};
-      for (int64_t part = 0; part < parts; ++part) total += totals[part * size + o * blocks.count + k];
-      store(out + o * inputs + blocks.offset(k), total);
+
+  // Adds pixels that lie in memory, a share of them to each part.
+  void add_all(const float* grad, const float* x, int64_t pixels, int64_t threads) const {
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
+    for (int64_t task = 0; task < parts * panels; ++task) {
+      const int64_t i = task / panels, last = pixels * (i + 1) / parts;
+      for (int64_t p = pixels * i / parts; p < last; p += 2 * kBlock)
+        add(i, task % panels, grad + p * outputs, x + p * blocks.channels, blocks.channels,
+            std::min(2 * kBlock, last - p));
     }
-}
+  }
+
+  void write(float* out, int64_t threads) const {
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static)
+    for (int64_t o = 0; o < outputs; ++o)
+      for (int64_t k = 0; k < blocks.count; ++k) {
+        V total{};
+        for (int64_t i = 0; i < parts; ++i) total += part(i)[o * blocks.count + k];
+        store(out + o * blocks.channels + blocks.offset(k), total);
+      }
+  }
+};
 
 }  // namespace randwire

@@ -224,6 +224,12 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
   const int64_t cuts = pieces(in.images, size.height), chunks = in.images * cuts;
   const int64_t pixels = in.images * size.height * size.width;
   const Panels panels(pointwise, outputs, c, true, threads);
+  // If a chunk's part of the 1×1 convolution's weight gradient is smaller than its pixels, it is
+  // added up while they are in the cache. Else they are written, and it is after them.
+  const bool near = chunks * outputs <= pixels;
+  const int64_t most = rows_of(size.width);
+  const int64_t pixel = near ? (b | 1) * L : c, row = size.width * pixel;
+  const WeightGradient products(c, outputs, near ? chunks : std::clamp<int64_t>(pixels / 512, 1, 4));
   const Buffer spread = spread_weight(depthwise, blocks, false);
   const Buffer turned = spread_weight(depthwise, blocks, true);
   const Buffer totals(chunks * 9 * b);
@@ -245,14 +251,21 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
     Window<S> window(sum, in, image, first);
     InnerGradient grads(size, panels, grad, whole, image, std::max<int64_t>(0, first - 1),
                         std::min(size.height, last + 1));
+    const Buffer buffer(near ? most * row / L : 0);
     for (int64_t o = first; o < last; ++o) {
       V *three[3], *around[3];
       window.around(o, three);
       grads.around(o, around);
       weight_gradient<S>(three, grads.rows.pixels(o), b, size.width, totals + chunk * 9 * b);
+      const int64_t r = near ? (o - first) % most : size.pixel(image, o) / size.width;
+      float* const to = (near ? reinterpret_cast<float*>(buffer + 0) : inner) + r * row;
       convolve_row<S>(three, spread + 0, b, size.width, [=](int64_t w, int64_t k, V y) {
-        store(inner + (size.pixel(image, o) + w) * c + blocks.offset(k), y);
+        store(to + w * pixel + blocks.offset(k), y);
       });
+      if (near && (r == most - 1 || o == last - 1))
+        for (int64_t panel = 0; panel < products.panels; ++panel)
+          products.add(chunk, panel, grad + size.pixel(image, o - r) * outputs, to - r * row, pixel,
+                       (r + 1) * size.width);
       for (int64_t i = S * o; grad_sum && i < std::min(S * (o + 1), in.height); ++i) {
         const V* activation = window.rows.pixels(i);
         float* row = grad_sum + in.pixel(image, i) * c;
@@ -270,7 +283,8 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
       for (int64_t chunk = 0; chunk < chunks; ++chunk) total += totals[(chunk * 9 + i) * b + k];
       for (int l = 0; l < L; ++l) grad_depthwise[(blocks.offset(k) + l) * 9 + i] = total[l];
     }
-  outer(grad, outputs, inner, c, pixels, grad_pointwise, threads);
+  if (!near) products.add_all(grad, inner, pixels, threads);
+  products.write(grad_pointwise, threads);
 }
 
 }  // namespace
