@@ -5,9 +5,9 @@
 // unless their number divides; both compute the same there. Buffers hold blocks side by side, each
 // a vector long ("spread"); tensors are as torch has them.
 //
-// Work is cut into chunks by the operands' sizes alone, and sums over chunks have one order: results
-// do not depend on the number of threads. Vectors are the compilers' own (GCC, Clang), of the width
-// that -march=native has. NaN passes through, as in torch's operators.
+// What is summed is cut into chunks by the operands' sizes alone, and sums over chunks have one order:
+// results do not depend on the number of threads. Vectors are the compilers' own (GCC, Clang), as
+// wide as -march=native has them. NaN passes through, as in torch's operators.
 
 #pragma once
 
@@ -47,6 +47,7 @@ class Buffer {
   Buffer(Buffer&& other) : data_(std::exchange(other.data_, nullptr)) {}
   V* operator+(int64_t i) const { return reinterpret_cast<V*>(data_) + i; }
   V& operator[](int64_t i) const { return *(*this + i); }
+  float* floats() const { return data_; }
 
  private:
   float* data_;

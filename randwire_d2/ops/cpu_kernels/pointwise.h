@@ -105,7 +105,7 @@ void multiply_panel(View<const float> x, int64_t rows, int64_t width, const Pane
     }
 }
 
-// The channels of some panels, at all pixels of some rows; see cpu_kernels.py for "spread".
+// The channels of some panels, at all pixels of some rows; see common.h for "spread".
 inline void multiply(View<const float> x, int64_t rows, int64_t width, const Panels& weight,
                      int64_t first, int64_t last, View<float> out, bool spread) {
   for (int64_t panel = first; panel < last; ++panel) switch (weight.size(panel)) {
@@ -114,6 +114,19 @@ inline void multiply(View<const float> x, int64_t rows, int64_t width, const Pan
       case 3: multiply_panel<3>(x, rows, width, weight, panel, out, spread); break;
       default: multiply_panel<kVectors>(x, rows, width, weight, panel, out, spread);
     }
+}
+
+// All channels at all pixels, tiles shared among threads.
+inline Buffer multiply_all(const float* x, int64_t pixels, const Panels& weight, int64_t threads) {
+  const int64_t channels = weight.blocks.channels;
+  Buffer out((pixels * channels + L - 1) / L);
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
+  for (int64_t task = 0; task < (pixels + kBlock - 1) / kBlock * weight.count; ++task) {
+    const int64_t first = task / weight.count * kBlock, panel = task % weight.count;
+    multiply({x + first * weight.inputs, 0, weight.inputs}, 1, std::min(kBlock, pixels - first),
+             weight, panel, panel + 1, {out.floats() + first * channels, 0, channels}, false);
+  }
+  return out;
 }
 
 // Adds to M rows of a weight's gradient, at N vectors of its inputs, what some pixels give.

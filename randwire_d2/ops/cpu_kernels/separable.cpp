@@ -117,7 +117,7 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
     const int64_t first = size.height * piece / cuts, last = size.height * (piece + 1) / cuts;
     Window<S> window(sum, in, image, first);
     const Buffer buffer(most * row / L);
-    float* inner = reinterpret_cast<float*>(buffer + 0);
+    float* inner = buffer.floats();
     for (int64_t o = first; o < last; o += most) {
       const int64_t rows = std::min(most, last - o);
       for (int64_t r = 0; r < rows; ++r) {
@@ -166,6 +166,17 @@ void weight_gradient(V* const rows[3], const V* grad, int64_t blocks, int64_t wi
     }
     for (int i = 0; i < 9; ++i) total[i * blocks + k] += sums[i];
   }
+}
+
+// The weight's gradient, (C, 1, 3, 3), from all chunks'.
+void add_up(const Buffer& totals, int64_t chunks, const Blocks& blocks, float* out) {
+  for (int64_t k = 0; k < blocks.count; ++k)
+    for (int i = 0; i < 9; ++i) {
+      V total{};
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        total += totals[(chunk * 9 + i) * blocks.count + k];
+      for (int l = 0; l < L; ++l) out[(blocks.offset(k) + l) * 9 + i] = total[l];
+    }
 }
 
 // The gradient of input row i, from the padded rows of the output's gradient around row i / S.
@@ -235,15 +246,8 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
   const Buffer totals(chunks * 9 * b);
   // With too few chunks for the threads, they share the multiplication first.
   const bool few = chunks < 2 * threads;
-  const Buffer known(few ? (pixels * c + L - 1) / L : 0);
-  float* const whole = few ? reinterpret_cast<float*>(known + 0) : nullptr;
-  const int64_t runs = few ? (pixels + kBlock - 1) / kBlock : 0;
-#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
-  for (int64_t task = 0; task < runs * panels.count; ++task) {
-    const int64_t first = task / panels.count * kBlock, panel = task % panels.count;
-    multiply({grad + first * outputs, 0, outputs}, 1, std::min(kBlock, pixels - first), panels,
-             panel, panel + 1, {whole + first * c, 0, c}, false);
-  }
+  const Buffer known = multiply_all(grad, few ? pixels : 0, panels, threads);
+  const float* const whole = few ? known.floats() : nullptr;
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t image = chunk / cuts, piece = chunk % cuts;
@@ -258,7 +262,7 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
       grads.around(o, around);
       weight_gradient<S>(three, grads.rows.pixels(o), b, size.width, totals + chunk * 9 * b);
       const int64_t r = near ? (o - first) % most : size.pixel(image, o) / size.width;
-      float* const to = (near ? reinterpret_cast<float*>(buffer + 0) : inner) + r * row;
+      float* const to = (near ? buffer.floats() : inner) + r * row;
       convolve_row<S>(three, spread + 0, b, size.width, [=](int64_t w, int64_t k, V y) {
         store(to + w * pixel + blocks.offset(k), y);
       });
@@ -277,12 +281,7 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
       }
     }
   }
-  for (int64_t k = 0; k < b; ++k)
-    for (int i = 0; i < 9; ++i) {
-      V total{};
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += totals[(chunk * 9 + i) * b + k];
-      for (int l = 0; l < L; ++l) grad_depthwise[(blocks.offset(k) + l) * 9 + i] = total[l];
-    }
+  add_up(totals, chunks, blocks, grad_depthwise);
   if (!near) products.add_all(grad, inner, pixels, threads);
   products.write(grad_pointwise, threads);
 }
