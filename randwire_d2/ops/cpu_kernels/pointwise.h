@@ -39,23 +39,17 @@ struct Panels {
         count((blocks.count + kVectors - 1) / kVectors),
         weights(blocks.count * this->inputs) {
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static)
-    for (int64_t panel = 0; panel < count; ++panel) {
-      const int64_t n = size(panel);
-      if (transposed)
-        for (int64_t i = 0; i < outputs; ++i)
-          for (int64_t k = 0; k < n; ++k)
-            at(panel)[i * n + k] = load(weight + i * inputs + blocks.offset(first(panel) + k));
-      else
-        for (int64_t k = 0; k < n; ++k) {
-          const float* from = weight + blocks.offset(first(panel) + k) * inputs;
-          V* to = at(panel) + k;
-          for (int64_t i = 0; i < inputs; ++i) {
-            V value;
+    for (int64_t k = 0; k < blocks.count; ++k) {
+      const int64_t panel = ((k + 1) * count - 1) / blocks.count, step = size(panel);
+      V* to = at(panel) + k - first(panel);
+      const float* from = weight + blocks.offset(k) * (transposed ? 1 : inputs);
+      for (int64_t i = 0; i < this->inputs; ++i) {
+        V value = load(from + (transposed ? i * inputs : 0));
+        if (!transposed)
 #pragma GCC unroll 16
-            for (int l = 0; l < L; ++l) value[l] = from[l * inputs + i];
-            to[i * n] = value;
-          }
-        }
+          for (int l = 0; l < L; ++l) value[l] = from[l * inputs + i];
+        to[i * step] = value;
+      }
     }
   }
 

@@ -103,9 +103,13 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
   const Shape size = in.strided(S);
   const Panels panels(pointwise, outputs, in.channels, false, threads);
   const Buffer weight = spread_weight(depthwise, blocks, false);
-  const int64_t cuts = pieces(in.images, size.height), chunks = in.images * cuts;
-  // With too few chunks for the threads, several share one, and its depthwise convolution is
-  // computed as often: beside the other one, that is little.
+  // Enough chunks for the threads, but of some pixels, and of rows, since it computes those beside
+  // it, too. If they are too few, threads share a chunk, and its depthwise convolution is computed
+  // as often: beside the other one, that is little.
+  const int64_t fit = std::min(size.height / 3, size.height * size.width / 48);
+  const int64_t cuts = std::clamp<int64_t>((4 * threads + in.images - 1) / in.images, 1,
+                                           std::max<int64_t>(1, fit));
+  const int64_t chunks = in.images * cuts;
   const int64_t groups = std::clamp<int64_t>(2 * threads / chunks, 1, panels.count);
   const int64_t most = rows_of(size.width);
   // An odd number of vectors, so that pixels do not all lie in the same places of a cache.
