@@ -261,7 +261,6 @@ def operands(
         coefficients[n // 2] = 0  # a dropped edge
     affines = [draw(2, c) for _ in inputs] if case.affine else []
     kernels = [draw(c, 1, 3, 3, dtype=case.dtype) for _ in range(nodes)]
-    joined = [draw(c, c, 1, 1, dtype=case.dtype) / math.sqrt(c) for _ in range(nodes)]
     read = inputs, numbers, coefficients, affines, kernels
     # No variance near 0, whose inverse would leave float16's range.
     parameters, moments = draw(nodes, 2, c), draw(nodes, 2, c).abs() + 0.5
@@ -274,11 +273,14 @@ def operands(
     elif operator == "aggregate_backward":
         for want in case.want:
             yield [image(stride) for _ in range(nodes)], *read, stride, want
-    elif operator == "separable":
-        yield *read, stride, joined
-    elif operator == "separable_backward":
-        for need_sum in (False, True):
-            yield [image(stride) for _ in range(nodes)], *read, stride, joined, need_sum
+    elif operator.startswith("separable"):
+        pointwise = [draw(c, c, 1, 1, dtype=case.dtype) / math.sqrt(c) for _ in range(nodes)]
+        own = *read, stride, pointwise
+        if operator == "separable":
+            yield own
+        else:
+            for need_sum in (False, True):
+                yield [image(stride) for _ in range(nodes)], *own, need_sum
     elif operator == "batch_norm_statistics":
         yield outputs, parameters, 1e-5
     else:
