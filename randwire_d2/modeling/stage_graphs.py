@@ -44,10 +44,12 @@ class StageGraphs:
 
     Attributes:
         replayed: whether any call was, of those that are counted.
+        failure: why there are fewer than there might be, or none; empty if nothing has failed.
     """
 
     def __init__(self) -> None:
-        self._failed = False
+        self.failure = ""
+        self._none = False  # nor will there be any
         self._recordings = self._replays = 0
         # By whether there is a backward pass: what memory allows.
         self._most = {True: MOST_TRAINING, False: MOST_INFERENCE}
@@ -70,7 +72,7 @@ class StageGraphs:
 
     def run(self, launch: Launch, nodes: Sequence[Any], x: Tensor, kept: Tensor | None) -> Tensor:
         """What ``launch`` returns, which runs these nodes fused."""
-        place = None if self._failed else cuda_graphs.recorder.place(x)
+        place = None if self._none else cuda_graphs.recorder.place(x)
         if place is None:
             return launch(x, kept)
         # Who waited for a thread that records would be waited for, if it was autograd's.
@@ -128,18 +130,18 @@ class StageGraphs:
 
     def _fail(self, error: Exception, x: Tensor, trains: bool, channels: int) -> None:
         cause = error.__context__ or error  # the end of a recording that fails raises as well
-        why = one_line(cause, 300) or type(cause).__name__
+        self.failure = one_line(cause, 300) or type(cause).__name__
         number, size = len(self._held(trains)), tuple(x.shape)
         self.drop()
         if not isinstance(cause, torch.OutOfMemoryError):
-            self._failed, where = True, ""
+            self._none, where = True, ""
         elif number:
             self._most[trains], where = number, f"where inputs have more than {number} sizes, "
         else:
             self._too_large[trains], where = x.numel(), f"where inputs are as large as {size}, "
         logger.warning(
             f"From now on, {where}a stage of {channels} channels launches its operators one by "
-            f"one: its CUDA graph failed: {why}"
+            f"one: its CUDA graph failed: {self.failure}"
         )
 
     def _held(self, trains: bool) -> list[Graph]:
