@@ -28,7 +28,7 @@ from torch.utils.data import Dataset, IterableDataset
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire
 from randwire_d2.config import detector_config, merge_file
 from randwire_d2.data.shapes import CLASSES
-from randwire_d2.engine.lazy import load_lazy_config
+from randwire_d2.engine.lazy_config import load_lazy_config
 from randwire_d2.engine.lazy_loader import lazy_train_loader
 from randwire_d2.engine.train_loader import TrainLoader, detection_train_loader
 from randwire_d2.runs import RunFolder
