@@ -94,7 +94,7 @@ def _evaluate(cfg: DictConfig, args: argparse.Namespace) -> Any:
 
 
 def _test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
-    if "evaluator" not in cfg.dataloader:
+    if not cfg.dataloader.get("evaluator"):
         return {}
     share_statistics(model)
     evaluator = instantiate(cfg.dataloader.evaluator)
@@ -141,8 +141,8 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
         _write_detector(own)
         if obstacle:
             logger.warning(
-                f"The checkpoints hold weights alone, which tools/predict.py and others refuse, as "
-                f"{obstacle}"
+                f"{obstacle}: checkpoints hold weights alone, which tools/predict.py and others do "
+                "not take"
             )
     trainer = _trainer(cfg, own, model)
     trainer.checkpointer.resume_or_load(own.MODEL.WEIGHTS, resume=args.resume)
@@ -154,7 +154,7 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
     except Interrupted as e:
         number = e.number
     else:
-        if comm.is_main_process():
+        if comm.is_main_process() and own.MODEL.LAZY:
             conclude(own, trainer.iter, lambda: predict_command(own.OUTPUT_DIR))
         return None
     del trainer  # and the workers that read its images

@@ -75,18 +75,25 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     missing = [name for name in _SECTIONS if name not in cfg]
     if missing:
         raise ValueError(f"{args.config_file} lacks {', '.join(missing)}")
-    known = {*model_zoo.get_config("common/train.py").train, *_TRAIN}
-    for node, keys in (("train", known), ("train.ema", _TRAIN["ema"])):
-        for key in OmegaConf.select(cfg, node):
+    stock = model_zoo.get_config("common/train.py").train
+    for node, keys in (("train", {*stock, *_TRAIN}), ("train.ema", _TRAIN["ema"])):
+        found = OmegaConf.select(cfg, node)
+        if not isinstance(found, DictConfig):
+            raise ValueError(f"{node} must have keys, {', '.join(sorted(keys))}; got {found!r}")
+        for key in map(str, found):
             if key not in keys:
                 raise ValueError(f"{node}.{key} is unknown{similar(key, keys)}")
+    needed = [f"train.{key}" for key in stock if key != "init_checkpoint"]
+    for key in (*needed, "train.amp.enabled", "train.checkpointer.period", "train.ema.decay"):
+        if OmegaConf.select(cfg, key) is None:
+            raise ValueError(f"{key} has no value")
     own = yaml_config(cfg)
     with in_lazy_words():
         check_limits(own, LIMITS)
         check_solver(own)
-    if not _PERIOD.holds(cfg.train.get("log_period")):
+    if not _PERIOD.holds(cfg.train.log_period):
         raise ValueError(f"train.log_period must be {_PERIOD.wanted}; got {cfg.train.log_period!r}")
-    if own.SOLVER.PATIENCE and "evaluator" not in cfg.dataloader:
+    if own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
         raise ValueError(f"train.patience {own.SOLVER.PATIENCE} needs a dataloader.evaluator")
     _check_device(cfg, args)
     check_output("train.output_dir", cfg.train.output_dir, args)

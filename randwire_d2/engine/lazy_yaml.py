@@ -41,10 +41,6 @@ _KEYS = {
     "train.seed": "SEED",
     "train.skip_nonfinite": "SOLVER.SKIP_NONFINITE",
 }
-# Where it says nothing, YAML's default is meant.
-_OPTIONAL = (
-    "dataloader.train.total_batch_size", "train.checkpointer.max_to_keep", "train.init_checkpoint",
-)  # fmt: skip
 
 
 def yaml_config(cfg: DictConfig) -> CfgNode:
@@ -52,8 +48,7 @@ def yaml_config(cfg: DictConfig) -> CfgNode:
     not the detector, learning rate or augmentation. No value is checked."""
     own = detector_config()
     for lazy, key in _KEYS.items():
-        value = OmegaConf.select(cfg, lazy)
-        if value is not None or lazy not in _OPTIONAL:
+        if (value := OmegaConf.select(cfg, lazy)) is not None:
             *nodes, name = key.split(".")
             reduce(getitem, nodes, own)[name] = value
     own.DATASETS.TRAIN = tuple(datasets_of(cfg, "train"))
