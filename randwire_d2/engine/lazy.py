@@ -85,10 +85,10 @@ def _evaluate(cfg: DictConfig, args: argparse.Namespace) -> Any:
     own = comm.all_gather(evaluation_config(own, args.resume))[0]
     cfg.train.output_dir, cfg.train.init_checkpoint = own.OUTPUT_DIR, own.MODEL.WEIGHTS
     _set_up(cfg, args)
+    _write_detector(own)
     load_tested_weights(model, own)
     results = _test(cfg, model)
     if comm.is_main_process():
-        _write_detector(own)
         write_results(own, results)
     return results
 
@@ -120,10 +120,11 @@ def _set_up(cfg: DictConfig, args: argparse.Namespace) -> None:
 
 
 def _write_detector(own: CfgNode) -> None:
-    """What tools read of a run whose config.yaml is Python; none of an older training's stays."""
+    """What tools read of a run whose config.yaml is Python; an older training's doesn't stay."""
     file = RunFolder(own.OUTPUT_DIR).detector_file
-    file.unlink(missing_ok=True)
-    if own.MODEL.LAZY:
+    if comm.is_main_process():
+        file.unlink(missing_ok=True)
+    if comm.is_main_process() and own.MODEL.LAZY:
         with atomic_open(file) as f:
             f.write(own.dump())
 
@@ -137,13 +138,12 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
     _set_up(cfg, args)
     model = instantiate(cfg.model).to(cfg.train.device)
     own, obstacle = _in_yaml(cfg, model)
-    if comm.is_main_process():
-        _write_detector(own)
-        if obstacle:
-            logger.warning(
-                f"{obstacle}: checkpoints hold weights alone, which tools/predict.py and others do "
-                "not take"
-            )
+    _write_detector(own)
+    if obstacle and comm.is_main_process():
+        logger.warning(
+            f"{obstacle}: checkpoints hold weights alone, which tools/predict.py and others do not "
+            "take"
+        )
     trainer = _trainer(cfg, own, model)
     trainer.checkpointer.resume_or_load(own.MODEL.WEIGHTS, resume=args.resume)
     trainer.start_iter = trainer.iter + 1 if trainer.checkpointer.newest else 0
@@ -186,7 +186,7 @@ def _trainer(cfg: DictConfig, own: CfgNode, model: nn.Module) -> Any:
     trainer.average = AveragedWeights(model, decay) if decay else None
     if trainer.average is not None:
         trainer.checkpointer.add_checkpointable(EMA_KEY, trainer.average)
-    trainer.register_hooks(_hooks(cfg, own, trainer))
+    trainer.register_hooks(_hooks(cfg, own, weakref.proxy(trainer)))
     return trainer
 
 
@@ -209,7 +209,7 @@ def _hooks(cfg: DictConfig, own: CfgNode, trainer: Any) -> list[hooks.HookBase |
         EndOnce(),
         ReportProgress(),
         FiniteWeights(checkpointer, train.checkpointer.period, LAZY_KEYS),
-        StopOnSignal(checkpointer),
+        StopOnSignal(),
         *resumption_hooks(trainer.model, loader, batch_size, drawn=train.seed < 0),
         ShadowSteps(trainer.model, run, 0),
         AverageWeights(average, checkpointer.model) if average is not None else None,

@@ -12,6 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
@@ -104,10 +106,12 @@ def add_detector(own: CfgNode, cfg: DictConfig, model: nn.Module) -> CfgNode:
     Raises:
         ValueError: no YAML can say so; one line.
     """
+    if not isinstance(model, GeneralizedRCNN | DenseDetector):
+        raise ValueError(f"model is a {type(model).__name__}, which is no detector of Detectron2's")
     described = own.clone()
     described.MODEL.META_ARCHITECTURE = LazyDetector.__name__
     described.MODEL.LAZY = describe_lazily(cfg.model)
-    backbones = [module for module in model.modules() if isinstance(module, RandWire)]
+    backbones = [m for m in model.modules() if isinstance(m, RandWire)]
     if len(backbones) != 1:
         raise ValueError(f"model has {len(backbones)} RandWires, not one")
     options = backbones[0].options()
