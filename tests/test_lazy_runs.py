@@ -68,7 +68,7 @@ def saved(lazy: DictConfig, folder: Path) -> nn.Module:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if "faster" in name or "cascade" in name else ())
+        pytest.param(name, marks=() if name.startswith("retinanet") else pytest.mark.slow)
         for name in CONFIGS
     ],
 )
