@@ -10,10 +10,10 @@ import argparse
 import logging
 import os
 import traceback
+import warnings
 from typing import Any
 
 import torch
-from detectron2 import model_zoo
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from hydra.errors import HydraException
@@ -46,6 +46,10 @@ from .limits import LIMITS, at_least, check_limits
 from .schedule import check_solver
 from .slurm import is_submitted
 from .watch import HANG_TIMEOUT
+
+with warnings.catch_warnings():  # ahead of the tool's first word
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+    from detectron2 import model_zoo
 
 # What Detectron2's lazyconfig_train_net.py reads, too.
 _SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
