@@ -66,7 +66,7 @@ def test_a_process_that_dies_is_an_outcome(
 
 def test_wrong_options_are_refused(tmp_path: Path) -> None:
     tool = Tool(TOOL, "--batch", 0, log=tmp_path / "log")
-    assert tool.wait() == 2 and "--batch must be at least 1; got 0" in tool.said
+    assert tool.wait() == 2 and "--batch: must be at least 1; got 0" in tool.said
 
 
 @pytest.mark.slow
