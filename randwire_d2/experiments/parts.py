@@ -77,12 +77,10 @@ def network_parts(cfg: CfgNode, height: int, width: int) -> list[Part]:
     if not is_classifier(cfg):
         return detector_parts(cfg, height, width)
     name = cfg.MODEL.BACKBONE.NAME
-    if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+    if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME or name == "build_resnet_backbone":
         return module_parts(build_network(cfg), torch.zeros(1, 3, height, width))
     if name == "build_randwire_backbone":
         return spec_parts(spec_from_config(cfg), height, width, cfg.MODEL.CLASSIFIER.NUM_CLASSES)
-    if name == "build_resnet_backbone":
-        return module_parts(build_network(cfg), torch.zeros(1, 3, height, width))
     raise ValueError(f"a classifier has a plain RandWire or ResNet; got {name!r}")
 
 
