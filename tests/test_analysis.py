@@ -344,8 +344,6 @@ def test_targets(capsys: pytest.CaptureFixture[str]) -> None:
         (["--config-file", DETECTOR, "MODEL.BACKBONE.NAME", "build_x"], "build_x"),
         (["--config-file", DETECTOR, "MODEL.META_ARCHITECTURE", "YOLO"], "YOLO"),
         (["--config-file", DETECTOR, "--target", "4B"], "RandWire classifiers"),
-        (["--target", "1M"], "the least, C=2"),
-        (["--target", "4B", "--graph", "XX(1)"], "XX"),
         (["--target", "4B", "--nodes", "0"], "num_nodes"),
         (["--target", "4B", "--node-op", "conv9"], "conv9"),
     ],
@@ -361,12 +359,10 @@ def test_errors_are_one_line(argv: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--tables", "5"],
         ["--tables", "1", "--target", "4B"],
         ["--size", "0", "--target", "4B"],
         ["--size", "1", "2", "3", "--target", "4B"],
         ["--size", "320"],
-        ["--target", "many"],
         ["--nodes", "16"],
         ["--node-op", "conv3x3"],
         ["--config-file", CLASSIFIER, "--target", "4B", "--graph", "BA(5)"],

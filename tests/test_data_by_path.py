@@ -277,13 +277,6 @@ def test_a_registered_set_without_names_is_read(unsplit: Path) -> None:
         MetadataCatalog.remove("own")
 
 
-def test_a_classifier_has_no_use_for_the_flag(unsplit: Path, tmp_path: Path) -> None:
-    """Wrong: pretrain_imagenet.py takes --data, and trains on something else."""
-    config = ROOT / "configs" / "shapes" / "randwire_pretrain.yaml"
-    given = ["--config-file", config, "--data", unsplit]
-    assert "--data is a detector's" in refusal("pretrain_imagenet.py", *given, log=tmp_path / "log")
-
-
 def test_the_look_counts_what_is_there(unsplit: Path) -> None:
     """Wrong: an image that training and validation share is not named, or counts are wrong."""
     (unsplit / "copy.png").write_bytes((unsplit / "4.png").read_bytes())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, Tool, assert_equal, draw_image_folders, last_metrics, refusal, run_tool
+from helpers import ROOT, Tool, assert_equal, draw_image_folders, last_metrics, run_tool
 
 from randwire_d2.data import make_shards
 
@@ -215,14 +215,6 @@ def test_a_data_set_of_broken_images_ends_the_run(tmp_path: Path) -> None:
     assert tool.wait() == 1
     assert "100 images in a row can't be read" in tool.said
     assert str(tmp_path / "train") in tool.said
-
-
-def test_an_error_of_the_user_is_one_line_and_leaves_nothing(folders: Path, tmp_path: Path) -> None:
-    """Wrong: a mistake ends in a traceback, or in a folder that looks like a run."""
-    output = tmp_path / "output"
-    given = arguments(folders, output, "MODEL.CLASSIFIER.NUM_CLASSES", 1000)
-    assert "NUM_CLASSES is 1000" in refusal(TOOL, *given, log=tmp_path / "log")
-    assert not output.exists()
 
 
 def test_measure_input_prints_both_rates(folders: Path, tmp_path: Path) -> None:
