@@ -10,15 +10,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
@@ -384,13 +382,3 @@ def assert_same_gradients(
     assert_same(x.grad, x_oracle.grad, "gradient of the images")
     for name, parameter in model.named_parameters():
         assert_same(parameter.grad, state[name].grad, f"gradient of {name}")
-
-
-@contextmanager
-def data_sets_forgotten() -> Iterator[None]:
-    """The data sets that are registered in the block are forgotten after it."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
-from helpers import LOGGERS, data_sets_forgotten, draw_image_folders, last_metrics
+from helpers import LOGGERS, draw_image_folders, last_metrics
 from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
@@ -76,13 +75,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mobilenet_v2_w1.4_250ep": {"iterations": 1251140, **SMALL},
     "shufflenet_v2_x2_250ep": {"iterations": 1251140, **SMALL},
 }
-
-
-@pytest.fixture(autouse=True)
-def _catalog() -> Iterator[None]:
-    """The data sets that a test's folders became are forgotten after it."""
-    with data_sets_forgotten():
-        yield
 
 
 @pytest.fixture(scope="module")

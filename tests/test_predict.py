@@ -440,14 +440,10 @@ def test_a_data_set_of_other_classes_is_refused(detector: Path, tmp_path: Path) 
     out = tmp_path / "out"
     MetadataCatalog.get("others").thing_classes = ["a"]
     DatasetCatalog.register("others", list)
-    try:
-        with pytest.raises(ValueError, match="has the classes a, the model circle, triangle"):
-            predict(detector, "--dataset", "others", "--output", out)
-        with pytest.raises(ValueError, match=f"'nobody_knows' is registered.*{VAL}"):
-            predict(detector, "--dataset", "nobody_knows", "--output", out)
-    finally:
-        DatasetCatalog.remove("others")
-        MetadataCatalog.remove("others")
+    with pytest.raises(ValueError, match="has the classes a, the model circle, triangle"):
+        predict(detector, "--dataset", "others", "--output", out)
+    with pytest.raises(ValueError, match=f"'nobody_knows' is registered.*{VAL}"):
+        predict(detector, "--dataset", "nobody_knows", "--output", out)
     assert not out.exists()
 
 
