@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
+from detectron2.utils import comm
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
@@ -203,6 +204,22 @@ def _be_tool(name: str, arguments: Sequence[str], folder: Path) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def in_two_processes(work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What ``work(rank, *arguments)`` returns in each of two processes of a gloo group."""
+    with tempfile.TemporaryDirectory() as folder, FORK_SERVER.Pool(2) as pool:
+        tasks = [(work, f"file://{folder}/store", rank, arguments) for rank in range(2)]
+        return pool.starmap(_in_group, tasks, chunksize=1)
+
+
+def _in_group(work: Callable[..., Any], store: str, rank: int, arguments: Sequence[Any]) -> Any:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    found = work(rank, *arguments)
+    torch.distributed.destroy_process_group()
+    return found
 
 
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
