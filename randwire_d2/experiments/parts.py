@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config import is_classifier, spec_from_config
 from ..modeling.image_classifier import build_network
 from ..modeling.stage import RandWireStage
+from ..text import one_line
 from ..wiring import Complexity, NetworkSpec, StageSpec, complexity
 
 # fvcore's names of convolutions, fc layers and matrix products.
@@ -114,7 +115,7 @@ def detector_parts(cfg: CfgNode, height: int, width: int) -> list[Part]:
     try:
         model = build_model(cfg)
     except (KeyError, AssertionError) as e:  # of a registry, or of Detectron2's own checks
-        raise ValueError(f"the model can't be built: {' '.join(str(e).split())}") from e
+        raise ValueError(f"the model can't be built: {one_line(e, 300)}") from e
     image = torch.zeros(len(cfg.MODEL.PIXEL_MEAN), height, width)
     return module_parts(model, [{"image": image}])
 
