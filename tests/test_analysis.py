@@ -11,7 +11,7 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
-from helpers import run
+from helpers import ROOT, run
 
 from randwire_d2 import add_randwire_config, complexity
 from randwire_d2.cli import analyze_model as tool
@@ -22,7 +22,6 @@ from randwire_d2.experiments.tables import Quantity, Table
 from randwire_d2.modeling.image_classifier import build_network
 from randwire_d2.wiring import Complexity, NetworkGenerator
 
-ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "analyze_model.py"
 CLASSIFIER = str(ROOT / "configs/imagenet/randwire_c78_250ep.yaml")
 RESNET = str(ROOT / "configs/imagenet/R_50_100ep.yaml")

@@ -37,7 +37,6 @@ from randwire_d2.benchmark import (
 from randwire_d2.benchmark.models import forward
 from randwire_d2.cli import benchmark as tool
 
-ROOT = Path(__file__).parents[1]
 TINY = Case(
     batch=2, height=32, width=64, generator=NetworkGenerator("small", channels=4, num_nodes=5)
 )

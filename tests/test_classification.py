@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
-from helpers import LOGGERS, draw_image_folders, last_metrics
+from helpers import LOGGERS, ROOT, draw_image_folders, last_metrics
 from launching import small
 from PIL import Image
 from torch import nn
@@ -56,7 +56,6 @@ from randwire_d2.runs import Evaluation, RunFolder
 TestImages.__test__ = False
 test_transform.__test__ = False
 
-ROOT = Path(__file__).parents[1]
 C78 = "imagenet/randwire_c78_250ep.yaml"
 R50 = "imagenet/R_50_100ep.yaml"
 IMAGENET = 1281167  # training images

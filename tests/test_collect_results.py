@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
+from helpers import ROOT
 
 from randwire_d2 import NetworkGenerator
 from randwire_d2.config import classifier_config, detector_config, is_classifier
@@ -29,7 +30,6 @@ from randwire_d2.experiments.results import (
 )
 from randwire_d2.runs import Evaluation, RunFolder, evaluation_config, training_of
 
-ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "collect_results.py"
 D109 = "faster_rcnn_randwire_c109_fpn_1x.yaml"
 C109 = "imagenet/randwire_c109_100ep.yaml"

@@ -21,6 +21,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ResNet, build_model, build_resnet_backbone
+from helpers import ROOT
 from public_layouts import Graph, JiaminRen, Seungwonpark, randomise
 from torch import Tensor, nn
 
@@ -32,7 +33,6 @@ from randwire_d2.conversion import head, public, read_checkpoint
 from randwire_d2.conversion.graphs import draw
 from randwire_d2.engine import argument_parser, read_config
 
-ROOT = Path(__file__).parents[1]
 IMAGENET = {
     "input_format": "RGB",
     "pixel_mean": [123.675, 116.28, 103.53],

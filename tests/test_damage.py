@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import (
     NODE_OPS,
+    ROOT,
     SEEDS,
     assert_same,
     ba,
@@ -46,7 +47,6 @@ from randwire_d2.experiments.damage import (
 from randwire_d2.modeling import Node
 from randwire_d2.wiring import Dag, random_graph
 
-ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools/damage_graph.py"
 CONFIG = ROOT / "configs/imagenet/randwire_c78_250ep.yaml"
 

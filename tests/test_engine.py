@@ -11,6 +11,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.utils.env import seed_all_rng
+from helpers import ROOT
 
 from randwire_d2 import add_randwire_config, engine
 from randwire_d2.checkpoint import Preprocessing, RandWireCheckpointer
@@ -19,7 +20,6 @@ from randwire_d2.engine import Trainer, argument_parser, load_config, trainer
 from randwire_d2.engine.threads import available_cores, busy_cores, fair_threads
 from randwire_d2.runs import RunFolder
 
-ROOT = Path(__file__).parents[1]
 C109 = "configs/faster_rcnn_randwire_c109_fpn_1x.yaml"
 SHAPES = "configs/faster_rcnn_randwire_shapes.yaml"
 ON_CPU = ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('randwire_shapes_train',)",
