@@ -69,7 +69,7 @@ def add_randwire_config(cfg: CfgNode) -> None:
     # Save about half as much for the backward pass, and compute it again. Turn it on if the
     # batch does not fit into memory.
     node.RECOMPUTE = False
-    # On a GPU, once a fused stage was called several times with images of one size, replay what it
+    # On a GPU, once a fused stage was called several times with images of a size, replay what it
     # launches as one CUDA graph: the same results, in less of the host's time. It takes memory that
     # a training leaves free.
     node.CUDA_GRAPHS = True

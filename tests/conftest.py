@@ -21,7 +21,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from hypothesis import settings
 
-pytest.register_assert_rewrite("helpers", "launching")
+pytest.register_assert_rewrite("helpers", "launching", "recording")
 import helpers
 from launching import alone, folders, two  # noqa: F401 (fixtures: each trains once a session)
 

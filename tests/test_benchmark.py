@@ -5,14 +5,15 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import run_tool
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from randwire_d2 import NetworkGenerator
 from randwire_d2.benchmark import (
@@ -23,6 +24,7 @@ from randwire_d2.benchmark import (
     Operation,
     Settings,
     build,
+    comparison,
     count,
     floor,
     grow,
@@ -329,7 +331,6 @@ def test_run_with_a_fake_clock() -> None:
     seconds = itertools.cycle([1.0, 2.0, 4.0, 2.0])  # alternating: the models' times are 1 2, 2 4
 
     def clock(step: Callable[[], object]) -> float:
-        assert isinstance(step, partial)
         step()
         return next(seconds)
 
@@ -349,6 +350,24 @@ def test_run_with_a_fake_clock() -> None:
     inference, training = result.rows[::2]
     assert inference.count.saved == 0 < training.count.saved
     assert inference.count.launches < training.count.launches
+
+
+def test_sizes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a detector's times are of one size, or models are compared at different ones."""
+    timed: list[tuple[str, int]] = []
+
+    def record(model: nn.Module, images: Tensor, *_: Any, **__: Any) -> Tensor:
+        if not isinstance(images, FakeTensor):
+            timed.append((type(model).__name__, images.shape[-1]))
+        return torch.zeros((), requires_grad=True)
+
+    monkeypatch.setattr(comparison, "forward", record)
+    settings = Settings(rounds=3, models=("randwire", "resnet50"), steps=("training",))
+    case = replace(TINY, width=96, sizes=2)
+    assert str(case).endswith("×96 and 1 narrower sizes in turn")
+    run(case, settings, ceilings=False)
+    turns = {name: [size for own, size in timed if own == name] for name, _ in timed}
+    assert [*turns.values()] == [[96, 64, 96, 64]] * 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -459,6 +478,8 @@ def test_counts_alone(capsys: pytest.CaptureFixture[str]) -> None:
     ("argv", "message"),
     [
         (["--size", "1", "2", "3"], "error: --size takes one or two numbers; got 3"),
+        (["--sizes", "8"], "error: 8 sizes, each 32 pixels narrower, need images"),
+        (["--sizes", "2", "--growth", "a.png"], "error: --sizes goes with neither --runtimes nor"),
         (["--nodes", "4", "--no-time"], "error: res2 of the regular regime: WS needs an even K"),
         (["--rounds", "0"], "error: --rounds must be at least 1, or use --no-time; got 0"),
         (["--growth", "growth.jpg"], "error: --growth must end in one of .png, .svg, .pdf"),
@@ -512,8 +533,8 @@ def test_the_host_launches_what_is_counted(tmp_path: Path, detection: bool) -> N
     """Else the counts, or the measured step, are of other kernels than a GPU's."""
     pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is missing")
     arguments = ["--rounds", 1, *(["--detection"] if detection else [])]
-    *_, fused, _ = run_tool("measure_host.py", *arguments, log=tmp_path / "log").splitlines()
+    found = run_tool("measure_host.py", *arguments, log=tmp_path / "log").splitlines()[-3:]
     case = Case(2, 32, 32, detection, NetworkGenerator(channels=4))
     operations = count(build("randwire", case), case.make_inputs, forward).operations
     own = sum(o.launches for o in operations if o.name.startswith("randwire."))
-    assert fused.split("|")[-2].strip() == str(own)
+    assert [line.split("|")[-2].strip() for line in found] == ["0", str(own), "0"]

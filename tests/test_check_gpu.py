@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from helpers import refusal, run_tool
+from recording import StandIn
 
 from randwire_d2.benchmark import health
+from randwire_d2.modeling import cuda_graphs, stage_graphs
 from randwire_d2.ops import native, probe
 
 TOOL = "check_gpu.py"
@@ -42,6 +45,26 @@ def test_a_wrong_operator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.randwire, "weighted_sum", wrong)
     with pytest.raises(probe.Mismatch, match="weighted_sum, result 0, of 1 inputs of 6 channels"):
         health.examine_operators("cpu", "float32", "6")
+
+
+def test_graphs_are_examined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: a report that says "works" of graphs that there are not, or that compute another
+    thing."""
+    stand_in = StandIn()
+    monkeypatch.setattr(cuda_graphs, "recorder", stand_in)
+    for module in (health, stage_graphs):
+        monkeypatch.setattr(module, "LATER_CALLS", 3)
+    monkeypatch.setattr(health, "_GRAPH_SIZES", (8, 6))
+    found = health.examine_graphs("cpu", "float32", "6", "2")
+    assert found == {"errors": {"output": 0, "gradients": 0, "statistics": 0}}
+    assert stand_in.recorded == 2
+    monkeypatch.setattr(cuda_graphs.Graph, "_check", lambda *_: None)
+    stand_in.broken = lambda result: result.mul_(1.01)
+    with pytest.raises(RuntimeError, match="replays differ from launches"):
+        health.examine_graphs("cpu", "float32", "6", "2")
+    monkeypatch.setattr(stand_in, "record", mock.Mock(side_effect=OSError("a driver")))
+    with pytest.raises(RuntimeError, match="no CUDA graph was made: a driver"):
+        health.examine_graphs("cpu", "float32", "6", "2")
 
 
 @pytest.mark.parametrize(

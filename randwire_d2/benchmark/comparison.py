@@ -1,5 +1,6 @@
 """One comparison: every model is built, counted, timed and set against the roofline."""
 
+import itertools
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from ..modeling import RandWireStage
+from ..modeling.stage_graphs import LATER_CALLS
 from .counting import Count, count
 from .models import COMPILED, MODELS, REFERENCE, STEPS, Case, build, forward
 from .roofline import Ceilings, floor, measure_ceilings
@@ -159,7 +161,7 @@ def run(
             model.to(device)
             if name in COMPILED:
                 models[name] = torch.compile(model)  # type: ignore[assignment]
-        inputs = make_inputs(device)
+        inputs = [make_inputs(device, narrower=i) for i in range(case.sizes)]
         if ceilings:
             progress("measuring the ceilings")
             best = measure_ceilings(device, settings.amp_dtype or torch.float32)
@@ -176,7 +178,7 @@ def run(
 def _timed(
     rows: Sequence[Row],
     models: Mapping[str, nn.Module],
-    inputs: tuple[torch.Tensor, torch.Tensor],
+    inputs: Sequence[tuple[torch.Tensor, torch.Tensor]],
     settings: Settings,
     clock: Clock,
 ) -> list[Row]:
@@ -185,14 +187,17 @@ def _timed(
     for model in models.values():
         model.train(training)
     steps = {
-        name: partial(train if training else infer, model, *inputs, settings.amp_dtype)
+        name: _in_turn(train if training else infer, model, inputs, settings.amp_dtype)
         for name, model in models.items()
     }
+    warmup = WARMUP[settings.device]
+    if len(inputs) > 1 and settings.device == "cuda":
+        warmup = (warmup + LATER_CALLS) * len(inputs)  # until each size has its CUDA graph
 
     def clear(name: str) -> None:
         models[name].zero_grad(set_to_none=True)
 
-    times = paired(steps, clock, settings.rounds, warmup=WARMUP[settings.device], before=clear)
+    times = paired(steps, clock, settings.rounds, warmup=warmup, before=clear)
     timed = []
     for row in rows:
         own = times[row.model]
@@ -203,13 +208,23 @@ def _timed(
         timed = [
             replace(
                 row,
-                gpu_peak=gpu_peak(steps[row.model], models[row.model], inputs),
+                gpu_peak=gpu_peak(steps[row.model], models[row.model], inputs[0]),
                 host=tuple(host[row.model]),
                 gpu_kernels=gpu_kernels(steps[row.model]),
             )
             for row in timed
         ]
     return timed
+
+
+def _in_turn(
+    run_step: Callable[..., None],
+    model: nn.Module,
+    inputs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    amp: torch.dtype | None,
+) -> Step:
+    turns = itertools.cycle(inputs)
+    return lambda: run_step(model, *next(turns), amp)
 
 
 def train(

@@ -1,9 +1,10 @@
-"""Whether a device computes what it should: the fused operators, then a stage, timed both ways.
+"""Whether a device computes what it should: the fused operators; a stage, timed both ways; graphs.
 
 Each examination is a process of its own: after an illegal access to memory, a process can use its
 GPU no more, and what comes later would be blamed for it.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -19,8 +20,10 @@ import torch
 from detectron2.utils.collect_env import collect_env_info
 
 from .. import ops
+from ..modeling.difference import LIMITS, error
 from ..modeling.shadow import MODES, shadow
 from ..modeling.stage import RandWireStage
+from ..modeling.stage_graphs import LATER_CALLS
 from ..ops import probe
 from ..wiring import NetworkGenerator
 
@@ -28,7 +31,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 SANITIZERS = ("memcheck", "racecheck")
 _SANITIZER = "compute-sanitizer"
 _SIZE = 56  # of the images that a stage gets
+_GRAPH_SIZES = (56, 48, 64)  # that take turns, as a detector's do
 _ROUNDS = 9
+PARTS = ("operators", "stage", "graphs", "sanitizer")
 
 Report = dict[str, Any]
 
@@ -48,25 +53,23 @@ def examine(
         progress: is called with a line for each examination, before it begins.
 
     Returns:
-        dict: "works"; "environment", a text; "compiler"; and under "operators", "stage" and
-        "sanitizer" what was found of each type or tool, or the "error" that ended it. It can be
-        written as JSON.
+        dict: "works"; "environment", a text; "compiler"; and under each of ``PARTS`` what was found
+        of each type or tool, or the "error" that ended it. It can be written as JSON.
     """
     report: Report = {
         "works": True,
         "device": device,
         "environment": collect_env_info(),
         "compiler": _compiler(),
-        "operators": {},
-        "stage": {},
-        "sanitizer": {},
+        **{part: {} for part in PARTS},
     }
     # On a CPU the operators sum in the type of their inputs: what is expected of a GPU's is not
-    # of them.
-    lower = DTYPES if torch.device(device).type == "cuda" else DTYPES[:1]
+    # of them. Nor has it graphs.
+    on_gpu = torch.device(device).type == "cuda"
     for part, options, dtypes in (
-        ("operators", [channels], lower),
+        ("operators", [channels], DTYPES if on_gpu else DTYPES[:1]),
         ("stage", [channels, batch], DTYPES),
+        ("graphs", [channels, batch], DTYPES if on_gpu else ()),
     ):
         for dtype in dtypes:
             progress(f"{part} in {dtype}")
@@ -80,9 +83,7 @@ def examine(
         prefix = [installed, "--tool", tool, "--error-exitcode", "86"]
         report["sanitizer"][tool] = _elsewhere(prefix, "operators", device, "float32", channels)
     report["works"] = not any(
-        "error" in outcome
-        for part in ("operators", "stage", "sanitizer")
-        for outcome in report[part].values()
+        "error" in outcome for part in PARTS for outcome in report[part].values()
     )
     return report
 
@@ -90,7 +91,7 @@ def examine(
 def summary(report: Report) -> list[str]:
     """The report in a line for each examination."""
     lines = []
-    for part in ("operators", "stage", "sanitizer"):
+    for part in PARTS:
         for name, found in report[part].items():
             if "error" in found:
                 outcome = f"FAILS: {found['error']}"
@@ -102,7 +103,7 @@ def summary(report: Report) -> list[str]:
                 ratio = seconds["node by node"] / seconds["fused"]
                 outcome += f"; {mode} {ratio:.2f} times as fast as node by node"
             lines.append(f"{part:9}  {name:9}  {outcome}")
-    verdict = "works" if report["works"] else "does not work; MODEL.RANDWIRE.FUSED auto avoids it"
+    verdict = "works" if report["works"] else "does not work; a training finds out, and avoids it"
     return [*lines, f"The fast path {verdict}."]
 
 
@@ -132,10 +133,7 @@ def examine_stage(device: str, dtype: str, channels: str, batch: str) -> Report:
         RuntimeError: the errors are larger than rounding explains.
     """
     there, kind = torch.device(device), getattr(torch, dtype)
-    _must_have_operators(there)
-    torch.manual_seed(0)
-    spec = NetworkGenerator("regular", int(channels), 32, "WS", {"k": 4, "p": 0.75})(1)
-    stage = RandWireStage(spec.stages[1], spec.node_op, "BN").to(there).train()
+    stage = _stage(there, int(channels))
     x = torch.randn(int(batch), int(channels), _SIZE, _SIZE, device=there, requires_grad=True)
     with torch.autocast(there.type, kind, enabled=kind != torch.float32):
         found = shadow(stage, x, _ROUNDS)
@@ -145,6 +143,52 @@ def examine_stage(device: str, dtype: str, channels: str, batch: str) -> Report:
         for training, (fused, nodes) in found.seconds.items()
     }
     return {"errors": found.errors, "seconds": seconds}
+
+
+def examine_graphs(device: str, dtype: str, channels: str, batch: str) -> Report:
+    """The largest differences of a stage whose launches are replayed from one that launches.
+
+    Raises:
+        RuntimeError: there is no graph, or they differ.
+    """
+    there, kind = torch.device(device), getattr(torch, dtype)
+    launched = _stage(there, int(channels), cuda_graphs=False)
+    replayed = copy.deepcopy(launched)
+    replayed.cuda_graphs = True
+    errors = dict.fromkeys(("output", "gradients", "statistics"), 0.0)
+    for _ in range(LATER_CALLS + 3):
+        for size in _GRAPH_SIZES:
+            x = torch.randn(int(batch), int(channels), size, size, device=there)
+            found = [_step(stage, x, kind) for stage in (replayed, launched)]
+            for name, actual, expected in zip(errors, *found, strict=True):
+                errors[name] = max(errors[name], error(actual, expected))
+    if replayed.graphs.failure or not replayed.graphs.replayed:
+        raise RuntimeError(f"no CUDA graph was made: {replayed.graphs.failure or 'none was tried'}")
+    # The kernels are the same; those that sum in no fixed order lose less than others do.
+    if max(errors.values()) > LIMITS[kind] / 10:
+        raise RuntimeError(f"replays differ from launches: {errors}")
+    return {"errors": errors}
+
+
+def _step(
+    stage: RandWireStage, x: torch.Tensor, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], ...]:
+    """Output, gradients and statistics of a training step."""
+    x = x.clone().requires_grad_()
+    with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+        y = stage(x)
+    parameters = [*stage.parameters()]
+    gradients = torch.autograd.grad(y.float().square().mean(), [x, *parameters])
+    return [y.detach()], [*gradients], [b for b in stage.buffers() if b.is_floating_point()]
+
+
+def _stage(device: torch.device, channels: int, **options: Any) -> RandWireStage:
+    """The first random stage of the paper's network, in training."""
+    _must_have_operators(device)
+    torch.manual_seed(0)
+    spec = NetworkGenerator("regular", channels, 32, "WS", {"k": 4, "p": 0.75})(1)
+    stage = RandWireStage(spec.stages[1], spec.node_op, "BN", **options)
+    return stage.to(device).train()
 
 
 def _must_have_operators(device: torch.device) -> None:
@@ -184,8 +228,9 @@ def _elsewhere(prefix: Sequence[str], part: str, *arguments: object) -> Report:
 
 
 if __name__ == "__main__":
-    _PARTS: dict[str, Callable[..., Report]] = {
+    _EXAMINE: dict[str, Callable[..., Report]] = {
         "operators": examine_operators,
         "stage": examine_stage,
+        "graphs": examine_graphs,
     }
-    print(json.dumps(_PARTS[sys.argv[1]](*sys.argv[2:])))
+    print(json.dumps(_EXAMINE[sys.argv[1]](*sys.argv[2:])))

@@ -58,9 +58,12 @@ class Case:
         generator: what draws the RandWire.
         seed: the seed it draws from.
         classes: those of a classifier.
+        sizes: how many sizes the images of the timed steps have in turn, as a detector's have: each
+            is 32 pixels narrower than the one before. What is counted is the first one's.
 
     Raises:
-        ValueError: the batch, the height or the width is less than 1.
+        ValueError: the batch, the height, the width or the number of sizes is less than 1, or
+            nothing would be left of the width.
     """
 
     batch: int = 8
@@ -70,29 +73,38 @@ class Case:
     generator: NetworkGenerator = field(default_factory=NetworkGenerator)
     seed: int = 1
     classes: int = CLASSES
+    sizes: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch", "height", "width"):
+        for name in ("batch", "height", "width", "sizes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"the {name} must be at least 1; got {getattr(self, name)}")
+        if self.width <= 32 * (self.sizes - 1):
+            raise ValueError(
+                f"{self.sizes} sizes, each 32 pixels narrower, need images wider than "
+                f"{32 * (self.sizes - 1)}; got {self.width}"
+            )
 
     def __str__(self) -> str:
         generator = self.generator
         params = ", ".join(f"{value:g}" for value in generator.graph_params.values())
         task = "detection backbones, FrozenBN, FREEZE_AT 2" if self.detection else "classifiers"
+        narrower = f" and {self.sizes - 1} narrower sizes in turn" if self.sizes > 1 else ""
         return (
             f"{task}; RandWire: {generator.regime} regime, C={generator.channels}, "
             f"N={generator.num_nodes}, {generator.graph}({params}), seed {self.seed}; "
-            f"batch {self.batch}, {self.height}×{self.width}"
+            f"batch {self.batch}, {self.height}×{self.width}{narrower}"
         )
 
     def make_inputs(
         self,
         device: str | torch.device = "cpu",
         memory_format: torch.memory_format = torch.preserve_format,
+        narrower: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) of noise, and labels (N,)."""
-        images = torch.randn(self.batch, 3, self.height, self.width, device=device)
+        """Images (N, 3, H, W) of noise, and labels (N,); of ``sizes``, by default the first."""
+        width = self.width - 32 * narrower
+        images = torch.randn(self.batch, 3, self.height, width, device=device)
         labels = torch.arange(self.batch, device=device) % self.classes
         # `to`, unlike `contiguous`, knows a format to preserve.
         return images.to(memory_format=memory_format), labels

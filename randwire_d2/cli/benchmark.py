@@ -134,6 +134,13 @@ def add_case(parser: argparse.ArgumentParser) -> None:
         "--detection: 800 1344)",
     )
     work.add_argument(
+        "--sizes",
+        type=int,
+        default=1,
+        help="how many sizes the images have in turn, each 32 pixels narrower than the one before "
+        "(default: 1)",
+    )
+    work.add_argument(
         "--detection",
         action="store_true",
         help="compare detection backbones with FrozenBN and FREEZE_AT 2 instead of classifiers",
@@ -172,6 +179,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--rounds must be at least 1, or use --no-time; got {args.rounds}")
     if args.runtimes and (args.no_time or args.json or args.growth):
         raise ValueError("--runtimes goes with none of --no-time, --json and --growth")
+    if args.sizes > 1 and (args.runtimes or args.growth):
+        raise ValueError("--sizes goes with neither --runtimes nor --growth")
     if not args.runtimes and (args.detector or len(args.batch) > 1):
         raise ValueError("--detector, and more than one --batch, go with --runtimes")
     if args.growth:
@@ -190,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch=args.batch[0],
         height=args.size[0],
         width=args.size[-1],
+        sizes=args.sizes,
         detection=args.detection,
         generator=NetworkGenerator(args.regime, args.channels, args.nodes),
         seed=args.seed,

@@ -3,10 +3,11 @@
     python tools/check_gpu.py [--output report.json]
 
 It holds every operator against its definition in double precision, in float32, float16 and
-bfloat16; runs a stage of the paper's network fused and node by node, and times both; and repeats
-the first under NVIDIA's compute-sanitizer, where that is installed. Whatever a kernel does, this
-script survives it. It takes some minutes, most of which a compiler needs; kernels stay in its cache
-for the training. The report is what a bug report needs. The exit status is 1 if something fails.
+bfloat16; runs a stage of the paper's network fused and node by node, and times both; replays it as
+CUDA graphs of several sizes, and compares; and repeats the first under NVIDIA's compute-sanitizer,
+where that is installed. Whatever a kernel does, this script survives it. It takes some minutes,
+most of which a compiler needs; kernels stay in its cache for the training. The report is what a bug
+report needs. The exit status is 1 if something fails.
 """
 
 import argparse

@@ -5,10 +5,11 @@
 
 First the operators and a stage are examined, as by tools/check_gpu.py. Then the classifiers are
 compared at batches of 32, 128 and 256, in float32 and in mixed precision, with and without
-channels_last, and the detectors' backbones at two images; RandWire fused, without CUDA graphs, with
-RECOMPUTE, plain, and plain with torch.compile, beside ResNet-50 and ResNeXt-50. Last, the demo's
-classifier is trained fused and node by node. OUTPUT/gpu.md has all tables, OUTPUT/gpu.json all
-numbers; both are written again after each part, so that nothing is lost if a later one fails.
+channels_last, and the detectors' backbones at two images, of one size and of several; RandWire
+fused, without CUDA graphs, with RECOMPUTE, plain, and plain with torch.compile, beside ResNet-50
+and ResNeXt-50. Last, the demo's classifier is trained fused and node by node. OUTPUT/gpu.md has all
+tables, OUTPUT/gpu.json all numbers; both are written again after each part, so that nothing is lost
+if a later one fails.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,10 @@ def comparisons(device: str, quick: bool) -> dict[str, tuple[Case, Settings]]:
         "Detectors, 2 images, mixed, channels_last": (
             detectors,
             Settings(device=device, rounds=1 if quick else 9, models=FUSED, **lower, **last),
+        ),
+        "Detectors, 2 images of 8 sizes, mixed, channels_last": (
+            replace(detectors, sizes=2 if quick else 8),
+            Settings(device=device, rounds=1 if quick else 16, models=FUSED, **lower, **last),
         ),
         "Compiled, batch 128, mixed, channels_last": classifiers(
             128, **lower, **last, models=("randwire", "randwire-compiled", "resnet50")

@@ -1,4 +1,4 @@
-"""Measure what a training step costs the host, fused and node by node, without a GPU.
+"""Measure what a training step costs the host, without a GPU: replayed, launched, node by node.
 
     python tools/measure_host.py [--rounds 31] [--detection]
 
@@ -14,6 +14,7 @@ import torch
 from tabulate import tabulate
 
 from ..benchmark.host import measure_host, pretend_to_have_a_gpu
+from ..benchmark.models import MODELS
 from ..benchmark.timing import ratio
 from ..wiring import NetworkGenerator
 from .frame import at_least, framed, parser_of
@@ -44,10 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ImportError(f"{e}; Triton comes with PyTorch for CUDA") from e
     generator = NetworkGenerator(channels=CHANNELS)
     seconds, launches = measure_host(generator, args.detection, args.rounds)
-    fused, plain = seconds.values()
-    low, middle, high = (f"{x:.2f}" for x in sorted(ratio(fused, plain)))
-    rows = [
-        ("fused", f"{1e3 * statistics.median(fused):.1f}", f"{middle} ({low} … {high})", launches),
-        ("node by node", f"{1e3 * statistics.median(plain):.1f}", "1", 0),
-    ]
+    rows = []
+    for name, own in seconds.items():
+        low, middle, high = (f"{x:.2f}" for x in sorted(ratio(own, seconds["randwire-plain"])))
+        times = f"{1e3 * statistics.median(own):.1f}", f"{middle} ({low} … {high})"
+        rows.append((MODELS[name], *times, launches[name]))
     print(tabulate(rows, ["step", "host, ms", "ratio", "Triton launches"], tablefmt="pipe"))

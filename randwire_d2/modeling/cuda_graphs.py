@@ -44,13 +44,14 @@ class Recorder(Protocol):
     def aside(self, x: Tensor) -> AbstractContextManager[object]:
         """For a first run of what will be recorded."""
 
-    def record(self, x: Tensor, functions: Sequence[Function], alone: bool) -> list[Recording]:
+    def record(self, x: Tensor, functions: Sequence[Function], memory: object) -> list[Recording]:
         """
         Args:
             x: a tensor on the device.
-            functions: what each of them launches is recorded; they may run.
-            alone: whether their memory must not be other recordings', because the second reads
-                what the first leaves there.
+            functions: what each of them launches is recorded; they may run. The second may read
+                what the first leaves in memory.
+            memory: recordings with the same one share it. What one leaves there lasts until
+                another of them is replayed, or recorded.
         """
 
 
@@ -59,7 +60,7 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        # By place, the last graph that shares its memory. (A pool ends with its graphs.)
+        # By place and memory, the last graph that has it. (A pool ends with its graphs.)
         self._sharing: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
 
     def place(self, x: Tensor) -> Hashable:
@@ -80,8 +81,8 @@ class CudaRecorder:
         finally:
             current.wait_stream(stream)
 
-    def record(self, x: Tensor, functions: Sequence[Function], alone: bool) -> list[Recording]:
-        other, stream = None if alone else self._sharing.get(self.place(x)), self._stream(x.device)
+    def record(self, x: Tensor, functions: Sequence[Function], memory: object) -> list[Recording]:
+        other, stream = self._sharing.get((self.place(x), memory)), self._stream(x.device)
         pool = other.pool() if other else torch.cuda.graph_pool_handle()
         found = []
         gc.collect()  # a graph in a cycle that is destroyed meanwhile would end the recording
@@ -92,14 +93,17 @@ class CudaRecorder:
                 with _recording(graph, pool, stream):
                     results = function()
                 found.append(Recording(results, graph.replay))
-            free, _ = torch.cuda.mem_get_info()
-        # So that what has fitted into memory so far still does.
+            free, total = torch.cuda.mem_get_info()
+            # So that what has fitted into memory so far still does, and images a bit larger.
+            needed += total // 20
+            if free < needed:
+                torch.cuda.empty_cache()  # what graphs that were dropped had, too
+                free, _ = torch.cuda.mem_get_info()
         if free < needed:
-            raise RuntimeError(
-                f"it would leave {free >> 20} MiB of GPU memory, and {needed >> 20} were in use"
+            raise torch.OutOfMemoryError(
+                f"it would leave {free >> 20} MiB of GPU memory, and {needed >> 20} may be needed"
             )
-        if not alone:
-            self._sharing[self.place(x)] = graph
+        self._sharing[self.place(x), memory] = graph
         return found
 
     def _stream(self, device: torch.device) -> torch.cuda.Stream:
@@ -155,6 +159,7 @@ class Graph:
         nodes: the stage's.
         x, kept: of the call.
         trains: whether there is a backward pass.
+        memory: see ``Recorder``. No other graph that has it may be busy.
 
     Raises:
         RuntimeError: a replay is not what is launched; or whatever a recording raises.
@@ -167,9 +172,10 @@ class Graph:
         x: Tensor,
         kept: Tensor | None,
         trains: bool,
+        memory: object,
     ) -> None:
         parameters, buffers = tensors_of(nodes)
-        self.trains = trains
+        self.trains, self.memory = trains, memory
         self.parameters = [p for p in parameters if p.requires_grad and trains]
         self._pending: Callable[[], _Pass | None] = lambda: None
         self._gradients: Recording | None = None
@@ -235,7 +241,7 @@ class Graph:
         self.originals = [p for p in self.parameters if p.dim() == 4 and p.dtype == dtype]
         self.places = [p.data_ptr() for p in self.originals]
         with unchanged(buffers):
-            self._output, *gradients = recorder.record(x, functions, alone=self.trains)
+            self._output, *gradients = recorder.record(x, functions, self.memory)
         self._gradients = gradients[0] if gradients else None
         self._check(expected, buffers, expected_buffers)
 

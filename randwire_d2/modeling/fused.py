@@ -46,10 +46,12 @@ def why_not(nodes: Sequence[nn.Module], x: Tensor) -> str:
 def _why_not(node: nn.Module) -> str:
     if type(node) is not Node:
         return f"a node is a {type(node).__name__}"
-    norm, both = node.norm, node.conv
+    # As dictionaries, since nn.Module takes its time to find an attribute.
+    norm: Any = node._modules["norm"]
+    both = node._modules["conv"]
     if type(both) is not SepConv3x3:
         return f"the node operation is {type(both).__name__}, not SepConv3x3"
-    convs = both.depthwise, both.pointwise
+    convs = both._modules["depthwise"], both._modules["pointwise"]
     if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
         # Without a momentum, the running statistics are cumulative averages.
         if not (norm.affine and norm.track_running_stats and norm.momentum is not None):
@@ -59,14 +61,15 @@ def _why_not(node: nn.Module) -> str:
     elif type(norm) is not FrozenBatchNorm2d:
         return f"the norm is {type(norm).__name__}, not BN, SyncBN or FrozenBN"
     for conv in convs:
-        if type(conv) is not Conv2d or conv.bias is not None:
+        if type(conv) is not Conv2d or conv._parameters["bias"] is not None:
             return "somebody changed a convolution"
     for module in (node, both, *convs, norm):
+        own = module.__dict__
         if (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
+            own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
         ):
             return f"a {type(module).__name__} has a hook"
     return ""

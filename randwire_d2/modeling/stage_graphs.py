@@ -7,6 +7,7 @@ has moved is noticed; and nothing is replayed that was not compared.
 """
 
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -20,15 +21,18 @@ from . import cuda_graphs
 from .cuda_graphs import Graph, Launch
 from .fused import compute_dtype, settings, tensors_of
 
-# A graph is recorded at the third call with the same key. One with a backward pass takes as much
-# memory as a training step, so that there is but one, for calls in a row: where shapes change, as a
-# detector's do, it takes many. Others share their memory; they need not be called in a row.
+# A graph is recorded at the third call with the same key. In training, once there were other keys,
+# as where a detector's images have many sizes: at the tenth, and for so many of them. They share
+# their memory, which is as much as a training step of the largest takes; and so only one is busy.
 FIRST_CALLS = 3
-LATER_CALLS = 50
+LATER_CALLS = 10
+MOST_TRAINING = 16
 MOST_INFERENCE = 8
-# In the life of a stage, whatever drops its graphs, and one more for each LATER_CALLS replays: the
-# buffers that precise batch norms replace at each evaluation do.
-MOST_RECORDINGS = 20
+# Who has all graphs that there can be, and is called with another key so often in a row, gets new
+# ones; and one more recording is allowed for as many replays. What drops graphs, as precise batch
+# norms do at each evaluation, which replace buffers, may do so as often as this in a stage's life.
+MANY_CALLS = 50
+MOST_RECORDINGS = 50
 
 logger = logging.getLogger(__name__)
 # Of all forward passes: some share their memory, and each is more than one launch.
@@ -40,11 +44,16 @@ class StageGraphs:
 
     Attributes:
         replayed: whether any call was, of those that are counted.
+        failure: why there are fewer than there might be, or none; empty if nothing has failed.
     """
 
     def __init__(self) -> None:
-        self._failed = False
+        self.failure = ""
+        self._none = False  # nor will there be any
         self._recordings = self._replays = 0
+        # By whether there is a backward pass: what memory allows.
+        self._most = {True: MOST_TRAINING, False: MOST_INFERENCE}
+        self._too_large = {True: math.inf, False: math.inf}
         self.drop()
 
     def __reduce__(self) -> Any:
@@ -56,20 +65,21 @@ class StageGraphs:
         self._read: list[Tensor] = []
         self._state: Sequence[Hashable] = ()
         self._graphs: dict[Hashable, Graph] = {}
+        self._memory = object()
         self._calls: Counter[Hashable] = Counter()
         self._row: tuple[Hashable, int] = (None, 0)
-        self._rows = 0
+        self._several = False  # keys, in training
 
     def run(self, launch: Launch, nodes: Sequence[Any], x: Tensor, kept: Tensor | None) -> Tensor:
         """What ``launch`` returns, which runs these nodes fused."""
-        place = None if self._failed else cuda_graphs.recorder.place(x)
+        place = None if self._none else cuda_graphs.recorder.place(x)
         if place is None:
             return launch(x, kept)
         # Who waited for a thread that records would be waited for, if it was autograd's.
         if _lock.acquire(blocking=False):
             try:
                 graph = self._graph(place, launch, nodes, x, kept)
-                if graph is not None and not graph.busy:
+                if graph is not None and not (graph.trains and self._busy):
                     self.replayed = True
                     self._replays += 1
                     return graph(x, kept)
@@ -104,41 +114,63 @@ class StageGraphs:
             *(x.shape, x.dtype, compute_dtype(x)),
             *(cudnn.deterministic, cudnn.conv.fp32_precision),  # type: ignore[attr-defined]
         )
-        if self._due(key, backward):
+        if self._due(key, backward, x):
             self._recordings += 1
+            memory = self._memory if backward else None  # all stages'
             try:
-                graph = Graph(launch, nodes, x, kept, backward)
+                self._graphs[key] = Graph(launch, nodes, x, kept, backward, memory)
             # Whatever a driver, or memory, makes of it: training goes on.
             except Exception as e:
-                self.drop()
-                self._failed = True
-                cause = e.__context__ or e  # the end of a recording that fails raises as well
-                why = one_line(cause, 300) or type(cause).__name__
-                logger.warning(
-                    f"A stage of {nodes[0].norm.num_features} channels launches its operators one "
-                    f"by one from now on: its CUDA graph failed: {why}"
-                )
-                return None
-            self._graphs[key] = graph
+                self._fail(e, x, backward, nodes[0].norm.num_features)
         return self._graphs.get(key)
 
-    def _due(self, key: Hashable, backward: bool) -> bool:
-        """Count a call; whether a graph is to be recorded in it."""
-        if backward:
+    @property
+    def _busy(self) -> bool:
+        return any(graph.busy for graph in self._graphs.values())
+
+    def _fail(self, error: Exception, x: Tensor, trains: bool, channels: int) -> None:
+        cause = error.__context__ or error  # the end of a recording that fails raises as well
+        self.failure = one_line(cause, 300) or type(cause).__name__
+        number, size = len(self._held(trains)), tuple(x.shape)
+        self.drop()
+        if not isinstance(cause, torch.OutOfMemoryError):
+            self._none, where = True, ""
+        elif number:
+            self._most[trains], where = number, f"where inputs have more than {number} sizes, "
+        else:
+            self._too_large[trains], where = x.numel(), f"where inputs are as large as {size}, "
+        logger.warning(
+            f"From now on, {where}a stage of {channels} channels launches its operators one by "
+            f"one: its CUDA graph failed: {self.failure}"
+        )
+
+    def _held(self, trains: bool) -> list[Graph]:
+        return [graph for graph in self._graphs.values() if graph.trains == trains]
+
+    def _due(self, key: Hashable, trains: bool, x: Tensor) -> bool:
+        """Count a call; whether a graph is to be recorded in it, for which there is room then."""
+        if len(self._calls) > 1000:
+            self._calls.clear()
+        self._calls[key] += 1
+        if trains:
             before, calls = self._row
             self._row = key, calls + 1 if key == before else 1
-            self._rows += key != before
-            needed = FIRST_CALLS if self._rows == 1 else LATER_CALLS
-            due = self._row[1] >= needed
-        else:
-            if len(self._calls) > 1000:
-                self._calls.clear()
-            self._calls[key] += 1
-            held = sum(not graph.trains for graph in self._graphs.values())
-            due = self._calls[key] >= FIRST_CALLS and held < MOST_INFERENCE
-        most = MOST_RECORDINGS + self._replays // LATER_CALLS
-        if key in self._graphs or not due or self._recordings >= most:
+            self._several |= before not in (None, key)
+        needed = LATER_CALLS if trains and self._several else FIRST_CALLS
+        allowed = MOST_RECORDINGS + self._replays // MANY_CALLS
+        if key in self._graphs or self._calls[key] < needed or self._recordings >= allowed:
             return False
-        if backward:  # the new graph gets the memory of the one before
+        if x.numel() >= self._too_large[trains] or (trains and self._busy):
+            return False
+        held = self._held(trains)
+        full = len(held) >= self._most[trains]
+        if not trains:
+            return not full
+        if full and self._row[1] < MANY_CALLS:
+            return False
+        # A larger one would find no room among what the others have, but they do in what it has: so
+        # it comes first, and they again after it.
+        if full or all(x.numel() > graph.x.numel() for graph in held):
             self._graphs = {k: g for k, g in self._graphs.items() if not g.trains}
+            self._memory = object()
         return True
