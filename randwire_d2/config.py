@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
 from .config_files import config_path
-from .text import one_line
+from .text import no_python, one_line
 from .wiring import NetworkGenerator, NetworkSpec
 from .wiring.limits import MOST_CHARACTERS
 from .yaml_tags import check_yaml, compose_yaml
@@ -73,6 +73,9 @@ def add_randwire_config(cfg: CfgNode) -> None:
     # launches as one CUDA graph: the same results, in less of the host's time. It takes memory that
     # a training leaves free.
     node.CUDA_GRAPHS = True
+    # Of a LazyConfig's run: the detector, as ``modeling.lazy_detector`` says, if META_ARCHITECTURE
+    # is LazyDetector.
+    cfg.MODEL.LAZY = ""
 
 
 def add_engine_config(cfg: CfgNode) -> None:
@@ -238,9 +241,7 @@ def drawn_network(cfg: CfgNode) -> str:
 
 def set_spec(cfg: CfgNode, spec: NetworkSpec) -> None:
     """Make a network that was drawn already the config's (MODEL.RANDWIRE.SPEC)."""
-    # Indented below an empty line, it is still JSON, but no Python: yacs evaluates a text that is
-    # when it reads the config from a file, and refuses the dict that it gets.
-    cfg.MODEL.RANDWIRE.SPEC = f"\n {spec.to_json()}"
+    cfg.MODEL.RANDWIRE.SPEC = no_python(spec.to_json())
 
 
 def merge_config(cfg: CfgNode, config_file: str | os.PathLike[str], opts: Sequence[str]) -> None:

@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def detector_file(self) -> Path:
+        """What a config.yaml says in YAML's keys that is a LazyConfig's."""
+        return self.path / "detector.yaml"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.json"
 
@@ -161,11 +166,14 @@ class RunFolder:
         """
         path = _existing(self.config_file, "config.yaml of an OUTPUT_DIR")
         if any(line.startswith(b"optimizer:") for line in path.read_bytes().splitlines()):
-            raise ValueError(
-                f"{path} is a LazyConfig's, which is Python and not read: put the config.yaml of "
-                "the same detector in YAML, as tools/train_net.py writes it, beside a copy of the "
-                "checkpoint in another folder"
-            )
+            if not self.detector_file.is_file():
+                raise ValueError(
+                    f"{path} is a LazyConfig's, which is Python and not read, and there is no "
+                    f"{self.detector_file.name} beside it: the log says why not, or it is of an "
+                    "older version; then tools/lazyconfig_train_net.py --eval-only leaves one in "
+                    "the folder of its evaluation"
+                )
+            path = self.detector_file
         return _read_config(str(path), path.stat().st_mtime_ns).clone()
 
     def metrics(self) -> Metrics:

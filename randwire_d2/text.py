@@ -21,3 +21,10 @@ def one_line(text: object, most: int = _MOST) -> str:
     """A text, such as another library's error, or its beginning; of what is printed only."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[: 8 * most]).split())
     return line if len(line) <= most else f"{line[: most - 2]} …"
+
+
+def no_python(json: str) -> str:
+    """JSON as the value of a config's key: indented below an empty line, it is still JSON, but no
+    Python. Yacs evaluates a text that is when it reads a file, and refuses the dict that it gets.
+    """
+    return f"\n {json}"

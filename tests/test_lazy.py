@@ -28,7 +28,7 @@ from torch.utils.data import Dataset, IterableDataset
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire
 from randwire_d2.config import detector_config, merge_file
 from randwire_d2.data.shapes import CLASSES
-from randwire_d2.engine.lazy import load_lazy_config
+from randwire_d2.engine.lazy_config import load_lazy_config
 from randwire_d2.engine.lazy_loader import lazy_train_loader
 from randwire_d2.engine.train_loader import TrainLoader, detection_train_loader
 from randwire_d2.runs import RunFolder
@@ -330,6 +330,19 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
         (["train.max_iter=0"], "train.max_iter must be at least 1; got 0"),
         (["train.skip_nonfinite=-1"], "train.skip_nonfinite must be at least 0; got -1"),
         (["train.hang_timeout=no"], "train.hang_timeout must be at least 1; got 'no'"),
+        (["train.ema.decay=1"], "train.ema.decay must be within 0 … 1, and less than 1; got 1"),
+        (["train.ema.deca=0.5"], "train.ema.deca is unknown; did you mean 'decay'"),
+        (["train.ema=0.5"], "train.ema must have keys, decay; got 0.5"),
+        (
+            ["train.patience=2", "train.eval_period=0"],
+            "train.patience 2 .* as train.eval_period is",
+        ),
+        (
+            ["train.patience=2", "dataloader.evaluator=null"],
+            "train.patience 2 needs a dataloader.eval",
+        ),
+        (["train.best_metric=segm/AP"], "train.best_metric: no evaluation gives .* bbox/AP50"),
+        (["train.log_period=null"], "train.log_period has no value"),
         (["train.checkpointer.period=0"], "train.checkpointer.period must be at least 1; got 0"),
         (["train.max_iter=[5"], "the command line's path.key=value: .*'.5'"),
         (["train.max_iter.x=1"], "the command line's path.key=value: .*train.max_iter"),

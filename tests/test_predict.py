@@ -189,7 +189,7 @@ def test_a_run_gives_its_best_checkpoint_and_old_ones_its_config(
     with pytest.raises(ValueError, match=r"holds no config.*config\.yaml of its run"):
         load_detector(tmp_path)
     (tmp_path / "config.yaml").write_text("optimizer:\n  _target_: !!python/name:torch.optim.SGD\n")
-    with pytest.raises(ValueError, match=r"config\.yaml is a LazyConfig's.*in YAML"):
+    with pytest.raises(ValueError, match=r"config\.yaml is a LazyConfig's.*detector\.yaml"):
         load_detector(tmp_path)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     old = load_detector(tmp_path)

@@ -182,14 +182,16 @@ LAZY = [
     "dataloader.test.mapper.augmentations.0.short_edge_length=64", "dataloader.test.num_workers=0",
     "lr_multiplier.warmup_length=0.5", "train.device=cpu", "train.init_checkpoint=''",
     "train.max_iter=12", "train.checkpointer.period=3", "train.eval_period=3", "train.log_period=1",
+    "train.ema.decay=0.5",
 ]  # fmt: skip
 
 
 @pytest.mark.slow
 def test_a_lazy_config_killed_anywhere_ends_the_same(tmp_path: Path) -> None:
-    """Wrong: a bit of the weights, momentum, losses or evaluations is another, if the training of a
-    LazyConfig was killed, with or without workers, when it wrote a checkpoint, or in the evaluation
-    after one; or its seed, which was drawn, is not taken from the checkpoint."""
+    """Wrong: a bit of the weights, momentum, average, best checkpoint, losses or evaluations is
+    another, if the training of a LazyConfig was killed, with or without workers, when it wrote a
+    checkpoint, or in the evaluation after one; or its seed, which was drawn, is not taken from the
+    checkpoint."""
     tool, whole, resumed = "lazyconfig_train_net.py", tmp_path / "whole", tmp_path / "resumed"
     data, workers = draw_boxes(tmp_path / "boxes"), "dataloader.train.num_workers={}".format
     before, given = REGISTER.format(folder=data), [*LAZY, workers(0), f"train.output_dir={whole}"]
@@ -212,7 +214,9 @@ def test_a_lazy_config_killed_anywhere_ends_the_same(tmp_path: Path) -> None:
         assert "Starting training from" in killed.said, moment
     run_tool(tool, *given, workers(2), log=log, before=before)
 
-    assert_equal(checkpoints(resumed), checkpoints(whole))
+    files = checkpoints(whole)
+    assert "model_best.pth" in files and "ema" in files["model_final.pth"]
+    assert_equal(checkpoints(resumed), files)
     since = {i: values for i, values in metrics(whole).items() if i >= 2}
     assert_equal(metrics(resumed), since)
     assert any("bbox/AP" in values for values in since.values())

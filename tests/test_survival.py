@@ -46,7 +46,8 @@ from randwire_d2.data.patience import DiskGone, PatientMapper
 from randwire_d2.engine import argument_parser, check_output, load_config, train_or_evaluate
 from randwire_d2.engine.failures import explained
 from randwire_d2.engine.finite import FiniteTrainer, FiniteWeights
-from randwire_d2.engine.lazy import load_lazy_config, run_lazy
+from randwire_d2.engine.lazy import run_lazy
+from randwire_d2.engine.lazy_config import load_lazy_config
 from randwire_d2.engine.lock import locked
 from randwire_d2.engine.saving import PeriodicCheckpointer, PeriodicWriter
 from randwire_d2.engine.slurm import Task

@@ -26,6 +26,13 @@ train.init_checkpoint = "output/imagenet/randwire_c109_100ep/backbone.pth"
 train.skip_nonfinite = 0
 # With several processes, the seconds after which an iteration that waits for images hangs:
 train.hang_timeout = 600
+# What model_best.pth is best in, by its name in metrics.json; if not 0, so many evaluations that do
+# not improve it end the training:
+train.best_metric = "bbox/AP"
+train.patience = 0
+# If not 0, evaluations test an average of the weights, which keeps this part of itself (0.999, say)
+# in each iteration:
+train.ema = {"decay": 0.0}
 # What images, augmentation and the network draw is a function of it; -1 for a drawn one:
 train.seed = -1
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 
-from ..engine.lazy import load_lazy_config, run_lazy
+from ..engine.lazy import run_lazy
+from ..engine.lazy_config import load_lazy_config
 from ..engine.slurm import add_slurm_arguments
 from .frame import framed, task_of, training, training_parser
 

@@ -17,6 +17,7 @@ from torch import nn
 from ..checksum import is_whole
 from ..config import is_classifier
 from ..runs import RunFolder
+from .keys import YAML_KEYS, Keys
 
 # By task, what COCOEvaluator finds.
 _COCO = {
@@ -111,15 +112,16 @@ class BestCheckpointer(hooks.BestCheckpointer):
     Args:
         cfg: the training's.
         model: what is evaluated.
+        keys: of the config, for messages.
 
     It belongs into the main process alone, after the hook that writes metrics.json.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
+    def __init__(self, cfg: CfgNode, model: nn.Module, keys: Keys = YAML_KEYS) -> None:
         metric = best_metric(cfg)
         mode = "min" if is_loss(metric) else "max"
         super().__init__(cfg.TEST.EVAL_PERIOD, self, metric, mode)
-        self._model = model
+        self._model, self._keys = model, keys
         self._checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
         self._run = RunFolder(cfg.OUTPUT_DIR)
         self._before = f"{self._run.best_checkpoint}.before"
@@ -165,7 +167,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         elif found and not self._warned:
             self._warned = True
             logger.warning(
-                f"SOLVER.BEST_METRIC: no evaluation gives {self._val_metric!r}, so there is no "
+                f"{self._keys.metric}: no evaluation gives {self._val_metric!r}, so there is no "
                 f"model_best.pth; they give {', '.join(found)}"
             )
 
@@ -186,26 +188,26 @@ class Patience(hooks.HookBase):
     It belongs behind all other hooks, as it leaves the loop.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
-        self._cfg = cfg
+    def __init__(self, cfg: CfgNode, keys: Keys = YAML_KEYS) -> None:
+        self._cfg, self._keys = cfg, keys
 
     def after_step(self) -> None:
         trainer, iterations = self.trainer, self.trainer.iter + 1
         if iterations % self._cfg.TEST.EVAL_PERIOD or iterations == trainer.max_iter:
             return
-        if is_exhausted(self._cfg, iterations):
+        if is_exhausted(self._cfg, iterations, self._keys):
             trainer.checkpointer.save("model_final", iteration=trainer.iter)
             trainer.iter = trainer.max_iter = iterations
             raise TrainingStopped
 
 
-def is_exhausted(cfg: CfgNode, end: int) -> bool:
+def is_exhausted(cfg: CfgNode, end: int, keys: Keys = YAML_KEYS) -> bool:
     """Whether a training has lost its patience before iteration ``end``; in all processes, the main
     one says it, with a line in the log."""
-    return bool(comm.all_gather(comm.is_main_process() and _is_exhausted(cfg, end))[0])
+    return bool(comm.all_gather(comm.is_main_process() and _is_exhausted(cfg, end, keys))[0])
 
 
-def _is_exhausted(cfg: CfgNode, end: int) -> bool:
+def _is_exhausted(cfg: CfgNode, end: int, keys: Keys) -> bool:
     # From the file, as what counts of it is known there, whatever was killed and resumed.
     metric, run = best_metric(cfg), RunFolder(cfg.OUTPUT_DIR)
     iterations = [iteration for iteration, _ in run.evaluations(metric, end)]
@@ -214,7 +216,7 @@ def _is_exhausted(cfg: CfgNode, end: int) -> bool:
     if since < cfg.SOLVER.PATIENCE:
         return False
     logger.info(
-        f"{metric} has not improved for {since} evaluations, SOLVER.PATIENCE: the training ends "
+        f"{metric} has not improved for {since} evaluations, {keys.patience}: the training ends "
         f"after {end} iterations"
     )
     return True

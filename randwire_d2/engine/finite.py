@@ -5,7 +5,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..checkpoint import RandWireCheckpointer
+from .keys import YAML_KEYS, Keys
 
 SPIKE = 5.0  # times the median loss
 WINDOW = 100  # iterations of the median, and from one line in the log to the next
@@ -20,23 +21,6 @@ FEW = 20  # iterations without a median that means something
 NAMED = 8  # images in a message; a batch may have hundreds
 
 logger = logging.getLogger(__name__)
-
-
-class Keys(NamedTuple):
-    """What a training's config calls the ways out.
-
-    Attributes:
-        skip: the number of steps that are skipped.
-        lower: what to do about the gradients.
-    """
-
-    skip: str
-    lower: str
-
-
-YAML_KEYS = Keys(
-    "SOLVER.SKIP_NONFINITE", "lower SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True"
-)
 
 
 class _NotFinite(Exception):

@@ -13,6 +13,7 @@ from detectron2.evaluation import verify_results
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
@@ -110,20 +111,27 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Traine
     cfg = comm.all_gather(evaluation_config(cfg, args.resume))[0]
     setup(cfg, args)
     model = trainer_class.build_model(cfg)
-    rest = RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
-    if cfg.SOLVER.EMA.DECAY and EMA_KEY in rest:  # what the training's own evaluations tested
-        model.load_state_dict(rest[EMA_KEY])
-        logger.info("SOLVER.EMA: what is evaluated is the average of the weights")
+    load_tested_weights(model, cfg)
     results = trainer_class.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(trainer_class.test_with_TTA(cfg, model))
     if comm.is_main_process():
-        _write_results(cfg, results)
+        write_results(cfg, results)
         verify_results(cfg, results)
     return results
 
 
-def _write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+def load_tested_weights(model: nn.Module, cfg: CfgNode) -> None:
+    """Load MODEL.WEIGHTS as a training's own evaluations tested them: with SOLVER.EMA the
+    average."""
+    rest = RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+    if cfg.SOLVER.EMA.DECAY and EMA_KEY in rest:
+        model.load_state_dict(rest[EMA_KEY])
+        logger.info("With EMA, what is evaluated is the average of the weights")
+
+
+def write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """Write the results.json of an evaluation into its folder."""
     by_task: dict[str, dict[str, float]] = {}
     for name, value in flatten_results_dict(results).items():
         task, metric = name.rsplit("/", 1)

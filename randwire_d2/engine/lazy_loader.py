@@ -12,10 +12,10 @@ from detectron2.data.samplers import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch.utils.data import IterableDataset
 
+from .lazy_yaml import target_of
 from .signals import guard_workers
 from .train_loader import TrainLoader, warn_of_first_images
 
@@ -54,19 +54,13 @@ def lazy_train_loader(call: DictConfig, seed: int) -> Any:
 
 def _why_unrepeatable(call: DictConfig) -> str:
     """What keeps a LazyCall from being a ``TrainLoader``; "" if nothing does."""
-    if _target(call) is not build_detection_train_loader:
+    if target_of(call) is not build_detection_train_loader:
         return "is not Detectron2's build_detection_train_loader"
     others = set(map(str, call)) - {"_target_", "sampler", *_ARGUMENTS}
     if set_others := sorted(key for key in others if call[key] is not None):
         return f"sets {', '.join(set_others)}"
     if call.get("mapper") is None:
         return "has no mapper"
-    if call.get("sampler") is not None and _target(call.sampler) not in _SAMPLERS:
+    if call.get("sampler") is not None and target_of(call.sampler) not in _SAMPLERS:
         return "has a sampler that is not one of Detectron2's"
     return ""
-
-
-def _target(call: Any) -> Any:
-    """What a LazyCall calls; None of anything else."""
-    target = call.get("_target_") if isinstance(call, DictConfig) else None
-    return locate(target) if isinstance(target, str) else target

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from fvcore.common.checkpoint import Checkpointer
 from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
 
@@ -54,15 +53,11 @@ class StopOnSignal(HookBase):
 
     It belongs ahead of the hooks that evaluate.
 
-    Args:
-        checkpointer: that of a trainer which has none for an attribute.
-
     Raises:
         Interrupted: in all processes, once the checkpoint is written.
     """
 
-    def __init__(self, checkpointer: Checkpointer | None = None) -> None:
-        self._checkpointer = checkpointer
+    def __init__(self) -> None:
         self._got = 0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -83,8 +78,7 @@ class StopOnSignal(HookBase):
         trainer.iter -= 1  # the last that was done
         name = f"model_{trainer.iter:07d}"  # as PeriodicCheckpointer's
         if trainer.iter >= trainer.start_iter:
-            checkpointer = self._checkpointer or trainer.checkpointer
-            checkpointer.save(name, iteration=trainer.iter)
+            trainer.checkpointer.save(name, iteration=trainer.iter)
         logger.warning(
             f"{signal.Signals(number).name} ends the training after {trainer.iter + 1} iterations; "
             "--resume goes on"

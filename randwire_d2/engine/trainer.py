@@ -1,8 +1,6 @@
 """The trainer: Detectron2's, with this project's checkpoints, for GPUs and CPUs."""
 
-import logging
 import os
-import shlex
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -36,7 +34,6 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
-from ..command import in_users_words
 from ..data.classes import class_entries
 from ..data.patience import PatientMapper
 from ..modeling.stage import RandWireStage
@@ -45,14 +42,13 @@ from .best import (
     BestCheckpointer,
     Patience,
     TrainingStopped,
-    best_evaluation,
-    best_metric,
     is_exhausted,
 )
+from .conclusion import conclude, predict_command
 from .ema import AveragedWeights, AverageWeights
 from .finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
+from .keys import YAML_KEYS, Keys
 from .random_state import random_state_kept
-from .report import write_report
 from .resumption import EndOnce, FinishIteration, resumption_hooks
 from .saving import PeriodicCheckpointer, PeriodicWriter, save_end
 from .shadow_steps import ShadowSteps
@@ -60,8 +56,6 @@ from .signals import StopOnSignal, guard_workers
 from .train_loader import detection_train_loader
 from .validation import detection_loss_loader, detection_losses, mean_losses
 from .watch import ReportProgress
-
-logger = logging.getLogger(__name__)
 
 # By a data set's ``evaluator_type``, as in Detectron2's tools/train_net.py: its package, and so its
 # DefaultTrainer, has no such choice.
@@ -113,6 +107,25 @@ def share_statistics(model: torch.nn.Module) -> None:
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
+
+
+def settle_start(trainer: Any, cfg: CfgNode, keys: Keys = YAML_KEYS) -> None:
+    """What follows from the checkpoint that was loaded: the average's first weights, what is kept,
+    and the end of a training that had ended already, or was killed just ahead of it.
+
+    Args:
+        trainer: has loaded it, and knows its start_iter; its max_iter may change.
+        keys: of the config, for messages.
+    """
+    if trainer.average is not None:
+        trainer.average.begin(trainer.checkpointer.model)
+    if trainer.start_iter:
+        for hook in trainer._hooks:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.recent_checkpoints = [trainer.checkpointer.newest]
+        if cfg.SOLVER.PATIENCE and is_exhausted(cfg, trainer.start_iter, keys):
+            trainer.max_iter = trainer.start_iter
+    save_end(trainer.checkpointer, trainer.start_iter, trainer.max_iter)
 
 
 class Trainer(DefaultTrainer):
@@ -254,45 +267,16 @@ class Trainer(DefaultTrainer):
 
     def conclude(self) -> None:
         """What the main process does at the end of a training."""
-        output = self.cfg.OUTPUT_DIR
-        try:
-            write_report(output, output)
-        # Whatever it is: the training went well, and its files are there.
-        except Exception as e:
-            logger.warning(f"There is no report of {output}: {' '.join(f'{e!r}'.split())}")
-        logger.info(f"{self._outcome()} Next: {self.next_command()}")
-
-    def _outcome(self) -> str:
-        run, metric = RunFolder(self.cfg.OUTPUT_DIR), best_metric(self.cfg)
-        outcome = f"The training has ended after {self.iter} iterations, {run.final_checkpoint}"
-        best = best_evaluation(run, metric)
-        if best is not None:
-            _, last = run.evaluations(metric)[-1]
-            outcome += (
-                f": {metric} {last:.1f}; the best, {best[1]:.1f} at iteration {best[0]}, is "
-                f"{run.best_checkpoint}"
-            )
-        return f"{outcome}."
+        conclude(self.cfg, self.iter, self.next_command)
 
     def next_command(self) -> str:
         """The command that makes use of a training that has ended."""
-        output = os.path.normpath(self.cfg.OUTPUT_DIR)
-        predictions = os.path.join(output, "predictions")
-        command = ["python", "tools/predict.py", output, "images/", "--output", predictions]
-        return in_users_words(shlex.join(command))
+        return predict_command(self.cfg.OUTPUT_DIR)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth."""
         super().resume_or_load(resume)
-        if self.average is not None:
-            self.average.begin(self.checkpointer.model)
-        if self.start_iter:
-            for hook in self._hooks:
-                if isinstance(hook, hooks.PeriodicCheckpointer):
-                    hook.recent_checkpoints = [self.checkpointer.newest]
-            if self.cfg.SOLVER.PATIENCE and is_exhausted(self.cfg, self.start_iter):
-                self.max_iter = self.start_iter
-        save_end(self.checkpointer, self.start_iter, self.max_iter)
+        settle_start(self, self.cfg)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:

@@ -4,6 +4,7 @@ The paper's recipes are the files in configs/. One is compared as it would be tr
 batch: the rate, the warm-up and the schedule scaled as the trainers scale them.
 """
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from detectron2.engine import DefaultTrainer
 from ..config import classifier_config, family, flat, is_classifier, merge_config
 from ..config_files import CONFIGS
 from ..engine import scale_schedule
+from ..modeling import LazyDetector
 from .paper import TABLE_2, TABLE_3, TABLE_4, TABLE_5, Classification, Detection
 
 IMAGENET_IMAGES = 1_281_167  # in an epoch of configs/imagenet
@@ -38,6 +40,12 @@ NO_RECIPE = re.compile(
 # computes, and what only a training reads.
 TEST_KEY = re.compile(r"(?!TEST\.PRECISE_BN\.)(.*[._])?TEST([._].*)?")
 TRAINING_KEY = re.compile(r"SOLVER\..*|DATALOADER\..*|MODEL\.WEIGHTS|(.*[._])?TRAIN([._].*)?")
+
+
+# What the config of a LazyConfig's run knows; its other keys are defaults.
+_LAZY_KEY = re.compile(
+    r"INPUT\.(FORMAT|\w+_TEST)|MODEL\.(META_ARCHITECTURE|RANDWIRE\..*)|SOLVER\.(IMS_PER_BATCH|MAX_ITER)"
+)
 
 
 class _Row(NamedTuple):
@@ -130,6 +138,11 @@ def read_recipe(cfg: CfgNode) -> Recipe:
         for key, value in flat(cfg)
         if not NO_RECIPE.fullmatch(key) and not key.startswith(tuple(unread))
     }
+    if cfg.MODEL.LAZY:
+        recipe = {key: value for key, value in recipe.items() if _LAZY_KEY.fullmatch(key)}
+        recipe["MODEL.LAZY"] = hashlib.sha256(cfg.MODEL.LAZY.encode()).hexdigest()[:12]
+        # No other training is known to have the same optimizer, schedule and augmentation.
+        recipe["SOLVER.LAZY"] = cfg.OUTPUT_DIR
     # Not which ones: each seed may have its own.
     return {**recipe, "MODEL.WEIGHTS": "given" if cfg.MODEL.WEIGHTS else "none"}
 
@@ -180,6 +193,9 @@ def _compare(row: _Row, recipe: Recipe, configs: Path) -> Reference:
             unknown=f"{path}, the paper's recipe, does not exist: name a folder that "
             "holds it with --configs",
         )
+    if recipe["MODEL.META_ARCHITECTURE"] == LazyDetector.__name__:
+        reason = "its recipe is in a LazyConfig, which is Python and not read"
+        return Reference(row.table, row.printed.accuracies, unknown=reason)
     wanted = _paper_recipe(str(path), row.options, recipe["SOLVER.IMS_PER_BATCH"])
     differences = tuple(
         Difference(key, str(recipe.get(key, "not read")), str(wanted.get(key, "not read")))

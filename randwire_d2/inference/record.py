@@ -22,6 +22,11 @@ _RECIPE = (
 )  # fmt: skip
 _STEPS = ("SOLVER.STEPS", "SOLVER.GAMMA")
 _DETECTORS = ("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST")
+# Of a LazyConfig; its file alone has the rest.
+_LAZY = (
+    "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.EMA.DECAY", "SOLVER.AMP.ENABLED",
+    "MODEL.BACKBONE.FREEZE_AT", "SEED", "MODEL.RANDWIRE.NORM", "INPUT.MIN_SIZE_TEST",
+)  # fmt: skip
 _CLASSIFIERS = (
     "INPUT.TRAIN_CROP_SIZE", "INPUT.TEST_CROP_SIZE", "MODEL.CLASSIFIER.LABEL_SMOOTHING",
     "MODEL.CLASSIFIER.DROPOUT",
@@ -83,6 +88,7 @@ def _recipe(cfg: CfgNode) -> dict[str, object]:
     norm = (f"MODEL.{node}.NORM",) if (node := family(cfg)) else ()
     steps = _STEPS if "Step" in cfg.SOLVER.LR_SCHEDULER_NAME else ()
     keys = (*_RECIPE, *steps, *norm, *(_CLASSIFIERS if is_classifier(cfg) else _DETECTORS))
+    keys = _LAZY if cfg.MODEL.LAZY else keys
     values = {key: reduce(lambda node, part: node[part], key.split("."), cfg) for key in keys}
     return {"starts from": start or "random weights", **values}
 
@@ -132,7 +138,8 @@ def _command(log: str, cfg: CfgNode) -> str:
             continue
         if given.get("eval_only"):
             continue
-        command = [f"tools/{'pretrain_imagenet' if is_classifier(cfg) else 'train_net'}.py"]
+        tool = "pretrain_imagenet" if is_classifier(cfg) else "train_net"
+        command = [f"tools/{'lazyconfig_train_net' if cfg.MODEL.LAZY else tool}.py"]
         for name in ("config_file", "data", "data_val"):
             if given.get(name):
                 command += [f"--{name.replace('_', '-')}", str(given[name])]

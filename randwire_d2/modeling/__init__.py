@@ -8,13 +8,16 @@ from .backbone import (
 )
 from .classifier import RandWireClassifier
 from .image_classifier import ImageClassifier, build_network
+from .lazy_detector import LAZY_PART_REGISTRY, LazyDetector, describe_lazily
 from .node import NODE_OP_REGISTRY, Node
 from .stage import ConvStage, RandWireStage
 
 __all__ = [
+    "LAZY_PART_REGISTRY",
     "NODE_OP_REGISTRY",
     "ConvStage",
     "ImageClassifier",
+    "LazyDetector",
     "Node",
     "RandWire",
     "RandWireClassifier",
@@ -23,4 +26,5 @@ __all__ = [
     "build_randwire_backbone",
     "build_randwire_fpn_backbone",
     "build_randwire_retinanet_fpn_backbone",
+    "describe_lazily",
 ]

@@ -1,0 +1,33 @@
+"""What a training's config calls what its messages name."""
+
+from typing import NamedTuple
+
+
+class Keys(NamedTuple):
+    """The keys of a kind of config.
+
+    Attributes:
+        skip: the number of steps that are skipped.
+        lower: what to do about the gradients.
+        metric: what the best checkpoint is best in.
+        patience: the number of evaluations without a better one that end a training.
+    """
+
+    skip: str
+    lower: str
+    metric: str
+    patience: str
+
+
+YAML_KEYS = Keys(
+    skip="SOLVER.SKIP_NONFINITE",
+    lower="lower SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True",
+    metric="SOLVER.BEST_METRIC",
+    patience="SOLVER.PATIENCE",
+)
+LAZY_KEYS = Keys(
+    skip="train.skip_nonfinite",
+    lower="lower optimizer.lr",
+    metric="train.best_metric",
+    patience="train.patience",
+)

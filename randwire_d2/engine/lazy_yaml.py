@@ -1,0 +1,149 @@
+"""What a LazyConfig says, in YAML's keys: for all that trainings of both kinds share, and for what
+reads a run when it has ended."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import reduce
+from operator import getitem
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..checkpoint import find_preprocessing
+from ..config import detector_config, set_spec
+from ..data.patience import PatientMapper
+from ..modeling import LazyDetector, RandWire, describe_lazily
+
+# What a LazyConfig's value is in YAML.
+_KEYS = {
+    "dataloader.train.total_batch_size": "SOLVER.IMS_PER_BATCH",
+    "train.amp.enabled": "SOLVER.AMP.ENABLED",
+    "train.best_metric": "SOLVER.BEST_METRIC",
+    "train.checkpointer.max_to_keep": "SOLVER.CHECKPOINTS_TO_KEEP",
+    "train.checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
+    "train.cudnn_benchmark": "CUDNN_BENCHMARK",
+    "train.device": "MODEL.DEVICE",
+    "train.ema.decay": "SOLVER.EMA.DECAY",
+    "train.eval_period": "TEST.EVAL_PERIOD",
+    "train.hang_timeout": "SOLVER.HANG_TIMEOUT",
+    "train.init_checkpoint": "MODEL.WEIGHTS",
+    "train.max_iter": "SOLVER.MAX_ITER",
+    "train.output_dir": "OUTPUT_DIR",
+    "train.patience": "SOLVER.PATIENCE",
+    "train.seed": "SEED",
+    "train.skip_nonfinite": "SOLVER.SKIP_NONFINITE",
+}
+
+
+def yaml_config(cfg: DictConfig) -> CfgNode:
+    """The training of a LazyConfig: schedule, evaluations, checkpoints, folder and data sets, but
+    not the detector, learning rate or augmentation. No value is checked."""
+    own = detector_config()
+    for lazy, key in _KEYS.items():
+        if (value := OmegaConf.select(cfg, lazy)) is not None:
+            *nodes, name = key.split(".")
+            reduce(getitem, nodes, own)[name] = value
+    own.DATASETS.TRAIN = tuple(datasets_of(cfg, "train"))
+    tests = datasets_of(cfg, "test")  # an evaluator is of one: of several its metrics are unknown
+    own.DATASETS.TEST = tuple(tests) if len(tests) == 1 else ()
+    return own
+
+
+def datasets_of(cfg: DictConfig, split: str) -> list[str]:
+    """The names of the data sets of a LazyConfig's ``dataloader.train`` or ``dataloader.test``."""
+    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names", default=())
+    return [names] if isinstance(names, str) else list(names)
+
+
+def target_of(call: Any) -> Any:
+    """What a LazyCall calls; None of anything else."""
+    target = call.get("_target_") if isinstance(call, DictConfig) else None
+    return locate(target) if isinstance(target, str) else target
+
+
+def finds_coco_metrics(cfg: DictConfig) -> bool:
+    """Whether a LazyConfig's evaluator is Detectron2's COCOEvaluator."""
+    return target_of(OmegaConf.select(cfg, "dataloader.evaluator")) is COCOEvaluator
+
+
+@contextmanager
+def in_lazy_words() -> Iterator[None]:
+    """Around checks of what ``yaml_config`` returned: their errors name the LazyConfig's keys."""
+    try:
+        yield
+    except ValueError as e:
+        said = str(e)
+        for lazy, key in _KEYS.items():
+            said = said.replace(key, lazy)
+        raise ValueError(said) from e
+
+
+def add_tasks(own: CfgNode, model: nn.Module) -> None:
+    """Note in a config what a detector finds: boxes, and perhaps masks or keypoints."""
+    heads = getattr(model, "roi_heads", None)
+    own.MODEL.MASK_ON = bool(getattr(heads, "mask_on", False))
+    own.MODEL.KEYPOINT_ON = bool(getattr(heads, "keypoint_on", False))
+
+
+def add_detector(own: CfgNode, cfg: DictConfig, model: nn.Module) -> CfgNode:
+    """A config with the detector of a LazyConfig and the images of its tests: with it and the
+    weights a checkpoint is a whole model. ``own`` stays as it is.
+
+    Args:
+        own: what ``yaml_config`` returned.
+        model: what the LazyConfig builds.
+
+    Raises:
+        ValueError: no YAML can say so; one line.
+    """
+    if not isinstance(model, GeneralizedRCNN | DenseDetector):
+        raise ValueError(f"model is a {type(model).__name__}, which is no detector of Detectron2's")
+    described = own.clone()
+    described.MODEL.META_ARCHITECTURE = LazyDetector.__name__
+    described.MODEL.LAZY = describe_lazily(cfg.model)
+    backbones = [m for m in model.modules() if isinstance(m, RandWire)]
+    if len(backbones) != 1:
+        raise ValueError(f"model has {len(backbones)} RandWires, not one")
+    options = backbones[0].options()
+    described.MODEL.BACKBONE.NAME = "build_randwire_backbone"
+    described.MODEL.BACKBONE.FREEZE_AT = options.pop("freeze_at")
+    described.MODEL.RANDWIRE.update({key.upper(): value for key, value in options.items()})
+    set_spec(described, backbones[0].spec)
+    add_tasks(described, model)
+    number = getattr(model, "roi_heads", model).num_classes
+    described.MODEL.ROI_HEADS.NUM_CLASSES = described.MODEL.RETINANET.NUM_CLASSES = number
+    predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
+    most = predictors[-1].test_topk_per_image if predictors else model.max_detections_per_image
+    described.TEST.DETECTIONS_PER_IMAGE = most
+    preprocessing = find_preprocessing(model)
+    assert preprocessing is not None
+    described.merge_from_list(preprocessing.options)
+    _add_test_images(described, OmegaConf.select(cfg, "dataloader.test.mapper"))
+    return described
+
+
+def _add_test_images(described: CfgNode, mapper: Any) -> None:
+    if target_of(mapper) not in (DatasetMapper, PatientMapper):
+        raise ValueError("dataloader.test.mapper is not Detectron2's DatasetMapper")
+    resizes = list(mapper.augmentations)
+    if len(resizes) != 1 or target_of(resizes[0]) is not ResizeShortestEdge:
+        raise ValueError("dataloader.test.mapper.augmentations is not one ResizeShortestEdge")
+    others = set(map(str, resizes[0])) - {"_target_", "short_edge_length", "max_size"}
+    size = resizes[0].short_edge_length
+    if others or not isinstance(size, int):
+        raise ValueError(
+            "dataloader.test.mapper.augmentations.0 is not of one short_edge_length, and max_size"
+        )
+    node = described.INPUT
+    node.FORMAT, node.MIN_SIZE_TEST = str(mapper.image_format), size
+    node.MAX_SIZE_TEST = resizes[0].get("max_size", sys.maxsize)

@@ -1,0 +1,324 @@
+"""What a LazyConfig's training leaves: whole detectors, the best checkpoint, averaged weights, an
+early end; by the code of YAML's."""
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
+from detectron2.engine import default_argument_parser
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import StandardROIHeads
+from helpers import assert_equal, run_tool
+from omegaconf import DictConfig
+from test_lazy import CONFIGS, DATA, FASTER, LAZY, SMALL, TOOL, both
+from test_survival import batches
+from torch import nn
+
+from randwire_d2 import NetworkGenerator, RandWire, load_detector
+from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
+from randwire_d2.config import detector_config, set_spec
+from randwire_d2.data.classes import class_entries
+from randwire_d2.data.shapes import CLASSES
+from randwire_d2.engine import lazy
+from randwire_d2.engine.lazy_config import load_lazy_config
+from randwire_d2.engine.lazy_yaml import add_detector, yaml_config
+from randwire_d2.engine.slurm import Task
+from randwire_d2.experiments.results import read_runs
+from randwire_d2.inference.record import sections_of
+from randwire_d2.modeling import LAZY_PART_REGISTRY, LazyDetector, describe_lazily
+from randwire_d2.runs import RunFolder
+
+# -------------------------------------------------------------------------------------------------
+# The checkpoint
+# -------------------------------------------------------------------------------------------------
+
+
+def small(name: str) -> DictConfig:
+    lazy = both(name)[1]
+    lazy.model.backbone.bottom_up.fused = "on"
+    lazy.dataloader.test.mapper.augmentations[0].short_edge_length = 64
+    heads = lazy.model.get("roi_heads")
+    for predictor in heads.get("box_predictors", [heads.get("box_predictor")]) if heads else ():
+        predictor.test_score_thresh = 0.0
+    if not heads:
+        lazy.model.test_score_thresh = 0.0
+    return lazy
+
+
+def saved(lazy: DictConfig, folder: Path) -> nn.Module:
+    """The detector of a LazyConfig, whose checkpoint is model.pth, as its training writes it."""
+    model: nn.Module = instantiate(lazy.model).eval()
+    own = add_detector(yaml_config(lazy), lazy, model)
+    classes = class_entries("randwire_shapes_train")
+    RandWireCheckpointer(model, str(folder), cfg=own, **classes).save("model")
+    return model
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name.startswith("retinanet") else pytest.mark.slow)
+        for name in CONFIGS
+    ],
+)
+def test_a_checkpoint_is_the_whole_detector(name: str, tmp_path: Path) -> None:
+    """Wrong: it is another detector than its LazyConfig's, or gets other images."""
+    lazy = small(name)
+    model, detector = saved(lazy, tmp_path), load_detector(tmp_path / "model.pth", "cpu")
+    assert repr(detector.model) == repr(model) and detector.class_names == list(CLASSES)
+    record = DatasetCatalog.get("randwire_shapes_val")[0]
+    given, read = instantiate(lazy.dataloader.test.mapper)(record), detector.read(record)
+    assert torch.equal(read["image"], given["image"])
+    with torch.no_grad():
+        (expected,), (found,) = model([given]), detector.predict([read])
+    expected, found = expected["instances"].get_fields(), found.get_fields()
+    assert len(found["scores"]) == 100 and ("pred_masks" in found) == ("mask" in name)
+    boxes = [fields.pop("pred_boxes").tensor for fields in (found, expected)]
+    assert_equal({**found, "boxes": boxes[0]}, {**expected, "boxes": boxes[1]})
+
+
+@pytest.mark.parametrize("name", ["fcos", "keypoint_rcnn_fpn"])
+def test_detectron2s_other_models_can_be_described(name: str) -> None:
+    """Wrong: a stock detector is refused, or becomes another one."""
+    lazy = model_zoo.get_config(f"common/models/{name}.py").model
+    generator = L(NetworkGenerator)(channels=8, num_nodes=10)
+    out_features = lazy.backbone.bottom_up.out_features
+    lazy.backbone.bottom_up = L(RandWire)(spec=L(generator)(seed=1), out_features=out_features)
+    cfg = detector_config()
+    cfg.MODEL.LAZY = describe_lazily(lazy)
+    set_spec(cfg, NetworkGenerator(channels=8, num_nodes=10)(seed=1))
+    with torch.device("meta"):
+        assert repr(LazyDetector(cfg)) == repr(instantiate(lazy))
+
+
+@pytest.fixture(scope="module")
+def faster() -> tuple[DictConfig, nn.Module]:
+    lazy = small(FASTER)
+    return lazy, instantiate(lazy.model)
+
+
+class OwnHeads(StandardROIHeads):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"model.roi_heads._target_": OwnHeads},
+            "model.roi_heads calls 'OwnHeads', which is not i",
+        ),
+        ({"model.backbone.norm": nn.BatchNorm2d}, "model.backbone.norm is a "),
+        ({"dataloader.test.mapper": print}, "test.mapper is not Detectron2's DatasetMapper"),
+        ({"dataloader.test.mapper.augmentations": []}, "augmentations is not one ResizeShortestE"),
+        ({"dataloader.test.mapper.augmentations.0._target_": T.RandomFlip}, "is not one Resize"),
+        ({"dataloader.test.mapper.augmentations.0.interp": 0}, "augmentations.0 is not of one "),
+        ({"dataloader.test.mapper.augmentations.0.short_edge_length": [1, 2]}, "0 is not of one"),
+    ],
+)
+def test_what_cannot_be_said_without_code_is_named(
+    faster: tuple[DictConfig, nn.Module], change: dict[str, Any], says: str
+) -> None:
+    """Wrong: the checkpoint describes another detector, or other images, without a word."""
+    lazy, model = copy.deepcopy(faster[0]), faster[1]
+    for key, value in change.items():
+        node, _, last = key.rpartition(".")
+        parent: Any = lazy
+        for part in node.split("."):
+            parent = parent[int(part) if part.isdigit() else part]
+        parent[last] = value
+    with pytest.raises(ValueError, match=says) as e:
+        add_detector(yaml_config(lazy), lazy, model)
+    assert "\n" not in str(e.value)
+
+
+def test_a_projects_own_part_joins_with_a_decorator(faster: tuple[DictConfig, nn.Module]) -> None:
+    """Wrong: the way out that the message names is none."""
+    lazy = copy.deepcopy(faster[0])
+    lazy.model.roi_heads._target_ = OwnHeads
+    registered = LAZY_PART_REGISTRY._obj_map
+    LAZY_PART_REGISTRY.register(OwnHeads)
+    try:
+        cfg = detector_config()
+        cfg.MODEL.LAZY = describe_lazily(lazy.model)
+        set_spec(cfg, instantiate(lazy.model.backbone.bottom_up.spec))
+        with torch.device("meta"):
+            assert isinstance(LazyDetector(cfg).roi_heads, OwnHeads)
+    finally:
+        del registered["OwnHeads"]
+
+
+@pytest.mark.parametrize(
+    ("described", "says"),
+    [
+        ('{"_target_": "os.mkdir", "path": "RAN"}', "os.mkdir"),
+        ('{"_target_": "FPN", "bottom_up": [{"_target_": "mkdir", "path": "RAN"}]}', "mkdir"),
+        ('{"_target_": {"_target_": "os.mkdir", "path": "RAN"}}', "os.mkdir"),
+        ('{"_target_": ["os.mkdir"], "path": "RAN"}', "os.mkdir"),
+        ('{"_target_": null}', "None"),
+        ('{"_target_": "RandWire"}', "describes a RandWire, which is no detector"),
+        ('{"_target_": "RandWire", "norm": "os.mkdir"}', ""),
+        ('{"_target_": "GeneralizedRCNN"}', "missing"),
+        ("[1]", "describes a list, which is no detector"),
+        ("[" * 9999, "recursion"),
+        ("{", "MODEL.LAZY is no JSON"),
+    ],
+)
+def test_a_strangers_description_runs_nothing(tmp_path: Path, described: str, says: str) -> None:
+    """Wrong: a checkpoint calls what it names, or its refusal is not one line."""
+    cfg = detector_config()
+    cfg.MODEL.META_ARCHITECTURE = "LazyDetector"
+    cfg.MODEL.LAZY = f"\n {described.replace('RAN', str(tmp_path / 'ran'))}"
+    torch.save({"model": {"x": torch.ones(1)}, "config": cfg.dump()}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth") as e:
+        load_detector(tmp_path / "x.pth", "cpu")
+    assert says in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "ran").exists()
+
+
+# -------------------------------------------------------------------------------------------------
+# The training
+# -------------------------------------------------------------------------------------------------
+
+TRAINING = """
+from pathlib import Path
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+from test_lazy_runs import Told, one_batch
+from test_survival import Norm, batches
+
+dataloader = dict(train=L(batches)(values=[1.0] * 12), test=L(one_batch)(), evaluator=L(Told)())
+lr_multiplier = L(MultiStepParamScheduler)(values=[1.0], milestones=[], num_updates=12)
+model = L(Norm)()
+optimizer = model_zoo.get_config("common/optim.py").SGD
+optimizer.lr = 0.1
+train = dict(device="cpu", checkpointer=dict(period=1), log_period=1, eval_period=2, ddp={},
+             amp=dict(enabled=False), init_checkpoint="", seed=1, max_iter=12)
+"""
+TOLD: list[float] = []  # what the next evaluations find
+TESTED: list[dict[str, Any]] = []  # the weights that the last ones were of
+
+
+def one_batch() -> list[Any]:
+    return batches([1.0])
+
+
+class Told(DatasetEvaluator):
+    def evaluate(self) -> dict[str, Any]:
+        return {"bbox": {"AP": TOLD.pop(0)}}
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunFolder]:
+    """Trains a tiny network whose evaluations find what is told."""
+    (tmp_path / "config.py").write_text(TRAINING)
+    test = lazy._test
+    TESTED.clear()
+
+    def noting(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+        TESTED.append({key: value.clone() for key, value in model.state_dict().items()})
+        return test(cfg, model)
+
+    monkeypatch.setattr(lazy, "_test", noting)
+
+    def run(found: list[float], *given: str) -> RunFolder:
+        TOLD[:] = found
+        options = ["--config-file", str(tmp_path / "config.py"), *given]
+        args = default_argument_parser().parse_args([*options, f"train.output_dir={tmp_path}/run"])
+        lazy.run_lazy(load_lazy_config(args), args, Task([], []))
+        assert not TOLD
+        return RunFolder(tmp_path / "run")
+
+    return run
+
+
+def test_the_best_is_kept_and_patience_ends_the_training(train: Callable[..., RunFolder]) -> None:
+    """Wrong: a later or worse evaluation replaces it, the training ends too early or too late, or
+    goes on when it is resumed."""
+    told = [20.0, 30.0, math.nan, 29.0, 28.0]  # the last one is that of its end
+    for found, flags in ((told, ()), (told[-1:], ("--resume",))):
+        run = train(found, *flags, "train.patience=2")
+        assert [i for i, _ in run.evaluations("bbox/AP")] == [1, 3, 5, 7, 8]
+        assert load_checkpoint(str(run.final_checkpoint))["iteration"] == 7
+        best = torch.load(run.best_checkpoint, weights_only=True)
+        assert best["iteration"] == 3 and "trainer" not in best
+        assert_equal(best["model"], TESTED[1])
+    assert not run.detector_file.exists()  # nobody knows what a Norm is
+    with pytest.raises(ValueError, match="there is no detector.yaml beside it"):
+        load_detector(run.path)
+
+
+def test_averaged_weights_are_what_is_tested(train: Callable[..., RunFolder]) -> None:
+    """Wrong: the average is another, or is not what evaluations and model_best.pth are of; with
+    --eval-only, too, whose folder is not the training's."""
+    decay = "train.ema.decay=0.75"
+    run = train([1.0, 2.0, 3.0, 2.0, 2.0, 2.0], decay)
+    files = [torch.load(run.path / f"model_{i:07}.pth", weights_only=True) for i in range(12)]
+    average = dict(files[0]["model"])
+    for file in files:
+        for key in ("norm.weight", "norm.running_mean"):
+            average[key] = 0.75 * average[key] + 0.25 * file["model"][key]
+            torch.testing.assert_close(file["ema"][key], average[key])
+    for tested, i in zip(TESTED, (1, 3, 5, 7, 9, 11), strict=True):
+        assert_equal(tested, files[i]["ema"])
+    assert not torch.equal(files[5]["ema"]["norm.weight"], files[5]["model"]["norm.weight"])
+    best = torch.load(run.best_checkpoint, weights_only=True)
+    assert "ema" not in best
+    assert_equal(best["model"], files[5]["ema"])
+
+    before = (run.path / "config.yaml").read_bytes()
+    train([50.0], "--eval-only", "--resume", decay)
+    assert_equal(TESTED[-1], files[11]["ema"])
+    evaluated = run.last_evaluation()
+    assert evaluated is not None and evaluated.evaluation().results == {"bbox": {"AP": 50.0}}
+    assert (run.path / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_its_run_is_used_as_any_other(tmp_path: Path) -> None:
+    """Wrong: what the tools say of a run that a LazyConfig trained is not what it found, is lost,
+    or is made up."""
+    run, log = RunFolder(tmp_path / "run"), tmp_path / "log"
+    given = [
+        "--config-file", LAZY / f"{FASTER}.py", *DATA, *SMALL, "train.seed=1", "train.max_iter=2",
+        "model.backbone.bottom_up.fused=on", "model.proposal_generator.post_nms_topk=[50,20]",
+        "model.roi_heads.box_predictor.test_score_thresh=0.0",
+        "dataloader.train.mapper.augmentations.0.short_edge_length=[96]",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=96", "train.eval_period=1",
+    ]  # fmt: skip
+    said = run_tool(TOOL, *given, f"train.output_dir={run.path}", log=log)
+    assert re.search(r"has ended after 2 iterations.* bbox/AP .* Next: python tools/predict", said)
+    assert {p.name for p in run.path.glob("*.png")} == {
+        "detections.png", "training.png", "wiring.png",
+    }  # fmt: skip
+    for name, dataset in (("model_final.pth", "test"), ("model_final.pth", "randwire_shapes_val")):
+        output = tmp_path / dataset
+        predict = [run.path / name, "--dataset", dataset, "--output", output, "--no-pictures"]
+        run_tool("predict.py", *predict, log=log)
+        results = json.loads((output / "results.json").read_text())
+        assert results == json.loads(run.detections_file.read_text()) and len(results) > 100
+    run_tool("export_model.py", run.path, tmp_path / "x.ts", log=log)
+    run_tool("analyze_results.py", run.path, log=log)
+    assert (run.path / "analysis" / "index.html").is_file()
+
+    evaluation = [f"train.init_checkpoint={run.final_checkpoint}", f"train.output_dir={run.path}"]
+    run_tool(TOOL, "--eval-only", *given, *evaluation, log=log)
+    results, unreadable = read_runs([run.path])
+    assert not unreadable and [r.group.kind for r in results] == ["training", "evaluation"]
+    assert results[0].values == pytest.approx(results[1].values, nan_ok=True)
+    assert dict(results[0].group.recipe)["SOLVER.LAZY"] == str(run.path)
+    card = sections_of(str(run.final_checkpoint), run.config(), list(CLASSES), 1)
+    assert "SOLVER.BASE_LR" not in card["Recipe"] and "bbox/AP" in card["Figures"]
+    assert "python tools/lazyconfig_train_net.py --config-file" in str(card["Command"])
