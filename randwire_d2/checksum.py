@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
+from .text import one_line
+
 _MARK = b"sha256:"
 _END = b"PK\x05\x06"  # of the archive: a record of 22 bytes, then the comment
 _END_BYTES = 22
@@ -88,9 +90,7 @@ def check_whole(path: str | os.PathLike[str]) -> None:
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()
         except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-            raise DamagedFile(
-                f"{path} is empty, cut off or damaged: {' '.join(str(e).split())}"
-            ) from e
+            raise DamagedFile(f"{path} is empty, cut off or damaged: {one_line(e)}") from e
     if damaged is not None:
         raise DamagedFile(f"{path} is damaged: the checksum of its part {damaged} is another")
 

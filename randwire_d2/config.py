@@ -1,7 +1,7 @@
 """Every config key of this project, the kinds of configs, and the networks that they describe."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -303,14 +303,17 @@ def _merge_values(cfg: CfgNode, merge: Callable[[], Any]) -> None:
         raise ValueError(f"{empty[0]} has no value: give it one, or leave it out")
 
 
-def _without_value(cfg: CfgNode, prefix: str = "") -> set[str]:
-    found = set()
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            found |= _without_value(value, f"{prefix}{key}.")
-        elif value is None:
-            found.add(prefix + key)
-    return found
+def _without_value(cfg: CfgNode) -> set[str]:
+    return {key for key, value in flat(cfg) if value is None}
+
+
+def flat(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each key of a config, such as "SOLVER.MAX_ITER", and its value."""
+    for name, value in cfg.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _merge_old_fused(cfg: CfgNode, merge: Callable[[], Any]) -> None:

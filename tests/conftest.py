@@ -17,6 +17,7 @@ os.environ["DETECTRON2_DATASETS"] = _datasets.name
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from hypothesis import settings
 
@@ -53,6 +54,16 @@ def _no_process_stays() -> Iterator[None]:
     """What a failed test started would go on, and pytest would wait for it."""
     yield
     helpers.end_tools()
+
+
+@pytest.fixture(autouse=True)
+def _data_sets_as_they_were() -> Iterator[None]:
+    """What a test registers, or its folders became, is forgotten after it."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
 
 
 @pytest.fixture(autouse=True)

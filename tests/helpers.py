@@ -10,15 +10,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
@@ -207,6 +206,22 @@ def _be_tool(name: str, arguments: Sequence[str], folder: Path) -> NoReturn:
     os._exit(status)
 
 
+def in_two_processes(work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What ``work(rank, *arguments)`` returns in each of two processes of a gloo group."""
+    with tempfile.TemporaryDirectory() as folder, FORK_SERVER.Pool(2) as pool:
+        tasks = [(work, f"file://{folder}/store", rank, arguments) for rank in range(2)]
+        return pool.starmap(_in_group, tasks, chunksize=1)
+
+
+def _in_group(work: Callable[..., Any], store: str, rank: int, arguments: Sequence[Any]) -> Any:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    found = work(rank, *arguments)
+    torch.distributed.destroy_process_group()
+    return found
+
+
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
     """The output of a command, which must succeed."""
     done = subprocess.run(
@@ -384,13 +399,3 @@ def assert_same_gradients(
     assert_same(x.grad, x_oracle.grad, "gradient of the images")
     for name, parameter in model.named_parameters():
         assert_same(parameter.grad, state[name].grad, f"gradient of {name}")
-
-
-@contextmanager
-def data_sets_forgotten() -> Iterator[None]:
-    """The data sets that are registered in the block are forgotten after it."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)

@@ -10,6 +10,7 @@ import torch.distributed.run
 from helpers import ROOT, draw_image_folders, run_tool
 
 TOOL = "pretrain_imagenet.py"
+C78 = ROOT / "configs/imagenet/randwire_c78_250ep.yaml"
 TORCHRUN = Path(torch.distributed.run.__file__)
 ITERATIONS = 18
 
@@ -55,22 +56,29 @@ def command(
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sound images in train/ and val/, three classes; to be read only."""
     root = tmp_path_factory.mktemp("images")
-    draw_image_folders(root, val=5)
+    draw_image_folders(root)
     return root
+
+
+def small(folders: Path) -> list[object]:
+    """The keys of a training of a classifier that takes milliseconds per iteration."""
+    return [
+        "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6,
+        # Runs in different folders are compared to the bit: none may time its stages.
+        "MODEL.RANDWIRE.FUSED", "on", "MODEL.CLASSIFIER.NUM_CLASSES", 3,
+        "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
+        "DATALOADER.NUM_WORKERS", 0, "INPUT.TRAIN_CROP_SIZE", 32, "INPUT.TEST_CROP_SIZE", 32,
+        "SOLVER.EPOCHS", 0, "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.01,
+    ]  # fmt: skip
 
 
 def arguments(folders: Path, output: Path, *flags: object, workers: int = 0) -> list[object]:
     return [
-        "--config-file", ROOT / "configs/imagenet/randwire_c78_250ep.yaml", *flags,
-        "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6,
+        "--config-file", C78, *flags, *small(folders),
         "MODEL.RANDWIRE.EDGE_DROP_PROB", 0.5, "MODEL.RANDWIRE.EDGE_DROP_SCOPE", "batch",
-        # Runs in different folders are compared to the bit: none may time its stages.
-        "MODEL.RANDWIRE.FUSED", "on", "MODEL.CLASSIFIER.DROPOUT", 0.5,
-        "MODEL.CLASSIFIER.NUM_CLASSES", 3,
-        "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
-        "INPUT.TRAIN_CROP_SIZE", 32, "INPUT.TEST_CROP_SIZE", 32, "SOLVER.EPOCHS", 0,
-        "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER", ITERATIONS,
+        "MODEL.CLASSIFIER.DROPOUT", 0.5, "SOLVER.MAX_ITER", ITERATIONS,
         "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.EVAL_PERIOD", 0, "SEED", 1, "OUTPUT_DIR", output,
         "DATALOADER.NUM_WORKERS", workers,
     ]  # fmt: skip

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, Tool, draw_image_folders, run_tool
+from helpers import Tool, run_tool
+from launching import C78, TOOL, small
 
 from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.engine import check_best_metric, check_solver
 from randwire_d2.runs import RunFolder
 
-TOOL = "pretrain_imagenet.py"
 TOP1 = "classification/top1"
 # Evaluations after iterations 1, 3, 5, …, and the last one; checkpoints after 3, 7, 11.
 OPTIONS = ["SOLVER.MAX_ITER", 12, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 4]
@@ -28,21 +28,9 @@ ClassificationTrainer.test = classmethod(
 """
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("images")
-    draw_image_folders(root)
-    return root
-
-
 def arguments(folders: Path, output: Path, *options: object) -> list[object]:
     return [
-        "--config-file", ROOT / "configs/imagenet/randwire_c78_250ep.yaml", "--resume",
-        "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6,
-        "MODEL.RANDWIRE.FUSED", "on", "MODEL.CLASSIFIER.NUM_CLASSES", 3,
-        "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
-        "DATALOADER.NUM_WORKERS", 0, "INPUT.TRAIN_CROP_SIZE", 32, "INPUT.TEST_CROP_SIZE", 32,
-        "SOLVER.EPOCHS", 0, "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.01,
+        "--config-file", C78, "--resume", *small(folders),
         *OPTIONS, "OUTPUT_DIR", output, *options,
     ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import Tool, refusal, run_tool
+from helpers import refusal, run_tool
 from recording import StandIn
 
 from randwire_d2.benchmark import health
@@ -85,11 +85,6 @@ def test_a_process_that_dies_is_an_outcome(
     report = health.examine("cpu", 6, 2)
     assert not report["works"]
     assert all(error in found["error"] for found in report["operators"].values())
-
-
-def test_wrong_options_are_refused(tmp_path: Path) -> None:
-    tool = Tool(TOOL, "--batch", 0, log=tmp_path / "log")
-    assert tool.wait() == 2 and "--batch must be at least 1; got 0" in tool.said
 
 
 @pytest.mark.slow

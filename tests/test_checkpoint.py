@@ -14,6 +14,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from helpers import ROOT
 
 from randwire_d2 import NetworkGenerator, RandWire, RandWireClassifier, add_randwire_config
 from randwire_d2.checkpoint import (
@@ -33,7 +34,6 @@ from randwire_d2.files import atomic_open
 from randwire_d2.pretrained.safetensors_file import safetensors_bytes
 from randwire_d2.wiring import NetworkSpec
 
-ROOT = Path(__file__).parents[1]
 GENERATOR = NetworkGenerator(channels=8, num_nodes=10)
 
 

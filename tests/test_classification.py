@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +19,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
-from helpers import LOGGERS, data_sets_forgotten, draw_image_folders, last_metrics
+from helpers import LOGGERS, ROOT, draw_image_folders, last_metrics
+from launching import small
 from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
@@ -56,7 +56,6 @@ from randwire_d2.runs import Evaluation, RunFolder
 TestImages.__test__ = False
 test_transform.__test__ = False
 
-ROOT = Path(__file__).parents[1]
 C78 = "imagenet/randwire_c78_250ep.yaml"
 R50 = "imagenet/R_50_100ep.yaml"
 IMAGENET = 1281167  # training images
@@ -78,21 +77,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _catalog() -> Iterator[None]:
-    """The data sets that a test's folders became are forgotten after it."""
-    with data_sets_forgotten():
-        yield
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sound images in train/ and val/, three classes; to be read only."""
-    root = tmp_path_factory.mktemp("images")
-    draw_image_folders(root)
-    return root
-
-
 def parse(config: str, *args: object) -> argparse.Namespace:
     return argument_parser().parse_args(
         ["--config-file", str(ROOT / "configs" / config), *map(str, args)]
@@ -105,16 +89,8 @@ def config(name: str, *options: object) -> CfgNode:
 
 
 def tiny(folders: Path, *options: object) -> list[str]:
-    """The options of a training that takes milliseconds per iteration."""
-    return [
-        "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", "8", "MODEL.RANDWIRE.NUM_NODES", "6",
-        # Trainings are compared to the bit: none may time its stages.
-        "MODEL.RANDWIRE.FUSED", "on", "MODEL.CLASSIFIER.NUM_CLASSES", "3",
-        "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
-        "DATALOADER.NUM_WORKERS", "0", "INPUT.TRAIN_CROP_SIZE", "32", "INPUT.TEST_CROP_SIZE", "32",
-        "SOLVER.EPOCHS", "0", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.01",
-        "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "0", *map(str, options),
-    ]  # fmt: skip
+    given = [*small(folders), "SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 0, *options]
+    return [*map(str, given)]
 
 
 # Recipes

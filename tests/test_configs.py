@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +200,7 @@ def test_sync_bn_is_refused_on_a_cpu_wherever_it_is() -> None:
 
 
 @pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def people(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A data set whose images have a person each: box, polygon, keypoints, semantic classes."""
     folder, name = tmp_path_factory.mktemp("people"), "configs_people"
     rng, records = np.random.default_rng(0), []
@@ -229,9 +228,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         keypoint_names=COCO_PERSON_KEYPOINT_NAMES,
         keypoint_flip_map=COCO_PERSON_KEYPOINT_FLIP_MAP,
     )
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return name
 
 
 def on_cpu(name: str, data: str, *options: object) -> CfgNode:

@@ -10,7 +10,6 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,7 +20,7 @@ from detectron2.config import get_cfg
 from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import TrainingSampler
 from detectron2.data.transforms import ResizeShortestEdge
-from helpers import FORK_SERVER, ROOT, assert_equal, draw_spec, images, randomise
+from helpers import ROOT, assert_equal, draw_spec, images, in_two_processes, randomise
 from recording import StandIn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -491,12 +490,8 @@ def test_distributed_data_parallel(
         torch.distributed.destroy_process_group()
 
 
-def in_one_of_two(rank: int, folder: Path) -> tuple[int, list[Tensor]]:
+def in_one_of_two(rank: int) -> tuple[int, list[Tensor]]:
     """How many graphs a process has recorded, and its weights after some steps."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
-    )
     stand_in = StandIn()
     if rank == 1:
         stand_in.record = mock.Mock(side_effect=MemoryError)  # type: ignore[method-assign]
@@ -513,15 +508,12 @@ def in_one_of_two(rank: int, folder: Path) -> tuple[int, list[Tensor]]:
                     for p in model.parameters():
                         p -= 0.01 * p.grad
             pair.same()
-    torch.distributed.destroy_process_group()
     return stand_in.recorded, [p.detach() for p in pair.stage.parameters()]
 
 
-def test_processes_need_not_record_together(tmp_path: Path) -> None:
+def test_processes_need_not_record_together() -> None:
     """Wrong: a process without a graph waits for ever for one that has one, or they part."""
-    with FORK_SERVER.Pool(2) as pool:
-        found = pool.starmap(in_one_of_two, [(rank, tmp_path) for rank in range(2)], chunksize=1)
-    (recorded, weights), (others_recorded, others_weights) = found
+    (recorded, weights), (others_recorded, others_weights) = in_two_processes(in_one_of_two)
     assert (recorded, others_recorded) == (1, 0)
     assert_equal(weights, others_weights)
 

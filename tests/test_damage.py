@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import (
     NODE_OPS,
+    ROOT,
     SEEDS,
     assert_same,
     ba,
@@ -46,7 +47,6 @@ from randwire_d2.experiments.damage import (
 from randwire_d2.modeling import Node
 from randwire_d2.wiring import Dag, random_graph
 
-ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools/damage_graph.py"
 CONFIG = ROOT / "configs/imagenet/randwire_c78_250ep.yaml"
 
@@ -435,12 +435,6 @@ def test_errors_name_the_value_and_the_way_out(ws_run: Path, folders: Path, tmp_
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (
-            ["RUN", "--output", "figure.gif"],
-            "--output must end in one of .png, .svg, .pdf; got figure.gif",
-        ),
-        (["RUN", "RUN", "--weights", "a.pth"], "--weights belongs to one RUN; got 2"),
-        (["RUN", "--images", "0"], "the number of images must be at least 1; got 0"),
         (["RUN", "--nodes-only", "MODEL.NO_KEY", "1"], "MODEL.NO_KEY"),
         (["RUN", "none"], "none/config.yaml does not exist"),
     ],

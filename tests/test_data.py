@@ -439,24 +439,18 @@ def test_only_the_set_asked_for_is_made(tmp_path):
     for config in configs:
         builtin.register_shapes(str(tmp_path), config, f"{config.name}_{tmp_path.name}")
     folders = [builtin.dataset_folder(tmp_path, config) for config in configs]
-    try:
-        for path in (str(tmp_path / "coco" / "x.json"), "model.pth", f"{folders[0]}_no/x"):
-            PathManager.get_local_path(path)
-        assert not list(tmp_path.iterdir()), "drawn for a path outside"
-        for folder in folders:
-            assert not folder.exists()
-            PathManager.get_local_path(str(folder / "train"))
-            assert folder.exists() and PathManager.isdir(str(folder / "train"))
-            assert set(PathManager.ls(str(folder))) == {p.name for p in folder.iterdir()}
-            assert PathManager.isfile(str(folder / "manifest.json"))
-            assert PathManager.exists(str(folder / "manifest.json"))
-            with PathManager.open(str(folder / "manifest.json"), "rb") as f:
-                assert f.read() == (folder / "manifest.json").read_bytes()
-    finally:
-        for config in configs:
-            for split in builtin.SPLITS:
-                DatasetCatalog.remove(f"{config.name}_{tmp_path.name}_{split}")
-                MetadataCatalog.remove(f"{config.name}_{tmp_path.name}_{split}")
+    for path in (str(tmp_path / "coco" / "x.json"), "model.pth", f"{folders[0]}_no/x"):
+        PathManager.get_local_path(path)
+    assert not list(tmp_path.iterdir()), "drawn for a path outside"
+    for folder in folders:
+        assert not folder.exists()
+        PathManager.get_local_path(str(folder / "train"))
+        assert folder.exists() and PathManager.isdir(str(folder / "train"))
+        assert set(PathManager.ls(str(folder))) == {p.name for p in folder.iterdir()}
+        assert PathManager.isfile(str(folder / "manifest.json"))
+        assert PathManager.exists(str(folder / "manifest.json"))
+        with PathManager.open(str(folder / "manifest.json"), "rb") as f:
+            assert f.read() == (folder / "manifest.json").read_bytes()
 
 
 @pytest.fixture
@@ -464,11 +458,7 @@ def registered(tmp_path):
     """Names of a small set registered like the built-in one."""
     prefix = f"shapes_{tmp_path.name}"
     builtin.register_shapes(str(tmp_path), SMALL, prefix)
-    names = [f"{prefix}_{split}" for split in builtin.SPLITS]
-    yield names
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return [f"{prefix}_{split}" for split in builtin.SPLITS]
 
 
 def test_evaluator_before_loader(registered, tmp_path):

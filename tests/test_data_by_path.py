@@ -264,24 +264,13 @@ def test_a_registered_set_without_names_is_read(unsplit: Path) -> None:
     """Wrong: a COCO file that a project registers by itself fails inside the training."""
     json_file = unsplit / "_annotations.coco.json"
     register_coco_instances("own", {}, str(json_file), str(unsplit))
-    try:
-        own = ["DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)"]
-        assert load_config(parse(*own)).MODEL.ROI_HEADS.NUM_CLASSES == 3  # as Detectron2 reads it
-        MetadataCatalog.remove("own")  # as in a new process
-        MetadataCatalog.get("own").set(json_file=str(json_file), image_root=str(unsplit))
-        json_file.write_text(json_file.read_text().replace('"category_id": 2', '"category_id": 9'))
-        with pytest.raises(ValueError, match=r"'own' can't be read: .*category_id=9"):
-            load_config(parse(*own))
-    finally:
-        DatasetCatalog.remove("own")
-        MetadataCatalog.remove("own")
-
-
-def test_a_classifier_has_no_use_for_the_flag(unsplit: Path, tmp_path: Path) -> None:
-    """Wrong: pretrain_imagenet.py takes --data, and trains on something else."""
-    config = ROOT / "configs" / "shapes" / "randwire_pretrain.yaml"
-    given = ["--config-file", config, "--data", unsplit]
-    assert "--data is a detector's" in refusal("pretrain_imagenet.py", *given, log=tmp_path / "log")
+    own = ["DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)"]
+    assert load_config(parse(*own)).MODEL.ROI_HEADS.NUM_CLASSES == 3  # as Detectron2 reads it
+    MetadataCatalog.remove("own")  # as in a new process
+    MetadataCatalog.get("own").set(json_file=str(json_file), image_root=str(unsplit))
+    json_file.write_text(json_file.read_text().replace('"category_id": 2', '"category_id": 9'))
+    with pytest.raises(ValueError, match=r"'own' can't be read: .*category_id=9"):
+        load_config(parse(*own))
 
 
 def test_the_look_counts_what_is_there(unsplit: Path) -> None:

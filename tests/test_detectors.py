@@ -1,6 +1,5 @@
 """Detectron2's own detectors, with nothing but the backbone's name changed, train on real data."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from detectron2.data import build_detection_train_loader
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
@@ -22,14 +21,11 @@ RETINANET = "build_randwire_retinanet_fpn_backbone"
 
 
 @pytest.fixture(scope="session")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of a few images of the built-in data set."""
     folder: Path = tmp_path_factory.mktemp("datasets")
     register_shapes(str(folder), ShapesConfig(num_train=4, num_val=1), prefix="detectors_shapes")
-    yield "detectors_shapes_train"
-    for name in ("detectors_shapes_train", "detectors_shapes_val"):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return "detectors_shapes_train"
 
 
 def small(cfg: CfgNode, dataset: str) -> CfgNode:

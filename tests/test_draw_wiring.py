@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, refusal, run_tool
+from helpers import ROOT, run_tool
 from PIL import Image
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWireClassifier
@@ -126,20 +126,11 @@ def test_the_grid_of_no_generators(draw: Callable[..., bytes]) -> None:
     assert len(set(re.findall(r'id="(\d-\d)-node-31"', drawn))) == 6 * 5
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ([], "one of the arguments --config-file --checkpoint --spec --grid is required"),
-        (["--grid", "--spec", "a.json"], "argument --spec: not allowed with argument --grid"),
-    ],
-)
-def test_there_is_one_source(
-    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_there_is_one_source(capsys: pytest.CaptureFixture[str]) -> None:
     """Else one of two sources is silently not drawn."""
     with pytest.raises(SystemExit):
-        tool.main([*argv, "--output", "a.png"])
-    assert message in capsys.readouterr().err
+        tool.main(["--grid", "--spec", "a.json", "--output", "a.png"])
+    assert "argument --spec: not allowed with argument --grid" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -160,7 +151,6 @@ def test_there_is_one_source(
         ),
         (["--grid", "WS(4, 0.75"], "a generator is written like WS(4, 0.75); got 'WS(4, 0.75'"),
         (["--grid", "WT(4)"], "unknown graph model 'WT'"),
-        (["--grid", "BA(5)", "--nodes", "5"], "BA needs 1 <= M < N; got M=5, N=5"),
         (["--grid", "--nodes", "0"], "a graph needs at least one node; got num_nodes=0"),
         (["--grid", "--layout", "stacked"], "--layout is for networks, not --grid"),
         (["--spec", CLASSIFIER], "not the JSON of a NetworkSpec"),
@@ -211,11 +201,9 @@ def test_checkpoints_without_a_wiring(tmp_path: Path, entry: object, message: st
 
 
 def test_the_tool_as_users_run_it(tmp_path: Path) -> None:
-    """Wrong: what the tests above call is not what runs, or the status of an error is 0."""
+    """Wrong: what the tests above call is not what runs."""
     picture, log = tmp_path / "a.png", tmp_path / "log"
     arguments = ["--grid", "BA(1)", "--seeds", 1, "--output", picture]
     assert run_tool(TOOL.name, *arguments, log=log).endswith(f"Picture: {picture}\n")
     with Image.open(picture) as image:
         assert (image.format, image.mode) == ("PNG", "P")
-    said = refusal(TOOL.name, *arguments, "--nodes", 1, log=log)
-    assert said == "draw_wiring.py: error: BA needs 1 <= M < N; got M=1, N=1"

@@ -6,35 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, Tool, draw_image_folders, last_metrics, run_tool
+from helpers import Tool, last_metrics, run_tool
+from launching import C78, TOOL, small
 
 from randwire_d2.config import detector_config
 from randwire_d2.engine.schedule import check_solver
 from randwire_d2.runs import RunFolder
 
-TOOL = "pretrain_imagenet.py"
 DECAY = 0.75
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("images")
-    draw_image_folders(root)
-    return root
 
 
 def arguments(
     folders: Path, output: Path, *options: object, flags: tuple[object, ...] = ()
 ) -> list[object]:
     return [
-        "--config-file", ROOT / "configs/imagenet/randwire_c78_250ep.yaml", *flags,
-        "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6,
+        "--config-file", C78, *flags, *small(folders),
         "MODEL.RANDWIRE.EDGE_DROP_PROB", 0.5, "MODEL.RANDWIRE.EDGE_DROP_SCOPE", "batch",
-        "MODEL.RANDWIRE.FUSED", "on", "MODEL.CLASSIFIER.DROPOUT", 0.5,
-        "MODEL.CLASSIFIER.NUM_CLASSES", 3, "DATALOADER.NUM_WORKERS", 0,
-        "DATASETS.TRAIN", f"('{folders / 'train'}',)", "DATASETS.TEST", f"('{folders / 'val'}',)",
-        "INPUT.TRAIN_CROP_SIZE", 32, "INPUT.TEST_CROP_SIZE", 32, "SOLVER.EPOCHS", 0,
-        "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.05, "SOLVER.MAX_ITER", 6,
+        "MODEL.CLASSIFIER.DROPOUT", 0.5, "SOLVER.BASE_LR", 0.05, "SOLVER.MAX_ITER", 6,
         "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 2, "SOLVER.EMA.DECAY", DECAY,
         "OUTPUT_DIR", output, *options,
     ]  # fmt: skip

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 from base64 import b64decode
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -50,7 +49,7 @@ def annotation(category: int, box: tuple[float, ...], crowd: int = 0) -> dict[st
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Iterator[str]:
+def dataset(tmp_path: Path) -> str:
     """12 images with 6 objects each, of three classes and all sizes, on a grid, whose masks are
     the left halves of their boxes; a crowd in the first; the last is empty."""
     rng = np.random.default_rng(0)
@@ -71,9 +70,7 @@ def dataset(tmp_path: Path) -> Iterator[str]:
     MetadataCatalog.get(name).set(
         thing_classes=CLASSES, thing_dataset_id_to_contiguous_id={c: k for k, c in enumerate(IDS)}
     )
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return name
 
 
 def evaluate(name: str, output: Path, seed: int = 0) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from randwire_d2.ops import native, probe
 from randwire_d2.ops.launches import MOST_GRADS, MOST_INPUTS, shared
 from randwire_d2.wiring import Dag, random_graph
 from randwire_d2.wiring.plan import Plan
-from randwire_d2.wiring.schedule import peak_of, schedule
+from randwire_d2.wiring.schedule import schedule
 
 MB = 1e6
 
@@ -321,12 +321,10 @@ def test_the_peak_of_inference_is_the_schedules(graph: tuple[str, dict[str, Any]
     nothing = count(stage, x, lambda stage, x: None, training=False)
     counted = count(stage, x, lambda stage, x: stage(x), training=False)
     one = 64 * 16 * 16 * 4
-    best = schedule(dag, workspace=1)
-    assert best.optimal
+    best = schedule(dag)
+    assert best.optimal and best.order != tuple(range(32))
     held = (counted.peak - nothing.peak) / one
     assert best.peak <= held < best.peak + 1  # and small vectors
-    ascending = peak_of(dag, range(32), workspace=1)
-    assert best.peak < ascending
 
 
 def test_frozen_stages_save_nothing() -> None:

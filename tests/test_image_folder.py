@@ -20,14 +20,9 @@ from randwire_d2.data.shapes import CLASSES
 
 
 @pytest.fixture(autouse=True)
-def restored_catalog(tmp_path, monkeypatch):
-    """DETECTRON2_DATASETS is a folder of this test, and what the test registers is forgotten."""
+def own_root(tmp_path, monkeypatch):
+    """DETECTRON2_DATASETS is a folder of this test."""
     monkeypatch.setattr(image_folder, "DATASETS_ROOT", str(tmp_path))
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def touch(folder, *names):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from helpers import ROOT, draw_image_folders
+from helpers import ROOT
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -131,13 +131,6 @@ def test_with_both_a_batch_draws_one_and_without_them_nothing_is_mixed() -> None
     ]
     assert classifier().mix is None
     assert not any(isinstance(t, v2.RandAugment) for t in train_transform(config()).transforms)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mixing")
-    draw_image_folders(folder)
-    return folder
 
 
 def test_randaugment_is_a_function_of_the_position(folders: Path) -> None:

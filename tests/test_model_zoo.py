@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
+from helpers import ROOT
 
 from randwire_d2.config import classifier_config
 from randwire_d2.experiments.parts import network_parts, total_cost
 from randwire_d2.wiring import Complexity
 
-ROOT = Path(__file__).parents[1]
 ZOO = (ROOT / "MODEL_ZOO.md").read_text()
 ROWS = dict(re.findall(r"^\| `([\w.]+_\d+ep)` \| (.*) \|$", ZOO, re.MULTILINE))
 CONFIGS = {

@@ -26,6 +26,7 @@ from helpers import (
     assert_same_gradients,
     draw_spec,
     images,
+    in_two_processes,
     leaves,
     randomise,
 )
@@ -455,11 +456,8 @@ def test_edge_dropping_follows_torchs_seed() -> None:
     assert any(not torch.equal(a, first[0]) for a in first[1:]), "nothing was dropped"
 
 
-def _drop_edges_with_others(scope: str, folder: Path, rank: int) -> tuple[list[list], list[float]]:
+def _drop_edges_with_others(rank: int, scope: str) -> tuple[list[list], list[float]]:
     """In one of two processes, whose seeds differ: a network's outputs, and the next numbers."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / scope}", rank=rank, world_size=2
-    )
     torch.manual_seed(0)
     spec = draw_spec("small", "WS")
     model = RandWire(spec, out_features=["res5"], edge_drop_prob=0.5, edge_drop_scope=scope)
@@ -467,22 +465,17 @@ def _drop_edges_with_others(scope: str, folder: Path, rank: int) -> tuple[list[l
     torch.manual_seed(1 + rank)
     with torch.no_grad():
         outputs = [model(images(35, 35))["res5"].tolist() for _ in range(12)]
-    torch.distributed.destroy_process_group()
     return outputs, torch.rand(2).tolist()
 
 
-def test_edges_drop_in_one_process_or_in_all(tmp_path: Path) -> None:
+def test_edges_drop_in_one_process_or_in_all() -> None:
     """Wrong: with EDGE_DROP_SCOPE batch, one process trains without an edge that another keeps, or
     no edge drops; with process, all drop the same; or the key changes the random numbers of
     whatever draws next, such as dropout."""
-    runs = {}
-    for scope in ("process", "batch"):
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            arguments = [(scope, tmp_path, rank) for rank in range(2)]
-            runs[scope] = pool.starmap(_drop_edges_with_others, arguments, chunksize=1)
-    (own, numbers), (others, other_numbers) = runs["process"]
+    (own, numbers), (others, other_numbers) = in_two_processes(_drop_edges_with_others, "process")
     assert own != others, "both processes drew the same edges"
-    (shared, shared_numbers), (same, same_numbers) = runs["batch"]
+    found = in_two_processes(_drop_edges_with_others, "batch")
+    (shared, shared_numbers), (same, same_numbers) = found
     assert shared == same == own, "not the first process's edges in both"
     assert len({str(output) for output in own}) > 3, "the draws do not differ"
     assert (numbers, other_numbers) == (shared_numbers, same_numbers)

@@ -239,12 +239,6 @@ def test_what_is_no_whole_model_is_refused_in_one_line(
         with pytest.raises(ValueError, match=message) as e:
             load_detector(tmp_path / f"{i}.pth")
         assert "\n" not in str(e.value) and f"{i}.pth" in str(e.value)
-    (tmp_path / "text.pth").write_text("no checkpoint")
-    (tmp_path / "cut.pth").write_bytes(detector.read_bytes()[:5000])
-    for name, message in {"text.pth": "is no checkpoint", "cut.pth": "is cut off"}.items():
-        with pytest.raises(ValueError, match=message) as e:
-            load_detector(tmp_path / name)
-        assert "\n" not in str(e.value)
     with pytest.raises(ValueError, match="use load_classifier"):
         load_detector(classifier)
     with pytest.raises(ValueError, match="use load_detector"):
@@ -446,14 +440,10 @@ def test_a_data_set_of_other_classes_is_refused(detector: Path, tmp_path: Path) 
     out = tmp_path / "out"
     MetadataCatalog.get("others").thing_classes = ["a"]
     DatasetCatalog.register("others", list)
-    try:
-        with pytest.raises(ValueError, match="has the classes a, the model circle, triangle"):
-            predict(detector, "--dataset", "others", "--output", out)
-        with pytest.raises(ValueError, match=f"'nobody_knows' is registered.*{VAL}"):
-            predict(detector, "--dataset", "nobody_knows", "--output", out)
-    finally:
-        DatasetCatalog.remove("others")
-        MetadataCatalog.remove("others")
+    with pytest.raises(ValueError, match="has the classes a, the model circle, triangle"):
+        predict(detector, "--dataset", "others", "--output", out)
+    with pytest.raises(ValueError, match=f"'nobody_knows' is registered.*{VAL}"):
+        predict(detector, "--dataset", "nobody_knows", "--output", out)
     assert not out.exists()
 
 

@@ -2,12 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import HookBase, default_setup
 from helpers import ROOT
@@ -22,7 +20,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def first_8(tmp_path: Path) -> Iterator[str]:
+def first_8(tmp_path: Path) -> str:
     """The first 8 of the COCO images as a data set, with the categories that occur in them."""
     content = json.loads((COCO / "annotations" / "instances_train2017.json").read_text())
     content["images"] = content["images"][:8]
@@ -33,9 +31,7 @@ def first_8(tmp_path: Path) -> Iterator[str]:
     json_file = tmp_path / "first_8.json"
     json_file.write_text(json.dumps(content))
     register_coco_instances("coco_first_8", {}, str(json_file), str(COCO / "train2017"))
-    yield "coco_first_8"
-    DatasetCatalog.remove("coco_first_8")
-    MetadataCatalog.remove("coco_first_8")
+    return "coco_first_8"
 
 
 def config(file: str, dataset: str, output: Path, *options: object) -> CfgNode:

@@ -174,7 +174,7 @@ REFUSALS = {
         ("IN/classifier.pth IN/image.png --output IN/a_file/x", "is a file; name a folder"),
         ("IN/classifier.pth IN/image.png --output IN", "is not empty; name another folder"),
         ("IN/classifier.pth IN/image.png --output out --device gpu", "--device must be … 'gpu'"),
-        ("IN/classifier.pth IN/image.png --output out --batch 0", "--batch must be at least 1"),
+        ("IN/classifier.pth IN/image.png --output out --batch 0", "--batch: must be at least 1"),
         ("IN/classifier.pth --dataset nothing --output out", "no data set 'nothing' is registered"),
         ("IN/cut.pth IN/image.png --output out", "cut.pth' is cut off … copy or download it again"),
         ("IN/whole.pth IN/image.png --output out", "whole.pth: it holds no config"),
@@ -227,14 +227,14 @@ REFUSALS = {
         ("--batch 0", "the batch must be at least 1; got 0"),
         ("--size -3 --no-time", "the height must be at least 1; got -3"),
         ("--channels 0 --no-time", "channels (C) must be at least 2"),
-        ("--threads 0", "--threads must be at least 1; got 0"),
+        ("--threads 0", "--threads: must be at least 1; got 0"),
         ("--no-time --json IN/a_file/x", "--json '…' is a file; name a folder"),
     ],
     "browse_data.py": [
         ("", "DATASETS.TRAIN is empty; name registered data sets, or --data PATH"),
         ("--data IN/none", "none' does not exist; expected is a folder"),
         ("--data IN/list.yaml", "list.yaml' is no data.yaml of YOLO's"),
-        ("--images 0 DETECTOR", "--images must be at least 1; got 0"),
+        ("--images 0 DETECTOR", "--images: must be at least 1; got 0"),
         ("DETECTOR INPUT.MIN_SIZE_TRAIN (0,)", "INPUT.MIN_SIZE_TRAIN must be a list"),
     ],
     "collect_results.py": [
@@ -248,14 +248,14 @@ REFUSALS = {
         ("IN out --images 0", "a shard has at least 1 image; got 0"),
     ],
     "measure_memory.py": [
-        ("--iterations 2 DETECTOR", "--iterations must be at least 8; got 2"),
+        ("--iterations 2 DETECTOR", "--iterations: must be at least 8; got 2"),
         ("DETECTOR SOLVER.NOTHING 1", "Non-existent key: SOLVER.NOTHING"),
     ],
     "compare_generators.py": [
         ("IN/none.yaml", "none.yaml' does not exist"),
         ("IN/broken.yaml", "broken.yaml … while parsing"),
         ("IN/empty.json", "empty.json: the key 'config' is missing or empty"),
-        ("sweeps/miniature.yaml --jobs 0", "--jobs must be at least 1"),
+        ("sweeps/miniature.yaml --jobs 0", "--jobs: must be at least 1"),
         ("sweeps/miniature.yaml --slurm x", "--slurm: … is NAME=VALUE; got 'x'"),
         ("sweeps/miniature.yaml --output IN/a_file", "a_file' is a file; name a folder"),
         ("sweeps/miniature.yaml MODEL.NOTHING 1", "Non-existent key: MODEL.NOTHING"),
@@ -270,16 +270,16 @@ REFUSALS = {
     ],
     "check_gpu.py": [
         ("--device gpu", "--device must be such as cpu, cuda or cuda:1; got 'gpu'"),
-        ("--batch 0", "--batch must be at least 1; got 0"),
+        ("--batch 0", "--batch: must be at least 1; got 0"),
     ],
     "measure_gpu.py": [
         ("--device gpu", "--device: invalid choice: 'gpu'"),
         ("--device cpu --quick --output IN/a_file", "a_file' is a file; name a folder"),
     ],
-    "measure_host.py": [("--rounds 0", "--rounds must be at least 1; got 0")],
+    "measure_host.py": [("--rounds 0", "--rounds: must be at least 1; got 0")],
     "inspect_kernels.py": [
-        ("--channels 0", "--channels must be at least 1; got 0"),
-        ("--capability -1", "--capability must be at least 70"),
+        ("--channels 0", "--channels: must be at least 1; got 0"),
+        ("--capability -1", "--capability: must be at least 70"),
     ],
     "demo.py": [
         ("--output IN", "in/run is not empty and not from a demo; move it away"),

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ def line(iteration: int, **values: float) -> str:
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Iterator[str]:
+def dataset(tmp_path: Path) -> str:
     """Three images of different shapes, one without objects."""
     records = []
     for i, (height, width) in enumerate([(40, 60), (64, 32), (50, 50)]):
@@ -55,9 +54,7 @@ def dataset(tmp_path: Path) -> Iterator[str]:
     MetadataCatalog.get(name).set(
         thing_classes=CLASSES, thing_dataset_id_to_contiguous_id=DATASET_IDS
     )
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return name
 
 
 def detection(image: int, category: int, score: float, **more: object) -> dict[str, object]:

@@ -1,19 +1,15 @@
 """The order of a stage's nodes that takes the least memory: the model, and that none takes less."""
 
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from functools import cache
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randwire_d2.wiring import Dag, NetworkGenerator, random_graph
-from randwire_d2.wiring.schedule import Schedule, peak_of, schedule
+from randwire_d2.wiring.schedule import Schedule, schedule
 
-WORKSPACES = [0, 1, 2]
-INPUT_SIZES = st.sampled_from([0, 0.5, 1, 2, Fraction(216, 109), 7])
 CHAIN = Dag(5, ((0, 1), (1, 2), (2, 3), (3, 4)))
 STAR_OUT = Dag(5, ((0, 1), (0, 2), (0, 3), (0, 4)))
 STAR_IN = Dag(5, ((0, 4), (1, 4), (2, 4), (3, 4)))
@@ -56,174 +52,105 @@ def orders(dag: Dag, start: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
             yield from orders(dag, (*start, v))
 
 
-def played(dag: Dag, order: Sequence[int], input_size: Any, workspace: Any) -> float:
-    """The peak of an order, by keeping every tensor under its name and its size."""
-    held: dict[Any, Fraction] = {"the stage's input": Fraction(input_size)}
-    readers: dict[Any, set[int]] = {u: set(dag.successors[u]) for u in order}
-    readers["the stage's input"] = set(dag.input_nodes)
+def played(dag: Dag, order: Sequence[int]) -> int:
+    """The peak of an order, by keeping every result under its name."""
+    held: set[int | str] = set()
+    readers = {u: set(dag.successors[u]) for u in order}
     moments = []
     for v in order:
-        moments.append(sum(held.values()) + 1)  # the aggregation
-        for u in dag.predecessors[v] or ["the stage's input"]:
+        moments.append(len(held) + 1)  # the aggregation
+        for u in dag.predecessors[v]:
             readers[u].remove(v)
             if not readers[u]:
-                del held[u]
-        moments.append(sum(held.values()) + 1 + Fraction(workspace))
-        held[v if dag.successors[v] else "the sum"] = Fraction(1)
-    assert list(held) == ["the sum"]
-    return float(max(moments))
+                held.remove(u)
+        moments.append(len(held) + 2)  # the result and the workspace
+        held.add(v if dag.successors[v] else "the sum")
+    assert held == {"the sum"}
+    return max(moments)
 
 
-def least_of_all_downsets(dag: Dag, input_size: Any, workspace: Any) -> float:
+def least_of_all_downsets(dag: Dag) -> int:
     """The least peak, from every set of nodes that can have run, without leaving any out."""
     everything = frozenset(range(dag.num_nodes))
-    input_size, workspace = Fraction(input_size), Fraction(workspace)
 
-    def live(done: frozenset[int]) -> Fraction:
+    def live(done: frozenset[int]) -> int:
         results = sum(not done.issuperset(dag.successors[u]) for u in done)
-        total = not done.isdisjoint(dag.output_nodes)
-        return results + total + input_size * (not done.issuperset(dag.input_nodes))
+        return results + (not done.isdisjoint(dag.output_nodes))
 
     def kept(done: frozenset[int], v: int) -> int:
         """What the result of v adds, to be left out of what is live while v runs."""
         return bool(dag.successors[v]) or done.isdisjoint(dag.output_nodes)
 
     @cache
-    def least(done: frozenset[int]) -> Fraction:
+    def least(done: frozenset[int]) -> int:
         return min(
             (
-                max(
-                    live(done) + 1,
-                    live(done | {v}) - kept(done, v) + 1 + workspace,
-                    least(done | {v}),
-                )
+                max(live(done) + 1, live(done | {v}) - kept(done, v) + 2, least(done | {v}))
                 for v in everything - done
                 if done.issuperset(dag.predecessors[v])
             ),
-            default=Fraction(0),
+            default=0,
         )
 
-    return float(least(frozenset()))
+    return least(frozenset())
 
 
 # ---------------------------------------------------------------- the model
 
 
 @pytest.mark.parametrize(
-    "dag, input_size, workspace, peak",
+    "dag, peak",
     [
-        (Dag(1, ()), 0, 0, 1),
-        (Dag(1, ()), 2, 0, 3),  # the input and the aggregation
-        (Dag(1, ()), 2, 3, 4),  # the result and the workspace
-        (CHAIN, 0, 0, 2),
-        (CHAIN, 2, 0, 3),  # node 0: the input beside its aggregation
-        (CHAIN, 0, 2, 3),
-        (STAR_OUT, 0, 0, 3),  # the centre, the sum, the next leaf
-        (STAR_OUT, 0, 1, 4),  # node 2 or 3: that, and the workspace, as the centre stays
-        (STAR_IN, 0, 0, 5),
-        (STAR_IN, 0, 1, 5),  # the centre's four inputs go before its result comes
-        (STAR_IN, 2, 0, 6),  # node 3: the input goes after three results and one aggregation
-        (STAR_IN, 2, 1, 6),
-        (STAR_IN, 2.5, 0, 6.5),
-        (DIAMOND, 0, 0, 3),
-        (DIAMOND, 0, 1, 3),  # node 1: nodes 0 and 1 and the workspace; node 2: node 0 is gone
-        (DIAMOND, 0, 2, 4),
-        (THREE_CHAINS, 0, 0, 3),  # the sum, one chain's result, its next one
-        (ISOLATED, 0, 0, 2),  # the sum, the next node
-        (ISOLATED, 2, 1, 5),
+        (Dag(1, ()), 2),  # the result and the workspace
+        (CHAIN, 2),
+        (STAR_OUT, 4),  # node 2 or 3: the centre, which stays, the sum, the result, the workspace
+        (STAR_IN, 5),  # the centre's four inputs go before its result comes
+        (DIAMOND, 3),  # node 1: nodes 0 and 1 and the workspace; node 2: node 0 is gone
+        (THREE_CHAINS, 3),  # the sum, one chain's result, its next one
+        (ISOLATED, 3),  # the sum, the next node and the workspace
     ],
 )
-def test_least_peaks_by_hand(dag: Dag, input_size: float, workspace: float, peak: float) -> None:
+def test_least_peaks_by_hand(dag: Dag, peak: int) -> None:
     """Else the model counts something twice or not at all: each of these is counted by hand."""
-    least = schedule(dag, input_size=input_size, workspace=workspace)
-    assert least.peak == peak
-    assert peak_of(dag, least.order, input_size=input_size, workspace=workspace) == peak
+    least = schedule(dag)
+    assert least.peak == played(dag, least.order) == peak
 
 
 def test_depth_first_beats_breadth_first() -> None:
     """Else one chain isn't run to its end before the next begins: of k chains, ascending order
     (all first nodes, then all second ones) holds k results beside the one that comes, and running
     one after the other holds the sum of those that have ended and one result."""
-    assert peak_of(THREE_CHAINS, range(9)) == 4
-    assert peak_of(THREE_CHAINS, (0, 3, 6, 1, 4, 7, 2, 5, 8)) == 3
+    assert played(THREE_CHAINS, range(9)) == 4
+    assert played(THREE_CHAINS, (0, 3, 6, 1, 4, 7, 2, 5, 8)) == 3
     assert schedule(THREE_CHAINS).peak == 3
-    assert peak_of(FOUR_CHAINS, range(32)) == 5
+    assert played(FOUR_CHAINS, range(32)) == 5
     assert schedule(FOUR_CHAINS).peak == 3
     # A binary tree towards its root: one result per level, and the node that comes.
-    assert peak_of(IN_TREE, range(31)) == 17
+    assert played(IN_TREE, range(31)) == 17
     assert schedule(IN_TREE).peak == 6
-
-
-@given(dags(), st.data(), INPUT_SIZES, st.sampled_from([*WORKSPACES, 0.25]))
-def test_peak_of_any_order(dag: Dag, data: st.DataObject, input_size: Any, workspace: Any) -> None:
-    """Else the peak of an order is not what is held when its tensors are kept one by one."""
-    order: list[int] = []
-    while len(order) < dag.num_nodes:
-        ready = [v for v in range(dag.num_nodes) if set(dag.predecessors[v]) <= set(order)]
-        order.append(data.draw(st.sampled_from([v for v in ready if v not in order])))
-    peak = peak_of(dag, order, input_size=input_size, workspace=workspace)
-    assert peak == played(dag, order, input_size, workspace)
-
-
-@pytest.mark.parametrize(
-    "order, says",
-    [
-        ((0, 3, 1, 2), "node 3 reads node 1, which must come before it"),
-        ((1, 0, 2, 3), "node 1 reads node 0"),
-        ((0, 1, 1, 2, 3), "node 1 twice"),
-        ((0, 1, 2), "lacks node 3"),
-        ((), "lacks node 0"),
-        ((0, 1, 2, 3, 4), r"has node 4; nodes are 0 … 3"),
-        ((0, 1, 2, -1), r"has node -1; nodes are 0 … 3"),
-        ((0, 1, 2.0, 3), r"must be an integer; got 2\.0"),
-    ],
-)
-def test_an_order_that_is_none_is_refused(order: Any, says: str) -> None:
-    """Else a node is counted as run before what it reads, or its author isn't told which."""
-    with pytest.raises(ValueError, match=says):
-        peak_of(DIAMOND, order)
-
-
-@pytest.mark.parametrize("size", [-1, -0.5, float("nan"), float("inf")])
-def test_sizes_that_are_none_are_refused(size: float) -> None:
-    """Else a negative or endless tensor makes nonsense of every peak."""
-    for name in ("input_size", "workspace"):
-        with pytest.raises(ValueError, match=rf"{name} must be finite .* got {size!r}"):
-            schedule(DIAMOND, **{name: size})
-        with pytest.raises(ValueError, match=rf"{name} must be finite .* got {size!r}"):
-            peak_of(DIAMOND, range(4), **{name: size})
 
 
 # ---------------------------------------------------------------- that no order takes less
 
 
-@pytest.mark.parametrize("workspace", WORKSPACES)
-@settings(max_examples=40, deadline=None)
-@given(dag=dags(), input_size=INPUT_SIZES)
-def test_no_order_at_all_takes_less(workspace: float, dag: Dag, input_size: Any) -> None:
-    """Else the order is not the best one, or its peak is not the least: every order is tried."""
-    least = schedule(dag, input_size=input_size, workspace=workspace)
-    assert least.peak == min(played(dag, order, input_size, workspace) for order in orders(dag))
-    assert least.peak == played(dag, least.order, input_size, workspace)
+@settings(max_examples=120, deadline=None)
+@given(dags())
+def test_no_order_at_all_takes_less(dag: Dag) -> None:
+    """Else the order is not the best one, or its peak is not the least: every order is tried; or a
+    stage runs in another order than the ascending one for nothing."""
+    least = schedule(dag)
+    peaks = {order: played(dag, order) for order in orders(dag)}
+    assert least.peak == min(peaks.values()) == peaks[least.order]
+    ascending = tuple(range(dag.num_nodes))
+    assert least.peak < peaks[ascending] or least == Schedule(ascending, peaks[ascending])
 
 
 @pytest.mark.parametrize("model, params", [g for g in GENERATORS if g[1] != {"m": 16}])
 def test_no_downset_is_left_out_wrongly(model: str, params: dict[str, float]) -> None:
     """Else a rule that spares the search a downset loses the best order with it."""
-    for seed, input_size, workspace in [(1, 0, 0), (2, 2, 1), (3, 0.5, 2)]:
+    for seed in (1, 2, 3):
         dag = drawn(model, 11, seed, **params)
-        least = least_of_all_downsets(dag, input_size, workspace)
-        assert schedule(dag, input_size=input_size, workspace=workspace).peak == least
-
-
-@settings(max_examples=60, deadline=None)
-@given(dags(), INPUT_SIZES, st.sampled_from(WORKSPACES))
-def test_ascending_order_is_kept_where_it_is_best(dag: Dag, size: Any, workspace: Any) -> None:
-    """Else a stage runs in another order for nothing."""
-    ascending = tuple(range(dag.num_nodes))
-    least = schedule(dag, input_size=size, workspace=workspace)
-    peak = peak_of(dag, ascending, input_size=size, workspace=workspace)
-    assert least.peak < peak or least == Schedule(ascending, peak)
+        assert schedule(dag).peak == least_of_all_downsets(dag)
 
 
 @pytest.mark.parametrize("model, params", GENERATORS)
@@ -231,11 +158,8 @@ def test_stages_of_32_nodes(model: str, params: dict[str, float]) -> None:
     """Else the search fails, or never ends, at the paper's size; or takes more than it says."""
     for seed in range(1, 6):
         dag = drawn(model, 32, seed, **params)
-        for input_size, workspace in [(0, 0), (2, 1)]:
-            least = schedule(dag, input_size=input_size, workspace=workspace)
-            sizes = {"input_size": input_size, "workspace": workspace}
-            assert least.peak == peak_of(dag, least.order, **sizes)  # topological, or it raises
-            assert least.peak <= peak_of(dag, range(32), **sizes)
+        least = schedule(dag)
+        assert least.peak == played(dag, least.order) <= played(dag, range(32))
 
 
 def test_the_default_network() -> None:
@@ -243,12 +167,11 @@ def test_the_default_network() -> None:
     the model has changed: 16 nodes in conv2, the same 32 in the others."""
     stages = NetworkGenerator()(1).stages
     for stage, ascending, least in zip(stages, [9, 15, 15, 15], [9, 13, 13, 13], strict=True):
-        for workspace in (0, 1):
-            nodes = tuple(range(stage.dag.num_nodes))
-            found = schedule(stage.dag, workspace=workspace)
-            assert peak_of(stage.dag, nodes, workspace=workspace) == ascending
-            assert found.peak == played(stage.dag, found.order, 0, workspace) == least
-            assert (found.order == nodes) == (stage.name == "res2")
+        nodes = tuple(range(stage.dag.num_nodes))
+        found = schedule(stage.dag)
+        assert played(stage.dag, nodes) == ascending
+        assert found.peak == played(stage.dag, found.order) == least
+        assert (found.order == nodes) == (stage.name == "res2")
 
 
 @pytest.mark.parametrize(
@@ -257,9 +180,9 @@ def test_the_default_network() -> None:
         ("WS", {"k": 4, "p": 0.75}, [15, 15, 20, 16, 18], [13, 13, 17, 15, 14]),
         ("WS", {"k": 2, "p": 0.75}, [9, 11, 16, 14, 11], [5, 6, 7, 6, 5]),
         ("WS", {"k": 8, "p": 0.75}, [22, 24, 22, 22, 22], [22, 22, 21, 20, 22]),
-        ("ER", {"p": 0.2}, [22, 22, 23, 24, 23], [18, 17, 18, 20, 20]),
-        ("BA", {"m": 5}, [21, 24, 19, 20, 20], [17, 17, 15, 15, 17]),
-        ("BA", {"m": 1}, [10, 12, 9, 10, 11], [4, 4, 4, 4, 4]),
+        ("ER", {"p": 0.2}, [22, 23, 23, 24, 23], [18, 17, 19, 20, 20]),
+        ("BA", {"m": 5}, [22, 24, 20, 20, 21], [17, 17, 16, 15, 17]),
+        ("BA", {"m": 1}, [11, 12, 10, 10, 12], [5, 5, 5, 5, 5]),
     ],
 )
 def test_what_the_order_is_worth(
@@ -267,28 +190,25 @@ def test_what_the_order_is_worth(
 ) -> None:
     """Else the peaks of 32 nodes, seeds 1 … 5, are no longer those found by the exact search."""
     drawings = [drawn(model, 32, seed, **params) for seed in range(1, 6)]
-    assert [peak_of(dag, range(32)) for dag in drawings] == ascending
+    assert [played(dag, range(32)) for dag in drawings] == ascending
     assert [schedule(dag).peak for dag in drawings] == least
 
 
 @pytest.mark.parametrize(
     "dag", [ISOLATED, STAR_IN, STAR_OUT, FOUR_CHAINS, IN_TREE], ids=lambda dag: str(dag.num_nodes)
 )
-def test_a_schedule_is_a_function_of_its_arguments(dag: Dag) -> None:
-    """Else one wiring has two orders, or a cached schedule answers for another size."""
-    first = schedule(dag, input_size=2, workspace=1)
-    assert schedule(Dag(dag.num_nodes, dag.edges[::-1]), input_size=2.0, workspace=1) is first
-    assert schedule.__wrapped__(dag, input_size=2, workspace=1) == first
-    assert schedule(dag).peak < first.peak
+def test_a_schedule_is_a_function_of_the_wiring(dag: Dag) -> None:
+    """Else one wiring has two orders."""
+    assert schedule(Dag(dag.num_nodes, dag.edges[::-1])) is schedule(dag)
+    assert schedule.__wrapped__(dag) == schedule(dag)
 
 
 def test_many_nodes_that_can_run_side_by_side() -> None:
     """Else wirings with 2**31 downsets, whose nodes are all alike, never end."""
     star = Dag(32, tuple((v, 31) for v in range(31)))
     assert schedule(star) == Schedule(tuple(range(32)), 32)
-    assert schedule(star, input_size=2, workspace=1).peak == 33
     bipartite = Dag(32, tuple((u, v) for u in range(16) for v in range(16, 32)))
-    assert schedule(bipartite) == Schedule(tuple(range(32)), 18)
+    assert schedule(bipartite) == Schedule(tuple(range(32)), 19)
 
 
 def test_a_search_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +218,7 @@ def test_a_search_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("randwire_d2.wiring.schedule.LIMIT", 5)
     given_up = schedule.__wrapped__(dag)
     assert given_up.order == tuple(range(32))
-    assert given_up.peak == peak_of(dag, given_up.order)
+    assert given_up.peak == played(dag, given_up.order)
     assert not given_up.optimal
     monkeypatch.undo()
     assert schedule.__wrapped__(dag).optimal

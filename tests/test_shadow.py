@@ -9,8 +9,8 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import FORK_SERVER, draw_spec, images
-from torch import Tensor, distributed, nn
+from helpers import draw_spec, images, in_two_processes
+from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from randwire_d2 import RandWire
@@ -230,10 +230,6 @@ def synchronised(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
 
 def one_of_two(rank: int, folder: Path) -> tuple[list[str], list[Shadow], dict[str, Any]]:
     """How each of three trainings ends, what the first one's shadow steps find, what it keeps."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
-    )
     found: list[Shadow] = []
 
     def looking(*arguments: Any) -> Shadow:
@@ -261,7 +257,6 @@ def one_of_two(rank: int, folder: Path) -> tuple[list[str], list[Shadow], dict[s
                 ends.append("")
             except RuntimeError as e:
                 ends.append(str(e))
-    distributed.destroy_process_group()
     return ends, found, json.loads((folder / "stages.json").read_text()) if not rank else {}
 
 
@@ -270,8 +265,7 @@ def test_synchronised_norms_are_looked_at_by_all_processes(tmp_path: Path) -> No
     what they tell each other, trains on, or ends one of them alone."""
     for name in ("", "output", "gradients"):
         (tmp_path / name).mkdir(exist_ok=True)
-    with FORK_SERVER.Pool(2) as pool:
-        parts = pool.starmap(one_of_two, [(rank, tmp_path) for rank in range(2)], chunksize=1)
+    parts = in_two_processes(one_of_two, tmp_path)
     (ends, _, kept), (others, _, _) = parts
     assert ends == others and kept == {"res3": {}, "res4": {}, "res5": {}}
     right, output, gradients = ends

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 import webdataset
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
-from helpers import ROOT, data_sets_forgotten, draw_image_folders, refusal, run_tool
+from helpers import ROOT, draw_image_folders, refusal, run_tool
 
 from randwire_d2.classification.data import TestImages, TrainingStream
 from randwire_d2.config import classifier_config
@@ -31,12 +31,10 @@ CIFAR = ROOT.parent / "shared/data/cifar10.tar.gz"
 
 
 @pytest.fixture(autouse=True)
-def _catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers is forgotten, and what it notes of shards lies in its own folder."""
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test notes of shards lies in its own folder."""
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(image_folder, "DATASETS_ROOT", str(tmp_path))
-    with data_sets_forgotten():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,13 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import create_ddp_model, default_argument_parser
 from detectron2.utils.events import EventStorage, JSONWriter
-from helpers import FORK_SERVER, ROOT, assert_equal, draw_image_folders, wait_until
+from helpers import (
+    ROOT,
+    assert_equal,
+    draw_image_folders,
+    in_two_processes,
+    wait_until,
+)
 from torch import Tensor, nn
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
@@ -373,13 +379,6 @@ def test_a_lazy_config_stops_and_skips_as_yaml_does(tmp_path: Path) -> None:
 
 
 def in_one_of_two(rank: int, folder: Path) -> list[Any]:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
-    )
-    from detectron2.utils import comm
-
-    comm.create_local_process_group(2)
     nan = float("nan")
     bad = [1.0, nan if rank else 5.0, 2.0]  # in the second process alone
     found: list[Any] = [train(bad, 1, rank), train([1.0, 2.0], 1, rank)]
@@ -387,7 +386,6 @@ def in_one_of_two(rank: int, folder: Path) -> list[Any]:
         train(bad, 0, rank, folder / "run")
     except FloatingPointError as e:
         found.append(str(e))
-    torch.distributed.destroy_process_group()
     return found
 
 
@@ -396,8 +394,7 @@ def test_all_processes_skip_and_stop_together(tmp_path: Path) -> None:
     """Wrong: the process whose own loss is finite applies the mean gradient, which is NaN, or waits
     for the other one without an end."""
     (tmp_path / "run").mkdir()
-    with FORK_SERVER.Pool(2) as pool:
-        first, second = pool.starmap(in_one_of_two, [(rank, tmp_path) for rank in range(2)])
+    first, second = in_two_processes(in_one_of_two, tmp_path)
     for skipped, without, said in (first, second):
         assert_equal(skipped, without)
         assert "iteration 1 is not finite" in said and "1_1_a.jpg" in said

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode
+from helpers import ROOT
 
 from randwire_d2.config import classifier_config, detector_config, spec_from_config
 from randwire_d2.engine import scale_schedule
@@ -21,7 +22,6 @@ from randwire_d2.experiments.sweep_run import Run
 from randwire_d2.experiments.trainings import Training
 from randwire_d2.runs import Evaluation, RunFolder, evaluation_config, training_of
 
-ROOT = Path(__file__).parents[1]
 SWEEPS = ROOT / "configs" / "sweeps"
 TOOL = ROOT / "tools" / "compare_generators.py"
 DETECTOR = str(ROOT / "configs/faster_rcnn_randwire_shapes.yaml")

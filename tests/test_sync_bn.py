@@ -1,12 +1,11 @@
 """Synchronised norms on the fast path: two processes are one with the whole batch."""
 
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from helpers import FORK_SERVER, assert_same, randomise
+from helpers import assert_same, in_two_processes, randomise
 from torch import Tensor
 
 from randwire_d2.modeling import fused
@@ -45,13 +44,9 @@ def step(stage: RandWireStage, x: Tensor, gradient: Tensor) -> dict[str, Tensor]
 
 
 def in_one_of_two(
-    rank: int, folder: Path, recompute: bool, dtype: torch.dtype, multiple: int
+    rank: int, recompute: bool, dtype: torch.dtype, multiple: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """A process's results, its statistics afterwards, and how many messages it sent."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
-    )
     sent = 0
 
     def counting(function: Any) -> Any:
@@ -71,7 +66,6 @@ def in_one_of_two(
         mock.patch.dict(MULTIPLES, {dtype: multiple}),
     ):
         results = step(stage, x.clone(), gradient)
-    torch.distributed.destroy_process_group()
     return results, dict(stage.named_buffers()), sent
 
 
@@ -80,16 +74,14 @@ def in_one_of_two(
     [(False, torch.float64, 8), (True, torch.float64, 1), (False, torch.float32, 1)],
 )
 def test_two_processes_are_one_with_the_whole_batch(
-    tmp_path: Path, recompute: bool, dtype: torch.dtype, multiple: int
+    recompute: bool, dtype: torch.dtype, multiple: int
 ) -> None:
     """Wrong: statistics of one process's images alone, in the output, the running statistics or the
     gradients; images counted alike where processes have different numbers of them; more messages
     than the wiring is deep."""
     whole = build("BN", recompute, dtype)
     expected = step(whole, *batch(dtype))
-    with FORK_SERVER.Pool(2) as pool:
-        arguments = [(rank, tmp_path, recompute, dtype, multiple) for rank in range(2)]
-        parts = pool.starmap(in_one_of_two, arguments, chunksize=1)
+    parts = in_two_processes(in_one_of_two, recompute, dtype, multiple)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     for name, value in expected.items():
         own = [results[name] for results, _, _ in parts]

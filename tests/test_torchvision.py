@@ -1,13 +1,12 @@
 """torchvision's classifiers as baselines, and training through torch.compile."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, data_sets_forgotten, draw_image_folders, last_metrics, run_tool
+from helpers import ROOT, draw_image_folders, last_metrics, run_tool
 from torch import Tensor, nn
 
 from randwire_d2 import NetworkGenerator, RandWireClassifier
@@ -26,12 +25,6 @@ MOBILENET = ROOT / "configs/imagenet/mobilenet_v2_w1.4_250ep.yaml"
 SHUFFLENET = ROOT / "configs/imagenet/shufflenet_v2_x2_250ep.yaml"
 NAME = "MODEL.CLASSIFIER.TORCHVISION.NAME"
 OPTIONS = "MODEL.CLASSIFIER.TORCHVISION.OPTIONS"
-
-
-@pytest.fixture(autouse=True)
-def _catalog() -> Iterator[None]:
-    with data_sets_forgotten():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -16,14 +15,13 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from fvcore.common.registry import Registry
-from helpers import GOLDEN, SEEDS, ba, er, ws
+from helpers import GOLDEN, ROOT, SEEDS, ba, er, ws
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, add_randwire_config, complexity
 from randwire_d2.wiring import GRAPH_REGISTRY, Dag, graph_label, parse_graph, random_graph
 
-ROOT = Path(__file__).parents[1]
 # Imports randwire_d2.wiring alone: the package's own __init__ needs torch and Detectron2.
 WIRING_ALONE = f"""
 import sys, types

@@ -254,7 +254,9 @@ def gpu_peak(step: Step, model: nn.Module, inputs: Iterable[torch.Tensor]) -> in
         stage.cuda_graphs = False
     model.zero_grad(set_to_none=True)
     torch.cuda.synchronize()
-    own = sum(t.untyped_storage().nbytes() for t in (*_tensors(model), *inputs))
+    own = sum(
+        t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers(), *inputs)
+    )
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     step()
@@ -273,10 +275,6 @@ def gpu_kernels(step: Step) -> int:
     return sum(
         event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events() or ()
     )
-
-
-def _tensors(model: nn.Module) -> Sequence[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()]
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:

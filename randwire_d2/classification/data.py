@@ -103,7 +103,10 @@ class TestImages(Dataset):
         if image is None:
             blank = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
             return {"image": blank, "label": UNREADABLE}
-        return {"image": order_channels(self.transform(image), self.input_format), **_label(record)}
+        return {
+            "image": order_channels(self.transform(image), self.input_format),
+            "label": record["label"],
+        }
 
 
 class TrainingStream(Dataset):
@@ -141,7 +144,7 @@ class TrainingStream(Dataset):
         return {
             "image": order_channels(tensor, self.input_format),
             "broken": broken,
-            **_label(record),
+            "label": record["label"],
         }
 
     def _record(self, position: int) -> dict:
@@ -152,10 +155,6 @@ class TrainingStream(Dataset):
 @lru_cache(maxsize=2)  # a batch may lie on both sides of an epoch's end
 def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
-
-
-def _label(record: dict) -> dict[str, int]:
-    return {"label": record["label"]}
 
 
 class BatchPositions(Sampler[list[int]]):

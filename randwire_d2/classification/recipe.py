@@ -20,6 +20,7 @@ from ..engine import (
 )
 from ..engine.limits import LIMITS as ENGINE_LIMITS
 from ..engine.limits import Limit, at_least, check_limits, one_of, within
+from ..text import one_line
 from .compiling import check_compiler
 
 _IS_RANGE = Limit(
@@ -116,7 +117,7 @@ def _check_torchvision(cfg: CfgNode, network: Any) -> None:
             except Exception as e:
                 raise ValueError(
                     f"torchvision's {node.NAME} can't take images of {size}×{size} pixels: "
-                    f"{' '.join(str(e).split())}; change INPUT.TRAIN_CROP_SIZE and TEST_CROP_SIZE, "
+                    f"{one_line(e, 300)}; change INPUT.TRAIN_CROP_SIZE and TEST_CROP_SIZE, "
                     "or MODEL.CLASSIFIER.TORCHVISION.OPTIONS"
                 ) from e
             if getattr(logits, "shape", None) != (2, number):

@@ -54,7 +54,7 @@ from ..experiments.parts import default_size
 from ..experiments.tables import Table
 from ..files import check_file, write_or_print
 from ..wiring import NODE_OP_COMPLEXITY_REGISTRY, NetworkGenerator, parse_graph
-from .frame import command_line, framed, parser_of
+from .frame import at_least, command_line, framed, parser_of
 
 SCRIPT = "analyze_model.py"
 
@@ -121,7 +121,7 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--size",
-        type=int,
+        type=at_least(1),
         nargs="+",
         metavar="PIXELS",
         help="the size of images, one number or height and width (default: the config's, or 224 "
@@ -150,8 +150,6 @@ def wrong_usage(args: argparse.Namespace) -> str:
         return f"--config-file: no file before {args.opts[0]}"
     if args.size is not None and len(args.size) > 2:
         return f"--size takes one or two numbers; got {len(args.size)}"
-    if args.size is not None and min(args.size) < 1:
-        return f"--size must be at least 1; got {min(args.size)}"
     if args.tables and (args.config_file or args.target):
         return "--tables are the paper's: no --config-file, no --target"
     if args.size and not args.config_file and not args.target:

@@ -13,7 +13,6 @@ are measured on the present device: a GPU, if there is one. The tables are Markd
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -39,7 +38,7 @@ from ..benchmark.comparison import DEVICES, MEMORY_FORMATS, PRECISIONS
 from ..drawing.style import FORMATS, check_format, save_figure
 from ..files import check_file, write_or_print
 from ..wiring import NetworkGenerator
-from .frame import command_line, framed, parser_of
+from .frame import at_least, command_line, framed, parser_of, say
 
 SCRIPT = "benchmark.py"
 
@@ -56,7 +55,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--device", choices=DEVICES, help="the device (default: a GPU if there is one)"
     )
     how.add_argument(
-        "--threads", type=int, help="the number of threads on a CPU (default: PyTorch's choice)"
+        "--threads", type=at_least(1), help="threads on a CPU (default: PyTorch's choice)"
     )
     how.add_argument(
         "--amp", choices=PRECISIONS, help="use automatic mixed precision with this lower type"
@@ -178,8 +177,6 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--size takes one or two numbers; got {len(args.size)}")
     if not args.no_time and args.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, or use --no-time; got {args.rounds}")
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads must be at least 1; got {args.threads}")
     if args.runtimes and (args.no_time or args.json or args.growth):
         raise ValueError("--runtimes goes with none of --no-time, --json and --growth")
     if args.sizes > 1 and (args.runtimes or args.growth):
@@ -237,7 +234,3 @@ def _compare_runtimes(case: Case, args: argparse.Namespace, command: str) -> Non
     rows = compare_runtimes(case, args.runtimes, args.rounds, whole=whole, progress=say)
     text = runtimes_to_markdown(rows, case, args.rounds, command, whole=whole)
     print(f"{text}\n", flush=True)
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from detectron2.utils.env import seed_all_rng
 from ..drawing.samples import draw_samples
 from ..drawing.style import check_format, save_figure
 from ..engine import data_config, look_at_data
-from .frame import framed, training_parser
+from .frame import at_least, framed, training_parser
 
 SCRIPT = "browse_data.py"
 
@@ -22,10 +22,8 @@ SCRIPT = "browse_data.py"
 def main(argv: Sequence[str] | None = None) -> None:
     parser = training_parser(SCRIPT, __doc__)
     parser.add_argument("--output", default="data.png", help="the picture (default %(default)s)")
-    parser.add_argument("--images", type=int, default=8, help="in it, at most")
+    parser.add_argument("--images", type=at_least(1), default=8, help="in it, at most")
     args = parser.parse_args(argv)
-    if args.images < 1:
-        parser.error(f"--images must be at least 1; got {args.images}")
     check_format(args.output, "--output")
     cfg = data_config(args)
     print(look_at_data(cfg))

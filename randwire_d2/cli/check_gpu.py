@@ -20,7 +20,7 @@ import torch
 from ..benchmark.health import examine, summary
 from ..engine import usable_device
 from ..files import check_file, write_or_print
-from .frame import framed, parser_of
+from .frame import at_least, framed, parser_of, say
 
 SCRIPT = "check_gpu.py"
 
@@ -31,15 +31,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="cuda", help="the device, such as cuda:1 (default: cuda)"
     )
-    parser.add_argument("--channels", type=int, default=109, help="the width C (default: 109)")
+    one = at_least(1)
+    parser.add_argument("--channels", type=one, default=109, help="the width C (default: 109)")
     parser.add_argument(
-        "--batch", type=int, default=32, help="the number of images that are timed (default: 32)"
+        "--batch", type=one, default=32, help="the number of images that are timed (default: 32)"
     )
-    args = parser.parse_args(argv)
-    for name in ("channels", "batch"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1; got {getattr(args, name)}")
-    return args
+    return parser.parse_args(argv)
 
 
 @framed(SCRIPT)
@@ -53,12 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if args.output:
         check_file("--output", args.output)
-    report = examine(args.device, args.channels, args.batch, progress=say)
+    report = examine(args.device, args.channels, args.batch, lambda line: say(f"{line} ..."))
     if args.output:
         write_or_print(json.dumps(report, indent=1), args.output)
     print("\n".join(summary(report)))
     sys.exit(0 if report["works"] else 1)
-
-
-def say(line: str) -> None:
-    print(f"{line} ...", file=sys.stderr, flush=True)

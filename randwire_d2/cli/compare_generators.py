@@ -32,7 +32,7 @@ from ..experiments.sweep import load_sweep
 from ..experiments.sweep_run import Run, check_weights
 from ..experiments.trainings import Local, Slurm, Training
 from ..files import atomic_open, check_folder
-from .frame import framed, parser_of
+from .frame import at_least, framed, parser_of
 
 SCRIPT = "compare_generators.py"
 
@@ -55,11 +55,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     how = parser.add_argument_group("training")
     how.add_argument(
-        "--jobs", type=int, default=1, help="the number of trainings at a time (default: 1)"
+        "--jobs", type=at_least(1), default=1, help="the number of trainings at a time (default: 1)"
     )
     how.add_argument(
         "--num-gpus",
-        type=int,
+        type=at_least(1),
         default=1,
         help="the GPUs of each training, or its processes on a CPU (default: 1)",
     )
@@ -73,9 +73,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--report", action="store_true", help="train nothing; only write the results")
     args = parser.parse_intermixed_args(argv)
     args.output = args.output or Path("output", Path(args.sweep).stem)
-    for name in ("jobs", "num_gpus"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     try:
         parse_parameters(args.slurm or ())
     except ValueError as e:

@@ -22,6 +22,7 @@ from pathlib import Path
 from ..command import in_users_words, process
 from ..config_files import get_config_file
 from ..engine.report import write_comparison
+from ..experiments.trainings import end
 from ..files import check_folder
 from ..runs import RunFolder
 from .frame import framed, parser_of
@@ -88,12 +89,7 @@ def run_tool(name: str, *args: object) -> None:
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     finally:
-        if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                child.kill()
+        end(child)
     if status:
         sys.exit(status if status > 0 else 128 - status)  # a signal, as shells have it
 

@@ -80,6 +80,23 @@ def training_parser(
     return parser
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number, and none below."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}; got {value}")
+        return value
+
+    number.__name__ = "int"  # as argparse calls it where it gets something else
+    return number
+
+
+def say(line: str) -> None:
+    """Tell who waits what is being done."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def task_of(script: str, argv: Sequence[str] | None) -> "Task":
     """What Slurm would run of this command line."""
     from ..engine.slurm import Task

@@ -12,7 +12,7 @@ import torch
 from tabulate import tabulate
 
 from ..ops.probe import OPERATORS, Case
-from .frame import framed, parser_of
+from .frame import at_least, framed, parser_of
 
 SCRIPT = "inspect_kernels.py"
 
@@ -28,12 +28,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=OPERATORS,
         help="the operators (default: all)",
     )
-    parser.add_argument(
-        "--inputs", nargs="+", type=int, default=[1, 4], help="the numbers of inputs (default: 1 4)"
-    )
-    parser.add_argument(
-        "--channels", nargs="+", type=int, default=[109], help="the values of C (default: 109)"
-    )
+    for name, default, what in (
+        ("inputs", [1, 4], "the numbers of inputs (default: 1 4)"),
+        ("channels", [109], "the values of C (default: 109)"),
+    ):
+        parser.add_argument(f"--{name}", nargs="+", type=at_least(1), default=default, help=what)
     parser.add_argument(
         "--stride", type=int, choices=(1, 2), default=1, help="the stride (default: 1)"
     )
@@ -45,17 +44,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--capability",
-        type=int,
+        type=at_least(70),
         default=90,
-        help="the compute capability of the GPU, 80 for 8.0 (default: 90)",
+        help="the compute capability of the GPU, 80 for 8.0; Triton's least is 70 (default: 90)",
     )
-    args = parser.parse_args(argv)
-    for name in ("inputs", "channels"):
-        if min(getattr(args, name)) < 1:
-            parser.error(f"--{name} must be at least 1; got {min(getattr(args, name))}")
-    if args.capability < 70:
-        parser.error(f"--capability must be at least 70, Triton's least; got {args.capability}")
-    return args
+    return parser.parse_args(argv)
 
 
 @framed(SCRIPT)

@@ -33,7 +33,7 @@ from ..files import check_folder, write_or_print
 from ..runs import RunFolder
 from ..text import one_line
 from ..wiring import NetworkGenerator
-from .frame import framed, parser_of
+from .frame import framed, parser_of, say
 
 SCRIPT = "measure_gpu.py"
 TOP1 = "classification/top1"
@@ -184,7 +184,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"The tables are in {args.output / 'gpu.md'}, the numbers in {args.output / 'gpu.json'}")
     if report.failed:
         sys.exit(f"{program(SCRIPT)}: error: these failed: {'; '.join(report.failed)}")
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

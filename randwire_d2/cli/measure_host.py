@@ -17,7 +17,7 @@ from ..benchmark.host import measure_host, pretend_to_have_a_gpu
 from ..benchmark.models import MODELS
 from ..benchmark.timing import ratio
 from ..wiring import NetworkGenerator
-from .frame import framed, parser_of
+from .frame import at_least, framed, parser_of
 
 SCRIPT = "measure_host.py"
 
@@ -26,14 +26,13 @@ CHANNELS = 4  # the wiring is that of C=109, whose launches do not depend on C
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of(SCRIPT, __doc__)
-    parser.add_argument("--rounds", type=int, default=31, help="the number of times (default: 31)")
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=31, help="the number of times (default: 31)"
+    )
     parser.add_argument(
         "--detection", action="store_true", help="a detector's backbone, with FrozenBN"
     )
-    args = parser.parse_args(argv)
-    if args.rounds < 1:
-        parser.error(f"--rounds must be at least 1; got {args.rounds}")
-    return args
+    return parser.parse_args(argv)
 
 
 @framed(SCRIPT)

@@ -25,7 +25,7 @@ from ..benchmark.memory import MemoryWatch
 from ..engine import Trainer, load_config, register_data
 from ..files import write_or_print
 from ..inference import load_detector
-from .frame import command_line, framed, training_parser
+from .frame import at_least, command_line, framed, training_parser
 
 SCRIPT = "measure_memory.py"
 SAMPLES = 40  # in all iterations
@@ -71,11 +71,11 @@ def watch_prediction(cfg: CfgNode, iterations: int, every: int) -> MemoryWatch:
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = training_parser(SCRIPT, __doc__)
-    parser.add_argument("--iterations", type=int, default=2000, help="of each (default: 2000)")
+    parser.add_argument(
+        "--iterations", type=at_least(8), default=2000, help="of each (default: 2000)"
+    )
     parser.add_argument("--output", help="a JSON file for all samples")
     args = parser.parse_args(argv)
-    if args.iterations < 8:
-        parser.error(f"--iterations must be at least 8; got {args.iterations}")
     given, every = args.iterations, max(args.iterations // SAMPLES, 1)
     with tempfile.TemporaryDirectory() as folder:
         args.opts += ["SOLVER.MAX_ITER", str(given), "SOLVER.EPOCHS", "0", "DATASETS.TEST", "()"]

@@ -31,7 +31,7 @@ from ..inference.job import Job
 from ..inference.loading import load_model
 from ..inference.output import RESULTS, picture_path
 from ..inference.runtime import AUTO, CHOICES, LEAST_IMAGES, in_runtime
-from .frame import framed, parser_of
+from .frame import at_least, framed, parser_of
 
 SCRIPT = "predict.py"
 
@@ -77,7 +77,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--batch",
-        type=int,
+        type=at_least(1),
         default=1,
         metavar="IMAGES",
         help="the images that are read and computed at once, a detector's if they have one size "
@@ -98,8 +98,6 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--overwrite", action="store_true", help="replace files of the same names in DIR"
     )
     args = parser.parse_args(argv)
-    if args.batch < 1:
-        parser.error(f"--batch must be at least 1; got {args.batch}")
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold must be 0 ... 1; got {args.score_threshold}")
     if bool(args.inputs) == bool(args.dataset):

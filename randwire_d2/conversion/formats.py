@@ -63,9 +63,7 @@ def read_checkpoint(file: str | os.PathLike[str]) -> Checkpoint:
     return _unwrap(path, data)
 
 
-def _unwrap(path: str, data: Any) -> Checkpoint:
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{path!r} holds a {type(data).__name__}, not a state dict")
+def _unwrap(path: str, data: Mapping[str, Any]) -> Checkpoint:
     wrapped = [key for key in _STATE_KEYS if isinstance(data.get(key), Mapping)]
     state = data[wrapped[0]] if wrapped else data
     rest = {k: v for k, v in data.items() if k != wrapped[0]} if wrapped else {}
@@ -81,7 +79,7 @@ def _unwrap(path: str, data: Any) -> Checkpoint:
                     f"{path!r} holds no state dict: {name!r} is a {type(value).__name__}, "
                     f"and nothing is called {' or '.join(map(repr, _STATE_KEYS))}"
                 ) from None
-        tensors[str(name).removeprefix("module.")] = value.detach()
+        tensors[name.removeprefix("module.")] = value.detach()
     if not tensors:
         raise ValueError(f"{path!r} holds an empty state dict")
     return Checkpoint(path, tensors, rest)

@@ -199,8 +199,8 @@ def preprocessing_of(
     if entry is not None:
         try:
             chosen = Preprocessing.from_dict(entry)
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise keys.error(f"its entry {PREPROCESSING_KEY!r} is damaged: {e!r}") from e
+        except ValueError as e:
+            raise keys.error(str(e)) from e
         if given is not None and given != chosen:
             raise keys.error(
                 f"it says that it was trained with {' '.join(chosen.options)}; the command line "

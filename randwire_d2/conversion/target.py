@@ -7,6 +7,7 @@ from typing import Any
 from ..config import (
     classifier_config,
     drawn_network,
+    flat,
     is_classifier,
     merge_config,
     set_spec,
@@ -88,7 +89,7 @@ class Target:
         if config_file is not None:
             # merge_config has looked at its tags, which Detectron2's own RetinaNet config has.
             stated = self.cfg.load_yaml_with_base(config_path(config_file), allow_unsafe=True)
-            self.explicit |= set(_names(stated))
+            self.explicit |= {key for key, _ in flat(stated)}
         self.cfg.MODEL.DEVICE = "cpu"
 
     def stated(self, key: str) -> Any:
@@ -213,13 +214,3 @@ def _describe_head(source: Source) -> dict[str, Any]:
         "MODEL.CLASSIFIER.NUM_CLASSES": source.head.num_classes,
         "MODEL.CLASSIFIER.HEAD_RELU": source.head.relu,
     }
-
-
-def _names(node: Any, prefix: str = "") -> list[str]:
-    return [
-        key
-        for name, value in node.items()
-        for key in (
-            _names(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
-        )
-    ]

@@ -17,7 +17,7 @@ from ..data.builtin import draw_image
 from ..data.images import read_rgb
 from ..data.shapes import ShapesConfig
 from ..modeling import ImageClassifier
-from .source import STAGES, Features, Source
+from .source import STAGES, Features, Source, some
 from .target import PREFIXES, Target
 
 TOLERANCE = 1e-4  # of a stage's largest absolute value
@@ -144,8 +144,7 @@ def _explain(
     if unexplained:
         raise ValueError(
             f"verification failed: {len(unexplained)} keys do not fit the config's model: "
-            + ", ".join(unexplained[:4])
-            + (", …" if len(unexplained) > 4 else "")
+            f"{some(unexplained)}"
         )
     return missing, left
 

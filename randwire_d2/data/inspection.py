@@ -15,7 +15,6 @@ from .labels import Faults, LabelledImages
 MISSING = "images whose file is missing (left out)"
 BROKEN = "images that can't be read (left out)"
 RESIZED = "images of another size than their annotations say (left out)"
-UNUSABLE = (MISSING, BROKEN, RESIZED)
 MOST_UNUSABLE = 0.5  # of the images; beyond it is a wrong path or a wrong file, no accident
 NOT_FINITE = "boxes with NaN or infinite numbers (left out)"
 EMPTY = "boxes without area (left out)"

@@ -33,25 +33,22 @@ def patiently(read: Callable[[], _T], path: str) -> _T:
     Raises:
         DiskGone: the disk was away for all of ``PAUSES``.
     """
-    for pause in PAUSES:
+    pauses = iter(PAUSES)
+    while True:
         try:
             return read()
         except (OSError, ValueError) as e:
             reason = _away(e, path)
             if reason is None:
                 raise
-            logger.warning(f"{path} can't be read ({reason}): its disk is away; again in {pause} s")
-            time.sleep(pause)
-    try:
-        return read()
-    except (OSError, ValueError) as e:
-        reason = _away(e, path)
-        if reason is None:
-            raise
-        raise DiskGone(
-            f"{path} can't be read ({reason}): its disk was away for {sum(PAUSES):.0f} s. Bring it "
-            "back, and go on with --resume"
-        ) from e
+            pause = next(pauses, None)
+            if pause is None:
+                raise DiskGone(
+                    f"{path} can't be read ({reason}): its disk was away for {sum(PAUSES):.0f} s. "
+                    "Bring it back, and go on with --resume"
+                ) from e
+        logger.warning(f"{path} can't be read ({reason}): its disk is away; again in {pause} s")
+        time.sleep(pause)
 
 
 def _away(error: Exception, path: str) -> str | None:

@@ -84,9 +84,10 @@ def draw_results(
     tiles = []
     for record in (by_id[image] for image in image_ids):
         found = [d for d in detections[record["image_id"]] if d["score"] >= score_threshold]
+        image = read_image(record["file_name"], "RGB")
         tiles.append(
             [
-                _draw_instances(record["file_name"], instances, metadata, has_masks)
+                draw_instances(image, instances, metadata, has_masks)
                 for instances in (record.get("annotations", []), found)
             ]
         )
@@ -176,12 +177,6 @@ def _by_image(results: Sequence[Mapping], metadata: Metadata) -> dict[Any, list[
         boxed = {"category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
         detections[result["image_id"]].append({**result, **boxed})
     return detections
-
-
-def _draw_instances(
-    file_name: str, instances: Sequence[Mapping[str, Any]], metadata: Metadata, has_masks: bool
-) -> np.ndarray:
-    return draw_instances(read_image(file_name, "RGB"), instances, metadata, has_masks)
 
 
 def draw_instances(

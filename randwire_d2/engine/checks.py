@@ -22,6 +22,7 @@ from ..checkpoint import PREPROCESSING_KEY, Preprocessing, Wiring, check_wiring,
 from ..config import (
     detector_config,
     family,
+    flat,
     is_classifier,
     merge_config,
     merge_in_one_line,
@@ -140,17 +141,10 @@ def check_order(args: argparse.Namespace) -> None:
 def _way_out(error: str, cfg: CfgNode) -> str:
     """What yacs does not say."""
     if unknown := re.search(r"Non-existent (?:config )?key: (\S+)$", error):
-        return similar(unknown[1], _keys(cfg))
+        return similar(unknown[1], (key for key, _ in flat(cfg)))
     if "Type mismatch (<class 'tuple'> vs. <class 'str'>)" in error:
         return "; a tuple of one name is \"('NAME',)\""
     return ""
-
-
-def _keys(node: CfgNode, prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for name, value in node.items():
-        names += _keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
-    return names
 
 
 def _take_flags(cfg: CfgNode, args: argparse.Namespace) -> None:

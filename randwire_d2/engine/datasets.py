@@ -9,6 +9,7 @@ from detectron2.utils import comm
 
 from ..data import Look, absolute, labelled_images, look, register_detection_data
 from ..data.labels import named
+from ..text import one_line
 
 # The heads that have a NUM_CLASSES; SEM_SEG_HEAD's are not things.
 HEADS = ("ROI_HEADS", "RETINANET")
@@ -154,5 +155,5 @@ def thing_classes(name: str) -> list[str]:
         try:
             DatasetCatalog.get(name)
         except (KeyError, TypeError, AssertionError, OSError) as e:
-            raise ValueError(f"{name!r} can't be read: {' '.join(str(e).split())}") from e
+            raise ValueError(f"{name!r} can't be read: {one_line(e, 500)}") from e
     return list(metadata.get("thing_classes") or [])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from ..errors import MENDABLE
 from ..files import megabytes
+from ..text import one_line
 
 _SHARED = "/dev/shm"
 
@@ -58,7 +59,7 @@ def _explain(error: Exception, workers: str) -> OSError | None:
         )
     if "DataLoader worker (pid" in text or lost:
         return ChildProcessError(
-            f"a worker that reads images was killed ({' '.join(text.split())}). The system does so "
+            f"a worker that reads images was killed ({one_line(text, 300)}). The system does so "
             "where memory is short (dmesg tells), and each worker has images in it: lower "
             f"{workers}, or INPUT's sizes; or {_SHARED} was full ({_room()})"
         )

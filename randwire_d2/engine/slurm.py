@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import submitit
 
 from ..files import atomic_open
+from ..text import one_line
 from .signals import SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class Queue:
                 jobs = [executor.submit(call) for call in calls.values()]
         # NameError: an unknown parameter; OSError: there is no sbatch.
         except (RuntimeError, TypeError, NameError, ValueError, OSError) as e:
-            raise ValueError(f"Slurm: {' '.join(str(e).split())}") from e
+            raise ValueError(f"Slurm: {one_line(e, 300)}") from e
         for file, job in zip(calls, jobs):
             with atomic_open(file) as f:
                 f.write(job.job_id)

@@ -168,13 +168,12 @@ def count_correct(
     images: Tensor,
     labels: Tensor,
     damages: Sequence[Damage],
-    stacked_images: int = STACKED_IMAGES,
     progress: Callable[[], object] = lambda: None,
 ) -> tuple[int, list[int]]:
     """How many images the intact network, and the damaged ones, classify correctly (top-1).
 
     Args:
-        network, images, damages, stacked_images: see ``damaged_logits``.
+        network, images, damages: see ``damaged_logits``.
         labels: (N,); one that is no class is never correct.
         progress: called after each damage.
 
@@ -186,7 +185,7 @@ def count_correct(
     """
     labels = labels.to(images.device)
     correct: dict[Damage | None, Tensor] = {}  # on the device, which nobody waits for
-    for damage, logits in damaged_logits(network, images, damages, stacked_images):
+    for damage, logits in damaged_logits(network, images, damages):
         correct[damage] = (logits.argmax(1) == labels).sum()
         if damage is not None:
             progress()

@@ -23,6 +23,7 @@ from ..engine import argument_parser
 from ..files import atomic_open
 from ..modeling import RandWireClassifier
 from ..runs import RunFolder
+from ..text import one_line
 from ..wiring import graph_label
 from .damage import KINDS, Damage, Work, all_damages, count_correct, count_work
 
@@ -209,8 +210,9 @@ def _load_model(cfg: CfgNode, weights: Path) -> Any:
         check_wiring(model, checkpoint)
         model.load_state_dict(checkpoint["model"])
     except (RuntimeError, ValueError) as e:
-        reason = " ".join(str(e).split())
-        raise ValueError(f"{weights} is no checkpoint of its config's network: {reason}") from e
+        raise ValueError(
+            f"{weights} is no checkpoint of its config's network: {one_line(e, 1000)}"
+        ) from e
     return model
 
 

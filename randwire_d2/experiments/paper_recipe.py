@@ -7,7 +7,6 @@ batch: the rate, the warm-up and the schedule scaled as the trainers scale them.
 import hashlib
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
-from ..config import classifier_config, family, is_classifier, merge_config
+from ..config import classifier_config, family, flat, is_classifier, merge_config
 from ..config_files import CONFIGS
 from ..engine import scale_schedule
 from ..modeling import LazyDetector
@@ -136,7 +135,7 @@ def read_recipe(cfg: CfgNode) -> Recipe:
         unread += ["SOLVER.AMP.PRECISION"]
     recipe = {
         key: value
-        for key, value in _flat(cfg)
+        for key, value in flat(cfg)
         if not NO_RECIPE.fullmatch(key) and not key.startswith(tuple(unread))
     }
     if cfg.MODEL.LAZY:
@@ -146,14 +145,6 @@ def read_recipe(cfg: CfgNode) -> Recipe:
         recipe["SOLVER.LAZY"] = cfg.OUTPUT_DIR
     # Not which ones: each seed may have its own.
     return {**recipe, "MODEL.WEIGHTS": "given" if cfg.MODEL.WEIGHTS else "none"}
-
-
-def _flat(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in sorted(node.items()):
-        if isinstance(value, CfgNode):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def join_recipes(training: Recipe, test: Recipe) -> Recipe:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config import is_classifier, spec_from_config
 from ..modeling.image_classifier import build_network
 from ..modeling.stage import RandWireStage
+from ..text import one_line
 from ..wiring import Complexity, NetworkSpec, StageSpec, complexity
 
 # fvcore's names of convolutions, fc layers and matrix products.
@@ -77,12 +78,10 @@ def network_parts(cfg: CfgNode, height: int, width: int) -> list[Part]:
     if not is_classifier(cfg):
         return detector_parts(cfg, height, width)
     name = cfg.MODEL.BACKBONE.NAME
-    if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
+    if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME or name == "build_resnet_backbone":
         return module_parts(build_network(cfg), torch.zeros(1, 3, height, width))
     if name == "build_randwire_backbone":
         return spec_parts(spec_from_config(cfg), height, width, cfg.MODEL.CLASSIFIER.NUM_CLASSES)
-    if name == "build_resnet_backbone":
-        return module_parts(build_network(cfg), torch.zeros(1, 3, height, width))
     raise ValueError(f"a classifier has a plain RandWire or ResNet; got {name!r}")
 
 
@@ -116,7 +115,7 @@ def detector_parts(cfg: CfgNode, height: int, width: int) -> list[Part]:
     try:
         model = build_model(cfg)
     except (KeyError, AssertionError) as e:  # of a registry, or of Detectron2's own checks
-        raise ValueError(f"the model can't be built: {' '.join(str(e).split())}") from e
+        raise ValueError(f"the model can't be built: {one_line(e, 300)}") from e
     image = torch.zeros(len(cfg.MODEL.PIXEL_MEAN), height, width)
     return module_parts(model, [{"image": image}])
 

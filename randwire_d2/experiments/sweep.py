@@ -55,15 +55,12 @@ from ..wiring import (
 from ..yaml_tags import check_yaml
 from .sweep_run import BACKBONE, Run, Setting, Weights
 
-KEYS = (
-    "config", "seeds", "generators", "node_ops", "channels", "multiply_adds", "pretrained",
-    "evaluate", "options",
-)  # fmt: skip
 # What the values of some keys are, or what is in their lists.
 TYPES: dict[str, tuple[type, ...]] = {
     "config": (str,), "seeds": (int,), "generators": (str,), "node_ops": (str,),
     "channels": (int,), "multiply_adds": (int, float), "pretrained": (str,), "options": (dict,),
 }  # fmt: skip
+KEYS = (*TYPES, "node_ops", "evaluate")
 # What compares generators; without them, a sweep is of its configs' own networks.
 OF_GENERATORS = ("node_ops", "channels", "multiply_adds")
 # The keys by which a detector is verified with the weights that it will start from.

@@ -16,6 +16,7 @@ from torchvision.models import get_model, list_models
 from torchvision.transforms import v2
 
 from ..config import spec_from_config
+from ..text import one_line
 from .classifier import RandWireClassifier
 
 
@@ -172,5 +173,5 @@ def _torchvision(node: CfgNode, num_classes: int) -> nn.Module:
     except (TypeError, ValueError) as e:
         raise ValueError(
             f"MODEL.CLASSIFIER.TORCHVISION.OPTIONS: {node.NAME} can't be built with {options}, "
-            f"which are names, each before its value: {' '.join(str(e).split())}"
+            f"which are names, each before its value: {one_line(e, 300)}"
         ) from e

@@ -43,8 +43,7 @@ class Plan:
         self.predecessors = dag.predecessors
         self.successors = dag.successors
         self.output_nodes = dag.output_nodes
-        # The result of the depthwise convolution is there until that of the 1×1 convolution is.
-        order = schedule(dag, workspace=1).order if not by_level else ()
+        order = schedule(dag).order if not by_level else ()
         self.groups = _levels(dag) if by_level else _runs(order, dag.predecessors)
         self.order = tuple(v for group in self.groups for v in group)
         self.places = _slices(map(len, self.groups))

@@ -6,13 +6,11 @@ The exact search over downsets (the sets of nodes that can have run so far) foll
 """
 
 import heapq
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 
-from .dag import Dag, as_integer
+from .dag import Dag
 
 # The search is given up after so many sets of nodes, some seconds. Graphs of the paper's generators
 # with 32 nodes have thousands.
@@ -25,33 +23,31 @@ class Schedule:
 
     Attributes:
         order: every node once, each after its predecessors.
-        peak: the most memory at any moment, as ``peak_of`` counts it, in results of one node.
+        peak: the most memory at any moment, in results of one node.
         optimal: True if no order has a lower peak; False where the search was given up.
     """
 
     order: tuple[int, ...]
-    peak: float
+    peak: int
     optimal: bool = True
 
 
 @lru_cache(maxsize=1024)
-def schedule(
-    dag: Dag, *, input_size: float | Fraction = 0, workspace: float | Fraction = 0
-) -> Schedule:
+def schedule(dag: Dag) -> Schedule:
     """The order with the least peak of all orders; the ascending one if that is among the best.
+
+    Held between two nodes are the results that are still to be read, and the sum of the output
+    nodes' results from the first one on (later ones are added into it). The stage's input belongs
+    to the caller. A node first writes its aggregation beside all that, the size of one result; then
+    the inputs that nobody else reads are freed; then it needs its result and a workspace of the
+    same size, as the result of the depthwise convolution is there until that of the 1×1
+    convolution is.
 
     The search is exact, and so at worst exponential in the number of nodes that can run side by
     side: it takes a fraction of a second for the paper's generators with 32 nodes. For far larger
     graphs it is given up after ``LIMIT`` sets of nodes, and the order is the ascending one.
-
-    Args:
-        dag: the stage's wiring.
-        input_size, workspace: see ``peak_of``.
-
-    Raises:
-        ValueError: a size is negative or not finite.
     """
-    memory = _Memory(dag, input_size, workspace)
+    memory = _Memory(dag)
     ascending = tuple(range(dag.num_nodes))
     bound = memory.peak(ascending)
     after = _without_symmetry(dag)
@@ -62,13 +58,13 @@ def schedule(
     # first, then the one whose nodes come first. Only what beats the ascending order is kept.
     peaks = {0: 0}
     last: dict[int, int] = {}
-    heap = [(0, 0, 0, memory.input_size)]
+    heap = [(0, 0, 0, 0)]
     while heap and len(peaks) < LIMIT:
         peak, ahead, done, live = heapq.heappop(heap)
         if peak > peaks[done]:
             continue  # reached again, at less
         if done == everything:
-            return Schedule(_path(last, done), memory.in_results(peak))
+            return Schedule(_path(last, done), peak)
         steps = []
         for node in ascending:
             if not (done >> node & 1 or after[node] & ~done):
@@ -86,88 +82,32 @@ def schedule(
                 peaks[new_done] = new_peak
                 last[new_done] = node
                 heapq.heappush(heap, (new_peak, ahead - 1, new_done, live + change))
-    return Schedule(ascending, memory.in_results(bound), optimal=not heap)
-
-
-def peak_of(
-    dag: Dag,
-    order: Sequence[int],
-    *,
-    input_size: float | Fraction = 0,
-    workspace: float | Fraction = 0,
-) -> float:
-    """The most memory that an order of a stage's nodes takes, in results of one node.
-
-    Held between two nodes are the results that are still to be read, the sum of the output nodes'
-    results from the first one on (later ones are added into it), and the stage's input until the
-    last input node has run. A node first writes its aggregation beside all that, the size of one
-    result; then the inputs that nobody else reads are freed; then it needs its result and the
-    workspace.
-
-    Args:
-        dag: the stage's wiring.
-        order: every node once, each after its predecessors.
-        input_size: the size of the stage's input, in results; 0 if it belongs to the caller.
-        workspace: what a node needs beside its result once its inputs are freed, in results: 1 if
-            the aggregation stays until the result is there. With 0 the peak is SERENITY's, the
-            inputs and the result of a node at once.
-
-    Raises:
-        ValueError: ``order`` is no such order, or a size is negative or not finite.
-    """
-    memory = _Memory(dag, input_size, workspace)
-    order = tuple(as_integer("a node of the order", node) for node in order)
-    done: set[int] = set()
-    for node in order:
-        if not 0 <= node < dag.num_nodes:
-            raise ValueError(f"the order has node {node}; nodes are 0 … {dag.num_nodes - 1}")
-        if node in done:
-            raise ValueError(f"the order has node {node} twice; every node runs once")
-        for needed in dag.predecessors[node]:
-            if needed not in done:
-                raise ValueError(f"node {node} reads node {needed}, which must come before it")
-        done.add(node)
-    for node in range(dag.num_nodes):
-        if node not in done:
-            raise ValueError(f"the order lacks node {node}; every node runs once")
-    return memory.in_results(memory.peak(order))
+    return Schedule(ascending, bound, optimal=not heap)
 
 
 class _Memory:
-    """The model of ``peak_of`` in whole numbers, so that sums are exact and ties are ties."""
+    """What ``schedule`` says that a node takes, in results."""
 
-    def __init__(self, dag: Dag, input_size: float | Fraction, workspace: float | Fraction) -> None:
-        sizes = _size("input_size", input_size), _size("workspace", workspace)
-        self.result = math.lcm(*(size.denominator for size in sizes))
-        self.input_size, self.workspace = (int(size * self.result) for size in sizes)
+    def __init__(self, dag: Dag) -> None:
         self.predecessors = dag.predecessors
         self.readers = tuple(_mask(nodes) for nodes in dag.successors)
-        self.input_nodes = _mask(dag.input_nodes)
         self.output_nodes = _mask(dag.output_nodes)
 
     def step(self, done: int, node: int) -> tuple[int, int]:
         """What a node needs at most while it runs, and what it leaves, beyond what is live."""
         left = ~(done | 1 << node)
-        freed = 0
-        for u in self.predecessors[node]:
-            if not self.readers[u] & left:
-                freed += self.result
-        if not self.predecessors[node] and not self.input_nodes & left:
-            freed += self.input_size
-        kept = self.result if self.readers[node] or not self.output_nodes & done else 0
-        return max(self.result, self.result + self.workspace - freed), kept - freed
+        freed = sum(not self.readers[u] & left for u in self.predecessors[node])
+        kept = int(self.readers[node] != 0 or not self.output_nodes & done)
+        return max(1, 2 - freed), kept - freed
 
-    def peak(self, order: tuple[int, ...]) -> int:
-        live, done, peak = self.input_size, 0, 0
+    def peak(self, order: Iterable[int]) -> int:
+        live = done = peak = 0
         for node in order:
             most, change = self.step(done, node)
             peak = max(peak, live + most)
             live += change
             done |= 1 << node
         return peak
-
-    def in_results(self, amount: int) -> float:
-        return float(Fraction(amount, self.result))
 
 
 def _without_symmetry(dag: Dag) -> list[int]:
@@ -207,9 +147,3 @@ def _path(last: dict[int, int], done: int) -> tuple[int, ...]:
 
 def _mask(nodes: Iterable[int]) -> int:
     return sum(1 << node for node in nodes)
-
-
-def _size(name: str, value: float | Fraction) -> Fraction:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0 results; got {value!r}")
-    return Fraction(value)
