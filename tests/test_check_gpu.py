@@ -59,9 +59,10 @@ def test_graphs_are_examined(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == {"errors": {"output": 0, "gradients": 0, "statistics": 0}}
     assert stand_in.recorded == 2
     monkeypatch.setattr(cuda_graphs.Graph, "_check", lambda *_: None)
-    stand_in.broken = lambda result: result.mul_(1.01)
-    with pytest.raises(RuntimeError, match="replays differ from launches"):
-        health.examine_graphs("cpu", "float32", "6", "2")
+    for wrong in (1.01, float("nan")):
+        stand_in.broken = lambda result, wrong=wrong: result.mul_(wrong)
+        with pytest.raises(RuntimeError, match="a replay's output at .* is off by (0.01|nan)"):
+            health.examine_graphs("cpu", "float32", "6", "2")
     monkeypatch.setattr(stand_in, "record", mock.Mock(side_effect=OSError("a driver")))
     with pytest.raises(RuntimeError, match="no CUDA graph was made: a driver"):
         health.examine_graphs("cpu", "float32", "6", "2")
