@@ -27,7 +27,7 @@ class StandIn:
     def __init__(self) -> None:
         self.recorded = self.replays = 0
         self.broken: Callable[[Tensor], Any] = lambda result: None
-        self._left: dict[object, int] = {}  # which recording has left something in a memory
+        self._left: dict[object, int] = {}  # which recording has left something in a pool
 
     def place(self, x: Tensor) -> str:
         return "here"
@@ -36,14 +36,14 @@ class StandIn:
         return nullcontext()
 
     def record(
-        self, x: Tensor, functions: Sequence[Callable[[], list[Tensor]]], memory: object
+        self, x: Tensor, functions: Sequence[Callable[[], list[Tensor]]], pool: object
     ) -> list[Recording]:
         self.recorded += 1
-        number = self._left[memory] = self.recorded
+        number = self._left[pool] = self.recorded
 
         def replayed(first: bool) -> None:
-            assert first or self._left[memory] == number, "another one has written there"
-            self._left[memory] = number
+            assert first or self._left[pool] == number, "another one has written there"
+            self._left[pool] = number
 
         return [
             self._recording(function, partial(replayed, i == 0))

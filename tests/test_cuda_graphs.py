@@ -260,6 +260,11 @@ def test_the_largest_size_comes_first(
         for size in (4, 6, 8):
             pair.step(size)
         assert (recorder.recorded, len(pair.stage.graphs._graphs)) == (5, 3)
+    graphs = pair.stage.graphs._graphs.values()
+    for shared in ("x", "grad"):
+        assert len({getattr(graph, shared).data_ptr() for graph in graphs}) == 1
+    flat = [graph._gradients.results[-1] for graph in graphs if graph._gradients]
+    assert len(flat) == 3 and len({gradients.data_ptr() for gradients in flat}) == 1
 
 
 COCO = ROOT.parent / "shared" / "data" / "coco" / "annotations" / "instances_train2017.json"

@@ -51,7 +51,7 @@ class _Recorder:
         return nullcontext()
 
     def record(
-        self, x: Tensor, functions: Sequence[cuda_graphs.Function], memory: object
+        self, x: Tensor, functions: Sequence[cuda_graphs.Function], pool: object
     ) -> list[cuda_graphs.Recording]:
         return [cuda_graphs.Recording(function(), lambda: None) for function in functions]
 

@@ -13,11 +13,11 @@ import gc
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors as _flatten
 from torch._utils import _unflatten_dense_tensors as _unflatten
 from torch.autograd.function import once_differentiable
 
@@ -44,13 +44,13 @@ class Recorder(Protocol):
     def aside(self, x: Tensor) -> AbstractContextManager[object]:
         """For a first run of what will be recorded."""
 
-    def record(self, x: Tensor, functions: Sequence[Function], memory: object) -> list[Recording]:
+    def record(self, x: Tensor, functions: Sequence[Function], pool: object) -> list[Recording]:
         """
         Args:
             x: a tensor on the device.
             functions: what each of them launches is recorded; they may run. The second may read
                 what the first leaves in memory.
-            memory: recordings with the same one share it. What one leaves there lasts until
+            pool: recordings with the same one share memory. What one leaves there lasts until
                 another of them is replayed, or recorded.
         """
 
@@ -60,7 +60,7 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        # By place and memory, the last graph that has it. (A pool ends with its graphs.)
+        # By place and pool, the last graph that has it. (CUDA's pools end with their graphs.)
         self._sharing: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
 
     def place(self, x: Tensor) -> Hashable:
@@ -81,16 +81,16 @@ class CudaRecorder:
         finally:
             current.wait_stream(stream)
 
-    def record(self, x: Tensor, functions: Sequence[Function], memory: object) -> list[Recording]:
-        other, stream = self._sharing.get((self.place(x), memory)), self._stream(x.device)
-        pool = other.pool() if other else torch.cuda.graph_pool_handle()
+    def record(self, x: Tensor, functions: Sequence[Function], pool: object) -> list[Recording]:
+        other, stream = self._sharing.get((self.place(x), pool)), self._stream(x.device)
+        handle = other.pool() if other else torch.cuda.graph_pool_handle()
         found = []
         gc.collect()  # a graph in a cycle that is destroyed meanwhile would end the recording
         with torch.cuda.device(x.device):
             needed = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
             for function in functions:
                 graph = torch.cuda.CUDAGraph()
-                with _recording(graph, pool, stream):
+                with _recording(graph, handle, stream):
                     results = function()
                 found.append(Recording(results, graph.replay))
             free, total = torch.cuda.mem_get_info()
@@ -103,7 +103,7 @@ class CudaRecorder:
             raise torch.OutOfMemoryError(
                 f"it would leave {free >> 20} MiB of GPU memory, and {needed >> 20} may be needed"
             )
-        self._sharing[self.place(x), memory] = graph
+        self._sharing[self.place(x), pool] = graph
         return found
 
     def _stream(self, device: torch.device) -> torch.cuda.Stream:
@@ -145,6 +145,29 @@ def can_record(x: Tensor) -> bool:
     return recorder.place(x) is not None
 
 
+class Memory:
+    """What graphs of a stage share, of which one is busy at a time.
+
+    Args:
+        pool: where they compute: see ``Recorder``. By default nobody else does.
+    """
+
+    def __init__(self, pool: object = None) -> None:
+        self.pool = pool or self
+        self._largest: dict[Hashable, Tensor] = {}
+
+    def tensor(self, name: str, place: Hashable, like: Tensor) -> Tensor:
+        """One of that shape, in channels_last if it is an image, that others of that name share."""
+        key, size = (name, place, like.dtype), like.numel()
+        if key not in self._largest or self._largest[key].numel() < size:
+            self._largest[key] = like.new_empty(size)
+        flat = self._largest[key].detach()[:size]
+        if like.dim() != 4:
+            return flat.view(like.shape)
+        n, c, h, w = like.shape
+        return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
 class _Pass:
     """A forward pass, as long as its backward pass is to come."""
 
@@ -159,7 +182,7 @@ class Graph:
         nodes: the stage's.
         x, kept: of the call.
         trains: whether there is a backward pass.
-        memory: see ``Recorder``. No other graph that has it may be busy.
+        memory: no other graph that has it may be busy.
 
     Raises:
         RuntimeError: a replay is not what is launched; or whatever a recording raises.
@@ -172,7 +195,7 @@ class Graph:
         x: Tensor,
         kept: Tensor | None,
         trains: bool,
-        memory: object,
+        memory: Memory,
     ) -> None:
         parameters, buffers = tensors_of(nodes)
         self.trains, self.memory = trains, memory
@@ -208,8 +231,9 @@ class Graph:
         x: Tensor,
         kept: Tensor | None,
     ) -> None:
+        place = recorder.place(x)
         with torch.no_grad():
-            self.x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+            self.x = self.memory.tensor("x", place, x).copy_(x)
             self.kept = None if kept is None else kept.clone()
         if self.trains:
             self.x.requires_grad_(x.requires_grad)
@@ -221,27 +245,30 @@ class Graph:
             output = launch(self.x, self.kept)
             return [output.detach()]
 
-        def backward() -> list[Tensor]:
+        def backward(flat: Tensor | None = None) -> list[Tensor]:
             with torch.autocast(x.device.type, enabled=False):
                 gradients = [*torch.autograd.grad(output, wanted, self.grad)]
             # Those of parameters as one tensor, of which a copy takes one launch.
             others = len(wanted) - len(parameters)
-            own = [_flatten(gradients[others:])] if parameters else []
-            return gradients[:others] + own
+            rows = [gradient.contiguous().view(-1) for gradient in gradients[others:]]
+            return gradients[:others] + ([torch.cat(rows, out=flat)] if rows else [])
 
-        functions = [forward, backward] if self.trains else [forward]
+        functions = [forward]
         with recorder.aside(x), unchanged(buffers):
             expected = forward()
             if self.trains:
-                self.grad = random_gradient(*expected)
+                gradient = random_gradient(*expected)
+                self.grad = self.memory.tensor("gradient", place, gradient).copy_(gradient)
                 expected += backward()
+                own = self.memory.tensor("parameters", place, expected[-1]) if parameters else None
+                functions.append(partial(backward, own))
             expected_buffers = [buffer.clone() for buffer in buffers]
         # Of what is cast, the graph has a copy.
         dtype = expected[0].dtype
         self.originals = [p for p in self.parameters if p.dim() == 4 and p.dtype == dtype]
         self.places = [p.data_ptr() for p in self.originals]
         with unchanged(buffers):
-            self._output, *gradients = recorder.record(x, functions, self.memory)
+            self._output, *gradients = recorder.record(x, functions, self.memory.pool)
         self._gradients = gradients[0] if gradients else None
         self._check(expected, buffers, expected_buffers)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..text import one_line
 from . import cuda_graphs
-from .cuda_graphs import Graph, Launch
+from .cuda_graphs import Graph, Launch, Memory
 from .fused import compute_dtype, settings, tensors_of
 
 # A graph is recorded at the third call with the same key. In training, once there were other keys,
@@ -33,6 +33,7 @@ MOST_INFERENCE = 8
 # norms do at each evaluation, which replace buffers, may do so as often as this in a stage's life.
 MANY_CALLS = 50
 MOST_RECORDINGS = 50
+_ALL_STAGES = object()  # compute in one pool, without a backward pass
 
 logger = logging.getLogger(__name__)
 # Of all forward passes: some share their memory, and each is more than one launch.
@@ -65,7 +66,7 @@ class StageGraphs:
         self._read: list[Tensor] = []
         self._state: Sequence[Hashable] = ()
         self._graphs: dict[Hashable, Graph] = {}
-        self._memory = object()
+        self._memory, self._memory_inference = Memory(), Memory(_ALL_STAGES)
         self._calls: Counter[Hashable] = Counter()
         self._row: tuple[Hashable, int] = (None, 0)
         self._several = False  # keys, in training
@@ -116,7 +117,7 @@ class StageGraphs:
         )
         if self._due(key, backward, x):
             self._recordings += 1
-            memory = self._memory if backward else None  # all stages'
+            memory = self._memory if backward else self._memory_inference
             try:
                 self._graphs[key] = Graph(launch, nodes, x, kept, backward, memory)
             # Whatever a driver, or memory, makes of it: training goes on.
@@ -172,5 +173,5 @@ class StageGraphs:
         # it comes first, and they again after it.
         if full or all(x.numel() > graph.x.numel() for graph in held):
             self._graphs = {k: g for k, g in self._graphs.items() if not g.trains}
-            self._memory = object()
+            self._memory = Memory()
         return True
