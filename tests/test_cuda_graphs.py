@@ -10,6 +10,7 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,7 @@ from detectron2.config import get_cfg
 from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import TrainingSampler
 from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.engine import default_setup
 from helpers import ROOT, assert_equal, draw_spec, images, in_two_processes, randomise
 from recording import StandIn
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from randwire_d2 import RandWire, RandWireClassifier, add_randwire_config
+from randwire_d2.engine import Trainer, argument_parser, load_config
 from randwire_d2.modeling import cuda_graphs, stage_graphs
 from randwire_d2.modeling.cuda_graphs import CudaRecorder, Recording
 from randwire_d2.modeling.shadow import shadow
@@ -303,6 +306,35 @@ def test_most_steps_of_a_detector_are_replayed(
         replayed.append(stand_in.replays - before >= 2)
     print(f"\n{short}: {np.mean(replayed):.1%}, and {np.mean(replayed[-500:]):.1%} of the last 500")
     assert np.mean(replayed) > (0.8 if len(short) == 1 else 0.35)
+
+
+@pytest.mark.slow
+def test_a_detectors_training_is_the_same_without_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: between a real trainer's other parts, images of three sizes give other weights."""
+    monkeypatch.setattr(stage_graphs, "LATER_CALLS", 4)
+
+    def train(graphs: bool) -> tuple[StandIn, dict[str, Tensor]]:
+        stand_in = StandIn()
+        monkeypatch.setattr(cuda_graphs, "recorder", stand_in)
+        args = argument_parser().parse_args(
+            ["--config-file", str(ROOT / "configs/faster_rcnn_randwire_shapes.yaml"),
+             "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.RANDWIRE.NORM", "BN",
+             "MODEL.RANDWIRE.FUSED", "on", "MODEL.RANDWIRE.CUDA_GRAPHS", str(graphs),
+             "INPUT.MIN_SIZE_TRAIN", "(64, 96, 128)", "SOLVER.IMS_PER_BATCH", "2",
+             "SOLVER.MAX_ITER", "24", "TEST.EVAL_PERIOD", "0", "DATALOADER.NUM_WORKERS", "0",
+             "MODEL.DEVICE", "cpu", "SEED", "1", "OUTPUT_DIR", str(tmp_path / str(graphs))]
+        )  # fmt: skip
+        cfg = load_config(args)
+        default_setup(cfg, args)
+        trainer = Trainer(cfg)
+        trainer.train()
+        return stand_in, trainer.model.state_dict()
+
+    (recorded, weights), (others, others_weights) = train(True), train(False)
+    assert recorded.recorded > 6 and recorded.replays > 100 and others.recorded == 0
+    assert_equal(weights, others_weights)
 
 
 # -------------------------------------------------------------------------------------------------
