@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -268,6 +269,10 @@ def test_the_largest_size_comes_first(
         assert len({getattr(graph, shared).data_ptr() for graph in graphs}) == 1
     flat = [graph._gradients.results[-1] for graph in graphs if graph._gradients]
     assert len(flat) == 3 and len({gradients.data_ptr() for gradients in flat}) == 1
+    memory = cuda_graphs.Memory()
+    known = weakref.ref(memory)
+    del memory
+    assert known() is None, "what is shared would be freed when Python looks for cycles"
 
 
 COCO = ROOT.parent / "shared" / "data" / "coco" / "annotations" / "instances_train2017.json"

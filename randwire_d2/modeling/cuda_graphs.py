@@ -153,8 +153,12 @@ class Memory:
     """
 
     def __init__(self, pool: object = None) -> None:
-        self.pool = pool or self
+        self._pool = pool
         self._largest: dict[Hashable, Tensor] = {}
+
+    @property
+    def pool(self) -> object:
+        return self._pool or self
 
     def tensor(self, name: str, place: Hashable, like: Tensor) -> Tensor:
         """One of that shape, in channels_last if it is an image, that others of that name share."""
