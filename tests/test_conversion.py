@@ -31,6 +31,7 @@ from randwire_d2.cli import convert as tool
 from randwire_d2.config import classifier_config
 from randwire_d2.conversion import head, public, read_checkpoint
 from randwire_d2.conversion.graphs import draw
+from randwire_d2.conversion.source import some
 from randwire_d2.engine import argument_parser, read_config
 
 IMAGENET = {
@@ -1097,3 +1098,10 @@ def test_users_image(own: Path, convert: Callable) -> None:
     assert "verified  largest" in out
     Image.fromarray(noise[:40]).save(own.with_name("image.png"))
     assert "64" in convert(own, own.with_name("o.pth"), "--image", own.with_name("image.png"))[1]
+
+
+def test_a_strangers_keys_are_named_on_one_line() -> None:
+    """Wrong: a file's keys, which may be any text, break a message, or fill the screen."""
+    named = some(["\nfirst\x00", "x" * 10_000, "third"])
+    assert named.startswith("first, xxx") and named.endswith(" …, third")
+    assert named.isprintable() and len(named) < 300

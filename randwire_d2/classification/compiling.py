@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..modeling import ImageClassifier, RandWireStage
+from ..text import one_line
 
 
 def compile_network(model: ImageClassifier, backend: str = "inductor") -> None:
@@ -46,7 +47,7 @@ def check_compiler(cfg: CfgNode) -> None:
     # Whatever the compiler, which may be missing or old, makes of it.
     except Exception as e:
         raise ValueError(
-            f"SOLVER.COMPILE: torch.compile does not work here: {f'{e!s} '.splitlines()[0]}; "
+            f"SOLVER.COMPILE: torch.compile does not work here: {one_line(e, 200)}; "
             "install a C++ compiler (the environment variable CXX names one), or set "
             "SOLVER.COMPILE False"
         ) from e

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoint import PREPROCESSING_KEY, Preprocessing
+from ..text import one_line
 from ..wiring import NetworkSpec
 from .formats import Checkpoint
 
@@ -153,8 +154,8 @@ class Keys:
 
 
 def some(names: list[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    """The first few of many names, which a file gives its keys."""
+    return ", ".join(one_line(name, 100) for name in names[:4]) + (", …" if len(names) > 4 else "")
 
 
 def finish(
