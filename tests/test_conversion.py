@@ -1105,3 +1105,9 @@ def test_a_strangers_keys_are_named_on_one_line() -> None:
     named = some(["\nfirst\x00", "x" * 10_000, "third"])
     assert named.startswith("first, xxx") and named.endswith(" …, third")
     assert named.isprintable() and len(named) < 300
+
+
+def test_a_graph_without_nodes_is_refused() -> None:
+    """Wrong: networkx 2.8 says so by an error of another kind, which ends in a traceback."""
+    with pytest.raises(ValueError, match="WS of 0 nodes"):
+        draw("WS", 0, 1, {"K": 0, "P": 0.5})

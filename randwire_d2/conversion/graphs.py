@@ -127,7 +127,7 @@ def draw(model: str, num_nodes: int, seed: int, params: Mapping[str, Any]) -> tu
             raise ValueError(f"the graph model {brief(model)} is none of ER, BA, WS")
     except KeyError as e:
         raise ValueError(f"{model} needs the parameter {e}") from None
-    except (nx.NetworkXError, TypeError) as e:
+    except (nx.NetworkXException, TypeError) as e:
         raise ValueError(
             f"{model} of {num_nodes} nodes with {brief(dict(params))}: {one_line(e)}"
         ) from e
