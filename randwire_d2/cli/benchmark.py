@@ -37,6 +37,7 @@ from ..benchmark import (
 from ..benchmark.comparison import DEVICES, MEMORY_FORMATS, PRECISIONS
 from ..drawing.style import FORMATS, check_format, save_figure
 from ..files import check_file, write_or_print
+from ..malloc import keep_freed_memory
 from ..wiring import NetworkGenerator
 from .frame import at_least, command_line, framed, parser_of, say
 
@@ -193,6 +194,7 @@ def check(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     command = command_line(SCRIPT, argv)
+    keep_freed_memory()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     case = Case(

@@ -27,6 +27,7 @@ from ..experiments.damage import KINDS
 from ..experiments.damage_report import plot_damage, to_json, to_markdown
 from ..experiments.damage_runs import evaluate, load_run
 from ..files import check_file, write_or_print
+from ..malloc import keep_freed_memory
 from .frame import command_line, framed, parser_of
 
 SCRIPT = "damage_graph.py"
@@ -80,6 +81,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     share_cores()
+    keep_freed_memory()
     command = command_line(SCRIPT, argv)
     check_format(args.output, "--output")
     if args.weights and len(args.runs) > 1:

@@ -31,6 +31,7 @@ from ..inference.job import Job
 from ..inference.loading import load_model
 from ..inference.output import RESULTS, picture_path
 from ..inference.runtime import AUTO, CHOICES, LEAST_IMAGES, in_runtime
+from ..malloc import keep_freed_memory
 from .frame import at_least, framed, parser_of
 
 SCRIPT = "predict.py"
@@ -120,6 +121,7 @@ def _prepare(args: argparse.Namespace) -> Job:
     if args.device:
         usable_device("--device", args.device)
     inputs = find_inputs(args.inputs)
+    keep_freed_memory()
     model = load_model(args.checkpoint, args.device)
     if args.dataset:
         register_data(model.cfg)

@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
+from ..malloc import keep_freed_memory
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .datasets import log_data, register_data
 from .failures import explained
@@ -69,6 +70,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Detectron2's ``default_setup``, this project's log beside its, and the data by path."""
     default_setup(cfg, args)
     log_into(cfg.OUTPUT_DIR)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     register_data(cfg)  # launch may have started this process, whose catalog is its own
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..data.classes import class_entries
 from ..files import atomic_open
+from ..malloc import keep_freed_memory
 from ..runs import RunFolder, evaluation_config
 from .best import BestCheckpointer, Patience, TrainingStopped
 from .conclusion import conclude, predict_command
@@ -117,6 +118,8 @@ def _in_yaml(cfg: DictConfig, model: nn.Module) -> tuple[CfgNode, str]:
 def _set_up(cfg: DictConfig, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     log_into(cfg.train.output_dir)
+    if cfg.train.device == "cpu":
+        keep_freed_memory()
 
 
 def _write_detector(own: CfgNode) -> None:
