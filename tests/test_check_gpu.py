@@ -31,6 +31,15 @@ def test_a_device_that_works(tmp_path: Path) -> None:
     assert report["compiler"].keys() >= {"compiler", "Python.h", "cache can be written"}
 
 
+@pytest.mark.parametrize("part", health.PARTS)
+def test_what_a_training_does_without_is_said(part: str) -> None:
+    """Wrong: who is told that a training goes on sees it stop."""
+    report = {one: {"float32": {"skipped": "here"}} for one in health.PARTS}
+    assert health.summary(report)[-1] == "The fast path works."
+    report[part] = {"float32": {"error": "off by 2"}}
+    assert health.summary(report)[-1] == f"Not all works, so {health.PARTS[part]}."
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_without_a_gpu_there_is_nothing_to_check(tmp_path: Path) -> None:
     assert "no GPU that PyTorch can use" in refusal(TOOL, log=tmp_path / "log")

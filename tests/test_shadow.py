@@ -16,6 +16,7 @@ from torch.distributed.nn.functional import all_reduce
 from randwire_d2 import RandWire
 from randwire_d2.engine import shadow_steps
 from randwire_d2.engine.shadow_steps import ShadowSteps
+from randwire_d2.modeling import shadow as shadow_module
 from randwire_d2.modeling import stage as stage_module
 from randwire_d2.modeling.shadow import LIMITS, Shadow, shadow
 from randwire_d2.modeling.shares import Shares
@@ -52,6 +53,26 @@ def test_both_ways_agree_and_the_stage_stays_as_it_is(norm: str, device: torch.d
     assert torch.equal(torch.get_rng_state(), random)
     with torch.no_grad():
         assert shadow(one, x(device)).errors.keys() == {"output"}
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_float32_is_compared_in_float32(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a training on a GPU, whose convolutions use TF32 by default, is stopped by what TF32
+    loses; or the rest of it is slower."""
+    cudnn: Any = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", allowed)
+    seen, run = [], RandWireStage.run_nodes
+
+    def look(one: RandWireStage, x: Tensor) -> Tensor:
+        seen.append(cudnn.conv.fp32_precision)
+        return run(one, x)
+
+    monkeypatch.setattr(shadow_module, "RUNS", (look, look))
+    monkeypatch.setattr(shadow_module, "TIMED", (look, look))
+    before = cudnn.conv.fp32_precision
+    shadow(stage().eval(), x(), rounds=1)
+    assert seen[:2] == ["ieee", "ieee"] and set(seen[2:]) == {before}
+    assert cudnn.allow_tf32 is allowed
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

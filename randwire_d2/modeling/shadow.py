@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .cuda_graphs import can_record
-from .difference import LIMITS, error, random_gradient, unchanged
+from .difference import LIMITS, error, exact_convolutions, random_gradient, unchanged
 from .stage import RandWireStage
 from .stage_graphs import FIRST_CALLS
 
@@ -67,7 +67,8 @@ def shadow(stage: RandWireStage, x: Tensor, rounds: int = 0) -> Shadow:
     """
     x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(x.requires_grad)
     with _kept(stage):
-        fused, nodes = (_run(stage, run, x) for run in RUNS)
+        with exact_convolutions():
+            fused, nodes = (_run(stage, run, x) for run in RUNS)
         errors = {
             what: error(fused[what], nodes[what]) for what in nodes if _is_finite(nodes[what])
         }
