@@ -319,8 +319,8 @@ def test_operators_on_cuda(name: str, operator: str) -> None:
 
 def test_kernels_are_compiled_ahead_on_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong: a first step waits minutes for one kernel after the other, or for what launches them;
-    a kernel runs that is not compiled yet, or none does afterwards; what a compiler says is lost,
-    or all that is compiled later meets a closed pool."""
+    a kernel runs that is not compiled yet, or none does in another thread, or afterwards; what a
+    compiler says is lost, or all that is compiled later meets a closed pool."""
     launched: list[bool] = []
     launchers: list[tuple[Any, Any]] = []
     driver = SimpleNamespace(launcher_cls=lambda src, metadata: launchers.append((src, metadata)))
@@ -337,12 +337,15 @@ def test_kernels_are_compiled_ahead_on_all_cores(monkeypatch: pytest.MonkeyPatch
 
     with triton_kernels.compiling_ahead():
         common.launch(kernel, (1,), torch.zeros(1))
+        beside = threading.Thread(target=common.launch, args=(kernel, (1,), torch.zeros(1)))
+        beside.start()
+        beside.join()
         mode = triton.runtime._async_compile.active_mode.get()
         keys = ("one", "another") if len(os.sched_getaffinity(0)) > 1 else ()
         for key in keys:
             mode.submit(key, compile_one, lambda compiled: None)
     common.launch(kernel, (1,), torch.zeros(1))
-    assert launched == [True, False]
+    assert launched == [True, False, False]
     assert launchers == [("source", "metadata") for _ in keys]
     with pytest.raises(RuntimeError, match="no C compiler"), triton_kernels.compiling_ahead():
         triton.runtime._async_compile.active_mode.get().submit("bad", fail, lambda compiled: None)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def packed(numbers: Sequence[int]) -> int:
     return sum(number << (8 * i) for i, number in enumerate(numbers))
 
 
-_ahead = False  # whether kernels are compiled alone
+# Whether kernels are compiled alone: by this thread, beside which others may launch.
+_ahead: ContextVar[bool] = ContextVar("ahead", default=False)
 
 
 class _Compilers(ThreadPoolExecutor):
@@ -77,14 +79,13 @@ class _Compilers(ThreadPoolExecutor):
 def compiling_ahead() -> Iterator[None]:
     """In the block, operators return what was never computed: their kernels are compiled, on all
     cores at once, and are there when the block is left. One after the other takes minutes."""
-    global _ahead
     try:
         with _Compilers(len(os.sched_getaffinity(0))) as pool, triton.AsyncCompileMode(pool):
-            _ahead = True
+            before = _ahead.set(True)
             try:
                 yield
             finally:
-                _ahead = False
+                _ahead.reset(before)
     finally:
         # Up to Triton 3.7, a compilation that fails would leave the mode on, with a closed pool.
         active_mode.set(None)
@@ -95,10 +96,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     # Triton launches on the current device, which need not be the tensors', but mostly is.
     device = tensor.get_device()
     if device < 0 or device == torch.cuda.current_device():
-        kernel.run(*args, grid=grid, warmup=_ahead, **constants)
+        kernel.run(*args, grid=grid, warmup=_ahead.get(), **constants)
     else:
         with torch.cuda.device(device):
-            kernel.run(*args, grid=grid, warmup=_ahead, **constants)
+            kernel.run(*args, grid=grid, warmup=_ahead.get(), **constants)
 
 
 @jit
