@@ -466,6 +466,23 @@ def test_operators_that_do_not_work_are_not_used(
         probe.failure.cache_clear()
 
 
+def test_what_is_unfrozen_later_is_tried_again(
+    runs: mock.Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a stage trains with backward operators that were not looked at while it was frozen."""
+    monkeypatch.setattr("randwire_d2.modeling.stage.needs_probe", lambda device: True)
+    monkeypatch.setattr(torch.ops.randwire, "aggregate_backward", fail)
+    probe.failure.cache_clear()
+    try:
+        backbone = RandWire(draw_spec("small", "WS")).double().requires_grad_(False)
+        backbone(images())
+        assert runs.call_count == 3
+        backbone.requires_grad_(True)(images())
+        assert runs.call_count == 3
+    finally:
+        probe.failure.cache_clear()
+
+
 def test_operators_that_work_are_used(runs: mock.Mock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the probe refuses what is right: here it looks at what it compares with."""
     monkeypatch.setattr("randwire_d2.modeling.stage.needs_probe", lambda device: True)

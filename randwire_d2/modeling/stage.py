@@ -20,6 +20,7 @@ from .fused import (
     compute_dtype,
     run_fused,
     sharing,
+    tensors_of,
     uses_batch,
     why_not,
 )
@@ -89,7 +90,7 @@ class RandWireStage(CNNBlockBase):
         self.slower: dict[bool, str] = {}
         self.plain_because: str | None = None
         self.padding = 0
-        self._failures: dict[tuple[torch.device, torch.dtype, bool, bool], str] = {}
+        self._failures: dict[tuple[torch.device, torch.dtype, bool, bool, bool], str] = {}
         self.plan = Plan(spec.dag)
         self._plan_by_level = Plan(spec.dag, by_level=True)
         plans = (self.plan, self._plan_by_level)
@@ -155,16 +156,17 @@ class RandWireStage(CNNBlockBase):
         """Why the operators don't work for this stage on x's device; see ``ops.probe``."""
         if not needs_probe(x.device):
             return ""
-        device, dtype, gradients = x.device, compute_dtype(x), torch.is_grad_enabled()
-        key = (device, dtype, self.training, gradients)
+        norm: Any = self.nodes[0].norm
+        device, dtype, batch = x.device, compute_dtype(x), uses_batch(norm)
+        backward = torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in tensors_of([*self.nodes])[0])
+        )
+        key = (device, dtype, self.training, batch, backward)
         if key in self._failures and not torch.compiler.is_compiling():
             return self._failures[key]
-        norm: Any = self.nodes[0].norm
-        needed = x.requires_grad or any(p.requires_grad for p in self.parameters())
         in_channels, channels = (
             own + padding_of(own, dtype, device) for own in (self.in_channels, self.out_channels)
         )
-        batch, backward = uses_batch(norm), gradients and needed
         variants = Variants(in_channels, channels, *self._sizes, batch, backward)
         if torch.compiler.is_compiling():
             return failure(device, dtype, variants)
