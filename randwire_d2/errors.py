@@ -43,6 +43,12 @@ def is_mendable(name: str, message: str) -> bool:
     return any(name in _names(kind) for kind in MENDABLE)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory is what was short; cuDNN and CUDA say so in words of their own."""
+    said = ("out of memory", "unable to find an engine")
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error).lower() for s in said)
+
+
 def _names(kind: type) -> set[str]:
     return {kind.__name__}.union(*map(_names, kind.__subclasses__()))
 

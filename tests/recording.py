@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randwire_d2.modeling.cuda_graphs import Recording
+from randwire_d2.modeling.graph_recorder import Recording
 
 
 class StandIn:

@@ -522,6 +522,13 @@ def test_what_a_worker_says_is_said_without_its_traceback() -> None:
             ExceptionWrapper(where="in DataLoader worker process 0").reraise()
 
 
+def test_a_gpu_without_memory_is_explained() -> None:
+    """Wrong: who has eight GPUs and a deadline is not told what takes less memory."""
+    says = "CUDA out of memory. Tried 2 GiB: lower SOLVER.IMS.*RECOMPUTE True.*CUDA_GRAPHS False"
+    with pytest.raises(MemoryError, match=says), explained(""):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB")
+
+
 WITH_LITTLE_SHARED_MEMORY = """
 import torch
 from torch.utils.data import DataLoader

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import ops
 from ..modeling import cuda_graphs
+from ..modeling.graph_recorder import Function, Recording
 from ..modeling.stage_graphs import FIRST_CALLS
 from ..ops import probe
 from ..wiring import NetworkGenerator
@@ -50,10 +51,8 @@ class _Recorder:
     def aside(self, x: Tensor) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def record(
-        self, x: Tensor, functions: Sequence[cuda_graphs.Function], pool: object
-    ) -> list[cuda_graphs.Recording]:
-        return [cuda_graphs.Recording(function(), lambda: None) for function in functions]
+    def record(self, x: Tensor, functions: Sequence[Function], pool: object) -> list[Recording]:
+        return [Recording(function(), lambda: None) for function in functions]
 
 
 class _Kernel:

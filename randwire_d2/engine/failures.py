@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from ..errors import MENDABLE
 from ..files import megabytes
 from ..text import one_line
@@ -48,7 +50,13 @@ def explained(workers: str) -> Iterator[None]:
         log.removeFilter(shorten)
 
 
-def _explain(error: Exception, workers: str) -> OSError | None:
+def _explain(error: Exception, workers: str) -> OSError | MemoryError | None:
+    if isinstance(error, torch.OutOfMemoryError):
+        return MemoryError(
+            f"{one_line(error, 300)}: lower SOLVER.IMS_PER_BATCH or INPUT's sizes; set "
+            "MODEL.RANDWIRE.RECOMPUTE True, which saves less for the backward pass; or "
+            "MODEL.RANDWIRE.CUDA_GRAPHS False, since graphs keep the memory that they compute in"
+        )
     lost = _lost_worker(error)
     text = str(lost or error)
     if "shared memory" in text or "shm" in text or "Bus error" in text:

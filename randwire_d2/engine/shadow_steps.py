@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Mapping
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..command import in_users_words
+from ..errors import is_out_of_memory
 from ..modeling.shadow import MODES, Shadow, shadow
 from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
@@ -82,7 +82,9 @@ class ShadowSteps(HookBase):
             x, rounds = x[: -(-len(x) // SYNCHRONISED)], 0
         try:
             self._found[name] = shadow(stage, x, rounds)
-        except torch.OutOfMemoryError:
+        except RuntimeError as e:
+            if not is_out_of_memory(e):
+                raise
             # The others wait for this process's messages, and will wait in vain.
             if stage.synchronised:
                 raise

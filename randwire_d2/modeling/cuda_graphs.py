@@ -9,12 +9,10 @@ weight has moved.
 Kernels and their order are those of ``run_fused``, and so are the results, to the bit.
 """
 
-import gc
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,121 +21,11 @@ from torch.autograd.function import once_differentiable
 
 from .difference import LIMITS, error, random_gradient, unchanged
 from .fused import replaced, tensors_of
+from .graph_recorder import CudaRecorder, Recorder, Recording
 
 Launch = Callable[[Tensor, Tensor | None], Tensor]
-Function = Callable[[], list[Tensor]]
 
-
-class Recording(NamedTuple):
-    """What ``replay`` does again, and where it leaves its results."""
-
-    results: list[Tensor]
-    replay: Callable[[], object]
-
-
-class Recorder(Protocol):
-    """What records; tests have one for CPUs."""
-
-    def place(self, x: Tensor) -> Hashable:
-        """Where a call with this input would be replayed; None if it can't be."""
-
-    def aside(self, x: Tensor) -> AbstractContextManager[object]:
-        """For a first run of what will be recorded."""
-
-    def record(self, x: Tensor, functions: Sequence[Function], pool: object) -> list[Recording]:
-        """
-        Args:
-            x: a tensor on the device.
-            functions: what each of them launches is recorded; they may run. The second may read
-                what the first leaves in memory.
-            pool: recordings with the same one share memory. What one leaves there lasts until
-                another of them is replayed, or recorded.
-        """
-
-
-class CudaRecorder:
-    """Records CUDA graphs."""
-
-    def __init__(self) -> None:
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        # By place and pool, the last graph that has it. (CUDA's pools end with their graphs.)
-        self._sharing: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
-
-    def place(self, x: Tensor) -> Hashable:
-        # What looks at each operator would see none.
-        if x.device.type != "cuda" or torch._C._len_torch_dispatch_stack():
-            return None
-        if torch.cuda.is_current_stream_capturing():
-            return None
-        return x.device, torch.cuda.current_stream(x.device).cuda_stream
-
-    @contextmanager
-    def aside(self, x: Tensor) -> Iterator[None]:
-        stream, current = self._stream(x.device), torch.cuda.current_stream(x.device)
-        stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(stream):
-                yield
-        finally:
-            current.wait_stream(stream)
-
-    def record(self, x: Tensor, functions: Sequence[Function], pool: object) -> list[Recording]:
-        other, stream = self._sharing.get((self.place(x), pool)), self._stream(x.device)
-        handle = other.pool() if other else torch.cuda.graph_pool_handle()
-        found = []
-        gc.collect()  # a graph in a cycle that is destroyed meanwhile would end the recording
-        with torch.cuda.device(x.device):
-            needed = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
-            for function in functions:
-                graph = torch.cuda.CUDAGraph()
-                with _recording(graph, handle, stream):
-                    results = function()
-                found.append(Recording(results, graph.replay))
-            free, total = torch.cuda.mem_get_info()
-            # So that what has fitted into memory so far still does, and images a bit larger.
-            needed += total // 20
-            if free < needed:
-                torch.cuda.empty_cache()  # what graphs that were dropped had, too
-                free, _ = torch.cuda.mem_get_info()
-        if free < needed:
-            raise torch.OutOfMemoryError(
-                f"it would leave {free >> 20} MiB of GPU memory, and {needed >> 20} may be needed"
-            )
-        self._sharing[self.place(x), pool] = graph
-        return found
-
-    def _stream(self, device: torch.device) -> torch.cuda.Stream:
-        if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)
-        return self._streams[device]
-
-
-@contextmanager
-def _recording(graph: Any, pool: Any, stream: torch.cuda.Stream) -> Iterator[None]:
-    """Leaves stream, allocator and random generator as they were, even if its end raises."""
-    before = torch.cuda.current_stream()
-    try:
-        # Other threads, those of NCCL and of data loaders, may go on.
-        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
-            yield
-    except BaseException:
-        torch.cuda.set_stream(before)
-        # Else the allocator would go on as if something were recorded, and free less; and the
-        # graph's memory would be nobody's for ever. From PyTorch 2.14 on, a reset does both.
-        with suppress(Exception):
-            graph.reset()
-        with suppress(Exception):
-            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-            torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
-        # Nor would the random generator draw, as for dropout. The end of another one ends that.
-        with suppress(Exception):
-            zero = torch.zeros(1, device="cuda")
-            with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
-                zero.add_(0)
-        raise
-
-
-recorder: Recorder = CudaRecorder()
+recorder: Recorder = CudaRecorder()  # tests have one for CPUs
 
 
 def can_record(x: Tensor) -> bool:
@@ -155,6 +43,7 @@ class Memory:
     def __init__(self, pool: object = None) -> None:
         self._pool = pool
         self._largest: dict[Hashable, Tensor] = {}
+        self.last: Callable[[], _Pass | None] = lambda: None  # whose input it has
 
     @property
     def pool(self) -> object:
@@ -170,6 +59,10 @@ class Memory:
             return flat.view(like.shape)
         n, c, h, w = like.shape
         return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+class NotFinite(ValueError):
+    """What is launched gives NaN or infinity, so nothing can be held against it."""
 
 
 class _Pass:
@@ -189,6 +82,7 @@ class Graph:
         memory: no other graph that has it may be busy.
 
     Raises:
+        NotFinite: in this call; another one may be.
         RuntimeError: a replay is not what is launched; or whatever a recording raises.
     """
 
@@ -202,7 +96,7 @@ class Graph:
         memory: Memory,
     ) -> None:
         parameters, buffers = tensors_of(nodes)
-        self.trains, self.memory = trains, memory
+        self.trains, self.memory, self.buffers = trains, memory, buffers
         self.parameters = [p for p in parameters if p.requires_grad and trains]
         self._pending: Callable[[], _Pass | None] = lambda: None
         self._gradients: Recording | None = None
@@ -236,6 +130,7 @@ class Graph:
         kept: Tensor | None,
     ) -> None:
         place = recorder.place(x)
+        self.memory.last = lambda: None
         with torch.no_grad():
             self.x = self.memory.tensor("x", place, x).copy_(x)
             self.kept = None if kept is None else kept.clone()
@@ -267,6 +162,8 @@ class Graph:
                 own = self.memory.tensor("parameters", place, expected[-1]) if parameters else None
                 functions.append(partial(backward, own))
             expected_buffers = [buffer.clone() for buffer in buffers]
+        if not all(t.isfinite().all() for t in [*expected, *expected_buffers]):
+            raise NotFinite
         # Of what is cast, the graph has a copy.
         dtype = expected[0].dtype
         self.originals = [p for p in self.parameters if p.dim() == 4 and p.dtype == dtype]
@@ -309,7 +206,7 @@ class Graph:
     def begin(self) -> _Pass:
         """A forward pass, which is over when its backward pass is, or nobody holds it."""
         begun = _Pass()
-        self._pending = weakref.ref(begun)
+        self._pending = self.memory.last = weakref.ref(begun)
         return begun
 
     @torch.no_grad()
@@ -319,6 +216,11 @@ class Graph:
             self.kept.copy_(kept)
         self._output.replay()
         return self._output.results[0].clone()
+
+    def again(self) -> None:
+        """Compute the activations of the last forward pass once more."""
+        with unchanged(self.buffers):
+            self._output.replay()
 
     def backward(self, grad: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
         """The gradients of x, if there is one, and of the parameters."""
@@ -339,19 +241,25 @@ class _Replay(torch.autograd.Function):
     ) -> Tensor:
         ctx.graph, ctx.own = graph, graph.begin()
         ctx.save_for_backward(*graph.originals)  # to hear of one that was written to since
+        ctx.versions = [p._version for p in graph.parameters]
         return graph.forward(x, kept)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Any) -> tuple[Tensor | None, ...]:
+        graph: Graph = ctx.graph
         # What gathers weights for each pass, as FSDP does, may gather them elsewhere.
-        moved = [weight.data_ptr() for weight in ctx.saved_tensors] != ctx.graph.places
-        if ctx.own.over or moved:
+        moved = [weight.data_ptr() for weight in ctx.saved_tensors] != graph.places
+        written = ctx.versions != [p._version for p in graph.parameters]
+        gone = ctx.own.over and (written or graph.memory.last() is not ctx.own)
+        if moved or gone:
             raise RuntimeError(
                 "a stage that was replayed as a CUDA graph can't do this backward pass: its "
-                f"{'weights have moved' if moved else 'activations are gone after the first'}; "
+                f"{'weights have moved' if moved else 'activations are gone since the first'}; "
                 "set MODEL.RANDWIRE.CUDA_GRAPHS False (cuda_graphs=False)"
             )
+        if ctx.own.over:
+            graph.again()
         ctx.own.over = True
-        grad_x, gradients = ctx.graph.backward(grad_output)
+        grad_x, gradients = graph.backward(grad_output)
         return None, grad_x, None, *gradients

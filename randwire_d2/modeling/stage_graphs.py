@@ -9,6 +9,7 @@ has moved is noticed; and nothing is replayed that was not compared.
 import logging
 import math
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import is_out_of_memory
 from ..text import one_line
 from . import cuda_graphs
-from .cuda_graphs import Graph, Launch, Memory
+from .cuda_graphs import Graph, Launch, Memory, NotFinite
 from .fused import compute_dtype, settings, tensors_of
 
 # A graph is recorded at the third call with the same key. In training, once there were other keys,
@@ -38,6 +40,7 @@ _ALL_STAGES = object()  # compute in one pool, without a backward pass
 logger = logging.getLogger(__name__)
 # Of all forward passes: some share their memory, and each is more than one launch.
 _lock = threading.RLock()
+_all: weakref.WeakSet["StageGraphs"] = weakref.WeakSet()
 
 
 class StageGraphs:
@@ -50,12 +53,12 @@ class StageGraphs:
 
     def __init__(self) -> None:
         self.failure = ""
-        self._none = False  # nor will there be any
         self._recordings = self._replays = 0
-        # By whether there is a backward pass: what memory allows.
+        # By whether there is a backward pass: how many there can be, and of what size.
         self._most = {True: MOST_TRAINING, False: MOST_INFERENCE}
         self._too_large = {True: math.inf, False: math.inf}
         self.drop()
+        _all.add(self)
 
     def __reduce__(self) -> Any:
         return StageGraphs, ()
@@ -73,7 +76,7 @@ class StageGraphs:
 
     def run(self, launch: Launch, nodes: Sequence[Any], x: Tensor, kept: Tensor | None) -> Tensor:
         """What ``launch`` returns, which runs these nodes fused."""
-        place = None if self._none else cuda_graphs.recorder.place(x)
+        place = cuda_graphs.recorder.place(x) if any(self._most.values()) else None
         if place is None:
             return launch(x, kept)
         # Who waited for a thread that records would be waited for, if it was autograd's.
@@ -86,7 +89,20 @@ class StageGraphs:
                     return graph(x, kept)
             finally:
                 _lock.release()
+        try:
+            return launch(x, kept)
+        except torch.OutOfMemoryError as e:
+            if not _give_up_all(e):
+                raise
+        # Outside of the block, in which the error would keep what it has seen.
         return launch(x, kept)
+
+    def give_up(self, why: str) -> bool:
+        """Have no graphs from now on; whether there were any."""
+        had = bool(self._graphs)
+        self.failure, self._most = why, dict.fromkeys(self._most, 0)
+        self.drop()
+        return had
 
     def _graph(
         self,
@@ -120,6 +136,9 @@ class StageGraphs:
             memory = self._memory if backward else self._memory_inference
             try:
                 self._graphs[key] = Graph(launch, nodes, x, kept, backward, memory)
+            except NotFinite:
+                self._recordings -= 1
+                self._calls[key] = 0
             # Whatever a driver, or memory, makes of it: training goes on.
             except Exception as e:
                 self._fail(e, x, backward, nodes[0].norm.num_features)
@@ -133,17 +152,27 @@ class StageGraphs:
         cause = error.__context__ or error  # the end of a recording that fails raises as well
         self.failure = one_line(cause, 300) or type(cause).__name__
         number, size = len(self._held(trains)), tuple(x.shape)
-        self.drop()
-        if not isinstance(cause, torch.OutOfMemoryError):
-            self._none, where = True, ""
+        self._drop_kind(trains)
+        where = "in training, " if trains else "in inference, "
+        if not is_out_of_memory(cause):
+            self._most[trains] = 0
         elif number:
-            self._most[trains], where = number, f"where inputs have more than {number} sizes, "
+            self._most[trains] = number
+            where += f"where inputs have more than {number} sizes, "
         else:
-            self._too_large[trains], where = x.numel(), f"where inputs are as large as {size}, "
+            self._too_large[trains] = x.numel()
+            where += f"where inputs are as large as {size}, "
         logger.warning(
             f"From now on, {where}a stage of {channels} channels launches its operators one by "
             f"one: its CUDA graph failed: {self.failure}"
         )
+
+    def _drop_kind(self, trains: bool) -> None:
+        self._graphs = {key: graph for key, graph in self._graphs.items() if graph.trains != trains}
+        if trains:
+            self._memory = Memory()
+        else:
+            self._memory_inference = Memory(_ALL_STAGES)
 
     def _held(self, trains: bool) -> list[Graph]:
         return [graph for graph in self._graphs.values() if graph.trains == trains]
@@ -172,6 +201,17 @@ class StageGraphs:
         # A larger one would find no room among what the others have, but they do in what it has: so
         # it comes first, and they again after it.
         if full or all(x.numel() > graph.x.numel() for graph in held):
-            self._graphs = {k: g for k, g in self._graphs.items() if not g.trains}
-            self._memory = Memory()
+            self._drop_kind(trains)
         return True
+
+
+def _give_up_all(error: Exception) -> bool:
+    """Free the memory of all graphs, for the rest of the process; whether there were any."""
+    holding = [graphs for graphs in _all if graphs.give_up(one_line(error, 300))]
+    if holding:
+        logger.warning(
+            "Memory ran out, so there are no CUDA graphs from now on, which keep the memory that "
+            f"they compute in: {one_line(error, 300)}"
+        )
+        torch.cuda.empty_cache()
+    return bool(holding)
