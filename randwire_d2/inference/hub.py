@@ -12,7 +12,9 @@ from .detector import Detector
 def from_pretrained(
     path_or_repo: str | os.PathLike[str], device: str | None = None
 ) -> RandWire | RandWireClassifier | Classifier | Detector:
-    """The model in a folder, or in a repository of the Hugging Face Hub.
+    """The model in a folder, or in a repository of the Hugging Face Hub, in eval mode.
+
+    To train a network that it returns, call its ``train()``.
 
     Args:
         path_or_repo: a folder that ``save_pretrained`` wrote, ``owner/name[@revision]`` or

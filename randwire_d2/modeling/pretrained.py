@@ -82,7 +82,10 @@ class PretrainedNetwork:
 
     @classmethod
     def from_pretrained(cls: type[_T], path_or_repo: str | os.PathLike[str], **options: Any) -> _T:
-        """The network that ``save_pretrained`` wrote, on the CPU, in training mode.
+        """The network that ``save_pretrained`` wrote, on the CPU, in eval mode.
+
+        As Hugging Face's: it computes at once what it did, and no call changes its statistics. To
+        train it, call ``train()``, as every trainer does.
 
         Args:
             path_or_repo: its folder, or a repository of the Hugging Face Hub that holds it:
@@ -120,4 +123,5 @@ class PretrainedNetwork:
                 f"{folder.path}: its weights are not those of its options' {cls.__name__}: "
                 f"{one_line(e, 300)}"
             ) from e
+        network.eval()
         return network

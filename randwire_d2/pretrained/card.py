@@ -35,7 +35,8 @@ def model_card(
         "---", "library_name: randwire_d2", f"pipeline_tag: {_TASKS[kind]}",
         "tags: [detectron2, randwire_d2]", "---", "", f"# {title} ({kind})", "", _WHAT[kind], "",
         "```python", "from randwire_d2 import from_pretrained", "",
-        'model = from_pretrained("OWNER/NAME")  # or the path of this folder', "```", "",
+        'model = from_pretrained("OWNER/NAME")  # or the path of this folder; in eval mode',
+        "```", "",
         "To start a training of Detectron2 from it: `MODEL.WEIGHTS hf://OWNER/NAME`. To publish "
         "this folder: `hf upload OWNER/NAME FOLDER`.",
     ]  # fmt: skip
