@@ -435,6 +435,25 @@ def test_a_classifiers_best_class_is_what_its_evaluation_counts(
     assert (drawn != model.draw(cv2.imread(str(image)), probabilities, 1)).any()
 
 
+def test_a_classifier_sees_a_photo_as_opencv_reads_it(
+    classifier: Path, images: Path, tmp_path: Path
+) -> None:
+    """Wrong: a photo that a camera turned is classified sideways, and drawn upright; or a data
+    set's is turned, on which its evaluation and ImageNet's figures are not."""
+    model, photo = load_classifier(classifier, "cpu"), str(images / "b.jpg")
+    upright = model.prepare(cv2.imread(photo))["image"].float()
+    for record, seen in (({}, upright), ({"label": 0}, upright.rot90(1, (1, 2)))):
+        record |= {"file_name": photo}
+        read = model.read(record)
+        assert (read["image"].float() - seen).abs().mean() < 2  # of random pixels: 64
+        assert model.picture(record).shape[:2] == (read["height"], read["width"])
+    out = tmp_path / "out"
+    assert predict(classifier, photo, "--output", out, "--device", "cpu") == 0
+    (listed,) = json.loads((out / "images.json").read_text())["images"]
+    assert (listed["height"], listed["width"]) == (60, 80)
+    assert Image.open(out / "pictures" / "b.jpg").size == (480, 360)
+
+
 def test_a_data_set_of_other_classes_is_refused(detector: Path, tmp_path: Path) -> None:
     """Wrong: ids of one data set are written for another's classes, or the error names no way."""
     out = tmp_path / "out"

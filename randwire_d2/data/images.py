@@ -1,5 +1,6 @@
 """An image as classifiers are trained and tested with it: its file, its crop, its channels."""
 
+from detectron2.data.detection_utils import _apply_exif_orientation
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch import Tensor
@@ -8,15 +9,20 @@ from torchvision.transforms import v2
 from ..text import one_line
 
 
-def read_rgb(path: str) -> Image.Image:
-    """An image file as RGB, without the orientation that EXIF may give it, as ImageFolder reads it.
+def read_rgb(path: str, *, upright: bool = False) -> Image.Image:
+    """An image file as RGB.
+
+    Args:
+        upright: turned as its EXIF says, as OpenCV and Detectron2 read it. Data sets of
+            classification are not: ImageFolder reads them so, and ImageNet's pretrained weights
+            and figures are of images that were read so.
 
     Raises:
         ValueError: it can't be read; one line.
     """
     try:
         with PathManager.open(path, "rb") as f, Image.open(f) as image:
-            return image.convert("RGB")
+            return (_apply_exif_orientation(image) if upright else image).convert("RGB")
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
         raise ValueError(f"{path} can't be read: {one_line(e) or type(e).__name__}") from e
 

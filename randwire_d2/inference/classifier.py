@@ -1,6 +1,6 @@
 """A trained classifier: images in, probabilities and the best classes out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,12 +58,18 @@ class Classifier(PretrainedModel):
         return self._prepare(Image.fromarray(np.ascontiguousarray(image[:, :, ::-1])))
 
     def read(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The file of a data set's record in that form.
+        """The file of a record in that form.
+
+        A data set's, which has a label, is read as its tests read it; another as OpenCV reads it.
 
         Raises:
             ValueError: it can't be read.
         """
-        return {**record, **self._prepare(read_rgb(record["file_name"]))}
+        return {**record, **self._prepare(_open(record))}
+
+    def picture(self, record: Mapping[str, Any]) -> np.ndarray:
+        """The image (H, W, 3), RGB, that ``read`` reads, to draw on."""
+        return np.asarray(_open(record))
 
     def _prepare(self, image: Image.Image) -> dict[str, Any]:
         tensor = order_channels(self._crop(image), self.cfg.INPUT.FORMAT)
@@ -94,3 +100,7 @@ class Classifier(PretrainedModel):
                 text, (2, 2 + 1.6 * size * line), font_size=size, horizontal_alignment="left"
             )
         return np.asarray(visualizer.output.get_image())
+
+
+def _open(record: Mapping[str, Any]) -> Image.Image:
+    return read_rgb(record["file_name"], upright="label" not in record)

@@ -1,6 +1,6 @@
 """A trained detector: images in, instances and COCO's result records out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, Metadata
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import build_augmentation
+from detectron2.data.detection_utils import build_augmentation, read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from torch import nn
@@ -87,6 +87,10 @@ class Detector(PretrainedModel):
         """The file of a data set's record in that form, by the mapper of Detectron2's tests."""
         prepared: dict[str, Any] = self._mapper(record)
         return prepared
+
+    def picture(self, record: Mapping[str, Any]) -> np.ndarray:
+        """The image (H, W, 3), RGB, that ``read`` reads, to draw on."""
+        return np.asarray(read_image(record["file_name"], "RGB"))
 
     def predict(self, inputs: Sequence[dict[str, Any]]) -> list[Instances]:
         """The instances of each image, in the CPU's memory.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
 from tqdm import tqdm
@@ -109,9 +108,8 @@ class Job:
             for (prepared, name), one in zip(read, found, strict=True):
                 self._write(writer, prepared, one)
                 if self.pictures:
-                    image = read_image(prepared["file_name"], "RGB")
                     save_picture(
-                        self._draw(self.model.draw, image, one),
+                        self._draw(self.model.draw, self.model.picture(prepared), one),
                         picture_path(self.folder, name, is_video=False),
                     )
             bar.update(len(batch))
