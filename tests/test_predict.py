@@ -26,7 +26,9 @@ from randwire_d2.cli.predict import main
 from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.data import register_folders
 from randwire_d2.engine import Trainer
+from randwire_d2.inference import Detector, job
 from randwire_d2.inference.inputs import find_inputs
+from randwire_d2.inference.output import results_writer
 
 VAL = "randwire_shapes_val"
 CONFIG = ROOT / "configs/faster_rcnn_randwire_shapes.yaml"
@@ -368,6 +370,134 @@ def test_broken_inputs_are_named_and_nothing_is_overwritten_unasked(
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
     assert predict(detector, images / "a.png", "--output", out, "--overwrite", "--no-pictures") == 0
     assert {r["image_id"] for r in results(out)} == {1}
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, key: str, value: object, error: BaseException) -> None:
+    """Have ``Detector.predict`` raise an error of batches with an input that has such a value."""
+    own = Detector.predict
+
+    def predict(self: Detector, inputs: list[dict[str, Any]]) -> Any:
+        if any(str(one.get(key)).endswith(str(value)) for one in inputs):
+            raise error
+        return own(self, inputs)
+
+    monkeypatch.setattr(Detector, "predict", predict)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk is full")])
+def test_a_prediction_that_ends_early_keeps_what_it_found(
+    error: BaseException, detector: Path, images: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Wrong: after 999 of 1000 images everything is gone, an earlier run's results too, or what is
+    left can't be read, or passes for the whole."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    given = [detector, images, "--device", "cpu", "--output"]
+    assert predict(*given, whole) == 0
+    shutil.copytree(whole, out)
+    before = (out / "results.json").read_bytes()
+    save = job.save_picture
+
+    def stop_at_second(image: np.ndarray, path: Path) -> None:
+        if path.stem == "b":
+            raise error
+        save(image, path)
+
+    monkeypatch.setattr(job, "save_picture", stop_at_second)
+    with pytest.raises((SystemExit, ValueError)) as caught:
+        main([*map(str, given), str(out), "--overwrite"])
+    assert caught.value.code == 130 or "disk is full" in caught.value.code
+    left = json.loads((out / "results.partial.json").read_text())
+    assert left == [r for r in results(whole) if r["image_id"] <= 2] and len(left) == 10
+    coco = COCO(str(out / "images.partial.json"))
+    assert list(coco.imgs) == [1, 2] and len(coco.loadRes(left).anns) == 10
+    assert len((out / "results.partial.csv").read_text().splitlines()) == 11
+    assert (out / "results.json").read_bytes() == before
+    assert f"found in 2 images is in {out}/results.partial.json" in capsys.readouterr().err
+    assert not list(out.rglob("*.tmp"))
+    monkeypatch.undo()
+    assert predict(*given, out, "--overwrite") == 0
+    assert results(out) == results(whole) and not list(out.glob("*.partial.*"))
+
+
+def test_an_image_is_in_partial_files_wholly_or_not_at_all(tmp_path: Path) -> None:
+    """Wrong: an error within an image leaves half of it, or a table of another length."""
+    whole = {"image_id": 1, "category_id": 7, "score": 0.5}
+    with pytest.raises(KeyError), results_writer(tmp_path, {7: "cat"}) as writer:
+        writer.add({"id": 1, "file_name": "é.jpg"}, [whole])
+        writer.add({"id": 2, "file_name": "b.jpg"}, [whole, {**whole, "category_id": 8}])
+    assert json.loads((tmp_path / "results.partial.json").read_text()) == [whole]
+    (listed,) = json.loads((tmp_path / "images.partial.json").read_text())["images"]
+    assert listed == {"id": 1, "file_name": "é.jpg"}
+    assert len((tmp_path / "results.partial.csv").read_text().splitlines()) == 2
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", ["a.png", "b.jpg"])
+def test_an_image_that_cant_be_computed_is_skipped(
+    name: str, batch: int, detector: Path, images: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Wrong: one huge image ends the work, or takes those of its batch with it; or a model that
+    computes nothing at all is blamed on every image in turn."""
+    out, error = tmp_path / "out", RuntimeError("can't allocate memory: you tried\n9 TB")
+    given = [detector, images, "--device", "cpu", "--batch", batch, "--output"]
+    with monkeypatch.context() as patch:
+        fail(patch, "file_name", name, error)
+        assert predict(*given, out) == 1
+    said = capsys.readouterr()
+    assert f"Skipped {images / name}: can't allocate memory: you tried 9 TB\n" in said.out
+    skipped = ["a.png", "b.jpg", "a.jpg"].index(name) + 1
+    listed = json.loads((out / "images.json").read_text())["images"]
+    assert [i["id"] for i in listed] == [i for i in (1, 2, 3) if i != skipped]
+    assert {r["image_id"] for r in results(out)} == {i["id"] for i in listed}
+    fail(monkeypatch, "image", "", error)  # each has one
+    with pytest.raises(ValueError, match=r"error: can't allocate memory: you tried 9 TB$"):
+        predict(*given, tmp_path / "none")
+    assert "Skipped" not in capsys.readouterr().out
+    assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_a_picture_that_cant_be_drawn_is_named(
+    detector: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Wrong: an image that is too large for Matplotlib ends the work, or loses what was found."""
+
+    def draw(*arguments: object) -> np.ndarray:
+        raise ValueError("Image size of 70000x90 pixels is too large")
+
+    monkeypatch.setattr(Detector, "draw", draw)
+    out = tmp_path / "out"
+    assert predict(detector, images / "a.png", "--output", out, "--device", "cpu") == 1
+    assert f"Drew no picture of {images}/a.png: Image size of" in capsys.readouterr().out
+    assert len(results(out)) == 5
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()])
+def test_a_video_that_ends_early_is_kept_so_far(
+    error: BaseException, detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Wrong: a frame that can't be computed, or Ctrl-C, takes those before it with it."""
+    clip, out = tmp_path / "clip.avi", tmp_path / "out"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"FFV1"), 5, (128, 96))
+    for record in DatasetCatalog.get(VAL)[:5]:
+        writer.write(cv2.imread(record["file_name"])[:96])
+    writer.release()
+    fail(monkeypatch, "frame", 3, error)
+    given = [detector, clip, "--output", out, "--device", "cpu", "--batch", 2]
+    skipped = isinstance(error, Exception)
+    assert predict(*given) == 1
+    partial = "" if skipped else ".partial"
+    listed = json.loads((out / f"images{partial}.json").read_text())["images"]
+    assert [i["frame"] for i in listed] == ([0, 1, 2] if skipped else [0, 1])
+    drawn = cv2.VideoCapture(str(out / "pictures" / f"clip{partial}.mp4"))
+    assert int(drawn.get(cv2.CAP_PROP_FRAME_COUNT)) == len(listed)
+    assert len(list((out / "pictures").iterdir())) == 1
+    said = f"Skipped all from frame 3 of {clip}: MemoryError"
+    assert (said in capsys.readouterr().out) == skipped
 
 
 def test_a_video_is_read_frame_by_frame(detector: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ In the folder DIR: results.json in COCO's format (of a classifier, the five best
 image), images.json with the files that its ids name, results.csv with both, and pictures/ with what
 was found drawn into the images and videos. Images have the ids 1, 2, ... in the order in which they
 were given, frames of videos go on from there; those of a data set have its own. An input that can't
-be read is named and skipped; then the exit status is 1.
+be read or computed, such as one that is too large for the memory, is named and skipped; then the
+exit status is 1. After an error or Ctrl-C, results.partial.json and its like hold what was found.
 """
 
 import argparse
@@ -39,7 +40,7 @@ SCRIPT = "predict.py"
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exits with 1 if an input could not be read, or nothing could be done."""
+    """Exits with 1 if an input could not be predicted, or nothing could be done."""
     args = _parse_args(argv)
     job = _prepare(args)
     results = job.run()
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         first, among = (f"{number / job.labelled:.2%}" for number in job.right)
         print(f"Of {job.labelled} labelled images, top-1 is {first}, top-{TOP} {among}")
     if job.broken:
-        sys.exit(f"{len(job.broken)} inputs could not be read: {', '.join(job.broken)}")
+        sys.exit(f"{len(job.broken)} inputs could not be predicted: {', '.join(job.broken)}")
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

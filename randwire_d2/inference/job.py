@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from traceback import clear_frames
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
 from tqdm import tqdm
 
+from ..text import one_line
 from .classifier import Classifier
 from .detector import Detector
 from .inputs import Input, Video
@@ -35,7 +37,7 @@ class Job:
         score_threshold: the least score of what is drawn and written; None for the model's
             ``least_drawn``, and for all.
         pictures: whether to draw.
-        broken: the inputs that could not be read, once ``run`` has ended.
+        broken: the inputs that could not be read or computed, once ``run`` has ended.
         labelled: the images whose class a data set tells; once ``run`` has ended.
         right: of them, those whose class was the best and was among the best five.
     """
@@ -98,42 +100,94 @@ class Job:
 
     def _images(self, writer: ResultsWriter, bar: tqdm) -> None:
         for batch in _batches(zip(self.records, self.names), self.batch):
-            read = []
+            read, names = [], []
             for record, name in batch:
                 try:
-                    read.append((self.model.read(dict(record)), name))
+                    read.append(self.model.read(dict(record)))
+                    names.append(name)
                 except Exception as e:  # damaged images fail in as many ways as there are bytes
                     self._say_broken(record["file_name"], e)
-            found = self.model.predict([prepared for prepared, _ in read]) if read else []
-            for (prepared, name), one in zip(read, found, strict=True):
-                self._write(writer, prepared, one)
+            for prepared, name, found in zip(read, names, self._find(read), strict=True):
+                if isinstance(found, Exception):
+                    self._say_broken(prepared["file_name"], found)
+                    continue
+                self._write(writer, prepared, found.records)
                 if self.pictures:
-                    save_picture(
-                        self._draw(self.model.draw, self.model.picture(prepared), one),
-                        picture_path(self.folder, name, is_video=False),
-                    )
+                    self._picture(prepared, name, found.predicted)
             bar.update(len(batch))
+
+    def _picture(self, prepared: Mapping[str, Any], name: str, predicted: Any) -> None:
+        try:
+            drawn = self._draw(self.model.draw, self.model.picture(prepared), predicted)
+        except Exception as e:  # of its size, for which Matplotlib and the memory have limits
+            self._say_broken(prepared["file_name"], e, "Drew no picture of")
+            return
+        save_picture(drawn, picture_path(self.folder, name, is_video=False))
 
     def _video(self, source: Input, ids: Iterator[int], writer: ResultsWriter, bar: tqdm) -> None:
         draw = _drawer_of_frames(self.model)
         path = picture_path(self.folder, source.name, is_video=True)
         with closing(Video(source.path)) as video, video_writer(path, video.fps) as drawn:
             for batch in _batches(enumerate(video), self.batch):
-                prepared = [self.model.prepare(frame) for _, frame in batch]
-                found = self.model.predict(prepared)
-                for (number, frame), inputs, one in zip(batch, prepared, found, strict=True):
-                    image = {"file_name": source.path, "frame": number, "image_id": next(ids)}
-                    self._write(writer, {**inputs, **image}, one)
+                prepared = [
+                    {
+                        **self.model.prepare(frame),
+                        "file_name": source.path,
+                        "frame": number,
+                        "image_id": next(ids),
+                    }
+                    for number, frame in batch
+                ]
+                for (number, frame), one, found in zip(
+                    batch, prepared, self._find(prepared), strict=True
+                ):
+                    if isinstance(found, Exception):  # those that follow have the same size
+                        self._say_broken(source.path, found, f"Skipped all from frame {number} of")
+                        return
+                    self._write(writer, one, found.records)
                     if self.pictures:
-                        drawn.write(self._draw(draw, frame[:, :, ::-1], one))
+                        drawn.write(self._draw(draw, frame[:, :, ::-1], found.predicted))
                 bar.update(len(batch))
         try:
             video.check()
         except ValueError as e:  # what was read of it is kept
             self._say_broken(source.path, e)
 
-    def _write(self, writer: ResultsWriter, prepared: Mapping[str, Any], found: Any) -> None:
-        records = self.model.records(found, prepared["image_id"])
+    def _find(self, batch: Sequence[dict[str, Any]]) -> list["_Found | Exception"]:
+        """What is in each image; an error in place of one that is to blame for it.
+
+        Raises:
+            Exception: the model computes no other image either.
+        """
+        if not batch:
+            return []
+        try:
+            predicted = self.model.predict(batch)
+            ids = [one["image_id"] for one in batch]
+            return [_Found(p, self.model.records(p, i)) for p, i in zip(predicted, ids)]
+        except Exception as e:
+            error = e
+            clear_frames(e.__traceback__)  # of what fills the memory, if it is that
+        if len(batch) > 1:  # one of them is to blame, or that they are many
+            return [found for one in batch for found in self._find([one])]
+        if not self._computes():
+            raise error
+        return [error]
+
+    def _computes(self) -> bool:
+        """Whether the model computes an image in which nothing can be wrong."""
+        try:
+            self.model.predict([self.model.prepare(np.zeros((64, 64, 3), np.uint8))])
+        except Exception:
+            return False
+        return True
+
+    def _write(
+        self,
+        writer: ResultsWriter,
+        prepared: Mapping[str, Any],
+        records: Sequence[dict[str, Any]],
+    ) -> None:
         if "label" in prepared:
             best = [record["category_id"] for record in records]
             self.labelled += 1
@@ -152,9 +206,16 @@ class Job:
         least = self.model.least_drawn if self.score_threshold is None else self.score_threshold
         return draw(image, found, least)
 
-    def _say_broken(self, path: str, error: Exception) -> None:
+    def _say_broken(self, path: str, error: Exception, what: str = "Skipped") -> None:
         self.broken.append(path)
-        tqdm.write(f"Skipped {path}: {' '.join(str(error).split()) or type(error).__name__}")
+        tqdm.write(f"{what} {path}: {one_line(error, 300) or type(error).__name__}")
+
+
+class _Found(NamedTuple):
+    """What is in an image: as ``model.predict`` gives it, and as COCO's results."""
+
+    predicted: Any
+    records: list[dict[str, Any]]
 
 
 def _drawer_of_frames(model: Detector | Classifier) -> _Draw:

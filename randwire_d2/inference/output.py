@@ -6,13 +6,16 @@ images.json     what the ids are, in the form of COCO's annotations: images (fil
                 width, of a video frame) and categories (name)
 results.csv     the same in a table
 pictures/       the images and videos with what was found in them
+
+A prediction that an error or Ctrl-C ends leaves what it has, with .partial before the suffix.
 """
 
 import csv
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,32 +32,55 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+def partial_path(path: Path) -> Path:
+    """The name of a file that is whole, but not of all that was to be in it."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
 @contextmanager
 def results_writer(folder: Path, categories: Mapping[int, str]) -> Iterator["ResultsWriter"]:
-    """Results in a folder, which is there; categories are names by id."""
-    with (
-        atomic_open(folder / RESULTS) as results,
-        atomic_open(folder / TABLE) as table,
-        atomic_open(folder / IMAGES) as images,
-    ):
-        writer = ResultsWriter(results, table, images, categories)
-        yield writer
+    """Results in a folder, which is there; categories are names by id.
+
+    If the block raises, what was added so far stays, under partial names, and a line on stderr
+    says so.
+    """
+    paths = [folder / name for name in (RESULTS, TABLE, IMAGES)]
+    stopped: BaseException | None = None
+    with ExitStack() as files:
+        opened = [files.enter_context(atomic_open(partial_path(path))) for path in paths]
+        writer = ResultsWriter(opened, categories)
+        try:
+            yield writer
+        except BaseException as e:
+            if not writer.images:
+                raise
+            stopped = e
         writer.finish()
+    if stopped is None:
+        for path in paths:
+            os.replace(partial_path(path), path)
+        return
+    results, _, images = map(partial_path, paths)
+    print(
+        f"Stopped: what was found in {writer.images} images is in {results}, their names in "
+        f"{images}. To go on, give the others and another --output; --overwrite begins anew.",
+        file=sys.stderr,
+    )
+    raise stopped
 
 
 class ResultsWriter:
     """Writes the three files of results while they come, so that none need be kept."""
 
-    def __init__(
-        self, results: IO[str], table: IO[str], images: IO[str], categories: Mapping[int, str]
-    ) -> None:
-        self._results, self._images, self._categories = results, images, categories
+    def __init__(self, files: Sequence[IO[str]], categories: Mapping[int, str]) -> None:
+        results, table, images = self._files = files
+        self._categories = categories
         self._csv = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
         self._csv.writeheader()
         results.write("[")
         listed = [{"id": i, "name": name} for i, name in categories.items()]
         images.write(f'{{"categories": {json.dumps(listed)},\n"images": [')
-        self.images, self.results = 0, 0
+        self.images, self.results, self._ends = 0, 0, self._positions()
 
     def add(self, image: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:
         """Write what was found in an image.
@@ -63,19 +89,26 @@ class ResultsWriter:
             image: of images.json: id, file_name, height, width, of a video frame.
             records: of results.json.
         """
-        self._images.write((",\n" if self.images else "\n") + json.dumps(image))
-        self.images += 1
-        for record in records:
-            self._results.write((",\n" if self.results else "\n") + json.dumps(record))
-            self.results += 1
+        results, _, images = self._files
+        images.write((",\n" if self.images else "\n") + json.dumps(image))
+        for number, record in enumerate(records, start=self.results):
+            results.write((",\n" if number else "\n") + json.dumps(record))
             row = dict(zip(("x", "y", "width", "height"), record.get("bbox", ())))
             row |= {k: image[k] for k in ("file_name", "frame") if k in image}
             row |= {k: record[k] for k in ("image_id", "category_id", "score")}
             self._csv.writerow({**row, "category": self._categories[record["category_id"]]})
+        self._ends = self._positions()
+        self.images, self.results = self.images + 1, self.results + len(records)
 
     def finish(self) -> None:
-        self._results.write("\n]\n")
-        self._images.write("\n]}\n")
+        """End the files after the last image of which everything was written."""
+        for file, end, last in zip(self._files, self._ends, ("\n]\n", "", "\n]}\n")):
+            file.seek(end)
+            file.truncate()
+            file.write(last)
+
+    def _positions(self) -> list[int]:
+        return [file.tell() for file in self._files]
 
 
 def picture_path(folder: Path, name: str, is_video: bool) -> Path:
@@ -91,17 +124,18 @@ def save_picture(image: np.ndarray, path: Path) -> None:
 
 @contextmanager
 def video_writer(path: Path, fps: float) -> Iterator["_VideoWriter"]:
-    """A video that takes its name once the block ends, if it has a frame."""
+    """A video that takes its name once the block ends, if it has a frame; a partial one if it
+    raises."""
     temporary = path.with_name(f"{path.stem}.part{path.suffix}")  # the suffix names the format
     writer = _VideoWriter(temporary, fps)
+    named = partial_path(path)
     try:
         yield writer
-        writer.release()
-        if temporary.exists():
-            os.replace(temporary, path)
+        named = path
     finally:
-        writer.release()
-        temporary.unlink(missing_ok=True)
+        writer.release()  # which ends the file
+        if temporary.exists():
+            os.replace(temporary, named)
 
 
 class _VideoWriter:
@@ -123,6 +157,7 @@ class _VideoWriter:
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self._path), codec, self._fps, (width, height))
             if not self._writer.isOpened():
+                self._path.unlink(missing_ok=True)
                 raise OSError(f"OpenCV can't write {self._path} with the codec mp4v")
         self._writer.write(np.ascontiguousarray(image[:, :, ::-1]))
 
