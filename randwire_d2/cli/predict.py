@@ -5,7 +5,8 @@
 
 In the folder DIR: results.json in COCO's format (of a classifier, the five best classes of each
 image), images.json with the files that its ids name, results.csv with both, and pictures/ with what
-was found drawn into the images and videos. Images have the ids 1, 2, ... in the order in which they
+was found drawn into the images and videos; of a panoptic detector also panoptic.json and panoptic/,
+COCO's panoptic format. Images have the ids 1, 2, ... in the order in which they
 were given, frames of videos go on from there; those of a data set have its own. An input that can't
 be read or computed, such as one that is too large for the memory, is named and skipped; then the
 exit status is 1. After an error or Ctrl-C, results.partial.json and its like hold what was found.
@@ -30,7 +31,7 @@ from ..inference.detector import Detector
 from ..inference.inputs import files_as_inputs, find_inputs
 from ..inference.job import Job
 from ..inference.loading import load_model
-from ..inference.output import RESULTS, picture_path
+from ..inference.output import RESULTS, picture_path, segments_path
 from ..inference.runtime import AUTO, CHOICES, LEAST_IMAGES, in_runtime
 from ..malloc import keep_freed_memory
 from .frame import at_least, framed, parser_of
@@ -143,6 +144,11 @@ def _prepare(args: argparse.Namespace) -> Job:
         pictures=not args.no_pictures,
     )
     _refuse_to_draw_over_inputs(job)
+    if isinstance(model, Detector) and model.stuff is not None and not model.stuff.known:
+        print(
+            "Stuff is called stuff 1, stuff 2, …: checkpoints don't hold its names, and the data "
+            f"sets {tuple(model.cfg.DATASETS.TRAIN)}, of which the first would, aren't known here"
+        )
     job.model = in_runtime(model, args.runtime, job.total, job.inputs(), print)
     return job
 
@@ -179,13 +185,13 @@ def _dataset_records(model: Detector | Classifier, name: str) -> list[dict[str, 
 
 
 def _refuse_to_draw_over_inputs(job: Job) -> None:
-    if not job.pictures:
-        return
     videos = [(v.path, v.name, True) for v in job.videos]
     images = [(r["file_name"], name, False) for r, name in zip(job.records, job.names)]
     sources = {os.path.realpath(path): path for path, _, _ in [*videos, *images]}
-    for _, name, is_video in [*videos, *images]:
-        path = picture_path(job.folder, name, is_video)
+    written = [segments_path(job.folder, name) for _, name, _ in images if job.panoptic]
+    if job.pictures:
+        written += [picture_path(job.folder, name, video) for _, name, video in [*videos, *images]]
+    for path in written:
         if os.path.realpath(path) in sources:
             raise ValueError(
                 f"{path} is an INPUT, and would be drawn over; choose another --output"

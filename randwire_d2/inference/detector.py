@@ -16,6 +16,7 @@ from torch import nn
 from ..drawing.detections import legible_visualizer
 from ..drawing.style import class_palette
 from .inputs import check_pixels
+from .panoptic import Panoptic, confident, stuff_of, to_coco
 from .pretrained import PretrainedModel
 
 
@@ -28,6 +29,7 @@ class Detector(PretrainedModel):
         model: the Detectron2 meta-architecture, in eval mode.
         class_names: in the order of its outputs.
         category_ids: the ids that its data set gives them, in the same order.
+        stuff: the other classes of a PanopticFPN; else None.
         metadata: names and colours, for Detectron2's Visualizer; in no catalog.
         input_format: "BGR", the channels of the images it is called with, whatever INPUT.FORMAT is.
         least_drawn: the score from which on a detection is worth drawing, unless the user says.
@@ -49,6 +51,9 @@ class Detector(PretrainedModel):
         self.category_ids = list(category_ids or range(len(self.class_names)))
         colors = [[round(255 * c) for c in color] for color in class_palette(len(class_names))]
         self.metadata = Metadata(thing_classes=self.class_names, thing_colors=colors)
+        self.stuff = stuff_of(cfg, self.category_ids)
+        if self.stuff is not None:
+            self.metadata.set(stuff_classes=self.stuff.names, stuff_colors=self.stuff.colors)
         # As the mapper of a test, which would ask a keypoint detector's training set for its names.
         resize = build_augmentation(cfg, is_train=False)
         self._mapper = DatasetMapper(False, augmentations=resize, image_format=cfg.INPUT.FORMAT)
@@ -62,7 +67,8 @@ class Detector(PretrainedModel):
 
         Returns:
             {"instances": pred_boxes (N, 4) in pixels of the image, scores, pred_classes, and of a
-            Mask R-CNN pred_masks (N, H, W)}, on the model's device.
+            Mask R-CNN pred_masks (N, H, W)}, on the model's device. Of a PanopticFPN, as Detectron2
+            gives them, also sem_seg and panoptic_seg.
         """
         with torch.no_grad():
             outputs: list[dict[str, Instances]] = self.model([self.prepare(image)])
@@ -93,7 +99,11 @@ class Detector(PretrainedModel):
         return np.asarray(read_image(record["file_name"], "RGB"))
 
     def predict(self, inputs: Sequence[dict[str, Any]]) -> list[Instances]:
-        """The instances of each image, in the CPU's memory.
+        """The instances of each image, in the CPU's memory; see ``outputs``."""
+        return [found["instances"] for found in self.outputs(inputs)]
+
+    def outputs(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The instances of each image and, of a PanopticFPN, panoptic_seg, in the CPU's memory.
 
         Those of one size are computed at once. Others are not: the padding that would make them
         one size changes what is found.
@@ -104,12 +114,19 @@ class Detector(PretrainedModel):
         by_size: dict[torch.Size, list[int]] = {}
         for i, one in enumerate(inputs):
             by_size.setdefault(one["image"].shape, []).append(i)
-        found: dict[int, Instances] = {}
+        found: dict[int, dict[str, Any]] = {}
         with torch.no_grad():
             for indices in by_size.values():
                 outputs = self.model([inputs[i] for i in indices])
-                found |= {i: o["instances"].to("cpu") for i, o in zip(indices, outputs)}
+                found |= {i: self._on_cpu(output) for i, output in zip(indices, outputs)}
         return [found[i] for i in range(len(inputs))]
+
+    def _on_cpu(self, output: dict[str, Any]) -> dict[str, Any]:
+        found = {"instances": output["instances"].to("cpu")}
+        if self.stuff is not None:
+            pixels, segments = output["panoptic_seg"]
+            found["panoptic_seg"] = (pixels.cpu(), segments)
+        return found
 
     def records(self, found: Instances, image_id: int | str) -> list[dict[str, Any]]:
         """Instances as COCO's results, as in COCOEvaluator's coco_instances_results.json."""
@@ -117,6 +134,14 @@ class Detector(PretrainedModel):
         for record in records:
             record["category_id"] = self.category_ids[record["category_id"]]
         return records
+
+    def segments(
+        self, panoptic: Panoptic, score_threshold: float
+    ) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """A PanopticFPN's panoptic_seg as COCO's PNG (H, W, 3), RGB, and segments_info."""
+        assert self.stuff is not None
+        shown = confident(panoptic, score_threshold)
+        return to_coco(shown, self.category_ids, self.stuff.ids)
 
     def draw(self, image: np.ndarray, found: Instances, score_threshold: float) -> np.ndarray:
         """An RGB image (H, W, 3) with the instances of at least a score (0 … 1).
@@ -127,3 +152,11 @@ class Detector(PretrainedModel):
         shown = found[found.scores >= score_threshold]
         drawn = visualizer.draw_instance_predictions(shown, jittering=False)
         return np.asarray(drawn.get_image())
+
+    def draw_panoptic(
+        self, image: np.ndarray, panoptic: Panoptic, score_threshold: float
+    ) -> np.ndarray:
+        """As ``draw``, of a PanopticFPN's panoptic_seg: things of at least a score, and stuff."""
+        visualizer = legible_visualizer(image, self.metadata)
+        shown = confident(panoptic, score_threshold)
+        return np.asarray(visualizer.draw_panoptic_seg_predictions(*shown).get_image())

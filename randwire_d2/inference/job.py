@@ -18,7 +18,15 @@ from ..text import one_line
 from .classifier import Classifier
 from .detector import Detector
 from .inputs import Input, Video
-from .output import ResultsWriter, picture_path, results_writer, save_picture, video_writer
+from .output import (
+    ResultsWriter,
+    picture_path,
+    results_writer,
+    save_picture,
+    segments_path,
+    video_writer,
+)
+from .panoptic import Panoptic, coco_categories
 
 _T = TypeVar("_T")
 _Draw = Callable[[np.ndarray, Any, float], np.ndarray]
@@ -80,7 +88,7 @@ class Job:
         categories = dict(zip(self.model.category_ids, self.model.class_names))
         self.folder.mkdir(parents=True, exist_ok=True)
         with (
-            results_writer(self.folder, categories) as writer,
+            results_writer(self.folder, categories, self.panoptic) as writer,
             tqdm(total=self.total, unit="image", smoothing=0.1) as bar,
         ):
             self._images(writer, bar)
@@ -88,6 +96,14 @@ class Job:
             for source, _ in self._opened:
                 self._video(source, ids, writer, bar)
         return writer.results
+
+    @property
+    def panoptic(self) -> list[dict[str, Any]] | None:
+        """The categories of things and stuff; None unless the model is panoptic."""
+        if isinstance(self.model, Classifier) or self.model.stuff is None:
+            return None
+        things = dict(zip(self.model.category_ids, self.model.class_names))
+        return coco_categories(things, self.model.stuff)
 
     def _frames(self, source: Input) -> int | None:
         """How many a video says that it has; None if it is broken."""
@@ -111,14 +127,14 @@ class Job:
                 if isinstance(found, Exception):
                     self._say_broken(prepared["file_name"], found)
                     continue
-                self._write(writer, prepared, found.records)
+                self._write(writer, prepared, name, found)
                 if self.pictures:
-                    self._picture(prepared, name, found.predicted)
+                    self._picture(prepared, name, found)
             bar.update(len(batch))
 
-    def _picture(self, prepared: Mapping[str, Any], name: str, predicted: Any) -> None:
+    def _picture(self, prepared: Mapping[str, Any], name: str, found: "_Found") -> None:
         try:
-            drawn = self._draw(self.model.draw, self.model.picture(prepared), predicted)
+            drawn = self._draw(self.model.draw, self.model.picture(prepared), found)
         except Exception as e:  # of its size, for which Matplotlib and the memory have limits
             self._say_broken(prepared["file_name"], e, "Drew no picture of")
             return
@@ -127,6 +143,8 @@ class Job:
     def _video(self, source: Input, ids: Iterator[int], writer: ResultsWriter, bar: tqdm) -> None:
         draw = _drawer_of_frames(self.model)
         path = picture_path(self.folder, source.name, is_video=True)
+        # A folder may lie beside it that is called as it is without a suffix.
+        whole_name = source.name + Path(source.path).suffix
         with closing(Video(source.path)) as video, video_writer(path, video.fps) as drawn:
             for batch in _batches(enumerate(video), self.batch):
                 prepared = [
@@ -144,9 +162,9 @@ class Job:
                     if isinstance(found, Exception):  # those that follow have the same size
                         self._say_broken(source.path, found, f"Skipped all from frame {number} of")
                         return
-                    self._write(writer, one, found.records)
+                    self._write(writer, one, f"{whole_name}/{number:06}", found)
                     if self.pictures:
-                        drawn.write(self._draw(draw, frame[:, :, ::-1], found.predicted))
+                        drawn.write(self._draw(draw, frame[:, :, ::-1], found))
                 bar.update(len(batch))
         try:
             video.check()
@@ -162,9 +180,7 @@ class Job:
         if not batch:
             return []
         try:
-            predicted = self.model.predict(batch)
-            ids = [one["image_id"] for one in batch]
-            return [_Found(p, self.model.records(p, i)) for p, i in zip(predicted, ids)]
+            return self._outputs(batch)
         except Exception as e:
             error = e
             clear_frames(e.__traceback__)  # of what fills the memory, if it is that
@@ -173,6 +189,20 @@ class Job:
         if not self._computes():
             raise error
         return [error]
+
+    def _outputs(self, batch: Sequence[dict[str, Any]]) -> list["_Found | Exception"]:
+        ids = [one["image_id"] for one in batch]
+        if isinstance(self.model, Classifier):
+            found = self.model.predict(batch)
+            return [_Found(one, self.model.records(one, i)) for one, i in zip(found, ids)]
+        return [
+            _Found(
+                one["instances"],
+                self.model.records(one["instances"], i),
+                one.get("panoptic_seg"),
+            )
+            for one, i in zip(self.model.outputs(batch), ids)
+        ]
 
     def _computes(self) -> bool:
         """Whether the model computes an image in which nothing can be wrong."""
@@ -183,13 +213,10 @@ class Job:
         return True
 
     def _write(
-        self,
-        writer: ResultsWriter,
-        prepared: Mapping[str, Any],
-        records: Sequence[dict[str, Any]],
+        self, writer: ResultsWriter, prepared: Mapping[str, Any], name: str, found: "_Found"
     ) -> None:
         if "label" in prepared:
-            best = [record["category_id"] for record in records]
+            best = [record["category_id"] for record in found.records]
             self.labelled += 1
             self.right = (
                 self.right[0] + (best[0] == prepared["label"]),
@@ -200,11 +227,22 @@ class Job:
         image |= {
             k: prepared[k] for k in ("file_name", "frame", "height", "width") if k in prepared
         }
-        writer.add(image, [record for record in records if record["score"] >= least])
+        panoptic = None
+        if found.panoptic is not None:
+            assert isinstance(self.model, Detector)
+            pixels, segments = self.model.segments(found.panoptic, least)
+            save_picture(pixels, segments_path(self.folder, name))
+            panoptic = {
+                "image_id": image["id"], "file_name": f"{name}.png", "segments_info": segments,
+            }  # fmt: skip
+        writer.add(image, [r for r in found.records if r["score"] >= least], panoptic)
 
-    def _draw(self, draw: _Draw, image: np.ndarray, found: Any) -> np.ndarray:
+    def _draw(self, draw: _Draw, image: np.ndarray, found: "_Found") -> np.ndarray:
         least = self.model.least_drawn if self.score_threshold is None else self.score_threshold
-        return draw(image, found, least)
+        if found.panoptic is not None:
+            assert isinstance(self.model, Detector)
+            return self.model.draw_panoptic(image, found.panoptic, least)
+        return draw(image, found.predicted, least)
 
     def _say_broken(self, path: str, error: Exception, what: str = "Skipped") -> None:
         self.broken.append(path)
@@ -212,10 +250,11 @@ class Job:
 
 
 class _Found(NamedTuple):
-    """What is in an image: as ``model.predict`` gives it, and as COCO's results."""
+    """What is in an image: as ``model.predict`` gives it, as COCO's results, and panoptic_seg."""
 
     predicted: Any
     records: list[dict[str, Any]]
+    panoptic: Panoptic | None = None
 
 
 def _drawer_of_frames(model: Detector | Classifier) -> _Draw:

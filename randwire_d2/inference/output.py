@@ -5,6 +5,9 @@ results.json    COCO's results: image_id, category_id, score, and of a detector 
 images.json     what the ids are, in the form of COCO's annotations: images (file_name, height,
                 width, of a video frame) and categories (name)
 results.csv     the same in a table
+panoptic.json   of a panoptic model: COCO's panoptic annotations (segments_info of each image) and
+                categories
+panoptic/       the PNGs that they name, as panopticapi reads and writes them
 pictures/       the images and videos with what was found in them
 
 A prediction that an error or Ctrl-C ends leaves what it has, with .partial before the suffix.
@@ -26,6 +29,7 @@ from PIL import Image
 from ..files import atomic_open
 
 RESULTS, TABLE, IMAGES, PICTURES = "results.json", "results.csv", "images.json", "pictures"
+PANOPTIC, SEGMENTS = "panoptic.json", "panoptic"
 _COLUMNS = (
     "image_id", "file_name", "frame", "category_id", "category", "score", "x", "y", "width",
     "height",
@@ -38,17 +42,26 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def results_writer(folder: Path, categories: Mapping[int, str]) -> Iterator["ResultsWriter"]:
-    """Results in a folder, which is there; categories are names by id.
+def results_writer(
+    folder: Path,
+    categories: Mapping[int, str],
+    panoptic: Sequence[dict[str, Any]] | None = None,
+) -> Iterator["ResultsWriter"]:
+    """Results in a folder, which is there.
 
     If the block raises, what was added so far stays, under partial names, and a line on stderr
     says so.
+
+    Args:
+        categories: names by id.
+        panoptic: the categories of a panoptic model.
     """
-    paths = [folder / name for name in (RESULTS, TABLE, IMAGES)]
+    names = (RESULTS, TABLE, IMAGES, *(() if panoptic is None else (PANOPTIC,)))
+    paths = [folder / name for name in names]
     stopped: BaseException | None = None
     with ExitStack() as files:
         opened = [files.enter_context(atomic_open(partial_path(path))) for path in paths]
-        writer = ResultsWriter(opened, categories)
+        writer = ResultsWriter(opened, categories, panoptic)
         try:
             yield writer
         except BaseException as e:
@@ -60,7 +73,7 @@ def results_writer(folder: Path, categories: Mapping[int, str]) -> Iterator["Res
         for path in paths:
             os.replace(partial_path(path), path)
         return
-    results, _, images = map(partial_path, paths)
+    results, _, images = map(partial_path, paths[:3])
     print(
         f"Stopped: what was found in {writer.images} images is in {results}, their names in "
         f"{images}. To go on, give the others and another --output; --overwrite begins anew.",
@@ -70,27 +83,41 @@ def results_writer(folder: Path, categories: Mapping[int, str]) -> Iterator["Res
 
 
 class ResultsWriter:
-    """Writes the three files of results while they come, so that none need be kept."""
+    """Writes the files of results while they come, so that none need be kept."""
 
-    def __init__(self, files: Sequence[IO[str]], categories: Mapping[int, str]) -> None:
-        results, table, images = self._files = files
+    def __init__(
+        self,
+        files: Sequence[IO[str]],
+        categories: Mapping[int, str],
+        panoptic: Sequence[dict[str, Any]] | None,
+    ) -> None:
+        results, table, images, *others = self._files = files
         self._categories = categories
         self._csv = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
         self._csv.writeheader()
         results.write("[")
         listed = [{"id": i, "name": name} for i, name in categories.items()]
         images.write(f'{{"categories": {json.dumps(listed)},\n"images": [')
+        for file in others:
+            file.write(f'{{"categories": {json.dumps(panoptic)},\n"annotations": [')
         self.images, self.results, self._ends = 0, 0, self._positions()
 
-    def add(self, image: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:
+    def add(
+        self,
+        image: dict[str, Any],
+        records: Sequence[dict[str, Any]],
+        panoptic: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write what was found in an image.
 
         Args:
             image: of images.json: id, file_name, height, width, of a video frame.
             records: of results.json.
+            panoptic: of panoptic.json: image_id, file_name, segments_info.
         """
-        results, _, images = self._files
-        images.write((",\n" if self.images else "\n") + json.dumps(image))
+        results, _, images, *others = self._files
+        for file, value in zip((images, *others), (image, panoptic)):
+            file.write((",\n" if self.images else "\n") + json.dumps(value))
         for number, record in enumerate(records, start=self.results):
             results.write((",\n" if number else "\n") + json.dumps(record))
             row = dict(zip(("x", "y", "width", "height"), record.get("bbox", ())))
@@ -102,7 +129,8 @@ class ResultsWriter:
 
     def finish(self) -> None:
         """End the files after the last image of which everything was written."""
-        for file, end, last in zip(self._files, self._ends, ("\n]\n", "", "\n]}\n")):
+        last_lines = ("\n]\n", "", "\n]}\n", "\n]}\n")
+        for file, end, last in zip(self._files, self._ends, last_lines):
             file.seek(end)
             file.truncate()
             file.write(last)
@@ -115,11 +143,15 @@ def picture_path(folder: Path, name: str, is_video: bool) -> Path:
     return folder / PICTURES / f"{name}.{'mp4' if is_video else 'jpg'}"
 
 
+def segments_path(folder: Path, name: str) -> Path:
+    return folder / SEGMENTS / f"{name}.png"
+
+
 def save_picture(image: np.ndarray, path: Path) -> None:
-    """Write an RGB image (H, W, 3) as JPEG."""
+    """Write an RGB image (H, W, 3) as JPEG, or as PNG if its name says so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(path, "wb") as f:
-        Image.fromarray(image).save(f, "JPEG", quality=95)
+        Image.fromarray(image).save(f, "PNG" if path.suffix == ".png" else "JPEG", quality=95)
 
 
 @contextmanager
