@@ -27,7 +27,7 @@ from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.data import register_folders
 from randwire_d2.engine import Trainer
 from randwire_d2.inference import Detector, job
-from randwire_d2.inference.inputs import find_inputs
+from randwire_d2.inference.inputs import _inputs, find_inputs
 from randwire_d2.inference.output import results_writer
 
 VAL = "randwire_shapes_val"
@@ -655,6 +655,23 @@ def test_names_of_pictures_are_different(tmp_path: Path) -> None:
     given = [tmp_path / "x", tmp_path / "y/*.jpg", tmp_path / "y/[1].jpg"]
     found = find_inputs(list(map(str, given)))
     assert [i.name for i in found] == ["a", "a_2", "[1]", "a_3"]
+
+
+def test_many_of_one_name_are_named_in_one_go_each() -> None:
+    """Wrong: 'data/*/frame.jpg' takes time with the square of its files; or two have one name."""
+    tried = 0
+
+    class Name(str):
+        def __format__(self, spec: str) -> str:
+            nonlocal tried
+            tried += 1
+            return str(self)
+
+    names = [*map(Name, ["frame"] * 50), "frame_3", "frame_51", Name("frame")]
+    found = [i.name for i in _inputs((str(n), name) for n, name in enumerate(names))]
+    assert found[:3] == ["frame", "frame_2", "frame_3"]
+    assert found[50:] == ["frame_3_2", "frame_51", "frame_52"]
+    assert len(set(found)) == len(found) and tried <= 52
 
 
 # -------------------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@
 In the folder DIR: results.json in COCO's format (of a classifier, the five best classes of each
 image), images.json with the files that its ids name, results.csv with both, and pictures/ with what
 was found drawn into the images and videos; of a panoptic detector also panoptic.json and panoptic/,
-COCO's panoptic format. Images have the ids 1, 2, ... in the order in which they
-were given, frames of videos go on from there; those of a data set have its own. An input that can't
-be read or computed, such as one that is too large for the memory, is named and skipped; then the
-exit status is 1. After an error or Ctrl-C, results.partial.json and its like hold what was found.
+COCO's panoptic format. Images have the ids 1, 2, ... in the order in which they were given, frames
+of videos go on from there; those of a data set have its own. An input that can't be read or
+computed, such as one that is too large for the memory, is named and skipped; then the exit status
+is 1. After an error or Ctrl-C, results.partial.json and its like hold what was found.
 """
 
 import argparse

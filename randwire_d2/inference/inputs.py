@@ -78,7 +78,7 @@ def files_as_inputs(paths: Sequence[str]) -> list[Input]:
 
 
 def _inputs(named: Iterable[tuple[str, str]]) -> list[Input]:
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     return [Input(path, _unique(name, taken)) for path, name in named]
 
 
@@ -101,11 +101,12 @@ def _known(name: str) -> bool:
     return name.lower().endswith((*IMG_EXTENSIONS, *VIDEO_EXTENSIONS))
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    number, own = 2, name
+def _unique(name: str, taken: dict[str, int]) -> str:
+    """A name that none has; ``taken`` keeps of each which number its next namesake may get."""
+    number, own = taken.get(name, 2), name
     while own in taken:
         own, number = f"{name}_{number}", number + 1
-    taken.add(own)
+    taken[own], taken[name] = 2, number
     return own
 
 
