@@ -174,6 +174,7 @@ REFUSALS = {
         ("IN/classifier.pth IN/image.png --output IN/a_file/x", "is a file; name a folder"),
         ("IN/classifier.pth IN/image.png --output IN", "is not empty; name another folder"),
         ("IN/classifier.pth IN/image.png --output out --device gpu", "--device must be … 'gpu'"),
+        ("IN/none.pth IN/image.png --output out --device cuda:99", "--device is 'cuda:99', but"),
         ("IN/classifier.pth IN/image.png --output out --batch 0", "--batch: must be at least 1"),
         ("IN/classifier.pth --dataset nothing --output out", "no data set 'nothing' is registered"),
         ("IN/cut.pth IN/image.png --output out", "cut.pth' is cut off … copy or download it again"),

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from ..benchmark.health import examine, summary
-from ..engine import usable_device
+from ..devices import usable_device
 from ..files import check_file, write_or_print
 from .frame import at_least, framed, parser_of, say
 

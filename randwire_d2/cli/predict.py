@@ -24,7 +24,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .. import data
 from ..data.classes import category_ids
 from ..data.labels import named
-from ..engine import register_data, usable_device
+from ..devices import device_here
+from ..engine import register_data
 from ..files import check_folder
 from ..inference.classifier import TOP, Classifier
 from ..inference.detector import Detector
@@ -120,8 +121,7 @@ def _prepare(args: argparse.Namespace) -> Job:
         raise ValueError(
             f"--output {args.output!r} is not empty; name another folder, or add --overwrite"
         )
-    if args.device:
-        usable_device("--device", args.device)
+    device_here("--device", args.device)
     inputs = find_inputs(args.inputs)
     keep_freed_memory()
     model = load_model(args.checkpoint, args.device)

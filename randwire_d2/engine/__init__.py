@@ -8,7 +8,6 @@ from .checks import (
     data_config,
     load_config,
     read_config,
-    usable_device,
 )
 from .datasets import look_at_data, register_data
 from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
@@ -37,5 +36,4 @@ __all__ = [
     "share_cores",
     "split_pairs",
     "train_or_evaluate",
-    "usable_device",
 ]

@@ -29,6 +29,7 @@ from ..config import (
     set_spec,
 )
 from ..config_files import config_path
+from ..devices import usable_device
 from ..files import check_folder
 from ..runs import RunFolder
 from .best import check_best_metric
@@ -209,22 +210,6 @@ def check_processes(args: argparse.Namespace) -> tuple[int, int]:
     if url != "auto" and not re.fullmatch(r"tcp://[^/]+:\d{1,5}|(file|env)://.*", url):
         raise ValueError(f"--dist-url must be tcp://HOST:PORT, file:///PATH or auto; got {url!r}")
     return count_processes(args)
-
-
-def usable_device(key: str, name: str) -> torch.device:
-    """The device of a name, for which key or option it is given.
-
-    Raises:
-        ValueError: torch knows none of that name, or it is neither a CPU nor a GPU and can't be
-            used here; one line.
-    """
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            torch.zeros(1, device=device).item()
-    except (RuntimeError, NotImplementedError, AssertionError) as e:
-        raise ValueError(f"{key} must be such as cpu, cuda or cuda:1; got {name!r}") from e
-    return device
 
 
 def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 
 from ..checkpoint import load_checkpoint
 from ..config_files import config_path
+from ..devices import usable_device
 from ..modeling import RandWire
 from ..runs import RunFolder
 from .best import check_best_metric
@@ -32,7 +33,6 @@ from .checks import (
     check_output,
     check_processes,
     similar,
-    usable_device,
 )
 from .datasets import thing_classes
 from .lazy_yaml import (

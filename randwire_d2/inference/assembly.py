@@ -20,6 +20,7 @@ from ..checkpoint import (
 )
 from ..config import is_classifier, set_spec
 from ..data.classes import category_ids
+from ..devices import device_here
 from ..pretrained.reading import check_state
 from ..runs import RunFolder
 from ..text import brief, one_line
@@ -43,7 +44,7 @@ def assemble(
     try:
         cfg = _config(file, checkpoint)
         cfg.MODEL.WEIGHTS = os.path.abspath(file)
-        cfg.MODEL.DEVICE = check_device(device)
+        cfg.MODEL.DEVICE = device_here("device", device)
         cfg.freeze()
         with torch.device("meta"):
             # Without memory: a config of some bytes can describe any number of weights.
@@ -55,25 +56,6 @@ def assemble(
     except ValueError as e:
         raise ValueError(f"{file}: {e}") from e
     return cfg, model.eval(), names, ids
-
-
-def check_device(device: str | None) -> str:
-    """The name of a device, by default that of a GPU if there is one.
-
-    Raises:
-        ValueError: this machine has no such device; one line.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        index, kind = torch.device(device).index, torch.device(device).type
-    except RuntimeError as e:
-        raise ValueError(f"device {device!r}: {e}".splitlines()[0]) from e
-    if kind == "cuda" and (index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {device!r}: torch sees {torch.cuda.device_count()} GPUs here; use cpu"
-        )
-    return device
 
 
 def _config(file: str, checkpoint: Mapping[str, Any]) -> CfgNode:

@@ -2,9 +2,9 @@
 
 import os
 
+from ..devices import device_here
 from ..modeling import RandWire, RandWireClassifier
 from ..pretrained import read_folder
-from .assembly import check_device
 from .classifier import Classifier
 from .detector import Detector
 
@@ -29,4 +29,4 @@ def from_pretrained(
         model = Classifier if folder.kind == "Classifier" else Detector
         return model.from_folder(folder, device)
     network = RandWire if folder.kind == "RandWire" else RandWireClassifier
-    return network.from_folder(folder).to(check_device(device))
+    return network.from_folder(folder).to(device_here("device", device))
