@@ -35,9 +35,14 @@ def write_or_print(text: str, path: str | os.PathLike[str] | None) -> None:
     if path is None:
         print(text)
         return
-    os.makedirs(os.path.dirname(os.fspath(path)) or ".", exist_ok=True)
+    make_folder_of(path)
     with atomic_open(path) as f:
         f.write(f"{text}\n")
+
+
+def make_folder_of(path: str | os.PathLike[str]) -> None:
+    """Make the folder that a file will lie in, unless it is there; see ``check_file``."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
 
 
 def megabytes(num_bytes: int) -> str:

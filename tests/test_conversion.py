@@ -194,7 +194,8 @@ def test_printed_options_build_the_network(tmp_path: Path, own: Path, convert: C
                 },
                 own,
             )
-        out, error = convert(own, tmp_path / "out.pth", "--spec-output", tmp_path / "spec.json")
+        spec_file = tmp_path / "new" / "spec.json"  # both folders are made
+        out, error = convert(own, tmp_path / "made/out.pth", "--spec-output", spec_file)
         assert not error
         cfg = get_cfg()
         add_randwire_config(cfg)
@@ -202,7 +203,7 @@ def test_printed_options_build_the_network(tmp_path: Path, own: Path, convert: C
         assert spec_from_config(cfg) == spec
         assert cfg.INPUT.FORMAT == "RGB"
         assert IMAGENET["pixel_std"] == cfg.MODEL.PIXEL_STD
-        assert NetworkSpec.from_json((tmp_path / "spec.json").read_text()) == spec
+        assert NetworkSpec.from_json(spec_file.read_text()) == spec
     assert "--config-from-weights" in convert(own, tmp_path / "out.pth")[0]
 
 
@@ -838,7 +839,7 @@ def test_an_old_output_stays_when_a_conversion_fails(own: Path, convert: Callabl
         (["--config-file", "none.yaml"], "does not exist"),
         (["--layout", "torchvision"], "missing"),
         (["--image", "none.jpg"], "none.jpg"),
-        (["--spec-output", "no/such/folder/spec.json"], "folder"),
+        (["--spec-output", "."], "--spec-output '.' is a folder; name a file"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -106,7 +106,7 @@ def files(detector: Path, classifier: Path, tmp_path_factory: pytest.TempPathFac
     sources = {"detector": detector, "classifier": classifier}
 
     def exported(kind: str, part: str, name: str) -> Path:
-        file = folder / f"{kind}_{part}{SUFFIXES[name]}"
+        file = folder / "made" / f"{kind}_{part}{SUFFIXES[name]}"
         if not file.exists():
             proof = export_model(sources[kind], file, name, part=part)
             assert proof.difference <= TOLERANCE and len(set(proof.shapes)) == 3
@@ -549,7 +549,7 @@ def test_what_can_not_be_exported_is_refused_in_one_line(
     for source, output, options, message in (
         (classifier, "x.pth", {}, r"'.*x\.pth': the name of an exported file ends in \.onnx or"),
         (classifier, "x.onnx", {"format_name": "torch"}, "format torch ends in .pt2"),
-        (classifier, "no/x.onnx", {}, "its folder does not exist"),
+        (classifier, detector / "x.onnx", {}, "model_final.pth' is a file; name a folder"),
         (onnx_file, "x.ts", {}, "is an exported file already"),
         (detector, "x.pt2", {}, "torch.export can't follow how Detectron2 chooses proposals"),
     ):

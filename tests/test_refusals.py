@@ -163,7 +163,8 @@ REFUSALS = {
         ("IN/cut.pth out.pth", "cut.pth' is cut off … copy or download it again"),
         ("IN/whole.pth out.pth", "is of no known layout … its keys are weight"),
         ("IN/classifier.pth out.txt", "OUTPUT must end in .pth, .pkl, .safetensors; got 'out.txt'"),
-        ("IN/classifier.pth no/such/out.pth", "the folder of 'no/such/out.pth' does not exist"),
+        ("IN/classifier.pth IN/a_file/out.pth", "OUTPUT … a_file' is a file; name a folder"),
+        ("IN/classifier.pth out.pth --spec-output IN", "--spec-output … is a folder; name a file"),
         ("IN/classifier.pth out.pth --image IN/broken.png", "--image: …/broken.png can't be read"),
         ("IN/classifier.pth out.pth --graphs IN/none", "layout randwire does not have its wiring"),
         ("IN/classifier.pth out.pth MODEL.NOTHING 1", "Non-existent key: MODEL.NOTHING"),
@@ -186,7 +187,7 @@ REFUSALS = {
         ("IN/none.pth x.ts", "none.pth does not exist; name a .pth file"),
         ("IN/code.pth x.ts", "system, and to unpickle that could run code"),
         ("IN/classifier.pth x.txt", "OUTPUT 'x.txt': the name … ends in .onnx"),
-        ("IN/classifier.pth no/x.ts", "OUTPUT 'no/x.ts': its folder does not exist"),
+        ("IN/classifier.pth IN/a_file/x.ts", "OUTPUT … a_file' is a file; name a folder"),
         ("IN/classifier.pth x.ts --images IN/none.png", "none.png can't be read"),
     ],
     "publish_model.py": [
@@ -219,6 +220,7 @@ REFUSALS = {
         ("IN/run", "run/config.yaml is no YAML of a config: while parsing"),
         ("--results IN/broken.json --dataset randwire_shapes_val --output out", "broken.json: Exp"),
         ("--results IN/numbers.json --dataset nothing --output out", "no data set 'nothing'"),
+        ("--results IN/numbers.json --dataset x --output IN/a_file", "is a file; name a folder"),
         (
             "--results IN/numbers.json --dataset randwire_shapes_val --output out",
             "is not what",

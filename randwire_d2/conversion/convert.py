@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..checkpoint import PREPROCESSING_KEY, WIRING_KEY, Preprocessing, Wiring
-from ..files import atomic_open
+from ..files import check_file, make_folder_of, write_or_print
 from ..wiring import NetworkSpec
 from . import public, randwire, resnet
 from .formats import RESNETS_KEY, Checkpoint, check_format, read_checkpoint, write_checkpoint
@@ -94,8 +94,9 @@ def convert(
     output = os.fspath(output)
     spec_file = None if spec_output is None else os.fspath(spec_output)
     check_format(output)
-    for path in filter(None, (output, spec_file)):
-        _check_folder(path)
+    check_file("OUTPUT", output)
+    if spec_file is not None:
+        check_file("--spec-output", spec_file)
     if os.path.realpath(output) == os.path.realpath(source_file):
         raise ValueError(f"OUTPUT is SOURCE, {output!r}: choose another name")
     target = Target(config_file, options, to)
@@ -140,13 +141,13 @@ def _write(
         entries[RESNETS_KEY] = dict(vars(source.network))
     # Beside the output, so that it can take its name; under its suffix, which says how to load it.
     folder = os.path.dirname(os.path.abspath(output))
+    make_folder_of(output)
     with tempfile.TemporaryDirectory(prefix=".convert_checkpoint_", dir=folder) as temporary:
         unproven = os.path.join(temporary, os.path.basename(output))
         write_checkpoint(unproven, state, entries)
         verification = None if image is None else verify(unproven, source, target, image)
         if spec_file is not None and isinstance(source.network, NetworkSpec):
-            with atomic_open(spec_file) as f:
-                f.write(source.network.to_json())
+            write_or_print(source.network.to_json(), spec_file)
         os.replace(unproven, output)
     return verification
 
@@ -228,13 +229,3 @@ def recognise(checkpoint: Checkpoint) -> str:
         f"{checkpoint.path!r} is of no known layout ({', '.join(sorted(LAYOUTS))}): its keys are "
         f"{some(sorted(checkpoint.state))}"
     )
-
-
-def _check_folder(path: str) -> None:
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise ValueError(f"the folder of {path!r} does not exist")
-    if os.path.isdir(path):
-        raise ValueError(f"{path!r} is a folder")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"the folder of {path!r} can't be written to")

@@ -21,7 +21,7 @@ from ..drawing.errors import (
     plot_scores,
 )
 from ..drawing.style import save_figure
-from ..files import atomic_open
+from ..files import atomic_open, check_folder
 from .matching import IOU, KINDS, Task
 from .measures import CURVE_IOUS, METRICS, Analysis, ClassResult, analyze, number
 from .page import Section, render
@@ -97,7 +97,8 @@ def summary(analysis: Analysis) -> str:
 
 
 def _check_folder(folder: Path, source: Source) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    check_folder("--output", folder)
+    if not folder.exists() or not any(folder.iterdir()):
         return
     try:
         earlier = json.loads((folder / NUMBERS).read_text())["results"]

@@ -26,7 +26,7 @@ from ..export import (
     fold_batch_norms,
     format_of,
 )
-from ..files import atomic_open
+from ..files import atomic_open, check_file, make_folder_of
 from .classifier import Classifier
 from .detector import Detector
 from .exported import describe
@@ -74,8 +74,6 @@ def export_model(
         ValueError: it can't be exported so, or the graph computes something else; one line.
     """
     written_as = output_format(os.fspath(output), format_name)
-    if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
-        raise ValueError(f"OUTPUT {os.fspath(output)!r}: its folder does not exist")
     if os.path.isfile(source) and format_of(os.fspath(source)):
         raise ValueError(f"{os.fspath(source)} is an exported file already; name a checkpoint")
     model = load_model(source, "cpu")
@@ -102,6 +100,7 @@ def write_proved(
     folded = copy.deepcopy(original)
     norms = fold_batch_norms(folded)
     example, *others = _images(model, original, images)
+    make_folder_of(output)
     with atomic_open(output, "wb") as file:
         metadata = describe(model, original.signature, written_as)
         _write(written_as, folded, example, metadata, file)
@@ -120,11 +119,12 @@ def output_format(output: str, name: str | None) -> Format:
     """The format of a file that is to be written.
 
     Raises:
-        ValueError: its suffix is another, or a package is missing; one line.
+        ValueError: its suffix is another, a package is missing, or it can't lie there; one line.
     """
     for known in FORMATS.values():
         if output.lower().endswith(known.suffixes) and name in (None, known.name):
             known.check()
+            check_file("OUTPUT", output)
             return known
     suffixes = [s for f in FORMATS.values() if name in (None, f.name) for s in f.suffixes]
     what = f"the format {name}" if name else "an exported file"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..export import FORMATS, quantise
-from ..files import atomic_open
+from ..files import atomic_open, make_folder_of
 from .classifier import Classifier
 from .export import output_format, write_proved
 from .exported import load_exported
@@ -63,6 +63,7 @@ def export_int8(
     number = min(MOST_IMAGES, len(files) // 2)
     calibration, compared = files[:number], files[number : 2 * number]
     said = {"precision": "int8", "calibration_images": str(number)}
+    make_folder_of(output)
     with tempfile.TemporaryDirectory() as folder, atomic_open(output, "wb") as file:
         exact = os.path.join(folder, "float.onnx")
         write_proved(model, exact, written_as)
