@@ -18,6 +18,7 @@ from ..pretrained.entries import (
     CONFIG_KEY,
     PREPROCESSING_KEY,
     WIRING_KEY,
+    stored_spec,
     wiring_entry,
 )
 from ..text import brief, one_line
@@ -96,14 +97,10 @@ class Wiring:
         Raises:
             ValueError: it is damaged, or its fingerprint is another network's.
         """
-        entry = checkpoint.get(WIRING_KEY)
-        if entry is None:
+        spec = stored_spec(checkpoint)
+        if spec is None:
             return None
-        try:
-            spec = NetworkSpec.from_json(entry["spec"], str(entry["fingerprint"]))
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"its entry {WIRING_KEY!r} is damaged: {e}") from e
-        head_relu = entry.get("head_relu")
+        head_relu = checkpoint[WIRING_KEY].get("head_relu")
         if not isinstance(head_relu, bool | None):
             raise ValueError(
                 f"its entry {WIRING_KEY!r} is damaged: head_relu is {brief(head_relu)}"

@@ -1,5 +1,6 @@
 """What a checkpoint holds beside its weights, by its keys."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..wiring import NetworkSpec
@@ -21,3 +22,18 @@ def wiring_entry(spec: NetworkSpec, head_relu: bool | None = None) -> dict[str, 
     """What is under ``WIRING_KEY``; ``head_relu`` is None of a network without a classifier."""
     entry = {"spec": spec.to_json(), "fingerprint": spec.fingerprint}
     return entry if head_relu is None else {**entry, "head_relu": head_relu}
+
+
+def stored_spec(entries: Mapping[str, Any]) -> NetworkSpec | None:
+    """The network under ``WIRING_KEY``, if it is there.
+
+    Raises:
+        ValueError: it is damaged, or its fingerprint is another network's.
+    """
+    entry = entries.get(WIRING_KEY)
+    if entry is None:
+        return None
+    try:
+        return NetworkSpec.from_json(entry["spec"], str(entry["fingerprint"]))
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"its entry {WIRING_KEY!r} is damaged: {e}") from e

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..files import atomic_open
 from ..text import brief, one_line
 from ..wiring import NetworkSpec
-from .entries import WIRING_KEY
+from .entries import stored_spec
 from .hub import PREFIX, download, is_repo
 from .safetensors_file import MissingLibrary, read_safetensors, safetensors_bytes
 
@@ -52,8 +52,7 @@ class PretrainedFolder:
     @property
     def spec(self) -> NetworkSpec | None:
         """The network; None if there is no RandWire in it."""
-        entry = self.checkpoint.get(WIRING_KEY)
-        return None if entry is None else NetworkSpec.from_json(entry["spec"])
+        return stored_spec(self.checkpoint)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -91,7 +90,10 @@ def read_folder(path_or_repo: str | os.PathLike[str], kind: str | None = None) -
             f"{path} holds a {config['kind']}, not a {kind}: randwire_d2.from_pretrained returns "
             "whatever it is"
         )
-    _check_fingerprint(path, config["entries"])
+    try:
+        stored_spec(config["entries"])
+    except ValueError as e:
+        raise ValueError(f"{path / CONFIG}: {e}") from e
     checkpoint = _read_weights(path / WEIGHTS, config["sha256"])
     ours, theirs = config["entries"], {k: v for k, v in checkpoint.items() if k != "model"}
     different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
@@ -136,16 +138,6 @@ def _read_config(path: Path) -> dict[str, Any]:
         if not isinstance(config.get(key), types):
             raise ValueError(f"{file} is damaged: {key!r} is {brief(config.get(key))}")
     return config
-
-
-def _check_fingerprint(path: Path, entries: Mapping[str, Any]) -> None:
-    entry = entries.get(WIRING_KEY)
-    if entry is None:
-        return
-    try:
-        NetworkSpec.from_json(entry["spec"], str(entry["fingerprint"]))
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{path / CONFIG}: its entry {WIRING_KEY!r} is damaged: {e}") from e
 
 
 def _read_weights(file: Path, stated: str) -> dict[str, Any]:
