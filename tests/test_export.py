@@ -319,7 +319,15 @@ def test_the_runtime_is_chosen_by_the_time_it_takes(
         if hasattr(predictor, "test_score_thresh"):
             predictor.test_score_thresh = 1.1
     assert in_runtime(blind, "auto", LEAST_IMAGES, samples(blind), said.append) is blind
-    assert said[-1].startswith("Runtime: eager, because no other can run this model: the model")
+    refusal = "Runtime: eager, because no other could be tried with this model: "
+    assert said[-1].startswith(f"{refusal}the model found nothing")
+
+    def huge(model: Any, one: Any) -> float:
+        raise RuntimeError("can't allocate memory")
+
+    # One of the first images is too large: the prediction skips it.
+    monkeypatch.setattr(runtime, "_seconds", huge)
+    assert chosen([], []) is model and said[-1] == f"{refusal}can't allocate memory"
 
 
 def test_a_runtime_that_a_model_has_not_is_refused(files: Any, classifier: Path) -> None:

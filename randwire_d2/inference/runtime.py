@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from ..export import FORMATS, RUNTIMES, Run, check_runtime, format_of, installed_runtimes
+from ..text import one_line
 from .classifier import Classifier
 from .detector import Detector
 from .export import write_proved
@@ -70,10 +71,11 @@ def _fastest(model: Model, samples: Sequence[dict[str, Any]], say: Callable[[str
         return model
     try:
         models = {usual: model, **_in_runtimes(model, names, samples)}
-    except ValueError as e:
-        say(f"Runtime: {usual}, because no other can run this model: {e}")
+        shares = _shares(models, samples, usual)
+    except Exception as e:  # if it is an image's fault, or the model's, the prediction will tell
+        reason = one_line(e, 300) or type(e).__name__
+        say(f"Runtime: {usual}, because no other could be tried with this model: {reason}")
         return model
-    shares = _shares(models, samples, usual)
     fastest = min(shares, key=lambda name: shares[name])
     others = ", ".join(f"{name} {shares[name]:.2f}" for name in names)
     say(
