@@ -140,6 +140,10 @@ STOPS: dict[str, tuple[str, Damage, list[str]]] = {
                          ["keys of 'names'", "[0, 2]"]),
     "train that is not there": ("yolo", write("data.yaml", "names: [cat, dog]\ntrain: gone\n"),
                                 ["'gone'", "does not exist"]),
+    "a kpt_shape that is a number": ("yolo", replace("data.yaml", '{', '{"kpt_shape": 12, '),
+                                     ["kpt_shape 12", "[17, 3]"]),
+    "keypoints of four numbers": ("yolo", replace("data.yaml", '{', '{"kpt_shape": [2, 4], '),
+                                  ["kpt_shape [2, 4]"]),
     "no label file": ("yolo", no_labels, ["not one of 6 label files"]),
     "VOC with a DOCTYPE": ("voc", write(XML, BILLION), ["train1.xml", "DOCTYPE"]),
     "VOC that is no XML": ("voc", write(XML, "<annotation><size>"), ["train1.xml", "no element"]),
@@ -248,6 +252,30 @@ def test_a_fault_is_counted_and_named(name: str, tmp_path: Path) -> None:
     assert says in line
     assert sum(len(record["annotations"]) for record in usable(cfg)) == boxes
     assert not labelled_images(cfg.DATASETS.TEST[0]).faults
+
+
+@pytest.mark.parametrize("shape", [(12, 2), (17, 3)])
+def test_keypoints_of_yolo_are_not_taken_for_polygons(
+    shape: tuple[int, int], tmp_path: Path
+) -> None:
+    """Wrong: the corners of a polygon are a box's numbers and its keypoints'; or a label that has
+    not the keypoints of kpt_shape is taken for one of another kind, or dropped in silence."""
+
+    def pose(root: Path) -> None:
+        points = ["0.1"] * (shape[0] * shape[1])
+        lines = [["0", "0.5", "0.5", "0.25", "0.5", *points[i:]] for i in (0, 0, 2, len(points))]
+        for path in (root / "JPEGImages").glob("*.txt"):
+            path.write_text("\n".join(map(" ".join, lines)))
+        replace("data.yaml", "{", f'{{"kpt_shape": {list(shape)}, ')(root)
+
+    cfg = read(tmp_path, "yolo", pose)
+    first, *others = (a for r in usable(cfg) for a in r["annotations"])
+    assert (first["bbox"], len(others)) == ([18, 8, 12, 16], 2 * TRAIN - 1)
+    assert "segmentation" not in first
+    read_in_part, left_out = labelled_images(cfg.DATASETS.TRAIN[0]).faults.lines()
+    assert f"keypoints are not read (the boxes are): {2 * TRAIN} (" in read_in_part
+    assert f"kpt_shape's keypoints (left out): {2 * TRAIN} (" in left_out
+    assert "train1.txt:3" in left_out
 
 
 @pytest.mark.parametrize("name", SOUND)

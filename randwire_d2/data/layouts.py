@@ -128,9 +128,9 @@ def _coco(file: Path) -> Reader:
 
 
 def _yolo(path: str) -> dict[str, Reader]:
-    classes, splits = read_data_yaml(path)
+    classes, splits, keypoints = read_data_yaml(path)
     return {
-        split: partial(read_yolo, f"{path}:{split}", images, classes)
+        split: partial(read_yolo, f"{path}:{split}", images, classes, keypoints)
         for split, images in splits.items()
     }
 

@@ -7,6 +7,7 @@ evaluation, so that what was a pixel's coordinate before it was divided by the i
 again.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,14 @@ from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
 from .paths import read_text
 
 NO_LABEL = "label lines that are neither class x y width height nor a polygon (left out)"
+NO_POSE = "label lines that are not class x y width height and kpt_shape's keypoints (left out)"
+POSES = "boxes whose keypoints are not read (the boxes are)"
 DIGITS = 3  # of a pixel's coordinates
 
 
-def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]]]:
-    """The classes, and the images of the splits ``train`` and ``val`` that are named.
+def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]], int]:
+    """The classes, the images of the splits ``train`` and ``val`` that are named, and how many
+    numbers of keypoints follow each box; 0 if it has no ``kpt_shape``.
 
     Raises:
         ValueError: it is no such file, or names what does not exist; one line.
@@ -55,15 +59,34 @@ def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]]]:
         for split in ("train", "val")
         if content.get(split)
     }
-    return classes, splits
+    return classes, splits, _keypoint_numbers(path, content.get("kpt_shape"))
 
 
-def read_yolo(source: str, images: list[str], classes: tuple[str, ...]) -> LabelledImages:
+def _keypoint_numbers(path: str, shape: object) -> int:
+    if shape is None:
+        return 0
+    if (
+        not isinstance(shape, list)
+        or [type(n) for n in shape] != [int, int]
+        or shape[0] < 1
+        or shape[1] not in (2, 3)
+    ):
+        raise ValueError(
+            f"{path!r} has kpt_shape {brief(shape)}; it must be the number of keypoints and the "
+            "numbers of each, 2 or 3, such as [17, 3]; of boxes or polygons leave it out"
+        )
+    return math.prod(shape)
+
+
+def read_yolo(
+    source: str, images: list[str], classes: tuple[str, ...], keypoints: int = 0
+) -> LabelledImages:
     """Read the label files of images. An image without one has no boxes.
 
     Args:
         source: for messages.
         images: the paths of images; one that can't be read has no boxes either.
+        keypoints: how many numbers follow each box, which are not read; then there are no polygons.
 
     Raises:
         ValueError: not one label file is there, or a label has no class of ``classes``; one line.
@@ -78,7 +101,7 @@ def read_yolo(source: str, images: list[str], classes: tuple[str, ...]) -> Label
         record: dict[str, Any] = {"file_name": image, "image_id": image_id, "annotations": []}
         size = probe(image).size
         if size is not None and os.path.isfile(label):
-            record["annotations"] = list(_labels(label, size, classes, faults))
+            record["annotations"] = list(_labels(label, size, classes, keypoints, faults))
         records.append(record)
     category_ids = tuple(range(1, len(classes) + 1))
     return LabelledImages(source, records, classes, category_ids, faults)
@@ -92,7 +115,7 @@ def label_file(image: str) -> str:
 
 
 def _labels(
-    path: str, size: tuple[int, int], classes: tuple[str, ...], faults: Faults
+    path: str, size: tuple[int, int], classes: tuple[str, ...], keypoints: int, faults: Faults
 ) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(Path(path).read_text(errors="replace").splitlines(), start=1):
         words, where = line.split(), f"{path}:{number}"
@@ -108,7 +131,12 @@ def _labels(
                 f"{where} has the class {one_line(words[0], 40)}, but {len(classes)} are named, "
                 f"0 … {len(classes) - 1}"
             )
-        if len(values) == 4:
+        if keypoints:
+            is_pose = len(values) == 4 + keypoints
+            faults.add(POSES if is_pose else NO_POSE, where)
+            if is_pose:
+                yield annotation(_box(values[:4], size), int(category))
+        elif len(values) == 4:
             yield annotation(_box(values, size), int(category))
         elif len(values) >= 6 and len(values) % 2 == 0:
             yield _polygon(values, size, int(category))
