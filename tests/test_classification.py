@@ -371,6 +371,7 @@ BROKEN = {
     "truncated.png": encoded(NOISE, "PNG")[:900],
     "empty.jpg": b"",
     "text.jpg": b"<html>404 Not Found</html>",
+    "deep.png": encoded(Image.fromarray(np.full((9, 9), 3000, np.uint16)), "PNG"),
 }
 
 
@@ -397,6 +398,7 @@ def test_damaged_files_are_no_images(tmp_path: Path, caplog: pytest.LogCaptureFi
     )  # fmt: skip
     assert read_image(str(tmp_path / "huge.jpg")) is None
     assert len(caplog.records) == len(BROKEN) + 2
+    assert "deep.png can't be read: it has more than 8 bits" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,19 @@ def no_labels(root: Path) -> None:
         path.unlink()
 
 
+def deepen(mode: str) -> Damage:
+    """Store an image with 16 or 32 bits per pixel; only its first bytes tell its kind."""
+
+    def damage(root: Path) -> None:
+        path = root / "JPEGImages" / "train1.jpg"
+        dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        image = Image.fromarray(np.full((HEIGHT, WIDTH), 3000, dtype))
+        assert image.mode == mode
+        image.save(path, "PNG" if mode == "I;16" else "TIFF")
+
+    return damage
+
+
 def turn(root: Path) -> None:
     """Store an image on its side, with the EXIF tag that says so: no fault."""
     path = root / "JPEGImages" / "train1.jpg"
@@ -158,6 +171,8 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
     "a truncated JPEG": ("yolo", truncate, "images that can't be read (left out): 1 (", 10),
     "an image that is text": ("voc", write("JPEGImages/train1.jpg", "not found"),
                               "images that can't be read (left out): 1 (", 10),
+    **{f"a grey image in Pillow's mode {mode}": (kind, deepen(mode), "of more than 8 bits", 10)
+       for mode, kind in (("I;16", "coco"), ("I", "yolo"), ("F", "voc"))},
     "an image of another size": ("coco", resize, f"{WIDTH} × {HEIGHT + 1}, not {WIDTH} × {HEIGHT}",
                                  10),
     "a box with NaN": ("coco", box(float("nan"), 1, 2, 3), "NaN or infinite numbers (left", 11),

@@ -355,11 +355,13 @@ def test_broken_inputs_are_named_and_nothing_is_overwritten_unasked(
     shutil.copytree(images, inputs)
     (inputs / "cut.jpg").write_bytes((images / "b.jpg").read_bytes()[:700])
     (inputs / "clip.mp4").write_bytes(b"no video")
+    Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(inputs / "deep.png")
     given = [detector, inputs, "--output", out, "--device", "cpu", "--batch", 2]
     assert predict(*given) == 1
     said = capsys.readouterr()
     assert f"Skipped {inputs}/cut.jpg: " in said.out and f"Skipped {inputs}/clip.mp4: " in said.out
-    assert {r["image_id"] for r in results(out)} == {1, 2, 4}
+    assert f"Skipped {inputs}/deep.png: it has more than 8 bits per pixel" in said.out
+    assert {r["image_id"] for r in results(out)} == {1, 2, 5}
     assert sorted(p.name for p in out.iterdir()) == [
         "images.json", "pictures", "results.csv", "results.json",
     ]  # fmt: skip

@@ -17,6 +17,10 @@ from ..text import one_line
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _TAIL = 256  # bytes
 _ORIENTATION = 0x0112  # the tag of EXIF
+# Pillow turns these into RGB by cutting off what is above 255, which makes most of an image white.
+# Which values should become 0 and 255 only its owner knows.
+_DEEP_MODES = ("I", "F")  # and I;16, I;16B, …
+TO_8_BITS = "such as by ImageMagick's mogrify -level 0,LARGEST -depth 8"
 _THREADS = 16  # most wait for a disk
 
 
@@ -27,11 +31,13 @@ class ImageFile:
     Attributes:
         size: width and height as Detectron2 reads it, turned as EXIF says; None if it can't be.
         error: why it can't be read; "" if it can.
+        is_deep: whether that is because it has more than 8 bits per channel.
         key: the number of bytes and a digest of the last ones: equal files have equal keys.
     """
 
     size: tuple[int, int] | None
     error: str = ""
+    is_deep: bool = False
     key: tuple[int, bytes] = (0, b"")
 
 
@@ -50,6 +56,16 @@ def probe_all(paths: Iterable[str]) -> list[ImageFile]:
         return list(pool.map(probe, paths))
 
 
+def why_deep(image: Image.Image) -> str:
+    """Why an image can't be read as 8 bits per channel; "" if it can."""
+    if image.mode.split(";")[0] not in _DEEP_MODES:
+        return ""
+    return (
+        f"it has more than 8 bits per pixel (Pillow's mode {image.mode}), and all values above 255 "
+        f"would be white: convert it, {TO_8_BITS}"
+    )
+
+
 def digest(path: str) -> bytes:
     """The sha256 of a file's content."""
     return hashlib.sha256(Path(path).read_bytes()).digest()
@@ -61,6 +77,8 @@ def _probe(path: str, modified: int, num_bytes: int) -> ImageFile:
         with open(path, "rb") as f:
             with Image.open(f) as image:
                 kind, size = image.format, image.size
+                if reason := why_deep(image):
+                    return ImageFile(None, reason, is_deep=True)
                 turned = _orientation(image) >= 5  # by a quarter, whether mirrored or not
             tail = _tail(f, num_bytes)
             if not tail.endswith(_ENDS.get(kind or "", b"")):
@@ -71,7 +89,7 @@ def _probe(path: str, modified: int, num_bytes: int) -> ImageFile:
     except Exception as e:
         return ImageFile(None, one_line(e) or type(e).__name__)
     key = (num_bytes, hashlib.sha256(tail).digest())
-    return ImageFile((size[1], size[0]) if turned else size, "", key)
+    return ImageFile((size[1], size[0]) if turned else size, key=key)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ..text import one_line
+from .image_files import why_deep
 
 
 def read_rgb(path: str, *, upright: bool = False) -> Image.Image:
@@ -18,13 +19,28 @@ def read_rgb(path: str, *, upright: bool = False) -> Image.Image:
             and figures are of images that were read so.
 
     Raises:
-        ValueError: it can't be read; one line.
+        ValueError: it can't be read, or has more than 8 bits per channel; one line.
     """
     try:
         with PathManager.open(path, "rb") as f, Image.open(f) as image:
+            _refuse_deep(image)
             return (_apply_exif_orientation(image) if upright else image).convert("RGB")
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
         raise ValueError(f"{path} can't be read: {one_line(e) or type(e).__name__}") from e
+
+
+def check_depth(path: str) -> None:
+    """
+    Raises:
+        ValueError: an image file has more than 8 bits per channel; one line.
+    """
+    with PathManager.open(path, "rb") as f, Image.open(f) as image:
+        _refuse_deep(image)
+
+
+def _refuse_deep(image: Image.Image) -> None:
+    if reason := why_deep(image):
+        raise ValueError(reason)
 
 
 def center_crop(size: int, ratio: float) -> v2.Transform:

@@ -9,11 +9,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .image_files import ImageFile, digest, probe, probe_all
+from .image_files import TO_8_BITS, ImageFile, digest, probe, probe_all
 from .labels import Faults, LabelledImages
 
 MISSING = "images whose file is missing (left out)"
 BROKEN = "images that can't be read (left out)"
+DEEP = (
+    "images of more than 8 bits per pixel, whose values above 255 would all be white (left out; "
+    f"convert them, {TO_8_BITS})"
+)
 RESIZED = "images of another size than their annotations say (left out)"
 MOST_UNUSABLE = 0.5  # of the images; beyond it is a wrong path or a wrong file, no accident
 NOT_FINITE = "boxes with NaN or infinite numbers (left out)"
@@ -60,6 +64,9 @@ def clean(split: LabelledImages) -> LabelledImages:
 
 def _check_file(record: dict[str, Any], file: ImageFile, faults: Faults) -> bool:
     name = record["file_name"]
+    if file.is_deep:
+        faults.add(DEEP, name)
+        return False
     if file.size is None:
         missing = not os.path.isfile(name)
         faults.add(MISSING if missing else BROKEN, name if missing else f"{name}: {file.error}")

@@ -13,6 +13,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from torch import nn
 
+from ..data.images import check_depth
 from ..drawing.detections import legible_visualizer
 from ..drawing.style import class_palette
 from .inputs import check_pixels
@@ -90,7 +91,12 @@ class Detector(PretrainedModel):
         return {"image": tensor, "height": height, "width": width}
 
     def read(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The file of a data set's record in that form, by the mapper of Detectron2's tests."""
+        """The file of a data set's record in that form, by the mapper of Detectron2's tests.
+
+        Raises:
+            ValueError: it has more than 8 bits per channel; one line.
+        """
+        check_depth(record["file_name"])
         prepared: dict[str, Any] = self._mapper(record)
         return prepared
 
