@@ -98,8 +98,8 @@ def add_engine_config(cfg: CfgNode) -> None:
     cfg.DATASETS.PATH = ""
     # The same for the validation split, if PATH doesn't hold it; --data-val.
     cfg.DATASETS.PATH_VAL = ""
-    # The share of the training images held back for validation where there is no such split; SEED,
-    # if it isn't negative, chooses them.
+    # The share of the training images held back for validation where there is no such split: about
+    # so many, each drawn by its name and SEED (0 for a negative one), whatever others there are.
     cfg.DATASETS.HOLD_BACK = 0.0
     # If SIZE isn't 0, large-scale jitter of a detector's training images, as in Detectron2's
     # new_baselines, in place of MIN_SIZE_TRAIN and CROP: an image is resized to fit into a square

@@ -24,7 +24,9 @@ from randwire_d2.data import (
     look,
     register_detection_data,
 )
+from randwire_d2.data.by_path import held_back
 from randwire_d2.data.coco_json import read_coco
+from randwire_d2.data.labels import LabelledImages
 from randwire_d2.drawing.samples import draw_samples
 from randwire_d2.engine import Trainer, argument_parser, load_config, register_data
 from randwire_d2.engine.datasets import settle_classes
@@ -187,7 +189,7 @@ def test_images_are_held_back(unsplit: Path) -> None:
             [r["image_id"] for r in DatasetCatalog.get(name)]
             for name in (cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0])
         )
-        assert len(val) == 2 and sorted(train + val) == list(range(10))
+        assert train and val and sorted(train + val) == list(range(10))
         held[seed] = val
     assert held[-1] == held[0] != held[7]
     # Read again, as by a second loader, and as in a new process.
@@ -197,7 +199,51 @@ def test_images_are_held_back(unsplit: Path) -> None:
         MetadataCatalog.remove(name)
     assert register_data(cfg) == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     assert [r["image_id"] for r in DatasetCatalog.get(cfg.DATASETS.TEST[0])] == held[7]
-    assert count_images(cfg.DATASETS.TRAIN[0]) == 8
+    assert count_images(cfg.DATASETS.TRAIN[0]) == 10 - len(held[7])
+
+
+def test_an_image_that_comes_or_goes_moves_no_other(unsplit: Path, tmp_path: Path) -> None:
+    """Wrong: a training that goes on after an image was added, lost or damaged, or the folder was
+    moved, validates on images that it was trained on."""
+
+    def sides(folder: Path) -> dict[str, str]:
+        names = register_detection_data(str(folder), hold_back=0.3, seed=1)
+        found = {
+            Path(record["file_name"]).name: split
+            for split, (name,) in zip(("train", "val"), names)
+            for record in DatasetCatalog.get(name)
+        }
+        for (name,) in names:
+            DatasetCatalog.remove(name)
+        return found
+
+    before = sides(unsplit)
+    assert len(before) == 10 and set(before.values()) == {"train", "val"}
+    (unsplit / "3.png").unlink()
+    (unsplit / "7.png").write_bytes(b"damaged")
+    annotations = unsplit / "_annotations.coco.json"
+    content = json.loads(annotations.read_text())
+    for i in (10, 11, 12):
+        (unsplit / f"new{i}.png").write_bytes((unsplit / "0.png").read_bytes())
+        content["images"].insert(0, {**content["images"][0], "id": i, "file_name": f"new{i}.png"})
+    annotations.write_text(json.dumps(content))
+    after = sides(unsplit.rename(tmp_path / "moved"))
+    assert len(after) == 11
+    kept = before.keys() - {"3.png", "7.png"}
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+
+
+@pytest.mark.parametrize(
+    ("number", "share", "least", "most"),
+    [(1000, 0.1, 70, 130), (1000, 0.7, 650, 750), (20, 1e-9, 1, 1), (20, 1 - 1e-9, 19, 19),
+     (2, 0.5, 1, 1)],
+)  # fmt: skip
+def test_no_split_is_empty(number: int, share: float, least: int, most: int) -> None:
+    """Wrong: other shares than asked for, or, of few images, none for validation or training."""
+    records = [{"file_name": f"/data/{i}.png"} for i in range(number)]
+    whole = LabelledImages("some", records, ("a",), (1,), image_root="/data")
+    for seed in range(5):
+        assert least <= len(held_back(whole, share, seed)) <= most
 
 
 def test_the_root_category_of_roboflow_is_no_class(unsplit: Path) -> None:

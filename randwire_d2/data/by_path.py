@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import random
 import re
 from dataclasses import replace
 from functools import partial
@@ -32,7 +31,7 @@ def register_detection_data(
         path: ``data.layouts`` says of what.
         path_val: the validation split's, if ``path`` doesn't hold it.
         hold_back: the share of the training images that are held back for validation, where there
-            is no validation split.
+            is no validation split; ``held_back`` chooses them.
         seed: of the choice of these.
 
     Returns:
@@ -138,20 +137,18 @@ def _readers(path: str, path_val: str, hold_back: float, seed: int) -> dict[str,
             f"{path!r} has no validation split; name one with --data-val (DATASETS.PATH_VAL), or "
             "hold back a tenth of the training images with DATASETS.HOLD_BACK 0.1"
         )
-    return {
-        split: partial(_held_back, readers["train"], split, hold_back, seed) for split in SPLITS
-    }
+    return {split: partial(_part, readers["train"], split, hold_back, seed) for split in SPLITS}
 
 
 def _usable(read: Reader) -> LabelledImages:
     return clean(read())
 
 
-def _held_back(read: Reader, split: str, share: float, seed: int) -> LabelledImages:
-    whole = clean(read())
-    number = len(whole.records)
-    held = set(random.Random(seed).sample(range(number), max(round(share * number), 1)))
-    records = [r for i, r in enumerate(whole.records) if (i in held) == (split == "val")]
+def _part(read: Reader, split: str, share: float, seed: int) -> LabelledImages:
+    whole = read()
+    held = held_back(whole, share, seed)
+    whole = clean(whole)
+    records = [r for r in whole.records if (r["file_name"] in held) == (split == "val")]
     part = replace(whole, records=records, json_file=None)
     if not part.num_boxes:
         raise ValueError(
@@ -159,6 +156,27 @@ def _held_back(read: Reader, split: str, share: float, seed: int) -> LabelledIma
             f"{split} have no box; choose another share, or another SEED"
         )
     return part
+
+
+def held_back(whole: LabelledImages, share: float, seed: int) -> set[str]:
+    """The images that are held back, by their file_name.
+
+    Each is drawn by the seed and its own name in the data set, whatever else is there or can be
+    read: a training that goes on after images were added, removed or damaged does not validate on
+    images that it was trained on. So the share is one in expectation: an exact number would move
+    an image with each that comes or goes. One is held back at least, and one is not.
+    """
+    draws = {record["file_name"]: 0.0 for record in whole.records}
+    for name in draws:
+        inside = os.path.relpath(name, whole.image_root).replace(os.sep, "/")
+        digest = hashlib.sha256(f"{seed} {inside}".encode(errors="surrogatepass")).digest()
+        draws[name] = int.from_bytes(digest[:8], "big") / 2**64
+    held = {name for name, draw in draws.items() if draw < share}
+    if not held:
+        return set(sorted(draws, key=draws.__getitem__)[:1])
+    if len(held) == len(draws) > 1:
+        held.remove(max(draws, key=draws.__getitem__))
+    return held
 
 
 def _compare_classes(train: LabelledImages, val: LabelledImages) -> None:

@@ -64,7 +64,7 @@ class LabelledImages:
         faults: what was wrong with what is not among the records.
         json_file: the COCO file, if the records are all that is in it, and COCO's evaluation can
             read it.
-        image_root: the folder that the COCO file's names begin in.
+        image_root: the folder that the names of images begin in, in the data set's own files.
     """
 
     source: str

@@ -129,8 +129,9 @@ def _coco(file: Path) -> Reader:
 
 def _yolo(path: str) -> dict[str, Reader]:
     classes, splits, keypoints = read_data_yaml(path)
+    folder = os.path.dirname(path)
     return {
-        split: partial(read_yolo, f"{path}:{split}", images, classes, keypoints)
+        split: partial(read_yolo, f"{path}:{split}", folder, images, classes, keypoints)
         for split, images in splits.items()
     }
 

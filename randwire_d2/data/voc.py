@@ -83,7 +83,8 @@ def read_voc(folder: str, names: list[str], classes: tuple[str, ...]) -> Labelle
             records.append(record)
         else:
             faults.add(NO_FILE, str(path))
-    return LabelledImages(folder, records, classes, tuple(range(1, len(classes) + 1)), faults)
+    category_ids = tuple(range(1, len(classes) + 1))
+    return LabelledImages(folder, records, classes, category_ids, faults, image_root=folder)
 
 
 def _read(path: Path, record: dict[str, Any], classes: tuple[str, ...], faults: Faults) -> None:

@@ -79,12 +79,13 @@ def _keypoint_numbers(path: str, shape: object) -> int:
 
 
 def read_yolo(
-    source: str, images: list[str], classes: tuple[str, ...], keypoints: int = 0
+    source: str, folder: str, images: list[str], classes: tuple[str, ...], keypoints: int = 0
 ) -> LabelledImages:
     """Read the label files of images. An image without one has no boxes.
 
     Args:
         source: for messages.
+        folder: of data.yaml.
         images: the paths of images; one that can't be read has no boxes either.
         keypoints: how many numbers follow each box, which are not read; then there are no polygons.
 
@@ -104,7 +105,7 @@ def read_yolo(
             record["annotations"] = list(_labels(label, size, classes, keypoints, faults))
         records.append(record)
     category_ids = tuple(range(1, len(classes) + 1))
-    return LabelledImages(source, records, classes, category_ids, faults)
+    return LabelledImages(source, records, classes, category_ids, faults, image_root=folder)
 
 
 def label_file(image: str) -> str:
