@@ -5,8 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 FORMATS = ("coco", "yolo", "voc")
 Content = dict[str, Any]  # of a file in COCO's format
+WIDTH, HEIGHT, TRAIN, VAL = 48, 32, 6, 2  # of ``write_sound``
 
 
 def write_formats(root: Path, splits: dict[str, tuple[Content, Path]]) -> dict[str, list[str]]:
@@ -87,3 +91,25 @@ def simplified(content: Content, polygons: bool = False) -> Content:
         if not a["iscrowd"]:
             annotations.append(kept)
     return {**content, "annotations": annotations}
+
+
+def write_sound(root: Path) -> dict[str, list[str]]:
+    """Six images for training and two for validation, in every format, two boxes each."""
+    rng = np.random.default_rng(0)
+    splits = {}
+    for split, number in (("train", TRAIN), ("val", VAL)):
+        folder = root.parent / split
+        folder.mkdir()
+        images, annotations = [], []
+        for i in range(1, number + 1):
+            name = f"{split}{i}.jpg"
+            pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name)
+            images.append({"id": i, "file_name": name, "height": HEIGHT, "width": WIDTH})
+            for category, x in ((1, 4.0), (2, 20.0)):
+                ids = {"id": len(annotations) + 1, "image_id": i, "category_id": category}
+                annotations.append({**ids, "bbox": [x, 6.0, 12.0, 10.0], "iscrowd": 0})
+        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        splits[split] = content, folder
+    return write_formats(root, splits)

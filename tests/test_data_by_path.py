@@ -259,6 +259,8 @@ def test_the_evaluation_reads_what_roboflow_writes(unsplit: Path, tmp_path: Path
     """Wrong: the root category is a class of the evaluation's, or the annotation with id 0 is never
     found; or labels that were corrected are evaluated as they were before."""
     for run, category in (("first", 2), ("second", 1)):
+        for name in [n for n in DatasetCatalog.list() if n.startswith(f"{unsplit.name}_")]:
+            DatasetCatalog.remove(name)  # as in a new process
         content = json.loads((unsplit / "_annotations.coco.json").read_text())
         content["annotations"][1]["category_id"] = category
         (unsplit / "_annotations.coco.json").write_text(json.dumps(content))

@@ -9,37 +9,14 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, DatasetMapper
 from helpers import ROOT
-from label_formats import write_formats
+from label_formats import HEIGHT, TRAIN, VAL, WIDTH, write_sound
 from PIL import Image
 
 from randwire_d2.data import labelled_images
 from randwire_d2.engine import argument_parser, load_config
 
 SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")
-WIDTH, HEIGHT, TRAIN, VAL = 48, 32, 6, 2
 Damage = Callable[[Path], Any]
-
-
-def write_sound(root: Path) -> dict[str, list[str]]:
-    """Six images for training and two for validation, in every format, two boxes each."""
-    rng = np.random.default_rng(0)
-    splits = {}
-    for split, number in (("train", TRAIN), ("val", VAL)):
-        folder = root.parent / split
-        folder.mkdir()
-        images, annotations = [], []
-        for i in range(1, number + 1):
-            name = f"{split}{i}.jpg"
-            pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name)
-            images.append({"id": i, "file_name": name, "height": HEIGHT, "width": WIDTH})
-            for category, x in ((1, 4.0), (2, 20.0)):
-                ids = {"id": len(annotations) + 1, "image_id": i, "category_id": category}
-                annotations.append({**ids, "bbox": [x, 6.0, 12.0, 10.0], "iscrowd": 0})
-        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        splits[split] = content, folder
-    return write_formats(root, splits)
 
 
 def coco(change: Callable[[dict[str, Any]], Any], file: str = "train.json") -> Damage:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -44,11 +45,12 @@ def register_detection_data(
     path, path_val = absolute(path), absolute(path_val)
     names = {split: f"{_base(path, path_val, hold_back, seed)}_{split}" for split in SPLITS}
     if any(name not in DatasetCatalog for name in names.values()):
-        readers = _readers(path, path_val, hold_back, seed)
-        sets = {split: _Lasting(readers[split]) for split in SPLITS}
-        _compare_classes(*(sets[split].about for split in SPLITS))
+        read = partial(_read, _readers(path, path_val, hold_back), hold_back, seed)
+        found = read(SPLITS)
+        _compare_classes(*found.values())
         for split, name in names.items():
-            DatasetCatalog.register(name, sets[split])
+            again = partial(lambda split: read((split,))[split], split)
+            DatasetCatalog.register(name, _Lasting(found[split], again, keep=split == "val"))
     for name in names.values():
         _set_metadata(name, DatasetCatalog[name].about)
     return (names["train"],), (names["val"],)
@@ -97,12 +99,17 @@ class _Lasting:
     """A data set as DatasetCatalog calls it: what was read is kept until it is first asked for.
 
     So a process reads the files once before its training, and a large set is not in memory twice.
+
+    Args:
+        found: what was read.
+        read: reads it again, where it is not kept.
+        keep: whether it stays: an evaluation asks for its images each time.
     """
 
-    def __init__(self, read: Reader) -> None:
-        self._read = read
-        self._kept: LabelledImages | None = read()
-        self.about = replace(self._kept, records=[])
+    def __init__(self, found: LabelledImages, read: Reader, keep: bool) -> None:
+        self._kept: LabelledImages | None = found
+        self._read, self._keep = read, keep
+        self.about = replace(found, records=[])
 
     def peek(self) -> LabelledImages:
         if self._kept is None:
@@ -110,7 +117,10 @@ class _Lasting:
         return self._kept
 
     def __call__(self) -> list[dict]:
-        records, self._kept = self.peek().records, None
+        records = self.peek().records
+        if self._keep:
+            return list(records)
+        self._kept = None
         return records
 
 
@@ -123,31 +133,34 @@ def _base(path: str, path_val: str, hold_back: float, seed: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9]+', '_', os.path.basename(folder)).strip('_')}_{digest[:8]}"
 
 
-def _readers(path: str, path_val: str, hold_back: float, seed: int) -> dict[str, Reader]:
+def _readers(path: str, path_val: str, hold_back: float) -> dict[str, Reader]:
     if not 0 <= hold_back < 1:
         raise ValueError(
             f"DATASETS.HOLD_BACK is a share of the training images, at least 0 and less than 1; "
             f"got {hold_back}"
         )
     readers = find_splits(path, path_val)
-    if "val" in readers:
-        return {split: partial(_usable, readers[split]) for split in SPLITS}
-    if not hold_back:
+    if "val" not in readers and not hold_back:
         raise ValueError(
             f"{path!r} has no validation split; name one with --data-val (DATASETS.PATH_VAL), or "
             "hold back a tenth of the training images with DATASETS.HOLD_BACK 0.1"
         )
-    return {split: partial(_part, readers["train"], split, hold_back, seed) for split in SPLITS}
+    return readers
 
 
-def _usable(read: Reader) -> LabelledImages:
-    return clean(read())
-
-
-def _part(read: Reader, split: str, share: float, seed: int) -> LabelledImages:
-    whole = read()
+def _read(
+    readers: Mapping[str, Reader], share: float, seed: int, splits: Sequence[str]
+) -> dict[str, LabelledImages]:
+    """Some splits, without what can't be used."""
+    if "val" in readers:
+        return {split: clean(readers[split]()) for split in splits}
+    whole = readers["train"]()
     held = held_back(whole, share, seed)
     whole = clean(whole)
+    return {split: _part(whole, held, split, share) for split in splits}
+
+
+def _part(whole: LabelledImages, held: set[str], split: str, share: float) -> LabelledImages:
     records = [r for r in whole.records if (r["file_name"] in held) == (split == "val")]
     part = replace(whole, records=records, json_file=None)
     if not part.num_boxes:
@@ -168,8 +181,8 @@ def held_back(whole: LabelledImages, share: float, seed: int) -> set[str]:
     """
     draws = {record["file_name"]: 0.0 for record in whole.records}
     for name in draws:
-        inside = os.path.relpath(name, whole.image_root).replace(os.sep, "/")
-        digest = hashlib.sha256(f"{seed} {inside}".encode(errors="surrogatepass")).digest()
+        drawn = f"{seed} {whole.inside(name)}".encode(errors="surrogatepass")
+        digest = hashlib.sha256(drawn).digest()
         draws[name] = int.from_bytes(digest[:8], "big") / 2**64
     held = {name for name, draw in draws.items() if draw < share}
     if not held:

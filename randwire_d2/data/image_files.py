@@ -1,13 +1,14 @@
 """What can be known of an image file without decoding it: its size, and whether it is whole."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from PIL import Image
 
@@ -22,6 +23,8 @@ _ORIENTATION = 0x0112  # the tag of EXIF
 _DEEP_MODES = ("I", "F")  # and I;16, I;16B, …
 TO_8_BITS = "such as by ImageMagick's mogrify -level 0,LARGEST -depth 8"
 _THREADS = 16  # most wait for a disk
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -38,22 +41,63 @@ class ImageFile:
     size: tuple[int, int] | None
     error: str = ""
     is_deep: bool = False
-    key: tuple[int, bytes] = (0, b"")
+    key: tuple[int, str] = (0, "")
+
+
+# What this process has found, with the time and the size that a file had, and what it was told.
+_found: dict[str, tuple[tuple[int, int], ImageFile]] = {}
+_told: dict[str, ImageFile] = {}
 
 
 def probe(path: str) -> ImageFile:
-    """Look at an image file's first and last bytes; once, as long as it isn't changed."""
+    """Look at an image file's first and last bytes; once, as long as it isn't changed.
+
+    A file that ``take_probes`` has told of is not looked at.
+    """
+    if (file := _told.get(path)) is not None:
+        return file
     try:
         stat = os.stat(path)
     except (OSError, ValueError) as e:  # a path with a zero byte is a ValueError
-        return ImageFile(None, str(e))
-    return _probe(path, stat.st_mtime_ns, stat.st_size)
+        _found[path] = (0, 0), ImageFile(None, str(e))
+        return _found[path][1]
+    state = stat.st_mtime_ns, stat.st_size
+    if path not in _found or _found[path][0] != state:
+        _found[path] = state, _look(path, stat.st_size)
+    return _found[path][1]
 
 
-def probe_all(paths: Iterable[str]) -> list[ImageFile]:
+def probe_all(paths: Sequence[str]) -> list[ImageFile]:
     """``probe`` for many files at once."""
+    if all(path in _told for path in paths):
+        return list(map(probe, paths))
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(probe, paths))
+
+
+def pack_probes() -> bytes:
+    """What this process knows of all image files that it was asked about, for ``take_probes``."""
+    files = {path: file for path, (_, file) in _found.items()} | _told
+    entries = [(path, f.size, f.error, f.is_deep, f.key) for path, f in files.items()]
+    return zlib.compress(json.dumps(entries).encode(), level=1)
+
+
+def take_probes(packed: bytes) -> None:
+    """Take another process's word, so that both have the same images, whatever is changed since,
+    and a disk is asked once.
+
+    Args:
+        packed: of ``pack_probes``.
+    """
+    for path, size, error, is_deep, key in json.loads(zlib.decompress(packed)):
+        _told[path] = ImageFile(size and (size[0], size[1]), error, is_deep, (key[0], key[1]))
+
+
+def told(packed: bytes, main: Callable[..., _T], *args: Any) -> _T:
+    """Call ``main(*args)``, after ``take_probes`` if there is anything to take."""
+    if packed:
+        take_probes(packed)
+    return main(*args)
 
 
 def why_deep(image: Image.Image) -> str:
@@ -71,8 +115,7 @@ def digest(path: str) -> bytes:
     return hashlib.sha256(Path(path).read_bytes()).digest()
 
 
-@lru_cache(maxsize=1 << 20)
-def _probe(path: str, modified: int, num_bytes: int) -> ImageFile:
+def _look(path: str, num_bytes: int) -> ImageFile:
     try:
         with open(path, "rb") as f:
             with Image.open(f) as image:
@@ -88,7 +131,7 @@ def _probe(path: str, modified: int, num_bytes: int) -> ImageFile:
     # Pillow raises SyntaxError and others for what is broken.
     except Exception as e:
         return ImageFile(None, one_line(e) or type(e).__name__)
-    key = (num_bytes, hashlib.sha256(tail).digest())
+    key = (num_bytes, hashlib.sha256(tail).hexdigest()[:16])
     return ImageFile((size[1], size[0]) if turned else size, key=key)
 
 

@@ -39,7 +39,7 @@ def clean(split: LabelledImages) -> LabelledImages:
     """
     faults, before = split.faults, len(split.records)
     records = []
-    files = probe_all(record["file_name"] for record in split.records)
+    files = probe_all([record["file_name"] for record in split.records])
     for record, file in zip(split.records, files):
         if _check_file(record, file, faults):
             kept = [a for a in record["annotations"] if _check(a, record, faults)]

@@ -1,5 +1,7 @@
 """What a reader of labelled images returns, in Detectron2's form, and the faults it met."""
 
+import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +80,21 @@ class LabelledImages:
     @property
     def num_boxes(self) -> int:
         return sum(len(record["annotations"]) for record in self.records)
+
+    def inside(self, file_name: str) -> str:
+        """The name of an image in the data set, wherever that lies."""
+        return os.path.relpath(file_name, self.image_root).replace(os.sep, "/")
+
+    def checksum(self) -> str:
+        """Of images, their order, sizes and boxes; the same wherever the data set lies."""
+        found = hashlib.sha256(repr(self.classes).encode())
+        for record in self.records:
+            boxes = [(a["category_id"], a["iscrowd"], a["bbox"]) for a in record["annotations"]]
+            size = record.get("width"), record.get("height")
+            # repr also of names that are no Unicode.
+            name = self.inside(record["file_name"])
+            found.update(repr((name, record["image_id"], size, boxes)).encode())
+        return found.hexdigest()
 
 
 def annotation(bbox: list[float], category: int, iscrowd: int = 0) -> dict[str, Any]:

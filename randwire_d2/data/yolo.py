@@ -18,7 +18,7 @@ from torchvision.datasets.folder import is_image_file
 
 from ..text import brief, one_line
 from ..yaml_tags import load_yaml
-from .image_files import probe
+from .image_files import probe_all
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
 from .paths import read_text
 
@@ -98,11 +98,10 @@ def read_yolo(
     faults = Faults()
     records = []
     ids = image_ids([Path(image).stem for image in images])
-    for image, label, image_id in zip(images, labels, ids):
+    for image, label, image_id, file in zip(images, labels, ids, probe_all(images)):
         record: dict[str, Any] = {"file_name": image, "image_id": image_id, "annotations": []}
-        size = probe(image).size
-        if size is not None and os.path.isfile(label):
-            record["annotations"] = list(_labels(label, size, classes, keypoints, faults))
+        if file.size is not None and os.path.isfile(label):
+            record["annotations"] = list(_labels(label, file.size, classes, keypoints, faults))
         records.append(record)
     category_ids = tuple(range(1, len(classes) + 1))
     return LabelledImages(source, records, classes, category_ids, faults, image_root=folder)

@@ -16,9 +16,10 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
+from ..data.image_files import pack_probes, told
 from ..malloc import keep_freed_memory
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
-from .datasets import log_data, register_data
+from .datasets import check_same_data, log_data, register_data
 from .failures import explained
 from .lock import locked
 from .signals import Interrupted, end_interrupted, signals_for_children
@@ -73,6 +74,7 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     register_data(cfg)  # launch may have started this process, whose catalog is its own
+    check_same_data(cfg)
 
 
 def log_into(folder: str | None) -> None:
@@ -188,10 +190,10 @@ def run_processes(
     several = args.num_gpus * args.num_machines > 1
     with signals_for_children() if several else nullcontext():
         return launch(
-            watched,
+            told,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(main, timeout, *main_args),
+            args=(pack_probes() if several else b"", watched, main, timeout, *main_args),
         )

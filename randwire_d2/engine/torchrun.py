@@ -6,8 +6,10 @@ import logging
 import os
 import time
 import uuid
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,10 +18,12 @@ from detectron2.utils import comm
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
+from ..text import one_line
 from .slurm import is_submitted
 from .threads import share_cores
 from .watch import watched
 
+_PART = 1 << 20  # characters of a value in the store, which takes no more than 8 MiB
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
@@ -87,7 +91,7 @@ class Launched:
             logging.getLogger("randwire_d2").handlers.clear()
         distributed.init_process_group(
             "gloo" if on_cpu else "nccl",
-            store=self._store(),
+            store=_store(self),
             rank=self.rank,
             world_size=self.world_size,
             timeout=DEFAULT_TIMEOUT,
@@ -98,14 +102,53 @@ class Launched:
         distributed.destroy_process_group()
         return result
 
-    def _store(self) -> distributed.Store:
-        """Where the processes find each other."""
-        store, _, _ = next(
-            rendezvous("env://", self.rank, self.world_size, timeout=DEFAULT_TIMEOUT)
-        )
-        # torchrun keeps its store over restarts, with the addresses of the processes before
-        # (PyTorch's issue 135712), and each machine counts the restarts that it has caused.
-        return distributed.PrefixStore(agree(store, self.rank, self.world_size), store)
+    def share(self, make: Callable[[], bytes]) -> bytes:
+        """What the first process of this machine makes, in all of them, before they are a group.
+
+        All processes of all machines call it, once.
+
+        Raises:
+            ValueError: it was not made; in all of them, one line.
+        """
+        machine = self.rank // self.local_world_size
+        here = distributed.PrefixStore(f"share/{machine}", _store(self))
+        if self.local_rank:
+            return _receive(here)
+        try:
+            made = make()
+        except Exception as e:
+            here.set("made", json.dumps({"error": one_line(e, 5000) or type(e).__name__}))
+            raise
+        text = b64encode(made).decode()  # a value is text
+        parts = [text[i : i + _PART] for i in range(0, len(text), _PART)]
+        for i, part in enumerate(parts):
+            here.set(str(i), part)
+        here.set("made", json.dumps({"parts": len(parts)}))
+        return made
+
+
+def _receive(here: distributed.Store) -> bytes:
+    try:
+        made = json.loads(here.get("made"))
+        if "error" not in made:
+            return b64decode(b"".join(here.get(str(i)) for i in range(made["parts"])))
+    except RuntimeError as e:  # DistError, of which each version of torch has its own
+        raise ValueError(
+            "the first process of this machine, which looks at the data for all, does not answer: "
+            f"it has ended, or taken more than {DEFAULT_TIMEOUT}"
+        ) from e
+    raise ValueError(made["error"])
+
+
+@cache
+def _store(launched: Launched) -> distributed.Store:
+    """Where the processes find each other."""
+    store, _, _ = next(
+        rendezvous("env://", launched.rank, launched.world_size, timeout=DEFAULT_TIMEOUT)
+    )
+    # torchrun keeps its store over restarts, with the addresses of the processes before
+    # (PyTorch's issue 135712), and each machine counts the restarts that it has caused.
+    return distributed.PrefixStore(agree(store, launched.rank, launched.world_size), store)
 
 
 def agree(store: distributed.Store, rank: int, world_size: int) -> str:

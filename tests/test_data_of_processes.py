@@ -1,0 +1,196 @@
+"""Data by path in several processes: one looks at the images, and all have the same."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.data import DatasetCatalog
+from helpers import ROOT, Tool
+from label_formats import FORMATS, TRAIN, VAL, write_sound
+from launching import TORCHRUN, free_port
+from torch.distributed import HashStore
+
+from randwire_d2.data import image_files, labelled_images
+from randwire_d2.engine import argument_parser, datasets, load_config, register_data, torchrun
+from randwire_d2.engine.datasets import check_same_data
+from randwire_d2.engine.torchrun import Launched
+
+SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The image files that are looked at, in a process that has not looked at any."""
+    looked, look = [], image_files._look
+
+    def counted(path: str, num_bytes: int) -> image_files.ImageFile:
+        looked.append(path)
+        return look(path, num_bytes)
+
+    monkeypatch.setattr(image_files, "_look", counted)
+    for known in ("_found", "_told"):
+        monkeypatch.setattr(image_files, known, {})
+    yield looked
+
+
+def load(given: list[str]) -> Any:
+    return load_config(argument_parser().parse_args(["--config-file", SHAPES, *given]))
+
+
+def forget(cfg: Any) -> None:
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        DatasetCatalog.remove(name)
+
+
+def records(cfg: Any) -> list[list[dict[str, Any]]]:
+    return [labelled_images(n).records for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_one_process_has_seen_others_need_not_look_at(
+    kind: str, looks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: each process opens all images, or has others where one is damaged in between."""
+    given = write_sound(tmp_path / "data")[kind]
+    folder = tmp_path / "data" / "JPEGImages"
+    (folder / "train2.jpg").write_bytes(b"damaged")
+    (folder / "train3.jpg").unlink()
+    cfg = load(given)
+    assert Counter(looks) == dict.fromkeys(map(str, folder.glob("*.jpg")), 1)
+    before = records(cfg)
+    assert [len(split) for split in before] == [TRAIN - 2, VAL]
+    packed = image_files.pack_probes()
+    looks.clear()
+    forget(cfg)
+    monkeypatch.setattr(image_files, "_found", {})  # as in another process
+    (folder / "train1.jpg").unlink()
+    (folder / "train2.jpg").write_bytes((folder / "train4.jpg").read_bytes())
+    image_files.told(packed, register_data, cfg)
+    assert (records(cfg), looks) == (before, [])
+
+
+def test_evaluations_read_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: each evaluation reads the labels, and asks the disk for each image."""
+    cfg = load(["--data", write_sound(tmp_path / "data")["yolo"][1]])
+    monkeypatch.setattr(image_files, "probe", None)
+    found = [DatasetCatalog.get(cfg.DATASETS.TEST[0]) for _ in range(3)]
+    assert [len(records) for records in found] == [VAL] * 3
+
+
+def in_four_processes(
+    work: Callable[[Launched], Any], monkeypatch: pytest.MonkeyPatch
+) -> list[Any]:
+    """What ``work`` returns, or raises, in each of the processes of two machines."""
+    store = HashStore()
+    monkeypatch.setattr(torchrun, "_store", lambda launched: store)
+
+    def one(rank: int) -> Any:
+        try:
+            return work(Launched(rank, rank % 2, 4, 2))
+        except ValueError as e:
+            return str(e)
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(one, range(4)))
+
+
+def test_the_first_process_of_a_machine_looks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: another one looks, too, or waits forever, or a large answer does not arrive."""
+    made = []
+
+    def make(launched: Launched) -> bytes:
+        made.append(launched.rank)
+        return bytes([launched.rank]) * 3_000_000
+
+    found = in_four_processes(lambda one: one.share(lambda: make(one)), monkeypatch)
+    assert sorted(made) == [0, 2]
+    assert found == [bytes([rank]) * 3_000_000 for rank in (0, 0, 2, 2)]
+
+
+def test_what_one_process_refuses_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: the others wait for a process that has ended with an error."""
+
+    def refuse() -> bytes:
+        raise ValueError("'data' has no images")
+
+    found = in_four_processes(lambda one: one.share(refuse), monkeypatch)
+    assert found == ["'data' has no images"] * 4
+
+
+def test_processes_with_other_data_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: machines whose copies differ train on different lists, each its own."""
+    cfg = load(write_sound(tmp_path / "data")["coco"])
+    monkeypatch.setattr(datasets.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(datasets.comm, "all_gather", lambda mine: [mine, mine])
+    check_same_data(cfg)
+    first: list[Any] = []
+    monkeypatch.setattr(datasets.comm, "all_gather", lambda mine: first.append(mine) or [mine])
+    check_same_data(cfg)
+    labelled_images(cfg.DATASETS.TRAIN[0]).records[3]["annotations"][0]["bbox"][2] += 1
+    monkeypatch.setattr(datasets.comm, "all_gather", lambda mine: [*first, mine])
+    with pytest.raises(ValueError, match="6 images, 12 boxes .* give all machines the same") as e:
+        check_same_data(cfg)
+    assert "\n" not in str(e.value) and "process 1 (" in str(e.value)
+
+
+# Each Python process with this on its path writes which images it looks at.
+HOOK = """
+import os, sys
+def watch(name, args):
+    is_image = name == "open" and str(args[0]).endswith(".jpg")
+    if is_image and sys._getframe(1).f_code.co_name == "_look":
+        with open(os.environ["LOOKS"], "a") as file:
+            file.write(args[0] + "\\n")
+sys.addaudithook(watch)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["--num-gpus", "torchrun", "variables", "two machines"])
+def test_a_training_looks_at_each_image_once(launcher: str, tmp_path: Path) -> None:
+    """Wrong: as many times as there are processes."""
+    given = ["--config-file", SHAPES, *write_sound(tmp_path / "data")["coco"]]
+    keys = [
+        "MODEL.RANDWIRE.FUSED",
+        "off",
+        "MODEL.RANDWIRE.CHANNELS",
+        8,
+        "SOLVER.MAX_ITER",
+        1,
+        "SOLVER.IMS_PER_BATCH",
+        2,
+        "TEST.EVAL_PERIOD",
+        0,
+        "OUTPUT_DIR",
+        tmp_path / "run",
+    ]
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
+    environment = {"LOOKS": str(tmp_path / "looks"), "PYTHONPATH": f"{tmp_path / 'hook'}:{ROOT}"}
+    before = f"import os\nos.environ.update({environment})\n{HOOK}"
+    tool, port = ROOT / "tools" / "train_net.py", free_port()
+    commands: list[list[Any]] = [[tool, *given, "--num-gpus", 2, "--dist-url", "auto", *keys]]
+    if launcher == "torchrun":
+        commands = [[TORCHRUN, "--standalone", "--nproc-per-node", 2, tool, *given, *keys]]
+    elif launcher == "variables":
+        commands = [[tool, *given, *keys]] * 2
+    elif launcher == "two machines":
+        url = ["--dist-url", f"tcp://127.0.0.1:{port}", "--num-machines", 2]
+        commands = [[tool, *given, *url, "--machine-rank", rank, *keys] for rank in range(2)]
+    started = []
+    for rank, command in enumerate(commands):
+        there = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2,
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        variables = {k: str(v) for k, v in there.items()} if launcher == "variables" else {}
+        first = f"{before}\nos.environ.update({variables})"
+        started.append(Tool(*command, log=tmp_path / f"log{rank}", before=first))
+    for one in started:
+        assert one.wait() == 0, one.said[-3000:]
+    looked = Counter((tmp_path / "looks").read_text().splitlines())
+    assert len(looked) == TRAIN + VAL
+    assert set(looked.values()) == {2 if launcher == "two machines" else 1}
