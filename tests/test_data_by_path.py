@@ -20,6 +20,7 @@ from randwire_d2.config import detector_config
 from randwire_d2.data import (
     count_images,
     existing_path,
+    inspection,
     labelled_images,
     look,
     register_detection_data,
@@ -337,6 +338,25 @@ def test_the_look_counts_what_is_there(unsplit: Path) -> None:
     (warning,) = found.warnings
     assert "also in train" in warning and ": 1 (" in warning
     assert f"{unsplit / 'copy.png'} is {unsplit / '4.png'}" in warning
+
+
+def test_the_search_for_duplicates_reads_each_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: of bitmaps with the same last bytes, each is read anew for each of the others; or one
+    that is in both splits is not found, or another one is."""
+    paths = [tmp_path / f"{i:02}.bmp" for i in range(12)]
+    for i, path in enumerate(paths):
+        image = Image.new("L", (40, 40))
+        image.putpixel((0, 0), i % 10)  # in the last row of the file
+        image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
+    records = [{"file_name": str(path)} for path in paths]
+    read: list[str] = []
+    digest = inspection.digest
+    monkeypatch.setattr(inspection, "digest", lambda path: read.append(path) or digest(path))
+    found = inspection.duplicates(records[:7], records[6:])
+    assert found == [(str(paths[a]), str(paths[b])) for a, b in ((6, 6), (0, 10), (1, 11))]
+    assert sorted(read) == list(map(str, paths))
 
 
 def test_browse_data_draws_what_it_counts(unsplit: Path, tmp_path: Path) -> None:

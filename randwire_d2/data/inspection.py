@@ -7,6 +7,7 @@ Whether an image file is whole is seen by its first and last bytes (``image_file
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from .image_files import TO_8_BITS, ImageFile, digest, probe, probe_all
@@ -120,19 +121,27 @@ def duplicates(
 ) -> list[tuple[str, str]]:
     """The images of the second that are also in the first, by the content of their files.
 
-    Whole files are read only where size and last bytes agree.
+    Whole files are read only where size and last bytes agree, each once.
 
     Returns:
         Pairs of file names, of the first and of the second.
     """
+    content = cache(digest)
+    names = dict.fromkeys(record["file_name"] for record in first)
     by_key: dict[Any, list[str]] = {}
-    for record in first:
-        by_key.setdefault(probe(record["file_name"]).key, []).append(record["file_name"])
+    for name in names:
+        by_key.setdefault(probe(name).key, []).append(name)
+    by_content: dict[Any, dict[bytes, str]] = {}  # the same by key, of those that were read
     found = []
     for record in second:
         name = record["file_name"]
-        alike = by_key.get(probe(name).key, ())
-        same = (o for o in alike if o == name or digest(o) == digest(name))
-        if (other := next(same, None)) is not None:
-            found.append((other, name))
+        key = probe(name).key
+        alike = by_key.get(key, [])
+        if name in names:
+            found.append((name, name))
+        elif alike:
+            if key not in by_content:
+                by_content[key] = {content(other): other for other in reversed(alike)}
+            if (same := by_content[key].get(content(name))) is not None:
+                found.append((same, name))
     return found
