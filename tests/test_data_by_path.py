@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 from helpers import ROOT, last_metrics, refusal, run_tool
-from label_formats import FORMATS, Content, simplified, write_formats
+from label_formats import FORMATS, Content, simplified, write_formats, write_sound
 from PIL import Image
 
 from randwire_d2.config import detector_config
@@ -90,14 +90,14 @@ def test_three_formats_are_one_data_set(kind: str, polygons: bool, tmp_path: Pat
         assert found[name] == found["coco"], name
 
 
-def average_precision(cfg: CfgNode, output: Path, noise: float) -> float:
-    """The AP of detections that are the labels, moved by some pixels."""
+def average_precision(cfg: CfgNode, output: Path, noise: float, crowds: bool = True) -> float:
+    """The AP of detections that are the labels, with or without crowds, moved by some pixels."""
     output.mkdir()
     test, rng = cfg.DATASETS.TEST[0], np.random.default_rng(0)
     evaluator = Trainer.build_evaluator(cfg, test, str(output))
     evaluator.reset()
     for record in DatasetCatalog.get(test):
-        annotations = record["annotations"]
+        annotations = [a for a in record["annotations"] if crowds or not a["iscrowd"]]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
         found = Instances((record["height"], record["width"]))
         moves = rng.normal(0, noise, (len(boxes), 1))
@@ -117,6 +117,33 @@ def test_three_formats_have_the_same_ap(tmp_path: Path) -> None:
     )
     assert 20 < coco < 80
     assert yolo == coco == voc
+
+
+@pytest.mark.parametrize("held_back", [False, True])
+def test_difficult_objects_are_trained_on_and_ignored_in_evaluation(
+    held_back: bool, tmp_path: Path
+) -> None:
+    """Wrong: AP of a VOC folder is another than VOC's own evaluation would mean: an object that it
+    leaves out is a miss, or what is found there is false."""
+    root = tmp_path / "data"
+    given = write_sound(root)["voc"]
+    for path in (root / "Annotations").glob("*.xml"):
+        mark = "</name><difficult>1</difficult>"  # of the first of two objects
+        text = path.read_text().replace("</name>", mark, 1)
+        path.write_text(text.replace("dog</name>", "dog</name><difficult>0</difficult>"))
+    if held_back:
+        (root / "ImageSets" / "Main" / "val.txt").unlink()
+        given = [*given, "DATASETS.HOLD_BACK", "0.5"]
+    cfg = load_config(parse(*given))
+    train, val = (labelled_images(n) for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    for split, crowds in ((train, [0, 0]), (val, [1, 0])):
+        assert all([a["iscrowd"] for a in r["annotations"]] == crowds for r in split.records)
+    number = len(train.records)
+    summary = look({"train": train, "val": val}).summary
+    assert f"{2 * number} boxes, {number} of them difficult (evaluation ignores such)" in summary
+    for crowds in (True, False):
+        output = tmp_path / f"found_{crowds}"
+        assert average_precision(cfg, output, noise=0, crowds=crowds) == pytest.approx(100)
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="no images in ../shared/data")

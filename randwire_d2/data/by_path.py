@@ -153,11 +153,26 @@ def _read(
 ) -> dict[str, LabelledImages]:
     """Some splits, without what can't be used."""
     if "val" in readers:
-        return {split: clean(readers[split]()) for split in splits}
-    whole = readers["train"]()
-    held = held_back(whole, share, seed)
-    whole = clean(whole)
-    return {split: _part(whole, held, split, share) for split in splits}
+        found = {split: clean(readers[split]()) for split in splits}
+    else:
+        whole = readers["train"]()
+        held = held_back(whole, share, seed)
+        whole = clean(whole)
+        found = {split: _part(whole, held, split, share) for split in splits}
+    if "val" in found:
+        _ignore_difficult(found["val"])
+    return found
+
+
+def _ignore_difficult(val: LabelledImages) -> None:
+    """Have COCO's evaluation ignore Pascal VOC's difficult objects, as VOC's own does.
+
+    Like Detectron2's reader of VOC, the one here keeps them for training.
+    """
+    for record in val.records:
+        for annotation in record["annotations"]:
+            if annotation.get("difficult"):
+                annotation["iscrowd"] = 1
 
 
 def _part(whole: LabelledImages, held: set[str], split: str, share: float) -> LabelledImages:

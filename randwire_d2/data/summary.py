@@ -75,11 +75,13 @@ def _describe(name: str, split: LabelledImages) -> str:
         )
     areas = [a["bbox"][2] * a["bbox"][3] for r in records for a in r["annotations"]]
     low, middle, high = np.sqrt(np.percentile(areas, (5, 50, 95)))
+    difficult = sum("difficult" in a for r in records for a in r["annotations"])
+    ignored = f", {difficult} of them difficult (evaluation ignores such)" if difficult else ""
     return (
         f"{name}: {split.source}\n"
         f"  {len(records)} images ({shapes}), {empty} without a box\n"
-        f"  {len(areas)} boxes; the square root of their area is {low:.0f} to {high:.0f} pixels "
-        f"(5th to 95th percentile), the median {middle:.0f}"
+        f"  {len(areas)} boxes{ignored}; the square root of their area is {low:.0f} to "
+        f"{high:.0f} pixels (5th to 95th percentile), the median {middle:.0f}"
     )
 
 

@@ -113,7 +113,10 @@ def _read(path: Path, record: dict[str, Any], classes: tuple[str, ...], faults: 
             continue
         left, top = left - 1, top - 1
         box = [round(v, DIGITS) for v in (left, top, right - left, bottom - top)]
-        record["annotations"].append(annotation(box, classes.index(name)))
+        found = annotation(box, classes.index(name))
+        if _text(o, "difficult") == "1":
+            found["difficult"] = True
+        record["annotations"].append(found)
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
