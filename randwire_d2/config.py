@@ -10,6 +10,7 @@ from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
 from .config_files import config_path
+from .ignored_keys import ignore_keys, new_keys
 from .text import no_python, one_line
 from .wiring import NetworkGenerator, NetworkSpec
 from .wiring.limits import MOST_CHARACTERS
@@ -124,8 +125,6 @@ def add_engine_config(cfg: CfgNode) -> None:
     # Whether a training's evaluations also write the losses of the test images, without
     # augmentation: val_total_loss and its parts.
     cfg.TEST.LOSS = False
-    # Here they are read; ``extend_detectron2_defaults`` has others ignore them.
-    cfg.__dict__[CfgNode.DEPRECATED_KEYS].difference_update(_new_keys(cfg, _C))
 
 
 def extend_detectron2_defaults() -> None:
@@ -134,23 +133,12 @@ def extend_detectron2_defaults() -> None:
     An import of randwire_d2 calls it. Detectron2's own tools, and other people's, call ``get_cfg``
     and merge a file, and have no place where ``add_randwire_config`` could be called; it still may
     be. The keys of ``add_engine_config``, which stand in the config.yaml of every run, are ignored
-    with a warning: others' trainers do not read them.
+    with a warning, unless the config has them: others' trainers do not read them.
     """
     add_randwire_config(_C)
-    cfg = get_cfg()
-    add_engine_config(cfg)
-    for key in _new_keys(cfg, _C):
-        _C.register_deprecated_key(key)  # yacs's word for it
-
-
-def _new_keys(cfg: CfgNode, known: CfgNode, prefix: str = "") -> list[str]:
-    new = []
-    for name, value in cfg.items():
-        if name not in known:
-            new.append(prefix + name)
-        elif isinstance(value, CfgNode):
-            new += _new_keys(value, known[name], f"{prefix}{name}.")
-    return new
+    ours = get_cfg()
+    add_engine_config(ours)
+    ignore_keys(_C, new_keys(ours, _C))
 
 
 def add_classification_config(cfg: CfgNode) -> None:

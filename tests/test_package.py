@@ -1,6 +1,7 @@
 """The package: its configs, its command, what Detectron2's own tools need of it, and its wheel."""
 
 import os
+import pickle
 import re
 import runpy
 import subprocess
@@ -266,7 +267,8 @@ def test_get_cfg_reads_the_configs_of_runs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Wrong: Detectron2's demo stops at the config.yaml of a run, because of what only trainers
-    read; or another project's trainer passes over such a key in silence, or this one at all."""
+    read; or another project's trainer passes over such a key in silence, or over its own key of
+    that name, or this project's trainer over any."""
     ours = detector_config()
     pairs = ["SOLVER.EPOCHS", 3, "SOLVER.EMA.DECAY", 0.9, "MODEL.RANDWIRE.CHANNELS", 7]
     ours.merge_from_list(pairs)
@@ -278,6 +280,14 @@ def test_get_cfg_reads_the_configs_of_runs(
     assert theirs.MODEL.RANDWIRE.CHANNELS == 7 and "EPOCHS" not in theirs.SOLVER
     for key in ("SOLVER.EPOCHS", "SOLVER.EMA", "SOLVER.AMP.PRECISION", "TEST.LOSS"):
         assert f"(ignoring): {key}" in caplog.text
+    # Their own keys of these names are theirs, in files and on the command line, and in copies.
+    theirs.SOLVER.EPOCHS = 12
+    for cfg in (theirs, theirs.clone(), pickle.loads(pickle.dumps(theirs))):
+        cfg.merge_from_list(["SOLVER.EPOCHS", "50", "SOLVER.PATIENCE", "5"])
+        assert cfg.SOLVER.EPOCHS == 50 and "PATIENCE" not in cfg.SOLVER
+    assert theirs.clone().SOLVER.EPOCHS == 50 and "EPOCHS" not in get_cfg().SOLVER
+    theirs.merge_from_file(str(tmp_path / "config.yaml"))
+    assert theirs.SOLVER.EPOCHS == 3
     again = detector_config()
     again.merge_from_file(str(tmp_path / "config.yaml"))
     assert again.SOLVER == ours.SOLVER and again.MODEL.RANDWIRE == ours.MODEL.RANDWIRE
