@@ -80,7 +80,7 @@ def run_randwire(
     checkpoint = read_checkpoint(output)
     spec = NetworkSpec.from_json(checkpoint.rest["randwire"]["spec"])
     assert spec.fingerprint == checkpoint.rest["randwire"]["fingerprint"]
-    backbone = RandWire(spec, norm=norm).eval()
+    backbone = RandWire(spec, norm=norm, relu_features=False).eval()
     assert all(key.startswith(prefix) for key in checkpoint.state)
     backbone.load_state_dict({k.removeprefix(prefix): v for k, v in checkpoint.state.items()})
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_own_classifier(
     prefix = "backbone.bottom_up." if to == "fpn" else "backbone."
     found = run_randwire(output, prefix)
     with torch.no_grad():
-        backbone = RandWire(SPECS[regime]).eval()
+        backbone = RandWire(SPECS[regime], relu_features=False).eval()
         backbone.load_state_dict(own_classifier(regime).backbone.state_dict())
         assert_agree(found, backbone(images()))
     rest = read_checkpoint(output).rest
@@ -148,7 +148,8 @@ def test_output_loads_with_detectron2s_own_checkpointer(
     for suffix in ("pth", "pkl"):
         output = tmp_path / f"out.{suffix}"
         assert not convert(own, output, "--to", "bare", "--no-verify")[1]
-        model = nn.ModuleDict({"backbone": RandWire(SPECS["regular"], norm="FrozenBN")}).eval()
+        backbone = RandWire(SPECS["regular"], norm="FrozenBN", relu_features=False)
+        model = nn.ModuleDict({"backbone": backbone}).eval()
         DetectionCheckpointer(model).load(str(output))
         with torch.no_grad():
             found = model["backbone"](images())

@@ -99,7 +99,12 @@ def test_detectron2s_other_models_can_be_described(name: str) -> None:
     cfg.MODEL.LAZY = describe_lazily(lazy)
     set_spec(cfg, NetworkGenerator(channels=8, num_nodes=10)(seed=1))
     with torch.device("meta"):
-        assert repr(LazyDetector(cfg)) == repr(instantiate(lazy))
+        again = LazyDetector(cfg)
+        assert repr(again) == repr(instantiate(lazy))
+        assert again.backbone.bottom_up.relu_features
+        # A LazyConfig that left it out, of before the argument was true by default.
+        cfg.MODEL.RANDWIRE.RELU_FEATURES = False
+        assert not LazyDetector(cfg).backbone.bottom_up.relu_features
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """RandWire as a Detectron2 backbone: features, norms, freezing, edge dropping, configs, memory."""
 
 import copy
+import inspect
 import logging
 import multiprocessing
 import pickle
@@ -351,7 +352,7 @@ def test_freeze_returns_the_backbone_and_never_thaws() -> None:
 def test_edges_drop_with_their_probability() -> None:
     """Else edges drop too often or too seldom, some never, or some that are a node's only one."""
     spec = NetworkGenerator("small", 4, 5, "WS", {"k": 2, "p": 0.5})(3)
-    model = RandWire(spec, out_features=["res5"], edge_drop_prob=0.4).double()
+    model = RandWire(spec, out_features=["res5"], edge_drop_prob=0.4, relu_features=False).double()
     randomise(model).train()
     x = images(35, 35)
     edges = droppable(spec)
@@ -369,7 +370,8 @@ def test_edges_drop_with_their_probability() -> None:
 def test_no_edge_drops_in_eval_mode() -> None:
     """Else evaluation is random."""
     spec = draw_spec("regular", "WS")
-    model = randomise(RandWire(spec, out_features=["res5"], edge_drop_prob=1.0).double()).eval()
+    model = RandWire(spec, out_features=["res5"], edge_drop_prob=1.0, relu_features=False).double()
+    randomise(model).eval()
     expected = oracle.backbone(spec, model.state_dict(), images(), train=False).features["res5"]
     for _ in range(5):
         assert_same(model(images())["res5"], expected, "res5")
@@ -379,8 +381,8 @@ def test_no_edge_drops_in_eval_mode() -> None:
 def test_no_edge_drops_in_frozen_stages(frozen: int) -> None:
     """Else a frozen stage changes from batch to batch."""
     spec = NetworkGenerator("regular", 4, 8, "WS", {"k": 2, "p": 0.5})(1)
-    model = RandWire(spec, out_features=["res5"], edge_drop_prob=1.0, freeze_at=frozen)
-    randomise(model.double()).train()
+    model = RandWire(spec, out_features=["res5"], edge_drop_prob=1.0, relu_features=False)
+    randomise(model.double()).freeze(frozen).train()
     edges = droppable(spec, NAMES[:frozen])
     assert droppable(spec, NAMES[2:]), "the test needs edges in res2 that could drop"
     outputs = outputs_by_edge(spec, model, images(35, 35), edges, NAMES[:frozen])
@@ -396,7 +398,9 @@ def test_a_dropped_edge_is_the_oracle_without_it(
     """Else the sum keeps a part of the edge, or a parameter gets a wrong gradient or none: None
     for the dropped edge's weight stalls DistributedDataParallel."""
     spec = draw_spec("regular", graph)
-    model = RandWire(spec, out_features=["res5"], edge_drop_prob=1.0, **PATHS[path])
+    model = RandWire(
+        spec, out_features=["res5"], edge_drop_prob=1.0, relu_features=False, **PATHS[path]
+    )
     randomise(model.double()).to(device).train()
     outputs = outputs_by_edge(spec, model, images(35, 35, device), droppable(spec))
     for seed in range(4):
@@ -593,6 +597,16 @@ def test_the_default_config_is_the_papers_network() -> None:
     assert any(isinstance(m, FrozenBatchNorm2d) for m in backbone.modules())
 
 
+def test_python_and_configs_have_the_same_defaults() -> None:
+    """Wrong: ``RandWire(spec)``, or a LazyConfig, trains another network than the same words in a
+    config. A config's is for pretrained weights."""
+    parameters = inspect.signature(RandWire.__init__).parameters.values()
+    python = {p.name: p.default for p in parameters if p.default is not p.empty}
+    config = RandWire.from_config(get_cfg(), ShapeSpec(channels=3))
+    python["out_features"] = list(python["out_features"])
+    assert config | {"norm": "BN", "freeze_at": 0} == python | {"spec": config["spec"]}
+
+
 def test_every_key_reaches_the_network() -> None:
     """Else a config key is ignored."""
     keys = {
@@ -603,13 +617,13 @@ def test_every_key_reaches_the_network() -> None:
         "INIT": "fan_out",
         "EDGE_DROP_PROB": 0.25,
         "EDGE_DROP_SCOPE": "batch",
-        "RELU_FEATURES": True,
+        "RELU_FEATURES": False,
     }
     backbone = build_backbone(config(**keys, OUT_FEATURES=["res3", "res2"]))
     expected = NetworkGenerator("small", 4, 6, "WS", {"k": 2, "p": 0.5}, "conv3x3")(3)
     assert backbone.spec == expected
     assert (backbone.edge_drop_prob, backbone.edge_drop_scope) == (0.25, "batch")
-    assert backbone.relu_features
+    assert not backbone.relu_features
     std = backbone.res3.nodes[0].conv.weight.std().item()
     assert std == pytest.approx((2 / (9 * backbone.output_shape()["res3"].channels)) ** 0.5, 0.3)
     assert list(backbone.output_shape()) == ["res2", "res3"]

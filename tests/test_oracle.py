@@ -73,7 +73,8 @@ def test_every_feature_is_the_oracle(
     """Else a feature is handed out before or after it should be, or a border is treated wrongly."""
     spec = draw_spec(regime, "WS", seed=2)
     names = ("stem", "res2", "res3", "res4", "res5")
-    model = randomise(RandWire(spec, out_features=names).double()).to(device).eval()
+    model = RandWire(spec, out_features=names, relu_features=False)
+    randomise(model.double()).to(device).eval()
     x = images(*size, device)
     features = model(x)
     expected = oracle.backbone(spec, model.state_dict(), x, train=False).features
@@ -86,7 +87,8 @@ def test_every_feature_is_the_oracle(
 def test_frozen_parts_use_running_statistics(freeze_at: int) -> None:
     """Else a frozen stage still normalises by the batch, or a live one no longer does."""
     spec = draw_spec("regular", "BA")
-    model = randomise(RandWire(spec, out_features=["res5"]).double()).freeze(freeze_at).train()
+    model = RandWire(spec, out_features=["res5"], relu_features=False)
+    randomise(model.double()).freeze(freeze_at).train()
     state = leaves(model)
     frozen = ("stem", "res2", "res3", "res4", "res5")[:freeze_at]
     expected = oracle.backbone(spec, state, images(), train=True, frozen=frozen)
@@ -105,7 +107,7 @@ def test_isolated_nodes_are_input_and_output(
 ) -> None:
     """Else a disconnected graph loses its isolated nodes, or fails to run."""
     spec = NetworkSpec("small", 4, "sep_conv3x3", (Dag(4, edges),) * 3)
-    model = RandWire(spec, out_features=["res5"], **PATHS[path])
+    model = RandWire(spec, out_features=["res5"], relu_features=False, **PATHS[path])
     randomise(model.double()).to(device).train(train)
     state = leaves(model)
     x, x_oracle = (images(device=device).requires_grad_() for _ in range(2))
@@ -133,7 +135,8 @@ def test_any_graph_is_the_oracle(
     dag = Dag.from_graph(random_graph(model_name, n, seed, **params))
     node_op, path = node
     spec = NetworkSpec("small", 4, node_op, (dag,) * 3)
-    model = randomise(RandWire(spec, out_features=["res5"], **PATHS[path]).double()).eval()
+    model = RandWire(spec, out_features=["res5"], relu_features=False, **PATHS[path])
+    randomise(model.double()).eval()
     expected = oracle.backbone(spec, model.state_dict(), images(*size), train=False)
     with torch.no_grad():
         assert_same(model(images(*size))["res5"], expected.features["res5"], "res5")

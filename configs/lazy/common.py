@@ -54,7 +54,6 @@ def on_randwire(model: DictConfig) -> DictConfig:
         out_features=model.backbone.bottom_up.out_features,
         norm="FrozenBN",
         freeze_at=2,
-        relu_features=True,
     )
     model.pixel_mean = constants.imagenet_rgb256_mean
     model.pixel_std = constants.imagenet_rgb256_std

@@ -134,7 +134,8 @@ def build(name: str, case: Case) -> nn.Module:
         spec = case.generator(case.seed)
         options = RANDWIRE_OPTIONS[name]
         if case.detection:
-            return RandWire(spec, norm="FrozenBN", freeze_at=2, **options)
+            # The stages alone, as those of EXPERIMENTS.md were measured.
+            return RandWire(spec, norm="FrozenBN", freeze_at=2, relu_features=False, **options)
         return RandWireClassifier(spec, case.classes, edge_drop_prob=0.0, **options)
     if case.detection:
         cfg = get_cfg()

@@ -114,7 +114,7 @@ def _features(
     spec: NetworkSpec, state: dict[str, Tensor], prefix: str
 ) -> Callable[[Tensor], Features]:
     def compute(images: Tensor) -> Features:
-        backbone = RandWire(spec, norm="BN").eval()
+        backbone = RandWire(spec, norm="BN", relu_features=False).eval()
         names = [key for key in state if key.startswith(prefix)]
         own = {name.removeprefix(prefix): state[name] for name in names}
         backbone.load_state_dict({k: v for k, v in own.items() if k in backbone.state_dict()})

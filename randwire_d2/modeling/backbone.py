@@ -45,10 +45,9 @@ class RandWire(PretrainedNetwork, Backbone):
             ``"batch"`` those of all, which drop the first process's edge. The paper's "for each
             training mini-batch" may mean either.
         freeze_at: see ``freeze``.
-        relu_features: hand out the features after a ReLU, as a ResNet's are: the default of a
-            config, whose FPN reads them. Without it they are the stages' outputs, the means of what
-            their last batch norms return. The next stage's own ReLUs come first in either case
-            (Figure 2).
+        relu_features: hand out the features after a ReLU, as a ResNet's are. Without it they are
+            the stages' outputs, the means of what their last batch norms return. The next stage
+            reads those in either case.
         fused: whether each stage runs as one function of fused operators, in channels_last: the
             same function of the same weights as its nodes one by one. It can where it has separable
             convolutions and batch norms, frozen or not. ``"auto"``: where it can and the operators
@@ -74,7 +73,7 @@ class RandWire(PretrainedNetwork, Backbone):
         edge_drop_prob: float = 0.0,
         edge_drop_scope: EdgeDropScope = "process",
         freeze_at: int = 0,
-        relu_features: bool = False,
+        relu_features: bool = True,
         fused: Fused = "auto",
         recompute: bool = False,
         cuda_graphs: bool = True,

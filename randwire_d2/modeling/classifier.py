@@ -62,6 +62,7 @@ class RandWireClassifier(PretrainedNetwork, nn.Module):
             init=init,
             edge_drop_prob=edge_drop_prob,
             edge_drop_scope=edge_drop_scope,
+            relu_features=False,  # the head begins with one
             fused=fused,
             recompute=recompute,
             cuda_graphs=cuda_graphs,
