@@ -134,7 +134,8 @@ def test_a_recipe_is_the_papers(name: str) -> None:
     assert norms and others
     groups = {g["weight_decay"]: set(g["params"]) for g in optimizer.param_groups}
     assert groups == {0.0: norms, expected["decay"]: others}
-    assert all(g["momentum"] == 0.9 and not g["dampening"] for g in optimizer.param_groups)
+    momentum = {(g["momentum"], g["dampening"], g["nesterov"]) for g in optimizer.param_groups}
+    assert momentum == {(0.9, 0, True)}  # Goyal et al., section 5.1
 
     assert model.label_smoothing == 0.1
     network = model.network

@@ -177,6 +177,7 @@ def test_another_network_is_not_compared(tmp_path: Path, options: tuple) -> None
         (D109, ("MODEL.RPN.SMOOTH_L1_BETA", 0.0), "MODEL.RPN.SMOOTH_L1_BETA: 0.0; the paper: 0.11"),
         (D109, ("MODEL.WEIGHTS", ""), "MODEL.WEIGHTS: none; the paper: given"),
         (C109, ("SOLVER.WEIGHT_DECAY", 5e-5), "SOLVER.WEIGHT_DECAY: 5e-05; the paper: 1e-05"),
+        (C109, ("SOLVER.NESTEROV", False), "SOLVER.NESTEROV: False; the paper: True"),
         (C109, ("SOLVER.BASE_LR", 0.2), "SOLVER.BASE_LR: 0.2; the paper: 0.1"),
         (C109, ("MODEL.CLASSIFIER.LABEL_SMOOTHING", 0.0), "LABEL_SMOOTHING: 0.0; the paper: 0.1"),
         (C109, ("MODEL.CLASSIFIER.DROPOUT", 0.0), "DROPOUT: 0.0; the paper: 0.2"),

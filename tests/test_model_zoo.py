@@ -65,3 +65,4 @@ def test_the_networks_on_cifar10_have_the_same_multiply_adds(name: str, options:
     assert max(flops, baseline) <= 15e6
     for key in ("SOLVER", "INPUT", "DATASETS", "TEST"):
         assert ours[key] == theirs[key], "the recipes differ"
+    assert not ours.SOLVER.NESTEROV, "another recipe than the accuracies were measured with"

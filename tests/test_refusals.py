@@ -132,6 +132,10 @@ REFUSALS = {
         ("CLASSIFIER MODEL.WEIGHTS IN/cut.pyth", "cut.pyth' is cut off … copy or download"),
         ("CLASSIFIER MODEL.WEIGHTS IN/code.pkl", "system, and to unpickle that could run code"),
         ("CLASSIFIER SOLVER.IMS_PER_BATCH 0", "SOLVER.IMS_PER_BATCH must be at least 1; got 0"),
+        (
+            "CLASSIFIER SOLVER.MOMENTUM 0.0",
+            "SOLVER.NESTEROV True needs a SOLVER.MOMENTUM above 0; got 0.0: set … to False",
+        ),
         ("CLASSIFIER OUTPUT_DIR IN/a_file/x", "a_file' is a file; name a folder"),
         ("CLASSIFIER MODEL.CLASSIFIER.NUM_CLASSES 0", "NUM_CLASSES is 0, but … has 6 classes"),
         ("CLASSIFIER MODEL.CLASSIFIER.DROPOUT 1.5", "DROPOUT must be within 0 … 1 … got 1.5"),

@@ -12,6 +12,11 @@ def check_solver(cfg: CfgNode) -> None:
         ValueError: a key that only trainings read has a value that no training has.
     """
     check_limits(cfg, TRAINING_LIMITS)
+    if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
+        raise ValueError(
+            f"SOLVER.NESTEROV True needs a SOLVER.MOMENTUM above 0; got {cfg.SOLVER.MOMENTUM}: set "
+            "it to False"
+        )
     if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
         raise ValueError(
             f"SOLVER.PATIENCE {cfg.SOLVER.PATIENCE} is a number of evaluations, but there are none "
