@@ -170,9 +170,18 @@ def test_the_1x_recipe_is_the_original_detectrons() -> None:
         assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
         assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((60000, 80000), 90000)
         assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY) == (0.9, 0.0001)
+        # TRAIN.RPN_STRADDLE_THRESH, SOLVER.BIAS_DOUBLE_LR and BIAS_WEIGHT_DECAY.
+        assert cfg.MODEL.RPN.BOUNDARY_THRESH == 0
+        assert (cfg.SOLVER.BIAS_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY_BIAS) == (2.0, 0.0)
         assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
         assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.RANDWIRE.NORM == "FrozenBN"
         assert cfg.OUTPUT_DIR.endswith(Path(config).stem)
+    for config in (SHAPES, "configs/faster_rcnn_randwire_own_images.yaml"):
+        cfg, default = get_cfg(), get_cfg()
+        cfg.merge_from_file(str(ROOT / config))
+        for key in ("BIAS_LR_FACTOR", "WEIGHT_DECAY_BIAS"):
+            assert cfg.SOLVER[key] == default.SOLVER[key]
+        assert cfg.MODEL.RPN.BOUNDARY_THRESH == default.MODEL.RPN.BOUNDARY_THRESH
 
 
 def test_a_detector_starts_from_what_its_pretraining_leaves() -> None:
