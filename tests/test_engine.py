@@ -186,18 +186,18 @@ def test_the_1x_recipe_is_the_original_detectrons() -> None:
 
 def test_a_detector_starts_from_what_its_pretraining_leaves() -> None:
     """Wrong: the two commands, literally, are not the whole path."""
-    for channels in (109, 154):
+    for name in ("randwire_c109", "randwire_c154", "R_50", "R_101", "X_50_32x4d", "X_101_32x4d"):
         detector, classifier = detector_config(), classifier_config()
-        detector.merge_from_file(
-            str(ROOT / f"configs/faster_rcnn_randwire_c{channels}_fpn_1x.yaml")
-        )
-        path = ROOT / f"configs/imagenet/randwire_c{channels}_100ep.yaml"
+        detector.merge_from_file(str(ROOT / f"configs/faster_rcnn_{name}_fpn_1x.yaml"))
+        path = ROOT / f"configs/imagenet/{name}_100ep.yaml"
         classifier.merge_from_file(str(path))
         assert os.path.normpath(detector.MODEL.WEIGHTS) == str(
             RunFolder(os.path.normpath(classifier.OUTPUT_DIR)).backbone
         )
         assert path.stem == Path(classifier.OUTPUT_DIR).name
         assert spec_from_config(detector) == spec_from_config(classifier)
+        for key in ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "STRIDE_IN_1X1"):
+            assert detector.MODEL.RESNETS[key] == classifier.MODEL.RESNETS[key]
         assert Preprocessing.from_config(detector) == Preprocessing.from_config(classifier)
 
 
