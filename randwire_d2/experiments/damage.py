@@ -40,7 +40,7 @@ class Damage(NamedTuple):
         removed: a node, or an edge (u, v).
         degree: Figure 5's x: the node's output degree, or the input degree of the edge's target,
             before the damage. The edges of the extra input and output nodes do not count, so an
-            output node has the degree 0.
+            output node has the degree 0; the paper does not say whether they do.
     """
 
     stage: str

@@ -197,8 +197,9 @@ class RandWire(PretrainedNetwork, Backbone):
     def _draw_kept_edges(self, device: torch.device) -> dict[str, Tensor]:
         """For each stage that may lose an edge, which edges it keeps; see ``RandWireStage``.
 
-        With probability ``edge_drop_prob`` it is all but one, drawn uniformly over all stages. They
-        are data, not control flow: torch.compile would compile a network for each edge.
+        With probability ``edge_drop_prob`` it is all but one, drawn uniformly over all stages:
+        §4.2's "one edge" may as well be one of each random graph. They are data, not control flow:
+        torch.compile would compile a network for each edge.
 
         The draw comes from torch's CPU generator, whose state a seed or a checkpoint restores. With
         the scope "batch" all processes must call this together: it is the first one's draw.

@@ -91,7 +91,8 @@ def max_pool3x3(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 
 @NODE_OP_REGISTRY.register()
 def avg_pool3x3(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    # Padding is no data: at the border the mean is over the pixels that exist.
+    # The paper says neither that the pool has the stride nor what it takes of the padding, which is
+    # no data: at the border the mean is over the pixels that exist.
     pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
     return PoolConv(pool, in_channels, out_channels)
 
@@ -151,7 +152,8 @@ class Node(nn.Module):
     ) -> None:
         super().__init__()
         # "Applying sigmoid on unrestricted weights ensures they are positive" (footnote 3).
-        # A sum of one needs no weight: the norm that follows would undo it.
+        # A sum of one has no weight: a norm by its input's own statistics, as BN's in training or
+        # GN's, would undo it. FrozenBN would not.
         self.weight = nn.Parameter(torch.zeros(in_degree)) if in_degree > 1 else None
         self.conv = build_node_op(node_op, in_channels, out_channels, stride)
         self.norm = build_norm(norm, out_channels)
