@@ -137,7 +137,6 @@ class StageGraphs:
             try:
                 self._graphs[key] = Graph(launch, nodes, x, kept, backward, memory)
             except NotFinite:
-                self._recordings -= 1
                 self._calls[key] = 0
             # Whatever a driver, or memory, makes of it: training goes on.
             except Exception as e:
