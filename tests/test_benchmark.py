@@ -38,6 +38,7 @@ from randwire_d2.benchmark import (
 )
 from randwire_d2.benchmark.models import forward
 from randwire_d2.cli import benchmark as tool
+from randwire_d2.modeling.stage import RandWireStage
 
 TINY = Case(
     batch=2, height=32, width=64, generator=NetworkGenerator("small", channels=4, num_nodes=5)
@@ -223,6 +224,17 @@ def test_running_nothing_and_leaving_the_model() -> None:
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert all(p.grad is None and p.device.type == "cpu" for p in model.parameters())
     assert not any(isinstance(p, torch._subclasses.FakeTensor) for p in model.parameters())
+
+
+def test_a_network_on_another_device_counts_as_much() -> None:
+    """Else a stage's edges, which are no buffers, are real where the rest is fake: what is copied
+    or saved of them is counted as well."""
+    case = Case(batch=2, height=64, width=64)
+    model = build("randwire", case)
+    here = count(model, case.make_inputs, forward)
+    for stage in (m for m in model.modules() if isinstance(m, RandWireStage)):
+        stage.edges = tuple(edges.to("meta") for edges in stage.edges)
+    assert count(model, case.make_inputs, forward) == here
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Tool, last_metrics, run_tool
+from helpers import Tool, assert_equal, last_metrics, randomise, run_tool
 from launching import C78, TOOL, small
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from randwire_d2 import NetworkGenerator, RandWire
 from randwire_d2.config import detector_config
+from randwire_d2.engine.ema import AveragedWeights
 from randwire_d2.engine.schedule import check_solver
 from randwire_d2.runs import RunFolder
 
@@ -64,6 +67,8 @@ def test_it_is_the_average_beside_the_weights(
             if value.is_floating_point():
                 average[key] = DECAY * average[key] + (1 - DECAY) * value
                 torch.testing.assert_close(file["ema"][key], average[key])
+            else:
+                assert torch.equal(file["ema"][key], value)
     assert not equal(files["model_final"]["ema"], files["model_final"]["model"])
     assert equal(files["model_final"]["ema"], files["model_0000005"]["ema"])
     without = train(folders, tmp_path / "without", "SOLVER.EMA.DECAY", 0.0)
@@ -130,6 +135,23 @@ def test_two_processes_have_one_average(folders: Path, tmp_path: Path) -> None:
     file = train(folders, tmp_path / "run", flags=flags)["model_final"]
     assert list(file["ema"]) == list(file["model"])
     assert not equal(file["ema"], file["model"])
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["SOLVER.EMA", "torch's with use_buffers"])
+def test_an_average_keeps_the_wiring(ours: bool) -> None:
+    """Wrong: what is averaged along with the weights says which edges there are, so that the
+    average is of another network than the one that its checkpoint is loaded into."""
+    spec = NetworkGenerator("small", 8, 12, "WS", {"k": 4, "p": 0.75})(1)
+    model, x = RandWire(spec, norm="BN", fused="on"), torch.randn(2, 3, 64, 64)
+    options = {"multi_avg_fn": get_ema_multi_avg_fn(0.9999), "use_buffers": True}
+    average = AveragedWeights(model, 0.9999) if ours else AveragedModel(model, **options)
+    for seed in range(3):
+        randomise(model, seed)
+        average.update_parameters(model)
+    rebuilt = RandWire(spec, norm="BN", fused="on").eval()
+    rebuilt.load_state_dict(average.module.state_dict())
+    with torch.no_grad():
+        assert_equal(average.module.eval()(x), rebuilt(x))
 
 
 def test_a_decay_of_one_is_refused() -> None:

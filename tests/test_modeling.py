@@ -754,6 +754,17 @@ def test_deepcopy_is_independent() -> None:
     assert copy.deepcopy(model.backbone.spec) == model.backbone.spec
 
 
+def test_weights_for_a_network_built_on_meta() -> None:
+    """Else what is built without memory, and given its weights afterwards, has no edges."""
+    spec = draw_spec("regular", "WS")
+    model = randomise(RandWireClassifier(spec, 4)).eval()
+    with torch.device("meta"):
+        late = RandWireClassifier(spec, 4).eval()
+    late.to_empty(device="cpu").load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 40, 40)
+    assert torch.equal(late(x), model(x))
+
+
 def _load_and_run(pickled: bytes) -> tuple[str, list]:
     """In another process: load a model, check that its spec is whole, run it."""
     model, x = pickle.loads(pickled)

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import ops
+from ..modeling.stage import RandWireStage
 
 # These take memory and put nothing into it.
 ALLOCATIONS = {
@@ -115,11 +116,10 @@ def count(
             from which the backward pass then runs.
         training: count a training step, else one in eval mode without gradients.
     """
-    # A tensor that a module keeps beside its parameters and buffers stays real; it is only read.
+    # Any other tensor that a module keeps stays real; it is only read.
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    tensors = [*model.parameters(), *model.buffers()]
-    counted = copy.deepcopy(model, {id(t): _fake(fake, t) for t in tensors}).train(training)
-    kept = [*counted.parameters(), *counted.buffers()]
+    counted = copy.deepcopy(model, {id(t): _fake(fake, t) for t in _kept(model)}).train(training)
+    kept = _kept(counted)
     permanent = {_key(t) for t in kept}
     saved: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -142,6 +142,12 @@ def count(
             if training:
                 result.backward()
     return Count(tuple(counter.operations), saved_bytes, counter.peak)
+
+
+def _kept(model: nn.Module) -> list[Tensor]:
+    stages = (module for module in model.modules() if isinstance(module, RandWireStage))
+    edges = (edges for stage in stages for edges in stage.edges)
+    return [*model.parameters(), *model.buffers(), *edges]
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:

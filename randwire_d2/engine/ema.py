@@ -1,10 +1,11 @@
 """The exponential moving average of a training's weights, which is what its evaluations test."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from detectron2.engine import HookBase
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..modeling.stage import RandWireStage
@@ -12,7 +13,7 @@ from ..modeling.stage import RandWireStage
 
 class AveragedWeights(AveragedModel):
     """PyTorch's average of a network's weights and batch statistics, with the network's own names
-    in checkpoints.
+    in checkpoints. Integers, which have no average, are the network's.
 
     Args:
         model: not wrapped.
@@ -20,7 +21,7 @@ class AveragedWeights(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        super().__init__(model, multi_avg_fn=_average(decay), use_buffers=True)
         self.module.requires_grad_(False)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -34,6 +35,19 @@ class AveragedWeights(AveragedModel):
         """Be the network's weights until there is one iteration to average."""
         if not self.n_averaged:
             self.module.load_state_dict(model.state_dict())
+
+
+def _average(decay: float) -> Callable[[Any, Any, Any], None]:
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: list[Tensor], current: list[Tensor], number: Any) -> None:
+        """Of tensors of one type."""
+        if averaged[0].is_floating_point():
+            average(averaged, current, number)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return update
 
 
 class AverageWeights(HookBase):

@@ -1,6 +1,7 @@
 """A stage of the network: one random graph, or the single convolution of conv1 and conv2 (§3.2)."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -61,10 +62,10 @@ class RandWireStage(CNNBlockBase):
         plain_because: why the last pass ran the nodes one by one; empty if it was fused, None if
             there was none.
         padding: how many channels of zeros the nodes had beside their own in that pass.
+        edges: of each plan ``by_target`` and ``by_source``, on the stage's device. They are no
+            buffers: those are averaged with the weights by whoever averages buffers, which would
+            make other edges of them, and left without values by ``to_empty``.
     """
-
-    by_edge: Tensor
-    by_edge_by_level: Tensor
 
     def __init__(
         self,
@@ -101,9 +102,7 @@ class RandWireStage(CNNBlockBase):
             len(spec.dag.input_nodes),
             len(spec.dag.output_nodes),
         )
-        for name, plan in zip(("by_edge", "by_edge_by_level"), plans, strict=True):
-            edges = torch.tensor([*plan.by_target, *plan.by_source])
-            self.register_buffer(name, edges, persistent=False)
+        self.edges = self._edges_on(self._device())
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """
@@ -182,8 +181,9 @@ class RandWireStage(CNNBlockBase):
 
     def run_fused(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` as one function, whether or not that is possible."""
-        smallest = Order(self.plan, self.by_edge)
-        by_level = Order(self._plan_by_level, self.by_edge_by_level)
+        if self.edges[0].device != x.device:  # what gathers weights there may leave them behind
+            self.edges = self._edges_on(x.device)
+        smallest, by_level = map(Order, (self.plan, self._plan_by_level), self.edges)
         return run_fused(smallest, by_level, [*self.nodes], x, kept, self.recompute)
 
     def run_replayed(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -194,7 +194,17 @@ class RandWireStage(CNNBlockBase):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.graphs.drop()
-        return super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)
+        self.edges = self._edges_on(self._device())
+        return self
+
+    def _device(self) -> torch.device | None:
+        return next((t.device for t in chain(self.parameters(), self.buffers())), None)
+
+    def _edges_on(self, device: torch.device | None) -> tuple[Tensor, ...]:
+        plans = self.plan, self._plan_by_level
+        with torch.inference_mode(False):  # they may be trained with later
+            return tuple(torch.tensor([*p.by_target, *p.by_source], device=device) for p in plans)
 
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()  # with weights that have no address yet
