@@ -38,6 +38,7 @@ _INDIFFERENT = (
 )  # fmt: skip
 # What a training can go on from; model_best.pth has no state of one.
 _RESUMABLE = re.compile(r"model_(\d+|final)\.pth")
+_CHECKPOINT = re.compile(r"model_(\d+|final|best)\.pth(\.before)?")
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,22 @@ class RunFolder:
         """The newest one first."""
         found = [path for path in self.path.iterdir() if _RESUMABLE.fullmatch(path.name)]
         return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+
+    def left(self, but: str = "") -> list[Path]:
+        """What a training left that the next one in the folder could be taken to have written:
+        checkpoints, metrics, detections; nothing if it left no checkpoint.
+
+        Args:
+            but: a path; a backbone.pth that it names is what the next one starts from.
+        """
+        pointer = self.path / "last_checkpoint"  # first: it is what --resume looks for
+        names = sorted(os.listdir(self.path)) if self.path.is_dir() else []
+        found = [self.path / name for name in names if _CHECKPOINT.fullmatch(name)]
+        if not found and not pointer.is_file():
+            return []
+        found = [pointer, *found, self.backbone, self.metrics_file, self.detections_file.parent]
+        started = self.backbone.resolve() if Path(but).resolve() == self.backbone.resolve() else ""
+        return [path for path in found if path.exists() and path.resolve() != started]
 
     def checkpoint(self) -> Path:
         """The one to use: the best, else the final, else the last one.

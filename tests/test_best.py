@@ -84,6 +84,37 @@ def test_the_best_is_kept(
     assert_best_is(output, *best)
 
 
+def test_a_new_training_is_not_taken_for_an_earlier_one(folders: Path, tmp_path: Path) -> None:
+    """Wrong: a training that was stopped before its first checkpoint leaves an earlier one's as its
+    own, or goes on from it with --resume, as a job that Slurm puts back into the queue does; or the
+    earlier one is lost."""
+    output = tmp_path / "run"
+    train(folders, output, [10, 20, 30, 20, 10, 50])
+    (output / "backbone.pth").write_text("")
+    given = [given for given in arguments(folders, output) if given != "--resume"]
+    log, kill = output.with_suffix(".log"), "os.rename model_best.pth 2 group"  # 1 moves it
+    tool = Tool(TOOL, *given, log=log, before=INVENT.format(values=[5]), kill_at=kill)
+    assert tool.wait() == -signal.SIGKILL
+    assert f"of an earlier training are in {output / 'earlier_1'} now" in tool.said
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        RunFolder(output).checkpoint()
+    assert_best_is(output / "earlier_1", 12, 50)
+    assert (output / "earlier_1" / "backbone.pth").is_file()
+    said = train(folders, output, [1, 2, 3, 4, 5, 6])
+    assert "Starting training from iteration 0" in said
+    assert_best_is(output, 12, 6)
+    assert not (output / "earlier_2").exists()
+
+
+def test_the_backbone_that_a_training_starts_from_stays(tmp_path: Path) -> None:
+    """Wrong: a sweep's weights, which lie in the run's folder, are moved away with what it left."""
+    run = RunFolder(tmp_path)
+    assert run.left() == [] and not run.backbone.touch() and run.left() == []
+    run.best_checkpoint.touch()
+    assert run.left() == [run.best_checkpoint, run.backbone]
+    assert run.left(str(tmp_path / "x" / ".." / "backbone.pth")) == [run.best_checkpoint]
+
+
 @pytest.mark.parametrize(
     ("moment", "before", "after", "best"),
     [

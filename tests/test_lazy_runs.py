@@ -265,6 +265,18 @@ def test_the_best_is_kept_and_patience_ends_the_training(train: Callable[..., Ru
         load_detector(run.path)
 
 
+def test_a_new_training_is_not_taken_for_an_earlier_one(train: Callable[..., RunFolder]) -> None:
+    """Wrong: the best checkpoint of two trainings is the first one's, or that is lost."""
+    best = torch.load(train([10.0] * 5 + [90.0]).best_checkpoint, weights_only=True)
+    run = train([20.0], "train.max_iter=1", "train.seed=2")
+    assert [value for _, value in run.evaluations("bbox/AP")] == [20]
+    assert torch.load(run.best_checkpoint, weights_only=True)["iteration"] == 1
+    earlier = RunFolder(run.path / "earlier_1")
+    assert_equal(torch.load(earlier.best_checkpoint, weights_only=True), best)
+    assert len([*earlier.path.glob("model_0*.pth")]) == 12
+    assert earlier.last_checkpoint.samefile(earlier.final_checkpoint)
+
+
 def test_averaged_weights_are_what_is_tested(train: Callable[..., RunFolder]) -> None:
     """Wrong: the average is another, or is not what evaluations and model_best.pth are of; with
     --eval-only, too, whose folder is not the training's."""

@@ -471,7 +471,8 @@ def test_a_second_training_is_refused_until_the_first_one_ends(tmp_path: Path) -
 def test_a_training_that_is_about_to_be_overwritten_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Wrong: who forgets --resume learns it from the checkpoints that are gone."""
+    """Wrong: who forgets --resume learns it from the checkpoints that are gone; or a training loses
+    the weights that it is to start from."""
     for resume, eval_only in ((False, False), (True, False), (False, True)):
         check_output("KEY", str(tmp_path), Namespace(resume=resume, eval_only=eval_only))
         assert not caplog.messages
@@ -479,6 +480,11 @@ def test_a_training_that_is_about_to_be_overwritten_is_named(
     check_output("KEY", str(tmp_path), Namespace(resume=False, eval_only=False))
     (line,) = caplog.messages
     assert line.startswith(f"KEY '{tmp_path}' holds a training") and "--resume" in line
+    weights = tmp_path / "model_final.pth"
+    weights.write_text("")
+    with pytest.raises(ValueError, match="model_final.pth', which .*: set another KEY"):
+        given = Namespace(resume=False, eval_only=False)
+        check_output("KEY", str(tmp_path), given, os.path.relpath(weights))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

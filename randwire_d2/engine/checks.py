@@ -57,7 +57,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         check_solver(cfg)
     check_device(cfg, args)
-    check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args)
+    check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args, cfg.MODEL.WEIGHTS)
     take_data(cfg)
     _check_datasets(cfg, args)
     names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
@@ -116,16 +116,29 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def check_output(key: str, folder: str, args: argparse.Namespace) -> None:
+def check_output(key: str, folder: str, args: argparse.Namespace, weights: str = "") -> None:
     """
+    Args:
+        weights: what the run starts from.
+
     Raises:
-        ValueError: the folder that a key of the config names can't be written; one line.
+        ValueError: the folder that a key of the config names can't be written, or holds an earlier
+            training's weights, which are moved (``set_earlier_aside``), as the weights; one line.
     """
     check_folder(key, folder)
-    if RunFolder(folder).can_resume and not (args.resume or args.eval_only):
+    run = RunFolder(folder)
+    if args.eval_only or (args.resume and run.can_resume):
+        return
+    left = run.left(weights)
+    if weights and os.path.realpath(weights) in map(os.path.realpath, left):
+        raise ValueError(
+            f"{weights!r}, which the training starts from, is an earlier one's in {key} "
+            f"{folder!r}, whose checkpoints it would set aside: set another {key}"
+        )
+    if run.can_resume:
         logger.warning(
-            f"{key} {folder!r} holds a training, which this one overwrites; --resume would go on "
-            "with it"
+            f"{key} {folder!r} holds a training, whose checkpoints this one sets aside; --resume "
+            "would go on with it"
         )
 
 

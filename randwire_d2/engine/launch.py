@@ -22,6 +22,7 @@ from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .datasets import check_same_data, log_data, register_data
 from .failures import explained
 from .lock import locked
+from .saving import set_earlier_aside
 from .signals import Interrupted, end_interrupted, signals_for_children
 from .slurm import Task, add_slurm_arguments, is_submitted, submit_training
 from .threads import share_cores
@@ -100,6 +101,7 @@ def train_or_evaluate(
 
 def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
     setup(cfg, args)
+    set_earlier_aside(cfg.OUTPUT_DIR, args.resume, cfg.MODEL.WEIGHTS)
     log_data(cfg)
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)

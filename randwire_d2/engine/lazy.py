@@ -37,7 +37,7 @@ from .lazy_yaml import add_detector, yaml_config
 from .lock import locked
 from .random_state import run_seed
 from .resumption import EndOnce, FinishIteration, resumption_hooks
-from .saving import PeriodicCheckpointer, PeriodicWriter
+from .saving import PeriodicCheckpointer, PeriodicWriter, set_earlier_aside
 from .shadow_steps import ShadowSteps
 from .signals import Interrupted, StopOnSignal, end_interrupted, guard_workers
 from .slurm import Task, is_submitted, submit_training
@@ -139,6 +139,7 @@ def _write_detector(own: CfgNode) -> None:
 
 def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
     _set_up(cfg, args)
+    set_earlier_aside(cfg.train.output_dir, args.resume, cfg.train.init_checkpoint)
     model = instantiate(cfg.model).to(cfg.train.device)
     own, obstacle = _in_yaml(cfg, model)
     _write_detector(own)

@@ -100,7 +100,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     if own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
         raise ValueError(f"train.patience {own.SOLVER.PATIENCE} needs a dataloader.evaluator")
     _check_device(cfg, args)
-    check_output("train.output_dir", cfg.train.output_dir, args)
+    check_output("train.output_dir", cfg.train.output_dir, args, cfg.train.init_checkpoint)
     for split in ("test",) if args.eval_only else ("train", "test"):
         for name in datasets_of(cfg, split):
             check_dataset(f"dataloader.{split}.dataset.names", name)

@@ -8,9 +8,11 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 from detectron2.engine import hooks
+from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from ..checkpoint import RandWireCheckpointer
@@ -56,6 +58,25 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             oldest = self.recent_checkpoints.pop(0)
             if os.path.isfile(oldest) and not oldest.endswith(f"{self.file_prefix}_final.pth"):
                 os.remove(oldest)
+
+
+def set_earlier_aside(folder: str, resume: bool, weights: str) -> None:
+    """Have an OUTPUT_DIR without the checkpoints of an earlier training, which would be taken for
+    those of the one that begins, and does not go on from them. In all processes of it; it has the
+    lock, and has read and written nothing yet but config and log.
+
+    Args:
+        weights: MODEL.WEIGHTS.
+    """
+    run = RunFolder(folder)
+    left = run.left(weights) if comm.is_main_process() else []
+    if not left or (resume and run.can_resume):
+        return
+    aside = next(path for i in count(1) if not (path := run.path / f"earlier_{i}").exists())
+    aside.mkdir()
+    for path in left:
+        path.rename(aside / path.name)
+    logger.warning(f"The checkpoints and metrics of an earlier training are in {aside} now")
 
 
 def save_end(checkpointer: RandWireCheckpointer, start_iter: int, max_iter: int) -> None:
