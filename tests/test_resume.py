@@ -238,3 +238,30 @@ def test_a_stopped_training_ends_with_the_same_bits(
     first = torch.load(resumed / f"model_{STOP - 1:07}.pth", weights_only=True)
     with pytest.raises(AssertionError):
         assert_equal(first["model"], expected["model"])
+
+
+def test_a_schedule_is_that_of_its_batch(data: str, tmp_path: Path) -> None:
+    """Wrong: a training in epochs that is resumed with another batch goes on at the iteration and
+    the rate of its first one; or what may be changed is refused: the length alone, the batch of a
+    schedule in iterations, whatever an older version wrote."""
+
+    def resume(*options: object) -> Quiet:
+        trainer = Quiet(config(data, "OUTPUT_DIR", tmp_path, *options))
+        trainer.resume_or_load()
+        return trainer
+
+    epochs = ("SOLVER.EPOCHS", 2)
+    begun = resume(*epochs)
+    begun.iter = 1
+    begun.checkpointer.save("model_0000001", iteration=1)
+    assert resume(*epochs).start_iter == 2
+    assert resume("SOLVER.EPOCHS", 3).start_iter == 2
+    assert resume("SOLVER.MAX_ITER", 99).start_iter == 2
+    assert resume("SOLVER.MAX_ITER", begun.max_iter, "SOLVER.IMS_PER_BATCH", 2).start_iter == 2
+    says = "is 11 iterations of 4 images, this one 21 of 2. Set SOLVER.IMS_PER_BATCH 4 .on fewer"
+    with pytest.raises(ValueError, match=says):
+        resume(*epochs, "SOLVER.IMS_PER_BATCH", 2)
+    file = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
+    del file["trainer"]["hooks"]["KeepSchedule"]
+    torch.save(file, tmp_path / "model_0000001.pth")
+    assert resume(*epochs, "SOLVER.IMS_PER_BATCH", 2).start_iter == 2

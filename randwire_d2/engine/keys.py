@@ -11,12 +11,16 @@ class Keys(NamedTuple):
         lower: what to do about the gradients.
         metric: what the best checkpoint is best in.
         patience: the number of evaluations without a better one that end a training.
+        batch: the images of an iteration.
+        weights: what a training starts from.
     """
 
     skip: str
     lower: str
     metric: str
     patience: str
+    batch: str
+    weights: str
 
 
 YAML_KEYS = Keys(
@@ -24,10 +28,14 @@ YAML_KEYS = Keys(
     lower="lower SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True",
     metric="SOLVER.BEST_METRIC",
     patience="SOLVER.PATIENCE",
+    batch="SOLVER.IMS_PER_BATCH",
+    weights="MODEL.WEIGHTS",
 )
 LAZY_KEYS = Keys(
     skip="train.skip_nonfinite",
     lower="lower optimizer.lr",
     metric="train.best_metric",
     patience="train.patience",
+    batch="dataloader.train.total_batch_size",
+    weights="train.init_checkpoint",
 )

@@ -38,6 +38,7 @@ from .lock import locked
 from .random_state import run_seed
 from .resumption import EndOnce, FinishIteration, resumption_hooks
 from .saving import PeriodicCheckpointer, PeriodicWriter, set_earlier_aside
+from .schedule import KeepSchedule
 from .shadow_steps import ShadowSteps
 from .signals import Interrupted, StopOnSignal, end_interrupted, guard_workers
 from .slurm import Task, is_submitted, submit_training
@@ -214,6 +215,7 @@ def _hooks(cfg: DictConfig, own: CfgNode, trainer: Any) -> list[hooks.HookBase |
         ReportProgress(),
         FiniteWeights(checkpointer, train.checkpointer.period, LAZY_KEYS),
         StopOnSignal(),
+        KeepSchedule(batch_size, train.max_iter, LAZY_KEYS),
         *resumption_hooks(trainer.model, loader, batch_size, drawn=train.seed < 0),
         ShadowSteps(trainer.model, run, 0),
         AverageWeights(average, checkpointer.model) if average is not None else None,

@@ -1,8 +1,11 @@
 """A training's schedule in epochs of its images, for any batch size."""
 
-from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer
+from typing import Any
 
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase
+
+from .keys import YAML_KEYS, Keys
 from .limits import TRAINING_LIMITS, check_limits
 
 
@@ -80,3 +83,34 @@ def _warm_up(solver: CfgNode, num_images: int) -> None:
     solver.WARMUP_ITERS = round(epochs * num_images / solver.REFERENCE_BATCH_SIZE)
     solver.WARMUP_FACTOR = solver.REFERENCE_BATCH_SIZE / solver.IMS_PER_BATCH
     solver.WARMUP_METHOD = "linear"
+
+
+class KeepSchedule(HookBase):
+    """Refuses to resume a training in the schedule of another batch size.
+
+    A checkpoint's iterations and rates are those of its own: with half the images in each, as many
+    iterations are half as far. Who changes the batch or the length alone changes just that.
+
+    Args:
+        batch_size: the images of an iteration in all processes together.
+        max_iter: the length of the whole schedule.
+        keys: of the config, for messages.
+    """
+
+    def __init__(self, batch_size: int, max_iter: int, keys: Keys = YAML_KEYS) -> None:
+        self._own = {"batch_size": batch_size, "max_iter": max_iter}
+        self._keys = keys
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        own, batch = self._own, state["batch_size"]
+        if own["batch_size"] == batch or own["max_iter"] == state["max_iter"]:
+            return
+        raise ValueError(
+            f"--resume: the checkpoint's schedule is {state['max_iter']} iterations of {batch} "
+            f"images, this one {own['max_iter']} of {own['batch_size']}. Set {self._keys.batch} "
+            f"{batch} (on fewer GPUs, more images on each); or, for a schedule of its own, "
+            f"{self._keys.weights} to the checkpoint and another output folder, without --resume"
+        )

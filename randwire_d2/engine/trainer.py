@@ -51,6 +51,7 @@ from .keys import YAML_KEYS, Keys
 from .random_state import random_state_kept
 from .resumption import EndOnce, FinishIteration, resumption_hooks
 from .saving import PeriodicCheckpointer, PeriodicWriter, save_end
+from .schedule import KeepSchedule
 from .shadow_steps import ShadowSteps
 from .signals import StopOnSignal, guard_workers
 from .train_loader import detection_train_loader
@@ -209,6 +210,7 @@ class Trainer(DefaultTrainer):
             built.insert(1, AverageWeights(self.average, self.checkpointer.model))
         loader, batch_size = self._trainer.data_loader, self.cfg.SOLVER.IMS_PER_BATCH
         built[:0] = resumption_hooks(self.model, loader, batch_size, drawn=self.cfg.SEED < 0)
+        built.insert(0, KeepSchedule(batch_size, self.cfg.SOLVER.MAX_ITER))
         built.insert(0, StopOnSignal())
         built.insert(0, FiniteWeights(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
         built[:0] = [EndOnce(), ReportProgress()]
