@@ -219,6 +219,7 @@ def test_seeds_places_and_speed_are_no_difference(tmp_path: Path) -> None:
     """Wrong: only who has the authors' machine, or their seed, sees the paper's numbers."""
     places = ("OUTPUT_DIR", "elsewhere", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 1)
     speed = ("MODEL.RANDWIRE.FUSED", "off", "MODEL.RANDWIRE.RECOMPUTE", True)
+    places += ("SOLVER.HANG_TIMEOUT", 60)
     seeds = ("SEED", 9, "MODEL.RANDWIRE.SEED", 2, "TEST.EVAL_PERIOD", 7)
     # A RandWire's training reads no key of a ResNet, and a cosine has no steps.
     unread = ("MODEL.RESNETS.DEPTH", 18, "SOLVER.STEPS", (1,), "SOLVER.AMP.PRECISION", "bfloat16")

@@ -329,7 +329,7 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
         (["train.max_itr=5"], "train.max_itr is unknown; did you mean .*'max_iter'"),
         (["train.max_iter=0"], "train.max_iter must be at least 1; got 0"),
         (["train.skip_nonfinite=-1"], "train.skip_nonfinite must be at least 0; got -1"),
-        (["train.hang_timeout=no"], "train.hang_timeout must be at least 1; got 'no'"),
+        (["train.hang_timeout=no"], "train.hang_timeout must be at least 0; got 'no'"),
         (["train.ema.decay=1"], "train.ema.decay must be within 0 … 1, and less than 1; got 1"),
         (["train.ema.deca=0.5"], "train.ema.deca is unknown; did you mean 'decay'"),
         (["train.ema=0.5"], "train.ema must have keys, decay; got 0.5"),

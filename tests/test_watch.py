@@ -14,7 +14,8 @@ from detectron2.utils import comm
 from helpers import FORK_SERVER, PATIENCE
 from torch import distributed
 
-from randwire_d2.engine import watch
+from randwire_d2.config import detector_config
+from randwire_d2.engine import check_solver, watch
 from randwire_d2.engine.watch import Judge, ReportProgress, State, watched
 
 NAMES = ["process 0 of 2 (a)", "process 1 of 2 (b)"]
@@ -103,11 +104,16 @@ def test_an_iteration_that_takes_longer_than_others_hangs(
     assert said.startswith(expected)
 
 
-def test_an_evaluation_takes_as_long_as_it_likes() -> None:
+def test_an_evaluation_takes_as_long_as_it_likes(caplog: pytest.LogCaptureFixture) -> None:
     """Wrong: the slow evaluation of the first process ends the training."""
     evaluates, waits = State("between", 7), State("iteration", 8, waits=True)
     assert judged(Judge(NAMES, 600), evaluates, waits, until=1500) == ""
     assert judged(Judge(NAMES, 0), waits, waits, until=1500) == "", "no limit"
+    (record,) = caplog.records
+    assert record.message.endswith("there is no limit, SOLVER.HANG_TIMEOUT")
+    cfg = detector_config()
+    cfg.SOLVER.HANG_TIMEOUT = 0
+    check_solver(cfg)
     at_the_end = [State("between", 9), State("done", 9)]
     assert judged(Judge(NAMES, 600), *at_the_end, until=1500) == ""
 

@@ -24,7 +24,8 @@ train.init_checkpoint = "output/imagenet/randwire_c109_100ep/backbone.pth"
 # What tools/lazyconfig_train_net.py adds to Detectron2's ``train``, with these values where a
 # config says nothing. A loss that is no number ends a training, but for so many steps in a row:
 train.skip_nonfinite = 0
-# With several processes, the seconds after which an iteration that waits for images hangs:
+# With several processes, the seconds after which an iteration that waits for images hangs (none
+# does if it is 0):
 train.hang_timeout = 600
 # What model_best.pth is best in, by its name in metrics.json; if not 0, so many evaluations that do
 # not improve it end the training:

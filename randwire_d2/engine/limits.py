@@ -115,7 +115,7 @@ TRAINING_LIMITS = {
     "SOLVER.EMA.DECAY": within(0, 1, open_end=True),
     "SOLVER.EPOCHS": at_least(0),
     "SOLVER.GAMMA": POSITIVE,
-    "SOLVER.HANG_TIMEOUT": at_least(1),
+    "SOLVER.HANG_TIMEOUT": at_least(0),
     "SOLVER.IMS_PER_BATCH": at_least(1),
     "SOLVER.LR_SCHEDULER_NAME": one_of(
         "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"

@@ -131,7 +131,8 @@ class Judge:
             return line
         if seconds >= SLOW and not self._is_warned:
             self._is_warned = True
-            logger.warning(f"{line}; the limit is {self._timeout:.0f} s, SOLVER.HANG_TIMEOUT")
+            limit = f"the limit is {self._timeout:.0f} s" if self._timeout else "there is no limit"
+            logger.warning(f"{line}; {limit}, SOLVER.HANG_TIMEOUT")
         return ""
 
     def _limit(self) -> float:
