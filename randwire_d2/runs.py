@@ -142,6 +142,11 @@ class RunFolder:
         found = [path for path in self.path.iterdir() if _RESUMABLE.fullmatch(path.name)]
         return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
+    def periodic_checkpoints(self) -> dict[int, Path]:
+        """Those that SOLVER.CHECKPOINT_PERIOD makes: iteration -> file, in order."""
+        numbers = ((_RESUMABLE.fullmatch(path.name), path) for path in sorted(self.path.iterdir()))
+        return {int(m[1]): path for m, path in numbers if m and m[1] != "final"}
+
     def left(self, but: str = "") -> list[Path]:
         """What a training left that the next one in the folder could be taken to have written:
         checkpoints, metrics, detections; nothing if it left no checkpoint.

@@ -176,6 +176,23 @@ def test_the_last_whole_checkpoint_is_never_deleted(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).last_checkpoint.name == "model_0000002.pth"
 
 
+def test_a_resumed_training_keeps_no_more_checkpoints(tmp_path: Path) -> None:
+    """Wrong: each time that a training is resumed, a checkpoint stays for ever; or one goes that
+    is newer than where it was resumed from, which the next resumption may need."""
+    checkpointer = RandWireCheckpointer(torch.nn.Linear(3, 2), str(tmp_path))
+    checkpointer.save("model_final", iteration=9)
+    left = []
+    for start in (0, 3, 6, 2):
+        hook = PeriodicCheckpointer(checkpointer, 1, max_to_keep=2)
+        hook.trainer = SimpleNamespace(max_iter=9, start_iter=start)
+        hook.before_train()
+        for iteration in range(start, start + 3):
+            hook.step(iteration)
+        left.append([*RunFolder(tmp_path).periodic_checkpoints()])
+    assert left == [[1, 2], [4, 5], [7, 8], [3, 4, 7, 8]]
+    assert RunFolder(tmp_path).final_checkpoint.is_file()
+
+
 # -------------------------------------------------------------------------------------------------
 # A disk that is full
 # -------------------------------------------------------------------------------------------------

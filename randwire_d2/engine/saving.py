@@ -24,13 +24,16 @@ logger = logging.getLogger(__name__)
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's, which deletes an older checkpoint only if the new one is whole on disk, and
-    says at the start if the disk has no room for two."""
+    """Detectron2's, which deletes an older checkpoint only if the new one is whole on disk, counts
+    those from before it was resumed, and says at the start if the disk has no room for two."""
 
     max_to_keep: int | None
 
     def before_train(self) -> None:
         super().before_train()
+        earlier = RunFolder(self.checkpointer.save_dir).periodic_checkpoints()
+        start = self.trainer.start_iter  # what is of a later iteration will be written again
+        self.recent_checkpoints = [str(path) for i, path in earlier.items() if i < start]
         folder, size = self.checkpointer.save_dir, self.checkpointer.size()
         if not self.trainer.start_iter:  # SGD has no momentum yet
             weights = self.checkpointer.model.parameters()
@@ -56,7 +59,7 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             return
         while len(self.recent_checkpoints) > most:
             oldest = self.recent_checkpoints.pop(0)
-            if os.path.isfile(oldest) and not oldest.endswith(f"{self.file_prefix}_final.pth"):
+            if os.path.isfile(oldest):
                 os.remove(oldest)
 
 

@@ -111,8 +111,8 @@ def share_statistics(model: torch.nn.Module) -> None:
 
 
 def settle_start(trainer: Any, cfg: CfgNode, keys: Keys = YAML_KEYS) -> None:
-    """What follows from the checkpoint that was loaded: the average's first weights, what is kept,
-    and the end of a training that had ended already, or was killed just ahead of it.
+    """What follows from the checkpoint that was loaded: the average's first weights, and the end of
+    a training that had ended already, or was killed just ahead of it.
 
     Args:
         trainer: has loaded it, and knows its start_iter; its max_iter may change.
@@ -120,12 +120,8 @@ def settle_start(trainer: Any, cfg: CfgNode, keys: Keys = YAML_KEYS) -> None:
     """
     if trainer.average is not None:
         trainer.average.begin(trainer.checkpointer.model)
-    if trainer.start_iter:
-        for hook in trainer._hooks:
-            if isinstance(hook, hooks.PeriodicCheckpointer):
-                hook.recent_checkpoints = [trainer.checkpointer.newest]
-        if cfg.SOLVER.PATIENCE and is_exhausted(cfg, trainer.start_iter, keys):
-            trainer.max_iter = trainer.start_iter
+    if trainer.start_iter and cfg.SOLVER.PATIENCE and is_exhausted(cfg, trainer.start_iter, keys):
+        trainer.max_iter = trainer.start_iter
     save_end(trainer.checkpointer, trainer.start_iter, trainer.max_iter)
 
 
