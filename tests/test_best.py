@@ -153,15 +153,15 @@ def test_a_killed_run_keeps_the_best_of_what_counts(
 def test_patience_ends_a_training_as_its_last_iteration_would(
     folders: Path, tmp_path: Path
 ) -> None:
-    """Wrong: it ends too early or too late, without its last evaluation or checkpoint, or goes on
-    when it is resumed, as every run of a sweep is."""
+    """Wrong: it ends too early or too late, without its last checkpoint, evaluates the same weights
+    twice, or goes on when it is resumed, as every run of a sweep is."""
     output = tmp_path / "run"
     patience = ("SOLVER.PATIENCE", 2)
-    said = train(folders, output, [20, 30, 30, "float('nan')", 29], *patience)
+    said = train(folders, output, [20, 30, 30, "float('nan')"], *patience)
     assert said.count("has not improved for 2 evaluations, SOLVER.PATIENCE") == 1
     assert "Traceback" not in said and "Exception" not in said
     assert "The training has ended after 8 iterations" in said
-    assert [i for i, _ in RunFolder(output).evaluations(TOP1)] == [1, 3, 5, 7, 8]
+    assert [i for i, _ in RunFolder(output).evaluations(TOP1)] == [1, 3, 5, 7]
     assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 7
     assert_best_is(output, 3, 30)
     assert RunFolder(output).progress().done == 1
@@ -188,7 +188,7 @@ def test_patience_is_remembered_and_shared(folders: Path, tmp_path: Path) -> Non
     said = run_tool(TOOL, *given, "SOLVER.BEST_METRIC", "classification/top5", log=log)
     assert said.count("has not improved for 3 evaluations") == 1
     train_until("os.rename model_0000007.pth 1", folders, tmp_path / "killed", [30, 20, 20])
-    said = train(folders, tmp_path / "killed", [20, 20, 20], *several)
+    said = train(folders, tmp_path / "killed", [20, 20], *several)
     assert "has not improved for 3 evaluations" in said
     assert "The training has ended after 8 iterations" in said
     assert_best_is(tmp_path / "killed", 1, 30)

@@ -252,10 +252,10 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunF
 def test_the_best_is_kept_and_patience_ends_the_training(train: Callable[..., RunFolder]) -> None:
     """Wrong: a later or worse evaluation replaces it, the training ends too early or too late, or
     goes on when it is resumed."""
-    told = [20.0, 30.0, math.nan, 29.0, 28.0]  # the last one is that of its end
-    for found, flags in ((told, ()), (told[-1:], ("--resume",))):
+    told, iterations = [20.0, 30.0, math.nan, 29.0], [1, 3, 5, 7]
+    for found, flags, more in ((told, (), []), (told[-1:], ("--resume",), [8])):
         run = train(found, *flags, "train.patience=2")
-        assert [i for i, _ in run.evaluations("bbox/AP")] == [1, 3, 5, 7, 8]
+        assert [i for i, _ in run.evaluations("bbox/AP")] == iterations + more
         assert load_checkpoint(str(run.final_checkpoint))["iteration"] == 7
         best = torch.load(run.best_checkpoint, weights_only=True)
         assert best["iteration"] == 3 and "trainer" not in best

@@ -182,8 +182,8 @@ class TrainingStopped(BaseException):
 
 
 class Patience(hooks.HookBase):
-    """Ends a training that does not improve, as one that has reached its last iteration ends: with
-    its last evaluation and model_final.pth, in all processes.
+    """Ends a training that does not improve, after the evaluation that shows it, with
+    model_final.pth, in all processes.
 
     It belongs behind all other hooks, as it leaves the loop.
     """
@@ -199,6 +199,20 @@ class Patience(hooks.HookBase):
             trainer.checkpointer.save("model_final", iteration=trainer.iter)
             trainer.iter = trainer.max_iter = iterations
             raise TrainingStopped
+
+
+class EvalHook(hooks.EvalHook):
+    """Detectron2's, which does not evaluate once more the weights with which ``Patience`` ends."""
+
+    _iterations = 0  # after which it has evaluated
+
+    def _do_eval(self) -> None:
+        super()._do_eval()
+        self._iterations = self.trainer.iter + 1
+
+    def after_train(self) -> None:
+        self._eval_after_train = self._iterations != self.trainer.max_iter
+        super().after_train()
 
 
 def is_exhausted(cfg: CfgNode, end: int, keys: Keys = YAML_KEYS) -> bool:

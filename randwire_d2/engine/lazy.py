@@ -24,7 +24,7 @@ from ..data.classes import class_entries
 from ..files import atomic_open
 from ..malloc import keep_freed_memory
 from ..runs import RunFolder, evaluation_config
-from .best import BestCheckpointer, Patience, TrainingStopped
+from .best import BestCheckpointer, EvalHook, Patience, TrainingStopped
 from .conclusion import conclude, predict_command
 from .ema import AveragedWeights, AverageWeights
 from .failures import explained
@@ -222,7 +222,7 @@ def _hooks(cfg: DictConfig, own: CfgNode, trainer: Any) -> list[hooks.HookBase |
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         PeriodicCheckpointer(checkpointer, **train.checkpointer) if is_main else None,
-        hooks.EvalHook(train.eval_period, evaluate),
+        EvalHook(train.eval_period, evaluate),
         PeriodicWriter(writers, train.eval_period, train.log_period) if is_main else None,
         BestCheckpointer(own, tested, LAZY_KEYS) if is_main else None,
         Patience(own, LAZY_KEYS) if train.patience else None,

@@ -40,6 +40,7 @@ from ..modeling.stage import RandWireStage
 from ..runs import RunFolder
 from .best import (
     BestCheckpointer,
+    EvalHook,
     Patience,
     TrainingStopped,
     is_exhausted,
@@ -197,7 +198,7 @@ class Trainer(DefaultTrainer):
                 iterations = self.cfg.TEST.PRECISE_BN.NUM_ITER
                 built[i] = PreciseBN(period, self.evaluated_model, hook._data_loader, iterations)
             elif isinstance(hook, hooks.EvalHook):
-                built[i] = hooks.EvalHook(period, self.evaluate)
+                built[i] = EvalHook(period, self.evaluate)
             elif isinstance(hook, hooks.PeriodicWriter):
                 built[i] = PeriodicWriter(hook._writers, period)
         folder = RunFolder(self.cfg.OUTPUT_DIR)
