@@ -322,8 +322,11 @@ def test_precise_norms_leave_the_training_as_it_is(tmp_path: Path) -> None:
 
 
 def test_evaluators_follow_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = load_config(parse(SHAPES, "OUTPUT_DIR", str(tmp_path)))
-    assert isinstance(Trainer.build_evaluator(cfg, "randwire_shapes_val"), COCOEvaluator)
+    """Wrong: a data set is evaluated as one of another kind, or keypoints with COCO's sigmas."""
+    given = ("TEST.KEYPOINT_OKS_SIGMAS", "[0.25, 0.5]")
+    cfg = load_config(parse(SHAPES, "OUTPUT_DIR", str(tmp_path), *given))
+    evaluator = Trainer.build_evaluator(cfg, "randwire_shapes_val")
+    assert isinstance(evaluator, COCOEvaluator) and evaluator._kpt_oks_sigmas == [0.25, 0.5]
     monkeypatch.setitem(trainer._EVALUATORS, "coco", trainer._EVALUATORS["coco"] * 2)
     assert isinstance(Trainer.build_evaluator(cfg, "randwire_shapes_val"), DatasetEvaluators)
     MetadataCatalog.get("of_no_kind").set(evaluator_type="smell")

@@ -59,21 +59,35 @@ from .train_loader import detection_train_loader
 from .validation import detection_loss_loader, detection_losses, mean_losses
 from .watch import ReportProgress
 
+
+def _coco(cfg: CfgNode, name: str, folder: str) -> COCOEvaluator:
+    return COCOEvaluator(
+        name,
+        output_dir=folder,
+        # Without a COCO file the ground truth is written into the folder: anew, the labels may be.
+        allow_cached_coco=False,
+        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+    )
+
+
+def _sem_seg(cfg: CfgNode, name: str, folder: str) -> SemSegEvaluator:
+    return SemSegEvaluator(name, distributed=True, output_dir=folder)
+
+
 # By a data set's ``evaluator_type``, as in Detectron2's tools/train_net.py: its package, and so its
 # DefaultTrainer, has no such choice.
-_EVALUATORS: dict[str, tuple[Callable[[str, str], DatasetEvaluator], ...]] = {
-    # Without a COCO file the ground truth is written into the folder: anew, the labels may be.
-    "coco": (lambda name, folder: COCOEvaluator(name, output_dir=folder, allow_cached_coco=False),),
+_EVALUATORS: dict[str, tuple[Callable[[CfgNode, str, str], DatasetEvaluator], ...]] = {
+    "coco": (_coco,),
     "coco_panoptic_seg": (
-        lambda name, folder: SemSegEvaluator(name, distributed=True, output_dir=folder),
-        lambda name, folder: COCOEvaluator(name, output_dir=folder),
-        lambda name, folder: COCOPanopticEvaluator(name, folder),
+        _sem_seg,
+        _coco,
+        lambda cfg, name, folder: COCOPanopticEvaluator(name, folder),
     ),
-    "sem_seg": (lambda name, folder: SemSegEvaluator(name, distributed=True, output_dir=folder),),
-    "cityscapes_instance": (lambda name, folder: CityscapesInstanceEvaluator(name),),
-    "cityscapes_sem_seg": (lambda name, folder: CityscapesSemSegEvaluator(name),),
-    "pascal_voc": (lambda name, folder: PascalVOCDetectionEvaluator(name),),
-    "lvis": (lambda name, folder: LVISEvaluator(name, output_dir=folder),),
+    "sem_seg": (_sem_seg,),
+    "cityscapes_instance": (lambda cfg, name, folder: CityscapesInstanceEvaluator(name),),
+    "cityscapes_sem_seg": (lambda cfg, name, folder: CityscapesSemSegEvaluator(name),),
+    "pascal_voc": (lambda cfg, name, folder: PascalVOCDetectionEvaluator(name),),
+    "lvis": (lambda cfg, name, folder: LVISEvaluator(name, output_dir=folder),),
 }
 
 
@@ -327,5 +341,5 @@ class Trainer(DefaultTrainer):
                 f"{sorted(_EVALUATORS)}"
             )
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        evaluators = [build(dataset_name, folder) for build in _EVALUATORS[kind]]
+        evaluators = [build(cfg, dataset_name, folder) for build in _EVALUATORS[kind]]
         return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
