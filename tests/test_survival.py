@@ -23,6 +23,7 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import create_ddp_model, default_argument_parser
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter
 from helpers import (
     ROOT,
@@ -153,6 +154,17 @@ def test_no_whole_checkpoint_is_said_in_one_line(tmp_path: Path) -> None:
     os.truncate(tmp_path / "model_0000001.pth", 9)
     with pytest.raises(ValueError, match="no checkpoint of .* is whole; train anew") as e:
         resume(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_machines_without_a_common_folder_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: one of them begins anew and the other goes on, and they wait for each other."""
+    checkpointer = RandWireCheckpointer(save(tmp_path, 3), str(tmp_path))
+    monkeypatch.setattr(comm, "all_gather", lambda own: [own, False])
+    with pytest.raises(ValueError, match="of 2 processes, but not for 1: .*same folder") as e:
+        checkpointer.resume_or_load("", resume=True)
     assert "\n" not in str(e.value)
 
 

@@ -100,9 +100,17 @@ class RandWireCheckpointer(DetectionCheckpointer):
         (``RunFolder.last_checkpoint``).
 
         Raises:
-            ValueError: none is whole; one line.
+            ValueError: none is whole, or not all processes have one; one line.
         """
-        if not (resume and self.has_checkpoint()):
+        found = comm.all_gather(resume and self.has_checkpoint())
+        if lacking := [i for i, has in enumerate(found) if not has and any(found)]:
+            raise ValueError(
+                f"--resume: {os.path.join(self.save_dir, 'last_checkpoint')} is there for some of "
+                f"{len(found)} processes, but not for {', '.join(map(str, lacking))}: all machines "
+                "need the same folder as OUTPUT_DIR, or copies of that file and of the checkpoint "
+                "that it names"
+            )
+        if not found[0]:
             return self.load(path, checkpointables=[])
         last, refusal = "", ""
         if comm.is_main_process():
