@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import configurable, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.env import seed_all_rng
 from helpers import ROOT
 
-from randwire_d2 import add_randwire_config, engine
+from randwire_d2 import add_randwire_config, engine, load_detector
 from randwire_d2.checkpoint import Preprocessing, RandWireCheckpointer
 from randwire_d2.config import classifier_config, detector_config, spec_from_config
 from randwire_d2.engine import Trainer, argument_parser, load_config, trainer
@@ -89,6 +90,31 @@ def test_a_broken_config_file_is_named_in_one_line(tmp_path: Path, text: str, sa
 def test_a_missing_gpu_is_named_with_the_way_out() -> None:
     with pytest.raises(ValueError, match="MODEL.DEVICE cpu"):
         load_config(parse(C109))
+
+
+class Computing(GeneralizedRCNN):
+    """It has to know a tensor's values when it is built, as Detectron2's ViT and Swin have."""
+
+    @configurable
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.5, 3)]
+
+
+def test_a_part_that_computes_while_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: the checks, which build a network without values, take it for a fault of their own;
+    or nobody can load what was trained."""
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "Computing", Computing)
+    caplog.set_level("INFO")
+    cfg = load_config(parse(SHAPES, "MODEL.META_ARCHITECTURE", "Computing"))
+    assert "A part of the network computes while it is built" in caplog.text
+    model: Any = Trainer.build_model(cfg)
+    assert model.rates == [0, 0.25, 0.5]
+    names = [f"name {i}" for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
+    RandWireCheckpointer(model, str(tmp_path), cfg=cfg, class_names=names).save("model")
+    assert isinstance(load_detector(tmp_path / "model.pth", "cpu").model, Computing)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from ..config import (
 from ..config_files import config_path
 from ..devices import usable_device
 from ..files import check_folder
+from ..modeling.on_meta import build_on_meta
 from ..runs import RunFolder
 from .best import check_best_metric
 from .datasets import forget_classes, settle_classes, take_data
@@ -320,7 +321,7 @@ def _check_registered(key: str, name: str, registry: Registry) -> None:
 
 
 def check_model(cfg: CfgNode, args: argparse.Namespace) -> nn.Module:
-    """The network, built without memory or time, and with every check of the real one.
+    """The network, built without memory or time if that can be, with every check of the real one.
 
     Raises:
         ValueError: it can't be built, trained as configured, or have its weights; one line.
@@ -336,7 +337,7 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> nn.Module:
     if not cfg.MODEL.WEIGHTS and not resumes and (node is not None or is_classifier(cfg)):
         _check_untrained(cfg, node, args.eval_only)
     checkpoint = None if resumes else _find_weights(cfg)
-    model = _build_on_meta(cfg)
+    model = _build(cfg)
     if checkpoint is not None:
         try:
             check_wiring(model, checkpoint)
@@ -373,13 +374,11 @@ def _check_untrained(cfg: CfgNode, node: str | None, eval_only: bool) -> None:
         )
 
 
-def _build_on_meta(cfg: CfgNode) -> nn.Module:
+def _build(cfg: CfgNode) -> nn.Module:
     try:
-        with torch.device("meta"):
-            model: nn.Module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+        return build_on_meta(lambda: META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg))
     except (AssertionError, KeyError, ValueError) as e:  # how Detectron2 refuses a value
         reason = str(e.args[0]) if e.args else traceback.extract_tb(e.__traceback__)[-1].line
         if isinstance(e, KeyError) and " " not in str(reason):
             reason = f"there is no {reason!r}"
         raise ValueError(f"the config's network can't be built: {reason}") from e
-    return model

@@ -13,7 +13,6 @@ import traceback
 import warnings
 from typing import Any
 
-import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from hydra.errors import HydraException
@@ -23,12 +22,13 @@ from torch import nn
 
 from ..checkpoint import load_checkpoint
 from ..config_files import config_path
-from ..devices import usable_device
 from ..modeling import RandWire
+from ..modeling.on_meta import build_on_meta
 from ..runs import RunFolder
 from .best import check_best_metric
 from .checks import (
     check_dataset,
+    check_device,
     check_order,
     check_output,
     check_processes,
@@ -44,7 +44,6 @@ from .lazy_yaml import (
 )
 from .limits import LIMITS, at_least, check_limits
 from .schedule import check_solver
-from .slurm import is_submitted
 from .watch import HANG_TIMEOUT
 
 with warnings.catch_warnings():  # ahead of the tool's first word
@@ -93,13 +92,15 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
             raise ValueError(f"{key} has no value")
     own = yaml_config(cfg)
     with in_lazy_words():
+        if OmegaConf.select(cfg, "dataloader.train.total_batch_size") is None:
+            own.SOLVER.IMS_PER_BATCH = max(check_processes(args)[0], 1)  # its loader knows
         check_limits(own, LIMITS)
         check_solver(own)
+        check_device(own, args)
     if not _PERIOD.holds(cfg.train.log_period):
         raise ValueError(f"train.log_period must be {_PERIOD.wanted}; got {cfg.train.log_period!r}")
     if own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
         raise ValueError(f"train.patience {own.SOLVER.PATIENCE} needs a dataloader.evaluator")
-    _check_device(cfg, args)
     check_output("train.output_dir", cfg.train.output_dir, args, cfg.train.init_checkpoint)
     for split in ("test",) if args.eval_only else ("train", "test"):
         for name in datasets_of(cfg, split):
@@ -152,29 +153,9 @@ def _check_classes(cfg: DictConfig, name: str) -> None:
             raise ValueError(f"{key} is {value}, but {name!r} has {number} classes: {key}={number}")
 
 
-def _check_device(cfg: DictConfig, args: argparse.Namespace) -> None:
-    processes, here = check_processes(args)
-    device, gpus = str(cfg.train.device), torch.cuda.device_count()
-    usable_device("train.device", device)
-    if device.startswith("cuda") and gpus < here and not is_submitted(args):
-        raise ValueError(
-            f"train.device is {device!r} and --num-gpus {here}, but torch sees {gpus} "
-            "GPUs; to train on the CPU, add train.device=cpu"
-        )
-    if device == "cpu" and cfg.train.amp.enabled and not args.eval_only:
-        raise ValueError("train.amp.enabled needs a GPU: Detectron2's AMPTrainer has no CPU path")
-    batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=processes)
-    if not args.eval_only and batch % max(processes, 1):
-        raise ValueError(
-            "dataloader.train.total_batch_size must be a multiple of the number of processes, "
-            f"{processes}; got {batch}"
-        )
-
-
 def _check_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:
     try:
-        with torch.device("meta"):  # without memory or time
-            model: nn.Module = instantiate(cfg.model)
+        model = build_on_meta(lambda: instantiate(cfg.model))
     except (AssertionError, OmegaConfBaseException, TypeError, ValueError) as e:
         raise ValueError(f"model: {' '.join(str(e).split())}") from e
     modules = list(model.modules())

@@ -1,6 +1,7 @@
 """What a LazyConfig says, in YAML's keys: for all that trainings of both kinds share, and for what
 reads a run when it has ended."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ def in_lazy_words() -> Iterator[None]:
     except ValueError as e:
         said = str(e)
         for lazy, key in _KEYS.items():
-            said = said.replace(key, lazy)
+            said = re.sub(rf"add {re.escape(key)} ", f"add {lazy}=", said).replace(key, lazy)
         raise ValueError(said) from e
 
 

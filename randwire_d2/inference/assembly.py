@@ -1,10 +1,9 @@
 """From what a checkpoint holds to a model that can be called."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -21,6 +20,7 @@ from ..checkpoint import (
 from ..config import is_classifier, set_spec
 from ..data.classes import category_ids
 from ..devices import device_here
+from ..modeling.on_meta import build_on_meta
 from ..pretrained.reading import check_state
 from ..runs import RunFolder
 from ..text import brief, one_line
@@ -46,9 +46,8 @@ def assemble(
         cfg.MODEL.WEIGHTS = os.path.abspath(file)
         cfg.MODEL.DEVICE = device_here("device", device)
         cfg.freeze()
-        with torch.device("meta"):
-            # Without memory: a config of some bytes can describe any number of weights.
-            _check_weights(_build(cfg).state_dict(), state)
+        # Without memory: a config of some bytes can describe any number of weights.
+        _check_weights(_build(cfg, build_on_meta).state_dict(), state)
         model = _build(cfg).to(cfg.MODEL.DEVICE)
         check_wiring(model, checkpoint)
         _load_strictly(model, state)
@@ -80,12 +79,13 @@ def _config(file: str, checkpoint: Mapping[str, Any]) -> CfgNode:
     return cfg
 
 
-def _build(cfg: CfgNode) -> nn.Module:
+def _build(
+    cfg: CfgNode, how: Callable[[Callable[[], nn.Module]], nn.Module] = lambda build: build()
+) -> nn.Module:
     if cfg.MODEL.META_ARCHITECTURE in ("ProposalNetwork", "SemanticSegmentor"):
         raise ValueError(f"a {cfg.MODEL.META_ARCHITECTURE} finds no instances of classes")
     try:
-        model: nn.Module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-        return model
+        return how(lambda: META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg))
     # KeyError: of a registry; the others: of values that no constructor expects.
     except (
         LookupError, AssertionError, AttributeError, TypeError, ArithmeticError, RuntimeError
