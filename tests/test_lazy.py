@@ -331,6 +331,7 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
         (["train.skip_nonfinite=-1"], "train.skip_nonfinite must be at least 0; got -1"),
         (["train.hang_timeout=no"], "train.hang_timeout must be at least 0; got 'no'"),
         (["train.ema.decay=1"], "train.ema.decay must be within 0 … 1, and less than 1; got 1"),
+        (["+train.checkpointer.file_prefix=x"], "train.checkpointer.file_prefix is unknown"),
         (["train.ema.deca=0.5"], "train.ema.deca is unknown; did you mean 'decay'"),
         (["train.ema=0.5"], "train.ema must have keys, decay; got 0.5"),
         (

@@ -254,9 +254,10 @@ def test_the_best_is_kept_and_patience_ends_the_training(train: Callable[..., Ru
     goes on when it is resumed."""
     told, iterations = [20.0, 30.0, math.nan, 29.0], [1, 3, 5, 7]
     for found, flags, more in ((told, (), []), (told[-1:], ("--resume",), [8])):
-        run = train(found, *flags, "train.patience=2")
+        run = train(found, *flags, "train.patience=2", "train.checkpointer.max_to_keep=2")
         assert [i for i, _ in run.evaluations("bbox/AP")] == iterations + more
         assert load_checkpoint(str(run.final_checkpoint))["iteration"] == 7
+        assert [*run.periodic_checkpoints()] == [6, 7]
         best = torch.load(run.best_checkpoint, weights_only=True)
         assert best["iteration"] == 3 and "trainer" not in best
         assert_equal(best["model"], TESTED[1])

@@ -8,10 +8,10 @@ from typing import Any
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.engine import (
+    HookBase,
     create_ddp_model,
     default_setup,
     default_writers,
-    hooks,
 )
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
@@ -24,26 +24,23 @@ from ..data.classes import class_entries
 from ..files import atomic_open
 from ..malloc import keep_freed_memory
 from ..runs import RunFolder, evaluation_config
-from .best import BestCheckpointer, EvalHook, Patience, TrainingStopped
+from .best import TrainingStopped
 from .conclusion import conclude, predict_command
-from .ema import AveragedWeights, AverageWeights
+from .ema import AveragedWeights
 from .failures import explained
-from .finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
+from .finite import FiniteAMPTrainer, FiniteTrainer
 from .keys import LAZY_KEYS
 from .launch import load_tested_weights, log_into, run_processes, write_results
 from .lazy_config import read_lazy_config
 from .lazy_loader import lazy_train_loader
 from .lazy_yaml import add_detector, yaml_config
 from .lock import locked
+from .order import training_hooks
 from .random_state import run_seed
-from .resumption import EndOnce, FinishIteration, resumption_hooks
-from .saving import PeriodicCheckpointer, PeriodicWriter, set_earlier_aside
-from .schedule import KeepSchedule
-from .shadow_steps import ShadowSteps
-from .signals import Interrupted, StopOnSignal, end_interrupted, guard_workers
+from .saving import set_earlier_aside
+from .signals import Interrupted, end_interrupted, guard_workers
 from .slurm import Task, is_submitted, submit_training
 from .trainer import settle_start, share_statistics
-from .watch import ReportProgress
 
 logger = logging.getLogger(__name__)
 
@@ -191,40 +188,24 @@ def _trainer(cfg: DictConfig, own: CfgNode, model: nn.Module) -> Any:
     trainer.average = AveragedWeights(model, decay) if decay else None
     if trainer.average is not None:
         trainer.checkpointer.add_checkpointable(EMA_KEY, trainer.average)
+    trainer.evaluated_model = model if trainer.average is None else trainer.average.module
     trainer.register_hooks(_hooks(cfg, own, weakref.proxy(trainer)))
     return trainer
 
 
-def _hooks(cfg: DictConfig, own: CfgNode, trainer: Any) -> list[hooks.HookBase | None]:
-    train, run, average = cfg.train, RunFolder(own.OUTPUT_DIR), trainer.average
-    loader, checkpointer, is_main = (
-        trainer.data_loader,
-        trainer.checkpointer,
-        comm.is_main_process(),
-    )
-    tested = checkpointer.model if average is None else average.module
-    writers = default_writers(train.output_dir, train.max_iter) if is_main else []
-    batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=0)
+def _hooks(cfg: DictConfig, own: CfgNode, trainer: Any) -> list[HookBase]:
+    train = cfg.train
 
     def evaluate() -> dict[str, float]:
-        trainer.last_evaluation = flatten_results_dict(_test(cfg, tested))
+        trainer.last_evaluation = flatten_results_dict(_test(cfg, trainer.evaluated_model))
         return dict(trainer.last_evaluation)
 
-    return [
-        EndOnce(),
-        ReportProgress(),
-        FiniteWeights(checkpointer, train.checkpointer.period, LAZY_KEYS),
-        StopOnSignal(),
-        KeepSchedule(batch_size, train.max_iter, LAZY_KEYS),
-        *resumption_hooks(trainer.model, loader, batch_size, drawn=train.seed < 0),
-        ShadowSteps(trainer.model, run, 0),
-        AverageWeights(average, checkpointer.model) if average is not None else None,
-        hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-        PeriodicCheckpointer(checkpointer, **train.checkpointer) if is_main else None,
-        EvalHook(train.eval_period, evaluate),
-        PeriodicWriter(writers, train.eval_period, train.log_period) if is_main else None,
-        BestCheckpointer(own, tested, LAZY_KEYS) if is_main else None,
-        Patience(own, LAZY_KEYS) if train.patience else None,
-        FinishIteration(run),
-    ]
+    return training_hooks(
+        trainer,
+        own,
+        evaluate,
+        lambda: default_writers(train.output_dir, train.max_iter),
+        keys=LAZY_KEYS,
+        scheduler=instantiate(cfg.lr_multiplier),
+        log_period=train.log_period,
+    )

@@ -79,7 +79,11 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     if missing:
         raise ValueError(f"{args.config_file} lacks {', '.join(missing)}")
     stock = model_zoo.get_config("common/train.py").train
-    for node, keys in (("train", {*stock, *_TRAIN}), ("train.ema", _TRAIN["ema"])):
+    for node, keys in (
+        ("train", {*stock, *_TRAIN}),
+        ("train.checkpointer", stock.checkpointer),
+        ("train.ema", _TRAIN["ema"]),
+    ):
         found = OmegaConf.select(cfg, node)
         if not isinstance(found, DictConfig):
             raise ValueError(f"{node} must have keys, {', '.join(sorted(keys))}; got {found!r}")

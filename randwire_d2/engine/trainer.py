@@ -32,32 +32,26 @@ from detectron2.evaluation import (
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..data.classes import class_entries
 from ..data.patience import PatientMapper
 from ..modeling.stage import RandWireStage
-from ..runs import RunFolder
 from .best import (
-    BestCheckpointer,
-    EvalHook,
-    Patience,
     TrainingStopped,
     is_exhausted,
 )
 from .conclusion import conclude, predict_command
-from .ema import AveragedWeights, AverageWeights
-from .finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
+from .ema import AveragedWeights
+from .finite import FiniteAMPTrainer, FiniteTrainer
 from .keys import YAML_KEYS, Keys
+from .order import training_hooks
 from .random_state import random_state_kept
-from .resumption import EndOnce, FinishIteration, resumption_hooks
-from .saving import PeriodicCheckpointer, PeriodicWriter, save_end
-from .schedule import KeepSchedule
-from .shadow_steps import ShadowSteps
-from .signals import StopOnSignal, guard_workers
+from .saving import save_end
+from .signals import guard_workers
 from .train_loader import detection_train_loader
 from .validation import detection_loss_loader, detection_losses, mean_losses
-from .watch import ReportProgress
 
 
 def _coco(cfg: CfgNode, name: str, folder: str) -> COCOEvaluator:
@@ -201,42 +195,26 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        with random_state_kept():  # PreciseBN's loader may draw a seed
-            built = super().build_hooks()
-        period = self.cfg.TEST.EVAL_PERIOD
-        for i, hook in enumerate(built):
-            if isinstance(hook, hooks.PeriodicCheckpointer):
-                most = self.cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
-                built[i] = PeriodicCheckpointer(hook.checkpointer, hook.period, max_to_keep=most)
-            elif isinstance(hook, hooks.PreciseBN):
-                iterations = self.cfg.TEST.PRECISE_BN.NUM_ITER
-                built[i] = PreciseBN(period, self.evaluated_model, hook._data_loader, iterations)
-            elif isinstance(hook, hooks.EvalHook):
-                built[i] = EvalHook(period, self.evaluate)
-            elif isinstance(hook, hooks.PeriodicWriter):
-                built[i] = PeriodicWriter(hook._writers, period)
-        folder = RunFolder(self.cfg.OUTPUT_DIR)
-        built.insert(0, ShadowSteps(self.model, folder, self.cfg.SOLVER.SHADOW_PERIOD))
-        if self.average is not None:
-            built.insert(1, AverageWeights(self.average, self.checkpointer.model))
-        loader, batch_size = self._trainer.data_loader, self.cfg.SOLVER.IMS_PER_BATCH
-        built[:0] = resumption_hooks(self.model, loader, batch_size, drawn=self.cfg.SEED < 0)
-        built.insert(0, KeepSchedule(batch_size, self.cfg.SOLVER.MAX_ITER))
-        built.insert(0, StopOnSignal())
-        built.insert(0, FiniteWeights(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
-        built[:0] = [EndOnce(), ReportProgress()]
-        if self.cfg.TEST.AUG.ENABLED:
-            # Ahead of the writers, if this process has them, so that they write its results.
-            last = isinstance(built[-1], hooks.PeriodicWriter)
-            built.insert(
-                len(built) - last,
-                hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.evaluated_model)),
-            )
-        if comm.is_main_process():
-            built.append(BestCheckpointer(self.cfg, self.evaluated_model))
-        if self.cfg.SOLVER.PATIENCE:
-            built.append(Patience(self.cfg))
-        return [*built, FinishIteration(folder)]
+        """As Detectron2's, with this project's among them."""
+        return training_hooks(
+            self,
+            self.cfg,
+            self.evaluate,
+            self.build_writers,
+            precise_bn=self._precise_bn(),
+            test_with_tta=self._evaluate_with_tta if self.cfg.TEST.AUG.ENABLED else None,
+        )
+
+    def _precise_bn(self) -> PreciseBN | None:
+        node = self.cfg.TEST.PRECISE_BN
+        if not (node.ENABLED and get_bn_modules(self.model)):
+            return None
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0  # as Detectron2 has it
+        with random_state_kept():  # the loader may draw a seed
+            loader = self.build_train_loader(cfg)
+        return PreciseBN(cfg.TEST.EVAL_PERIOD, self.evaluated_model, loader, node.NUM_ITER)
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
@@ -255,6 +233,9 @@ class Trainer(DefaultTrainer):
                 prefix = f"{name}/" if len(sets) > 1 else ""
                 self.last_evaluation |= {f"{prefix}{key}": v for key, v in losses.items()}
         return self.last_evaluation
+
+    def _evaluate_with_tta(self) -> dict[str, Any]:
+        return self.test_with_TTA(self.cfg, self.evaluated_model)
 
     def validation_losses(self, dataset_name: str) -> dict[str, float]:
         """The mean losses of a test set's images; see ``mean_losses``."""
