@@ -3,6 +3,7 @@ and that it steps aside where it would not do."""
 
 import contextlib
 import copy
+import errno
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -424,6 +425,10 @@ def fail(*_: Any) -> Any:
     raise OSError("no C compiler")
 
 
+def read_only(*_: Any) -> Any:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
 def off_by_a_little(*arguments: Any) -> Any:
     grads, *others = native.aggregate_backward(*arguments)
     return [grad * (1 + 1e-8) for grad in grads], *others
@@ -433,6 +438,7 @@ def off_by_a_little(*arguments: Any) -> Any:
     "operator, broken, why",
     [
         ("aggregate", fail, "OSError: no C compiler"),
+        ("aggregate", read_only, "Read-only file system; set TRITON_CACHE_DIR to a folder"),
         ("aggregate_backward", off_by_a_little, "Mismatch: aggregate_backward, result 0"),
     ],
 )

@@ -5,6 +5,7 @@ no C compiler or no Python.h, the cache folder can't be written, the driver is o
 translates something wrongly. A training that is about to use them asks ``failure`` first.
 """
 
+import errno
 import functools
 import logging
 import math
@@ -21,6 +22,9 @@ from ..text import one_line
 from . import native
 
 logger = logging.getLogger(__name__)
+
+# Why a file can't be written, as where Triton keeps what it compiles.
+_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
 OPERATORS = (
     *("weighted_sum", "weighted_sum_backward", "aggregate", "aggregate_backward"),
@@ -121,6 +125,8 @@ def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str
     # Whatever it is: nodes that run one by one need none of this.
     except Exception as e:
         reason = one_line(e, 300)
+        if isinstance(e, OSError) and e.errno in _NO_PLACE:
+            reason += "; set TRITON_CACHE_DIR to a folder that can be written"
         return f"the operators fail on {device} in {dtype}: {type(e).__name__}: {reason}"
     return ""
 
