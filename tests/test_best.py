@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Tool, run_tool
+from helpers import Tool, refusal, run_tool
 from launching import C78, TOOL, small
 
 from randwire_d2.config import classifier_config, detector_config
@@ -93,6 +93,8 @@ def test_a_new_training_is_not_taken_for_an_earlier_one(folders: Path, tmp_path:
     (output / "backbone.pth").write_text("")
     given = [given for given in arguments(folders, output) if given != "--resume"]
     log, kill = output.with_suffix(".log"), "os.rename model_best.pth 2 group"  # 1 moves it
+    weights = ("MODEL.WEIGHTS", output / "model_final.pth")
+    assert "is an earlier one's in OUTPUT_DIR" in refusal(TOOL, *given, *weights, log=log)
     tool = Tool(TOOL, *given, log=log, before=INVENT.format(values=[5]), kill_at=kill)
     assert tool.wait() == -signal.SIGKILL
     assert f"of an earlier training are in {output / 'earlier_1'} now" in tool.said

@@ -269,7 +269,7 @@ def test_the_best_is_kept_and_patience_ends_the_training(train: Callable[..., Ru
 def test_a_new_training_is_not_taken_for_an_earlier_one(train: Callable[..., RunFolder]) -> None:
     """Wrong: the best checkpoint of two trainings is the first one's, or that is lost."""
     best = torch.load(train([10.0] * 5 + [90.0]).best_checkpoint, weights_only=True)
-    run = train([20.0], "train.max_iter=1", "train.seed=2")
+    run = train([20.0], "train.max_iter=1", "train.seed=2", "train.init_checkpoint=null")
     assert [value for _, value in run.evaluations("bbox/AP")] == [20]
     assert torch.load(run.best_checkpoint, weights_only=True)["iteration"] == 1
     earlier = RunFolder(run.path / "earlier_1")

@@ -503,10 +503,10 @@ def test_a_training_that_is_about_to_be_overwritten_is_named(
     """Wrong: who forgets --resume learns it from the checkpoints that are gone; or a training loses
     the weights that it is to start from."""
     for resume, eval_only in ((False, False), (True, False), (False, True)):
-        check_output("KEY", str(tmp_path), Namespace(resume=resume, eval_only=eval_only))
+        check_output("KEY", str(tmp_path), Namespace(resume=resume, eval_only=eval_only), "")
         assert not caplog.messages
         (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
-    check_output("KEY", str(tmp_path), Namespace(resume=False, eval_only=False))
+    check_output("KEY", str(tmp_path), Namespace(resume=False, eval_only=False), "")
     (line,) = caplog.messages
     assert line.startswith(f"KEY '{tmp_path}' holds a training") and "--resume" in line
     weights = tmp_path / "model_final.pth"

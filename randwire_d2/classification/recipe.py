@@ -81,7 +81,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             check_limits(cfg, RESNET_LIMITS)
     check_solver(cfg)
     check_device(cfg, args)
-    check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args)
+    check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args, cfg.MODEL.WEIGHTS)
     train = () if args.eval_only else cfg.DATASETS.TRAIN
     for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
         if not names and not (args.eval_only and key == "TRAIN"):

@@ -117,10 +117,10 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def check_output(key: str, folder: str, args: argparse.Namespace, weights: str = "") -> None:
+def check_output(key: str, folder: str, args: argparse.Namespace, weights: str) -> None:
     """
     Args:
-        weights: what the run starts from.
+        weights: what the run starts from; "" for none.
 
     Raises:
         ValueError: the folder that a key of the config names can't be written, or holds an earlier

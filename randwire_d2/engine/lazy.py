@@ -137,7 +137,7 @@ def _write_detector(own: CfgNode) -> None:
 
 def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
     _set_up(cfg, args)
-    set_earlier_aside(cfg.train.output_dir, args.resume, cfg.train.init_checkpoint)
+    set_earlier_aside(cfg.train.output_dir, args.resume, cfg.train.init_checkpoint or "")
     model = instantiate(cfg.model).to(cfg.train.device)
     own, obstacle = _in_yaml(cfg, model)
     _write_detector(own)

@@ -105,7 +105,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
         raise ValueError(f"train.log_period must be {_PERIOD.wanted}; got {cfg.train.log_period!r}")
     if own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
         raise ValueError(f"train.patience {own.SOLVER.PATIENCE} needs a dataloader.evaluator")
-    check_output("train.output_dir", cfg.train.output_dir, args, cfg.train.init_checkpoint)
+    check_output("train.output_dir", cfg.train.output_dir, args, cfg.train.init_checkpoint or "")
     for split in ("test",) if args.eval_only else ("train", "test"):
         for name in datasets_of(cfg, split):
             check_dataset(f"dataloader.{split}.dataset.names", name)
