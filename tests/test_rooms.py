@@ -1,0 +1,30 @@
+"""The layout of the package: what a room may import, so that it can be read without the others."""
+
+import ast
+from collections.abc import Iterator
+
+import networkx as nx
+from helpers import ROOT
+
+PACKAGE = ROOT / "randwire_d2"
+
+
+def imports() -> Iterator[tuple[str, str]]:
+    """(room, another one that a file of it imports); a room is a folder or file of the package."""
+    rooms = {path.stem for path in PACKAGE.iterdir() if not path.stem.startswith("_")}
+    for path in PACKAGE.rglob("*.py"):
+        inside = path.relative_to(PACKAGE).with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == len(inside):
+                named = [node.module.split(".")[0]] if node.module else [n.name for n in node.names]
+                yield from ((inside[0], name) for name in named if name in rooms - {inside[0]})
+
+
+def test_rooms_import_only_what_is_below_them() -> None:
+    """Wrong: rooms import each other in a circle, so that none can be understood, or tested, alone;
+    or what computes needs the tools."""
+    graph = nx.DiGraph(imports())
+    assert nx.is_directed_acyclic_graph(graph), nx.find_cycle(graph)
+    assert set(graph.predecessors("cli")) <= {"__main__", "command"}
+    folders = [room for room in graph if (PACKAGE / room / "__init__.py").exists()]
+    assert not set(folders) & {*nx.descendants(graph, "wiring"), *nx.descendants(graph, "ops")}
