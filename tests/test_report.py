@@ -185,12 +185,18 @@ def test_detections_have_the_data_sets_names(
 def test_masks_are_drawn_where_the_results_have_them(
     dataset: str, tmp_path: Path, drawn: list[dict]
 ) -> None:
-    """Wrong: a Mask R-CNN's report without masks."""
+    """Wrong: a Mask R-CNN's report without masks, or none at all where an object, as in a set of
+    boxes, or a detection has none."""
     rle = {"size": [40, 60], "counts": "P3:o01O"}
-    results = written(tmp_path / "r.json", [detection(100, 7, 0.9, segmentation=rle)])
+    masked, boxed = detection(100, 7, 0.9, segmentation=rle), detection(101, 3, 0.9)
+    results = written(tmp_path / "r.json", [masked, boxed])
     draw_detections(dataset, results)
-    assert drawn[0]["masks"] == [[[4.0, 6.0, 24.0, 6.0, 24.0, 22.0]]]
-    assert drawn[1]["masks"] == [rle]
+    outline = [[4.0, 6.0, 24.0, 6.0, 24.0, 22.0]]
+    assert [call["masks"] for call in drawn] == [[outline], [rle], [outline], None, None, None]
+    drawn.clear()
+    del DatasetCatalog.get(dataset)[0]["annotations"][0]["segmentation"]
+    draw_detections(dataset, results)
+    assert [call["masks"] for call in drawn[:3]] == [None, [rle], [outline]]
 
 
 def test_the_sheet_is_deterministic_and_has_a_limit(

@@ -44,7 +44,7 @@ def draw_detections(
     """Draw a contact sheet: images with their ground truth, and below them with the detections.
 
     The images are spread evenly over the data set, whatever was found in them. Masks are drawn if
-    the results have them.
+    the results have them, in the tiles of which every instance has one.
 
     Args:
         dataset_name: a data set with ground truth, registered in Detectron2.
@@ -80,14 +80,14 @@ def draw_results(
     by_id = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
     detections = _by_image(results, metadata)
-    has_masks = any("segmentation" in result for result in results)
+    with_masks = any(map(_has_mask, results))
     tiles = []
     for record in (by_id[image] for image in image_ids):
         found = [d for d in detections[record["image_id"]] if d["score"] >= score_threshold]
         image = read_image(record["file_name"], "RGB")
         tiles.append(
             [
-                draw_instances(image, instances, metadata, has_masks)
+                draw_instances(image, instances, metadata, with_masks and have_masks(instances))
                 for instances in (record.get("annotations", []), found)
             ]
         )
@@ -177,6 +177,15 @@ def _by_image(results: Sequence[Mapping], metadata: Metadata) -> dict[Any, list[
         boxed = {"category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
         detections[result["image_id"]].append({**result, **boxed})
     return detections
+
+
+def have_masks(instances: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there are instances, in the form of annotations or results, and each has a mask."""
+    return bool(instances) and all(map(_has_mask, instances))
+
+
+def _has_mask(instance: Mapping[str, Any]) -> bool:
+    return bool(instance.get("segmentation"))
 
 
 def draw_instances(

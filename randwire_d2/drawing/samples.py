@@ -1,6 +1,6 @@
 """A contact sheet of training images: as they are labelled, and as the network sees them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from detectron2.structures import BoxMode, Instances
 from matplotlib.figure import Figure
 
 from ..data import training_mapper
-from .detections import _contact_sheet, draw_instances
+from .detections import _contact_sheet, draw_instances, have_masks
 
 
 def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int = 8) -> Figure:
@@ -34,7 +34,7 @@ def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int = 8) -> Figure
     count = min(max_images, len(records))
     tiles = []
     for record in (records[i * len(records) // count] for i in range(count)):
-        masks = _have_masks(record["annotations"])
+        masks = have_masks(record["annotations"])
         before = read_image(record["file_name"], "RGB")
         after, instances = _augment(cfg, record, masks)
         tiles.append(
@@ -44,10 +44,6 @@ def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int = 8) -> Figure
             ]
         )
     return _contact_sheet(tiles, ["labelled", "augmented"])
-
-
-def _have_masks(annotations: Sequence[Mapping[str, Any]]) -> bool:
-    return bool(annotations) and all("segmentation" in a for a in annotations)
 
 
 def _augment(
