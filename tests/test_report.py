@@ -222,12 +222,25 @@ def test_the_sheet_is_deterministic_and_has_a_limit(
         ([detection(100, 0, 0.9)], "category_id 0"),
         ([{"image_id": 100}], "COCOEvaluator"),
         ({"AP": 1}, "COCOEvaluator"),
+        (
+            [detection(100, 7, 0.9), detection(100, 7, 93.0)],
+            r"result 1 is 93\.0, .*by 100",
+        ),
+        ([detection(100, 7, float("nan"))], "score of result 0 is nan"),
+        ([detection(100, 7, True)], "is True"),
+        ([detection(100, 7, -0.1)], "0 … 1"),
+        ([{**detection(100, 7, 1), "bbox": [1, 2, 3]}], r"bbox of result 0 is \[1, 2, 3\], .*four"),
+        ([{**detection(100, 7, 0), "bbox": [1, 2, -3, 4]}], "at least 0"),
+        ([{**detection(100, 7, 0), "bbox": [1, float("inf"), 3, 4]}], "finite"),
+        ([{**detection(100, 7, 0), "bbox": [1, 10**400, 3, 4]}], "finite"),
+        ([{**detection(100, 7, 0), "bbox": ["1", 2, 3, 4]}], "finite"),
     ],
 )
-def test_results_of_another_data_set_are_refused(
+def test_results_that_are_none_of_this_data_set_are_refused(
     dataset: str, tmp_path: Path, results: list, message: str
 ) -> None:
-    """Wrong: boxes under wrong names, or a KeyError that tells a user nothing."""
+    """Wrong: boxes under wrong names, numbers of scores that are none, or an error that tells a
+    user nothing."""
     with pytest.raises(ValueError, match=message):
         draw_detections(dataset, written(tmp_path / "r.json", results))
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from .. import data  # noqa: F401 (registers the built-in data sets)
+from ..text import brief
 from .style import INK, class_palette, page
 
 TILE = 320  # pixels: the longer side of an image
@@ -123,9 +125,9 @@ def read_results(path: str | os.PathLike[str], dataset_name: str) -> list[dict[s
         results = json.loads(path.read_text())
         if not isinstance(results, list):
             raise TypeError(f"it holds a {type(results).__name__}, no list")
-        for result in results:
+        for place, result in enumerate(results):
             image, category = result["image_id"], result["category_id"]
-            _ = result["bbox"], result["score"]
+            _check_numbers(place, result["bbox"], result["score"])
             if image not in images:
                 raise ValueError(f"image_id {image} is not in {dataset_name!r}")
             if category not in known:
@@ -133,8 +135,32 @@ def read_results(path: str | os.PathLike[str], dataset_name: str) -> list[dict[s
     except (KeyError, TypeError) as e:
         raise ValueError(f"{path} is not what COCOEvaluator writes: {e!r}") from e
     except ValueError as e:
-        raise ValueError(f"{path}: {e}; evaluate this data set first") from e
+        raise ValueError(f"{path}: {e}; mend the file, or evaluate this data set first") from e
     return results
+
+
+def _check_numbers(place: int, box: Any, score: Any) -> None:
+    """Refuse a box or a score that is none.
+
+    Args:
+        place: of their result in the file, from 0 on.
+    """
+    boxed = isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))
+    if not boxed or min(box[2:]) < 0:
+        raise ValueError(
+            f"the bbox of result {place} is {brief(box)}, and must be four finite numbers: x, y, "
+            "width, height, the last two at least 0"
+        )
+    if not _is_finite(score) or not 0 <= score <= 1:
+        raise ValueError(
+            f"the score of result {place} is {brief(score)}, and must lie in 0 … 1: divide per "
+            "cent by 100"
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    # Not math.isfinite: JSON's integers can be larger than it takes.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _contact_sheet(tiles: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Figure:
