@@ -29,6 +29,7 @@ from randwire_d2.error_analysis import (
     analyze,
     ground_truth,
     source_of_run,
+    summary,
     write_analysis,
 )
 from randwire_d2.error_analysis.measures import METRICS
@@ -342,12 +343,18 @@ def test_the_page_needs_nothing_else(dataset: str, tmp_path: Path) -> None:
     assert numbers["classes"][3]["metrics"]["AP"] is None
 
 
-def test_no_detections(dataset: str, tmp_path: Path) -> None:
-    """Wrong: a detector that finds nothing has no page."""
-    analysis, path = write_analysis(written(dataset, tmp_path, []))
+@pytest.mark.parametrize("false", [0, 1])
+def test_no_detections_of_an_object(dataset: str, tmp_path: Path, false: int) -> None:
+    """Wrong: a detector that finds nothing has no page, or a best score at which its F1 is 0."""
+    results = [detection(111, 0, [9.0, 9.0, 50.0, 50.0], 0.9)] * false
+    analysis, path = write_analysis(written(dataset, tmp_path, results))
     assert analysis.metrics["AP"] == 0 and analysis.errors["missed"] == 65
-    assert analysis.confusion[:3, 4].sum() == analysis.confusion.sum() == 65
-    assert len(Page(path).images) == 6
+    assert analysis.confusion[:3, 4].sum() == analysis.confusion.sum() - false == 65
+    page = Page(path)
+    assert len(page.images) == 6
+    assert "No score makes F1 larger than 0" in page.text and "F1 is largest from" not in page.text
+    assert "largest F1" not in summary(analysis)
+    assert all(np.isnan(c.best.threshold) for c in analysis.classes)
 
 
 def test_no_errors_and_missing_images(dataset: str, tmp_path: Path) -> None:

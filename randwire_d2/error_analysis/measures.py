@@ -25,7 +25,7 @@ class Operation:
     """How well a detector does at a threshold of its scores, and at an IoU of 0.5.
 
     Attributes:
-        threshold: the least score of the detections; nan if there is no detection.
+        threshold: the least score of the detections; nan if there is no such score.
         precision, recall, f1: 0 … 1; nan where they have no meaning.
     """
 
@@ -47,7 +47,7 @@ class ClassResult:
         objects, detections: their numbers; detections with at least the threshold's score.
         metrics: COCOEvaluator's AP, AP50, AP75, APs, APm and APl, 0 … 100; nan without objects.
         chosen: at the threshold of the analysis.
-        best: at the threshold with the largest F1.
+        best: at the threshold with the largest F1; all nan if no object was found.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Analysis:
         scores: detections that are true, and false, in BINS of equal width, (2, BINS).
         sweep: precision, recall and F1 of all classes together at the thresholds 0, 0.01 … 1,
             (101, 3); nan where they have no meaning.
-        chosen, best: of all classes together.
+        chosen, best: of all classes together, as of one.
         worst: the images with errors, the most first.
     """
 
@@ -209,8 +209,8 @@ def _rates(hits: float, found: float, objects: float) -> tuple[float, float, flo
 
 
 def _best(score: NDArray, true: NDArray, objects: int) -> Operation:
-    """At the score with the largest F1; of several, the highest."""
-    if not len(score) or not objects:
+    """At the score with the largest F1; of several, the highest. nan if each F1 is 0."""
+    if not true.any():
         return Operation(*[float("nan")] * 4)
     order = np.argsort(-score, kind="stable")
     hits = np.cumsum(true[order])

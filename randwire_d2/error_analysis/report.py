@@ -23,7 +23,7 @@ from ..drawing.errors import (
 from ..drawing.style import save_figure
 from ..files import atomic_open, check_folder
 from .matching import IOU, KINDS, Task
-from .measures import CURVE_IOUS, METRICS, Analysis, ClassResult, analyze, number
+from .measures import CURVE_IOUS, METRICS, Analysis, ClassResult, Operation, analyze, number
 from .page import Section, render
 from .source import Source, ground_truth
 
@@ -137,19 +137,19 @@ def _plain(value: Any) -> Any:
 
 
 def _lead(analysis: Analysis) -> str:
-    best = analysis.best
     return (
         f"{analysis.images} images, {analysis.objects} objects of {len(analysis.classes)} classes, "
         f"{analysis.detections} detections of any score. Below, detections are counted from a "
         f"score of {analysis.threshold:g} on: {analysis.chosen}. "
-        + (
-            "No score makes F1 larger than 0."
-            if isnan(best.threshold)
-            else f"F1 is largest from {best.threshold:.2f} on: {best}."
-        )
-        + f" An object is found by a detection of its class with an IoU of at least {IOU:g}. AP "
-        "and AR are COCO's, over all scores."
+        f"{_largest_f1(analysis.best)} An object is found by a detection of its class with an IoU "
+        f"of at least {IOU:g}. AP and AR are COCO's, over all scores."
     )
+
+
+def _largest_f1(best: Operation) -> str:
+    if isnan(best.threshold):
+        return "No score makes F1 larger than 0."
+    return f"F1 is largest from {best.threshold:.2f} on: {best}."
 
 
 def _overview(analysis: Analysis, folder: Path) -> Section:
@@ -230,7 +230,7 @@ def _scores(analysis: Analysis, folder: Path) -> Section:
         "would have if detections counted from another score on.",
         _png(figure, folder / "scores.png"),
         f"Histogram of scores: {true} detections are true and {false} false. Precision, recall and "
-        f"F1 by threshold; F1 is largest at {number(analysis.best.threshold, 2)}.",
+        f"F1 by threshold. {_largest_f1(analysis.best)}",
     )
 
 
