@@ -390,10 +390,12 @@ def test_nodes_are_in_the_order_that_needs_least_memory(files: Any, classifier: 
 
 
 def test_int8_costs_what_the_command_says(
-    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """Wrong: nothing is computed in int8, the file doesn't say so, images that calibrated it are
     compared, or its accuracy can't be told by one command."""
+    monkeypatch.setattr(quantised, "LEAST_COMPARED", 15)
     draw_image_folders(tmp_path / "images", classes=NAMES, train=5, val=3)
     file, images = tmp_path / "int8.onnx", tmp_path / "images" / "train"
     checkpoint = torch.load(classifier, weights_only=True)
@@ -426,9 +428,12 @@ def test_int8_costs_what_the_command_says(
 def test_int8_that_says_something_else_is_not_written(
     classifier: Path, detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong: a file that lost what was learnt gets its name, or a detector's boxes are compared as
-    classes."""
+    """Wrong: a file that lost what was learnt, or was compared on a few images alone, gets its
+    name, or a detector's boxes are compared as classes."""
     images = str(pictures(tmp_path))
+    with pytest.raises(ValueError, match=r"--calibration: 3 images are too .* at least 200"):
+        export_int8(classifier, tmp_path / "x.onnx", [images])
+    monkeypatch.setattr(quantised, "LEAST_COMPARED", 1)
     with pytest.raises(ValueError, match="is a detector's file: int8 is for classifiers"):
         export_int8(detector, tmp_path / "x.onnx", [images])
     with pytest.raises(ValueError, match="--calibration: 1 images are too few"):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from ..export import FORMATS, TOLERANCE
 from ..inference.export import PARTS, export_model
-from ..inference.quantised import LEAST_EQUAL, MOST_IMAGES, export_int8
+from ..inference.quantised import LEAST_COMPARED, LEAST_EQUAL, MOST_IMAGES, export_int8
 from .frame import framed, parser_of
 
 SCRIPT = "export_model.py"
@@ -89,8 +89,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="IMAGES",
-        help="with --int8: files, folders or globs of images like those that it is for; up to "
-        f"{MOST_IMAGES} calibrate it, as many are compared",
+        help=f"with --int8: files, folders or globs of at least {2 * LEAST_COMPARED} images like "
+        f"those that it is for; up to {MOST_IMAGES} calibrate it, as many are compared",
     )
     args = parser.parse_args(argv)
     if args.int8 != bool(args.calibration):

@@ -19,6 +19,9 @@ from .loading import load_model
 
 # Of each, as many: calibration needs the range of activations, not their distribution.
 MOST_IMAGES = 256
+# A file that gives one image in four another class passes a comparison of ten in a quarter of all
+# cases, one of a hundred in one of ten thousand.
+LEAST_COMPARED = 100
 LEAST_EQUAL = 0.9  # the share of images that must be given the same class as by the checkpoint
 
 
@@ -46,21 +49,25 @@ def export_int8(
         source: a checkpoint, or the OUTPUT_DIR of a run.
         output: the file.
         images: files, folders or globs of images like those that it is for. Up to ``MOST_IMAGES``
-            of them, drawn at random, calibrate it, as many others are compared.
+            of them, drawn at random, calibrate it, as many others are compared: at least
+            ``LEAST_COMPARED``.
 
     Raises:
         FileNotFoundError: there is no such source.
         ValueError: it can't be exported so, or gives too many images another class; one line.
     """
     written_as = output_format(os.fspath(output), "onnx")
+    files = [found.path for found in find_inputs(images) if not found.is_video]
+    number = min(MOST_IMAGES, len(files) // 2)
+    if number < LEAST_COMPARED:
+        raise ValueError(
+            f"--calibration: {len(files)} images are too few to calibrate on one half and to prove "
+            f"anything with the other; give at least {2 * LEAST_COMPARED}"
+        )
     model = load_model(source, "cpu")
     if not isinstance(model, Classifier):
         raise ValueError(f"{model.file} is a detector's file: int8 is for classifiers")
-    files = [found.path for found in find_inputs(images) if not found.is_video]
-    if len(files) < 2:
-        raise ValueError(f"--calibration: {len(files)} images are too few; give hundreds")
     random.Random(0).shuffle(files)
-    number = min(MOST_IMAGES, len(files) // 2)
     calibration, compared = files[:number], files[number : 2 * number]
     said = {"precision": "int8", "calibration_images": str(number)}
     make_folder_of(output)
