@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -388,10 +391,27 @@ def fail(monkeypatch: pytest.MonkeyPatch, key: str, value: object, error: BaseEx
     monkeypatch.setattr(Detector, "outputs", outputs)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk is full")])
+@pytest.fixture
+def sigterm() -> Iterator[list[int]]:
+    """The signals that reach what handled SIGTERM before the test."""
+    reached: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: reached.append(number))
+    yield reached
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (KeyboardInterrupt(), 130),
+        (OSError("the disk is full"), "predict.py: error: the disk is full"),
+        (signal.SIGTERM, 143),
+    ],
+)
 def test_a_prediction_that_ends_early_keeps_what_it_found(
-    error: BaseException, detector: Path, images: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    end: BaseException | signal.Signals, status: int | str, sigterm: list[int], detector: Path,
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Wrong: after 999 of 1000 images everything is gone, an earlier run's results too, or what is
     left can't be read, or passes for the whole."""
@@ -404,13 +424,17 @@ def test_a_prediction_that_ends_early_keeps_what_it_found(
 
     def stop_at_second(image: np.ndarray, path: Path) -> None:
         if path.stem == "b":
-            raise error
+            if isinstance(end, BaseException):
+                raise end
+            os.kill(os.getpid(), end)
         save(image, path)
 
     monkeypatch.setattr(job, "save_picture", stop_at_second)
-    with pytest.raises((SystemExit, ValueError)) as caught:
+    with pytest.raises(SystemExit) as caught:
         main([*map(str, given), str(out), "--overwrite"])
-    assert caught.value.code == 130 or "disk is full" in caught.value.code
+    assert caught.value.code == status
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert sigterm == [signal.SIGTERM], "it is handled as before"
     left = json.loads((out / "results.partial.json").read_text())
     assert left == [r for r in results(whole) if r["image_id"] <= 2] and len(left) == 10
     coco = COCO(str(out / "images.partial.json"))

@@ -169,9 +169,9 @@ def _frame(script: str, way_on: Callable[[str], str] = lambda message: "") -> It
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         print(_line(script, "interrupted" + way_on("")), file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + getattr(e, "number", signal.SIGINT))  # of engine.signals' Interrupted
     except Exception as e:
         name, message = raised_first(e)
         # A child that was killed, or has said by itself why it exits.

@@ -9,7 +9,7 @@ was found drawn into the images and videos; of a panoptic detector also panoptic
 COCO's panoptic format. Images have the ids 1, 2, ... in the order in which they were given, frames
 of videos go on from there; those of a data set have its own. An input that can't be read or
 computed, such as one that is too large for the memory, is named and skipped; then the exit status
-is 1. After an error or Ctrl-C, results.partial.json and its like hold what was found.
+is 1. After an error, Ctrl-C or SIGTERM, results.partial.json and its like hold what was found.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from ..data.classes import category_ids
 from ..data.labels import named
 from ..devices import device_here
 from ..engine import register_data
+from ..engine.signals import sigterm_as_ctrl_c
 from ..files import check_folder
 from ..inference.classifier import TOP, Classifier
 from ..inference.detector import Detector
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Exits with 1 if an input could not be predicted, or nothing could be done."""
     args = _parse_args(argv)
     job = _prepare(args)
-    results = job.run()
+    with sigterm_as_ctrl_c():
+        results = job.run()
     print(f"{results} results are in {job.folder / RESULTS}")
     if job.labelled:
         first, among = (f"{number / job.labelled:.2%}" for number in job.right)

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
@@ -34,7 +34,7 @@ _Loader = TypeVar("_Loader")
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended a training.
+    """A signal has ended a training, or a prediction.
 
     Attributes:
         number: of the signal.
@@ -97,6 +97,25 @@ class StopOnSignal(HookBase):
         return next(filter(None, comm.all_gather(self._got)), 0)
 
 
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, as Slurm and ``docker stop`` send it, end the block as Ctrl-C does.
+
+    Raises:
+        Interrupted: by the first one; those that follow, which a launcher repeats, do nothing.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    before = _handle(interrupt, (signal.SIGTERM,))
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
 def end_by(number: int) -> None:
     """End this process as the signal does by default."""
     signal.signal(number, signal.SIG_DFL)
@@ -147,11 +166,13 @@ def signals_for_children() -> Iterator[None]:
         _restore(before)
 
 
-def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
+def _handle(
+    handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals] = SIGNALS
+) -> dict[signal.Signals, Any]:
     """Handle the signals, and say what did so before; no other than the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, handler) for number in SIGNALS}
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def _restore(before: Mapping[signal.Signals, Any]) -> None:

@@ -10,7 +10,8 @@ panoptic.json   of a panoptic model: COCO's panoptic annotations (segments_info 
 panoptic/       the PNGs that they name, as panopticapi reads and writes them
 pictures/       the images and videos with what was found in them
 
-A prediction that an error or Ctrl-C ends leaves what it has, with .partial before the suffix.
+A prediction that an error, Ctrl-C or SIGTERM ends leaves what it has, with .partial before the
+suffix.
 """
 
 import csv
