@@ -141,6 +141,23 @@ def test_own_classifier(
     assert rest.keys() <= {"preprocessing", "randwire", "__author__"}
 
 
+@pytest.mark.parametrize("named_as_ours", [True, False])
+def test_what_was_evaluated_is_converted(
+    tmp_path: Path, own: Path, convert: Callable, named_as_ours: bool
+) -> None:
+    """Wrong: with SOLVER.EMA the weights of one iteration, which nobody tested, or in silence; or
+    what somebody else calls "ema" is taken for weights."""
+    file = own_checkpoint()
+    average = {key: value * 0.5 for key, value in file["model"].items()}
+    torch.save({**file, "ema": average if named_as_ours else {"decay": 0.999}}, own)
+    out, error = convert(own, tmp_path / "out.pth", "--to", "classifier")
+    assert not error
+    expected = average if named_as_ours else file["model"]
+    for key, value in read_checkpoint(tmp_path / "out.pth").state.items():
+        assert torch.equal(value, expected[key]), key
+    assert ("are the average of SOLVER.EMA" in out) == named_as_ours
+
+
 def test_output_loads_with_detectron2s_own_checkpointer(
     tmp_path: Path, own: Path, convert: Callable
 ) -> None:

@@ -336,6 +336,16 @@ def test_the_intact_accuracy_is_the_evaluators(ws_run: Path) -> None:
     )
 
 
+def test_with_an_average_it_is_the_average_that_is_damaged(ws_run: Path) -> None:
+    """Else the intact network is not the one whose accuracy the training reported."""
+    file = torch.load(ws_run / "model_final.pth", weights_only=True)
+    file["ema"] = {key: value * 0.5 for key, value in file["model"].items()}
+    torch.save(file, ws_run / "model_final.pth")
+    loaded = experiment.load_run(ws_run).model.state_dict()
+    floats = [key for key, value in loaded.items() if value.is_floating_point()]
+    assert all(torch.equal(loaded[key], file["ema"][key]) for key in floats)
+
+
 def experiment_trainer() -> Any:
     from randwire_d2.classification import ClassificationTrainer
 

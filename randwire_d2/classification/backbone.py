@@ -3,14 +3,9 @@
 import logging
 import os
 import shlex
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 
-import torch
 from detectron2.config import CfgNode
 
-from ..checkpoint import EMA_KEY, load_checkpoint
 from ..command import in_users_words
 from ..config import family
 from ..conversion import convert
@@ -42,8 +37,7 @@ def write_backbone(cfg: CfgNode) -> str:
     # No weight tells it.
     stated = ["MODEL.RESNETS.STRIDE_IN_1X1", str(cfg.MODEL.RESNETS.STRIDE_IN_1X1)] if resnet else []
     try:
-        with _averaged(final) if cfg.SOLVER.EMA.DECAY else nullcontext(final) as source:
-            done = convert(source, backbone, options=stated)
+        done = convert(final, backbone, options=stated)
     except (ValueError, OSError) as e:
         logger.warning(f"{backbone} was not written: {' '.join(str(e).split())}")
         command = ["tools/convert_checkpoint.py", final, backbone, *stated]
@@ -58,15 +52,3 @@ def write_backbone(cfg: CfgNode) -> str:
         options = [*("--config-from-weights", "MODEL.BACKBONE.NAME", name), *done.options[-2:]]
     command = ["python", "tools/train_net.py", "--config-file", DETECTOR, *options]
     return in_users_words(shlex.join(command))
-
-
-@contextmanager
-def _averaged(path: str) -> Iterator[str]:
-    """A checkpoint whose weights are the average in another one, as long as it is needed."""
-    checkpoint = load_checkpoint(path)
-    checkpoint["model"] = checkpoint.pop(EMA_KEY)
-    del checkpoint["trainer"]
-    with tempfile.TemporaryDirectory(prefix=".average_", dir=os.path.dirname(path)) as folder:
-        averaged = os.path.join(folder, os.path.basename(path))
-        torch.save(checkpoint, averaged)
-        yield averaged

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +25,7 @@ LAYOUTS = {
     resnet.DETECTRON2: resnet.recognise_detectron2,
     randwire.LAYOUT: randwire.recognise,
 }
+AVERAGED = "the weights are the average of SOLVER.EMA, as evaluated, and not the last ones"
 
 
 @dataclass(frozen=True)
@@ -168,13 +169,16 @@ def read_source(
     if layout == "auto":
         layout = recognise(checkpoint)
     try:
-        return _read(checkpoint, layout, graphs, preprocessing, target)
+        source = _read(checkpoint, layout, graphs, preprocessing, target)
     except (IndexError, RuntimeError, TypeError) as e:  # a scalar where a convolution should be
         reason = (str(e).splitlines() or [""])[0]
         raise ValueError(
             f"{checkpoint.path!r} (layout {layout}): its weights have shapes of no such network "
             f"({reason})"
         ) from e
+    if checkpoint.averaged:
+        return replace(source, notes=[*source.notes, AVERAGED])
+    return source
 
 
 def _read(

@@ -11,7 +11,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from ..checkpoint import load_checkpoint
+from ..checkpoint import EMA_KEY, load_checkpoint
 from ..checksum import checksummed
 from ..files import atomic_open
 from ..pretrained.reading import check_state, read_entries
@@ -34,11 +34,14 @@ class Checkpoint:
         path: the file.
         state: the state dict, without the ``module.`` that DataParallel puts before every name.
         rest: whatever else the file holds: wiring, preprocessing, author, optimizer, …
+        averaged: whether ``state`` is the average of SOLVER.EMA, which is what was evaluated, and
+            not the last iteration's weights.
     """
 
     path: str
     state: dict[str, Tensor]
     rest: dict[str, Any] = field(default_factory=dict)
+    averaged: bool = False
 
 
 def read_checkpoint(file: str | os.PathLike[str]) -> Checkpoint:
@@ -67,6 +70,11 @@ def _unwrap(path: str, data: Mapping[str, Any]) -> Checkpoint:
     wrapped = [key for key in _STATE_KEYS if isinstance(data.get(key), Mapping)]
     state = data[wrapped[0]] if wrapped else data
     rest = {k: v for k, v in data.items() if k != wrapped[0]} if wrapped else {}
+    # Other projects may call something else so.
+    average = rest.get(EMA_KEY)
+    averaged = isinstance(average, Mapping) and average.keys() == state.keys()
+    if averaged:
+        state = rest.pop(EMA_KEY)
     if wrapped:
         check_state(path, state)
     tensors = {}
@@ -82,7 +90,7 @@ def _unwrap(path: str, data: Mapping[str, Any]) -> Checkpoint:
         tensors[name.removeprefix("module.")] = value.detach()
     if not tensors:
         raise ValueError(f"{path!r} holds an empty state dict")
-    return Checkpoint(path, tensors, rest)
+    return Checkpoint(path, tensors, rest, averaged)
 
 
 def write_checkpoint(

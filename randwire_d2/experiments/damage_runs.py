@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from ..checkpoint import check_wiring, load_checkpoint
+from ..checkpoint import EMA_KEY, check_wiring, load_checkpoint
 from ..classification import ImageClassifier, load_config
 from ..classification.data import UNREADABLE, build_test_loader
 from ..config import drawn_network, generator_from_config, spec_from_config
@@ -198,7 +198,8 @@ def _label(cfg: CfgNode) -> str:
 
 
 def _load_model(cfg: CfgNode, weights: Path) -> Any:
-    """The model of a config with these weights, all of them, in eval mode."""
+    """The model of a config with these weights, all of them, in eval mode: with SOLVER.EMA the
+    average, which the training's own evaluations tested."""
     model = build_model(cfg).eval()
     if not isinstance(model.network, RandWireClassifier):
         raise ValueError(
@@ -208,7 +209,7 @@ def _load_model(cfg: CfgNode, weights: Path) -> Any:
     try:
         checkpoint = load_checkpoint(str(weights))
         check_wiring(model, checkpoint)
-        model.load_state_dict(checkpoint["model"])
+        model.load_state_dict(checkpoint.get(EMA_KEY, checkpoint["model"]))
     except (RuntimeError, ValueError) as e:
         raise ValueError(
             f"{weights} is no checkpoint of its config's network: {one_line(e, 1000)}"
