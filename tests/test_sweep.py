@@ -28,7 +28,7 @@ from randwire_d2.experiments.sweep_results import (
     to_markdown,
 )
 from randwire_d2.experiments.sweep_run import Run
-from randwire_d2.experiments.trainings import Local, Slurm, Training
+from randwire_d2.experiments.trainings import Local, Slurm, Training, visible_gpus
 from randwire_d2.wiring import parse_graph
 
 SWEEPS = ROOT / "configs" / "sweeps"
@@ -226,6 +226,66 @@ def test_local_runs_finish_fail_and_are_not_repeated(
     assert states[1].reason == "no more disk"
     assert max(running) <= 2
     assert [starts(run) for run in runs] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "given, count, expected",
+    [
+        (None, 4, ["0,1", "2,3"]),
+        ("4,5,6,7", 4, ["4,5", "6,7"]),
+        ("GPU-5a, GPU-0b,GPU-c1,GPU-d2", 4, ["GPU-5a,GPU-0b", "GPU-c1,GPU-d2"]),
+        ("4,5,-1,6", 2, ["4,5", "4,5"]),  # CUDA reads no further than the first that is none
+        ("MIG-a,MIG-b,MIG-c,MIG-d", 1, ["MIG-a,MIG-b", "MIG-c,MIG-d"]),
+    ],
+)
+def test_trainings_get_none_but_their_own_gpus(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, count: int, expected: list[str]
+) -> None:
+    """Wrong: a sweep takes GPUs that CUDA_VISIBLE_DEVICES, or a scheduler, gave to others."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    local = Local(2, 2, visible_gpus())
+    found = [local._environment(slot) for slot in range(2)]
+    assert found == [{"CUDA_VISIBLE_DEVICES": devices} for devices in expected]
+
+
+@pytest.mark.parametrize(
+    "device, numbers, said",
+    [
+        ("cuda", (1, 8), "error: --num-gpus 8: there are 4 (CUDA_VISIBLE_DEVICES 0,1,2,3)"),
+        ("cuda", (2, 4), "warning: --jobs 2 × --num-gpus 4 are more than the 4 GPUs here"),
+        ("cuda", (2, 2), ""),
+        ("cpu", (2, 8), ""),
+    ],
+)
+def test_more_gpus_than_there_are(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    numbers: tuple[int, int],
+    said: str,
+) -> None:
+    """Wrong: a training gets one GPU twice, or two share it, without a word; or on a CPU, which
+    has as many processes as one likes, it is refused."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr(Local, "__call__", lambda *_: None)
+    path, (jobs, num_gpus) = write_sweep(tmp_path), numbers
+    given = ["--output", str(tmp_path / "out"), "--jobs", str(jobs), "--num-gpus", str(num_gpus)]
+    before = signal.getsignal(signal.SIGTERM)
+    refused = ""
+    try:
+        runpy.run_path(str(TOOL))["main"]([str(path), *given, "MODEL.DEVICE", device])
+    except SystemExit as e:
+        refused = str(e.code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert said in (refused + "".join(told)) and bool(said) == bool(refused or told)
+    assert bool(refused) != (tmp_path / "out").exists(), "something was begun"
 
 
 @pytest.mark.parametrize("number, state", [("SIGUSR2", "unfinished"), ("SIGKILL", "failed")])

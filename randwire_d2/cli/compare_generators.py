@@ -30,9 +30,9 @@ from ..engine.slurm import Queue, parse_parameters
 from ..experiments import sweep_results
 from ..experiments.sweep import load_sweep
 from ..experiments.sweep_run import Run, check_weights
-from ..experiments.trainings import Local, Slurm, Training
+from ..experiments.trainings import Local, Slurm, Training, visible_gpus
 from ..files import atomic_open, check_folder
-from .frame import at_least, framed, parser_of
+from .frame import at_least, framed, parser_of, say
 
 SCRIPT = "compare_generators.py"
 
@@ -61,7 +61,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--num-gpus",
         type=at_least(1),
         default=1,
-        help="the GPUs of each training, or its processes on a CPU (default: 1)",
+        help="the GPUs of each training, of those in CUDA_VISIBLE_DEVICES if it is set, or its "
+        "processes on a CPU (default: 1)",
     )
     how.add_argument(
         "--slurm",
@@ -86,21 +87,33 @@ def training(run: Run) -> Training:
     return Training(run, tuple(process(run.tool)), convert if conversion else ())
 
 
-def train(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+def launcher(args: argparse.Namespace, runs: Sequence[Run]) -> Local | Slurm:
+    """
+    Raises:
+        ValueError: a training needs more GPUs than this machine has.
+    """
+    if args.slurm is not None:
+        defaults = {"gpus_per_node": args.num_gpus, "name": Path(args.sweep).stem}
+        parameters = {**defaults, **parse_parameters(args.slurm)}
+        return Slurm(Queue(args.output / "slurm", parameters))
+    gpus = () if all(run.on_cpu for run in runs) else visible_gpus()
+    local = Local(args.jobs, args.num_gpus, gpus)
+    if local.shares:
+        say(
+            f"{program(SCRIPT)}: warning: --jobs {args.jobs} × --num-gpus {args.num_gpus} are more "
+            f"than the {len(gpus)} GPUs here: trainings share them"
+        )
+    return local
+
+
+def train(runs: Sequence[Run], launch: Local | Slurm, retry: bool) -> None:
     for run in runs:
         run.claim()
-        if args.retry:
+        if retry:
             run.failure.unlink(missing_ok=True)
     states = {run: run.status() for run in runs}
     wanted = [run for run, status in states.items() if status.state == "unfinished"]
     trainings = [training(run) for run in wanted]
-    launch: Local | Slurm
-    if args.slurm is None:
-        launch = Local(args.jobs, args.num_gpus)
-    else:
-        defaults = {"gpus_per_node": args.num_gpus, "name": Path(args.sweep).stem}
-        parameters = {**defaults, **parse_parameters(args.slurm)}
-        launch = Slurm(Queue(args.output / "slurm", parameters))
     form = "{desc}{percentage:3.0f}%|{bar}| {n:.2f} of {total} runs [{elapsed}<{remaining}]"
     done = sum(status.progress for status in states.values())
     with tqdm(total=len(runs), initial=done, bar_format=form) as bar:
@@ -135,12 +148,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = load_sweep(config_path(args.sweep), args.output, args.opts, args.num_gpus)
     for run in runs:
         run.check()
+    launch = None
     if not args.report:
         check_weights(runs)
+        launch = launcher(args, runs)
     os.makedirs(args.output, exist_ok=True)
     try:
-        if not args.report:
-            train(args, runs)
+        if launch is not None:
+            train(runs, launch, args.retry)
     except KeyboardInterrupt:
         jobs = "" if args.slurm is None else " Slurm's jobs go on by themselves."
         print(f"Interrupted; start it again to go on.{jobs}", file=sys.stderr)

@@ -273,6 +273,7 @@ class _Experiment:
             identity="\n".join([self._identity, *map(": ".join, zip(network[::2], network[1::2]))]),
             weights=weights,
             evaluates=self.evaluates,
+            on_cpu=self.cfg.MODEL.DEVICE == "cpu",
         )
 
     @cached_property

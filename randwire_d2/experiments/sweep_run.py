@@ -79,6 +79,7 @@ class Run:
         identity: its whole config, as text, but for the keys that do not change the result.
         weights: what it starts from; None of a run from scratch.
         evaluates: whether it evaluates its weights, and trains nothing.
+        on_cpu: whether it needs no GPU.
     """
 
     setting: Setting
@@ -89,6 +90,7 @@ class Run:
     identity: str
     weights: Weights | None = None
     evaluates: bool = False
+    on_cpu: bool = False
 
     def check(self) -> None:
         """

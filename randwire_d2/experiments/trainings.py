@@ -131,17 +131,45 @@ def end(child: subprocess.Popen) -> None:
     child.wait()
 
 
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return tuple(map(str, range(count)))
+    names = [name.strip() for name in given.split(",")]
+    # A process sees one MIG instance, the first; but each training may have one of its own.
+    return tuple(names if count and names[0].startswith("MIG-") else names[:count])
+
+
 @dataclass(frozen=True)
 class Local:
     """This machine.
 
     Attributes:
         jobs: trainings at a time.
-        num_gpus: GPUs of each; where there are none, its processes.
+        num_gpus: GPUs of each; on a CPU, its processes.
+        gpus: those that the trainings get, as CUDA_VISIBLE_DEVICES names them; ``()`` on a CPU.
+
+    Raises:
+        ValueError: a training needs more GPUs than there are.
     """
 
     jobs: int
     num_gpus: int = 1
+    gpus: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.gpus and self.num_gpus > len(self.gpus):
+            raise ValueError(
+                f"--num-gpus {self.num_gpus}: there are {len(self.gpus)} "
+                f"(CUDA_VISIBLE_DEVICES {','.join(self.gpus)}); choose at most that many"
+            )
+
+    @property
+    def shares(self) -> bool:
+        """Whether several trainings run on one GPU."""
+        return 0 < len(self.gpus) < self.jobs * self.num_gpus
 
     def __call__(self, trainings: Sequence[Training], watch: Callable[[], None]) -> None:
         """Run trainings, and call ``watch`` every few seconds; an exception ends them all."""
@@ -171,10 +199,9 @@ class Local:
         watch()
 
     def _environment(self, slot: int) -> dict[str, str]:
-        gpus = torch.cuda.device_count()
-        if gpus:
+        if self.gpus:
             first = slot * self.num_gpus
-            devices = [str((first + i) % gpus) for i in range(self.num_gpus)]
+            devices = [self.gpus[(first + i) % len(self.gpus)] for i in range(self.num_gpus)]
             return {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
         threads = max(1, (os.cpu_count() or 1) // (self.jobs * self.num_gpus))
         return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
