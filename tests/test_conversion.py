@@ -449,7 +449,44 @@ def test_torchvision(tmp_path: Path, convert: Callable, name: str) -> None:
         assert f"MODEL.RESNETS.{key} {value} " in out
     assert "MODEL.RESNETS.STRIDE_IN_1X1 False " in out
     assert "INPUT.FORMAT RGB MODEL.PIXEL_MEAN '[123.675, 116.28, 103.53]'" in out
+    assert out.count("is assumed, as of torchvision's own") == (1 if name == "resnet18" else 2)
     assert "classifier head (2 keys)" in out
+    expected = {}
+    with torch.no_grad():
+        x = network.maxpool(network.relu(network.bn1(network.conv1(images()))))
+        for i in range(1, 5):
+            expected[f"res{i + 1}"] = x = getattr(network, f"layer{i}")(x)
+    assert_agree(run_resnet(output), expected)
+
+
+MSRA = ["MODEL.RESNETS.STRIDE_IN_1X1", True, "INPUT.FORMAT", "BGR", "MODEL.PIXEL_MEAN",
+        [103.53, 116.28, 123.675], "MODEL.PIXEL_STD", [1.0, 1.0, 1.0]]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [MSRA, MSRA[:2], []])
+def test_caffes_resnet_under_torchvisions_names(
+    tmp_path: Path, convert: Callable, options: list[Any]
+) -> None:
+    """Wrong: mmdetection's resnet50_msra, whose bottlenecks have their stride in the first 1×1
+    convolution, whose images are BGR, and whose stem has a bias, is taken for torchvision's though
+    the user says what it is; or what the file does not say is assumed without a word."""
+    network = randomise(torchvision.models.resnet50(width_per_group=4))
+    network.conv1.bias = nn.Parameter(torch.linspace(-1, 1, 64))
+    state = {k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}
+    source, output = tmp_path / "resnet50_msra.pth", tmp_path / "out.pth"
+    torch.save(state, source)
+    out, error = convert(source, output, *options)
+    assert not error
+    whose = "the config's" if options else "assumed, as of torchvision's own"
+    stride = bool(options)
+    assert f"does not tell its MODEL.RESNETS.STRIDE_IN_1X1: {stride} is {whose}" in out
+    whose = "the config's" if "INPUT.FORMAT" in options else "assumed, as of torchvision's own"
+    order = "BGR" if "INPUT.FORMAT" in options else "RGB"
+    assert re.search(rf"how its images were prepared: INPUT.FORMAT {order} .* is {whose}\n", out)
+    assert f"MODEL.RESNETS.STRIDE_IN_1X1 {stride} INPUT.FORMAT {order} " in out
+    for block in network.modules():
+        if stride and isinstance(block, torchvision.models.resnet.Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
     expected = {}
     with torch.no_grad():
         x = network.maxpool(network.relu(network.bn1(network.conv1(images()))))

@@ -207,10 +207,14 @@ def _read(
         return public.read_jiaminren(
             checkpoint, preprocessing, graphs=graphs, configured=configured, with_head=with_head
         )
+    stride = None if target is None else target.stated("MODEL.RESNETS.STRIDE_IN_1X1")
     if layout == resnet.TORCHVISION:
-        return resnet.read_torchvision(checkpoint, preprocessing)
+        return resnet.read_torchvision(
+            checkpoint, preprocessing,
+            stride_in_1x1=stride,
+            configured=None if target is None else target.preprocessing(),
+        )  # fmt: skip
     if layout == resnet.DETECTRON2:
-        stride = None if target is None else target.stated("MODEL.RESNETS.STRIDE_IN_1X1")
         return resnet.read_detectron2(checkpoint, preprocessing, stride_in_1x1=stride)
     return randwire.read(
         checkpoint, preprocessing,

@@ -31,6 +31,7 @@ from .source import (
 
 TORCHVISION, DETECTRON2 = "torchvision", "detectron2"
 PREFIXES = ("", "network.", "backbone.", "backbone.bottom_up.")
+_STRIDE = "MODEL.RESNETS.STRIDE_IN_1X1"
 # The blocks of res2 … res5, and whether they are bottlenecks, of the depths that Detectron2 has.
 DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18,
@@ -52,18 +53,41 @@ def recognise_detectron2(state: dict[str, Tensor]) -> bool:
     return "conv1_w" in state or any(re.search(r"(^|\.)stem\.conv1\.weight$", k) for k in state)
 
 
-def read_torchvision(checkpoint: Checkpoint, preprocessing: Preprocessing | None = None) -> Source:
-    """
+def read_torchvision(
+    checkpoint: Checkpoint,
+    preprocessing: Preprocessing | None = None,
+    *,
+    stride_in_1x1: bool | None = None,
+    configured: Preprocessing | None = None,
+) -> Source:
+    """Read a ResNe(X)t with torchvision's names, which Caffe's have in mmdetection, too.
+
+    Args:
+        checkpoint: the file.
+        preprocessing: for a file that does not say how its images were prepared.
+        stride_in_1x1: the config's MODEL.RESNETS.STRIDE_IN_1X1; by default torchvision's, False.
+        configured: what the config says of the images; by default they are torchvision's.
+
     Raises:
         ValueError: if Detectron2 has no such ResNet, or a key is missing or superfluous.
     """
     keys = Keys(checkpoint, TORCHVISION)
     arch = _arch(keys, "conv1.weight", "layer{}.{}.conv{}.weight", 1)
+    notes = []
+    if arch.DEPTH >= 50:  # the others have no 1×1 convolution
+        arch = replace(arch, STRIDE_IN_1X1=bool(stride_in_1x1))
+        whose = _whose(stride_in_1x1)
+        notes.append(f"SOURCE does not tell its {_STRIDE}: {arch.STRIDE_IN_1X1} is {whose}")
+    prepared = preprocessing_of(keys, preprocessing, configured or IMAGENET_RGB)
+    if preprocessing is None and PREPROCESSING_KEY not in checkpoint.rest:
+        options, whose = " ".join(prepared.options), _whose(configured)
+        notes.append(f"SOURCE does not tell how its images were prepared: {options} is {whose}")
     weights = {}
     for ours in backbone_shapes(arch):
         theirs = _torchvision_name(ours)
         if theirs in keys:
             weights[ours] = keys(theirs)
+    _fold_stem_bias(keys, "conv1.bias", weights)
     weights = finish(keys, weights, backbone_shapes(arch))
     unused = keys.unused({"classifier head": r"fc\..*", **COUNTERS})
 
@@ -77,9 +101,12 @@ def read_torchvision(checkpoint: Checkpoint, preprocessing: Preprocessing | None
         return result
 
     return Source(
-        TORCHVISION, arch, weights, len(keys.used), unused,
-        preprocessing_of(keys, preprocessing, IMAGENET_RGB), features,
+        TORCHVISION, arch, weights, len(keys.used), unused, prepared, features, notes
     )  # fmt: skip
+
+
+def _whose(stated: object) -> str:
+    return "assumed, as of torchvision's own" if stated is None else "the config's"
 
 
 def _torchvision_name(name: str) -> str:
@@ -101,6 +128,12 @@ def _torchvision_network(arch: ResNetArch, state: dict[str, Tensor]) -> Torchvis
     )
     if "fc.weight" not in state:
         network.fc = nn.Identity()
+    if arch.STRIDE_IN_1X1:
+        for block in network.modules():
+            if isinstance(block, Bottleneck):
+                block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    if "conv1.bias" in state:
+        network.conv1.bias = nn.Parameter(torch.zeros_like(state["conv1.bias"]))
     network.load_state_dict(dict(state))
     return network.eval()
 
@@ -172,11 +205,19 @@ def _read_weights(keys: Keys, arch: ResNetArch, prefix: str, caffe2: bool) -> di
             )
         elif prefix + name in keys:
             weights[name] = keys(prefix + name)
-    if f"{prefix}stem.conv1.bias" in keys and "stem.conv1.norm.weight" in weights:
-        # MSRA's R-50 has one; Detectron2's stem has none.
-        mean = weights["stem.conv1.norm.running_mean"]
-        weights["stem.conv1.norm.running_mean"] = mean - keys(f"{prefix}stem.conv1.bias")
+    _fold_stem_bias(keys, f"{prefix}stem.conv1.bias", weights)
     return finish(keys, weights, shapes)
+
+
+def _fold_stem_bias(keys: Keys, name: str, weights: dict[str, Tensor]) -> None:
+    """Subtract the bias of MSRA's stem, for which Detectron2's has no place, with the mean."""
+    mean = weights.get("stem.conv1.norm.running_mean")
+    if name in keys and mean is not None:
+        bias = keys(name)
+        if bias.shape != mean.shape:
+            shapes = f"{tuple(bias.shape)}, its norm {tuple(mean.shape)}"
+            raise keys.error(f"{name} has the shape {shapes}")
+        weights["stem.conv1.norm.running_mean"] = mean - bias
 
 
 def _stride_in_1x1(
@@ -201,7 +242,7 @@ def _stride_in_1x1(
     if stated is None and given is None:
         raise keys.error(
             "the weights do not tell where its bottlenecks have their stride; say so with "
-            "MODEL.RESNETS.STRIDE_IN_1X1 True or False (MSRA's: True; torchvision's: False)"
+            f"{_STRIDE} True or False (MSRA's: True; torchvision's: False)"
         )
     return bool(given) if stated is None else stated
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+from ..checkpoint import Preprocessing
 from ..config import (
     classifier_config,
     drawn_network,
@@ -95,6 +96,11 @@ class Target:
     def stated(self, key: str) -> Any:
         """What the user says of a key; None if nothing."""
         return self._value(key) if key in self.explicit else None
+
+    def preprocessing(self) -> Preprocessing | None:
+        """What the user says of the images; None if not all of it."""
+        keys = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+        return Preprocessing.from_config(self.cfg) if self.explicit.issuperset(keys) else None
 
     def spec(self) -> NetworkSpec:
         """The network that the user described.
