@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,28 @@ def test_drawn_wirings_are_seeds_of_the_configs_generator(tmp_path: Path) -> Non
     assert here[:2] == ["RandWire-NAS(5), regular, N=32, C=109, sep_conv3x3", "here, 2 runs"]
 
 
+@pytest.mark.parametrize("seeds", [(1, 2), (-1, -1)])
+def test_a_copied_or_repeated_training_is_no_further_seed(
+    tmp_path: Path, seeds: tuple[int, int]
+) -> None:
+    """Wrong: a backup of one run, or a second training of its seed, is in the mean and makes the
+    deviation smaller, or is passed over in silence; or trainings that drew their seeds are one."""
+    for name, seed, ap in (("a", seeds[0], 39.0), ("b", seeds[1], 41.0)):
+        metrics = {f"bbox/{key}": ap for key in AP}
+        write_run(tmp_path / name, "faster_rcnn_R_50_fpn_1x.yaml", ("SEED", seed), metrics)
+    repeats = [tmp_path / "backup" / "b"]
+    shutil.copytree(tmp_path / "b", repeats[0])
+    if seeds == (1, 2):
+        repeats.append(tmp_path / "c")
+        write_run(repeats[1], "faster_rcnn_R_50_fpn_1x.yaml", ("SEED", 1))
+    results, _ = read_runs([tmp_path / "a", tmp_path / "b", *repeats])
+    text = to_markdown(results)
+    assert rows(text)[0][1::2] == ["here, 2 runs", *["40.0 ± 1.41"] * 3]
+    assert f"no further seeds ({len(repeats)}):\n- {repeats[0]}: as {tmp_path / 'b'}" in text
+    listed = [run["folder"] for run in json.loads(to_json(results))["runs"] if run["repeats"]]
+    assert listed == [str(folder) for folder in repeats]
+
+
 def test_seeds_are_one_row_and_unfinished_runs_are_listed(tmp_path: Path) -> None:
     """Wrong: an unfinished run's AP in the mean, or a run that is not heard of any more."""
     for seed, ap in ((1, 39.0), (2, 41.0)):
@@ -416,12 +439,13 @@ def test_one_checkpoint_is_one_seed(tmp_path: Path) -> None:
     """Wrong: a checkpoint that was tested twice is the mean of two, with a deviation of 0."""
     run = write_run(tmp_path / "run", C154)
     first = write_evaluation(run, C154, AT_320, top1(81.0))
-    again = first.with_name("again")
+    again = first.with_name("once again")
     again.mkdir()
     for path in first.iterdir():
         (again / path.name).write_bytes(path.read_bytes())
-    here = [row[1] for row in rows(to_markdown(read_runs([run])[0])) if row[0]]
-    assert here == ["here", "here, evaluation"]
+    text = to_markdown(read_runs([run])[0])
+    assert [row[1] for row in rows(text) if row[0]] == ["here", "here, evaluation"]
+    assert f"no further seeds (1):\n- {again}: as {first}" in text
 
 
 @pytest.mark.parametrize("config", [C154, "imagenet/randwire_c78_100ep.yaml", D109])

@@ -14,9 +14,9 @@ from randwire_d2.classification import ImageClassifier, load_config
 from randwire_d2.classification.compiling import compile_network
 from randwire_d2.config import classifier_config, merge_config
 from randwire_d2.engine import argument_parser
+from randwire_d2.experiments.networks import network_name
 from randwire_d2.experiments.paper import TABLE_2
 from randwire_d2.experiments.parts import network_parts, total_cost
-from randwire_d2.experiments.results import network_name
 from randwire_d2.inference import load_classifier
 from randwire_d2.modeling import RandWireStage
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,9 +13,9 @@ from detectron2.config import CfgNode
 from detectron2.evaluation.testing import flatten_results_dict
 from tabulate import tabulate
 
-from ..config import drawn_network, family, generator_from_config, is_classifier, spec_from_config
+from ..config import is_classifier
 from ..runs import RunFolder
-from ..wiring import NetworkGenerator, NetworkSpec, graph_label
+from .networks import network_name, wiring_of
 from .paper_recipe import (
     CONFIGS,
     TRAINING_KEY,
@@ -61,6 +60,8 @@ class Result:
         values: what it found last, in the order of the group's task; None if it is not finished.
         progress: the part of it that is done, 0 … 1.
         weights: the checkpoint that was evaluated; ``""`` of a training.
+        seeds: what tells the training from others of its group; a copy of it, and a training that
+            repeats it, have the same.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class Result:
     values: tuple[float, ...] | None
     progress: float
     weights: str = ""
+    seeds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,18 @@ def read_result(folder: Path, configs: Path = CONFIGS) -> Result:
 def _read_training(run: RunFolder, configs: Path) -> Result:
     cfg, progress = run.config(), run.progress()
     group = _group("training", cfg, cfg, read_recipe(cfg), configs)
-    values = _values(group.task, progress.last)
-    return Result(run.path, group, values if progress.done == 1 else None, progress.done)
+    values = _values(group.task, progress.last) if progress.done == 1 else None
+    return Result(run.path, group, values, progress.done, seeds=_seeds(run, cfg))
+
+
+def _seeds(run: RunFolder, cfg: CfgNode) -> tuple[str, ...]:
+    """``Result.seeds`` of a training."""
+    seeds = (str(cfg.SEED), wiring_of(cfg), cfg.MODEL.WEIGHTS)
+    if cfg.SEED >= 0:
+        return seeds
+    # Each has drawn a seed, which nobody noted; but two have never the same losses and times.
+    last = run.progress().last
+    return (*seeds, str(sorted(last.items())) if last else str(run.path.resolve()))
 
 
 def _read_evaluation(run: RunFolder, configs: Path) -> Result:
@@ -151,6 +163,7 @@ def _read_evaluation(run: RunFolder, configs: Path) -> Result:
         return Result(run.path, _group("evaluation", cfg, None, recipe, configs), None, 0.0)
     evaluation = run.evaluation()
     weights = Path(evaluation.weights)
+    seeds: tuple[str, ...] = (evaluation.weights,)
     try:
         if evaluation.training is None:
             raise ValueError(f"no training's config.yaml lies beside {weights}")
@@ -172,8 +185,9 @@ def _read_evaluation(run: RunFolder, configs: Path) -> Result:
         if weights.name != training.final_checkpoint.name:  # the training was not at its end
             recipe["MODEL.WEIGHTS"] += f", tested with {weights.name}"
         group = _group("evaluation", cfg, trained, recipe, configs)
+        seeds = _seeds(training, trained)
     values = _values(group.task, flatten_results_dict(evaluation.results))
-    return Result(run.path, group, values, 1.0, evaluation.weights)
+    return Result(run.path, group, values, 1.0, evaluation.weights, seeds)
 
 
 def _group(
@@ -205,61 +219,9 @@ def _values(task: Sequence[str], found: Mapping[str, float]) -> tuple[float, ...
     return tuple(found[name] for name in task) if all(name in found for name in task) else None
 
 
-def network_name(cfg: CfgNode) -> str:
-    """The network of a config, as the paper names it if it is one of the paper's.
-
-    Raises:
-        ValueError: the config describes none.
-    """
-    kind = family(cfg)
-    if kind is None and is_classifier(cfg):
-        node = cfg.MODEL.CLASSIFIER.TORCHVISION
-        pairs = zip(node.OPTIONS[::2], node.OPTIONS[1::2])
-        options = ", ".join(f"{key}={value}" for key, value in pairs)
-        return f"{node.NAME}({options})" if options else str(node.NAME)
-    if kind is None:
-        return str(cfg.MODEL.BACKBONE.NAME)
-    if kind == "RESNETS":
-        resnets = cfg.MODEL.RESNETS
-        groups, width = resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP
-        names = {(1, 64): f"ResNet-{resnets.DEPTH}", (32, 4): f"ResNeXt-{resnets.DEPTH}"}
-        return names.get((groups, width), f"ResNet-{resnets.DEPTH} {groups}×{width}d")
-    node = cfg.MODEL.RANDWIRE
-    if drawn_network(cfg):
-        if not node.SPEC and not Path(node.SPEC_FILE).is_file():  # gone since, or elsewhere
-            return f"RandWire of {node.SPEC_FILE}"
-        spec = spec_from_config(cfg)
-        # A spec does not say who drew it: perhaps the config's generator, or the paper's.
-        drawn_by = [NetworkGenerator(spec.regime, spec.channels, node_op=spec.node_op)]
-        with suppress(ValueError):  # these keys are not read where there is a spec
-            drawn_by.append(generator_from_config(cfg))
-        seeds = (node.SEED, *range(1, 6))  # the paper's are 1 … 5
-        known = [g for g in drawn_by if any(_draws(g, seed, spec) for seed in seeds)]
-        if not known:
-            return f"RandWire {spec.fingerprint[:12]}"
-        generator = known[0]
-    else:
-        generator = generator_from_config(cfg)
-    regime = {78: "small", 109: "regular", 154: "regular"}.get(generator.channels)
-    if regime and generator == NetworkGenerator(regime, generator.channels):
-        return f"RandWire-WS, C={generator.channels}"
-    label = graph_label(generator.graph, generator.graph_params)
-    return (
-        f"RandWire-{label}, {generator.regime}, N={generator.num_nodes}, C={generator.channels}, "
-        f"{generator.node_op}"
-    )
-
-
-def _draws(generator: NetworkGenerator, seed: int, spec: NetworkSpec) -> bool:
-    try:
-        return generator(seed) == spec
-    except ValueError:  # such as K ≥ N
-        return False
-
-
 def to_markdown(results: Sequence[Result], unreadable: Sequence[Unreadable] = ()) -> str:
     """A table per task, with the paper's row below each that is comparable; then what differs from
-    the paper's, what is not finished, and what can't be read."""
+    the paper's, what is not finished, what repeats another run, and what can't be read."""
     parts = [table for task in (DETECTION, CLASSIFICATION) if (table := _table(results, task))]
     # One of each group stands for all.
     found = {result.group: result for result in results if result.values is not None}.values()
@@ -271,6 +233,10 @@ def to_markdown(results: Sequence[Result], unreadable: Sequence[Unreadable] = ()
     if unfinished:
         lines = [f"- {r.folder} ({r.group.network}): {_how_far(r)}" for r in unfinished]
         parts.append("\n".join([f"Not finished ({len(unfinished)}):", *lines]))
+    if repeats := find_repeats(results):
+        lines = [f"- {folder}: as {counted}" for folder, counted in repeats.items()]
+        title = f"Copies and repetitions, which count as no further seeds ({len(repeats)}):"
+        parts.append("\n".join([title, *lines]))
     if unreadable:
         lines = [f"- {run.folder}: {run.reason}" for run in unreadable]
         parts.append("\n".join([f"Not readable ({len(unreadable)}):", *lines]))
@@ -300,17 +266,27 @@ def _grouped(
     results: Sequence[Result], task: tuple[str, ...]
 ) -> dict[Group, list[tuple[float, ...]]]:
     groups: dict[Group, list[tuple[float, ...]]] = {}
-    evaluated = set()
+    repeats = find_repeats(results)
     for result in results:
-        if result.group.task != task or result.values is None:
-            continue
-        if result.weights:
-            # One checkpoint that was tested twice, on other devices say, is one seed.
-            if (result.group, result.weights) in evaluated:
-                continue
-            evaluated.add((result.group, result.weights))
-        groups.setdefault(result.group, []).append(result.values)
+        if result.group.task == task and result.values and result.folder not in repeats:
+            groups.setdefault(result.group, []).append(result.values)
     return groups
+
+
+def find_repeats(results: Iterable[Result]) -> dict[Path, Path]:
+    """The folders of finished runs that are one seed with another run, and that run's folder.
+
+    They are copies, trainings of one seed that were repeated, and second tests of one checkpoint,
+    on other devices say. The first one counts.
+    """
+    first: dict[tuple[Group, tuple[str, ...]], Path] = {}
+    repeats = {}
+    for result in results:
+        if result.values is not None:
+            counted = first.setdefault((result.group, result.seeds), result.folder)
+            if counted != result.folder:
+                repeats[result.folder] = counted
+    return repeats
 
 
 def _differences(group: Group, groups: Iterable[Group]) -> list[str]:
@@ -350,7 +326,7 @@ def _mean_and_std(values: Sequence[float]) -> str:
 
 def to_json(results: Sequence[Result], unreadable: Sequence[Unreadable] = ()) -> str:
     """Every run by itself, and what can't be read."""
-    titles = {**DETECTION, **CLASSIFICATION}
+    titles, repeats = {**DETECTION, **CLASSIFICATION}, find_repeats(results)
 
     def named(group: Group, values: Sequence[Any] | None) -> dict[str, Any] | None:
         if values is None:
@@ -377,6 +353,7 @@ def to_json(results: Sequence[Result], unreadable: Sequence[Unreadable] = ()) ->
             "data": result.group.data,
             "progress": result.progress,
             "weights": result.weights,
+            "repeats": str(repeats[result.folder]) if result.folder in repeats else None,
             "values": named(result.group, result.values),
             "paper": compared(result.group),
         }

@@ -1,0 +1,73 @@
+"""Which network a run has: its name in a table, and what tells its seeds apart."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from ..config import drawn_network, family, generator_from_config, is_classifier, spec_from_config
+from ..wiring import NetworkGenerator, NetworkSpec, graph_label
+
+
+def network_name(cfg: CfgNode) -> str:
+    """The network of a config, as the paper names it if it is one of the paper's.
+
+    Raises:
+        ValueError: the config describes none.
+    """
+    kind = family(cfg)
+    if kind is None and is_classifier(cfg):
+        node = cfg.MODEL.CLASSIFIER.TORCHVISION
+        pairs = zip(node.OPTIONS[::2], node.OPTIONS[1::2])
+        options = ", ".join(f"{key}={value}" for key, value in pairs)
+        return f"{node.NAME}({options})" if options else str(node.NAME)
+    if kind is None:
+        return str(cfg.MODEL.BACKBONE.NAME)
+    if kind == "RESNETS":
+        resnets = cfg.MODEL.RESNETS
+        groups, width = resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP
+        names = {(1, 64): f"ResNet-{resnets.DEPTH}", (32, 4): f"ResNeXt-{resnets.DEPTH}"}
+        return names.get((groups, width), f"ResNet-{resnets.DEPTH} {groups}×{width}d")
+    node = cfg.MODEL.RANDWIRE
+    if drawn_network(cfg):
+        if not node.SPEC and not Path(node.SPEC_FILE).is_file():  # gone since, or elsewhere
+            return f"RandWire of {node.SPEC_FILE}"
+        spec = spec_from_config(cfg)
+        # A spec does not say who drew it: perhaps the config's generator, or the paper's.
+        drawn_by = [NetworkGenerator(spec.regime, spec.channels, node_op=spec.node_op)]
+        with suppress(ValueError):  # these keys are not read where there is a spec
+            drawn_by.append(generator_from_config(cfg))
+        seeds = (node.SEED, *range(1, 6))  # the paper's are 1 … 5
+        known = [g for g in drawn_by if any(_draws(g, seed, spec) for seed in seeds)]
+        if not known:
+            return f"RandWire {spec.fingerprint[:12]}"
+        generator = known[0]
+    else:
+        generator = generator_from_config(cfg)
+    regime = {78: "small", 109: "regular", 154: "regular"}.get(generator.channels)
+    if regime and generator == NetworkGenerator(regime, generator.channels):
+        return f"RandWire-WS, C={generator.channels}"
+    label = graph_label(generator.graph, generator.graph_params)
+    return (
+        f"RandWire-{label}, {generator.regime}, N={generator.num_nodes}, C={generator.channels}, "
+        f"{generator.node_op}"
+    )
+
+
+def wiring_of(cfg: CfgNode) -> str:
+    """What tells the wiring of a config from those of other seeds; "" if it has none."""
+    if family(cfg) != "RANDWIRE":
+        return ""
+    node = cfg.MODEL.RANDWIRE
+    if not drawn_network(cfg):
+        return str(node.SEED)
+    if not node.SPEC and not Path(node.SPEC_FILE).is_file():  # gone since, or elsewhere
+        return str(node.SPEC_FILE)
+    return spec_from_config(cfg).fingerprint
+
+
+def _draws(generator: NetworkGenerator, seed: int, spec: NetworkSpec) -> bool:
+    try:
+        return generator(seed) == spec
+    except ValueError:  # such as K ≥ N
+        return False
