@@ -3,6 +3,7 @@ shared work is what the tool says, and an interrupted evaluation ends as one tha
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -359,17 +360,32 @@ def test_a_part_of_the_images_has_all_classes(ws_run: Path) -> None:
     assert labels == [0, 0, 1, 1, 2]
 
 
-def test_counts_of_something_else_are_not_mixed_in(ws_run: Path, folders: Path) -> None:
-    """Else the counts of other weights, images or damages are taken for these."""
+def test_counts_of_something_else_are_not_mixed_in(
+    ws_run: Path, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the counts of other weights, images, preprocessing or damages are taken for these, or
+    those that an older version counted in another way."""
+    shutil.copytree(folders / "val", tmp_path / "val")
+    copied = ["DATASETS.TEST", f"('{tmp_path}/val',)"]
     first = experiment.load_run(ws_run)
     others = [
         experiment.load_run(ws_run, kinds=["node"]),
         experiment.load_run(ws_run, max_images=6),
         experiment.load_run(ws_run, ["INPUT.TEST_CROP_RATIO", "0.9"]),
+        experiment.load_run(ws_run, ["INPUT.FORMAT", "BGR"]),
+        experiment.load_run(ws_run, ["MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"]),
+        experiment.load_run(ws_run, ["MODEL.PIXEL_STD", "[1.0, 2.0, 3.0]"]),
     ]
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "VERSION", experiment.VERSION - 1)
+        others.append(experiment.load_run(ws_run))
+    others.append(experiment.load_run(ws_run, copied))
+    image = next((tmp_path / "val" / "a").iterdir())
+    image.rename(image.with_stem("another"))  # the data set's name and size are the same
+    others.append(experiment.load_run(ws_run, copied))
     make_run(ws_run, folders, "MODEL.RANDWIRE.SEED", "2")
     others.append(experiment.load_run(ws_run))
-    assert len({r.state_file for r in (first, *others)}) == 5
+    assert len({r.state_file for r in (first, *others)}) == len(others) + 1
     # As if somebody had moved the file.
     experiment._write_counts(first, experiment.Counts([0] * len(first.damages)))
     first.state_file.rename(others[0].state_file)

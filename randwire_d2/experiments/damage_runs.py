@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from ..checkpoint import EMA_KEY, check_wiring, load_checkpoint
+from ..checkpoint import EMA_KEY, Preprocessing, check_wiring, load_checkpoint
 from ..classification import ImageClassifier, load_config
 from ..classification.data import UNREADABLE, build_test_loader
 from ..config import drawn_network, generator_from_config, spec_from_config
@@ -27,6 +27,7 @@ from ..text import one_line
 from ..wiring import graph_label
 from .damage import KINDS, Damage, Work, all_damages, count_correct, count_work
 
+VERSION = 2  # of what the counts mean: counts of another one are not gone on from
 TIMED_BATCHES = 5  # on which the intact network is timed
 
 
@@ -147,13 +148,18 @@ def load_run(
     count = min(max_images or len(images), len(images))
     size = cfg.INPUT.TEST_CROP_SIZE
     identity = {
+        "version": VERSION,
         "fingerprint": spec.fingerprint,
-        "weights": _sha256(weights),
+        "weights": _sha256(weights.read_bytes()),
+        "head_relu": cfg.MODEL.CLASSIFIER.HEAD_RELU,
         "dataset": dataset_name,
+        # The same name may stand for other images later: of another DETECTRON2_DATASETS, say.
+        "listing": _sha256(repr([(r["file_name"], r["label"]) for r in images.records]).encode()),
         "of_images": len(images),
         "images": count,
         "size": size,
         "ratio": cfg.INPUT.TEST_CROP_RATIO,
+        **Preprocessing.from_config(cfg).to_dict(),
         "kinds": list(kinds),
     }
     return DamageRun(
@@ -217,8 +223,8 @@ def _load_model(cfg: CfgNode, weights: Path) -> Any:
     return model
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def evaluate(run: DamageRun) -> Damaged:
