@@ -382,6 +382,41 @@ def test_sizes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [*turns.values()] == [[96, 64, 96, 64]] * 2
 
 
+@pytest.mark.parametrize(
+    ("device", "sizes", "chosen"), [("cuda", 1, True), ("cuda", 2, False), ("cpu", 1, False)]
+)
+def test_cudnn_chooses_as_in_a_training(
+    monkeypatch: pytest.MonkeyPatch, device: str, sizes: int, chosen: bool
+) -> None:
+    """Else ResNet-50's times on a GPU are of convolutions that no training would run, nobody learns
+    which they were, or other code of the process gets them, too."""
+    seen: list[bool] = []
+
+    def time(*_: Any) -> list[comparison.Row]:
+        seen.append(torch.backends.cudnn.benchmark)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return []
+
+    # As far as a machine without a GPU goes.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)
+    monkeypatch.setattr(Case, "make_inputs", lambda *_, **__: ())
+    monkeypatch.setattr(comparison, "clock_of", lambda device: None)
+    monkeypatch.setattr(comparison, "count", lambda *_: None)
+    monkeypatch.setattr(comparison, "_timed", time)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    case = replace(TINY, sizes=sizes, width=96)
+    settings = Settings(device, models=("resnet50",), steps=("training",))
+    result = run(case, settings, ceilings=False)
+    assert result.machine.get("cudnn_benchmark") == (chosen if device == "cuda" else None)
+    assert (f"cudnn.benchmark {chosen}" in to_markdown(result, "")) == (device == "cuda")
+    with pytest.raises(KeyboardInterrupt):
+        run(case, settings, ceilings=False)
+    assert seen == [chosen] * 2 and not torch.backends.cudnn.benchmark
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_run_on_a_gpu() -> None:
     """Else the same command does not give a GPU's times and memory, or changes the counts."""

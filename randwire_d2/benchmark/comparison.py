@@ -3,7 +3,8 @@
 import itertools
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -155,7 +156,7 @@ def run(
             progress(f"counting {MODELS[name]}, {step}")
             counted = count(model, make_inputs, step_forward, step == "training")
             rows.append(Row(name, step, counted))
-    best = None
+    best, machine = None, describe_machine(device)
     if settings.rounds:
         for name, model in models.items():
             model.to(device)
@@ -167,12 +168,29 @@ def run(
             best = measure_ceilings(device, settings.amp_dtype or torch.float32)
             rows = [replace(row, floor=floor(row.count, best)) for row in rows]
         timed: list[Row] = []
-        for step in settings.steps:
-            progress(f"timing {step}, {settings.rounds} rounds")
-            of_step = [row for row in rows if row.step == step]
-            timed += _timed(of_step, models, inputs, settings, clock or clock_of(device))
-        rows = timed
-    return Benchmark(case, settings, tuple(rows), best, describe_machine(device))
+        with cudnn_benchmark(case, settings):
+            for step in settings.steps:
+                progress(f"timing {step}, {settings.rounds} rounds")
+                of_step = [row for row in rows if row.step == step]
+                timed += _timed(of_step, models, inputs, settings, clock or clock_of(device))
+            rows, machine = timed, describe_machine(device)
+    return Benchmark(case, settings, tuple(rows), best, machine)
+
+
+@contextmanager
+def cudnn_benchmark(case: Case, settings: Settings) -> Iterator[None]:
+    """Let cuDNN choose its algorithms by timing them, where images of one size are on a GPU.
+
+    So do the trainings of configs/imagenet (CUDNN_BENCHMARK). Images of many sizes, a detector's,
+    would have it choose anew for each.
+    """
+    before = torch.backends.cudnn.benchmark
+    if settings.device == "cuda" and case.sizes == 1:
+        torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _timed(
@@ -278,13 +296,16 @@ def gpu_kernels(step: Step) -> int:
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """What measurements depend on beside the case: the device, its threads, PyTorch's version."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    """What measurements depend on beside the case: the device, its threads, PyTorch's version, and
+    on a GPU whether cuDNN chooses its algorithms by timing them."""
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else _cpu_name()
     return {
         "device": name,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count() or 1,
         "torch": torch.__version__,
+        **({"cudnn_benchmark": torch.backends.cudnn.benchmark} if on_gpu else {}),
     }
 
 

@@ -25,6 +25,8 @@ def to_markdown(benchmark: Benchmark, command: str) -> str:
         f"{machine['device']}, {machine['threads']} threads on {machine['cpus']} CPUs, "
         f"PyTorch {machine['torch']}"
     )
+    if "cudnn_benchmark" in machine:
+        where += f", cudnn.benchmark {machine['cudnn_benchmark']}"
     paragraphs = [
         f"`{command}`",
         f"{benchmark.case}; {benchmark.settings}",
