@@ -343,6 +343,9 @@ def test_frozen_stages_save_nothing() -> None:
 # ---------------------------------------------------------------- where it steps aside
 
 
+DEPTHWISE, POINTWISE = "nodes.1.conv.depthwise", "nodes.1.conv.pointwise"
+
+
 def change_nothing(stage: RandWireStage) -> None:
     pass
 
@@ -369,6 +372,35 @@ def replace_a_norm(stage: RandWireStage) -> None:
     stage.nodes[0].norm = nn.GroupNorm(1, 5)
 
 
+def change(name: str, **values: Any) -> Callable[[RandWireStage], None]:
+    """Of one module of a stage, some attributes."""
+
+    def change_it(stage: RandWireStage) -> None:
+        for attribute, value in values.items():
+            setattr(stage.get_submodule(name), attribute, value)
+
+    return change_it
+
+
+def dilate(stage: RandWireStage) -> None:
+    for node in stage.nodes:
+        node.conv.depthwise.dilation = node.conv.depthwise.padding = (2, 2)
+
+
+def stop_striding(stage: RandWireStage) -> None:
+    for node in stage.nodes:
+        node.conv.depthwise.stride = (1, 1)
+
+
+def replace_a_forward(stage: RandWireStage) -> None:
+    conv = stage.get_submodule("nodes.1.conv.pointwise")
+    conv.forward = conv.forward  # as accelerate's hooks do
+
+
+def add_a_module(stage: RandWireStage) -> None:
+    stage.get_submodule("nodes.1.conv").add_module("activation", nn.SiLU())
+
+
 def parametrize(stage: RandWireStage) -> None:
     nn.utils.parametrizations.weight_norm(stage.get_submodule("nodes.1.conv.pointwise"))
 
@@ -378,10 +410,19 @@ def parametrize(stage: RandWireStage) -> None:
     [
         (change_nothing, ""),
         (parametrize, "somebody changed a convolution"),
+        (dilate, "somebody changed a convolution"),
+        (stop_striding, "somebody changed a convolution"),
+        (change(DEPTHWISE, padding_mode="reflect"), "somebody changed a convolution"),
+        (change(POINTWISE, activation=nn.functional.silu), "somebody changed a convolution"),
+        (change(POINTWISE, norm=nn.BatchNorm2d(5)), "somebody changed a convolution"),
+        (add_a_module, "somebody changed a convolution"),
+        (replace_a_forward, "somebody replaced the forward of a Conv2d"),
         (hook_a_node, "a Node has a hook"),
         (hook_a_convolution, "a Conv2d has a hook"),
         (mix_norms, "some of the norms are in another mode"),
         (cumulative_statistics, "without weights, running statistics or momentum"),
+        (change("nodes.3.norm", eps=1e-3), "or have another momentum or eps"),
+        (change("nodes.3", norm=nn.BatchNorm2d(5, affine=False)), "is without weights"),
         (replace_a_norm, "the norm is GroupNorm, not BN, SyncBN or FrozenBN"),
     ],
 )
@@ -400,6 +441,36 @@ def test_what_it_does_not_know_it_leaves_to_the_nodes(
     if why:
         with pytest.raises(ValueError, match=f"FUSED is on, but .*{why}.*; with auto, nodes run"):
             stage(x)
+
+
+@pytest.mark.parametrize("surgery, stride, dilation", [(dilate, None, 2), (stop_striding, 1, 1)])
+def test_a_stage_does_what_its_convolutions_were_changed_to(
+    surgery: Callable[[RandWireStage], None],
+    stride: int | None,
+    dilation: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a detector with a dilated res5, as Detectron2's DC5 has, silently gets features of
+    another network."""
+    spec = draw_spec("small", "WS").stages[0]
+    stage = randomise(RandWireStage(spec, "sep_conv3x3", "BN").double()).train()
+    x = torch.randn(2, 5, 9, 12, dtype=torch.float64)
+    stage(x)
+    surgery(stage)
+    state = {f"res3.{name}": value.clone() for name, value in stage.state_dict().items()}
+    windows = oracle.windows
+
+    def changed(x: Tensor, kernel: int, own_stride: int, fill: float) -> Any:
+        wide = windows(x, dilation * (kernel - 1) + 1, stride or own_stride, fill)
+        return [
+            ((i // dilation, j // dilation), window)
+            for (i, j), window in wide
+            if i % dilation == j % dilation == 0
+        ]
+
+    monkeypatch.setattr(oracle, "windows", changed)
+    expected = oracle.graph(spec, "sep_conv3x3", state, "res3", x, True, None, oracle.Result())
+    assert_same(stage(x), expected, "result")
 
 
 def test_the_log_says_once_how_stages_run(caplog: pytest.LogCaptureFixture) -> None:

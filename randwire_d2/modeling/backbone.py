@@ -50,9 +50,9 @@ class RandWire(PretrainedNetwork, Backbone):
             reads those in either case.
         fused: whether each stage runs as one function of fused operators, in channels_last: the
             same function of the same weights as its nodes one by one. It can where it has separable
-            convolutions and batch norms, frozen or not. ``"auto"``: where it can and the operators
-            work on the device; the log says where not, and why. ``"on"``: or there is a
-            ValueError. ``"off"``: nowhere.
+            convolutions, as they were built, and batch norms, frozen or not. ``"auto"``: where it
+            can and the operators work on the device; the log says where not, and why. ``"on"``: or
+            there is a ValueError. ``"off"``: nowhere.
         recompute: of a fused stage, save half as much for the backward pass, and compute it again.
         cuda_graphs: on a GPU, once a fused stage was called several times with images of one size,
             replay what it launches as one CUDA graph: the same results, in less of the host's time.

@@ -25,25 +25,47 @@ Fused = Literal["auto", "on", "off"]
 
 EXPORTING = "the model is traced or exported"
 
+ConvSettings = tuple[tuple[Any, ...], ...]  # of a node's two convolutions
 
-def why_not(nodes: Sequence[nn.Module], x: Tensor) -> str:
+
+def conv_settings(node: Any) -> ConvSettings:
+    """What a node's convolutions do beside their tensors; empty of another operation."""
+    return tuple(map(_settings_of, node.conv)) if type(node.conv) is SepConv3x3 else ()
+
+
+def _settings_of(conv: nn.Module) -> tuple[Any, ...]:
+    own = conv.__dict__  # not operator.itemgetter, into which torch.compile can't look
+    return (
+        own["in_channels"],
+        own["kernel_size"],
+        own["stride"],
+        own["padding"],
+        own["dilation"],
+        own["groups"],
+        own["padding_mode"],
+        own["norm"],
+        own["activation"],
+    )
+
+
+def why_not(nodes: Sequence[nn.Module], built: Sequence[ConvSettings], x: Tensor) -> str:
     """Why ``run_fused`` would not compute what these nodes do; empty if it would.
 
-    It does with separable convolutions as they were built, followed by batch norms that all do the
-    same, frozen or not; without hooks, which it would not call; and not while tracing or exporting,
-    which want torch's own operators.
+    It does with separable convolutions as they were ``built``, followed by batch norms that all do
+    the same, frozen or not; without hooks or another ``forward``, which it would not call; and not
+    while tracing or exporting, which want torch's own operators.
     """
     reason = ops.unavailable(x.device)
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         reason = EXPORTING
-    for node in nodes:
-        reason = reason or _why_not(node)
-    if not reason and len({settings(node.norm) for node in nodes if isinstance(node, Node)}) > 1:
+    for node, settings_built in zip(nodes, built, strict=True):
+        reason = reason or _why_not(node, settings_built)
+    if not reason and len({settings(node._modules["norm"]) for node in nodes}) > 1:
         reason = "some of the norms are in another mode, or have another momentum or eps"
     return reason
 
 
-def _why_not(node: nn.Module) -> str:
+def _why_not(node: nn.Module, built: ConvSettings) -> str:
     if type(node) is not Node:
         return f"a node is a {type(node).__name__}"
     # As dictionaries, since nn.Module takes its time to find an attribute.
@@ -51,7 +73,7 @@ def _why_not(node: nn.Module) -> str:
     both = node._modules["conv"]
     if type(both) is not SepConv3x3:
         return f"the node operation is {type(both).__name__}, not SepConv3x3"
-    convs = both._modules["depthwise"], both._modules["pointwise"]
+    convs: Any = both._modules["depthwise"], both._modules["pointwise"]
     if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
         # Without a momentum, the running statistics are cumulative averages.
         if not (norm.affine and norm.track_running_stats and norm.momentum is not None):
@@ -61,10 +83,14 @@ def _why_not(node: nn.Module) -> str:
     elif type(norm) is not FrozenBatchNorm2d:
         return f"the norm is {type(norm).__name__}, not BN, SyncBN or FrozenBN"
     for conv in convs:
-        if type(conv) is not Conv2d or conv._parameters["bias"] is not None:
+        if type(conv) is not Conv2d or conv._parameters["bias"] is not None or conv._modules:
             return "somebody changed a convolution"
+    if (_settings_of(convs[0]), _settings_of(convs[1])) != built or len(both._modules) != 2:
+        return "somebody changed a convolution"
     for module in (node, both, *convs, norm):
         own = module.__dict__
+        if "forward" in own:
+            return f"somebody replaced the forward of a {type(module).__name__}"
         if (
             own["_forward_hooks"]
             or own["_forward_pre_hooks"]

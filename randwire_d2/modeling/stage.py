@@ -19,6 +19,7 @@ from .fused import (
     Fused,
     Order,
     compute_dtype,
+    conv_settings,
     run_fused,
     sharing,
     tensors_of,
@@ -84,6 +85,7 @@ class RandWireStage(CNNBlockBase):
             else Node(1, spec.in_channels, spec.channels, 2, node_op, norm)
             for predecessors in spec.dag.predecessors
         )
+        self._built = [conv_settings(node) for node in self.nodes]
         self.fused = fused
         self.recompute = recompute
         self.cuda_graphs = cuda_graphs
@@ -149,7 +151,7 @@ class RandWireStage(CNNBlockBase):
 
         On a GPU, the first call in training is one that all processes make together.
         """
-        return why_not([*self.nodes], x) or self._failure(x)
+        return why_not([*self.nodes], self._built, x) or self._failure(x)
 
     def _failure(self, x: Tensor) -> str:
         """Why the operators don't work for this stage on x's device; see ``ops.probe``."""
