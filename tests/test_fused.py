@@ -688,8 +688,8 @@ def test_torch_compile(norm: str) -> None:
 def test_torch_compile_drops_edges_without_compiling_again(fused: Any) -> None:
     """Else the edge is part of what is compiled: every other one takes minutes, until torch.compile
     gives up."""
-    options: Any = {"out_features": ["res4"], "edge_drop_prob": 0.9, "fused": fused}
-    backbone = RandWire(draw_spec("small", "WS"), **options)
+    options: Any = {"out_features": ["res4"], "relu_features": False, "fused": fused}
+    backbone = RandWire(draw_spec("small", "WS"), edge_drop_prob=0.9, **options)
     randomise(backbone.double()).train()
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
