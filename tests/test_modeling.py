@@ -123,6 +123,16 @@ def test_output_shape_is_the_shape_of_the_outputs(regime: str, size: tuple[int, 
         assert tuple(features[name].shape) == expected, name
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("path", PATHS)
+def test_shapes_without_weights(path: str, train: bool) -> None:
+    """Else a network can't tell its shapes on the device "meta", as Detectron2's ResNet can."""
+    with torch.device("meta"):
+        backbone = RandWire(draw_spec("regular", "WS"), edge_drop_prob=0.5, **PATHS[path])
+        features = backbone.train(train)(torch.zeros(2, 3, 97, 131))
+    assert [*features["res5"].shape] == [2, backbone.output_shape()["res5"].channels, 4, 5]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_any_subset_of_features(count: int) -> None:
     """Else some features can't be had without others, or stages that nobody reads are built."""

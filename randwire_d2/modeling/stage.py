@@ -119,8 +119,10 @@ class RandWireStage(CNNBlockBase):
         reason = self._why_plain(x)
         if not torch.compiler.is_compiling():
             self.plain_because = reason
-            wanted = padding_of(self.out_channels, compute_dtype(x), x.device)
-            self.padding = 0 if reason else wanted
+            # Not asked of every device: on "meta", say, there is no autocast to ask about.
+            self.padding = (
+                0 if reason else padding_of(self.out_channels, compute_dtype(x), x.device)
+            )
         return self.run_nodes(x, kept) if reason else self.run_replayed(x, kept)
 
     def _why_plain(self, x: Tensor) -> str:
