@@ -387,12 +387,18 @@ def test_no_edge_drops_in_eval_mode() -> None:
         assert_same(model(images())["res5"], expected, "res5")
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("frozen", [2, 4, 5])
-def test_no_edge_drops_in_frozen_stages(frozen: int) -> None:
-    """Else a frozen stage changes from batch to batch."""
+def test_no_edge_drops_in_frozen_stages(frozen: int, at_once: bool) -> None:
+    """Else a frozen stage changes from batch to batch, or one that was frozen by itself does."""
     spec = NetworkGenerator("regular", 4, 8, "WS", {"k": 2, "p": 0.5})(1)
     model = RandWire(spec, out_features=["res5"], edge_drop_prob=1.0, relu_features=False)
-    randomise(model.double()).freeze(frozen).train()
+    randomise(model.double()).train()
+    if at_once:
+        model.freeze(frozen)
+    else:
+        for name in NAMES[:frozen]:
+            model.get_submodule(name).freeze()
     edges = droppable(spec, NAMES[:frozen])
     assert droppable(spec, NAMES[2:]), "the test needs edges in res2 that could drop"
     outputs = outputs_by_edge(spec, model, images(35, 35), edges, NAMES[:frozen])

@@ -204,7 +204,8 @@ class RandWire(PretrainedNetwork, Backbone):
         The draw comes from torch's CPU generator, whose state a seed or a checkpoint restores. With
         the scope "batch" all processes must call this together: it is the first one's draw.
         """
-        total = sum(self._droppable.values())
+        droppable = self._count_droppable_edges()
+        total = sum(droppable.values())
         if not total:
             return {}
         drops = torch.rand(()) < self.edge_drop_prob
@@ -214,7 +215,16 @@ class RandWire(PretrainedNetwork, Backbone):
         if self.edge_drop_scope == "batch":
             edge = comm.all_gather(edge)[0]
         kept = torch.arange(total, device=device) != edge.to(device, non_blocking=True)
-        return dict(zip(self._droppable, kept.split([*self._droppable.values()]), strict=True))
+        return dict(zip(droppable, kept.split([*droppable.values()]), strict=True))
+
+    def _count_droppable_edges(self) -> dict[str, int]:
+        """Of each stage that is trained; asked anew, since stages can be frozen one by one."""
+        return {
+            name: len(stage.plan.learned)
+            for name in self._stage_names
+            if isinstance(stage := getattr(self, name), RandWireStage)
+            and any(p.requires_grad for p in stage.parameters())
+        }
 
     def options(self) -> dict[str, Any]:
         return {
@@ -238,13 +248,6 @@ class RandWire(PretrainedNetwork, Backbone):
         for name in self._stage_names[: max(freeze_at, 0)]:
             getattr(self, name).freeze()
         self._frozen = max(self._frozen, freeze_at)
-        # Not by freeze_at: an earlier call may have frozen more.
-        self._droppable = {
-            name: len(stage.plan.learned)
-            for name in self._stage_names
-            if isinstance(stage := getattr(self, name), RandWireStage)
-            and any(p.requires_grad for p in stage.parameters())
-        }
         return self
 
     def output_shape(self) -> dict[str, ShapeSpec]:
