@@ -1,12 +1,14 @@
 """Graphs, DAGs, symbolic networks: what the paper says of them, and what a wrong value gets."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, asdict, replace
 from statistics import mean
 from typing import Any
 
@@ -270,6 +272,44 @@ def test_stages_are_those_of_table_1(regime: str, convs: list, stages: list) -> 
     assert [(s.name, s.in_channels, s.channels, s.dag.num_nodes) for s in spec.stages] == stages
 
 
+def test_a_generator_is_a_frozen_value() -> None:
+    """Else it draws other networks than before once somebody changes a dictionary, or can't be a
+    key, a copy or a message to another process."""
+    params: dict[str, Any] = {"k": 4, "p": 0.75}
+    generator = NetworkGenerator("small", graph_params=params)
+    params["p"] = 0.0
+    changes: list[Callable[[Any], Any]] = [
+        lambda p: p.update(p=0.0),
+        lambda p: p.__setitem__("p", 0.0),
+        lambda p: p.__delitem__("p"),
+        lambda p: p.setdefault("m", 1),
+        lambda p: p.__ior__({"p": 0.0}),
+        lambda p: p.pop("p"),
+        lambda p: p.popitem(),
+        lambda p: p.clear(),
+    ]
+    for change in changes:
+        with pytest.raises(TypeError, match=r"can't be changed; dataclasses\.replace"):
+            change(generator.graph_params)
+    same = [
+        NetworkGenerator("small"),
+        NetworkGenerator("small", graph_params={"p": 0.75, "k": 4.0}),
+        copy.copy(generator),
+        copy.deepcopy(generator),
+        pickle.loads(pickle.dumps(generator)),
+        replace(generator),
+        NetworkGenerator(**asdict(generator)),
+        NetworkGenerator(**json.loads(json.dumps(asdict(generator)))),
+    ]
+    for other in same:
+        assert other == generator and hash(other) == hash(generator)
+        with pytest.raises(TypeError, match="can't be changed"):
+            other.graph_params["p"] = 0.0  # type: ignore[index]
+    other = replace(generator, graph_params={"k": 4, "p": 0.5})
+    assert len({*same, generator, other}) == 2
+    assert generator.graph_params == {"k": 4, "p": 0.75}
+
+
 def test_half_of_an_odd_n_is_rounded_down() -> None:
     """Else conv2 of the regular regime has (N+1)/2 nodes where N is odd."""
     assert [dag.num_nodes for dag in NetworkGenerator("regular", 4, 13)(1).dags] == [6, 13, 13, 13]
@@ -364,6 +404,7 @@ GENERATOR = {"regime": "regular", "channels": 8, "num_nodes": 16}
 @pytest.mark.parametrize(
     "theta, says",
     [
+        ({"graph_params": 4}, ["graph_params", "mapping", "4"]),
         ({"graph_params": {"k": 3, "p": 0.5}}, ["WS", "even", "K=3"]),
         ({"graph_params": {"k": 0, "p": 0.5}}, ["0 < K", "K=0"]),
         ({"graph_params": {"k": -2, "p": 0.5}}, ["0 < K", "K=-2"]),

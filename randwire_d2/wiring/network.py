@@ -1,5 +1,6 @@
 """The network generator g(θ, s) of §3.1 and the symbolic networks n that it returns (Table 1)."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -168,6 +169,25 @@ class NetworkSpec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
+class _Parameters(dict[str, Any]):
+    """A graph model's parameters: a dict that can be hashed, and not changed."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(
+            "a generator's graph_params can't be changed; dataclasses.replace(generator, "
+            "graph_params=…) makes another generator"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> Any:
+        return type(self), (dict(self),)  # else pickle and copy set the items one by one
+
+
 @dataclass(frozen=True)
 class NetworkGenerator:
     """The stochastic network generator g: θ is given here, the seed s with each call.
@@ -181,12 +201,12 @@ class NetworkGenerator:
         num_nodes: N. The regular regime's conv2 has N/2 nodes, rounded down, but at least 1.
         graph: a name in ``GRAPH_REGISTRY``: ``"ER"``, ``"BA"``, ``"WS"`` or a project's own.
         graph_params: the graph model's parameters: ``{"p": …}``, ``{"m": …}``,
-            ``{"k": …, "p": …}``.
+            ``{"k": …, "p": …}``. The generator has a copy, which can't be changed.
         node_op: the convolution of every node.
 
     Raises:
-        ValueError: the constructor refuses the regime, C or N, or the call gets parameters that
-            the graph model refuses.
+        ValueError: the constructor refuses the regime, C, N or what is no mapping, or the call
+            gets parameters that the graph model refuses.
     """
 
     regime: str = "regular"
@@ -203,6 +223,13 @@ class NetworkGenerator:
         if num_nodes < 1:
             raise ValueError(f"num_nodes (N) must be at least 1; got {self.num_nodes}")
         check_limit("num_nodes (N)", num_nodes, MOST_NODES, "choose a smaller N")
+        if not isinstance(self.graph_params, Mapping):
+            raise ValueError(
+                'graph_params must be a mapping, such as {"k": 4, "p": 0.75}; got '
+                f"{brief(self.graph_params)}"
+            )
+        parameters = _Parameters(copy.deepcopy(dict(self.graph_params)))
+        object.__setattr__(self, "graph_params", parameters)
 
     def __call__(self, seed: int) -> NetworkSpec:
         """Draw the network n = g(θ, s)."""
