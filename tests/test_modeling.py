@@ -182,6 +182,24 @@ def test_every_norm_of_detectron2(norm: str, channels: int) -> None:
     sum(feature.sum() for feature in features.values()).backward()
 
 
+@pytest.mark.parametrize(
+    "channels, groups",
+    [
+        (109, "stem 27, res2 1, res3 2, res4 4, res5 8"),
+        (154, "stem 11, res2 22, res3 28, res4 28, res5 28"),
+        (64, ""),
+    ],
+)
+def test_few_groups_are_told(channels: int, groups: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Else nobody learns that a recipe's GN has not the groups of the recipe it comes from, or the
+    docs tell of others."""
+    caplog.set_level("INFO", "randwire_d2")
+    with torch.device("meta"):
+        RandWire(NetworkGenerator(channels=channels, num_nodes=10)(1), norm="GN")
+    said = "GN has as many groups, up to 32, as divide the channels: "
+    assert caplog.messages == ([said + groups] if groups else [])
+
+
 def test_frozen_bn_is_bn_in_eval_mode() -> None:
     """Else weights trained with BN mean something else under FrozenBN."""
     spec = draw_spec("regular", "ER")

@@ -119,6 +119,7 @@ class RandWire(PretrainedNetwork, Backbone):
             self._shapes[layer.name] = ShapeSpec(channels=layer.channels, stride=2 ** (i + 1))
         apply_init(self, init)
         self.freeze(freeze_at)
+        self._say_few_groups()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -165,6 +166,18 @@ class RandWire(PretrainedNetwork, Backbone):
         if not torch.compiler.is_compiling():
             self._say_how_stages_ran()
         return features
+
+    def _say_few_groups(self) -> None:
+        """Log the groups of GN, unless they are the usual 32."""
+        groups = {
+            name: norm.num_groups
+            for name in self._stage_names
+            for norm in getattr(self, name).modules()
+            if isinstance(norm, torch.nn.GroupNorm)
+        }
+        if any(number != 32 for number in groups.values()):
+            said = ", ".join(f"{name} {number}" for name, number in groups.items())
+            logger.info(f"GN has as many groups, up to 32, as divide the channels: {said}")
 
     def _say_how_stages_ran(self) -> None:
         """Log how the stages have just run, unless it was said before."""

@@ -112,8 +112,8 @@ def build_node_op(name: str, in_channels: int, out_channels: int, stride: int) -
 def build_norm(norm: str, channels: int) -> nn.Module:
     """Any norm of Detectron2's ``get_norm``; ``""`` is none.
 
-    ``"GN"`` has 32 groups where C is a multiple of 32, else as many as divide C: 109 has no
-    divisor but 1.
+    ``"GN"`` has 32 groups where the channels are a multiple of 32, else as many as divide them:
+    109 have no divisor but 1, and one group is a layer norm.
 
     Raises:
         ValueError: if Detectron2 does not know the norm.
