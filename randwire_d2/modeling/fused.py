@@ -201,52 +201,52 @@ def run_fused(
     Raises:
         ValueError: if there is but one value per channel to take a batch's statistics of.
     """
-    dtype = compute_dtype(x)
-    # What is computed for a whole channel is so in single precision at least, whatever the weights'
-    # type: of a model that was cast to bfloat16, too.
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    eps, batch, momentum, group = settings(nodes[0].norm)
-    count: float | Tensor = x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2)
-    if batch and count == 1 and group is None:
-        raise ValueError(
-            "a batch norm in training needs more than one value per channel; the stage's input "
-            f"is {tuple(x.shape)}: use larger images, a larger batch or FrozenBN"
-        )
-    shares = None
+    dtype, norm = compute_dtype(x), settings(nodes[0].norm)
+    count = _count_values(x, norm)
     channels = nodes[0].conv.pointwise.out_channels
     padding, in_padding = (padding_of(c, dtype, x.device) for c in (channels, x.shape[1]))
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     save = _wants_gradients(nodes, x)
     # Those who recompute want to save memory, and a CPU gains nothing.
     together = not recompute and (save or x.device.type != "cpu")
-    by_levels = group is not None or together or (batch and not recompute)
+    by_levels = norm.group is not None or together or (norm.batch and not recompute)
     plan, edges = by_level if by_levels else smallest
-    norms = [nodes[v].norm for v in plan.order]
-    affine = (_parameters if batch else _as_affine)(norms, wide)
-    if padding:
-        affine = F.pad(affine, (0, padding))
-    coefficients = _coefficients(plan, nodes, kept, wide)
-    convolutions = [
-        *(node.conv.depthwise.weight for node in nodes),
-        *(node.conv.pointwise.weight for node in nodes),
-    ]
-    if group is not None:
-        shares = Shares.of(group, int(count), coefficients)
-        count = shares.total
-    affine_wanted = save and affine.requires_grad
+    coefficients, affine, convolutions = _tensors(plan, nodes, kept, norm.batch, dtype, padding)
+    shares = None if norm.group is None else Shares.of(norm.group, count, coefficients)
     run = Run(
-        *(plan, batch, shares, eps, dtype, padding, in_padding, save, recompute, affine_wanted),
+        plan=plan,
+        batch=norm.batch,
+        shares=shares,
+        eps=norm.eps,
+        dtype=dtype,
+        padding=padding,
+        in_padding=in_padding,
+        save=save,
+        recompute=recompute,
+        affine=save and affine.requires_grad,
         joined=ops.joins(x.device, dtype, channels),
         together=together,
     )
     # What is not of autocast's type by now is not for autocast to change.
     with torch.autocast(x.device.type, enabled=False):
         output, *moments = GraphFunction.apply(run, edges, x, coefficients, affine, *convolutions)
-    if batch:
-        moments = [group[..., :channels] for group in moments]
-        assert momentum is not None, "see why_not"
-        _update_running_statistics(norms, moments, count, momentum)
+    if norm.batch:
+        norms = [nodes[v].norm for v in plan.order]
+        moments = [own[..., :channels] for own in moments]
+        total = count if shares is None else shares.total
+        _update_running_statistics(norms, moments, total, norm.momentum)
     return output
+
+
+def _count_values(x: Tensor, norm: Settings) -> int:
+    """How many values per channel a node's norm has from a stage's input ``x``."""
+    count = x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2)
+    if norm.batch and count == 1 and norm.group is None:
+        raise ValueError(
+            "a batch norm in training needs more than one value per channel; the stage's input "
+            f"is {tuple(x.shape)}: use larger images, a larger batch or FrozenBN"
+        )
+    return count
 
 
 def _wants_gradients(nodes: Sequence[nn.Module], x: Tensor) -> bool:
@@ -255,6 +255,27 @@ def _wants_gradients(nodes: Sequence[nn.Module], x: Tensor) -> bool:
     return torch.is_grad_enabled() and (
         x.requires_grad or any(parameter.requires_grad for parameter in parameters)
     )
+
+
+def _tensors(
+    plan: Plan,
+    nodes: Sequence[Any],
+    kept: Tensor | None,
+    batch: bool,
+    dtype: torch.dtype,
+    padding: int,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """What ``GraphFunction`` reads of nodes: coefficients, norms and convolutions."""
+    # What is computed for a whole channel is so in single precision at least, whatever the weights'
+    # type: of a model that was cast to bfloat16, too.
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    affine = (_parameters if batch else _as_affine)([nodes[v].norm for v in plan.order], wide)
+    if padding:
+        affine = F.pad(affine, (0, padding))
+    convs = [node.conv for node in nodes]
+    convolutions = [conv.depthwise.weight for conv in convs]
+    convolutions += [conv.pointwise.weight for conv in convs]
+    return _coefficients(plan, nodes, kept, wide), affine, convolutions
 
 
 def _coefficients(
@@ -292,10 +313,11 @@ def _as_affine(norms: Sequence[Any], dtype: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def _update_running_statistics(
-    norms: Sequence[Any], moments: Sequence[Tensor], count: float | Tensor, momentum: float
+    norms: Sequence[Any], moments: Sequence[Tensor], count: float | Tensor, momentum: float | None
 ) -> None:
     """What every batch norm does in training, for all of a stage in a few kernels."""
-    means, variances = ([m for group in moments for m in group[:, i]] for i in range(2))
+    assert momentum is not None, "see why_not"
+    means, variances = ([m for own in moments for m in own[:, i]] for i in range(2))
     # torch normalises by the biased variance and remembers the unbiased one.
     values = [*means, *torch._foreach_mul(variances, count / (count - 1))]
     running = [getattr(norm, name) for name in ("running_mean", "running_var") for norm in norms]
