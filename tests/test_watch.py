@@ -16,6 +16,7 @@ from torch import distributed
 
 from randwire_d2.config import detector_config
 from randwire_d2.engine import check_solver, watch
+from randwire_d2.engine.signals import Interrupted, StopOnSignal, end_interrupted
 from randwire_d2.engine.watch import Judge, ReportProgress, State, watched
 
 NAMES = ["process 0 of 2 (a)", "process 1 of 2 (b)"]
@@ -130,16 +131,21 @@ def test_a_failure_is_passed_on() -> None:
 
 
 class Loop(TrainerBase):
-    """Ten iterations, each with an all-reduce, and in the fourth a mishap."""
+    """Ten iterations, each with an all-reduce, and in the fourth a mishap.
 
-    def __init__(self, mishap: str) -> None:
+    Args:
+        checkpoint: where SIGTERM leaves one.
+    """
+
+    def __init__(self, mishap: str, checkpoint: Path) -> None:
         super().__init__()
-        self.register_hooks([ReportProgress(), Evaluation(mishap)])
+        self.register_hooks([ReportProgress(), StopOnSignal(), Evaluation(mishap)])
         self._mishap = mishap
+        self.checkpointer = SlowCheckpointer(checkpoint)
 
     def run_step(self) -> None:
         if self.iter == 3:
-            if self._mishap in ("SIGKILL", "SIGSTOP"):
+            if self._mishap.startswith("SIG"):
                 os.kill(os.getpid(), signal.Signals[self._mishap])
             elif self._mishap == "hangs":
                 time.sleep(1e6)
@@ -158,8 +164,23 @@ class Evaluation(HookBase):
             ctypes.PyDLL(None).sleep(12)  # which keeps the lock of all threads
 
 
-def _loop(mishap: str) -> None:
-    Loop(mishap).train(0, 10)
+class SlowCheckpointer:
+    """Writes in the first process, longer than a process may be silent, or an iteration take."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def save(self, name: str, iteration: int) -> None:
+        if comm.is_main_process():
+            time.sleep(6)
+            self._path.write_text(name)
+
+
+def _loop(mishap: str, checkpoint: Path) -> None:
+    try:
+        Loop(mishap, checkpoint).train(0, 10)
+    except Interrupted as e:
+        end_interrupted(e.number)
 
 
 def _process(rank: int, port: int, mishap: str, log: Path) -> None:
@@ -171,7 +192,7 @@ def _process(rank: int, port: int, mishap: str, log: Path) -> None:
     url = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
     comm.create_local_process_group(2)
-    watched(_loop, 4.0, mishap)
+    watched(_loop, 4.0, mishap, log.with_name("checkpoint"))
 
 
 def run_two(mishaps: tuple[str, str], folder: Path, victim: int = -1) -> tuple[list[int], str]:
@@ -218,3 +239,12 @@ def test_a_slow_evaluation_is_waited_for(tmp_path: Path) -> None:
     """Wrong: a first process whose threads all stand still while it evaluates is taken for dead."""
     statuses, said = run_two(("evaluates", ""), tmp_path)
     assert statuses == [0, 0], said
+
+
+@pytest.mark.slow
+def test_a_slow_checkpoint_is_waited_for(tmp_path: Path) -> None:
+    """Wrong: a signal costs the checkpoint, if writing it takes longer than a process may be
+    silent: the first one, which writes, takes the others for dead, and ends."""
+    statuses, said = run_two(("SIGTERM", ""), tmp_path)
+    assert statuses == [-signal.SIGTERM] * 2, said
+    assert (tmp_path / "checkpoint").read_text() == "model_0000003"

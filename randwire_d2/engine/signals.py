@@ -16,14 +16,14 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
 
-from .watch import end_watch
+from .watch import end_watch, leave_iteration
 
 logger = logging.getLogger(__name__)
 
@@ -77,24 +77,30 @@ class StopOnSignal(HookBase):
         trainer = self.trainer
         trainer.iter -= 1  # the last that was done
         name = f"model_{trainer.iter:07d}"  # as PeriodicCheckpointer's
+        leave_iteration()  # a slow disk may take minutes for the checkpoint
         if trainer.iter >= trainer.start_iter:
             trainer.checkpointer.save(name, iteration=trainer.iter)
         logger.warning(
             f"{signal.Signals(number).name} ends the training after {trainer.iter + 1} iterations; "
             "--resume goes on"
         )
-        end_watch()
-        comm.synchronize()  # who ends first has the others killed
-        raise Interrupted(number)
+        _end_together(number)
 
     def after_train(self) -> None:
         _training.value = 0
         _restore(self._before)
         if self.trainer.iter >= self.trainer.max_iter and (number := self._agree()):
-            raise Interrupted(number)
+            _end_together(number)
 
     def _agree(self) -> int:
         return next(filter(None, comm.all_gather(self._got)), 0)
+
+
+def _end_together(number: int) -> NoReturn:
+    comm.synchronize()  # the first process has written: until then it watches the others, too
+    end_watch()
+    comm.synchronize()  # who ends first has the others killed
+    raise Interrupted(number)
 
 
 @contextmanager

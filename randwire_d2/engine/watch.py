@@ -328,6 +328,12 @@ def watched(main: Callable[..., Any], timeout: float, *args: Any) -> Any:
         return main(*args)
 
 
+def leave_iteration() -> None:
+    """Say that this process is between two iterations, where it may take as long as it needs."""
+    if _current is not None:
+        _current.enter("between")
+
+
 def end_watch() -> None:
     """What all processes call that are about to end together."""
     global _current
@@ -344,5 +350,4 @@ class ReportProgress(HookBase):
             _current.enter("iteration", self.trainer.iter)
 
     def after_step(self) -> None:
-        if _current is not None:
-            _current.enter("between")
+        leave_iteration()
