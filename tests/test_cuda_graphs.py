@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from randwire_d2 import RandWire, RandWireClassifier, add_randwire_config
 from randwire_d2.engine import Trainer, argument_parser, load_config
+from randwire_d2.engine.trainer import parallel_options
 from randwire_d2.modeling import cuda_graphs, graph_recorder, stage_graphs
 from randwire_d2.modeling.graph_recorder import CudaRecorder, Recording
 from randwire_d2.modeling.shadow import shadow
@@ -518,11 +519,12 @@ def test_weights_that_have_moved(
     "options",
     [
         {},
-        {"gradient_as_bucket_view": True},
+        parallel_options(),
+        {**parallel_options(), "find_unused_parameters": True},
         {"static_graph": True},
         {"find_unused_parameters": True},
     ],
-    ids=lambda options: next(iter(options), "plain"),
+    ids=lambda options: "-".join(options) or "plain",
 )
 def test_distributed_data_parallel(
     options: dict[str, bool], recorder: Any, device: torch.device
@@ -560,7 +562,8 @@ def in_one_of_two(rank: int) -> tuple[int, list[Tensor]]:
         stand_in.record = mock.Mock(side_effect=MemoryError)  # type: ignore[method-assign]
     with mock.patch.object(cuda_graphs, "recorder", stand_in):
         pair = Pair(torch.device("cpu"))
-        both = [DistributedDataParallel(one, bucket_cap_mb=0.001) for one in pair.both]
+        options = parallel_options()
+        both = [DistributedDataParallel(one, bucket_cap_mb=0.001, **options) for one in pair.both]
         for step in range(FIRST_CALLS + 2):
             pair.drawn = 2 * step + rank
             x = pair.x()

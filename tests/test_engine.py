@@ -12,13 +12,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.env import seed_all_rng
-from helpers import ROOT
+from helpers import ROOT, assert_equal, in_two_processes
+from torch import Tensor, nn
 
 from randwire_d2 import add_randwire_config, engine, load_detector
 from randwire_d2.checkpoint import Preprocessing, RandWireCheckpointer
 from randwire_d2.config import classifier_config, detector_config, spec_from_config
 from randwire_d2.engine import Trainer, argument_parser, load_config, trainer
 from randwire_d2.engine.threads import available_cores, busy_cores, fair_threads
+from randwire_d2.engine.trainer import in_parallel, parallel_options
 from randwire_d2.runs import RunFolder
 
 C109 = "configs/faster_rcnn_randwire_c109_fpn_1x.yaml"
@@ -359,3 +361,32 @@ def test_evaluators_follow_the_data_set(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match="of_no_kind.*smell"):
         Trainer.build_evaluator(cfg, "of_no_kind")
     MetadataCatalog.remove("of_no_kind")
+
+
+def steps_of_one_of_two(rank: int, options: dict[str, bool]) -> tuple[list[Tensor], int]:
+    """The weights after some steps, and in how many pieces of memory the gradients lie."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+    model[0].bias.requires_grad_(False)
+    wrapped = in_parallel(model, on_cpu=True, **options)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learned, lr=0.1, momentum=0.9)
+    for i in range(4):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(2 * i + rank))
+        optimizer.zero_grad()
+        wrapped(x).square().sum().backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+    pieces = {p.grad.untyped_storage().data_ptr() for p in learned if p.grad is not None}
+    return [p.detach() for p in model.parameters()], len(pieces)
+
+
+def test_gradients_lie_in_the_messages() -> None:
+    """Wrong: processes copy each of hundreds of gradients into a message and back in every step, or
+    what saves them that changes the weights."""
+    plain = dict.fromkeys(parallel_options(), False)
+    expected = in_two_processes(steps_of_one_of_two, plain)
+    found = in_two_processes(steps_of_one_of_two, {})
+    for (weights, pieces), (expected_weights, copies) in zip(found, expected):
+        assert (pieces, copies) == (1, 5)
+        assert_equal(weights, expected_weights)

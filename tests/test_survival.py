@@ -22,7 +22,7 @@ from unittest import mock
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import create_ddp_model, default_argument_parser
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter
 from helpers import (
@@ -52,6 +52,7 @@ from randwire_d2.engine.lazy_config import load_lazy_config
 from randwire_d2.engine.lock import locked
 from randwire_d2.engine.saving import PeriodicCheckpointer, PeriodicWriter
 from randwire_d2.engine.slurm import Task
+from randwire_d2.engine.trainer import in_parallel
 from randwire_d2.runs import RunFolder
 
 # -------------------------------------------------------------------------------------------------
@@ -322,7 +323,7 @@ def train(
     """The model after an iteration of each value; weights and statistics."""
     torch.manual_seed(0)
     model = Norm()
-    wrapped = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+    wrapped = in_parallel(model, on_cpu=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     trainer = FiniteTrainer(wrapped, batches(values, rank), optimizer)
     trainer.skip_nonfinite = skip

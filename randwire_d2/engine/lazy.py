@@ -9,7 +9,6 @@ from typing import Any
 from detectron2.config import CfgNode, instantiate
 from detectron2.engine import (
     HookBase,
-    create_ddp_model,
     default_setup,
     default_writers,
 )
@@ -40,7 +39,7 @@ from .random_state import run_seed
 from .saving import set_earlier_aside
 from .signals import Interrupted, end_interrupted, guard_workers
 from .slurm import Task, is_submitted, submit_training
-from .trainer import settle_start, share_statistics
+from .trainer import in_parallel, settle_start, share_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -170,8 +169,7 @@ def _trainer(cfg: DictConfig, own: CfgNode, model: nn.Module) -> Any:
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = lazy_train_loader(cfg.dataloader.train, run_seed(train.seed))
-    on_cpu = {"device_ids": None} if train.device == "cpu" else {}
-    wrapped = create_ddp_model(model, **train.ddp, **on_cpu)
+    wrapped = in_parallel(model, train.device == "cpu", **train.ddp)
     trainer: Any = (FiniteAMPTrainer if train.amp.enabled else FiniteTrainer)(
         wrapped, loader, optimizer
     )

@@ -1,5 +1,6 @@
 """The trainer: Detectron2's, with this project's checkpoints, for GPUs and CPUs."""
 
+import inspect
 import os
 import weakref
 from collections import OrderedDict
@@ -33,6 +34,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
+from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..data.classes import class_entries
@@ -112,6 +114,25 @@ def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
             stage.fused = "on"
 
 
+def in_parallel(model: torch.nn.Module, on_cpu: bool, **given: Any) -> torch.nn.Module:
+    """The model in DistributedDataParallel, if there are several processes.
+
+    Args:
+        given: options of DistributedDataParallel in place of ``parallel_options``.
+    """
+    devices = {"device_ids": None} if on_cpu else {}
+    return create_ddp_model(model, **{**parallel_options(), **devices, **given})
+
+
+def parallel_options() -> dict[str, bool]:
+    """DistributedDataParallel's for networks of hundreds of small tensors, whose gradients it would
+    copy into its messages one by one, and back; what is computed is the same, to the bit."""
+    options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+    if "batched_grad_copy" in inspect.signature(DistributedDataParallel).parameters:
+        options["batched_grad_copy"] = True  # since PyTorch 2.14
+    return options
+
+
 def share_statistics(model: torch.nn.Module) -> None:
     """Give all processes the first one's buffers: each has batch statistics of its own."""
     if comm.get_world_size() > 1:
@@ -167,8 +188,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        ddp_options = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
-        model = create_ddp_model(model, broadcast_buffers=False, **ddp_options)
+        model = in_parallel(model, cfg.MODEL.DEVICE == "cpu")
         if cfg.SOLVER.AMP.ENABLED:
             precision = getattr(torch, cfg.SOLVER.AMP.PRECISION)
             self._trainer = FiniteAMPTrainer(model, data_loader, optimizer, precision=precision)
