@@ -6,10 +6,11 @@ import json
 import logging
 import math
 import shutil
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
-from helpers import LOGGERS, ROOT, draw_image_folders, last_metrics
+from helpers import LOGGERS, ROOT, draw_image_folders, in_two_processes, last_metrics
 from launching import small
 from PIL import Image
 from torch import nn
@@ -32,6 +33,7 @@ from randwire_d2.classification import (
     ImageClassifier,
     load_config,
     measure_input,
+    trainer,
 )
 from randwire_d2.classification import data as data_module
 from randwire_d2.classification.data import (
@@ -803,6 +805,20 @@ def test_input_and_training_are_measured_alone(
     (line,) = (x for x in capsys.readouterr().out.splitlines() if "input feeds" in x)
     assert "(1 × 1 workers)" in line and "training alone consumes" in line
     assert not list(tmp_path.iterdir())
+
+
+def measured_in_one_of_two(rank: int) -> tuple[int, float]:
+    """How often a process whose clock runs at a speed of its own has made a step, and its rate."""
+    step, clock = mock.Mock(), count(step=1 + 2 * rank)
+    with mock.patch.object(trainer.time, "perf_counter", lambda: next(clock)):
+        rate = trainer._rate(step, 10.0)
+    return step.call_count, rate
+
+
+def test_processes_measure_as_many_steps() -> None:
+    """Wrong: one makes a step more than the other, for whose gradients it waits for ever."""
+    (steps, rate), (others, others_rate) = in_two_processes(measured_in_one_of_two)
+    assert steps == others > 1 and rate == others_rate
 
 
 def test_training_writes_what_it_should(folders: Path, tmp_path: Path) -> None:

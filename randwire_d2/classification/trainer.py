@@ -185,9 +185,14 @@ def measure_input(cfg: CfgNode, args: argparse.Namespace, seconds: float = 10.0)
 
 
 def _rate(step: Callable[[], Any], seconds: float) -> float:
-    """Calls per second."""
-    start, calls = time.perf_counter(), 0
-    while time.perf_counter() < start + seconds:
-        step()  # a training step ends with the loss on the CPU, so the device is waited for
-        calls += 1
-    return calls / (time.perf_counter() - start)
+    """Calls per second of the slowest process, for at least so many seconds.
+
+    All processes make as many calls: in a step of training each waits for the others.
+    """
+    start, calls, spent = time.perf_counter(), 0, 0.0
+    while spent < seconds:
+        for _ in range(max(calls, 1)):  # twice as many as before
+            step()  # a training step ends with the loss on the CPU, so the device is waited for
+            calls += 1
+        spent = max(comm.all_gather(time.perf_counter() - start))
+    return calls / spent
