@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from launching import COMMANDS, TOOL, TORCHRUN, arguments, command, final, free_
 from torch.distributed import HashStore
 
 from randwire_d2.classification import load_config
-from randwire_d2.engine import argument_parser
+from randwire_d2.engine import argument_parser, launch
 from randwire_d2.engine.torchrun import agree
 
 # -------------------------------------------------------------------------------------------------
@@ -155,6 +156,35 @@ def test_the_command_line_must_agree_with_torchrun(
     with pytest.raises(ValueError, match=expected) as error:
         load_config(args)
     assert "\n" not in str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------
+# Detectron2's launch
+# -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "processes", "before", "seen"),
+    [
+        (True, 2, "0,1", ""),
+        (True, 2, None, ""),
+        (True, 1, "0,1", "0,1"),
+        (False, 2, "0,1", "0,1"),
+    ],
+)
+def test_processes_on_a_cpu_see_no_gpu(
+    on_cpu: bool, processes: int, before: str | None, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: Detectron2 wants a GPU for each process, and NCCL, of a machine that has GPUs."""
+    name = "CUDA_VISIBLE_DEVICES"
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+    args = argument_parser().parse_args(["--num-gpus", str(processes)])
+    look = mock.Mock(side_effect=lambda *_, **__: os.environ.get(name))
+    with mock.patch.object(launch, "launch", look), mock.patch.object(launch, "share_cores"):
+        assert launch.run_processes(print, (), args, on_cpu, timeout=0.0) == seen
+    assert os.environ.get(name) == before
 
 
 # -------------------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 import argparse
 import logging
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -190,7 +191,10 @@ def run_processes(
     if on_cpu:
         share_cores(args.num_gpus)
     several = args.num_gpus * args.num_machines > 1
-    with signals_for_children() if several else nullcontext():
+    with (
+        signals_for_children() if several else nullcontext(),
+        _gpus_hidden() if several and on_cpu else nullcontext(),
+    ):
         return launch(
             told,
             args.num_gpus,
@@ -199,3 +203,18 @@ def run_processes(
             dist_url=args.dist_url,
             args=(pack_probes() if several else b"", watched, main, timeout, *main_args),
         )
+
+
+@contextmanager
+def _gpus_hidden() -> Iterator[None]:
+    """Let the processes that ``launch`` starts see no GPU: else each must have one, and NCCL."""
+    name = "CUDA_VISIBLE_DEVICES"
+    before = os.environ.get(name)
+    os.environ[name] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
