@@ -5,13 +5,15 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
 from helpers import Ended, end_each
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from randwire_d2.cli.frame import framed, training
+from randwire_d2.cli.frame import framed, training, training_parser
 from randwire_d2.command import TOOLS
 
 SMALL = [
@@ -132,6 +134,15 @@ def test_a_training_s_error_names_its_checkpoint(resume: bool, tmp_path: Path) -
         checkpoint = tmp_path / f"model_000000{3 if writes else 1}.pth"
         assert f"the last checkpoint is {checkpoint}; to go on from it: " in said
         assert said.endswith("python tools/train_net.py --resume OUTPUT_DIR 'a b'")
+
+
+@pytest.mark.parametrize("make", [None, default_argument_parser], ids=["yaml", "lazy"])
+def test_each_training_has_a_port_of_its_own(make: Any) -> None:
+    """Wrong: a second training on a machine finds the first one's port taken, or the one that was
+    asked for is not used."""
+    parser = training_parser("train_net.py", "", make)
+    assert parser.parse_args([]).dist_url == "auto"
+    assert parser.parse_args(["--dist-url", "tcp://a:1"]).dist_url == "tcp://a:1"
 
 
 def diverge(tmp_path: Path, *flags: str) -> Ended:

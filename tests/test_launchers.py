@@ -130,7 +130,7 @@ def test_a_start_has_a_name_of_its_own(stale: dict[str, str]) -> None:
         ((), {}, 6, "IMS_PER_BATCH 6 is the batch of all 4 processes"),
         ((), {"LOCAL_WORLD_SIZE": "3"}, 8, "4 processes, 3 of them on this machine: start as many"),
         ((), {"TORCHELASTIC_MAX_RESTARTS": "1"}, 8, "--max-restarts 1 .*: add --resume"),
-        (("--num-gpus", "2", "--num-machines", "2"), {}, 8, ""),
+        (("--num-gpus", "2", "--num-machines", "2", "--dist-url", "auto"), {}, 8, ""),
         (("--resume",), {"TORCHELASTIC_MAX_RESTARTS": "1"}, 8, ""),
     ],
 )

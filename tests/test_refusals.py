@@ -104,7 +104,7 @@ REFUSALS = {
         ("--num-gpus -1 DETECTOR", "--num-gpus must be at least 0; got -1"),
         ("--num-gpus two DETECTOR", "--num-gpus: invalid int value: 'two'; see --help"),
         ("--num-machines 2 --machine-rank 2 DETECTOR", "--machine-rank must be 0 … 1 … got 2"),
-        ("--num-machines 2 --dist-url auto DETECTOR", "--dist-url auto is for one machine"),
+        ("--num-machines 2 DETECTOR", "--num-machines 2 needs --dist-url … for one machine"),
         ("--num-gpus 2 --dist-url nowhere DETECTOR", "must be tcp://HOST:PORT … got 'nowhere'"),
         ("--unknown DETECTOR", "unrecognized arguments: --unknown; see --help"),
         # Files and data

@@ -76,6 +76,7 @@ def training_parser(
         make = argument_parser
     parser = make(in_users_words(description))
     parser.prog = program(script)
+    parser.set_defaults(dist_url="auto")  # Detectron2's is one port for all trainings of a user
     parser.error = functools.partial(refuse_usage, parser)  # type: ignore[method-assign]
     return parser
 

@@ -38,7 +38,7 @@ from .datasets import forget_classes, settle_classes, take_data
 from .limits import LIMITS, check_images, check_limits
 from .schedule import check_solver, scale_schedule
 from .slurm import is_submitted
-from .torchrun import count_processes
+from .torchrun import Launched, count_processes
 
 logger = logging.getLogger(__name__)
 
@@ -219,8 +219,11 @@ def check_processes(args: argparse.Namespace) -> tuple[int, int]:
             f"{args.num_machines}; got {args.machine_rank}"
         )
     url = args.dist_url
-    if url == "auto" and args.num_machines > 1:
-        raise ValueError("--dist-url auto is for one machine; give the first's, tcp://HOST:PORT")
+    if url == "auto" and args.num_machines > 1 and Launched.here() is None:
+        raise ValueError(
+            f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, an address of "
+            "the first one; auto is for one machine"
+        )
     if url != "auto" and not re.fullmatch(r"tcp://[^/]+:\d{1,5}|(file|env)://.*", url):
         raise ValueError(f"--dist-url must be tcp://HOST:PORT, file:///PATH or auto; got {url!r}")
     return count_processes(args)
