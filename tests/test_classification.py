@@ -18,7 +18,7 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BottleneckBlock
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 from detectron2.utils.logger import setup_logger
 from helpers import LOGGERS, ROOT, draw_image_folders, in_two_processes, last_metrics
 from launching import small
@@ -819,6 +819,17 @@ def test_processes_measure_as_many_steps() -> None:
     """Wrong: one makes a step more than the other, for whose gradients it waits for ever."""
     (steps, rate), (others, others_rate) = in_two_processes(measured_in_one_of_two)
     assert steps == others > 1 and rate == others_rate
+
+
+def test_the_accuracy_is_read_with_the_loss(folders: Path, tmp_path: Path) -> None:
+    """Wrong: a step waits for the device a second time, until the optimizer has done its work."""
+    args = parse(C78, *tiny(folders, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 2))
+    training, written = ClassificationTrainer(load_config(args)), []
+    training.optimizer.register_step_pre_hook(
+        lambda *_: written.append(get_event_storage().latest()["train_top1"][1])
+    )
+    training.train()
+    assert written == [0, 1]
 
 
 def test_training_writes_what_it_should(folders: Path, tmp_path: Path) -> None:

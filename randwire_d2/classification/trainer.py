@@ -36,10 +36,11 @@ class ClassificationTrainer(Trainer):
         super().__init__(cfg)
         loader = self._trainer.data_loader
         self._trainer.image_names = lambda batch, iteration: loader.file_names(iteration)
+        (model,) = (m for m in self.model.modules() if isinstance(m, ImageClassifier))
+        self._trainer.figures = lambda: {"train_top1": model.train_top1}
 
     def build_hooks(self) -> list[HookBase]:
-        watch = [WriteAccuracy(self.model), WatchInput(self._trainer.data_loader)]
-        return [*watch, *super().build_hooks()]
+        return [WatchInput(self._trainer.data_loader), *super().build_hooks()]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -99,18 +100,6 @@ def _test_losses(model: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor
         logits = model({"image": batch["image"][readable]})
     labels = batch["label"][readable].to(model.device)
     return model.losses(logits, labels), len(labels)
-
-
-class WriteAccuracy(HookBase):
-    """Writes the accuracy of each training batch, once the step, which ends with the loss on the
-    CPU, has waited for the device anyway."""
-
-    def __init__(self, model: nn.Module) -> None:
-        (self._model,) = (m for m in model.modules() if isinstance(m, ImageClassifier))
-
-    def after_step(self) -> None:
-        if self._model.train_top1 is not None:
-            self.trainer.storage.put_scalar("train_top1", float(self._model.train_top1))
 
 
 class WatchInput(HookBase):

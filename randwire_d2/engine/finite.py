@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..checkpoint import RandWireCheckpointer
@@ -46,6 +47,7 @@ class _FiniteSteps:
         skip_nonfinite: so many in a row are skipped.
         keys: of the config, for the message.
         image_names: of a batch in an iteration.
+        figures: what is written of a step beside its losses, and read with them.
         checkpointer: of the training, for the message; None for none.
     """
 
@@ -54,11 +56,13 @@ class _FiniteSteps:
     skip_nonfinite = 0
     keys = YAML_KEYS
     image_names: Callable[[Any, int], Sequence[str]]
+    figures: Callable[[], Mapping[str, Tensor]]
     checkpointer: RandWireCheckpointer | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.image_names = file_names
+        self.figures = dict
         self._batch: Any = None
         self._skipped = 0
         self._buffers: list[Tensor] = []
@@ -96,6 +100,7 @@ class _FiniteSteps:
     ) -> None:
         # Where a step waits for the device anyway: Detectron2 reads the losses here, too.
         losses = {name: value.detach().cpu() for name, value in loss_dict.items()}
+        figures = {name: float(value) for name, value in self.figures().items()}
         values = {name: float(value) for name, value in losses.items()}
         total = sum(values.values())
         own = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -106,6 +111,7 @@ class _FiniteSteps:
         self._skipped = 0
         self._look_for_spike(total)
         super()._write_metrics(losses, data_time, prefix, iter)  # type: ignore[misc]
+        get_event_storage().put_scalars(**figures)
 
     def _images(self) -> str:
         names = list(self.image_names(self._batch, self.iter))
