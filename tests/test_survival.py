@@ -34,6 +34,7 @@ from helpers import (
 )
 from torch import Tensor, nn
 from torch._utils import ExceptionWrapper
+from torch.amp import GradScaler
 from torch.utils.data import DataLoader, Dataset
 
 from randwire_d2.benchmark.memory import MemoryWatch
@@ -46,7 +47,7 @@ from randwire_d2.data import patience
 from randwire_d2.data.patience import DiskGone, PatientMapper
 from randwire_d2.engine import argument_parser, check_output, load_config, train_or_evaluate
 from randwire_d2.engine.failures import explained
-from randwire_d2.engine.finite import FiniteTrainer, FiniteWeights
+from randwire_d2.engine.finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
 from randwire_d2.engine.lazy import run_lazy
 from randwire_d2.engine.lazy_config import load_lazy_config
 from randwire_d2.engine.lock import locked
@@ -356,6 +357,33 @@ def test_a_step_that_is_skipped_leaves_no_trace(bad: float) -> None:
     assert_equal(train([1.0, bad, bad, 2.0, bad, 3.0], skip=2), train([1.0, 2.0, 3.0]))
     with pytest.raises(FloatingPointError, match="iteration 3 is not finite"):
         train([1.0, bad, bad, bad, 2.0], skip=2)
+
+
+@pytest.mark.parametrize("before", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("after", [torch.float16, torch.bfloat16], ids=str)
+def test_only_float16_needs_its_gradients_scaled(
+    before: torch.dtype, after: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: bfloat16 looks for infinite gradients in every step, and waits for the answer; or a
+    training that was saved with, or without, a scaler does not go on."""
+    # As on a GPU: elsewhere each scaler is off.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def trainer(precision: torch.dtype) -> FiniteAMPTrainer:
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return FiniteAMPTrainer(model, [], optimizer, precision=precision)
+
+    first, second = trainer(before), trainer(after)
+    assert second.grad_scaler.is_enabled() == (after == torch.float16)
+    first.iter = 3
+    for saved_with_a_scaler in (False, True):  # as every training once was
+        state = first.state_dict()
+        if saved_with_a_scaler:
+            state["grad_scaler"] = {**GradScaler().state_dict(), "scale": 8.0}
+        second.load_state_dict(state)
+        assert second.iter == 3
+    assert second.grad_scaler.get_scale() == (8.0 if after == torch.float16 else 1.0)
 
 
 LAZY_TRAINING = """

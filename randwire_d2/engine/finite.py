@@ -12,6 +12,7 @@ from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from ..checkpoint import RandWireCheckpointer
 from .keys import YAML_KEYS, Keys
@@ -154,7 +155,17 @@ class FiniteTrainer(_FiniteSteps, SimpleTrainer):
 
 
 class FiniteAMPTrainer(_FiniteSteps, AMPTrainer):
-    """The same of Detectron2's AMPTrainer."""
+    """The same of Detectron2's AMPTrainer; gradients are scaled in float16 alone, as bfloat16 has
+    the range of float32."""
+
+    def __init__(self, *args: Any, precision: torch.dtype = torch.float16, **kwargs: Any) -> None:
+        scaler = GradScaler(enabled=precision == torch.float16)
+        super().__init__(*args, precision=precision, grad_scaler=scaler, **kwargs)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As AMPTrainer's, of either precision."""
+        scaler = state_dict["grad_scaler"] or self.grad_scaler.state_dict()
+        super().load_state_dict({**state_dict, "grad_scaler": scaler})
 
 
 class _Noting:
