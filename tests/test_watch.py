@@ -4,8 +4,10 @@ import ctypes
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from helpers import FORK_SERVER, PATIENCE
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from randwire_d2.config import detector_config
 from randwire_d2.engine import check_solver, watch
+from randwire_d2.engine.finite import FiniteTrainer
 from randwire_d2.engine.signals import Interrupted, StopOnSignal, end_interrupted
 from randwire_d2.engine.watch import Judge, ReportProgress, State, watched
 
@@ -117,6 +121,41 @@ def test_an_evaluation_takes_as_long_as_it_likes(caplog: pytest.LogCaptureFixtur
     check_solver(cfg)
     at_the_end = [State("between", 9), State("done", 9)]
     assert judged(Judge(NAMES, 600), *at_the_end, until=1500) == ""
+
+
+class Noting(torch.nn.Linear):
+    """Notes, of its forward and its backward pass, what the watch makes of where they stand."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        self.waits: dict[str, bool] = {}
+
+    def note(self, what: str, frame: FrameType) -> None:
+        self.waits[what] = watch._position(frame)["waits"]
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.note("forward", sys._getframe())
+        y = super().forward(x)
+        y.register_hook(lambda _: self.note("backward", sys._getframe()))
+        return {"loss": y.sum()}
+
+
+def test_who_computes_does_not_wait_and_who_reads_the_losses_does() -> None:
+    """Wrong: with NCCL, whose messages the GPU waits for, and Python only where it reads the
+    losses, those that wait are to blame, and not the one that hangs in its model."""
+    model = Noting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_pre_hook(lambda *_: model.note("step", sys._getframe()))
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        trainer = FiniteTrainer(DistributedDataParallel(model), [torch.ones(1)], optimizer)
+        trainer.image_names = lambda *_: []
+        # Its caller reads the losses.
+        trainer.figures = lambda: model.note("losses", sys._getframe(1)) or {}
+        trainer.train(0, 1)
+    finally:
+        distributed.destroy_process_group()
+    assert model.waits == {"forward": False, "backward": False, "losses": True, "step": False}
 
 
 def test_a_failure_is_passed_on() -> None:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 from detectron2.engine import HookBase
@@ -43,7 +44,8 @@ TIMES = 20
 SLOW = 60.0  # an iteration that takes so long is worth a line, whatever others took
 HANG_TIMEOUT = 600  # of trainings that have no key for it
 
-_WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/")
+# The last: where the losses are read, which waits for the GPU, and so for NCCL's messages.
+_WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/", "engine/finite.py")
 _PATIENT = ("torch/utils/data/", "torch/_dynamo/", "torch/_inductor/", "/triton/")
 
 
@@ -258,7 +260,8 @@ class Watch:
         if state.phase == "between" and state.iteration >= 0 and is_short:
             state = replace(state, phase="iteration")  # and not an evaluation
         if state.phase == "iteration":
-            state = replace(state, **_position())
+            frame = sys._current_frames()[threading.main_thread().ident or 0]
+            state = replace(state, **_position(frame))
         self._shown = state.phase
         self._store.set(str(self._rank), json.dumps(asdict(state)))
 
@@ -289,12 +292,14 @@ def _connect() -> distributed.Store | None:
     )
 
 
-def _position() -> dict[str, Any]:
-    frame = sys._current_frames()[threading.main_thread().ident or 0]
+def _position(frame: FrameType) -> dict[str, Any]:
     where = f"{frame.f_code.co_filename}:{frame.f_lineno}, {frame.f_code.co_name}"
     files = [call.f_code.co_filename for call, _ in traceback.walk_stack(frame)]
+    # Whatever a model does, DistributedDataParallel, or autograd, is among those that called it.
+    last = next((i for i, file in enumerate(files) if "/torch/" not in file), len(files))
     waits, patient = (
-        any(part in file for file in files for part in parts) for parts in (_WAITING, _PATIENT)
+        any(part in file for file in some for part in parts)
+        for some, parts in ((files[: last + 1], _WAITING), (files, _PATIENT))
     )
     return {"where": where, "waits": waits, "patient": patient}
 
