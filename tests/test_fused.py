@@ -30,6 +30,7 @@ from randwire_d2 import (
 from randwire_d2.benchmark import Case, build, count
 from randwire_d2.benchmark.models import forward
 from randwire_d2.modeling import fused, graph_state
+from randwire_d2.modeling import stage as stage_module
 from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.modeling.weights import MULTIPLES
 from randwire_d2.ops import native, probe
@@ -785,3 +786,32 @@ def test_frozen_norms_stay_frozen_in_train_mode() -> None:
     before = copy.deepcopy(stage.state_dict())
     stage(torch.randn(2, 5, 8, 8)).sum().backward()
     assert all(torch.equal(before[name], value) for name, value in stage.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "is_first"),
+    [(0, 0, True), (1, 1, False), (8, 0, True), (9, 1, False), (0, None, True), (8, None, False)],
+)
+def test_one_process_of_each_machine_compiles(
+    rank: int, local_rank: int | None, is_first: bool
+) -> None:
+    """Wrong: all processes of a second machine compile the same kernels at once; or stages do not
+    train in processes that have no local rank, since another program has started them."""
+    done: list[str] = []
+
+    def find() -> str:
+        done.append("find")
+        return ""
+
+    group = None if local_rank is None else mock.Mock()
+    with (
+        mock.patch.multiple(
+            stage_module.comm, get_world_size=lambda: 16, get_rank=lambda: rank,
+            all_gather=lambda found: [found], synchronize=lambda: done.append("synchronize"),
+            _LOCAL_PROCESS_GROUP=group,
+        ),
+        mock.patch.object(torch.distributed, "is_initialized", lambda: True),
+        mock.patch.object(torch.distributed, "get_rank", lambda group: local_rank),
+    ):  # fmt: skip
+        assert not stage_module._in_all_processes(find, together=True)
+    assert done == [*["find"] * is_first, "synchronize", "find"]

@@ -253,12 +253,18 @@ def _sharing(
 def _in_all_processes(find: Callable[[], str], *, together: bool) -> str:
     """The first thing that any process finds.
 
-    One process comes first, and the others find in the cache what it has compiled. Not
-    ``together``, as in a test, which not all processes need take part in: this process alone.
+    One process of each machine comes first, and the others find in the cache what it has compiled.
+    Not ``together``, as in a test, which not all processes need take part in: this process alone.
     """
     if not together or comm.get_world_size() == 1:
         return find()
-    found = find() if comm.is_main_process() else ""
+    found = find() if _comes_first() else ""
     comm.synchronize()
     found = found or find()
     return next(filter(None, comm.all_gather(found)), "")
+
+
+def _comes_first() -> bool:
+    if comm._LOCAL_PROCESS_GROUP is None:  # another program than Detectron2's has started them
+        return comm.is_main_process()
+    return comm.get_local_rank() == 0
