@@ -61,7 +61,8 @@ def in_one_of_two(
     stage = build("SyncBN", recompute, dtype)
     x, gradient = (whole.split(PARTS)[rank] for whole in batch(dtype))
     with (
-        mock.patch.object(dist, "all_gather", counting(dist.all_gather)),
+        mock.patch.object(dist, "all_gather", side_effect=AssertionError("copies each tensor")),
+        mock.patch.object(dist, "all_gather_into_tensor", counting(dist.all_gather_into_tensor)),
         mock.patch.object(dist, "all_reduce", counting(dist.all_reduce)),
         mock.patch.dict(MULTIPLES, {dtype: multiple}),
     ):

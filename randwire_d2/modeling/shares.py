@@ -86,6 +86,8 @@ class Shares:
 
 def _gather(tensor: Tensor, group: Any) -> Tensor:
     """(processes, *sizes of the tensor)."""
-    found = [torch.empty_like(tensor) for _ in range(distributed.get_world_size(group))]
-    distributed.all_gather(found, tensor.contiguous(), group=group)
-    return torch.stack(found)
+    number = distributed.get_world_size(group)
+    found = tensor.new_empty(number * tensor.numel())
+    # Not a list of tensors, into which NCCL copies them one by one.
+    distributed.all_gather_into_tensor(found, tensor.flatten(), group=group)
+    return found.view(number, *tensor.shape)
