@@ -97,10 +97,15 @@ def test_a_missing_gpu_is_named_with_the_way_out() -> None:
 class Computing(GeneralizedRCNN):
     """It has to know a tensor's values when it is built, as Detectron2's ViT and Swin have."""
 
+    greedy = False
+
     @configurable
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         self.rates = [rate.item() for rate in torch.linspace(0, 0.5, 3)]
+        if self.greedy:
+            nn.Linear(1 << 14, 1 << 13)
+            raise AssertionError("that was half a gigabyte")
 
 
 def test_a_part_that_computes_while_it_is_built(
@@ -117,6 +122,10 @@ def test_a_part_that_computes_while_it_is_built(
     names = [f"name {i}" for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
     RandWireCheckpointer(model, str(tmp_path), cfg=cfg, class_names=names).save("model")
     assert isinstance(load_detector(tmp_path / "model.pth", "cpu").model, Computing)
+    # A stranger's config can describe any number of weights.
+    monkeypatch.setattr(Computing, "greedy", True)
+    with pytest.raises(ValueError, match="model.pth: the network takes more than .* bytes"):
+        load_detector(tmp_path / "model.pth", "cpu")
 
 
 @pytest.fixture

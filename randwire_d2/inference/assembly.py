@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -25,6 +26,8 @@ from ..pretrained.reading import check_state
 from ..runs import RunFolder
 from ..text import brief, one_line
 
+_SPARE = 1 << 28  # bytes that a model may take while it is built, beside twice its weights'
+
 
 def assemble(
     file: str, checkpoint: Mapping[str, Any], device: str | None
@@ -46,8 +49,10 @@ def assemble(
         cfg.MODEL.WEIGHTS = os.path.abspath(file)
         cfg.MODEL.DEVICE = device_here("device", device)
         cfg.freeze()
-        # Without memory: a config of some bytes can describe any number of weights.
-        _check_weights(_build(cfg, build_on_meta).state_dict(), state)
+        # Without memory, or much more than the weights have: a config of some bytes can describe
+        # any number of them.
+        most = _SPARE + 2 * sum(value.nbytes for value in state.values())
+        _check_weights(_build(cfg, partial(build_on_meta, most=most)).state_dict(), state)
         model = _build(cfg).to(cfg.MODEL.DEVICE)
         check_wiring(model, checkpoint)
         _load_strictly(model, state)

@@ -1,28 +1,67 @@
 """Networks that are built to be looked at, without memory or time."""
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..text import one_line
+
+# What PyTorch says where a tensor on "meta" would need values.
+_NO_VALUES = ("meta tensor", "device meta", "device 'meta'", "meta device")
 
 logger = logging.getLogger(__name__)
 
 
-def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+def build_on_meta(build: Callable[[], nn.Module], most: float = math.inf) -> nn.Module:
     """What ``build`` returns, on the device "meta".
 
     On the CPU, if a part computes with its tensors while it is built, as Detectron2's ViT and Swin
     do: on "meta" they have no values.
+
+    Args:
+        most: how many bytes it may take there.
+
+    Raises:
+        ValueError: it takes more.
     """
     try:
         with torch.device("meta"):
             return build()
-    except (RuntimeError, TypeError) as e:
-        if "meta" not in str(e).lower():
+    except (RuntimeError, NotImplementedError) as e:
+        if not any(said in str(e).lower() for said in _NO_VALUES):
             raise
         logger.info(f"A part of the network computes while it is built: {one_line(e)}")
-    with torch.device("cpu"):
+    with torch.device("cpu"), _Bounded(most):
         return build()
+
+
+class _Bounded(TorchDispatchMode):
+    """Ends what makes tensors of more bytes than it may; memory is not used before it is written
+    to, which is after it was counted."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self._most, self._made = most, 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func._schema.is_mutable and not func.is_view:
+            tensors = (t for t in tree_leaves(result) if isinstance(t, Tensor))
+            self._made += sum(t.numel() * t.element_size() for t in tensors)
+        if self._made > self._most:
+            raise ValueError(
+                f"the network takes more than {self._most:.0f} bytes while it is built"
+            )
+        return result

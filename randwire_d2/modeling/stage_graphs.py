@@ -92,7 +92,8 @@ class StageGraphs:
         try:
             return launch(x, kept)
         except torch.OutOfMemoryError as e:
-            if not _give_up_all(e):
+            # Who sends messages can't: the other processes would get them twice.
+            if settings(nodes[0].norm).group is not None or not _give_up_all(e):
                 raise
         # Outside of the block, in which the error would keep what it has seen.
         return launch(x, kept)
@@ -206,7 +207,12 @@ class StageGraphs:
 
 def _give_up_all(error: Exception) -> bool:
     """Free the memory of all graphs, for the rest of the process; whether there were any."""
-    holding = [graphs for graphs in _all if graphs.give_up(one_line(error, 300))]
+    if not _lock.acquire(blocking=False):  # see ``run``
+        return False
+    try:
+        holding = [graphs for graphs in _all if graphs.give_up(one_line(error, 300))]
+    finally:
+        _lock.release()
     if holding:
         logger.warning(
             "Memory ran out, so there are no CUDA graphs from now on, which keep the memory that "
