@@ -34,6 +34,7 @@ from ..files import check_folder
 from ..modeling.on_meta import build_on_meta
 from ..runs import RunFolder
 from .best import check_best_metric
+from .continuation import check_continuation
 from .datasets import forget_classes, settle_classes, take_data
 from .limits import LIMITS, check_images, check_limits
 from .schedule import check_solver, scale_schedule
@@ -60,6 +61,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_device(cfg, args)
     check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args, cfg.MODEL.WEIGHTS)
     take_data(cfg)
+    check_continuation(cfg, args)
     _check_datasets(cfg, args)
     names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     settle_classes(cfg, default_classes, names)
