@@ -114,7 +114,9 @@ def test_the_backbone_that_a_training_starts_from_stays(tmp_path: Path) -> None:
     assert run.left() == [] and not run.backbone.touch() and run.left() == []
     run.best_checkpoint.touch()
     assert run.left() == [run.best_checkpoint, run.backbone]
-    assert run.left(str(tmp_path / "x" / ".." / "backbone.pth")) == [run.best_checkpoint]
+    for options in ("", "?matching_heuristics=True"):
+        weights = str(tmp_path / "x" / ".." / f"backbone.pth{options}")
+        assert run.left(weights) == [run.best_checkpoint]
 
 
 @pytest.mark.parametrize(
