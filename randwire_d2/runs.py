@@ -149,7 +149,7 @@ class RunFolder:
 
     def left(self, but: str = "") -> list[Path]:
         """What a training left that the next one in the folder could be taken to have written:
-        checkpoints, metrics, detections; nothing if it left no checkpoint.
+        checkpoints, metrics, detections, evaluations; nothing if it left no checkpoint.
 
         Args:
             but: MODEL.WEIGHTS; a backbone.pth that it names is what the next one starts from.
@@ -159,7 +159,8 @@ class RunFolder:
         found = [self.path / name for name in names if _CHECKPOINT.fullmatch(name)]
         if not found and not pointer.is_file():
             return []
-        found = [pointer, *found, self.backbone, self.metrics_file, self.detections_file.parent]
+        found = [pointer, *found, self.backbone, self.metrics_file, self.stages_file]
+        found += [self.detections_file.parent, self.path / "inference_TTA", self.path / EVALUATIONS]
         if Path(without_options(but)).resolve() == self.backbone.resolve():
             found.remove(self.backbone)
         return [path for path in found if path.exists()]

@@ -102,8 +102,10 @@ def train_or_evaluate(
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
+    earlier = set_earlier_aside(cfg.OUTPUT_DIR, args.resume, cfg.MODEL.WEIGHTS)
     setup(cfg, args)
-    set_earlier_aside(cfg.OUTPUT_DIR, args.resume, cfg.MODEL.WEIGHTS)
+    if earlier:
+        logger.warning(earlier)
     log_data(cfg)
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)
