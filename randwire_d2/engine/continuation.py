@@ -6,6 +6,7 @@ import logging
 from detectron2.config import CfgNode
 
 from ..config import flat
+from ..data.layouts import find_splits
 from ..runs import RunFolder
 from ..text import one_line
 
@@ -33,8 +34,24 @@ def check_continuation(cfg: CfgNode, args: argparse.Namespace) -> None:
     except (OSError, ValueError) as e:
         logger.warning(f"Whether the training had the same config can't be told: {one_line(e)}")
         return
+    _check_split(own, cfg)
     if not args.eval_only:
         _check_optimizer(own, cfg)
+
+
+def _check_split(own: CfgNode, cfg: CfgNode) -> None:
+    before, now = own.DATASETS, cfg.DATASETS
+    names = [(*node.TRAIN, *node.TEST) for node in (before, now)]
+    if not now.HOLD_BACK or before.PATH != now.PATH or names[0] == names[1]:
+        return
+    if "val" not in find_splits(now.PATH, now.PATH_VAL):
+        raise ValueError(
+            f"--resume: DATASETS.HOLD_BACK {now.HOLD_BACK} draws other images of {now.PATH!r} for "
+            f"validation than those that the training in OUTPUT_DIR {cfg.OUTPUT_DIR!r} held back "
+            f"(HOLD_BACK {before.HOLD_BACK}, SEED {own.SEED}; older versions drew otherwise): it "
+            "was trained on some of them. Give it a validation set of its own, --data-val, or "
+            "train anew in another OUTPUT_DIR"
+        )
 
 
 def _check_optimizer(own: CfgNode, cfg: CfgNode) -> None:
