@@ -286,8 +286,9 @@ def merge_text(cfg: CfgNode, text: str, source: str) -> None:
 
 
 def _merge_values(cfg: CfgNode, merge: Callable[[], Any]) -> None:
-    """Merge, but no None, as which YAML reads a key without a value: yacs takes it for any type."""
-    before = _without_value(cfg)
+    """Merge, but no None, as which YAML reads a key without a value, unless it is Detectron2's
+    default: yacs takes it for any type."""
+    before = _without_value(cfg) | _without_value(_C)
     merge()
     if empty := sorted(_without_value(cfg) - before):
         raise ValueError(f"{empty[0]} has no value: give it one, or leave it out")

@@ -45,6 +45,11 @@ def make_folder_of(path: str | os.PathLike[str]) -> None:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
 
 
+def without_options(path: str) -> str:
+    """A path without what Detectron2 lets follow, such as model.pth?matching_heuristics=True."""
+    return path.split("?")[0]
+
+
 def megabytes(num_bytes: int) -> str:
     """A number of bytes, for a message."""
     return f"{num_bytes / 1e6:.1f} MB"

@@ -27,7 +27,7 @@ from detectron2.config import CfgNode
 
 from .checksum import check_whole, is_whole
 from .config import classifier_config, merge_file
-from .files import atomic_open
+from .files import atomic_open, without_options
 from .text import one_line
 
 EVALUATIONS = "evaluations"
@@ -149,19 +149,21 @@ class RunFolder:
 
     def left(self, but: str = "") -> list[Path]:
         """What a training left that the next one in the folder could be taken to have written:
-        checkpoints, metrics, detections; nothing if it left no checkpoint.
+        checkpoints, metrics, detections, evaluations; nothing if it left no checkpoint.
 
         Args:
-            but: a path; a backbone.pth that it names is what the next one starts from.
+            but: MODEL.WEIGHTS; a backbone.pth that it names is what the next one starts from.
         """
         pointer = self.path / "last_checkpoint"  # first: it is what --resume looks for
         names = sorted(os.listdir(self.path)) if self.path.is_dir() else []
         found = [self.path / name for name in names if _CHECKPOINT.fullmatch(name)]
         if not found and not pointer.is_file():
             return []
-        found = [pointer, *found, self.backbone, self.metrics_file, self.detections_file.parent]
-        started = self.backbone.resolve() if Path(but).resolve() == self.backbone.resolve() else ""
-        return [path for path in found if path.exists() and path.resolve() != started]
+        found = [pointer, *found, self.backbone, self.metrics_file, self.stages_file]
+        found += [self.detections_file.parent, self.path / "inference_TTA", self.path / EVALUATIONS]
+        if Path(without_options(but)).resolve() == self.backbone.resolve():
+            found.remove(self.backbone)
+        return [path for path in found if path.exists()]
 
     def checkpoint(self) -> Path:
         """The one to use: the best, else the final, else the last one.

@@ -13,7 +13,8 @@ from launching import C78, TOOL, small
 
 from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.engine import check_best_metric, check_solver
-from randwire_d2.runs import RunFolder
+from randwire_d2.engine.saving import set_earlier_aside
+from randwire_d2.runs import Evaluation, RunFolder
 
 TOP1 = "classification/top1"
 # Evaluations after iterations 1, 3, 5, …, and the last one; checkpoints after 3, 7, 11.
@@ -102,10 +103,44 @@ def test_a_new_training_is_not_taken_for_an_earlier_one(folders: Path, tmp_path:
         RunFolder(output).checkpoint()
     assert_best_is(output / "earlier_1", 12, 50)
     assert (output / "earlier_1" / "backbone.pth").is_file()
+    began = "Command line arguments"
+    assert (output / "earlier_1" / "log.txt").read_text().count(began) == 1
+    log = (output / "log.txt").read_text()
+    assert log.count(began) == 1 and "of an earlier training are in" in log
+    assert (output / "config.yaml").is_file()
     said = train(folders, output, [1, 2, 3, 4, 5, 6])
     assert "Starting training from iteration 0" in said
     assert_best_is(output, 12, 6)
     assert not (output / "earlier_2").exists()
+
+
+def test_an_earlier_training_becomes_a_run_of_its_own(tmp_path: Path) -> None:
+    """Wrong: its evaluations are read as the new one's, or with the new one's recipe; or nobody
+    learns how much of the disk it takes."""
+    run, earlier = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run" / "earlier_1")
+    (run.path / "inference_TTA").mkdir(parents=True)
+    for file in (run.final_checkpoint, run.config_file, run.detector_file, run.log_file):
+        file.write_bytes(b"\n" * 100_000)
+    run.write_slower_stages({})
+    own = Evaluation(str(run.final_checkpoint), str(run.path), {"bbox": {"AP": 41.0}})
+    others = Evaluation("/other/model_final.pth", "/other", {"bbox": {"AP": 40.0}})
+    for name, evaluation in (("own", own), ("others", others)):
+        RunFolder(run.path / "evaluations" / name).write_evaluation(evaluation)
+    said = set_earlier_aside(str(run.path), resume=False, weights="")
+    assert said.endswith(f"of an earlier training are in {earlier.path} now: 0.4 MB")
+    # What --config-file may name, and the log of this very process stay, too.
+    assert {path.name for path in run.path.iterdir()} == {
+        "earlier_1", "config.yaml", "detector.yaml", "log.txt"
+    }  # fmt: skip
+    assert run.log_file.stat().st_size == 0 and run.last_evaluation() is None
+    assert earlier.log_file.stat().st_size == earlier.config_file.stat().st_size == 100_000
+    assert earlier.detector_file.is_file() and earlier.slower_stages() == {}
+    assert (earlier.path / "inference_TTA").is_dir()
+    evaluations = earlier.path / "evaluations"
+    assert RunFolder(evaluations / "others").evaluation() == others
+    assert RunFolder(evaluations / "own").evaluation() == Evaluation(
+        str(earlier.final_checkpoint), str(earlier.path), own.results
+    )
 
 
 def test_the_backbone_that_a_training_starts_from_stays(tmp_path: Path) -> None:
@@ -114,7 +149,9 @@ def test_the_backbone_that_a_training_starts_from_stays(tmp_path: Path) -> None:
     assert run.left() == [] and not run.backbone.touch() and run.left() == []
     run.best_checkpoint.touch()
     assert run.left() == [run.best_checkpoint, run.backbone]
-    assert run.left(str(tmp_path / "x" / ".." / "backbone.pth")) == [run.best_checkpoint]
+    for options in ("", "?matching_heuristics=True"):
+        weights = str(tmp_path / "x" / ".." / f"backbone.pth{options}")
+        assert run.left(weights) == [run.best_checkpoint]
 
 
 @pytest.mark.parametrize(

@@ -524,6 +524,16 @@ def test_a_value_that_cannot_work_is_refused_in_one_line(
     assert str(shown) in str(e.value)
 
 
+def test_a_training_of_before_nesterov_goes_on_without(folders: Path, tmp_path: Path) -> None:
+    """Wrong: it does so anyway, and its config.yaml says it had Nesterov's momentum."""
+    given = ["--resume", *tiny(folders, "OUTPUT_DIR", tmp_path)]
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    (tmp_path / "config.yaml").write_text("SOLVER: {NESTEROV: false, WEIGHT_DECAY: 0.00005}")
+    with pytest.raises(ValueError, match="add to the command SOLVER.NESTEROV False;"):
+        load_config(parse(C78, *given))
+    assert not load_config(parse(C78, *given, "SOLVER.NESTEROV", False)).SOLVER.NESTEROV
+
+
 @pytest.mark.parametrize(
     ("key", "default", "value"), [("DROPOUT", 0, 0.2), ("HEAD_RELU", False, True)]
 )

@@ -1,6 +1,7 @@
 """Data sets by their path: three formats are one data set, and the config knows it everywhere."""
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -259,6 +260,28 @@ def test_an_image_that_comes_or_goes_moves_no_other(unsplit: Path, tmp_path: Pat
     assert len(after) == 11
     kept = before.keys() - {"3.png", "7.png"}
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--eval-only"]])
+def test_no_run_goes_on_with_another_split(unsplit: Path, tmp_path: Path, flags: list[str]) -> None:
+    """Wrong: it validates on images that it was trained on, drawn with another seed or, by an
+    older version, in another way, which called the sets after path, share and seed alone."""
+    run = tmp_path / "run"
+    run.mkdir()
+    given = ["--data", unsplit, "DATASETS.HOLD_BACK", 0.2, "OUTPUT_DIR", run]
+    cfg = load_config(parse(*given))
+    (run / "last_checkpoint").write_text("model_0000001.pth")
+    (run / "config.yaml").write_text(cfg.dump())
+    load_config(parse(*flags, *given))
+    with pytest.raises(ValueError, match=r"held back .HOLD_BACK 0.2, SEED 1; .*--data-val"):
+        load_config(parse(*flags, *given, "SEED", 7))
+    digest = hashlib.sha256(json.dumps([str(unsplit), "", 0.2, cfg.SEED]).encode()).hexdigest()
+    older = cfg.dump().replace(cfg.DATASETS.TRAIN[0], f"{unsplit.name}_{digest[:8]}_train")
+    (run / "config.yaml").write_text(older)
+    with pytest.raises(ValueError, match="it was trained on some of them") as e:
+        load_config(parse(*flags, *given))
+    assert "\n" not in str(e.value)
+    load_config(parse(*flags, "--data-val", unsplit, *given))
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,28 @@ def test_resuming_a_run_needs_no_weights(tmp_path: Path) -> None:
         load_config(parse(SHAPES, *options))
 
 
+def test_a_training_goes_on_with_its_own_optimizer_or_not_at_all(tmp_path: Path) -> None:
+    """Wrong: it fails after its config.yaml was overwritten, or goes on as it was while config.yaml
+    says otherwise; or what the line says to add is refused."""
+    own = [*ON_CPU, "OUTPUT_DIR", str(tmp_path), "MODEL.RANDWIRE.NORM", "BN"]
+    own += ["MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.WEIGHTS", ""]
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    load_config(parse(C109, "--resume", *own))  # there is no config.yaml to compare
+    text = "SOLVER: {WEIGHT_DECAY_BIAS: null}\nVERSION: 2\n"  # the rest is Detectron2's defaults
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError) as e:
+        load_config(parse(C109, "--resume", *own, "SOLVER.NESTEROV", "True"))
+    assert "SOLVER.WEIGHT_DECAY_BIAS None (now 0.0), SOLVER.BIAS_LR_FACTOR 1.0 (now 2.0)" in str(
+        e.value
+    )
+    assert "\n" not in str(e.value)
+    added = str(e.value).split("add to the command ")[1].split(";")[0].split()
+    assert added[:2] == ["SOLVER.NESTEROV", "False"] and len(added) == 6
+    cfg = load_config(parse(C109, "--resume", *own, "SOLVER.NESTEROV", "True", *added))
+    assert cfg.SOLVER.WEIGHT_DECAY_BIAS is None and not cfg.SOLVER.NESTEROV
+    load_config(parse(C109, *own, "SOLVER.NESTEROV", "True"))  # a new one
+
+
 # The base has no FPN of its own.
 @pytest.mark.parametrize("config", [c for c in CONFIGS if "Base-" not in c])
 def test_every_config_of_a_detector_loads(config: str, tmp_path: Path) -> None:

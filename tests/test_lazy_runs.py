@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from detectron2 import model_zoo
+from detectron2.config import CfgNode, instantiate
 from detectron2.config import LazyCall as L
-from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.engine import default_argument_parser
@@ -26,7 +26,7 @@ from test_survival import batches
 from torch import nn
 
 from randwire_d2 import NetworkGenerator, RandWire, load_detector
-from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
+from randwire_d2.checkpoint import RandWireCheckpointer, check_wiring, load_checkpoint
 from randwire_d2.config import detector_config, set_spec
 from randwire_d2.data.classes import class_entries
 from randwire_d2.data.shapes import CLASSES
@@ -86,6 +86,23 @@ def test_a_checkpoint_is_the_whole_detector(name: str, tmp_path: Path) -> None:
     assert len(found["scores"]) == 100 and ("pred_masks" in found) == ("mask" in name)
     boxes = [fields.pop("pred_boxes").tensor for fields in (found, expected)]
     assert_equal({**found, "boxes": boxes[0]}, {**expected, "boxes": boxes[1]})
+
+
+def test_weights_keep_the_relu_that_they_were_trained_with(tmp_path: Path) -> None:
+    """Wrong: a LazyConfig that leaves it out, whose run began when the default was another, goes on
+    as another network; or a pretrained classifier, whose head has the ReLU, is refused."""
+    lazy = small("retinanet_randwire_c109_fpn_1x")
+    lazy.model.backbone.bottom_up.relu_features = False
+    model, file = saved(lazy, tmp_path), tmp_path / "model.pth"
+    RandWireCheckpointer(model).load(str(file))
+    model.backbone.bottom_up.relu_features = True  # the default
+    with pytest.raises(ValueError, match=r"bottom_up.relu_features=False$") as e:
+        RandWireCheckpointer(model).load(str(file))
+    assert "\n" not in str(e.value)
+    checkpoint = load_checkpoint(str(file))
+    own = CfgNode.load_cfg(checkpoint["config"])
+    own.MODEL.META_ARCHITECTURE = "ImageClassifier"
+    check_wiring(model, {**checkpoint, "config": own.dump()})
 
 
 @pytest.mark.parametrize("name", ["fcos", "keypoint_rcnn_fpn"])
@@ -199,6 +216,7 @@ def test_a_strangers_description_runs_nothing(tmp_path: Path, described: str, sa
 TRAINING = """
 from pathlib import Path
 from detectron2 import model_zoo
+from detectron2.config import CfgNode
 from detectron2.config import LazyCall as L
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from test_lazy_runs import Told, one_batch

@@ -4,6 +4,7 @@ import errno
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -538,11 +539,16 @@ def test_a_training_that_is_about_to_be_overwritten_is_named(
     check_output("KEY", str(tmp_path), Namespace(resume=False, eval_only=False), "")
     (line,) = caplog.messages
     assert line.startswith(f"KEY '{tmp_path}' holds a training") and "--resume" in line
-    weights = tmp_path / "model_final.pth"
+    weights, below = tmp_path / "model_final.pth", tmp_path / "inference" / "x" / "model.pth"
     weights.write_text("")
-    with pytest.raises(ValueError, match="model_final.pth', which .*: set another KEY"):
-        given = Namespace(resume=False, eval_only=False)
-        check_output("KEY", str(tmp_path), given, os.path.relpath(weights))
+    below.parent.mkdir(parents=True)
+    relative = os.path.relpath(weights)
+    for path in (relative, f"{relative}?matching_heuristics=True", str(below)):
+        with pytest.raises(ValueError, match=f"{re.escape(path)}', which .*: set another KEY"):
+            given = Namespace(resume=False, eval_only=False)
+            check_output("KEY", str(tmp_path), given, path)
+    with pytest.raises(ValueError, match="name the weights' file by its path"):
+        check_output("KEY", str(tmp_path), given, f"file://{weights}")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

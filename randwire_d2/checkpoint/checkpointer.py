@@ -36,7 +36,8 @@ class RandWireCheckpointer(DetectionCheckpointer):
     - A checkpoint holds the spec of the RandWire network in the model, if there is one; loading it
       into another wiring raises a ValueError that names both fingerprints. The same shapes fit many
       wirings, so nothing else would notice. So does loading a classifier into one whose head has
-      another ReLU, and loading what has no weight for the backbone.
+      another ReLU, a detector into one whose features have another, and loading what has no weight
+      for the backbone.
     - It also holds the preprocessing of the model's images; loading it into a model with another
       one logs a warning.
     - It holds what else makes it a whole model, if that is given: config and class names.

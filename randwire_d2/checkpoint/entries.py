@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from torch import nn
 
 from ..command import in_users_words
-from ..config import classifier_config, merge_text, set_spec
+from ..config import classifier_config, is_classifier, merge_text, set_spec
 from ..modeling import RandWire, RandWireClassifier
 from ..pretrained.entries import (
     CATEGORY_IDS_KEY,
@@ -152,11 +152,12 @@ def entries_of(
 
 
 def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another wiring than the model's, or of another head.
+    """Refuse a checkpoint of another wiring than the model's, or of another head or other features.
 
     Raises:
         ValueError: if both know their wiring and the two differ; it names both fingerprints. Or if
-            both know the ReLU of their classifiers' heads and one has none.
+            both know the ReLU of their classifiers' heads, or of the features that their detectors
+            read, and one has none.
     """
     ours, theirs = Wiring.in_model(model), Wiring.of(checkpoint)
     if ours is None or theirs is None:
@@ -174,6 +175,26 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
             f"{theirs.head_relu}, the config says {ours.head_relu}: the same weights give other "
             f"logits. Set MODEL.CLASSIFIER.HEAD_RELU {theirs.head_relu}, or add "
             "--config-from-weights"
+        )
+    if ours.head_relu is None:
+        _check_features(model, checkpoint)
+
+
+def _check_features(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    try:
+        cfg = stored_config(checkpoint)
+    except ValueError:  # of a project with keys of its own; who needs it says so
+        return
+    if cfg is None or is_classifier(cfg):
+        return
+    _, backbone = find_backbone(model)
+    theirs = cfg.MODEL.RANDWIRE.RELU_FEATURES
+    if backbone is not None and backbone.relu_features != theirs:
+        raise ValueError(
+            f"the checkpoint's detector was trained with MODEL.RANDWIRE.RELU_FEATURES {theirs}, "
+            f"the model has {backbone.relu_features}: the same weights find other objects. Set "
+            f"MODEL.RANDWIRE.RELU_FEATURES {theirs}, or in a LazyConfig RandWire's argument, "
+            f"such as model.backbone.bottom_up.relu_features={theirs}"
         )
 
 

@@ -11,6 +11,7 @@ from ..config import classifier_config
 from ..data.image_folder import check_image_folders, register_folders
 from ..engine import (
     check_best_metric,
+    check_continuation,
     check_device,
     check_model,
     check_output,
@@ -82,6 +83,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_solver(cfg)
     check_device(cfg, args)
     check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args, cfg.MODEL.WEIGHTS)
+    check_continuation(cfg, args)
     train = () if args.eval_only else cfg.DATASETS.TRAIN
     for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
         if not names and not (args.eval_only and key == "TRAIN"):

@@ -16,6 +16,8 @@ from .labels import LabelledImages, named
 from .layouts import Reader, absolute, find_splits
 
 SPLITS = ("train", "val")
+# What ``held_back`` draws an image by, in the sets' names: sets of another way are others.
+_DRAWN_BY = "name"
 
 
 def register_detection_data(
@@ -126,7 +128,7 @@ class _Lasting:
 
 def _base(path: str, path_val: str, hold_back: float, seed: int) -> str:
     """The set's name, which is part of a file's name; it tells all that the set depends on."""
-    decisive = [path, path_val, *([hold_back, seed] if hold_back else [])]
+    decisive = [path, path_val, *([hold_back, seed, _DRAWN_BY] if hold_back else [])]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     place = path.split(":")[0]
     folder = place if os.path.isdir(place) else os.path.dirname(place)

@@ -9,6 +9,7 @@ from .checks import (
     load_config,
     read_config,
 )
+from .continuation import check_continuation
 from .datasets import look_at_data, register_data
 from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
 from .schedule import check_solver, scale_schedule
@@ -20,6 +21,7 @@ __all__ = [
     "Trainer",
     "argument_parser",
     "check_best_metric",
+    "check_continuation",
     "check_device",
     "check_model",
     "check_output",

@@ -7,6 +7,7 @@ import os
 import re
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,10 +31,11 @@ from ..config import (
 )
 from ..config_files import config_path
 from ..devices import usable_device
-from ..files import check_folder
+from ..files import check_folder, without_options
 from ..modeling.on_meta import build_on_meta
 from ..runs import RunFolder
 from .best import check_best_metric
+from .continuation import check_continuation
 from .datasets import forget_classes, settle_classes, take_data
 from .limits import LIMITS, check_images, check_limits
 from .schedule import check_solver, scale_schedule
@@ -60,6 +62,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_device(cfg, args)
     check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args, cfg.MODEL.WEIGHTS)
     take_data(cfg)
+    check_continuation(cfg, args)
     _check_datasets(cfg, args)
     names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     settle_classes(cfg, default_classes, names)
@@ -124,14 +127,18 @@ def check_output(key: str, folder: str, args: argparse.Namespace, weights: str) 
 
     Raises:
         ValueError: the folder that a key of the config names can't be written, or holds an earlier
-            training's weights, which are moved (``set_earlier_aside``), as the weights; one line.
+            training's weights, which are moved (``set_earlier_aside``), as the weights; or those
+            are a URL that Detectron2 does not read; one line.
     """
+    if weights.startswith("file:"):
+        raise ValueError(f"{weights!r} is a URL; name the weights' file by its path")
     check_folder(key, folder)
     run = RunFolder(folder)
     if args.eval_only or (args.resume and run.can_resume):
         return
     left = run.left(weights)
-    if weights and os.path.realpath(weights) in map(os.path.realpath, left):
+    file = Path(without_options(weights)).resolve()
+    if weights and any(path.resolve() in (file, *file.parents) for path in left):
         raise ValueError(
             f"{weights!r}, which the training starts from, is an earlier one's in {key} "
             f"{folder!r}, whose checkpoints it would set aside: set another {key}"
@@ -199,7 +206,7 @@ def _read_weights(path: str) -> dict[str, Any]:
     if os.path.isdir(path):
         raise ValueError(f"MODEL.WEIGHTS {path!r} is a folder; name the file in it")
     try:
-        return load_checkpoint(PathManager.get_local_path(path.split("?")[0]))
+        return load_checkpoint(PathManager.get_local_path(without_options(path)))
     except (OSError, ValueError, RuntimeError) as e:
         raise ValueError(f"MODEL.WEIGHTS: {e}") from e
 
@@ -357,7 +364,7 @@ def _find_weights(cfg: CfgNode) -> dict[str, Any] | None:
         return _read_weights(weights)
     if not weights or "://" in weights:
         return None
-    path = weights.split("?")[0]
+    path = without_options(weights)
     if not os.path.exists(path):
         raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist" + _ways_to(path, cfg))
     return _read_weights(weights)

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..data.image_files import pack_probes, told
+from ..files import without_options
 from ..malloc import keep_freed_memory
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .datasets import check_same_data, log_data, register_data
@@ -101,8 +102,10 @@ def train_or_evaluate(
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
+    earlier = set_earlier_aside(cfg.OUTPUT_DIR, args.resume, cfg.MODEL.WEIGHTS)
     setup(cfg, args)
-    set_earlier_aside(cfg.OUTPUT_DIR, args.resume, cfg.MODEL.WEIGHTS)
+    if earlier:
+        logger.warning(earlier)
     log_data(cfg)
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume)
@@ -144,7 +147,7 @@ def write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
     for name, value in flatten_results_dict(results).items():
         task, metric = name.rsplit("/", 1)
         by_task.setdefault(task, {})[metric] = value
-    weights = cfg.MODEL.WEIGHTS.split("?")[0]  # Detectron2 lets options follow
+    weights = without_options(cfg.MODEL.WEIGHTS)
     run = RunFolder(cfg.OUTPUT_DIR)
     run.write_evaluation(Evaluation(weights, training_of(weights), by_task))
     logger.info(f"The evaluation's config, log and results are in {run.path}")

@@ -135,8 +135,11 @@ def _write_detector(own: CfgNode) -> None:
 
 
 def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
+    start = cfg.train.init_checkpoint or ""
+    earlier = set_earlier_aside(cfg.train.output_dir, args.resume, start)
     _set_up(cfg, args)
-    set_earlier_aside(cfg.train.output_dir, args.resume, cfg.train.init_checkpoint or "")
+    if earlier:
+        logger.warning(earlier)
     model = instantiate(cfg.model).to(cfg.train.device)
     own, obstacle = _in_yaml(cfg, model)
     _write_detector(own)

@@ -8,6 +8,8 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -18,7 +20,7 @@ from detectron2.utils.events import EventWriter
 from ..checkpoint import RandWireCheckpointer
 from ..checksum import is_whole
 from ..files import megabytes
-from ..runs import RunFolder
+from ..runs import EVALUATIONS, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -63,23 +65,50 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
                 os.remove(oldest)
 
 
-def set_earlier_aside(folder: str, resume: bool, weights: str) -> None:
-    """Have an OUTPUT_DIR without the checkpoints of an earlier training, which would be taken for
-    those of the one that begins, and does not go on from them. In all processes of it; it has the
-    lock, and has read and written nothing yet but config and log.
+def set_earlier_aside(folder: str, resume: bool, weights: str) -> str:
+    """Have an OUTPUT_DIR without what an earlier training left, which would be taken for the work
+    of the one that begins, and does not go on from it: it becomes a run of its own, earlier_N. In
+    all processes of the new one, which has the lock, and has read and written nothing yet.
 
     Args:
         weights: MODEL.WEIGHTS.
+
+    Returns:
+        A line for the new training's log; "" if there is nothing to tell.
     """
     run = RunFolder(folder)
     left = run.left(weights) if comm.is_main_process() else []
     if not left or (resume and run.can_resume):
-        return
+        return ""
     aside = next(path for i in count(1) if not (path := run.path / f"earlier_{i}").exists())
     aside.mkdir()
+    # Copies: --config-file may be one of these, and in a notebook the log is open.
+    for path in (run.config_file, run.detector_file, run.log_file):
+        if path.is_file():
+            shutil.copy2(path, aside)
+    if run.log_file.is_file():
+        os.truncate(run.log_file, 0)
     for path in left:
         path.rename(aside / path.name)
-    logger.warning(f"The checkpoints and metrics of an earlier training are in {aside} now")
+    _keep_with_weights(run, RunFolder(aside))
+    size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
+    return (
+        f"The checkpoints, metrics and evaluations of an earlier training are in {aside} now: "
+        f"{megabytes(size)}"
+    )
+
+
+def _keep_with_weights(run: RunFolder, aside: RunFolder) -> None:
+    """Have evaluations of weights that were set aside name them where they are."""
+    found = (aside.path / EVALUATIONS).glob("*/results.json")
+    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns):  # the last stays the last
+        folder = RunFolder(path.parent)
+        with suppress(ValueError):  # damaged
+            evaluation = folder.evaluation()
+            training = os.path.abspath(aside.path)
+            weights = os.path.join(training, os.path.basename(evaluation.weights))
+            if evaluation.training == os.path.abspath(run.path) and os.path.isfile(weights):
+                folder.write_evaluation(replace(evaluation, weights=weights, training=training))
 
 
 def save_end(checkpointer: RandWireCheckpointer, start_iter: int, max_iter: int) -> None:
