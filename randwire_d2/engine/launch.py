@@ -2,10 +2,9 @@
 
 import argparse
 import logging
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -18,6 +17,7 @@ from torch import nn
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..data.image_files import pack_probes, told
+from ..environment import variable
 from ..files import without_options
 from ..malloc import keep_freed_memory
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
@@ -196,7 +196,8 @@ def run_processes(
     several = args.num_gpus * args.num_machines > 1
     with (
         signals_for_children() if several else nullcontext(),
-        _gpus_hidden() if several and on_cpu else nullcontext(),
+        # A process that sees GPUs must have one of its own, and gets NCCL.
+        variable("CUDA_VISIBLE_DEVICES", "") if several and on_cpu else nullcontext(),
     ):
         return launch(
             told,
@@ -206,18 +207,3 @@ def run_processes(
             dist_url=args.dist_url,
             args=(pack_probes() if several else b"", watched, main, timeout, *main_args),
         )
-
-
-@contextmanager
-def _gpus_hidden() -> Iterator[None]:
-    """Let the processes that ``launch`` starts see no GPU: else each must have one, and NCCL."""
-    name = "CUDA_VISIBLE_DEVICES"
-    before = os.environ.get(name)
-    os.environ[name] = ""
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

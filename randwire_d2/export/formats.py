@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import io
 import logging
-import os
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from ..environment import variable
 from .archives import check_archive, check_program, holds_code, metadata_in
 from .graphs import DETECTOR, Graph
 
@@ -174,8 +174,10 @@ class TorchExport(Format):
         check_archive(path)
         check_program(path)
         files = dict.fromkeys(metadata_in(path), "")
-        # A file that is open, as it may not have its name yet.
-        with _quiet(), _weights_only(), open(path, "rb") as file:
+        # A file that is open, as it may not have its name yet; and no objects, whatever asks for
+        # them: this is the way that PyTorch has for that.
+        no_objects = variable("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+        with _quiet(), no_objects, open(path, "rb") as file:
             program = torch.export.load(file, extra_files=files)
         # PyTorch 2.9 guards what it has seen of the example's sizes, which others need not share.
         graph = program.module(check_guards=False)
@@ -215,21 +217,6 @@ def _check_sum(path: str) -> None:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """torch.load refuses objects, whatever it is asked for: the way that PyTorch has for this."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextmanager
