@@ -22,6 +22,8 @@ DETECTOR = [
     "DATASETS.TEST", "('randwire_shapes_val',)", "MODEL.ROI_HEADS.NUM_CLASSES", 6,
     "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64,
     "MODEL.RPN.POST_NMS_TOPK_TEST", 50, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
+    # Weights that have seen a few images, and frozen norms, which amplify: else nothing is found.
+    "SOLVER.BASE_LR", 1e-5, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
 ]  # fmt: skip
 
 
