@@ -37,7 +37,7 @@ EXTRAS_REQUIRE = {
     # For MODEL.WEIGHTS hf://… and from_pretrained("owner/name").
     "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
     # For tools/make_shards.py; what it writes is read without it.
-    "shards": ["webdataset>=1.0"],
+    "shards": ["webdataset>=1.0.2"],
     # For save_pretrained, and tools/convert_checkpoint.py where it reads or writes .safetensors.
     "safetensors": ["safetensors>=0.4"],
     "test": [
@@ -52,7 +52,7 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.0.2",
         "ruff~=0.17.6",  # another minor version formats differently
         "safetensors>=0.4",
-        "webdataset>=1.0",
+        "webdataset>=1.0.2",
     ],
 }
 
