@@ -14,7 +14,7 @@ def usable_device(key: str, name: str) -> torch.device:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             torch.zeros(1, device=device).item()
-    except (RuntimeError, NotImplementedError, AssertionError) as e:
+    except (RuntimeError, AssertionError) as e:
         raise ValueError(f"{key} must be such as cpu, cuda or cuda:1; got {name!r}") from e
     return device
 
