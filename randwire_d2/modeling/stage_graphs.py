@@ -69,7 +69,9 @@ class StageGraphs:
         self._read: list[Tensor] = []
         self._state: Sequence[Hashable] = ()
         self._graphs: dict[Hashable, Graph] = {}
-        self._memory, self._memory_inference = Memory(), Memory(_ALL_STAGES)
+        self._memory: dict[bool, Memory] = {}
+        for trains in (True, False):
+            self._drop_kind(trains)
         self._calls: Counter[Hashable] = Counter()
         self._row: tuple[Hashable, int] = (None, 0)
         self._several = False  # keys, in training
@@ -134,8 +136,8 @@ class StageGraphs:
         )
         if self._due(key, backward, x):
             self._recordings += 1
-            memory = self._memory if backward else self._memory_inference
             try:
+                memory = self._memory[backward]
                 self._graphs[key] = Graph(launch, nodes, x, kept, backward, memory)
             except NotFinite:
                 self._calls[key] = 0
@@ -169,10 +171,7 @@ class StageGraphs:
 
     def _drop_kind(self, trains: bool) -> None:
         self._graphs = {key: graph for key, graph in self._graphs.items() if graph.trains != trains}
-        if trains:
-            self._memory = Memory()
-        else:
-            self._memory_inference = Memory(_ALL_STAGES)
+        self._memory[trains] = Memory(None if trains else _ALL_STAGES)
 
     def _held(self, trains: bool) -> list[Graph]:
         return [graph for graph in self._graphs.values() if graph.trains == trains]
@@ -190,7 +189,9 @@ class StageGraphs:
         allowed = MOST_RECORDINGS + self._replays // MANY_CALLS
         if key in self._graphs or self._calls[key] < needed or self._recordings >= allowed:
             return False
-        if x.numel() >= self._too_large[trains] or (trains and self._busy):
+        if not self._most[trains] or x.numel() >= self._too_large[trains]:
+            return False
+        if trains and self._busy:
             return False
         held = self._held(trains)
         full = len(held) >= self._most[trains]
