@@ -451,12 +451,17 @@ def test_torchvision(tmp_path: Path, convert: Callable, name: str) -> None:
     assert "INPUT.FORMAT RGB MODEL.PIXEL_MEAN '[123.675, 116.28, 103.53]'" in out
     assert out.count("is assumed, as of torchvision's own") == (1 if name == "resnet18" else 2)
     assert "classifier head (2 keys)" in out
-    expected = {}
+    assert_agree(run_resnet(output), torchvision_features(network))
+
+
+def torchvision_features(network: Any) -> Features:
+    """What a ResNet of torchvision's computes, as Detectron2 names it."""
+    features = {}
     with torch.no_grad():
         x = network.maxpool(network.relu(network.bn1(network.conv1(images()))))
         for i in range(1, 5):
-            expected[f"res{i + 1}"] = x = getattr(network, f"layer{i}")(x)
-    assert_agree(run_resnet(output), expected)
+            features[f"res{i + 1}"] = x = getattr(network, f"layer{i}")(x)
+    return features
 
 
 MSRA = ["MODEL.RESNETS.STRIDE_IN_1X1", True, "INPUT.FORMAT", "BGR", "MODEL.PIXEL_MEAN",
@@ -487,12 +492,7 @@ def test_caffes_resnet_under_torchvisions_names(
     for block in network.modules():
         if stride and isinstance(block, torchvision.models.resnet.Bottleneck):
             block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
-    expected = {}
-    with torch.no_grad():
-        x = network.maxpool(network.relu(network.bn1(network.conv1(images()))))
-        for i in range(1, 5):
-            expected[f"res{i + 1}"] = x = getattr(network, f"layer{i}")(x)
-    assert_agree(run_resnet(output), expected)
+    assert_agree(run_resnet(output), torchvision_features(network))
 
 
 def small_resnet(**keys: Any) -> tuple[Any, nn.Module]:

@@ -258,8 +258,7 @@ class _Experiment:
         weights = self._weights(setting, seed, network, folder)
         arguments = ["--config-file", str(self.path.resolve())]
         if self.num_gpus > 1:
-            # Each run finds a port of its own.
-            arguments += ["--num-gpus", str(self.num_gpus), "--dist-url", "auto"]
+            arguments += ["--num-gpus", str(self.num_gpus)]
         arguments += [*self.options, *network]
         if weights is not None:
             file = folder / BACKBONE if weights.conversion else weights.file
