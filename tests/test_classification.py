@@ -656,6 +656,19 @@ def test_logits_are_the_networks_of_normalised_images(classifier: ImageClassifie
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_network_computes_in_channels_last(classifier: ImageClassifier) -> None:
+    inputs: list[torch.Tensor] = []
+    network: Any = classifier.network
+    ends = (network.backbone.stem.conv, network.conv)  # no fused stage calls those between
+    hooks = [end.register_forward_pre_hook(lambda _, args: inputs.extend(args)) for end in ends]
+    with torch.no_grad():
+        classifier({"image": torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)})
+    for hook in hooks:
+        hook.remove()
+    assert len(inputs) == 2
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in inputs)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_is_the_cross_entropy_with_smoothed_labels(
     classifier: ImageClassifier, smoothing: float

@@ -106,6 +106,9 @@ class ImageClassifier(nn.Module):
         return self.losses(logits, targets)
 
     def _logits(self, images: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting():  # a program's sizes would be limited by the layout
+            # Convolutions keep their input's layout; this is the faster one, on a CPU, too.
+            images = images.contiguous(memory_format=torch.channels_last)
         logits = self.network(images)
         if isinstance(logits, dict):
             (logits,) = logits.values()
