@@ -642,19 +642,31 @@ def test_a_call_that_gives_nan_ends_no_graphs(recorder: Any, device: torch.devic
 
 
 def test_memory_that_runs_out_ends_graphs_and_not_the_training(
-    recorder: Any, device: torch.device, caplog: pytest.LogCaptureFixture
+    recorder: Any,
+    device: torch.device,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Wrong: a launch finds no memory, as long as graphs, of other stages too, keep it."""
+    """Wrong: a launch finds no memory, as long as graphs, of other stages too, keep it; or one that
+    finds none, without any graph, has there be none for ever, without a word."""
+    monkeypatch.setattr(stage_graphs, "_all", weakref.WeakSet())  # not those of other tests
     pair, other = Pair(device), Pair(device)
-    pair.start()
-    other.start()
-    full = mock.Mock(side_effect=[torch.OutOfMemoryError("no\nroom"), None])
     launch = pair.stage.run_fused
 
     def try_to_launch(x: Tensor, kept: Tensor | None = None) -> Tensor:
         full()
         return launch(x, kept)
 
+    full = mock.Mock(side_effect=torch.OutOfMemoryError("too large a batch"))
+    with (
+        mock.patch.object(pair.stage, "run_fused", try_to_launch),
+        pytest.raises(torch.OutOfMemoryError),
+    ):
+        pair.step()
+    pair.start()
+    other.start()
+    assert pair.stage.graphs._graphs and not caplog.records
+    full = mock.Mock(side_effect=[torch.OutOfMemoryError("no\nroom"), None])
     with mock.patch.object(pair.stage, "run_fused", try_to_launch):
         pair.step(size=6)
     assert full.call_count == 2 and not (pair.stage.graphs._graphs or other.stage.graphs._graphs)

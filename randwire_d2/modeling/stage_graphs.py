@@ -100,12 +100,15 @@ class StageGraphs:
         # Outside of the block, in which the error would keep what it has seen.
         return launch(x, kept)
 
-    def give_up(self, why: str) -> bool:
-        """Have no graphs from now on; whether there were any."""
-        had = bool(self._graphs)
+    @property
+    def held(self) -> int:
+        """How many graphs there are."""
+        return len(self._graphs)
+
+    def give_up(self, why: str) -> None:
+        """Have no graphs from now on."""
         self.failure, self._most = why, dict.fromkeys(self._most, 0)
         self.drop()
-        return had
 
     def _graph(
         self,
@@ -211,13 +214,16 @@ def _give_up_all(error: Exception) -> bool:
     if not _lock.acquire(blocking=False):  # see ``run``
         return False
     try:
-        holding = [graphs for graphs in _all if graphs.give_up(one_line(error, 300))]
+        # Where there are none, they are not to blame: whoever tries less next may have some.
+        if not any(graphs.held for graphs in _all):
+            return False
+        for graphs in _all:
+            graphs.give_up(one_line(error, 300))
     finally:
         _lock.release()
-    if holding:
-        logger.warning(
-            "Memory ran out, so there are no CUDA graphs from now on, which keep the memory that "
-            f"they compute in: {one_line(error, 300)}"
-        )
-        torch.cuda.empty_cache()
-    return bool(holding)
+    logger.warning(
+        "Memory ran out, so there are no CUDA graphs from now on, which keep the memory that they "
+        f"compute in: {one_line(error, 300)}"
+    )
+    torch.cuda.empty_cache()
+    return True
