@@ -1,6 +1,8 @@
 """tools/check_gpu.py, on a CPU: each examination is a process of its own, as on a GPU."""
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -95,6 +97,21 @@ def test_a_process_that_dies_is_an_outcome(
     report = health.examine("cpu", 6, 2)
     assert not report["works"]
     assert all(error in found["error"] for found in report["operators"].values())
+
+
+def test_a_sanitizer_sees_each_tensors_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: what a kernel reads behind a tensor is PyTorch's own block of 2 MiB, or another
+    tensor, and no error."""
+    seen = []
+
+    def elsewhere(prefix: Sequence[str], part: str, *arguments: object) -> dict[str, Any]:
+        seen.append((*prefix[1:3], os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING")))
+        return {"errors": {}}
+
+    monkeypatch.setattr(health, "_elsewhere", elsewhere)
+    monkeypatch.setattr(health.shutil, "which", lambda name: name)
+    health.examine("cuda")
+    assert set(seen) == {(None,), *(("--tool", tool, "1") for tool in health.SANITIZERS)}
 
 
 @pytest.mark.slow

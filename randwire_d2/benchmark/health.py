@@ -20,6 +20,7 @@ import torch
 from detectron2.utils.collect_env import collect_env_info
 
 from .. import ops
+from ..environment import variable
 from ..modeling.difference import LIMITS, error
 from ..modeling.shadow import MODES, shadow
 from ..modeling.stage import RandWireStage
@@ -87,7 +88,10 @@ def examine(
             continue
         progress(f"operators under {_SANITIZER}, {tool}")
         prefix = [installed, "--tool", tool, "--error-exitcode", "86"]
-        report["sanitizer"][tool] = _elsewhere(prefix, "operators", device, "float32", channels)
+        # Else it does not see what leaves a tensor for the rest of PyTorch's block of memory.
+        with variable("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"):
+            outcome = _elsewhere(prefix, "operators", device, "float32", channels)
+        report["sanitizer"][tool] = outcome
     report["works"] = not any(
         "error" in outcome for part in PARTS for outcome in report[part].values()
     )
