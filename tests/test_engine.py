@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from randwire_d2.engine import Trainer, argument_parser, load_config, trainer
 from randwire_d2.engine.threads import available_cores, busy_cores, fair_threads
 from randwire_d2.engine.trainer import in_parallel, parallel_options
 from randwire_d2.runs import RunFolder
+from randwire_d2.upstream import hush_upstream
 
 C109 = "configs/faster_rcnn_randwire_c109_fpn_1x.yaml"
 SHAPES = "configs/faster_rcnn_randwire_shapes.yaml"
@@ -410,6 +412,26 @@ def steps_of_one_of_two(rank: int, options: dict[str, bool]) -> tuple[list[Tenso
         optimizer.step()
     pieces = {p.grad.untyped_storage().data_ptr() for p in learned if p.grad is not None}
     return [p.detach() for p in model.parameters()], len(pieces)
+
+
+def said_in_one_of_two(rank: int) -> list[str]:
+    """What PyTorch warns of; the gradient of such a convolution in channels_last is laid out so."""
+    model = nn.Conv2d(16, 16, 3, groups=16)
+    x = torch.randn(2, 16, 9, 9).contiguous(memory_format=torch.channels_last)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        hush_upstream()
+        wrapped = in_parallel(model, on_cpu=True)
+        wrapped(x).sum().backward()
+        torch.meshgrid(x[0, 0, 0], x[0, 0, 0])
+        torch.cuda.amp.autocast(enabled=False)
+    return [str(warning.message) for warning in said]
+
+
+def test_a_training_of_many_processes_says_nothing_that_nobody_can_mend() -> None:
+    """Wrong: what a user of eight GPUs reads first are warnings of each process: of how Detectron2
+    uses PyTorch, and of strides that mean nothing."""
+    assert in_two_processes(said_in_one_of_two) == [[], []]
 
 
 def test_gradients_lie_in_the_messages() -> None:

@@ -158,6 +158,13 @@ def test_who_computes_does_not_wait_and_who_reads_the_losses_does() -> None:
     assert model.waits == {"forward": False, "backward": False, "losses": True, "step": False}
 
 
+def test_the_group_ends_with_what_was_called() -> None:
+    """Wrong: NCCL warns at the end of each training that the group was not destroyed."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    assert watched(distributed.is_initialized, 0.0)
+    assert not distributed.is_initialized()
+
+
 def test_a_failure_is_passed_on() -> None:
     judge = Judge(NAMES, timeout=600)
     said = judge([State("iteration", 3), State("failed", 3, where="ValueError: a bug")], 0.0)

@@ -8,14 +8,12 @@ line that says so, and the status 70. With RANDWIRE_D2_TRACEBACK=1 the first has
 import argparse
 import functools
 import json
-import logging
 import os
 import platform
 import shlex
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -27,6 +25,7 @@ from .. import __version__
 from ..command import in_users_words, process, program, refuse_usage
 from ..errors import is_mendable, raised_first
 from ..runs import RunFolder
+from ..upstream import hush_upstream
 
 if TYPE_CHECKING:
     from ..engine.slurm import Task
@@ -165,9 +164,7 @@ def _last_write(run: RunFolder) -> int | None:
 
 @contextmanager
 def _frame(script: str, way_on: Callable[[str], str] = lambda message: "") -> Iterator[None]:
-    # What PyTorch says of each detector, for those who wrote it to mend.
-    warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    hush_upstream()
     try:
         yield
     except KeyboardInterrupt as e:

@@ -80,7 +80,7 @@ class Launched:
         self, main: Callable[..., Any], args: tuple[Any, ...], on_cpu: bool, timeout: float
     ) -> Any:
         """Call ``main(*args)`` in this process, one of a group as Detectron2's ``launch`` makes
-        it, watched with a ``timeout`` (watch.py)."""
+        it, ``watched`` with a ``timeout``."""
         if on_cpu:
             share_cores(self.local_world_size)
         else:
@@ -98,9 +98,7 @@ class Launched:
         )
         comm.create_local_process_group(self.local_world_size)
         comm.synchronize()
-        result = watched(main, timeout, *args)
-        distributed.destroy_process_group()
-        return result
+        return watched(main, timeout, *args)
 
     def share(self, make: Callable[[], bytes]) -> bytes:
         """What the first process of this machine makes, in all of them, before they are a group.

@@ -114,6 +114,9 @@ def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
             stage.fused = "on"
 
 
+_KNOWN = inspect.signature(DistributedDataParallel).parameters
+
+
 def in_parallel(model: torch.nn.Module, on_cpu: bool, **given: Any) -> torch.nn.Module:
     """The model in DistributedDataParallel, if there are several processes.
 
@@ -121,14 +124,18 @@ def in_parallel(model: torch.nn.Module, on_cpu: bool, **given: Any) -> torch.nn.
         given: options of DistributedDataParallel in place of ``parallel_options``.
     """
     devices = {"device_ids": None} if on_cpu else {}
-    return create_ddp_model(model, **{**parallel_options(), **devices, **given})
+    options = {**parallel_options(), **devices, **given}
+    # Its name since PyTorch 2.14, which warns of the other. What it does more is done once.
+    if "forward_sync_buffers" in _KNOWN:
+        options.setdefault("forward_sync_buffers", options.pop("broadcast_buffers"))
+    return create_ddp_model(model, **options)
 
 
 def parallel_options() -> dict[str, bool]:
     """DistributedDataParallel's for networks of hundreds of small tensors, whose gradients it would
     copy into its messages one by one, and back; what is computed is the same, to the bit."""
     options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
-    if "batched_grad_copy" in inspect.signature(DistributedDataParallel).parameters:
+    if "batched_grad_copy" in _KNOWN:
         options["batched_grad_copy"] = True  # since PyTorch 2.14
     return options
 

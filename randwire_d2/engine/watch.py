@@ -32,6 +32,8 @@ from detectron2.utils import comm
 from torch import distributed
 from torch.distributed.distributed_c10d import _get_default_store
 
+from ..upstream import hush_upstream
+
 logger = logging.getLogger(__name__)
 
 BEAT = 2.0  # seconds between two signs of life
@@ -328,9 +330,13 @@ def watch(timeout: float) -> Iterator[None]:
 
 
 def watched(main: Callable[..., Any], timeout: float, *args: Any) -> Any:
-    """Call ``main(*args)``, watched."""
+    """Call ``main(*args)`` in a process of a group, watched; the group ends with it."""
+    hush_upstream()
     with watch(timeout):
-        return main(*args)
+        result = main(*args)
+    if distributed.is_initialized():  # NCCL warns where it ends with the process
+        distributed.destroy_process_group()
+    return result
 
 
 def leave_iteration() -> None:
