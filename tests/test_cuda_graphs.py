@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import pickle
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -196,6 +197,34 @@ def test_inference(recorder: Any, device: torch.device) -> None:
     pair.start()
     pair.infer()
     assert recorder.recorded == stage_graphs.MOST_INFERENCE + 1
+
+
+def test_a_thread_waits_for_a_replay_and_not_for_a_recording(
+    recorder: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: where a server's threads meet, one launches hundreds of kernels, though the other is
+    done at once; or a thread waits for a recording that waits for it."""
+    pair = Pair(device)
+    for _ in range(FIRST_CALLS):
+        pair.infer()
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with stage_graphs._lock:
+            held.set()
+            done.wait(0.2 if stage_graphs.WAIT > 1 else None)
+
+    for wait in (60.0, 0.01):
+        monkeypatch.setattr(stage_graphs, "WAIT", wait)
+        held.clear()
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        with pair.launched(expected=wait < 1):
+            pair.infer()
+        done.set()
+        thread.join()
+        done.clear()
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])

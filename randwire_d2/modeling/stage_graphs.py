@@ -35,6 +35,9 @@ MOST_INFERENCE = 8
 # norms do at each evaluation, which replace buffers, may do so as often as this in a stage's life.
 MANY_CALLS = 50
 MOST_RECORDINGS = 50
+# Seconds that a thread waits for another's replay, which takes less than launches of its own. Not
+# until a recording is over: it waits for autograd's threads, which may be the ones that wait here.
+WAIT = 0.01
 _ALL_STAGES = object()  # compute in one pool, without a backward pass
 
 logger = logging.getLogger(__name__)
@@ -81,8 +84,7 @@ class StageGraphs:
         place = cuda_graphs.recorder.place(x) if any(self._most.values()) else None
         if place is None:
             return launch(x, kept)
-        # Who waited for a thread that records would be waited for, if it was autograd's.
-        if _lock.acquire(blocking=False):
+        if _lock.acquire(timeout=WAIT):
             try:
                 graph = self._graph(place, launch, nodes, x, kept)
                 if graph is not None and not (graph.trains and self._busy):
@@ -211,7 +213,7 @@ class StageGraphs:
 
 def _give_up_all(error: Exception) -> bool:
     """Free the memory of all graphs, for the rest of the process; whether there were any."""
-    if not _lock.acquire(blocking=False):  # see ``run``
+    if not _lock.acquire(timeout=WAIT):
         return False
     try:
         # Where there are none, they are not to blame: whoever tries less next may have some.
