@@ -1,18 +1,20 @@
 """Small trainings of a classifier that tests start, disturb, and compare to the bit."""
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed.run
-from helpers import ROOT, draw_image_folders, run_tool
+from helpers import ROOT, Tool, draw_image_folders, run_tool
 
 TOOL = "pretrain_imagenet.py"
 C78 = ROOT / "configs/imagenet/randwire_c78_250ep.yaml"
 TORCHRUN = Path(torch.distributed.run.__file__)
 ITERATIONS = 18
+LAUNCHERS = ("--num-gpus", "torchrun", "variables", "two machines")
 
 # The commands of README.md and GUIDE.md, which tests run: with fewer processes, and other words.
 _TOOL = "tools/pretrain_imagenet.py"
@@ -60,6 +62,46 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
     draw_image_folders(root)
     return root
+
+
+def run_in_two(
+    name: str,
+    given: Sequence[object],
+    keys: Sequence[object],
+    launcher: str,
+    hook: str,
+    folder: Path,
+) -> None:
+    """Run a tool in two processes, each of which, and of their children, executes a hook first.
+
+    Args:
+        name: of the script in tools/.
+        given, keys: its arguments; what follows is a launcher's flags, and then the keys.
+        launcher: of LAUNCHERS.
+        hook: code; its environment names a file SEEN in the folder.
+    """
+    (folder / "hook").mkdir()
+    (folder / "hook" / "sitecustomize.py").write_text(hook)
+    environment = {"SEEN": str(folder / "seen"), "PYTHONPATH": f"{folder / 'hook'}:{ROOT}"}
+    before = f"import os\nos.environ.update({environment})\n{hook}"
+    tool, port = ROOT / "tools" / name, free_port()
+    commands: list[list[Any]] = [[tool, *given, "--num-gpus", 2, "--dist-url", "auto", *keys]]
+    if launcher == "torchrun":
+        commands = [[TORCHRUN, "--standalone", "--nproc-per-node", 2, tool, *given, *keys]]
+    elif launcher == "variables":
+        commands = [[tool, *given, *keys]] * 2
+    elif launcher == "two machines":
+        url = ["--dist-url", f"tcp://127.0.0.1:{port}", "--num-machines", 2]
+        commands = [[tool, *given, *url, "--machine-rank", rank, *keys] for rank in range(2)]
+    started = []
+    for rank, command in enumerate(commands):
+        there = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2,
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        variables = {k: str(v) for k, v in there.items()} if launcher == "variables" else {}
+        first = f"{before}\nos.environ.update({variables})"
+        started.append(Tool(*command, log=folder / f"log{rank}", before=first))
+    for one in started:
+        assert one.wait() == 0, one.said[-3000:]
 
 
 def small(folders: Path) -> list[object]:

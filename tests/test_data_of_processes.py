@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from detectron2.data import DatasetCatalog
-from helpers import ROOT, Tool
+from helpers import ROOT
 from label_formats import FORMATS, TRAIN, VAL, write_sound
-from launching import TORCHRUN, free_port
+from launching import LAUNCHERS, run_in_two
 from torch.distributed import HashStore
 
 from randwire_d2.data import image_files, labelled_images
@@ -68,7 +68,8 @@ def test_what_one_process_has_seen_others_need_not_look_at(
     monkeypatch.setattr(image_files, "_found", {})  # as in another process
     (folder / "train1.jpg").unlink()
     (folder / "train2.jpg").write_bytes((folder / "train4.jpg").read_bytes())
-    image_files.told(packed, register_data, cfg)
+    image_files.take_probes(packed)
+    register_data(cfg)
     assert (records(cfg), looks) == (before, [])
 
 
@@ -105,7 +106,7 @@ def test_the_first_process_of_a_machine_looks_for_all(monkeypatch: pytest.Monkey
         made.append(launched.rank)
         return bytes([launched.rank]) * 3_000_000
 
-    found = in_four_processes(lambda one: one.share(lambda: make(one)), monkeypatch)
+    found = in_four_processes(lambda one: one.share("bytes", lambda: make(one)), monkeypatch)
     assert sorted(made) == [0, 2]
     assert found == [bytes([rank]) * 3_000_000 for rank in (0, 0, 2, 2)]
 
@@ -116,7 +117,7 @@ def test_what_one_process_refuses_all_do(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse() -> bytes:
         raise ValueError("'data' has no images")
 
-    found = in_four_processes(lambda one: one.share(refuse), monkeypatch)
+    found = in_four_processes(lambda one: one.share("images", refuse), monkeypatch)
     assert found == ["'data' has no images"] * 4
 
 
@@ -144,14 +145,14 @@ import os, sys
 def watch(name, args):
     is_image = name == "open" and str(args[0]).endswith(".jpg")
     if is_image and sys._getframe(1).f_code.co_name == "_look":
-        with open(os.environ["LOOKS"], "a") as file:
+        with open(os.environ["SEEN"], "a") as file:
             file.write(args[0] + "\\n")
 sys.addaudithook(watch)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["--num-gpus", "torchrun", "variables", "two machines"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_training_looks_at_each_image_once(launcher: str, tmp_path: Path) -> None:
     """Wrong: as many times as there are processes."""
     given = ["--config-file", SHAPES, *write_sound(tmp_path / "data")["coco"]]
@@ -169,28 +170,7 @@ def test_a_training_looks_at_each_image_once(launcher: str, tmp_path: Path) -> N
         "OUTPUT_DIR",
         tmp_path / "run",
     ]
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
-    environment = {"LOOKS": str(tmp_path / "looks"), "PYTHONPATH": f"{tmp_path / 'hook'}:{ROOT}"}
-    before = f"import os\nos.environ.update({environment})\n{HOOK}"
-    tool, port = ROOT / "tools" / "train_net.py", free_port()
-    commands: list[list[Any]] = [[tool, *given, "--num-gpus", 2, "--dist-url", "auto", *keys]]
-    if launcher == "torchrun":
-        commands = [[TORCHRUN, "--standalone", "--nproc-per-node", 2, tool, *given, *keys]]
-    elif launcher == "variables":
-        commands = [[tool, *given, *keys]] * 2
-    elif launcher == "two machines":
-        url = ["--dist-url", f"tcp://127.0.0.1:{port}", "--num-machines", 2]
-        commands = [[tool, *given, *url, "--machine-rank", rank, *keys] for rank in range(2)]
-    started = []
-    for rank, command in enumerate(commands):
-        there = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2,
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-        variables = {k: str(v) for k, v in there.items()} if launcher == "variables" else {}
-        first = f"{before}\nos.environ.update({variables})"
-        started.append(Tool(*command, log=tmp_path / f"log{rank}", before=first))
-    for one in started:
-        assert one.wait() == 0, one.said[-3000:]
-    looked = Counter((tmp_path / "looks").read_text().splitlines())
+    run_in_two("train_net.py", given, keys, launcher, HOOK, tmp_path)
+    looked = Counter((tmp_path / "seen").read_text().splitlines())
     assert len(looked) == TRAIN + VAL
     assert set(looked.values()) == {2 if launcher == "two machines" else 1}

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList
 from detectron2.data.samplers import InferenceSampler
 from detectron2.data.transforms import RandomLighting
 from detectron2.utils import comm
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from ..data.image_folder import register_folders
 from ..data.images import center_crop, order_channels, read_rgb
+from ..data.listing import listed_images
 from ..data.patience import patiently
 from ..engine.random_state import mix_seeds
 from ..engine.signals import guard_workers
@@ -89,7 +88,7 @@ class TestImages(Dataset):
     """Each image once: {"image": (3, S, S) of uint8, "label": int, or UNREADABLE}."""
 
     def __init__(self, records: Sequence[dict], cfg: CfgNode) -> None:
-        self.records = DatasetFromList(list(records), copy=False)
+        self.records = records
         self.transform = test_transform(cfg)
         self.size = cfg.INPUT.TEST_CROP_SIZE
         self.input_format = cfg.INPUT.FORMAT
@@ -121,7 +120,7 @@ class TrainingStream(Dataset):
     """
 
     def __init__(self, records: Sequence[dict], cfg: CfgNode, seed: int) -> None:
-        self.records = DatasetFromList(list(records), copy=False)
+        self.records = records
         self.transform = train_transform(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self.seed = seed
@@ -193,7 +192,7 @@ class TrainLoader:
     """
 
     def __init__(self, cfg: CfgNode, seed: int) -> None:
-        self._stream = TrainingStream(_records(cfg.DATASETS.TRAIN), cfg, seed)
+        self._stream = TrainingStream(listed_images(cfg.DATASETS.TRAIN), cfg, seed)
         self._positions = BatchPositions(cfg.SOLVER.IMS_PER_BATCH)
         loader = DataLoader(
             self._stream,
@@ -235,7 +234,7 @@ class TrainLoader:
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """The images of a data set that this process tests, TEST.IMS_PER_PROCESS at a time."""
-    images = TestImages(_records([dataset_name]), cfg)
+    images = TestImages(listed_images([dataset_name]), cfg)
     loader = DataLoader(
         images,
         batch_size=cfg.TEST.IMS_PER_PROCESS,
@@ -244,8 +243,3 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
     )
     return guard_workers(loader)
-
-
-def _records(names: Sequence[str]) -> list[dict]:
-    register_folders(names)
-    return [record for name in names for record in DatasetCatalog.get(name)]

@@ -1,14 +1,17 @@
 """The recipe of a classifier: a command line's config, checked."""
 
 import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 
 from ..config import classifier_config
 from ..data.image_folder import check_image_folders, register_folders
+from ..data.listing import count_listed, list_anew, pack_listings, take_listings
 from ..engine import (
     check_best_metric,
     check_continuation,
@@ -21,6 +24,7 @@ from ..engine import (
 )
 from ..engine.limits import LIMITS as ENGINE_LIMITS
 from ..engine.limits import Limit, at_least, check_limits, one_of, within
+from ..engine.torchrun import Launched
 from ..text import one_line
 from .compiling import check_compiler
 
@@ -88,8 +92,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
         if not names and not (args.eval_only and key == "TRAIN"):
             raise ValueError(f"DATASETS.{key} is empty")
-    register_folders((*train, *cfg.DATASETS.TEST))
-    classes = check_image_folders(train, cfg.DATASETS.TEST)
+    classes = _classes(train, cfg.DATASETS.TEST)
     if len(classes) != cfg.MODEL.CLASSIFIER.NUM_CLASSES:
         raise ValueError(
             f"MODEL.CLASSIFIER.NUM_CLASSES is {cfg.MODEL.CLASSIFIER.NUM_CLASSES}, but "
@@ -97,7 +100,9 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         )
     if not args.eval_only:
         check_best_metric(cfg)
-        cfg = scale_schedule(cfg, sum(len(DatasetCatalog.get(name)) for name in train))
+    _list_images((*train, *cfg.DATASETS.TEST))
+    if not args.eval_only:
+        cfg = scale_schedule(cfg, sum(count_listed()[name] for name in train))
     model = check_model(cfg, args)
     if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
         _check_torchvision(cfg, model.network)
@@ -105,6 +110,31 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         check_compiler(cfg)
     cfg.freeze()
     return cfg
+
+
+def _classes(train: Sequence[str], test: Sequence[str]) -> list[str]:
+    """``check_image_folders``, in the first process of this machine for all."""
+    register_folders((*train, *test))
+    look = partial(check_image_folders, train, test)
+    launched = Launched.beside_others()
+    if launched is None:
+        return look()
+    classes: list[str] = json.loads(launched.share("classes", lambda: json.dumps(look()).encode()))
+    return classes
+
+
+def _list_images(names: Sequence[str]) -> None:
+    """List the data sets, in the first process of this machine for all."""
+
+    def make() -> bytes:
+        list_anew(names)
+        return pack_listings()
+
+    launched = Launched.beside_others()
+    if launched is None:
+        list_anew(names)
+    else:
+        take_listings(launched.share("listings", make))
 
 
 def _check_torchvision(cfg: CfgNode, network: Any) -> None:

@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data import image_folder_classes
+from ..data.listing import listed
 from ..engine import Trainer, mean_losses, setup
 from ..engine.random_state import run_seed
 from ..modeling.image_classifier import ImageClassifier
@@ -70,7 +70,7 @@ class ClassificationTrainer(Trainer):
 
     @classmethod
     def classes(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"class_names": image_folder_classes(cfg.DATASETS.TRAIN[0])}
+        return {"class_names": listed(cfg.DATASETS.TRAIN[0]).classes}
 
     @classmethod
     def build_evaluator(

@@ -4,11 +4,11 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO
 
 from PIL import Image
 
@@ -23,8 +23,6 @@ _ORIENTATION = 0x0112  # the tag of EXIF
 _DEEP_MODES = ("I", "F")  # and I;16, I;16B, …
 TO_8_BITS = "such as by ImageMagick's mogrify -level 0,LARGEST -depth 8"
 _THREADS = 16  # most wait for a disk
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -91,13 +89,6 @@ def take_probes(packed: bytes) -> None:
     """
     for path, size, error, is_deep, key in json.loads(zlib.decompress(packed)):
         _told[path] = ImageFile(size and (size[0], size[1]), error, is_deep, (key[0], key[1]))
-
-
-def told(packed: bytes, main: Callable[..., _T], *args: Any) -> _T:
-    """Call ``main(*args)``, after ``take_probes`` if there is anything to take."""
-    if packed:
-        take_probes(packed)
-    return main(*args)
 
 
 def why_deep(image: Image.Image) -> str:

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from ..data import Look, absolute, labelled_images, look, register_detection_data
 from ..data.image_files import pack_probes, take_probes
 from ..data.labels import named
+from ..data.listing import count_listed
 from ..text import one_line
 from .torchrun import Launched
 
@@ -51,8 +52,8 @@ def take_data(cfg: CfgNode) -> None:
     if node.PATH_VAL and not node.PATH:
         raise ValueError("DATASETS.PATH_VAL (--data-val) needs DATASETS.PATH (--data)")
     node.PATH, node.PATH_VAL = absolute(node.PATH), absolute(node.PATH_VAL)
-    if node.PATH and (launched := Launched.here()) and launched.local_world_size > 1:
-        take_probes(launched.share(partial(_look_at_images, cfg)))
+    if node.PATH and (launched := Launched.beside_others()):
+        take_probes(launched.share("images", partial(_look_at_images, cfg)))
     node.TRAIN, node.TEST = register_data(cfg)
     if node.PATH and cfg.MODEL.MASK_ON:
         _check_masks(node.TRAIN[0], cfg.INPUT.MASK_FORMAT)
@@ -64,8 +65,9 @@ def _look_at_images(cfg: CfgNode) -> bytes:
 
 
 def check_same_data(cfg: CfgNode) -> None:
-    """See whether all processes have the same images and boxes of DATASETS.PATH, each of which has
-    read the labels, and each machine's first one looked at the images. All of them call it.
+    """See whether all processes have listed as many of a classifier's images, and have the same
+    images and boxes of DATASETS.PATH, each of which has read the labels, and each machine's first
+    one looked at the images. All of them call it.
 
     Raises:
         ValueError: in all of them: they have not; one line that names two.
@@ -73,24 +75,23 @@ def check_same_data(cfg: CfgNode) -> None:
     if comm.get_world_size() == 1:
         return
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if cfg.DATASETS.PATH else []
-    sets = map(labelled_images, names)
-    mine = [(len(found.records), found.num_boxes, found.checksum()) for found in sets]
+    mine = [
+        f"{len(found.records)} images, {found.num_boxes} boxes ({found.checksum()[:8]})"
+        for found in map(labelled_images, names)
+    ]
+    mine += [f"{number} images of {name!r}" for name, number in count_listed().items()]
     first, *others = comm.all_gather((socket.gethostname(), mine))
     for rank, other in enumerate(others, start=1):
         if other[1] != first[1]:
             seen = (
-                f"process {i} ({host}) sees {_counts(found)}"
+                f"process {i} ({host}) sees {' and '.join(found)}"
                 for i, (host, found) in ((0, first), (rank, other))
             )
+            what = f"DATASETS.PATH {cfg.DATASETS.PATH!r}" if names else "a data set"
             raise ValueError(
-                f"DATASETS.PATH {cfg.DATASETS.PATH!r} is not the same for all processes: "
-                f"{' and '.join(seen)}; give all machines the same files"
+                f"{what} is not the same for all processes: {' and '.join(seen)}; give all "
+                "machines the same files"
             )
-
-
-def _counts(found: Sequence[tuple[int, int, str]]) -> str:
-    sets = (f"{images} images, {boxes} boxes ({digest[:8]})" for images, boxes, digest in found)
-    return " and ".join(sets)
 
 
 def _check_masks(name: str, mask_format: str) -> None:

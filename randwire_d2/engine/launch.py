@@ -16,7 +16,8 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
-from ..data.image_files import pack_probes, told
+from ..data.image_files import pack_probes, take_probes
+from ..data.listing import pack_listings, take_listings
 from ..environment import variable
 from ..files import without_options
 from ..malloc import keep_freed_memory
@@ -200,10 +201,21 @@ def run_processes(
         variable("CUDA_VISIBLE_DEVICES", "") if several and on_cpu else nullcontext(),
     ):
         return launch(
-            told,
+            _informed,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(pack_probes() if several else b"", watched, main, timeout, *main_args),
+            args=((pack_probes(), pack_listings()) if several else None, main, timeout, *main_args),
         )
+
+
+def _informed(
+    packed: tuple[bytes, bytes] | None, main: Callable[..., Any], timeout: float, *args: Any
+) -> Any:
+    """Call ``main(*args)``, watched, with what its parent process knows of images."""
+    if packed is not None:
+        probes, listings = packed
+        take_probes(probes)
+        take_listings(listings)
+    return watched(main, timeout, *args)

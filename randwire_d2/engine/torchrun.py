@@ -47,6 +47,12 @@ class Launched:
             return None
         return cls(*(int(os.environ[name]) for name in _VARIABLES))
 
+    @classmethod
+    def beside_others(cls) -> "Launched | None":
+        """As ``here``; None, too, in the only process that was started on this machine."""
+        launched = cls.here()
+        return launched if launched is not None and launched.local_world_size > 1 else None
+
     def check(self, args: argparse.Namespace) -> None:
         """
         Raises:
@@ -100,16 +106,16 @@ class Launched:
         comm.synchronize()
         return watched(main, timeout, *args)
 
-    def share(self, make: Callable[[], bytes]) -> bytes:
+    def share(self, name: str, make: Callable[[], bytes]) -> bytes:
         """What the first process of this machine makes, in all of them, before they are a group.
 
-        All processes of all machines call it, once.
+        All processes of all machines call it, once for each name.
 
         Raises:
             ValueError: it was not made; in all of them, one line.
         """
         machine = self.rank // self.local_world_size
-        here = distributed.PrefixStore(f"share/{machine}", _store(self))
+        here = distributed.PrefixStore(f"share/{name}/{machine}", _store(self))
         if self.local_rank:
             return _receive(here)
         try:
