@@ -12,7 +12,9 @@ from helpers import ROOT
 from label_formats import HEIGHT, TRAIN, VAL, WIDTH, write_sound
 from PIL import Image
 
+from randwire_d2.config import detector_config
 from randwire_d2.data import labelled_images
+from randwire_d2.data.patience import PatientMapper
 from randwire_d2.engine import argument_parser, load_config
 
 SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")
@@ -233,6 +235,23 @@ def usable(cfg: Any) -> list[dict[str, Any]]:
         sample = DatasetMapper(cfg, is_train=True)(record)
         assert np.isfinite(sample["instances"].gt_boxes.tensor.numpy()).all()
     return records
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_a_set_with_a_name_has_no_white_images(mode: str, is_train: bool, tmp_path: Path) -> None:
+    """By path they are left out. Wrong: what is above 255 is cut off in silence."""
+    root = tmp_path / "data"
+    write_sound(root)
+    cfg, image = detector_config(), root / "JPEGImages" / "train1.jpg"
+    cfg.INPUT.FORMAT = "RGB"
+    record = {"file_name": str(image), "image_id": 1, "height": HEIGHT, "width": WIDTH}
+    mapper = PatientMapper(cfg, is_train=is_train)
+    assert mapper(record)["image"].shape[0] == 3
+    deepen(mode)(root)
+    with pytest.raises(ValueError, match=rf"{image} can't be .*8 bits .*mode {mode}.*convert") as e:
+        mapper(record)
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("name", COUNTS)

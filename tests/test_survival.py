@@ -584,11 +584,12 @@ def test_the_end_of_a_worker_is_explained() -> None:
     assert "\n" not in str(e.value)
 
 
-def test_what_a_worker_says_is_said_without_its_traceback() -> None:
-    with pytest.raises(DiskGone, match="^a.jpg can't be read: gone$"), explained(""):
+@pytest.mark.parametrize("kind", [DiskGone, ValueError])
+def test_what_a_worker_says_is_said_without_its_traceback(kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="^a.jpg can't be read: gone$"), explained(""):
         try:
-            raise DiskGone("a.jpg can't be read: gone")
-        except DiskGone:  # as PyTorch hands it over
+            raise kind("a.jpg can't be read: gone")
+        except kind:  # as PyTorch hands it over
             ExceptionWrapper(where="in DataLoader worker process 0").reraise()
 
 

@@ -1,4 +1,4 @@
-"""Reading images from a disk that may be gone for a while, as network file systems are."""
+"""Reading images: of 8 bits only, from a disk that may be gone for a while, as network ones are."""
 
 import errno
 import logging
@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from detectron2.data import DatasetMapper
 
+from .images import check_depth
+
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds, from one attempt to the next
 
 # What a file system says whose server or device is away.
@@ -16,6 +18,8 @@ _AWAY = {
     errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT,
     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO, errno.ESHUTDOWN,
 }  # fmt: skip
+# What INPUT.FORMAT can be; a LazyConfig's mapper may read what a file has, by None.
+_OF_8_BITS = ("RGB", "BGR", "L", "YUV-BT.601")
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -70,8 +74,28 @@ def _is_empty(folder: str) -> bool:
 
 
 class PatientMapper(DatasetMapper):
-    """Detectron2's, which waits for a disk. It draws random numbers only after it has read."""
+    """Detectron2's, which waits for a disk. It draws random numbers only after it has read.
+
+    Of data by path, images of more than 8 bits are left out before a training. Whoever registered a
+    set by its name has not looked at them, and here is the first that does.
+
+    Raises:
+        ValueError: an image has more than 8 bits per channel, and would be read as white; one line.
+    """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Any:
-        call = super().__call__
-        return patiently(lambda: call(dataset_dict), str(dataset_dict["file_name"]))
+        call, path = super().__call__, str(dataset_dict["file_name"])
+
+        def read() -> Any:
+            if self.image_format in _OF_8_BITS:
+                _check_depth(path)
+            return call(dataset_dict)
+
+        return patiently(read, path)
+
+
+def _check_depth(path: str) -> None:
+    try:
+        check_depth(path)
+    except ValueError as e:
+        raise ValueError(f"{path} can't be trained on or tested: {e}") from e

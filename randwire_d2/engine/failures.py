@@ -26,7 +26,8 @@ def explained(workers: str) -> Iterator[None]:
 
     Raises:
         ChildProcessError: a worker was killed, or has no shared memory.
-        OSError: an error of the system in a worker, as if it had been raised here.
+        OSError, ValueError: an error of the system, or an image that can't be used, in a worker, as
+            if it had been raised here.
     """
 
     def shorten(record: logging.LogRecord) -> bool:
@@ -50,7 +51,7 @@ def explained(workers: str) -> Iterator[None]:
         log.removeFilter(shorten)
 
 
-def _explain(error: Exception, workers: str) -> OSError | MemoryError | None:
+def _explain(error: Exception, workers: str) -> OSError | ValueError | MemoryError | None:
     if isinstance(error, torch.OutOfMemoryError):
         return MemoryError(
             f"{one_line(error, 300)}: lower SOLVER.IMS_PER_BATCH or INPUT's sizes; set "
@@ -71,7 +72,7 @@ def _explain(error: Exception, workers: str) -> OSError | MemoryError | None:
             "where memory is short (dmesg tells), and each worker has images in it: lower "
             f"{workers}, or INPUT's sizes; or {_SHARED} was full ({_room()})"
         )
-    if isinstance(error, OSError) and "in DataLoader worker process" in text:
+    if isinstance(error, OSError | ValueError) and "in DataLoader worker process" in text:
         return type(error)(text.strip().splitlines()[-1].partition(": ")[2])
     return None
 
