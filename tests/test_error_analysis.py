@@ -18,8 +18,10 @@ from detectron2.structures import Boxes, Instances
 from helpers import run_tool
 from matplotlib.colors import to_rgb
 from PIL import Image
+from pycocotools import mask as rles
 
 from randwire_d2.config import classifier_config, detector_config
+from randwire_d2.data.rle import rle_fault
 from randwire_d2.drawing.errors import MOST, plot_class_ap, plot_confusion
 from randwire_d2.drawing.style import BLUE, RED
 from randwire_d2.engine import register_data
@@ -506,6 +508,73 @@ def test_what_can_not_be_analysed(dataset: str, tmp_path: Path) -> None:
     MetadataCatalog.get(dataset).evaluator_type = "lvis"
     with pytest.raises(ValueError, match="'lvis'"):
         ground_truth(dataset)
+
+
+def mask_of(height: int, width: int, **changes: Any) -> dict[str, Any]:
+    found = rles.encode(np.asfortranarray(np.eye(height, width, dtype=np.uint8)))
+    return {"size": found["size"], "counts": found["counts"].decode(), **changes}
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize(
+    ("segmentation", "says"),
+    [
+        ([[1, 2, 30, 40, 5, 6]], "it is no compressed RLE"),
+        ("T3", "it is no compressed RLE"),
+        (mask_of(HEIGHT, WIDTH, counts=[0, WIDTH * HEIGHT]), "it is no compressed RLE"),
+        (mask_of(HEIGHT, WIDTH, size=None), "its size is no height and width"),
+        (mask_of(HEIGHT, WIDTH, size=[-HEIGHT, -WIDTH]), "its size is no height and width"),
+        (mask_of(HEIGHT, WIDTH, counts="garbage~"), "its counts are no RLE"),
+        (mask_of(HEIGHT, WIDTH, counts="é"), "its counts are no RLE"),
+        (mask_of(HEIGHT, WIDTH, counts="o" * 99 + "0"), "its counts are no RLE"),
+        (mask_of(HEIGHT, WIDTH, counts="T3"), f"of 100 pixels, and its size is {HEIGHT} × {WIDTH}"),
+        (mask_of(HEIGHT, WIDTH, size=[10**6, 10**6]), "and its size is 1000000 × 1000000"),
+        (mask_of(WIDTH, HEIGHT), f"is of {WIDTH} × {HEIGHT} pixels .* its image of {HEIGHT} × "),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_mask_that_is_none_is_named(
+    dataset: str, tmp_path: Path, task: str, segmentation: Any, says: str
+) -> None:
+    """Other tools write other things. Wrong: pycocotools ends in its own error, or ends the
+    process; or a mask of another size matches nothing, in silence."""
+    results = perfect(dataset)
+    for result in results:
+        result["segmentation"] = mask_of(HEIGHT, WIDTH)
+    results[7]["segmentation"] = segmentation
+    source = written(dataset, tmp_path / "results", results)
+    with pytest.raises(
+        ValueError, match=f"results.json: the segmentation of result 7 .*{says}"
+    ) as e:
+        write_analysis(source, task=task)
+    assert "\n" not in str(e.value) and not source.folder.exists()
+
+
+def test_a_mask_that_is_missing_is_no_mask(dataset: str, tmp_path: Path) -> None:
+    results = perfect(dataset)
+    for result in results:
+        result["segmentation"] = mask_of(HEIGHT, WIDTH)
+    results[7]["segmentation"] = []
+    with pytest.raises(ValueError, match="holds no masks"):
+        write_analysis(written(dataset, tmp_path / "results", results), task="segm")
+
+
+def test_what_is_taken_for_a_mask_pycocotools_reads_alike() -> None:
+    """Wrong: a sound mask is refused, or one is let through that pycocotools reads otherwise."""
+    rng, passed = np.random.default_rng(0), 0
+    for _ in range(1000):
+        shape = rng.integers(1, 60, 2)
+        pixels = np.asfortranarray(rng.random(shape) < rng.random(), np.uint8)
+        rle = rles.encode(pixels)
+        assert rle_fault(rle) == ""
+        damaged = bytearray(rle["counts"])
+        damaged[rng.integers(len(damaged))] = rng.integers(48, 112)
+        rle["counts"] = bytes(damaged)
+        if not rle_fault(rle):
+            passed += 1
+            assert rles.encode(rles.decode(rle))["size"] == shape.tolist()
+            assert rles.area(rle) == rles.decode(rle).sum()
+    assert passed > 0
 
 
 @pytest.mark.slow

@@ -166,11 +166,15 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
     "a polygon of two points": ("coco", coco(lambda c: c["annotations"][0].update(
         segmentation=[[1, 2, 3, 4]])), "a polygon of three points", 11),
     "a polygon of text": ("coco", coco(lambda c: c["annotations"][0].update(
-        segmentation=[["a"] * 6])), "masks that are no numbers", 11),
+        segmentation=[["a"] * 6])), "masks that can't be read", 11),
     "an RLE of another size": ("coco", coco(lambda c: c["annotations"][0].update(
         segmentation={"size": [2, 3], "counts": [1, 5]})), "of another size than their image", 11),
     "an RLE without size": ("coco", coco(lambda c: c["annotations"][0].update(
         segmentation={"counts": [1, 5]})), "of another size than their image", 11),
+    "an RLE of garbage": ("coco", coco(lambda c: c["annotations"][0].update(
+        segmentation={"size": [HEIGHT, WIDTH], "counts": "é~"})), "masks that can't be read", 11),
+    "an RLE of one number": ("coco", coco(lambda c: c["annotations"][0].update(
+        segmentation={"size": 5, "counts": "T3"})), "masks that can't be read", 11),
     "a name with a zero byte": ("coco", coco(lambda c: c["images"][0].update(file_name="a\0b")),
                                 "images whose file is missing (left out): 1 (", 10),
     "an annotation of no image": ("coco", coco(lambda c: c["annotations"][0].update(image_id=77)),

@@ -12,6 +12,7 @@ from typing import Any
 
 from .image_files import TO_8_BITS, ImageFile, digest, probe, probe_all
 from .labels import Faults, LabelledImages
+from .rle import rle_fault
 
 MISSING = "images whose file is missing (left out)"
 BROKEN = "images that can't be read (left out)"
@@ -26,7 +27,7 @@ EMPTY = "boxes without area (left out)"
 OUTSIDE = "boxes outside their image (left out)"
 HUGE = "boxes more than twice as wide or high as their image (left out)"
 BEYOND = "boxes that reach beyond their image (training clips them)"
-BAD_MASK = "masks that are no numbers, or of another size than their image (left out, and boxes)"
+BAD_MASK = "masks that can't be read, or of another size than their image (left out, and boxes)"
 MARGIN = 1.0  # pixels beyond the image that are no fault; COCO itself has them
 
 
@@ -109,7 +110,7 @@ def _fault(annotation: Mapping[str, Any], width: int, height: int) -> str | None
 
 def _is_mask(segmentation: Any, width: int, height: int) -> bool:
     if isinstance(segmentation, dict):
-        return list(segmentation.get("size") or ()) == [height, width]
+        return not rle_fault(segmentation) and list(segmentation["size"]) == [height, width]
     try:
         return all(math.isfinite(sum(polygon)) for polygon in segmentation)
     except TypeError:

@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from .. import data  # noqa: F401 (registers the built-in data sets)
+from ..data.rle import rle_fault
 from ..text import brief
 from .style import INK, class_palette, page
 
@@ -105,8 +106,8 @@ def read_results(path: str | os.PathLike[str], dataset_name: str) -> list[dict[s
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it holds something else, or results for another data set; or the data set is
-            not registered.
+        ValueError: it holds something else, a box, score or mask that is none, or results for
+            another data set; or the data set is not registered; one line.
     """
     if dataset_name not in DatasetCatalog:
         raise ValueError(f"no data set {dataset_name!r} is registered in DatasetCatalog")
@@ -116,7 +117,7 @@ def read_results(path: str | os.PathLike[str], dataset_name: str) -> list[dict[s
             f"{path} does not exist; expected was the coco_instances_results.json that "
             "COCOEvaluator writes: evaluate first (tools/train_net.py)"
         )
-    images = {record["image_id"] for record in DatasetCatalog.get(dataset_name)}
+    images = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
     known = metadata.get("thing_dataset_id_to_contiguous_id")
     if known is None:
@@ -132,9 +133,11 @@ def read_results(path: str | os.PathLike[str], dataset_name: str) -> list[dict[s
                 raise ValueError(f"image_id {image} is not in {dataset_name!r}")
             if category not in known:
                 raise ValueError(f"category_id {category} is not in {dataset_name!r}")
+            if _has_mask(result):
+                _check_mask(place, result["segmentation"], images[image])
     except (KeyError, TypeError) as e:
         raise ValueError(f"{path} is not what COCOEvaluator writes: {e!r}") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"{path}: {e}; mend the file, or evaluate this data set first") from e
     return results
 
@@ -155,6 +158,20 @@ def _check_numbers(place: int, box: Any, score: Any) -> None:
         raise ValueError(
             f"the score of result {place} is {brief(score)}, and must lie in 0 … 1: divide per "
             "cent by 100"
+        )
+
+
+def _check_mask(place: int, mask: Any, image: Mapping[str, Any]) -> None:
+    if reason := rle_fault(mask):
+        raise ValueError(
+            f"the segmentation of result {place} is {brief(mask)}, and must be a mask as "
+            f"pycocotools.mask.encode makes one: {reason}"
+        )
+    size = [image.get("height"), image.get("width")]
+    if None not in size and mask["size"] != size:
+        raise ValueError(
+            f"the segmentation of result {place} is of {mask['size'][0]} × {mask['size'][1]} "
+            f"pixels (height × width), and its image of {size[0]} × {size[1]}"
         )
 
 

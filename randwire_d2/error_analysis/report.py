@@ -58,7 +58,7 @@ def write_analysis(
         raise ValueError(f"the threshold of scores must lie in 0 … 1; got {threshold:g}")
     _check_folder(folder, source)
     results = read_results(source.results, source.dataset)
-    if task == "segm" and not all("segmentation" in result for result in results):
+    if task == "segm" and not all(result.get("segmentation") for result in results):
         raise ValueError(f"{source.results} holds no masks; analyse its boxes (bbox)")
     analysis = analyze(ground_truth(source.dataset), results, task, threshold)
 

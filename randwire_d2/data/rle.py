@@ -1,0 +1,52 @@
+"""Whether a mask in COCO's compressed RLE can be read: pycocotools looks at what it gets in C, and
+may end the process over what is none."""
+
+from typing import Any
+
+import numpy as np
+
+_MOST_CHARACTERS = 7  # of a number, five bits each: more would be no number of pixels
+
+
+def rle_fault(rle: Any) -> str:
+    """Why something is no mask in COCO's compressed RLE; "" if it is one."""
+    counts = rle.get("counts") if isinstance(rle, dict) else None
+    if not isinstance(counts, str | bytes):
+        return "it is no compressed RLE with size and counts"
+    size = rle.get("size")
+    if not _is_size(size):
+        return "its size is no height and width"
+    runs = _runs(counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts)
+    if runs is None or runs.min() < 0:
+        return "its counts are no RLE"
+    if (pixels := int(runs.sum())) != size[0] * size[1]:
+        return f"its counts are of {pixels} pixels, and its size is {size[0]} × {size[1]}"
+    return ""
+
+
+def _is_size(size: Any) -> bool:
+    integers = int, np.integer
+    return (
+        isinstance(size, list | tuple)
+        and len(size) == 2
+        and all(isinstance(n, integers) and not isinstance(n, bool) and n > 0 for n in size)
+    )
+
+
+def _runs(counts: bytes) -> np.ndarray | None:
+    """The lengths of the runs, as pycocotools' rleFrString; None if it can't be."""
+    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - ord("0")
+    if not codes.size or codes.min() < 0 or codes.max() >= 64 or codes[-1] & 32:
+        return None
+    ends = np.flatnonzero(codes & 32 == 0)
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max() > _MOST_CHARACTERS:
+        return None
+    starts = ends - lengths + 1
+    places = np.arange(codes.size) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((codes & 31) << 5 * places, starts)
+    runs -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)  # negative numbers
+    # From the fourth on, each is the difference from the last but one.
+    for first in (1, 2):
+        runs[first::2] = runs[first::2].cumsum()
+    return runs
