@@ -175,6 +175,12 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
         segmentation={"size": [HEIGHT, WIDTH], "counts": "é~"})), "masks that can't be read", 11),
     "an RLE of one number": ("coco", coco(lambda c: c["annotations"][0].update(
         segmentation={"size": 5, "counts": "T3"})), "masks that can't be read", 11),
+    "a polygon of integers that no float holds": ("coco", coco(
+        lambda c: c["annotations"][0].update(segmentation=[[10**400] * 6])),
+        "masks that can't be read", 11),
+    "a box of integers that no float holds": ("coco", box(10**400, 1, 2, 3), "not four num", 11),
+    "a crowd of text": ("coco", coco(lambda c: c["annotations"][0].update(iscrowd="0")),
+                        "iscrowd is neither 0 nor 1 (left out): 1 (annotation 1)", 11),
     "a name with a zero byte": ("coco", coco(lambda c: c["images"][0].update(file_name="a\0b")),
                                 "images whose file is missing (left out): 1 (", 10),
     "an annotation of no image": ("coco", coco(lambda c: c["annotations"][0].update(image_id=77)),
@@ -186,6 +192,8 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
                          "NaN or infinite numbers (left out): 1", 11),
     "VOC without size": ("voc", replace(XML, SIZE, ""),
                          "without the image's size (it is taken from the image): 1 (", 12),
+    "VOC of infinite size": ("voc", replace(XML, f"<width>{WIDTH}<", "<width>inf<"),
+                             "without the image's size (it is taken from the image): 1 (", 12),
     "VOC with a box of words": ("voc", replace(XML, "<xmin>5.0<", "<xmin>left<"),
                                 "bndbox is not four numbers (left out): 1 (", 11),
     "VOC without annotations of an image": ("voc", lambda root: (root / XML).unlink(),
@@ -238,6 +246,7 @@ def usable(cfg: Any) -> list[dict[str, Any]]:
     for record in records:
         sample = DatasetMapper(cfg, is_train=True)(record)
         assert np.isfinite(sample["instances"].gt_boxes.tensor.numpy()).all()
+        assert len(sample["instances"]) == len(record["annotations"])
     return records
 
 
@@ -301,6 +310,53 @@ def test_what_is_unusual_works(name: str, tmp_path: Path) -> None:
     found = [a["category_id"] for record in usable(cfg) for a in record["annotations"]]
     assert found == [0, 1] * TRAIN
     assert len(DatasetCatalog.get(cfg.DATASETS.TEST[0])) == VAL
+
+
+@pytest.mark.parametrize(
+    "change", [{"area": None}, {"area": "large"}, {"iscrowd": None}], ids=lambda change: str(change)
+)
+def test_cocos_evaluation_reads_no_file_that_it_cannot(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    """Wrong: the first evaluation, hours later, compares None with a number."""
+    sound = {"area": 5.0, "iscrowd": 0}
+    for name, first in (("sound", {}), ("damaged", change)):
+
+        def update(content: dict[str, Any], first: dict[str, Any] = first) -> None:
+            for found in content["annotations"]:
+                found.update(sound)
+            content["annotations"][0].update(first)
+
+        (tmp_path / name).mkdir()
+        cfg = read(tmp_path / name, "coco", coco(update, "val.json"))
+        assert (labelled_images(cfg.DATASETS.TEST[0]).json_file is not None) == (name == "sound")
+
+
+def test_validation_needs_masks_too(tmp_path: Path) -> None:
+    """Wrong: COCO's evaluation ends in a KeyError after the first period."""
+    given = write_sound(tmp_path / "data")["coco"]
+    mask = {"segmentation": [[1, 1, 9, 1, 9, 9]]}
+    coco(lambda c: [found.update(mask) for found in c["annotations"]])(tmp_path / "data")
+    arguments = ["--config-file", SHAPES, *given, "MODEL.MASK_ON", "True"]
+    with pytest.raises(ValueError, match=r"MASK_ON is True, but 4 of 4 boxes of '.*/val.json'"):
+        load_config(argument_parser().parse_args(arguments))
+
+
+def test_linked_folders_of_yolo_are_searched(tmp_path: Path) -> None:
+    """As by Ultralytics. Wrong: their images are left out in silence."""
+
+    def link(root: Path) -> None:
+        for kind, suffix in (("images", "jpg"), ("labels", "txt")):
+            for i in range(1, TRAIN + 1):
+                folder = root / kind if i > 2 else root.parent / "disk" / kind
+                folder.mkdir(parents=True, exist_ok=True)
+                name = f"train{i}.{suffix}"
+                (folder / name).write_bytes((root / "JPEGImages" / name).read_bytes())
+            (root / kind / "more").symlink_to(root.parent / "disk" / kind)
+        replace("data.yaml", '"train.txt"', '"images"')(root)
+
+    cfg = read(tmp_path, "yolo", link)
+    assert sum(len(record["annotations"]) for record in usable(cfg)) == 2 * TRAIN
 
 
 @pytest.mark.parametrize(

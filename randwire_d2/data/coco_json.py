@@ -19,6 +19,7 @@ from .paths import read_text
 NO_IMAGE = "annotations of an image that is not in the file (left out)"
 NOT_FOUR = "boxes that are not four numbers (left out)"
 NO_POLYGON = "masks without a polygon of three points (their objects are left out)"
+NO_CROWD = "annotations whose iscrowd is neither 0 nor 1 (left out)"
 IGNORED = 'annotations with "ignore" (left out)'
 
 
@@ -129,7 +130,7 @@ def _is_evaluable(images: list[dict[str, Any]], annotations: list[dict[str, Any]
     return (
         0 not in ids
         and len(ids) == len(annotations)
-        and all("area" in a and "iscrowd" in a for a in annotations)
+        and all(_is_number(a.get("area")) and a.get("iscrowd") in (0, 1) for a in annotations)
         and all("height" in image and "width" in image for image in images)
     )
 
@@ -153,7 +154,11 @@ def _annotation(
     if entry.get("ignore") or (polygons and not valid):
         faults.add(IGNORED if entry.get("ignore") else NO_POLYGON, where)
         return None
-    found = annotation(box, index[category], entry.get("iscrowd", 0))
+    crowd = entry.get("iscrowd")
+    if crowd not in (None, 0, 1):  # Detectron2 takes all but 0 for a crowd, None too
+        faults.add(NO_CROWD, where)
+        return None
+    found = annotation(box, index[category], int(crowd or 0))
     if isinstance(segmentation, dict):
         found["segmentation"] = _compressed(segmentation)
     elif valid:
@@ -162,7 +167,8 @@ def _annotation(
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+    # JSON's integers can be larger than a float.
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)
 
 
 def _key(entry: dict[str, Any], name: str) -> Any:

@@ -113,7 +113,7 @@ def _is_mask(segmentation: Any, width: int, height: int) -> bool:
         return not rle_fault(segmentation) and list(segmentation["size"]) == [height, width]
     try:
         return all(math.isfinite(sum(polygon)) for polygon in segmentation)
-    except TypeError:
+    except (TypeError, OverflowError):
         return False
 
 

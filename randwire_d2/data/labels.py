@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,7 +136,7 @@ def check_classes(source: str, classes: Iterable[object]) -> tuple[str, ...]:
     names = tuple(map(str, classes))
     if not names:
         raise ValueError(f"{source!r} names no classes")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, number in Counter(names).items() if number > 1)
     if twice:
         raise ValueError(f"{source!r} names a class twice: {named(twice, len(twice), 80)}")
     return names

@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -114,7 +115,7 @@ def _class_names(folder: str) -> list[str] | None:
     if not os.path.exists(path):
         return None
     names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    if twice := [name for name in names if names.count(name) > 1]:
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise ValueError(f"{path!r} names the class {twice[0]!r} twice")
     return names
 

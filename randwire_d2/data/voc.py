@@ -91,7 +91,7 @@ def _read(path: Path, record: dict[str, Any], classes: tuple[str, ...], faults: 
     root = _parse(path)
     try:
         size = [int(float(_text(root, f"size/{key}"))) for key in ("height", "width")]
-    except ValueError:
+    except (ValueError, OverflowError):
         size = [0]
     if all(size):
         record["height"], record["width"] = size

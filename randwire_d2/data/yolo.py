@@ -164,7 +164,8 @@ def _images(path: str, root: object, given: object) -> list[str]:
     for name in given if isinstance(given, list) else [given]:
         place = _find(path, str(root or ""), str(name))
         if os.path.isdir(place):
-            found = (os.path.join(f, n) for f, _, names in os.walk(place) for n in names)
+            walk = os.walk(place, followlinks=True)  # as Ultralytics' glob
+            found = (os.path.join(f, n) for f, _, names in walk for n in names)
             images += sorted(filter(is_image_file, found))
         else:
             lines = read_text(place).split("\n")

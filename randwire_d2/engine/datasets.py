@@ -56,7 +56,8 @@ def take_data(cfg: CfgNode) -> None:
         take_probes(launched.share("images", partial(_look_at_images, cfg)))
     node.TRAIN, node.TEST = register_data(cfg)
     if node.PATH and cfg.MODEL.MASK_ON:
-        _check_masks(node.TRAIN[0], cfg.INPUT.MASK_FORMAT)
+        for name in (*node.TRAIN, *node.TEST):
+            _check_masks(name, cfg.INPUT.MASK_FORMAT if name in node.TRAIN else "bitmask")
 
 
 def _look_at_images(cfg: CfgNode) -> bytes:
