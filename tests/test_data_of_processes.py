@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from label_formats import FORMATS, TRAIN, VAL, write_sound
 from launching import LAUNCHERS, run_in_two
 from torch.distributed import HashStore
 
-from randwire_d2.data import image_files, labelled_images
+from randwire_d2.data import by_path, image_files, labelled_images
 from randwire_d2.engine import argument_parser, datasets, load_config, register_data, torchrun
 from randwire_d2.engine.datasets import check_same_data
 from randwire_d2.engine.torchrun import Launched
+from randwire_d2.engine.train_loader import detection_train_loader
+from randwire_d2.engine.trainer import PreciseBN, Trainer
 
 SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")
 
@@ -79,6 +82,32 @@ def test_evaluations_read_nothing_again(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(image_files, "probe", None)
     found = [DatasetCatalog.get(cfg.DATASETS.TEST[0]) for _ in range(3)]
     assert [len(records) for records in found] == [VAL] * 3
+
+
+def test_precise_statistics_read_no_labels_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: each process reads all labels a second time, and has the images' dicts twice; or the
+    statistics are of other images than those with which the training begins."""
+    keys = {
+        "TEST.PRECISE_BN.ENABLED": True, "MODEL.WEIGHTS": "", "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.RANDWIRE.NORM": "BN", "MODEL.RANDWIRE.CHANNELS": 8, "SOLVER.IMS_PER_BATCH": 2,
+        "DATALOADER.NUM_WORKERS": 1, "SEED": 1, "OUTPUT_DIR": tmp_path / "run",
+    }  # fmt: skip
+    given = ["--data", write_sound(tmp_path / "data")["yolo"][1]]
+    cfg = load([*given, *(str(part) for pair in keys.items() for part in pair)])
+    monkeypatch.setattr(by_path, "clean", None)
+    trainer = Trainer(cfg)
+    (hook,) = (hook for hook in trainer._hooks if isinstance(hook, PreciseBN))
+    precise, training = hook._data_loader, trainer._trainer.data_loader
+    training.start_iter = 2
+    assert (precise.start_iter, precise._num_workers, training._num_workers) == (0, 0, 1)
+    monkeypatch.undo()
+    names = [
+        [item["file_name"] for batch in islice(loader, 2) for item in batch]
+        for loader in (precise, detection_train_loader(cfg))
+    ]
+    assert names[0] == names[1] and len(names[0]) == 4
 
 
 def in_four_processes(

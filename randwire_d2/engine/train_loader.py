@@ -6,6 +6,7 @@ So neither workers nor an interruption change it: a training that is resumed for
 that it has had, which takes seconds, and reads no image for them.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -133,6 +134,12 @@ class TrainLoader:
             generator=torch.Generator(),
         )
         return iter(guard_workers(loader))
+
+    def without_workers(self) -> "TrainLoader":
+        """Another one of the same stream, from its beginning, which reads in this process."""
+        other = copy.copy(self)
+        other.start_iter = other._num_workers = 0
+        return other
 
     def batches(self) -> Iterator[list[Place]]:
         """What each process reads in the first iteration, in their order, then in the second, …"""

@@ -52,7 +52,7 @@ from .order import training_hooks
 from .random_state import random_state_kept
 from .saving import save_end
 from .signals import guard_workers
-from .train_loader import detection_train_loader
+from .train_loader import TrainLoader, detection_train_loader
 from .validation import detection_loss_loader, detection_losses, mean_losses
 
 
@@ -236,12 +236,16 @@ class Trainer(DefaultTrainer):
         node = self.cfg.TEST.PRECISE_BN
         if not (node.ENABLED and get_bn_modules(self.model)):
             return None
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.DATALOADER.NUM_WORKERS = 0  # as Detectron2 has it
-        with random_state_kept():  # the loader may draw a seed
-            loader = self.build_train_loader(cfg)
-        return PreciseBN(cfg.TEST.EVAL_PERIOD, self.evaluated_model, loader, node.NUM_ITER)
+        loader = self._trainer.data_loader
+        if isinstance(loader, TrainLoader):  # without reading the labels again
+            loader = loader.without_workers()
+        else:
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            cfg.DATALOADER.NUM_WORKERS = 0  # as Detectron2 has it
+            with random_state_kept():  # the loader may draw a seed
+                loader = self.build_train_loader(cfg)
+        return PreciseBN(self.cfg.TEST.EVAL_PERIOD, self.evaluated_model, loader, node.NUM_ITER)
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
