@@ -366,7 +366,7 @@ def test_only_float16_needs_its_gradients_scaled(
     before: torch.dtype, after: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong: bfloat16 looks for infinite gradients in every step, and waits for the answer; or a
-    training that was saved with, or without, a scaler does not go on."""
+    training that was saved with, or without, a scaler, or before there was AMP, does not go on."""
     # As on a GPU: elsewhere each scaler is off.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
@@ -378,6 +378,7 @@ def test_only_float16_needs_its_gradients_scaled(
     first, second = trainer(before), trainer(after)
     assert second.grad_scaler.is_enabled() == (after == torch.float16)
     first.iter = 3
+    second.load_state_dict(FiniteTrainer.state_dict(first))
     for saved_with_a_scaler in (False, True):  # as every training once was
         state = first.state_dict()
         if saved_with_a_scaler:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from ..checkpoint import RandWireCheckpointer
+from .continuation import check_groups, rates_kept
 from .keys import YAML_KEYS, Keys
 
 SPIKE = 5.0  # times the median loss
@@ -53,6 +54,7 @@ class _FiniteSteps:
     """
 
     model: nn.Module
+    optimizer: torch.optim.Optimizer
     iter: int
     skip_nonfinite = 0
     keys = YAML_KEYS
@@ -69,6 +71,17 @@ class _FiniteSteps:
         self._buffers: list[Tensor] = []
         self._totals: deque[float] = deque(maxlen=WINDOW)
         self._quiet_until = 0
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As Detectron2's; the optimizer must be the checkpoint's, but for its rates.
+
+        Raises:
+            ValueError: it is another one; one line.
+        """
+        saved = state_dict["optimizer"]["param_groups"]
+        check_groups(saved, self.optimizer.param_groups, self.keys)
+        with rates_kept(self.optimizer, self.keys):
+            super().load_state_dict(state_dict)  # type: ignore[misc]
 
     @property
     def _data_loader_iter(self) -> Any:
@@ -163,8 +176,8 @@ class FiniteAMPTrainer(_FiniteSteps, AMPTrainer):
         super().__init__(*args, precision=precision, grad_scaler=scaler, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As AMPTrainer's, of either precision."""
-        scaler = state_dict["grad_scaler"] or self.grad_scaler.state_dict()
+        """As AMPTrainer's, of either precision, or of a training without AMP."""
+        scaler = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
         super().load_state_dict({**state_dict, "grad_scaler": scaler})
 
 

@@ -292,6 +292,11 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         settle_start(self, self.cfg)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As DefaultTrainer's, with the learning rates of the config (``rates_kept``)."""
+        super().load_state_dict(state_dict)
+        self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Of a detector's images, as a function of SEED; see ``TrainLoader``."""
