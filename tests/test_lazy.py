@@ -346,6 +346,7 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
         (["train.log_period=null"], "train.log_period has no value"),
         (["train.checkpointer.period=0"], "train.checkpointer.period must be at least 1; got 0"),
         (["train.max_iter=[5"], "the command line's path.key=value: .*'.5'"),
+        (["~train.max_iter"], "the command line's path.key=value: deletion is not"),
         (["train.max_iter.x=1"], "the command line's path.key=value: .*train.max_iter"),
         (["train.device=cuda:99"], "device is 'cuda:99', but .*(add train.device=cpu|last GPU)"),
         (["train.device=cuda", "--num-gpus=99"], "device=cpu|--num-gpus 99: this machine has"),

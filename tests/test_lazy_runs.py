@@ -284,6 +284,40 @@ def test_the_best_is_kept_and_patience_ends_the_training(train: Callable[..., Ru
         load_detector(run.path)
 
 
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_another_rate_counts_and_another_optimizer_is_refused(
+    train: Callable[..., RunFolder], kind: str, tmp_path: Path
+) -> None:
+    """Wrong: who resumes with a lower rate trains at the checkpoint's; or who resumes with another
+    momentum or decay does, and config.yaml says otherwise."""
+    own = {name: TRAINING.replace(".SGD", f".{name}") for name in ("SGD", "AdamW")}
+    config = tmp_path / "config.py"
+    config.write_text(own[kind])
+    settings = ["train.eval_period=0"]
+    train([1.0], *settings, "train.max_iter=2")
+    settings = ["--resume", *settings, "train.max_iter=4"]
+    train([1.0], *settings, "optimizer.lr=0.01")
+    run = train([1.0], *settings, "optimizer.lr=0.01", "train.max_iter=5")
+    rates = [line["lr"] for line in run.metrics().values() if "lr" in line]
+    assert rates == [0.1, 0.1, 0.01, 0.01, 0.01]
+    before, weights = run.config_file.read_bytes(), "train.init_checkpoint in another output folder"
+    others = {
+        "SGD": {
+            "optimizer.momentum=0.5": r"momentum 0.9 \(now 0.5\)",
+            "optimizer.params.weight_decay_norm=1.0": r"weight_decay 0.0 \(now 1.0\)",
+            "optimizer.params.weight_decay_bias=1.0": r"in 1 groups, \[2\] \(now 2, \[1, 1\]\)",
+        },
+        "AdamW": {"optimizer.betas=[0.8,0.9]": r"betas .*0.999.* \(now .*0.8, 0.9.\)"},
+    }
+    for changed, says in others[kind].items():
+        with pytest.raises(ValueError, match=f"{says}, which its state fixes. .*{weights}") as e:
+            train([], *settings, changed)
+        assert "\n" not in str(e.value) and run.config_file.read_bytes() == before
+    config.write_text(own["AdamW" if kind == "SGD" else "SGD"])
+    with pytest.raises(ValueError, match=r"(betas|momentum) .* \(now None\)"):
+        train([], *settings)
+
+
 def test_a_new_training_is_not_taken_for_an_earlier_one(train: Callable[..., RunFolder]) -> None:
     """Wrong: the best checkpoint of two trainings is the first one's, or that is lost."""
     best = torch.load(train([10.0] * 5 + [90.0]).best_checkpoint, weights_only=True)

@@ -7,6 +7,7 @@ Beside Detectron2's keys, ``train`` has those of ``_TRAIN``, which mean what YAM
 """
 
 import argparse
+import copy
 import logging
 import os
 import traceback
@@ -25,6 +26,7 @@ from ..config_files import config_path
 from ..modeling import RandWire
 from ..modeling.on_meta import build_on_meta
 from ..runs import RunFolder
+from ..text import one_line
 from .best import check_best_metric
 from .checks import (
     check_dataset,
@@ -34,7 +36,9 @@ from .checks import (
     check_processes,
     similar,
 )
+from .continuation import check_saved_groups
 from .datasets import thing_classes
+from .keys import LAZY_KEYS
 from .lazy_yaml import (
     add_tasks,
     datasets_of,
@@ -111,6 +115,8 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
             check_dataset(f"dataloader.{split}.dataset.names", name)
             _check_classes(cfg, name)
     model = _check_model(cfg, args)
+    if args.resume and not args.eval_only:
+        _check_optimizer(cfg, model)
     add_tasks(own, model)
     with in_lazy_words():
         if finds_coco_metrics(cfg) and not args.eval_only:
@@ -141,7 +147,7 @@ def read_lazy_config(args: argparse.Namespace) -> DictConfig:
         raise ValueError(f"{path}{where}: {type(e).__name__}: {cause}") from e
     try:
         cfg = LazyConfig.apply_overrides(cfg, args.opts)
-    except (HydraException, OmegaConfBaseException, KeyError) as e:
+    except (HydraException, OmegaConfBaseException, KeyError, NotImplementedError) as e:
         reason = " ".join(str(e.args[0] if e.args else e).split())
         raise ValueError(f"the command line's path.key=value: {reason}") from e
     for key, value in _TRAIN.items() if "train" in cfg else ():
@@ -155,6 +161,20 @@ def _check_classes(cfg: DictConfig, name: str) -> None:
         value = OmegaConf.select(cfg, key)
         if number and value not in (None, number):
             raise ValueError(f"{key} is {value}, but {name!r} has {number} classes: {key}={number}")
+
+
+def _check_optimizer(cfg: DictConfig, model: nn.Module) -> None:
+    """Ahead of all that writes into the output folder; FiniteTrainer looks again."""
+    if not (run := RunFolder(cfg.train.output_dir)).can_resume:
+        return
+    call = copy.deepcopy(cfg.optimizer)
+    call.params.model = model
+    try:
+        optimizer = instantiate(call)
+    except Exception as e:  # whatever it does with weights that have no values
+        logger.info(f"The optimizer is compared with the checkpoint's later: {one_line(e)}")
+        return
+    check_saved_groups(run, optimizer.param_groups, LAZY_KEYS)
 
 
 def _check_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:
