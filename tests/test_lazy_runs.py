@@ -21,7 +21,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import StandardROIHeads
 from helpers import assert_equal, run_tool
 from omegaconf import DictConfig
-from test_lazy import CONFIGS, DATA, FASTER, LAZY, SMALL, TOOL, both
+from test_lazy import CONFIGS, DATA, FASTER, LAZY, SMALL, TOOL, both, parse
 from test_survival import batches
 from torch import nn
 
@@ -354,6 +354,35 @@ def test_averaged_weights_are_what_is_tested(train: Callable[..., RunFolder]) ->
     evaluated = run.last_evaluation()
     assert evaluated is not None and evaluated.evaluation().results == {"bbox": {"AP": 50.0}}
     assert (run.path / "config.yaml").read_bytes() == before
+
+
+def test_the_hooks_of_yaml_are_a_lazy_configs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: no loss of the test images is written after an evaluation, or is what the training is
+    best in; norms are tested with other statistics than precise ones; or no stage is looked at
+    once more, when its time has come."""
+    monkeypatch.setattr(lazy, "conclude", lambda *_: None)
+    run = RunFolder(tmp_path / "run")
+    given = [
+        *DATA, *SMALL, "train.seed=1", "train.max_iter=2", "train.eval_period=1",
+        "model.roi_heads.box_head.fc_dims=[8]",
+        "model.roi_heads.box_predictor.input_shape.channels=8",
+        "model.proposal_generator.post_nms_topk=[20,20]", "train.checkpointer.period=9",
+        "dataloader.train.mapper.augmentations.0.short_edge_length=[48]",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=48",
+        "model.backbone.bottom_up.fused=on", "dataloader.evaluator=null", "train.eval_loss=True",
+        "train.best_metric=val_total_loss", "train.patience=9", "train.precise_bn.enabled=True",
+        "train.precise_bn.num_iter=2", "train.shadow_period=1", f"train.output_dir={run.path}",
+    ]  # fmt: skip
+    args = parse(FASTER, *given)
+    lazy.run_lazy(load_lazy_config(args), args, Task([], []))
+    losses = run.evaluations("val_total_loss")
+    assert [i for i, _ in losses] == [0, 2]
+    best = torch.load(run.best_checkpoint, weights_only=True)["iteration"]
+    assert best == min(losses, key=lambda item: item[1])[0]
+    log = run.log_file.read_text()
+    assert log.count("Running precise-BN for 2 iterations") == 2 and log.count("Shadow step") == 2
 
 
 @pytest.mark.slow

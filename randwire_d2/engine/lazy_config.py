@@ -39,6 +39,7 @@ from .checks import (
 from .continuation import check_saved_groups
 from .datasets import thing_classes
 from .keys import LAZY_KEYS
+from .lazy_loader import check_loss_images
 from .lazy_yaml import (
     add_tasks,
     datasets_of,
@@ -56,12 +57,14 @@ with warnings.catch_warnings():  # ahead of the tool's first word
 
 # What Detectron2's lazyconfig_train_net.py reads, too.
 _SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
-# What ``train`` may have beside Detectron2's: SEED, CUDNN_BENCHMARK and some of SOLVER, as
+# What ``train`` may have beside Detectron2's: SEED, CUDNN_BENCHMARK and some of SOLVER and TEST, as
 # config.py explains them.
 _TRAIN: dict[str, Any] = {
     "seed": -1, "cudnn_benchmark": False, "skip_nonfinite": 0, "hang_timeout": HANG_TIMEOUT,
-    "best_metric": "bbox/AP", "patience": 0, "ema": {"decay": 0.0},
+    "best_metric": "bbox/AP", "patience": 0, "ema": {"decay": 0.0}, "shadow_period": 0,
+    "eval_loss": False, "precise_bn": {"enabled": False, "num_iter": 200},
 }  # fmt: skip
+_NODES = [key for key, value in _TRAIN.items() if isinstance(value, dict)]
 
 _PERIOD = at_least(1)
 
@@ -86,7 +89,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     for node, keys in (
         ("train", {*stock, *_TRAIN}),
         ("train.checkpointer", stock.checkpointer),
-        ("train.ema", _TRAIN["ema"]),
+        *((f"train.{key}", _TRAIN[key]) for key in _NODES),
     ):
         found = OmegaConf.select(cfg, node)
         if not isinstance(found, DictConfig):
@@ -95,7 +98,8 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
             if key not in keys:
                 raise ValueError(f"{node}.{key} is unknown{similar(key, keys)}")
     needed = [f"train.{key}" for key in stock if key != "init_checkpoint"]
-    for key in (*needed, "train.amp.enabled", "train.checkpointer.period", "train.ema.decay"):
+    needed += [f"train.{node}.{key}" for node in _NODES for key in _TRAIN[node]]
+    for key in (*needed, "train.amp.enabled", "train.checkpointer.period"):
         if OmegaConf.select(cfg, key) is None:
             raise ValueError(f"{key} has no value")
     own = yaml_config(cfg)
@@ -107,7 +111,9 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
         check_device(own, args)
     if not _PERIOD.holds(cfg.train.log_period):
         raise ValueError(f"train.log_period must be {_PERIOD.wanted}; got {cfg.train.log_period!r}")
-    if own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
+    if own.TEST.LOSS:
+        check_loss_images(cfg)
+    elif own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
         raise ValueError(f"train.patience {own.SOLVER.PATIENCE} needs a dataloader.evaluator")
     check_output("train.output_dir", cfg.train.output_dir, args, cfg.train.init_checkpoint or "")
     for split in ("test",) if args.eval_only else ("train", "test"):

@@ -114,6 +114,23 @@ def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
             stage.fused = "on"
 
 
+def precise_bn(
+    cfg: CfgNode, model: torch.nn.Module, build_loader: Callable[[], Any]
+) -> PreciseBN | None:
+    """The hook that TEST.PRECISE_BN asks for, of a model that has norms to be precise.
+
+    Args:
+        model: what is evaluated.
+        build_loader: makes a loader of training images, without workers, as Detectron2 has it.
+    """
+    node = cfg.TEST.PRECISE_BN
+    if not (node.ENABLED and get_bn_modules(model)):
+        return None
+    with random_state_kept():  # the loader may draw a seed
+        loader = build_loader()
+    return PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, node.NUM_ITER)
+
+
 def in_parallel(model: torch.nn.Module, on_cpu: bool, **given: Any) -> torch.nn.Module:
     """The model in DistributedDataParallel, if there are several processes.
 
@@ -221,20 +238,15 @@ class Trainer(DefaultTrainer):
             self.cfg,
             self.evaluate,
             self.build_writers,
-            precise_bn=self._precise_bn(),
+            precise_bn=precise_bn(self.cfg, self.evaluated_model, self._loader_without_workers),
             test_with_tta=self._evaluate_with_tta if self.cfg.TEST.AUG.ENABLED else None,
         )
 
-    def _precise_bn(self) -> PreciseBN | None:
-        node = self.cfg.TEST.PRECISE_BN
-        if not (node.ENABLED and get_bn_modules(self.model)):
-            return None
+    def _loader_without_workers(self) -> Any:
         cfg = self.cfg.clone()
         cfg.defrost()
-        cfg.DATALOADER.NUM_WORKERS = 0  # as Detectron2 has it
-        with random_state_kept():  # the loader may draw a seed
-            loader = self.build_train_loader(cfg)
-        return PreciseBN(cfg.TEST.EVAL_PERIOD, self.evaluated_model, loader, node.NUM_ITER)
+        cfg.DATALOADER.NUM_WORKERS = 0
+        return self.build_train_loader(cfg)
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
