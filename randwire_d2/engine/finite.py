@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from ..checkpoint import RandWireCheckpointer
+from .agreement import largest
 from .continuation import check_groups, rates_kept
 from .keys import YAML_KEYS, Keys
 
@@ -119,9 +120,8 @@ class _FiniteSteps:
         total = sum(values.values())
         own = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         own = "" if math.isfinite(total) else f"{own} {self._images()}"
-        where = [found for found in comm.all_gather(own) if found]
-        if where:
-            raise _NotFinite(where)
+        if largest(bool(own)):
+            raise _NotFinite([found for found in comm.all_gather(own) if found])
         self._skipped = 0
         self._look_for_spike(total)
         super()._write_metrics(losses, data_time, prefix, iter)  # type: ignore[misc]

@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
 
+from .agreement import largest
 from .watch import end_watch, leave_iteration
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class StopOnSignal(HookBase):
         self._got = self._got or number
 
     def before_step(self) -> None:
-        number = self._agree()
+        number = largest(self._got)
         if not number:
             return
         trainer = self.trainer
@@ -89,11 +90,8 @@ class StopOnSignal(HookBase):
     def after_train(self) -> None:
         _training.value = 0
         _restore(self._before)
-        if self.trainer.iter >= self.trainer.max_iter and (number := self._agree()):
+        if self.trainer.iter >= self.trainer.max_iter and (number := largest(self._got)):
             _end_together(number)
-
-    def _agree(self) -> int:
-        return next(filter(None, comm.all_gather(self._got)), 0)
 
 
 def _end_together(number: int) -> NoReturn:
