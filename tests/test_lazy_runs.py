@@ -330,6 +330,13 @@ def test_a_new_training_is_not_taken_for_an_earlier_one(train: Callable[..., Run
     assert earlier.last_checkpoint.samefile(earlier.final_checkpoint)
 
 
+def test_a_last_iteration_that_fails_is_not_evaluated(train: Callable[..., RunFolder]) -> None:
+    """Wrong: its error waits for an evaluation, or is lost in one that fails for the same cause."""
+    values = f"dataloader.train.values=[{'1.0,' * 11}nan]"
+    with pytest.raises(FloatingPointError, match="the loss of iteration 11 is not finite"):
+        train([1.0] * 5, values)
+
+
 def test_averaged_weights_are_what_is_tested(train: Callable[..., RunFolder]) -> None:
     """Wrong: the average is another, or is not what evaluations and model_best.pth are of; with
     --eval-only, too, whose folder is not the training's."""

@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -186,23 +186,28 @@ class Patience(hooks.HookBase):
     model_final.pth, in all processes.
 
     It belongs behind all other hooks, as it leaves the loop.
+
+    Args:
+        check: raises in all processes where the weights are nothing to save.
     """
 
-    def __init__(self, cfg: CfgNode, keys: Keys = YAML_KEYS) -> None:
-        self._cfg, self._keys = cfg, keys
+    def __init__(self, cfg: CfgNode, check: Callable[[], None], keys: Keys = YAML_KEYS) -> None:
+        self._cfg, self._check, self._keys = cfg, check, keys
 
     def after_step(self) -> None:
         trainer, iterations = self.trainer, self.trainer.iter + 1
         if iterations % self._cfg.TEST.EVAL_PERIOD or iterations == trainer.max_iter:
             return
         if is_exhausted(self._cfg, iterations, self._keys):
+            self._check()
             trainer.checkpointer.save("model_final", iteration=trainer.iter)
             trainer.iter = trainer.max_iter = iterations
             raise TrainingStopped
 
 
 class EvalHook(hooks.EvalHook):
-    """Detectron2's, which does not evaluate once more the weights with which ``Patience`` ends."""
+    """Detectron2's, which evaluates neither once more the weights with which ``Patience`` ends, nor
+    those of a last iteration that has failed."""
 
     _iterations = 0  # after which it has evaluated
 
@@ -211,7 +216,8 @@ class EvalHook(hooks.EvalHook):
         self._iterations = self.trainer.iter + 1
 
     def after_train(self) -> None:
-        self._eval_after_train = self._iterations != self.trainer.max_iter
+        ended = self.trainer.iter >= self.trainer.max_iter
+        self._eval_after_train = ended and self._iterations != self.trainer.max_iter
         super().after_train()
 
 

@@ -214,13 +214,16 @@ class FiniteWeights(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done % self._period and done < self.trainer.max_iter:
-            return
+        if done % self._period == 0 or done >= self.trainer.max_iter:
+            self.check()
+
+    def check(self) -> None:
+        """What all processes call ahead of a checkpoint of the last iteration that was done."""
         finite = are_finite(self._checkpointer.model.state_dict().values())
         if all(comm.all_gather(finite)):
             return
         raise FloatingPointError(
-            f"the weights are not finite after iteration {done - 1}, and are not saved. "
+            f"the weights are not finite after iteration {self.trainer.iter}, and are not saved. "
             f"{last_good(self._checkpointer)}. To go on, {self._keys.lower}"
         )
 

@@ -54,11 +54,15 @@ class StopOnSignal(HookBase):
 
     It belongs ahead of the hooks that evaluate.
 
+    Args:
+        check: raises in all processes where the weights are nothing to go on from.
+
     Raises:
         Interrupted: in all processes, once the checkpoint is written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
         self._got = 0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -80,6 +84,7 @@ class StopOnSignal(HookBase):
         name = f"model_{trainer.iter:07d}"  # as PeriodicCheckpointer's
         leave_iteration()  # a slow disk may take minutes for the checkpoint
         if trainer.iter >= trainer.start_iter:
+            self._check()
             trainer.checkpointer.save(name, iteration=trainer.iter)
         logger.warning(
             f"{signal.Signals(number).name} ends the training after {trainer.iter + 1} iterations; "
