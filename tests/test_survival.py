@@ -145,6 +145,7 @@ def test_resume_falls_back_to_the_newest_whole_checkpoint(
     """Wrong: it goes on from damaged weights, from an older one than it must, or not at all, or
     does not say so."""
     save(tmp_path, 1, 2, 3)
+    os.utime(tmp_path / "model_0000001.pth", (2**32, 2**32))  # the clock was wrong, or a copy's is
     last = tmp_path / "model_0000003.pth"
     if harm == "flip":
         flip(last, last.stat().st_size // 2)

@@ -7,16 +7,14 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks
 from detectron2.utils import comm
 from torch import nn
 
-from ..checksum import is_whole
 from ..config import is_classifier
-from ..runs import RunFolder
+from ..runs import RunFolder, iteration_of
 from .keys import YAML_KEYS, Keys
 
 # By task, what COCOEvaluator finds.
@@ -136,11 +134,11 @@ class BestCheckpointer(hooks.BestCheckpointer):
         if found is None:
             return
         self.best_iter, self.best_metric = found
-        if _iteration(best) == self.best_iter:
+        if iteration_of(best) == self.best_iter:
             return
         if self.best_iter == start - 1:  # killed before it was saved
             self.save(best.stem, iteration=self.best_iter)
-        elif _iteration(self._before) == self.best_iter:
+        elif iteration_of(self._before) == self.best_iter:
             os.replace(self._before, best)
         else:
             logger.warning(
@@ -240,11 +238,3 @@ def _is_exhausted(cfg: CfgNode, end: int, keys: Keys) -> bool:
         f"after {end} iterations"
     )
     return True
-
-
-def _iteration(path: str | os.PathLike[str]) -> int | None:
-    """That of a checkpoint; None if there is none, or it is damaged."""
-    if not is_whole(path):
-        return None
-    # Its tensors are left on disk.
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])
