@@ -49,6 +49,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(s in str(error).lower() for s in said)
 
 
+def system_error(error: BaseException) -> OSError | None:
+    """The error of the system that an error is, or has come of: where a file can't be written,
+    ``torch.save`` raises a RuntimeError in the middle of it."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__context__
+    return found
+
+
 def _names(kind: type) -> set[str]:
     return {kind.__name__}.union(*map(_names, kind.__subclasses__()))
 

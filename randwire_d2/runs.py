@@ -23,6 +23,7 @@ from functools import lru_cache, reduce
 from operator import getitem
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 
 from .checksum import check_whole, is_whole
@@ -138,9 +139,11 @@ class RunFolder:
         )
 
     def _resumable(self) -> list[Path]:
-        """The newest one first."""
-        found = [path for path in self.path.iterdir() if _RESUMABLE.fullmatch(path.name)]
-        return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        """The newest one first, by iteration: a clock may be set, and copies have other times."""
+        files = self.periodic_checkpoints()
+        if (last := iteration_of(self.final_checkpoint)) is not None:
+            files[last] = self.final_checkpoint
+        return [files[iteration] for iteration in sorted(files, reverse=True)]
 
     def periodic_checkpoints(self) -> dict[int, Path]:
         """Those that SOLVER.CHECKPOINT_PERIOD makes: iteration -> file, in order."""
@@ -325,6 +328,14 @@ class Progress:
 
     done: float
     last: Mapping[str, float]
+
+
+def iteration_of(checkpoint: str | os.PathLike[str]) -> int | None:
+    """The iteration that a training wrote a checkpoint after; None of what is not whole."""
+    if not is_whole(checkpoint):
+        return None
+    file = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)  # no tensors
+    return int(file["iteration"])
 
 
 def evaluation_config(cfg: CfgNode, resume: bool) -> CfgNode:

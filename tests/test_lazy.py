@@ -29,8 +29,13 @@ from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire
 from randwire_d2.config import detector_config, merge_file
 from randwire_d2.data.shapes import CLASSES
 from randwire_d2.engine.lazy_config import load_lazy_config
-from randwire_d2.engine.lazy_loader import lazy_train_loader
+from randwire_d2.engine.lazy_loader import (
+    check_loss_images,
+    lazy_loss_loader,
+    lazy_train_loader,
+)
 from randwire_d2.engine.train_loader import TrainLoader, detection_train_loader
+from randwire_d2.engine.validation import detection_loss_loader, detection_losses, mean_losses
 from randwire_d2.runs import RunFolder
 
 LAZY = ROOT / "configs" / "lazy"
@@ -138,8 +143,8 @@ def both(name: str) -> tuple[CfgNode, DictConfig]:
     ],
 )
 def test_yaml_and_lazy_are_one_detector(name: str) -> None:
-    """Wrong: their weights have other names, other values for one seed, or their images, losses or
-    learning rates differ in a bit."""
+    """Wrong: their weights have other names, other values for one seed, or their images, losses
+    (those of the test images, too) or learning rates differ in a bit."""
     cfg, lazy = both(name)
     found = []
     models: list[torch.nn.Module] = []
@@ -171,6 +176,15 @@ def test_yaml_and_lazy_are_one_detector(name: str) -> None:
         seed_all_rng(2)
         found.append(first_losses(model.train(), optimizer, loader()))
     assert found[0] == found[1]
+    lazy.dataloader.test.mapper.augmentations[0].short_edge_length = cfg.INPUT.MIN_SIZE_TEST = 96
+    check_loss_images(lazy)
+    tests = detection_loss_loader(cfg, "randwire_shapes_val"), lazy_loss_loader(lazy)
+    found = [
+        mean_losses(detection_losses(model), islice(loader, 3))
+        for model, loader in zip(models, tests)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)  # TorchScript rounds its third call anew
+    assert ("val_loss_mask" in found[0]) == ("mask" in name)
 
 
 def first_losses(
@@ -342,10 +356,18 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
             ["train.patience=2", "dataloader.evaluator=null"],
             "train.patience 2 needs a dataloader.eval",
         ),
+        (
+            ["train.eval_loss=True", "dataloader.test.mapper._target_=builtins.dict"],
+            "train.eval_loss needs .* as dataloader.test.mapper: set train.eval_loss=False",
+        ),
+        (["train.shadow_period=-1"], "train.shadow_period must be at least 0; got -1"),
+        (["train.precise_bn.num_iter=0"], "train.precise_bn.num_iter must be at least 1; got 0"),
+        (["train.precise_bn.num_itr=2"], "train.precise_bn.num_itr is unk.* mean 'num_iter'"),
         (["train.best_metric=segm/AP"], "train.best_metric: no evaluation gives .* bbox/AP50"),
         (["train.log_period=null"], "train.log_period has no value"),
         (["train.checkpointer.period=0"], "train.checkpointer.period must be at least 1; got 0"),
         (["train.max_iter=[5"], "the command line's path.key=value: .*'.5'"),
+        (["~train.max_iter"], "the command line's path.key=value: deletion is not"),
         (["train.max_iter.x=1"], "the command line's path.key=value: .*train.max_iter"),
         (["train.device=cuda:99"], "device is 'cuda:99', but .*(add train.device=cpu|last GPU)"),
         (["train.device=cuda", "--num-gpus=99"], "device=cpu|--num-gpus 99: this machine has"),

@@ -21,7 +21,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import StandardROIHeads
 from helpers import assert_equal, run_tool
 from omegaconf import DictConfig
-from test_lazy import CONFIGS, DATA, FASTER, LAZY, SMALL, TOOL, both
+from test_lazy import CONFIGS, DATA, FASTER, LAZY, SMALL, TOOL, both, parse
 from test_survival import batches
 from torch import nn
 
@@ -284,6 +284,40 @@ def test_the_best_is_kept_and_patience_ends_the_training(train: Callable[..., Ru
         load_detector(run.path)
 
 
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_another_rate_counts_and_another_optimizer_is_refused(
+    train: Callable[..., RunFolder], kind: str, tmp_path: Path
+) -> None:
+    """Wrong: who resumes with a lower rate trains at the checkpoint's; or who resumes with another
+    momentum or decay does, and config.yaml says otherwise."""
+    own = {name: TRAINING.replace(".SGD", f".{name}") for name in ("SGD", "AdamW")}
+    config = tmp_path / "config.py"
+    config.write_text(own[kind])
+    settings = ["train.eval_period=0"]
+    train([1.0], *settings, "train.max_iter=2")
+    settings = ["--resume", *settings, "train.max_iter=4"]
+    train([1.0], *settings, "optimizer.lr=0.01")
+    run = train([1.0], *settings, "optimizer.lr=0.01", "train.max_iter=5")
+    rates = [line["lr"] for line in run.metrics().values() if "lr" in line]
+    assert rates == [0.1, 0.1, 0.01, 0.01, 0.01]
+    before, weights = run.config_file.read_bytes(), "train.init_checkpoint in another output folder"
+    others = {
+        "SGD": {
+            "optimizer.momentum=0.5": r"momentum 0.9 \(now 0.5\)",
+            "optimizer.params.weight_decay_norm=1.0": r"weight_decay 0.0 \(now 1.0\)",
+            "optimizer.params.weight_decay_bias=1.0": r"in 1 groups, \[2\] \(now 2, \[1, 1\]\)",
+        },
+        "AdamW": {"optimizer.betas=[0.8,0.9]": r"betas .*0.999.* \(now .*0.8, 0.9.\)"},
+    }
+    for changed, says in others[kind].items():
+        with pytest.raises(ValueError, match=f"{says}, which its state fixes. .*{weights}") as e:
+            train([], *settings, changed)
+        assert "\n" not in str(e.value) and run.config_file.read_bytes() == before
+    config.write_text(own["AdamW" if kind == "SGD" else "SGD"])
+    with pytest.raises(ValueError, match=r"(betas|momentum) .* \(now None\)"):
+        train([], *settings)
+
+
 def test_a_new_training_is_not_taken_for_an_earlier_one(train: Callable[..., RunFolder]) -> None:
     """Wrong: the best checkpoint of two trainings is the first one's, or that is lost."""
     best = torch.load(train([10.0] * 5 + [90.0]).best_checkpoint, weights_only=True)
@@ -294,6 +328,13 @@ def test_a_new_training_is_not_taken_for_an_earlier_one(train: Callable[..., Run
     assert_equal(torch.load(earlier.best_checkpoint, weights_only=True), best)
     assert len([*earlier.path.glob("model_0*.pth")]) == 12
     assert earlier.last_checkpoint.samefile(earlier.final_checkpoint)
+
+
+def test_a_last_iteration_that_fails_is_not_evaluated(train: Callable[..., RunFolder]) -> None:
+    """Wrong: its error waits for an evaluation, or is lost in one that fails for the same cause."""
+    values = f"dataloader.train.values=[{'1.0,' * 11}nan]"
+    with pytest.raises(FloatingPointError, match="the loss of iteration 11 is not finite"):
+        train([1.0] * 5, values)
 
 
 def test_averaged_weights_are_what_is_tested(train: Callable[..., RunFolder]) -> None:
@@ -320,6 +361,35 @@ def test_averaged_weights_are_what_is_tested(train: Callable[..., RunFolder]) ->
     evaluated = run.last_evaluation()
     assert evaluated is not None and evaluated.evaluation().results == {"bbox": {"AP": 50.0}}
     assert (run.path / "config.yaml").read_bytes() == before
+
+
+def test_the_hooks_of_yaml_are_a_lazy_configs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: no loss of the test images is written after an evaluation, or is what the training is
+    best in; norms are tested with other statistics than precise ones; or no stage is looked at
+    once more, when its time has come."""
+    monkeypatch.setattr(lazy, "conclude", lambda *_: None)
+    run = RunFolder(tmp_path / "run")
+    given = [
+        *DATA, *SMALL, "train.seed=1", "train.max_iter=2", "train.eval_period=1",
+        "model.roi_heads.box_head.fc_dims=[8]",
+        "model.roi_heads.box_predictor.input_shape.channels=8",
+        "model.proposal_generator.post_nms_topk=[20,20]", "train.checkpointer.period=9",
+        "dataloader.train.mapper.augmentations.0.short_edge_length=[48]",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=48",
+        "model.backbone.bottom_up.fused=on", "dataloader.evaluator=null", "train.eval_loss=True",
+        "train.best_metric=val_total_loss", "train.patience=9", "train.precise_bn.enabled=True",
+        "train.precise_bn.num_iter=2", "train.shadow_period=1", f"train.output_dir={run.path}",
+    ]  # fmt: skip
+    args = parse(FASTER, *given)
+    lazy.run_lazy(load_lazy_config(args), args, Task([], []))
+    losses = run.evaluations("val_total_loss")
+    assert [i for i, _ in losses] == [0, 2]
+    best = torch.load(run.best_checkpoint, weights_only=True)["iteration"]
+    assert best == min(losses, key=lambda item: item[1])[0]
+    log = run.log_file.read_text()
+    assert log.count("Running precise-BN for 2 iterations") == 2 and log.count("Shadow step") == 2
 
 
 @pytest.mark.slow

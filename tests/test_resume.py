@@ -265,3 +265,43 @@ def test_a_schedule_is_that_of_its_batch(data: str, tmp_path: Path) -> None:
     del file["trainer"]["hooks"]["KeepSchedule"]
     torch.save(file, tmp_path / "model_0000001.pth")
     assert resume(*epochs, "SOLVER.IMS_PER_BATCH", 2).start_iter == 2
+
+
+def test_a_training_goes_on_at_the_rate_of_its_config(
+    data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: who resumes with a lower rate, after a divergence, trains at the checkpoint's without
+    a word; or an optimizer that its state doesn't fit is taken, once config.yaml, which was
+    compared, is another training's."""
+
+    def resume(*options: object) -> Quiet:
+        trainer = Quiet(config(data, "OUTPUT_DIR", tmp_path, "SOLVER.WARMUP_FACTOR", 0.5, *options))
+        trainer.resume_or_load()
+        return trainer
+
+    def rates(trainer: Quiet) -> list[list[float]]:
+        """Of the next two iterations."""
+        found = [[group["lr"] for group in trainer.optimizer.param_groups]]
+        trainer.scheduler.step()
+        return [*found, [group["lr"] for group in trainer.optimizer.param_groups]]
+
+    other = ("SOLVER.BIAS_LR_FACTOR", 2.0)  # the weights' and the biases' groups
+    begun = resume("SOLVER.BASE_LR", 0.5, *other)
+    begun.iter = 0
+    begun.scheduler.step()  # as its hook does, ahead of the checkpoint
+    begun.checkpointer.save("model_0000000", iteration=0)
+    expected = rates(begun)
+    assert rates(resume("SOLVER.BASE_LR", 0.5, *other)) == expected
+    assert "learning rate" not in caplog.text
+    found = rates(resume("SOLVER.BASE_LR", 0.0625, *other))
+    assert "The learning rate is SOLVER.BASE_LR 0.0625 from here on; the checkpoint's was 0.5" in (
+        caplog.text
+    )
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected) / 8)
+    for options, says in (
+        (("SOLVER.MOMENTUM", 0.5, *other), r"momentum 0.9 \(now 0.5\)"),
+        ((), r"weights in 4 groups, .*\(now 2, .*, which its state fixes"),
+    ):
+        with pytest.raises(ValueError, match=says) as e:
+            resume("SOLVER.BASE_LR", 0.5, *options)
+        assert "\n" not in str(e.value)

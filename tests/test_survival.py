@@ -46,13 +46,21 @@ from randwire_d2.cli.measure_memory import watch_prediction, watch_training
 from randwire_d2.config import detector_config
 from randwire_d2.data import patience
 from randwire_d2.data.patience import DiskGone, PatientMapper
-from randwire_d2.engine import argument_parser, check_output, load_config, train_or_evaluate
+from randwire_d2.engine import (
+    argument_parser,
+    best,
+    check_output,
+    load_config,
+    train_or_evaluate,
+)
+from randwire_d2.engine.best import Patience
 from randwire_d2.engine.failures import explained
 from randwire_d2.engine.finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
 from randwire_d2.engine.lazy import run_lazy
 from randwire_d2.engine.lazy_config import load_lazy_config
 from randwire_d2.engine.lock import locked
 from randwire_d2.engine.saving import PeriodicCheckpointer, PeriodicWriter
+from randwire_d2.engine.signals import StopOnSignal
 from randwire_d2.engine.slurm import Task
 from randwire_d2.engine.trainer import in_parallel
 from randwire_d2.runs import RunFolder
@@ -137,6 +145,7 @@ def test_resume_falls_back_to_the_newest_whole_checkpoint(
     """Wrong: it goes on from damaged weights, from an older one than it must, or not at all, or
     does not say so."""
     save(tmp_path, 1, 2, 3)
+    os.utime(tmp_path / "model_0000001.pth", (2**32, 2**32))  # the clock was wrong, or a copy's is
     last = tmp_path / "model_0000003.pth"
     if harm == "flip":
         flip(last, last.stat().st_size // 2)
@@ -278,9 +287,8 @@ def test_too_little_room_is_said_at_the_start(
 
 
 def test_figures_that_cannot_be_written_end_no_training(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging, "raiseExceptions", True)  # and back
     hook = PeriodicWriter([JSONWriter(str(tmp_path / "metrics.json"))], 1)
     hook.trainer = SimpleNamespace(iter=0, max_iter=9)
     with EventStorage() as storage, full_disk():
@@ -366,7 +374,7 @@ def test_only_float16_needs_its_gradients_scaled(
     before: torch.dtype, after: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong: bfloat16 looks for infinite gradients in every step, and waits for the answer; or a
-    training that was saved with, or without, a scaler does not go on."""
+    training that was saved with, or without, a scaler, or before there was AMP, does not go on."""
     # As on a GPU: elsewhere each scaler is off.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
@@ -378,6 +386,7 @@ def test_only_float16_needs_its_gradients_scaled(
     first, second = trainer(before), trainer(after)
     assert second.grad_scaler.is_enabled() == (after == torch.float16)
     first.iter = 3
+    second.load_state_dict(FiniteTrainer.state_dict(first))
     for saved_with_a_scaler in (False, True):  # as every training once was
         state = first.state_dict()
         if saved_with_a_scaler:
@@ -460,7 +469,9 @@ def test_all_processes_skip_and_stop_together(tmp_path: Path) -> None:
         assert "1_0_a.jpg" not in said and "model_0000000.pth" in said
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_are_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wrong: a finite loss had an infinite gradient, and what --resume goes on from is NaN; or
     steps with such weights are skipped, as if the next images could do better."""
     model = nn.Linear(1, 1)
@@ -473,6 +484,20 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
     hook.trainer.iter = 5
     with pytest.raises(FloatingPointError, match=r"iteration 5, and are not saved.*0000003\.pth"):
         hook.after_step()
+
+    # Nor where no iteration of a checkpoint ends: by a signal, or where patience is lost.
+    files = sorted(os.listdir(tmp_path))
+    training = SimpleNamespace(iter=6, start_iter=0, max_iter=9, checkpointer=checkpointer)
+    monkeypatch.setattr(best, "is_exhausted", lambda *_: True)
+    cfg = detector_config()
+    cfg.TEST.EVAL_PERIOD = 1
+    stop, patience = StopOnSignal(hook.check), Patience(cfg, hook.check)
+    stop._got = signal.SIGTERM
+    hook.trainer = stop.trainer = patience.trainer = training
+    for leave in (patience.after_step, stop.before_step):
+        with pytest.raises(FloatingPointError, match="are not saved"):
+            leave()
+    assert sorted(os.listdir(tmp_path)) == files
 
     norm = Norm()
     nn.init.constant_(norm.norm.bias, float("nan"))
@@ -625,6 +650,14 @@ def test_full_shared_memory_is_explained() -> None:
         pytest.skip("only root may mount a file system")
     assert "a worker has no room in /dev/shm" in done.stdout, done.stderr
     assert "--shm-size" in done.stdout and "lower DATALOADER.NUM_WORKERS 1" in done.stdout
+
+
+def test_a_full_disk_is_said_of_any_file(tmp_path: Path) -> None:
+    """Wrong: an evaluation's file that does not fit is taken for a bug."""
+    with pytest.raises(OSError, match=r"^a file can't be written \(.*make room") as e:  # noqa: SIM117
+        with explained(""), full_disk(), open(tmp_path / "instances_predictions.pth", "wb") as f:
+            torch.save(torch.zeros(FULL), f)
+    assert "\n" not in str(e.value)
 
 
 def test_the_log_has_no_traceback_of_a_full_disk(caplog: pytest.LogCaptureFixture) -> None:

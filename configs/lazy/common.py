@@ -34,6 +34,12 @@ train.patience = 0
 # If not 0, evaluations test an average of the weights, which keeps this part of itself (0.999, say)
 # in each iteration:
 train.ema = {"decay": 0.0}
+# Whether an evaluation also writes the losses of the test images:
+train.eval_loss = False
+# Whether norms are tested with the means and variances of so many batches of training images:
+train.precise_bn = {"enabled": False, "num_iter": 200}
+# If not 0, one fused stage is run node by node as well every so many iterations, and compared:
+train.shadow_period = 0
 # What images, augmentation and the network draw is a function of it; -1 for a drawn one:
 train.seed = -1
 

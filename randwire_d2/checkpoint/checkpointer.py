@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..checksum import checksummed
+from ..errors import system_error
 from ..files import atomic_open, megabytes
 from ..pretrained.reading import check_state, read_entries
 from ..runs import RunFolder
@@ -76,10 +77,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
         try:
             super().save(name, **{**kwargs, **self._entries})
         except (OSError, RuntimeError) as e:
-            error: BaseException | None = e  # torch.save raises RuntimeError in the middle of it
-            while error is not None and not isinstance(error, OSError):
-                error = error.__context__
-            if error is None:
+            if (error := system_error(e)) is None:
                 raise
             free = shutil.disk_usage(self.save_dir).free
             raise OSError(

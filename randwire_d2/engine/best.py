@@ -4,19 +4,17 @@ import copy
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks
 from detectron2.utils import comm
 from torch import nn
 
-from ..checksum import is_whole
 from ..config import is_classifier
-from ..runs import RunFolder
+from ..runs import RunFolder, iteration_of
 from .keys import YAML_KEYS, Keys
 
 # By task, what COCOEvaluator finds.
@@ -136,11 +134,11 @@ class BestCheckpointer(hooks.BestCheckpointer):
         if found is None:
             return
         self.best_iter, self.best_metric = found
-        if _iteration(best) == self.best_iter:
+        if iteration_of(best) == self.best_iter:
             return
         if self.best_iter == start - 1:  # killed before it was saved
             self.save(best.stem, iteration=self.best_iter)
-        elif _iteration(self._before) == self.best_iter:
+        elif iteration_of(self._before) == self.best_iter:
             os.replace(self._before, best)
         else:
             logger.warning(
@@ -186,23 +184,28 @@ class Patience(hooks.HookBase):
     model_final.pth, in all processes.
 
     It belongs behind all other hooks, as it leaves the loop.
+
+    Args:
+        check: raises in all processes where the weights are nothing to save.
     """
 
-    def __init__(self, cfg: CfgNode, keys: Keys = YAML_KEYS) -> None:
-        self._cfg, self._keys = cfg, keys
+    def __init__(self, cfg: CfgNode, check: Callable[[], None], keys: Keys = YAML_KEYS) -> None:
+        self._cfg, self._check, self._keys = cfg, check, keys
 
     def after_step(self) -> None:
         trainer, iterations = self.trainer, self.trainer.iter + 1
         if iterations % self._cfg.TEST.EVAL_PERIOD or iterations == trainer.max_iter:
             return
         if is_exhausted(self._cfg, iterations, self._keys):
+            self._check()
             trainer.checkpointer.save("model_final", iteration=trainer.iter)
             trainer.iter = trainer.max_iter = iterations
             raise TrainingStopped
 
 
 class EvalHook(hooks.EvalHook):
-    """Detectron2's, which does not evaluate once more the weights with which ``Patience`` ends."""
+    """Detectron2's, which evaluates neither once more the weights with which ``Patience`` ends, nor
+    those of a last iteration that has failed."""
 
     _iterations = 0  # after which it has evaluated
 
@@ -211,7 +214,8 @@ class EvalHook(hooks.EvalHook):
         self._iterations = self.trainer.iter + 1
 
     def after_train(self) -> None:
-        self._eval_after_train = self._iterations != self.trainer.max_iter
+        ended = self.trainer.iter >= self.trainer.max_iter
+        self._eval_after_train = ended and self._iterations != self.trainer.max_iter
         super().after_train()
 
 
@@ -234,11 +238,3 @@ def _is_exhausted(cfg: CfgNode, end: int, keys: Keys) -> bool:
         f"after {end} iterations"
     )
     return True
-
-
-def _iteration(path: str | os.PathLike[str]) -> int | None:
-    """That of a checkpoint; None if there is none, or it is damaged."""
-    if not is_whole(path):
-        return None
-    # Its tensors are left on disk.
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])

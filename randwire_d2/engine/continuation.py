@@ -1,20 +1,31 @@
-"""What the config of a training that goes on must leave as it was."""
+"""What the config of a training that goes on must leave as it was, and what it may change."""
 
 import argparse
 import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from detectron2.config import CfgNode
+from detectron2.engine.hooks import LRScheduler
 
 from ..config import flat
 from ..data.layouts import find_splits
 from ..runs import RunFolder
 from ..text import one_line
+from .keys import Keys
 
 # What the optimizer's state holds, which a training that goes on takes from the checkpoint.
 _OPTIMIZER = (
     "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM",
     "SOLVER.WEIGHT_DECAY_BIAS", "SOLVER.BIAS_LR_FACTOR",
 )  # fmt: skip
+# What may differ in a group of an optimizer's parameters: which those are, of which there is only
+# the number; the rate, which is the config's (``rates_kept``); and how the same is computed.
+_FREE = {"params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
+
+NAMED = 8  # groups, or differences, in a message; an optimizer may have hundreds
 
 logger = logging.getLogger(__name__)
 
@@ -65,3 +76,72 @@ def _check_optimizer(own: CfgNode, cfg: CfgNode) -> None:
             f"{' '.join(f'{key} {before[key]}' for key in changed)}; or begin a training with its "
             "weights as MODEL.WEIGHTS in another OUTPUT_DIR"
         )
+
+
+def check_saved_groups(run: RunFolder, own: Sequence[Mapping[str, Any]], keys: Keys) -> None:
+    """``check_groups`` with the checkpoint that a run is resumed from.
+
+    Raises:
+        ValueError: they differ, or no checkpoint is whole; one line.
+    """
+    # Its tensors are left on disk.
+    file = torch.load(run.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    check_groups(file["trainer"]["optimizer"]["param_groups"], own, keys)
+
+
+def check_groups(
+    saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]], keys: Keys
+) -> None:
+    """Compare an optimizer with the checkpoint's, which PyTorch would take without a word.
+
+    Args:
+        saved: the groups of parameters in the state of the checkpoint's optimizer.
+        own: the groups of the training's.
+        keys: of the config, for the message.
+
+    Raises:
+        ValueError: they differ in more than the rate, which the training can't change any more; one
+            line.
+    """
+    sizes = [[len(group["params"]) for group in groups] for groups in (saved, own)]
+    differences = {
+        f"{key} {value} (now {group.get(key)})"
+        for before, group in zip(saved, own)
+        for key, value in before.items()
+        if key not in _FREE and value != group.get(key)
+    }
+    if sizes[0] != sizes[1]:
+        some, now = (group[:NAMED] for group in sizes)
+        numbers = len(sizes[0]), len(sizes[1])
+        differences = {f"weights in {numbers[0]} groups, {some} (now {numbers[1]}, {now})"}
+    if differences:
+        named = ", ".join(sorted(differences)[:NAMED])
+        raise ValueError(
+            f"--resume: the optimizer of the checkpoint has {named}, which its state fixes. "
+            f"Set what it has; or begin a training with the checkpoint as {keys.weights} in "
+            "another output folder, without --resume"
+        )
+
+
+@contextmanager
+def rates_kept(optimizer: torch.optim.Optimizer, keys: Keys) -> Iterator[None]:
+    """Load a checkpoint's state into an optimizer, in the block, but not its learning rates: who
+    resumes with another one, after a divergence, say, wants it."""
+    own = [_rate(group) for group in optimizer.param_groups]
+    yield
+    shown = LRScheduler.get_best_param_group_id(optimizer)
+    if (before := _rate(optimizer.param_groups[shown])) != own[shown]:
+        logger.warning(
+            f"The learning rate is {keys.rate} {own[shown]} from here on; the checkpoint's was "
+            f"{before}"
+        )
+    for group, rate in zip(optimizer.param_groups, own):
+        if (before := _rate(group)) != rate:
+            # Where the schedule is: the scheduler computes the next ones.
+            group["lr"] = group["lr"] * (rate / before) if before else rate
+        group["initial_lr"] = rate
+
+
+def _rate(group: Mapping[str, Any]) -> float:
+    """That of a group of parameters ahead of its schedule."""
+    return float(group.get("initial_lr", group["lr"]))

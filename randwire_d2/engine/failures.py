@@ -1,5 +1,6 @@
 """Trainings that end by what lies outside of them, in one line that says what to do."""
 
+import errno
 import logging
 import shutil
 import time
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import MENDABLE
+from ..errors import MENDABLE, system_error
 from ..files import megabytes
 from ..text import one_line
 
@@ -26,6 +27,7 @@ def explained(workers: str) -> Iterator[None]:
 
     Raises:
         ChildProcessError: a worker was killed, or has no shared memory.
+        OSError: a disk is full.
         OSError, ValueError: an error of the system, or an image that can't be used, in a worker, as
             if it had been raised here.
     """
@@ -38,6 +40,7 @@ def explained(workers: str) -> Iterator[None]:
                 record.msg, record.args, record.exc_info = f"The training ends: {said}", (), None
         return True
 
+    logging.raiseExceptions = False  # else, where the log's disk is full, each line is a traceback
     log = logging.getLogger("detectron2.engine.train_loop")
     log.addFilter(shorten)
     try:
@@ -71,6 +74,13 @@ def _explain(error: Exception, workers: str) -> OSError | ValueError | MemoryErr
             f"a worker that reads images was killed ({one_line(text, 300)}). The system does so "
             "where memory is short (dmesg tells), and each worker has images in it: lower "
             f"{workers}, or INPUT's sizes; or {_SHARED} was full ({_room()})"
+        )
+    full = system_error(error)
+    if full is not None and full.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        file = full.filename or "one of an evaluation, say"
+        return OSError(
+            f"a file can't be written ({full.strerror}), {file}: make room, in OUTPUT_DIR or "
+            "wherever that is, and go on with --resume"
         )
     if isinstance(error, OSError | ValueError) and "in DataLoader worker process" in text:
         return type(error)(text.strip().splitlines()[-1].partition(": ")[2])

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from ..checkpoint import RandWireCheckpointer
+from .agreement import largest
+from .continuation import check_groups, rates_kept
 from .keys import YAML_KEYS, Keys
 
 SPIKE = 5.0  # times the median loss
@@ -53,6 +55,7 @@ class _FiniteSteps:
     """
 
     model: nn.Module
+    optimizer: torch.optim.Optimizer
     iter: int
     skip_nonfinite = 0
     keys = YAML_KEYS
@@ -69,6 +72,17 @@ class _FiniteSteps:
         self._buffers: list[Tensor] = []
         self._totals: deque[float] = deque(maxlen=WINDOW)
         self._quiet_until = 0
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As Detectron2's; the optimizer must be the checkpoint's, but for its rates.
+
+        Raises:
+            ValueError: it is another one; one line.
+        """
+        saved = state_dict["optimizer"]["param_groups"]
+        check_groups(saved, self.optimizer.param_groups, self.keys)
+        with rates_kept(self.optimizer, self.keys):
+            super().load_state_dict(state_dict)  # type: ignore[misc]
 
     @property
     def _data_loader_iter(self) -> Any:
@@ -106,9 +120,8 @@ class _FiniteSteps:
         total = sum(values.values())
         own = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         own = "" if math.isfinite(total) else f"{own} {self._images()}"
-        where = [found for found in comm.all_gather(own) if found]
-        if where:
-            raise _NotFinite(where)
+        if largest(bool(own)):
+            raise _NotFinite([found for found in comm.all_gather(own) if found])
         self._skipped = 0
         self._look_for_spike(total)
         super()._write_metrics(losses, data_time, prefix, iter)  # type: ignore[misc]
@@ -163,8 +176,8 @@ class FiniteAMPTrainer(_FiniteSteps, AMPTrainer):
         super().__init__(*args, precision=precision, grad_scaler=scaler, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As AMPTrainer's, of either precision."""
-        scaler = state_dict["grad_scaler"] or self.grad_scaler.state_dict()
+        """As AMPTrainer's, of either precision, or of a training without AMP."""
+        scaler = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
         super().load_state_dict({**state_dict, "grad_scaler": scaler})
 
 
@@ -201,13 +214,16 @@ class FiniteWeights(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done % self._period and done < self.trainer.max_iter:
-            return
+        if done % self._period == 0 or done >= self.trainer.max_iter:
+            self.check()
+
+    def check(self) -> None:
+        """What all processes call ahead of a checkpoint of the last iteration that was done."""
         finite = are_finite(self._checkpointer.model.state_dict().values())
         if all(comm.all_gather(finite)):
             return
         raise FloatingPointError(
-            f"the weights are not finite after iteration {done - 1}, and are not saved. "
+            f"the weights are not finite after iteration {self.trainer.iter}, and are not saved. "
             f"{last_good(self._checkpointer)}. To go on, {self._keys.lower}"
         )
 

@@ -12,6 +12,7 @@ class Keys(NamedTuple):
         metric: what the best checkpoint is best in.
         patience: the number of evaluations without a better one that end a training.
         batch: the images of an iteration.
+        rate: the learning rate, ahead of its schedule.
         weights: what a training starts from.
     """
 
@@ -20,6 +21,7 @@ class Keys(NamedTuple):
     metric: str
     patience: str
     batch: str
+    rate: str
     weights: str
 
 
@@ -29,6 +31,7 @@ YAML_KEYS = Keys(
     metric="SOLVER.BEST_METRIC",
     patience="SOLVER.PATIENCE",
     batch="SOLVER.IMS_PER_BATCH",
+    rate="SOLVER.BASE_LR",
     weights="MODEL.WEIGHTS",
 )
 LAZY_KEYS = Keys(
@@ -37,5 +40,6 @@ LAZY_KEYS = Keys(
     metric="train.best_metric",
     patience="train.patience",
     batch="dataloader.train.total_batch_size",
+    rate="optimizer.lr",
     weights="train.init_checkpoint",
 )

@@ -31,7 +31,7 @@ from .finite import FiniteAMPTrainer, FiniteTrainer
 from .keys import LAZY_KEYS
 from .launch import load_tested_weights, log_into, run_processes, write_results
 from .lazy_config import read_lazy_config
-from .lazy_loader import lazy_train_loader
+from .lazy_loader import lazy_loss_loader, lazy_precise_loader, lazy_train_loader
 from .lazy_yaml import add_detector, yaml_config
 from .lock import locked
 from .order import training_hooks
@@ -39,7 +39,8 @@ from .random_state import run_seed
 from .saving import set_earlier_aside
 from .signals import Interrupted, end_interrupted, guard_workers
 from .slurm import Task, is_submitted, submit_training
-from .trainer import in_parallel, settle_start, share_statistics
+from .trainer import in_parallel, precise_bn, settle_start, share_statistics
+from .validation import detection_losses, mean_losses
 
 logger = logging.getLogger(__name__)
 
@@ -198,8 +199,12 @@ def _hooks(cfg: DictConfig, own: CfgNode, trainer: Any) -> list[HookBase]:
     train = cfg.train
 
     def evaluate() -> dict[str, float]:
-        trainer.last_evaluation = flatten_results_dict(_test(cfg, trainer.evaluated_model))
-        return dict(trainer.last_evaluation)
+        model = trainer.evaluated_model
+        found = flatten_results_dict(_test(cfg, model))
+        if own.TEST.LOSS:
+            found |= mean_losses(detection_losses(model), lazy_loss_loader(cfg))
+        trainer.last_evaluation = found
+        return found
 
     return training_hooks(
         trainer,
@@ -208,5 +213,10 @@ def _hooks(cfg: DictConfig, own: CfgNode, trainer: Any) -> list[HookBase]:
         lambda: default_writers(train.output_dir, train.max_iter),
         keys=LAZY_KEYS,
         scheduler=instantiate(cfg.lr_multiplier),
+        precise_bn=precise_bn(
+            own,
+            trainer.evaluated_model,
+            lambda: lazy_precise_loader(cfg.dataloader.train, run_seed(train.seed)),
+        ),
         log_period=train.log_period,
     )

@@ -7,6 +7,7 @@ Beside Detectron2's keys, ``train`` has those of ``_TRAIN``, which mean what YAM
 """
 
 import argparse
+import copy
 import logging
 import os
 import traceback
@@ -25,6 +26,7 @@ from ..config_files import config_path
 from ..modeling import RandWire
 from ..modeling.on_meta import build_on_meta
 from ..runs import RunFolder
+from ..text import one_line
 from .best import check_best_metric
 from .checks import (
     check_dataset,
@@ -34,7 +36,10 @@ from .checks import (
     check_processes,
     similar,
 )
+from .continuation import check_saved_groups
 from .datasets import thing_classes
+from .keys import LAZY_KEYS
+from .lazy_loader import check_loss_images
 from .lazy_yaml import (
     add_tasks,
     datasets_of,
@@ -52,12 +57,14 @@ with warnings.catch_warnings():  # ahead of the tool's first word
 
 # What Detectron2's lazyconfig_train_net.py reads, too.
 _SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
-# What ``train`` may have beside Detectron2's: SEED, CUDNN_BENCHMARK and some of SOLVER, as
+# What ``train`` may have beside Detectron2's: SEED, CUDNN_BENCHMARK and some of SOLVER and TEST, as
 # config.py explains them.
 _TRAIN: dict[str, Any] = {
     "seed": -1, "cudnn_benchmark": False, "skip_nonfinite": 0, "hang_timeout": HANG_TIMEOUT,
-    "best_metric": "bbox/AP", "patience": 0, "ema": {"decay": 0.0},
+    "best_metric": "bbox/AP", "patience": 0, "ema": {"decay": 0.0}, "shadow_period": 0,
+    "eval_loss": False, "precise_bn": {"enabled": False, "num_iter": 200},
 }  # fmt: skip
+_NODES = [key for key, value in _TRAIN.items() if isinstance(value, dict)]
 
 _PERIOD = at_least(1)
 
@@ -82,7 +89,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     for node, keys in (
         ("train", {*stock, *_TRAIN}),
         ("train.checkpointer", stock.checkpointer),
-        ("train.ema", _TRAIN["ema"]),
+        *((f"train.{key}", _TRAIN[key]) for key in _NODES),
     ):
         found = OmegaConf.select(cfg, node)
         if not isinstance(found, DictConfig):
@@ -91,7 +98,8 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
             if key not in keys:
                 raise ValueError(f"{node}.{key} is unknown{similar(key, keys)}")
     needed = [f"train.{key}" for key in stock if key != "init_checkpoint"]
-    for key in (*needed, "train.amp.enabled", "train.checkpointer.period", "train.ema.decay"):
+    needed += [f"train.{node}.{key}" for node in _NODES for key in _TRAIN[node]]
+    for key in (*needed, "train.amp.enabled", "train.checkpointer.period"):
         if OmegaConf.select(cfg, key) is None:
             raise ValueError(f"{key} has no value")
     own = yaml_config(cfg)
@@ -103,7 +111,9 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
         check_device(own, args)
     if not _PERIOD.holds(cfg.train.log_period):
         raise ValueError(f"train.log_period must be {_PERIOD.wanted}; got {cfg.train.log_period!r}")
-    if own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
+    if own.TEST.LOSS:
+        check_loss_images(cfg)
+    elif own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
         raise ValueError(f"train.patience {own.SOLVER.PATIENCE} needs a dataloader.evaluator")
     check_output("train.output_dir", cfg.train.output_dir, args, cfg.train.init_checkpoint or "")
     for split in ("test",) if args.eval_only else ("train", "test"):
@@ -111,6 +121,8 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
             check_dataset(f"dataloader.{split}.dataset.names", name)
             _check_classes(cfg, name)
     model = _check_model(cfg, args)
+    if args.resume and not args.eval_only:
+        _check_optimizer(cfg, model)
     add_tasks(own, model)
     with in_lazy_words():
         if finds_coco_metrics(cfg) and not args.eval_only:
@@ -141,7 +153,7 @@ def read_lazy_config(args: argparse.Namespace) -> DictConfig:
         raise ValueError(f"{path}{where}: {type(e).__name__}: {cause}") from e
     try:
         cfg = LazyConfig.apply_overrides(cfg, args.opts)
-    except (HydraException, OmegaConfBaseException, KeyError) as e:
+    except (HydraException, OmegaConfBaseException, KeyError, NotImplementedError) as e:
         reason = " ".join(str(e.args[0] if e.args else e).split())
         raise ValueError(f"the command line's path.key=value: {reason}") from e
     for key, value in _TRAIN.items() if "train" in cfg else ():
@@ -155,6 +167,20 @@ def _check_classes(cfg: DictConfig, name: str) -> None:
         value = OmegaConf.select(cfg, key)
         if number and value not in (None, number):
             raise ValueError(f"{key} is {value}, but {name!r} has {number} classes: {key}={number}")
+
+
+def _check_optimizer(cfg: DictConfig, model: nn.Module) -> None:
+    """Ahead of all that writes into the output folder; FiniteTrainer looks again."""
+    if not (run := RunFolder(cfg.train.output_dir)).can_resume:
+        return
+    call = copy.deepcopy(cfg.optimizer)
+    call.params.model = model
+    try:
+        optimizer = instantiate(call)
+    except Exception as e:  # whatever it does with weights that have no values
+        logger.info(f"The optimizer is compared with the checkpoint's later: {one_line(e)}")
+        return
+    check_saved_groups(run, optimizer.param_groups, LAZY_KEYS)
 
 
 def _check_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:

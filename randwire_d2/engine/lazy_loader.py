@@ -1,20 +1,22 @@
-"""The training images of a LazyConfig: where its loader is Detectron2's, a ``TrainLoader``.
+"""The images of a LazyConfig: in training, where its loader is Detectron2's, a ``TrainLoader``.
 
 What the loader is, is read from the config's LazyCall, without calling it.
 """
 
+import copy
 from typing import Any
 
 from detectron2.config import instantiate
-from detectron2.data import build_detection_train_loader
+from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import IterableDataset
 
+from ..data.patience import PatientMapper
 from .lazy_yaml import target_of
 from .signals import guard_workers
 from .train_loader import TrainLoader, warn_of_first_images
@@ -64,3 +66,34 @@ def _why_unrepeatable(call: DictConfig) -> str:
     if call.get("sampler") is not None and target_of(call.sampler) not in _SAMPLERS:
         return "has a sampler that is not one of Detectron2's"
     return ""
+
+
+def check_loss_images(cfg: DictConfig) -> None:
+    """
+    Raises:
+        ValueError: it can't be said how ``lazy_loss_loader`` is to read images; one line.
+    """
+    for split in ("train", "test"):
+        mapper = OmegaConf.select(cfg, f"dataloader.{split}.mapper")
+        if target_of(mapper) not in (DatasetMapper, PatientMapper):
+            raise ValueError(
+                f"train.eval_loss needs Detectron2's DatasetMapper as dataloader.{split}.mapper: "
+                "set train.eval_loss=False"
+            )
+
+
+def lazy_loss_loader(cfg: DictConfig) -> Any:
+    """The images of a LazyConfig's ``dataloader.test``, each as in a test, with what its
+    ``dataloader.train`` reads of their annotations."""
+    loaders = copy.deepcopy(cfg).dataloader
+    loaders.train.mapper.augmentations = loaders.test.mapper.augmentations
+    loaders.test.mapper = loaders.train.mapper
+    return guard_workers(instantiate(loaders.test))
+
+
+def lazy_precise_loader(call: DictConfig, seed: int) -> Any:
+    """``lazy_train_loader`` without workers."""
+    own = copy.deepcopy(call)
+    if "num_workers" in own:
+        own.num_workers = 0
+    return lazy_train_loader(own, seed)

@@ -35,13 +35,17 @@ _KEYS = {
     "train.cudnn_benchmark": "CUDNN_BENCHMARK",
     "train.device": "MODEL.DEVICE",
     "train.ema.decay": "SOLVER.EMA.DECAY",
+    "train.eval_loss": "TEST.LOSS",
     "train.eval_period": "TEST.EVAL_PERIOD",
     "train.hang_timeout": "SOLVER.HANG_TIMEOUT",
     "train.init_checkpoint": "MODEL.WEIGHTS",
     "train.max_iter": "SOLVER.MAX_ITER",
     "train.output_dir": "OUTPUT_DIR",
     "train.patience": "SOLVER.PATIENCE",
+    "train.precise_bn.enabled": "TEST.PRECISE_BN.ENABLED",
+    "train.precise_bn.num_iter": "TEST.PRECISE_BN.NUM_ITER",
     "train.seed": "SEED",
+    "train.shadow_period": "SOLVER.SHADOW_PERIOD",
     "train.skip_nonfinite": "SOLVER.SKIP_NONFINITE",
 }
 

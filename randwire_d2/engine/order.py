@@ -49,11 +49,12 @@ def training_hooks(
     model, loader, checkpointer = trainer.model, trainer.data_loader, trainer.checkpointer
     batch_size, average, tested = solver.IMS_PER_BATCH, trainer.average, trainer.evaluated_model
     saved, most = solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_TO_KEEP or None
+    weights = FiniteWeights(checkpointer, saved, keys)
     in_order = [
         EndOnce(),
         ReportProgress(),
-        FiniteWeights(checkpointer, saved, keys),
-        StopOnSignal(),
+        weights,
+        StopOnSignal(weights.check),
         KeepSchedule(batch_size, solver.MAX_ITER, keys),
         *resumption_hooks(model, loader, batch_size, drawn=cfg.SEED < 0),
         ShadowSteps(model, run, solver.SHADOW_PERIOD),
@@ -64,10 +65,10 @@ def training_hooks(
         # Ahead of the evaluation: if that fails, there is a checkpoint to look for the cause in.
         PeriodicCheckpointer(checkpointer, saved, max_to_keep=most) if is_main else None,
         EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
-        hooks.EvalHook(0, test_with_tta) if test_with_tta else None,
+        EvalHook(0, test_with_tta) if test_with_tta else None,
         PeriodicWriter(writers(), cfg.TEST.EVAL_PERIOD, log_period) if is_main else None,
         BestCheckpointer(cfg, tested, keys) if is_main else None,
-        Patience(cfg, keys) if solver.PATIENCE else None,
+        Patience(cfg, weights.check, keys) if solver.PATIENCE else None,
         FinishIteration(run),
     ]
     return [hook for hook in in_order if hook is not None]

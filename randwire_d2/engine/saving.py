@@ -161,5 +161,4 @@ class _Tolerant(EventWriter):
                     f"{type(self._writer).__name__} can't write ({e}): its figures are lost while "
                     "this lasts, and the training goes on"
                 )
-            # The log's own file may lie there, too: else each of its lines is a traceback.
-            self._failed, logging.raiseExceptions = True, False
+            self._failed = True

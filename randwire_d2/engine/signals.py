@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
 
+from .agreement import largest
 from .watch import end_watch, leave_iteration
 
 logger = logging.getLogger(__name__)
@@ -53,11 +54,15 @@ class StopOnSignal(HookBase):
 
     It belongs ahead of the hooks that evaluate.
 
+    Args:
+        check: raises in all processes where the weights are nothing to go on from.
+
     Raises:
         Interrupted: in all processes, once the checkpoint is written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
         self._got = 0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -71,7 +76,7 @@ class StopOnSignal(HookBase):
         self._got = self._got or number
 
     def before_step(self) -> None:
-        number = self._agree()
+        number = largest(self._got)
         if not number:
             return
         trainer = self.trainer
@@ -79,6 +84,7 @@ class StopOnSignal(HookBase):
         name = f"model_{trainer.iter:07d}"  # as PeriodicCheckpointer's
         leave_iteration()  # a slow disk may take minutes for the checkpoint
         if trainer.iter >= trainer.start_iter:
+            self._check()
             trainer.checkpointer.save(name, iteration=trainer.iter)
         logger.warning(
             f"{signal.Signals(number).name} ends the training after {trainer.iter + 1} iterations; "
@@ -89,11 +95,8 @@ class StopOnSignal(HookBase):
     def after_train(self) -> None:
         _training.value = 0
         _restore(self._before)
-        if self.trainer.iter >= self.trainer.max_iter and (number := self._agree()):
+        if self.trainer.iter >= self.trainer.max_iter and (number := largest(self._got)):
             _end_together(number)
-
-    def _agree(self) -> int:
-        return next(filter(None, comm.all_gather(self._got)), 0)
 
 
 def _end_together(number: int) -> NoReturn:

@@ -114,6 +114,23 @@ def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
             stage.fused = "on"
 
 
+def precise_bn(
+    cfg: CfgNode, model: torch.nn.Module, build_loader: Callable[[], Any]
+) -> PreciseBN | None:
+    """The hook that TEST.PRECISE_BN asks for, of a model that has norms to be precise.
+
+    Args:
+        model: what is evaluated.
+        build_loader: makes a loader of training images, without workers, as Detectron2 has it.
+    """
+    node = cfg.TEST.PRECISE_BN
+    if not (node.ENABLED and get_bn_modules(model)):
+        return None
+    with random_state_kept():  # the loader may draw a seed
+        loader = build_loader()
+    return PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, node.NUM_ITER)
+
+
 _KNOWN = inspect.signature(DistributedDataParallel).parameters
 
 
@@ -228,24 +245,18 @@ class Trainer(DefaultTrainer):
             self.cfg,
             self.evaluate,
             self.build_writers,
-            precise_bn=self._precise_bn(),
+            precise_bn=precise_bn(self.cfg, self.evaluated_model, self._loader_without_workers),
             test_with_tta=self._evaluate_with_tta if self.cfg.TEST.AUG.ENABLED else None,
         )
 
-    def _precise_bn(self) -> PreciseBN | None:
-        node = self.cfg.TEST.PRECISE_BN
-        if not (node.ENABLED and get_bn_modules(self.model)):
-            return None
+    def _loader_without_workers(self) -> Any:
         loader = self._trainer.data_loader
-        if isinstance(loader, TrainLoader):  # without reading the labels again
-            loader = loader.without_workers()
-        else:
-            cfg = self.cfg.clone()
-            cfg.defrost()
-            cfg.DATALOADER.NUM_WORKERS = 0  # as Detectron2 has it
-            with random_state_kept():  # the loader may draw a seed
-                loader = self.build_train_loader(cfg)
-        return PreciseBN(self.cfg.TEST.EVAL_PERIOD, self.evaluated_model, loader, node.NUM_ITER)
+        if isinstance(loader, TrainLoader):  # the labels need not be read again
+            return loader.without_workers()
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        return self.build_train_loader(cfg)
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
@@ -302,6 +313,11 @@ class Trainer(DefaultTrainer):
         """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth."""
         super().resume_or_load(resume)
         settle_start(self, self.cfg)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As DefaultTrainer's, with the learning rates of the config (``rates_kept``)."""
+        super().load_state_dict(state_dict)
+        self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
