@@ -163,6 +163,7 @@ class RunFolder:
         if not found and not pointer.is_file():
             return []
         found = [pointer, *found, self.backbone, self.metrics_file, self.stages_file]
+        found += sorted(self.path.glob("events.out.tfevents.*"))  # TensorBoard draws them all
         found += [self.detections_file.parent, self.path / "inference_TTA", self.path / EVALUATIONS]
         if Path(without_options(but)).resolve() == self.backbone.resolve():
             found.remove(self.backbone)

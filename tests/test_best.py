@@ -122,6 +122,7 @@ def test_an_earlier_training_becomes_a_run_of_its_own(tmp_path: Path) -> None:
     for file in (run.final_checkpoint, run.config_file, run.detector_file, run.log_file):
         file.write_bytes(b"\n" * 100_000)
     run.write_slower_stages({})
+    (run.path / "events.out.tfevents.1.host.1.0").touch()  # else TensorBoard draws two trainings
     own = Evaluation(str(run.final_checkpoint), str(run.path), {"bbox": {"AP": 41.0}})
     others = Evaluation("/other/model_final.pth", "/other", {"bbox": {"AP": 40.0}})
     for name, evaluation in (("own", own), ("others", others)):
@@ -136,6 +137,7 @@ def test_an_earlier_training_becomes_a_run_of_its_own(tmp_path: Path) -> None:
     assert earlier.log_file.stat().st_size == earlier.config_file.stat().st_size == 100_000
     assert earlier.detector_file.is_file() and earlier.slower_stages() == {}
     assert (earlier.path / "inference_TTA").is_dir()
+    assert (earlier.path / "events.out.tfevents.1.host.1.0").is_file()
     evaluations = earlier.path / "evaluations"
     assert RunFolder(evaluations / "others").evaluation() == others
     assert RunFolder(evaluations / "own").evaluation() == Evaluation(

@@ -289,9 +289,10 @@ def test_epochs_are_of_the_images_with_objects(tmp_path: Path) -> None:
     assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD) == (12, 1)
     every = ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SOLVER.EPOCHS", 900)
     assert -(-900 * len(records) // 16) == load(*every).SOLVER.MAX_ITER
-    with pytest.raises(ValueError, match="WARMUP_ITERS 500 .*EPOCHS 400") as e:
-        load("SOLVER.EPOCHS", 400, "SOLVER.IMS_PER_BATCH", 32)
-    assert "\n" not in str(e.value)
+    for batch, warm_up in [(16, "500 is not"), (32, "500 of 16 images each, which is 250 of 32,")]:
+        with pytest.raises(ValueError, match=f"WARMUP_ITERS {warm_up} .*EPOCHS 400") as e:
+            load("SOLVER.EPOCHS", 400, "SOLVER.IMS_PER_BATCH", batch)
+        assert "\n" not in str(e.value)
     with pytest.raises(ValueError, match="SOLVER.EPOCHS must be at least 0; got -1"):
         load("SOLVER.EPOCHS", -1)
 

@@ -683,10 +683,10 @@ def test_a_damaged_file_is_refused_in_one_line(
 
 def test_the_command_says_what_it_proved(detector: Path, tmp_path: Path) -> None:
     """Wrong: the tool doesn't run, passes over --images, or says nothing of what was compared."""
-    image = next(pictures(tmp_path).rglob("*.png"))
+    images = pictures(tmp_path) / "val"  # a folder, with one image below it
     file = tmp_path / "x.pt"
     said = run_tool("export_model.py", detector, file, "--format", "torchscript",
-                    "--images", image, log=tmp_path / "log")  # fmt: skip
+                    "--images", images, log=tmp_path / "log")  # fmt: skip
     line = said.splitlines()[-1]
     assert re.search(r"x\.pt: [\d.]+ MB, \d+ batch norms folded\. The largest difference", line)
     assert "3×128×96, 3×96×96, 3×96×115, " in line and line.endswith(" detections")

@@ -726,6 +726,14 @@ def test_grey_images_are_refused() -> None:
         build_backbone(config(), ShapeSpec(channels=1))
 
 
+def test_a_config_that_was_made_before_the_import_is_refused() -> None:
+    """Else a script that imports randwire_d2 after get_cfg() ends in "AttributeError: RANDWIRE"."""
+    cfg = config()
+    del cfg.MODEL["RANDWIRE"]
+    with pytest.raises(ValueError, match=r"import randwire_d2 before get_cfg\(\)"):
+        build_backbone(cfg)
+
+
 def test_a_frozen_norm_without_weights_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     """Else a project with a trainer of its own sees its loss diverge, and no word of why."""
     cfg = config()

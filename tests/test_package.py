@@ -164,6 +164,19 @@ def test_errors_and_commands_in_the_users_words(monkeypatch: pytest.MonkeyPatch)
         command.main(["train", "--config-file", "none"])
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("trian", "'trian': did you mean 'train'"), ("xyz", "'xyz': there are train, train-lazy, ")],
+)
+def test_an_unknown_command_is_named_with_what_is_near(
+    given: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: who mistypes one of 22 commands has to find it in a list."""
+    with pytest.raises(SystemExit) as ended:
+        command.main([given, "--config-file", "x"])
+    assert ended.value.code == 2 and says in capsys.readouterr().err
+
+
 def test_tools_start_the_tools_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong: a sweep or the demo runs another project's train_net.py, of which there are many."""
     package = [sys.executable, "-m", "randwire_d2", "train"]

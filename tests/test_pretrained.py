@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -422,6 +423,21 @@ def test_a_run_is_published_with_its_record(run: Path, tmp_path: Path) -> None:
         assert stated in card
     again, ours = Classifier.from_pretrained(tmp_path / "published"), load_classifier(run)
     assert torch.equal(again(PIXELS), ours(PIXELS))
+
+
+def test_a_card_names_the_command_and_the_config_as_its_reader_has_them(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: who trained without a checkout publishes a script that they don't have, and the path
+    of their own environment."""
+    shutil.copytree(run, tmp_path / "run")
+    log, name = tmp_path / "run" / "log.txt", "configs/imagenet/randwire_c78_250ep.yaml"
+    installed = f"/venv/lib/python3.12/site-packages/randwire_d2/{name}"
+    log.write_text(log.read_text().replace(str(ROOT / name), installed))
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/randwire-d2", "publish"])
+    main([str(tmp_path / "run"), str(tmp_path / "published")])
+    card = plain(tmp_path / "published" / "README.md")
+    assert f"randwire-d2 pretrain --config-file {name} " in card and "/venv" not in card
 
 
 def test_a_pretrained_backbone_is_published_alone(run: Path, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ SCRIPT = "browse_data.py"
 def main(argv: Sequence[str] | None = None) -> None:
     parser = training_parser(SCRIPT, __doc__)
     parser.add_argument("--output", default="data.png", help="the picture (default %(default)s)")
-    parser.add_argument("--images", type=at_least(1), default=8, help="in it, at most")
+    parser.add_argument(
+        "--images", type=at_least(1), default=8, help="the most images in it (default %(default)s)"
+    )
     args = parser.parse_args(argv)
     check_format(args.output, "--output")
     cfg = data_config(args)

@@ -76,7 +76,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="images on which the file is compared with the model, beside noise of three sizes",
+        help="files, folders or globs of images on which the file is compared with the model, "
+        "beside noise of three sizes",
     )
     parser.add_argument(
         "--int8",

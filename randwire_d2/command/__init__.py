@@ -7,6 +7,7 @@ so that ``randwire-d2 --help`` does not wait for PyTorch, as an import of randwi
 """
 
 import argparse
+import difflib
 import functools
 import importlib
 import re
@@ -60,9 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.error = functools.partial(refuse_usage, parser)  # type: ignore[method-assign]
-    parser.add_argument("command", metavar="COMMAND", choices=TOOLS, help="one of these below")
+    parser.add_argument("command", metavar="COMMAND", help="one of these below")
     given = list(sys.argv[1:] if argv is None else argv)
     name = parser.parse_args(given[:1]).command
+    if name not in TOOLS:
+        near = " or ".join(map(repr, difflib.get_close_matches(name, TOOLS)))
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(TOOLS)}"
+        parser.error(f"there is no command {name!r}: {hint}")
     try:
         module = importlib.import_module(f"randwire_d2.cli.{name.replace('-', '_')}")
     except ImportError as e:  # Detectron2, or another requirement, is missing

@@ -62,10 +62,15 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     solver.CHECKPOINT_PERIOD = max(solver.CHECKPOINT_PERIOD, 1)
     scaled.TEST.EVAL_PERIOD = max(scaled.TEST.EVAL_PERIOD, int(cfg.TEST.EVAL_PERIOD > 0))
     if iterations <= solver.WARMUP_ITERS:
+        scaled_to = (
+            f" of {reference} images each, which is {solver.WARMUP_ITERS} of {batch},"
+            if batch != reference
+            else ""
+        )
         raise ValueError(
-            f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} of {reference} images each, which is "
-            f"{solver.WARMUP_ITERS} of {batch}, is not less than the {iterations} iterations of "
-            f"SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}; set a smaller one, or more epochs"
+            f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS}{scaled_to} is not less than the "
+            f"{iterations} iterations that SOLVER.EPOCHS {cfg.SOLVER.EPOCHS} are with "
+            f"{batch} images each; set a smaller one, or more epochs"
         )
     return scaled
 

@@ -30,6 +30,7 @@ from ..files import atomic_open, check_file, make_folder_of
 from .classifier import Classifier
 from .detector import Detector
 from .exported import describe
+from .inputs import find_inputs
 from .loading import load_model
 
 PARTS = ("whole", "backbone")
@@ -67,7 +68,7 @@ def export_model(
         output: the file.
         format_name: "onnx", "torchscript" or "torch"; by default the one of ``output``'s suffix.
         part: "whole", or "backbone": with its FPN if it has one, for images that were normalised.
-        images: files of images on which a whole model is compared, too.
+        images: files, folders or globs of images on which a whole model is compared, too.
 
     Raises:
         FileNotFoundError: there is no such source.
@@ -76,8 +77,9 @@ def export_model(
     written_as = output_format(os.fspath(output), format_name)
     if os.path.isfile(source) and format_of(os.fspath(source)):
         raise ValueError(f"{os.fspath(source)} is an exported file already; name a checkpoint")
+    files = [found.path for found in find_inputs(images) if not found.is_video]
     model = load_model(source, "cpu")
-    own = [model.read({"file_name": path})["image"] for path in images]
+    own = [model.read({"file_name": path})["image"] for path in files]
     return write_proved(model, os.fspath(output), written_as, part=part, images=own)
 
 

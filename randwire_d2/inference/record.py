@@ -9,6 +9,7 @@ from functools import reduce
 from detectron2.config import CfgNode
 
 from .. import __version__
+from ..command import in_users_words
 from ..config import family, is_classifier
 from ..runs import EVALUATIONS, RunFolder
 
@@ -140,6 +141,9 @@ def _command(log: str, cfg: CfgNode) -> str:
             continue
         tool = "pretrain_imagenet" if is_classifier(cfg) else "train_net"
         command = [f"tools/{'lazyconfig_train_net' if cfg.MODEL.LAZY else tool}.py"]
+        # The reader has the config by its name, not where this machine has the package.
+        path = str(given.get("config_file") or "")
+        given["config_file"] = re.sub(r".*/randwire_d2/configs/", "configs/", path)
         for name in ("config_file", "data", "data_val"):
             if given.get(name):
                 command += [f"--{name.replace('_', '-')}", str(given[name])]
@@ -148,7 +152,8 @@ def _command(log: str, cfg: CfgNode) -> str:
                 command += [f"--{name.replace('_', '-')}", str(given[name])]
         if given.get("config_from_weights"):
             command.append("--config-from-weights")
-        return shlex.join(["python", *command, *map(str, given.get("opts") or ())])
+        command = ["python", *command, *map(str, given.get("opts") or ())]
+        return in_users_words(shlex.join(command))
     return ""
 
 

@@ -127,6 +127,11 @@ class RandWire(PretrainedNetwork, Backbone):
             raise ValueError(
                 f"RandWire reads images of 3 channels; MODEL.PIXEL_MEAN has {input_shape.channels}"
             )
+        if "RANDWIRE" not in cfg.MODEL:
+            raise ValueError(
+                "the config has no MODEL.RANDWIRE: import randwire_d2 before get_cfg() is called, "
+                "or call add_randwire_config(cfg) before you merge a file"
+            )
         if cfg.MODEL.RANDWIRE.NORM == "FrozenBN" and not cfg.MODEL.WEIGHTS:
             logger.warning(
                 "MODEL.RANDWIRE.NORM is FrozenBN and MODEL.WEIGHTS is empty: with batch norms that "
