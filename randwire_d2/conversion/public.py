@@ -53,10 +53,10 @@ def recognise_jiaminren(state: Mapping[str, Tensor]) -> bool:
 
 def read_seungwonpark(
     checkpoint: Checkpoint,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | None,
     *,
-    graphs: Sequence[str | os.PathLike[str]] = (),
-    with_head: bool = False,
+    graphs: Sequence[str | os.PathLike[str]],
+    with_head: bool,
 ) -> Source:
     """
     Args:
@@ -173,20 +173,20 @@ def _topological_order(keys: Keys, layer: str, graph: Graph) -> list[int]:
 
 def read_jiaminren(
     checkpoint: Checkpoint,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | None,
+    configured: Callable[[], Mapping[str, Any]],
     *,
-    graphs: Sequence[str | os.PathLike[str]] = (),
-    configured: Callable[[], Mapping[str, Any]] | None = None,
-    with_head: bool = False,
+    graphs: Sequence[str | os.PathLike[str]],
+    with_head: bool,
 ) -> Source:
     """
     Args:
         checkpoint: the file.
         preprocessing: in place of ImageNet's.
-        graphs: the folder of the saved graphs (conv2.yaml, …), or the training config, or the
-            files of the stages, in order.
         configured: where ``graphs`` is empty, what to draw them from: the keys of a training
             config.
+        graphs: the folder of the saved graphs (conv2.yaml, …), or the training config, or the
+            files of the stages, in order.
         with_head: whether to read the classifier too; it has a ReLU before its pool.
 
     Raises:
@@ -240,7 +240,7 @@ def _jiaminren_graphs(
     stages: Sequence[str],
     sizes: Sequence[int],
     graphs: Sequence[str | os.PathLike[str]],
-    configured: Callable[[], Mapping[str, Any]] | None,
+    configured: Callable[[], Mapping[str, Any]],
 ) -> tuple[list[Graph], list[str]]:
     if len(graphs) == 1 and os.path.isdir(graphs[0]):
         return [read_yaml(Path(graphs[0]) / f"{stage}.yaml") for stage in stages], []
@@ -259,13 +259,8 @@ def _jiaminren_graphs(
                     f"{key} is {config[key]} in {os.fspath(graphs[0])!r}; the weights are of a "
                     f"network with {key} {value}"
                 )
-    elif configured is not None:
-        config = configured()
     else:
-        raise keys.error(
-            "its wiring is not in it: add --graphs with the folder of conv2.yaml … conv5.yaml, or "
-            "with the training config (graph_model, seed, …)"
-        )
+        config = configured()
     drawn = [draw(config["graph_model"], size, config["seed"], config) for size in sizes]
     parameters = ", ".join(f"{k}={config[k]}" for k in ("K", "P", "M") if config.get(k) is not None)
     note = (
