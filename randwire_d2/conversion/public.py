@@ -288,8 +288,8 @@ def _check_in_degrees(keys: Keys, graph: Graph, nodes: str, aggregation: str) ->
 
 
 def _dense_conv(keys: Keys, ours: str, conv: str, norm: str) -> dict[str, Tensor]:
-    bias = keys(f"{conv}.bias") if f"{conv}.bias" in keys else None
-    return _named(ours, {"conv.weight": keys(f"{conv}.weight")}, batch_norm(keys, norm, bias))
+    folded = batch_norm(keys, norm, keys.get(f"{conv}.bias"))
+    return _named(ours, {"conv.weight": keys(f"{conv}.weight")}, folded)
 
 
 def _separable(
@@ -313,11 +313,11 @@ def _dense_of_separable(keys: Keys, ours: str, conv: str, norm: str) -> dict[str
 
 def _separable_bias(keys: Keys, depthwise: str, pointwise: str, weight: Tensor) -> Tensor | None:
     """Both biases as one behind the 1×1: no padding lies between the two convolutions."""
-    bias = keys(f"{pointwise}.bias") if f"{pointwise}.bias" in keys else None
-    if f"{depthwise}.bias" in keys:
-        through = weight[:, :, 0, 0] @ keys(f"{depthwise}.bias")
-        bias = through if bias is None else bias + through
-    return bias
+    bias, first = keys.get(f"{pointwise}.bias"), keys.get(f"{depthwise}.bias")
+    if first is None:
+        return bias
+    through = weight[:, :, 0, 0] @ first
+    return through if bias is None else bias + through
 
 
 def _named(ours: str, convs: dict[str, Tensor], norm: dict[str, Tensor]) -> dict[str, Tensor]:
