@@ -253,7 +253,7 @@ def merge_config(cfg: CfgNode, config_file: str | os.PathLike[str], opts: Sequen
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:
-    """Merge a config file, which may be a stranger's, into a config that has MODEL.RANDWIRE.
+    """Merge a config file, which may be a stranger's, into a config.
 
     Raises:
         ValueError: if it can't be, or would run code; its message is one line.
@@ -261,13 +261,13 @@ def merge_file(cfg: CfgNode, path: str) -> None:
 
     def merge() -> None:
         check_yaml(path)
-        _merge_old_fused(cfg, lambda: cfg.merge_from_file(path))
+        _merge_values(cfg, lambda: cfg.merge_from_file(path))
 
     merge_in_one_line(path, merge)
 
 
 def merge_text(cfg: CfgNode, text: str, source: str) -> None:
-    """Merge a config's YAML into a config that has MODEL.RANDWIRE; no tag in it runs code.
+    """Merge a config's YAML into a config; no tag in it runs code.
 
     Args:
         text: what ``cfg.dump()`` gave.
@@ -280,7 +280,7 @@ def merge_text(cfg: CfgNode, text: str, source: str) -> None:
     def merge() -> None:
         compose_yaml(text)  # its limits
         other = CfgNode.load_cfg(text)  # reads a text with yaml.safe_load
-        _merge_old_fused(cfg, lambda: cfg.merge_from_other_cfg(other))
+        _merge_values(cfg, lambda: cfg.merge_from_other_cfg(other))
 
     merge_in_one_line(source, merge)
 
@@ -305,15 +305,6 @@ def flat(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _merge_old_fused(cfg: CfgNode, merge: Callable[[], Any]) -> None:
-    node = cfg.MODEL.RANDWIRE
-    # Runs of before FUSED had three values have a truth value, which yacs takes in place of None.
-    before, node.FUSED = node.FUSED, None
-    _merge_values(cfg, merge)
-    merged = {None: before, True: "auto", False: "off"}
-    node.FUSED = merged.get(node.FUSED, node.FUSED)
 
 
 def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:

@@ -361,10 +361,9 @@ def test_a_part_of_the_images_has_all_classes(ws_run: Path) -> None:
 
 
 def test_counts_of_something_else_are_not_mixed_in(
-    ws_run: Path, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ws_run: Path, folders: Path, tmp_path: Path
 ) -> None:
-    """Else the counts of other weights, images, preprocessing or damages are taken for these, or
-    those that an older version counted in another way."""
+    """Else the counts of other weights, images, preprocessing or damages are taken for these."""
     shutil.copytree(folders / "val", tmp_path / "val")
     copied = ["DATASETS.TEST", f"('{tmp_path}/val',)"]
     first = experiment.load_run(ws_run)
@@ -376,9 +375,6 @@ def test_counts_of_something_else_are_not_mixed_in(
         experiment.load_run(ws_run, ["MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"]),
         experiment.load_run(ws_run, ["MODEL.PIXEL_STD", "[1.0, 2.0, 3.0]"]),
     ]
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment, "VERSION", experiment.VERSION - 1)
-        others.append(experiment.load_run(ws_run))
     others.append(experiment.load_run(ws_run, copied))
     image = next((tmp_path / "val" / "a").iterdir())
     image.rename(image.with_stem("another"))  # the data set's name and size are the same

@@ -5,35 +5,27 @@ machine hits every network alike. The roofline says how far a network is from th
 device could do.
 """
 
-from .comparison import Benchmark, Row, Settings, run
+from .comparison import Settings, run
 from .counting import Count, Operation, count
-from .growth import AXES, GROWTH_MODELS, GrowthPoint, grow, plot_growth
+from .growth import AXES, GROWTH_MODELS, grow, plot_growth
 from .markdown import to_json, to_markdown
-from .models import MODELS, REFERENCE, STEPS, Case, available_models, build
+from .models import MODELS, STEPS, Case, build
 from .roofline import Ceilings, floor, measure_ceilings
-from .runtimes import RUNTIMES, RuntimeRow, compare_runtimes, runtimes_to_markdown
-from .timing import Ratio, clock_of, paired, ratio
+from .runtimes import RUNTIMES, compare_runtimes, runtimes_to_markdown
+from .timing import paired, ratio
 
 __all__ = [
     "AXES",
     "GROWTH_MODELS",
     "MODELS",
-    "REFERENCE",
     "RUNTIMES",
     "STEPS",
-    "Benchmark",
     "Case",
     "Ceilings",
     "Count",
-    "GrowthPoint",
     "Operation",
-    "Ratio",
-    "Row",
-    "RuntimeRow",
     "Settings",
-    "available_models",
     "build",
-    "clock_of",
     "compare_runtimes",
     "count",
     "floor",

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -70,20 +69,12 @@ class _Kernel:
 
 def pretend_to_have_a_gpu() -> None:
     """From now on, in this process, operators on the CPU do what they do on CUDA, for nothing."""
-    import triton
-    from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
 
     from ..ops import triton_kernels
+    from ..ops.compiled import replace_driver
 
-    target = GPUTarget("cuda", 90, 32)
-    triton.runtime.driver.set_active(
-        SimpleNamespace(
-            get_current_target=lambda: target,
-            get_current_device=lambda: 0,
-            get_current_stream=lambda device: 0,
-        )
-    )
+    replace_driver(90)
     JITFunction._do_compile = lambda self, key, *_, **__: self.device_caches[0][0].setdefault(
         key, _Kernel()
     )

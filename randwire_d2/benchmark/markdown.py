@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,10 +21,7 @@ def to_markdown(benchmark: Benchmark, command: str) -> str:
     All figures but peaks are per image.
     """
     machine, rounds = benchmark.machine, benchmark.settings.rounds
-    where = (
-        f"{machine['device']}, {machine['threads']} threads on {machine['cpus']} CPUs, "
-        f"PyTorch {machine['torch']}"
-    )
+    where = describe(machine)
     if "cudnn_benchmark" in machine:
         where += f", cudnn.benchmark {machine['cudnn_benchmark']}"
     paragraphs = [
@@ -88,25 +85,18 @@ def _times(benchmark: Benchmark, on_gpu: bool) -> str:
 
 def to_json(benchmark: Benchmark, command: str, growth: Iterable[GrowthPoint] = ()) -> str:
     """All results in bytes and seconds of the whole batch; what was not measured is null."""
-    rows = []
-    for row in benchmark.rows:
-        rows.append(
-            {
-                "model": row.model,
-                "step": row.step,
-                "traffic": row.count.traffic,
-                "launches": row.count.launches,
-                "saved": row.count.saved,
-                "peak": row.count.peak,
-                "flops": row.count.flops,
-                "times": row.times,
-                "versus_resnet50": None if row.versus is None else row.versus._asdict(),
-                "floor": row.floor,
-                "gpu_peak": row.gpu_peak,
-                "host": row.host,
-                "gpu_kernels": row.gpu_kernels,
-            }
-        )
+    counted = ("traffic", "launches", "saved", "peak", "flops")
+    measured = ("times", "floor", "gpu_peak", "host", "gpu_kernels")
+    rows = [
+        {
+            "model": row.model,
+            "step": row.step,
+            **{name: getattr(row.count, name) for name in counted},
+            **{name: getattr(row, name) for name in measured},
+            "versus_resnet50": None if row.versus is None else row.versus._asdict(),
+        }
+        for row in benchmark.rows
+    ]
     content: dict[str, Any] = {
         "command": command,
         "machine": benchmark.machine,
@@ -117,6 +107,14 @@ def to_json(benchmark: Benchmark, command: str, growth: Iterable[GrowthPoint] = 
         "growth": [asdict(point) for point in growth],
     }
     return json.dumps(content, indent=2) + "\n"
+
+
+def describe(machine: Mapping[str, str | int]) -> str:
+    """What ``describe_machine`` found, but for cuDNN."""
+    return (
+        f"{machine['device']}, {machine['threads']} threads on {machine['cpus']} CPUs, "
+        f"PyTorch {machine['torch']}"
+    )
 
 
 def _title(row: Row) -> list[str]:

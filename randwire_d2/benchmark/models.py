@@ -110,23 +110,18 @@ class Case:
         return images.to(memory_format=memory_format), labels
 
 
-def available_models(detection: bool) -> tuple[str, ...]:
-    """The names of the models that ``build`` knows for a task."""
-    return tuple(name for name in MODELS if detection or name != "resnet50-msra")
-
-
 def build(name: str, case: Case) -> nn.Module:
     """Build a model with random weights.
 
     A RandWire drops no edges, because each would change the work of the step in its own way.
 
     Args:
-        name: one of ``available_models(case.detection)``.
+        name: of ``MODELS``; of classifiers there is no "resnet50-msra".
 
     Raises:
         ValueError: the name is another one, or the RandWire can't be drawn.
     """
-    names = available_models(case.detection)
+    names = [known for known in MODELS if case.detection or known != "resnet50-msra"]
     if name not in names:
         task = "detection" if case.detection else "classification"
         raise ValueError(f"no model {name!r} for {task}; there are {', '.join(names)}")

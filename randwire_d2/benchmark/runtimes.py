@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from ..config_files import get_config_file
 from ..export import FORMATS, BackboneGraph, DetectorGraph, check_runtime, fold_batch_norms
 from ..export import RUNTIMES as EXPORTED
 from .comparison import describe_machine
-from .markdown import MB, table
+from .markdown import MB, describe, table
 from .models import MODELS, RANDWIRE_OPTIONS, REFERENCE, Case, build
 from .timing import Ratio, Step, clock_of, paired, quartiles, ratio
 
@@ -106,11 +108,8 @@ def runtimes_to_markdown(
     rows: Sequence[RuntimeRow], case: Case, rounds: int, command: str, *, whole: bool = False
 ) -> str:
     """The table, below the conditions; times and peaks are of the whole batch."""
-    machine = describe_machine(torch.device("cpu"))
-    where = (
-        f"{machine['device']}, {machine['threads']} threads on {machine['cpus']} CPUs, PyTorch "
-        f"{machine['torch']}; medians over {rounds} round(s), of the whole batch:"
-    )
+    machine = describe(describe_machine(torch.device("cpu")))
+    where = f"{machine}; medians over {rounds} round(s), of the whole batch:"
     cells = [
         [
             MODELS[row.model],
@@ -200,23 +199,16 @@ class _Work:
 
 def _in_a_process(work: _Work, model: str, runtime: str) -> int:
     """The peak of a step in a process of its own: allocators keep what others have left."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, work, model, runtime, torch.get_num_threads())
-    process = context.Process(target=_send_peak, args=arguments)
-    process.start()
-    sender.close()
-    try:
-        return int(receiver.recv())
-    except EOFError:
-        raise ValueError(
-            f"{MODELS[model]} in {RUNTIMES[runtime]} ended its process: too little memory?"
-        ) from None
-    finally:
-        process.join()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        try:
+            return alone.submit(_peak, work, model, runtime, torch.get_num_threads()).result()
+        except BrokenProcessPool:
+            raise ValueError(
+                f"{MODELS[model]} in {RUNTIMES[runtime]} ended its process: too little memory?"
+            ) from None
 
 
-def _send_peak(sender: Any, work: _Work, model: str, runtime: str, threads: int) -> None:
+def _peak(work: _Work, model: str, runtime: str, threads: int) -> int:
     torch.set_num_threads(threads)
     before = _status("VmRSS")
     step = work.step(model, runtime)
@@ -224,7 +216,7 @@ def _send_peak(sender: Any, work: _Work, model: str, runtime: str, threads: int)
     with open(f"/proc/{os.getpid()}/clear_refs", "w") as f:
         f.write("5")  # the peak from here on
     step()
-    sender.send(_status("VmHWM") - before)
+    return _status("VmHWM") - before
 
 
 def _status(key: str) -> int:

@@ -1,10 +1,10 @@
 """How long several steps take, measured side by side."""
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 Step = Callable[[], object]
@@ -92,7 +92,4 @@ def ratio(times: Sequence[float], reference: Sequence[float]) -> Ratio:
 
 def quartiles(values: Sequence[float]) -> Ratio:
     """The median and the quartiles of one value or more."""
-    if len(values) == 1:
-        return Ratio(values[0], values[0], values[0])
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Ratio(median, low, high)
+    return Ratio(*np.percentile(values, (50, 25, 75)).tolist())

@@ -107,11 +107,10 @@ class WatchInput(HookBase):
 
     Args:
         period: iterations from one look to the next.
-        tolerance: the part of the time that may be lost without a word.
     """
 
-    def __init__(self, loader: TrainLoader, period: int = 100, tolerance: float = 0.1) -> None:
-        self._loader, self._period, self._tolerance = loader, period, tolerance
+    def __init__(self, loader: TrainLoader, period: int = 100) -> None:
+        self._loader, self._period = loader, period
 
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self._period or not comm.is_main_process():
@@ -119,7 +118,7 @@ class WatchInput(HookBase):
         storage = self.trainer.storage
         storage.put_scalar("broken_images", self._loader.broken, smoothing_hint=False)
         waited, total = (storage.history(k).avg(self._period) for k in ("data_time", "time"))
-        if waited > self._tolerance * total:
+        if waited > 0.1 * total:
             logger.warning(
                 f"Training waited for its data {waited / total:.0%} of the last {self._period} "
                 "iterations' time: raise DATALOADER.NUM_WORKERS, or put the images on a faster disk"

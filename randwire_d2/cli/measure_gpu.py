@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,13 @@ def comparisons(device: str, quick: bool) -> dict[str, tuple[Case, Settings]]:
         settings.setdefault("models", FUSED)
         return case, Settings(device=device, rounds=1 if quick else rounds, **settings)
 
+    def detectors(rounds: int = 9, sizes: int = 1, **settings: Any) -> tuple[Case, Settings]:
+        height, width = (64, 96) if quick else (800, 1344)
+        settings |= {"device": device, "rounds": 1 if quick else rounds, "models": FUSED}
+        return Case(2, height, width, True, generator, sizes=sizes), Settings(**settings)
+
     lower: dict[str, Any] = {"amp": "bfloat16"}
     last: dict[str, Any] = {"memory_format": "channels_last"}
-    detectors = Case(2, *((64, 96) if quick else (800, 1344)), True, generator)
     return {
         "Classifiers, batch 32, float32": classifiers(32),
         "Classifiers, batch 32, mixed": classifiers(32, **lower),
@@ -129,17 +133,10 @@ def comparisons(device: str, quick: bool) -> dict[str, tuple[Case, Settings]]:
         "Classifiers, batch 128, float32, channels_last": classifiers(128, **last),
         "Classifiers, batch 128, mixed, channels_last": classifiers(128, **lower, **last),
         "Classifiers, batch 256, mixed, channels_last": classifiers(256, 5, **lower, **last),
-        "Detectors, 2 images, float32": (
-            detectors,
-            Settings(device=device, rounds=1 if quick else 9, models=FUSED),
-        ),
-        "Detectors, 2 images, mixed, channels_last": (
-            detectors,
-            Settings(device=device, rounds=1 if quick else 9, models=FUSED, **lower, **last),
-        ),
-        "Detectors, 2 images of 8 sizes, mixed, channels_last": (
-            replace(detectors, sizes=2 if quick else 8),
-            Settings(device=device, rounds=1 if quick else 16, models=FUSED, **lower, **last),
+        "Detectors, 2 images, float32": detectors(),
+        "Detectors, 2 images, mixed, channels_last": detectors(**lower, **last),
+        "Detectors, 2 images of 8 sizes, mixed, channels_last": detectors(
+            16, sizes=2 if quick else 8, **lower, **last
         ),
         "Compiled, batch 128, mixed, channels_last": classifiers(
             128, **lower, **last, models=("randwire", "randwire-compiled", "resnet50")

@@ -1,27 +1,16 @@
 """Checkpoints of other layouts, converted and verified by running both networks."""
 
-from .convert import LAYOUTS, Conversion, convert, read_source, recognise
-from .formats import FORMATS, Checkpoint, read_checkpoint, write_checkpoint
-from .source import Head, ResNetArch, Source
+from .convert import LAYOUTS, Conversion, convert, read_source
+from .formats import read_checkpoint
 from .target import Target
-from .verification import Verification, default_image, read_image, verify
+from .verification import read_image
 
 __all__ = [
-    "FORMATS",
     "LAYOUTS",
-    "Checkpoint",
     "Conversion",
-    "Head",
-    "ResNetArch",
-    "Source",
     "Target",
-    "Verification",
     "convert",
-    "default_image",
     "read_checkpoint",
     "read_image",
     "read_source",
-    "recognise",
-    "verify",
-    "write_checkpoint",
 ]

@@ -101,10 +101,8 @@ def convert(
     if os.path.realpath(output) == os.path.realpath(source_file):
         raise ValueError(f"OUTPUT is SOURCE, {output!r}: choose another name")
     target = Target(config_file, options, to)
-    source = read_source(
-        read_checkpoint(source_file), layout, graphs=graphs, preprocessing=preprocessing,
-        target=target,
-    )  # fmt: skip
+    checkpoint = read_checkpoint(source_file)
+    source = read_source(checkpoint, target, layout, graphs=graphs, preprocessing=preprocessing)
     if spec_file is not None and isinstance(source.network, ResNetArch):
         raise ValueError("--spec-output: a ResNet has no spec; MODEL.RESNETS describes it")
     needed = target.fit(source, spec_file)
@@ -155,11 +153,11 @@ def _write(
 
 def read_source(
     checkpoint: Checkpoint,
+    target: Target,
     layout: str = "auto",
     *,
     graphs: Sequence[str | os.PathLike[str]] = (),
     preprocessing: Preprocessing | None = None,
-    target: Target | None = None,
 ) -> Source:
     """The network in a checkpoint; see ``convert``.
 
@@ -169,7 +167,7 @@ def read_source(
     if layout == "auto":
         layout = recognise(checkpoint)
     try:
-        source = _read(checkpoint, layout, graphs, preprocessing, target)
+        source = _read(checkpoint, target, layout, graphs, preprocessing)
     except (IndexError, RuntimeError, TypeError) as e:  # a scalar where a convolution should be
         reason = (str(e).splitlines() or [""])[0]
         raise ValueError(
@@ -183,16 +181,16 @@ def read_source(
 
 def _read(
     checkpoint: Checkpoint,
+    target: Target,
     layout: str,
     graphs: Sequence[str | os.PathLike[str]],
     preprocessing: Preprocessing | None,
-    target: Target | None,
 ) -> Source:
     if layout not in LAYOUTS:
         raise ValueError(f"the layout {layout!r} is unknown; known are {sorted(LAYOUTS)}")
     if graphs and layout not in (public.SEUNGWONPARK, public.JIAMINREN):
         raise ValueError(f"--graphs: the layout {layout} does not have its wiring in other files")
-    with_head = target is not None and target.to == "classifier"
+    with_head = target.to == "classifier"
     if with_head and layout in (resnet.TORCHVISION, resnet.DETECTRON2):
         raise ValueError(
             f"--to classifier is for RandWires; the layout {layout} is a ResNet's, whose backbone "
@@ -203,25 +201,18 @@ def _read(
             checkpoint, preprocessing, graphs=graphs, with_head=with_head
         )
     if layout == public.JIAMINREN:
-        configured = None if target is None else target.graph_config
         return public.read_jiaminren(
-            checkpoint, preprocessing, graphs=graphs, configured=configured, with_head=with_head
+            *(checkpoint, preprocessing, target.graph_config), graphs=graphs, with_head=with_head
         )
-    stride = None if target is None else target.stated("MODEL.RESNETS.STRIDE_IN_1X1")
+    if layout == randwire.LAYOUT:
+        relu = bool(target.stated("MODEL.CLASSIFIER.HEAD_RELU"))
+        return randwire.read(
+            checkpoint, preprocessing, target.spec, with_head=with_head, head_relu=relu
+        )
+    stride = target.stated("MODEL.RESNETS.STRIDE_IN_1X1")
     if layout == resnet.TORCHVISION:
-        return resnet.read_torchvision(
-            checkpoint, preprocessing,
-            stride_in_1x1=stride,
-            configured=None if target is None else target.preprocessing(),
-        )  # fmt: skip
-    if layout == resnet.DETECTRON2:
-        return resnet.read_detectron2(checkpoint, preprocessing, stride_in_1x1=stride)
-    return randwire.read(
-        checkpoint, preprocessing,
-        configured=None if target is None else target.spec,
-        with_head=with_head,
-        head_relu=target is not None and bool(target.stated("MODEL.CLASSIFIER.HEAD_RELU")),
-    )  # fmt: skip
+        return resnet.read_torchvision(checkpoint, preprocessing, target.preprocessing(), stride)
+    return resnet.read_detectron2(checkpoint, preprocessing, stride)
 
 
 def recognise(checkpoint: Checkpoint) -> str:

@@ -23,7 +23,7 @@ def read_head(keys: Keys, channels: int, *, conv: str, norm: str, fc: str, relu:
         raise keys.error(
             f"it holds no classifier, whose fc layer would be {fc!r}: --to classifier needs one"
         )
-    bias = keys(f"{conv}.bias") if f"{conv}.bias" in keys else None
+    bias = keys.get(f"{conv}.bias")
     weights = {
         "conv.weight": keys(f"{conv}.weight"),
         **{f"norm.{part}": value for part, value in batch_norm(keys, norm, bias).items()},

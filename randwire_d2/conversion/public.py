@@ -53,10 +53,10 @@ def recognise_jiaminren(state: Mapping[str, Tensor]) -> bool:
 
 def read_seungwonpark(
     checkpoint: Checkpoint,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | None,
     *,
-    graphs: Sequence[str | os.PathLike[str]] = (),
-    with_head: bool = False,
+    graphs: Sequence[str | os.PathLike[str]],
+    with_head: bool,
 ) -> Source:
     """
     Args:
@@ -173,20 +173,20 @@ def _topological_order(keys: Keys, layer: str, graph: Graph) -> list[int]:
 
 def read_jiaminren(
     checkpoint: Checkpoint,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | None,
+    configured: Callable[[], Mapping[str, Any]],
     *,
-    graphs: Sequence[str | os.PathLike[str]] = (),
-    configured: Callable[[], Mapping[str, Any]] | None = None,
-    with_head: bool = False,
+    graphs: Sequence[str | os.PathLike[str]],
+    with_head: bool,
 ) -> Source:
     """
     Args:
         checkpoint: the file.
         preprocessing: in place of ImageNet's.
-        graphs: the folder of the saved graphs (conv2.yaml, …), or the training config, or the
-            files of the stages, in order.
         configured: where ``graphs`` is empty, what to draw them from: the keys of a training
             config.
+        graphs: the folder of the saved graphs (conv2.yaml, …), or the training config, or the
+            files of the stages, in order.
         with_head: whether to read the classifier too; it has a ReLU before its pool.
 
     Raises:
@@ -240,7 +240,7 @@ def _jiaminren_graphs(
     stages: Sequence[str],
     sizes: Sequence[int],
     graphs: Sequence[str | os.PathLike[str]],
-    configured: Callable[[], Mapping[str, Any]] | None,
+    configured: Callable[[], Mapping[str, Any]],
 ) -> tuple[list[Graph], list[str]]:
     if len(graphs) == 1 and os.path.isdir(graphs[0]):
         return [read_yaml(Path(graphs[0]) / f"{stage}.yaml") for stage in stages], []
@@ -259,13 +259,8 @@ def _jiaminren_graphs(
                     f"{key} is {config[key]} in {os.fspath(graphs[0])!r}; the weights are of a "
                     f"network with {key} {value}"
                 )
-    elif configured is not None:
-        config = configured()
     else:
-        raise keys.error(
-            "its wiring is not in it: add --graphs with the folder of conv2.yaml … conv5.yaml, or "
-            "with the training config (graph_model, seed, …)"
-        )
+        config = configured()
     drawn = [draw(config["graph_model"], size, config["seed"], config) for size in sizes]
     parameters = ", ".join(f"{k}={config[k]}" for k in ("K", "P", "M") if config.get(k) is not None)
     note = (
@@ -293,8 +288,8 @@ def _check_in_degrees(keys: Keys, graph: Graph, nodes: str, aggregation: str) ->
 
 
 def _dense_conv(keys: Keys, ours: str, conv: str, norm: str) -> dict[str, Tensor]:
-    bias = keys(f"{conv}.bias") if f"{conv}.bias" in keys else None
-    return _named(ours, {"conv.weight": keys(f"{conv}.weight")}, batch_norm(keys, norm, bias))
+    folded = batch_norm(keys, norm, keys.get(f"{conv}.bias"))
+    return _named(ours, {"conv.weight": keys(f"{conv}.weight")}, folded)
 
 
 def _separable(
@@ -318,11 +313,11 @@ def _dense_of_separable(keys: Keys, ours: str, conv: str, norm: str) -> dict[str
 
 def _separable_bias(keys: Keys, depthwise: str, pointwise: str, weight: Tensor) -> Tensor | None:
     """Both biases as one behind the 1×1: no padding lies between the two convolutions."""
-    bias = keys(f"{pointwise}.bias") if f"{pointwise}.bias" in keys else None
-    if f"{depthwise}.bias" in keys:
-        through = weight[:, :, 0, 0] @ keys(f"{depthwise}.bias")
-        bias = through if bias is None else bias + through
-    return bias
+    bias, first = keys.get(f"{pointwise}.bias"), keys.get(f"{depthwise}.bias")
+    if first is None:
+        return bias
+    through = weight[:, :, 0, 0] @ first
+    return through if bias is None else bias + through
 
 
 def _named(ours: str, convs: dict[str, Tensor], norm: dict[str, Tensor]) -> dict[str, Tensor]:

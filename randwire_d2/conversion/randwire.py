@@ -40,11 +40,11 @@ def recognise(state: dict[str, Tensor]) -> bool:
 
 def read(
     checkpoint: Checkpoint,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | None,
+    configured: Callable[[], NetworkSpec],
     *,
-    configured: Callable[[], NetworkSpec] | None = None,
-    with_head: bool = False,
-    head_relu: bool = False,
+    with_head: bool,
+    head_relu: bool,
 ) -> Source:
     """
     Args:
@@ -60,15 +60,7 @@ def read(
     keys = Keys(checkpoint, LAYOUT)
     prefix = find_prefix(keys, "stem.conv.weight", PREFIXES)
     wiring = _wiring(keys)
-    if wiring is not None:
-        spec = wiring.spec
-    elif configured is not None:
-        spec = configured()
-    else:
-        raise keys.error(
-            "it does not hold its wiring; name it with MODEL.RANDWIRE.SPEC_FILE FILE, or with the "
-            "other keys of MODEL.RANDWIRE"
-        )
+    spec = configured() if wiring is None else wiring.spec
     shapes = backbone_shapes(spec)
     weights = {name: keys(prefix + name) for name in shapes if prefix + name in keys}
     weights = finish(keys, weights, shapes)

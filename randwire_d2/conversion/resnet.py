@@ -55,18 +55,17 @@ def recognise_detectron2(state: dict[str, Tensor]) -> bool:
 
 def read_torchvision(
     checkpoint: Checkpoint,
-    preprocessing: Preprocessing | None = None,
-    *,
-    stride_in_1x1: bool | None = None,
-    configured: Preprocessing | None = None,
+    preprocessing: Preprocessing | None,
+    configured: Preprocessing | None,
+    stride_in_1x1: bool | None,
 ) -> Source:
     """Read a ResNe(X)t with torchvision's names, which Caffe's have in mmdetection, too.
 
     Args:
         checkpoint: the file.
         preprocessing: for a file that does not say how its images were prepared.
-        stride_in_1x1: the config's MODEL.RESNETS.STRIDE_IN_1X1; by default torchvision's, False.
-        configured: what the config says of the images; by default they are torchvision's.
+        configured: what the config says of the images; of None they are torchvision's.
+        stride_in_1x1: the config's MODEL.RESNETS.STRIDE_IN_1X1; of None torchvision's, False.
 
     Raises:
         ValueError: if Detectron2 has no such ResNet, or a key is missing or superfluous.
@@ -82,13 +81,11 @@ def read_torchvision(
     if preprocessing is None and PREPROCESSING_KEY not in checkpoint.rest:
         options, whose = " ".join(prepared.options), _whose(configured)
         notes.append(f"SOURCE does not tell how its images were prepared: {options} is {whose}")
-    weights = {}
-    for ours in backbone_shapes(arch):
-        theirs = _torchvision_name(ours)
-        if theirs in keys:
-            weights[ours] = keys(theirs)
+    shapes = backbone_shapes(arch)
+    names = {ours: _torchvision_name(ours) for ours in shapes}
+    weights = {ours: keys(theirs) for ours, theirs in names.items() if theirs in keys}
     _fold_stem_bias(keys, "conv1.bias", weights)
-    weights = finish(keys, weights, backbone_shapes(arch))
+    weights = finish(keys, weights, shapes)
     unused = keys.unused({"classifier head": r"fc\..*", **COUNTERS})
 
     def features(images: Tensor) -> Features:
@@ -140,9 +137,8 @@ def _torchvision_network(arch: ResNetArch, state: dict[str, Tensor]) -> Torchvis
 
 def read_detectron2(
     checkpoint: Checkpoint,
-    preprocessing: Preprocessing | None = None,
-    *,
-    stride_in_1x1: bool | None = None,
+    preprocessing: Preprocessing | None,
+    stride_in_1x1: bool | None,
 ) -> Source:
     """
     Args:

@@ -114,6 +114,10 @@ class Keys:
         self.used.add(name)
         return self.state[name].double()
 
+    def get(self, name: str) -> Tensor | None:
+        """The same; None where there is none."""
+        return self(name) if name in self else None
+
     def error(self, message: str) -> ValueError:
         return ValueError(f"{self.checkpoint.path!r} (layout {self.layout}): {message}")
 

@@ -42,18 +42,17 @@ def draw_detections(
     dataset_name: str,
     results_json_path: str | os.PathLike[str],
     max_images: int = 8,
-    score_threshold: float = 0.5,
 ) -> Figure:
     """Draw a contact sheet: images with their ground truth, and below them with the detections.
 
-    The images are spread evenly over the data set, whatever was found in them. Masks are drawn if
-    the results have them, in the tiles of which every instance has one.
+    The images are spread evenly over the data set, whatever was found in them; detections have a
+    score of 0.5 at least. Masks are drawn if the results have them, in the tiles of which every
+    instance has one.
 
     Args:
         dataset_name: a data set with ground truth, registered in Detectron2.
         results_json_path: the coco_instances_results.json that COCOEvaluator wrote for it.
         max_images: the largest number of images drawn.
-        score_threshold: the least score (0 … 1) of the detections drawn.
 
     Raises:
         FileNotFoundError: the results or an image do not exist.
@@ -66,7 +65,7 @@ def draw_detections(
     ids = [record["image_id"] for record in DatasetCatalog.get(dataset_name)]
     count = min(max_images, len(ids))
     shown = [ids[i * len(ids) // count] for i in range(count)]
-    return draw_results(dataset_name, results, shown, score_threshold)
+    return draw_results(dataset_name, results, shown, 0.5)
 
 
 def draw_results(
@@ -76,6 +75,9 @@ def draw_results(
     score_threshold: float,
 ) -> Figure:
     """``draw_detections`` of what ``read_results`` read, on these images in this order.
+
+    Args:
+        score_threshold: the least score (0 … 1) of the detections drawn.
 
     Raises:
         FileNotFoundError: an image does not exist.

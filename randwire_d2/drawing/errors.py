@@ -83,7 +83,7 @@ def plot_precision_recall(
             label = f"mean of {len(there)}  AP {100 * mean.mean():.1f}"
             ax.plot(recall, mean, color=BLUE, linewidth=3, label=label)
             ax.legend(frameon=False, fontsize=9)
-        _unit(ax.xaxis.axes, "recall", "precision")
+        _unit(ax, "recall", "precision")
     return figure
 
 

@@ -163,6 +163,16 @@ def _node_mark(
     )
 
 
+def count_parts(dags: Sequence[Dag]) -> list[str]:
+    """How many nodes and how many edges the graphs have, from the fewest to the most."""
+    lines = []
+    counted = {"node": [dag.num_nodes for dag in dags], "edge": [len(dag.edges) for dag in dags]}
+    for what, counts in counted.items():
+        low, high = min(counts), max(counts)
+        lines.append(f"{low}–{high} {what}s" if low < high else f"{low} {what}{'s' * (low != 1)}")
+    return lines
+
+
 def _label(dag: Dag, node: int) -> str:
     return {-1: "in", dag.num_nodes: "out"}.get(node, str(node))
 

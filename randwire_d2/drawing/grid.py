@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..wiring import ConvSpec, Dag, NetworkSpec, StageSpec
 from ..wiring.network import HEAD_CHANNELS
 from .dag_layout import layout_dag
-from .graph import LEGEND_LINE, draw_dag, legend_entries, put_legend
+from .graph import LEGEND_LINE, count_parts, draw_dag, legend_entries, put_legend
 from .network import cost_of
 from .style import MARGIN, PALE, Point, page, put_arrow, put_frame, put_text
 
@@ -72,7 +72,7 @@ def draw_networks(
         about = [f"{layers[0].channels} channels, stride {stride}"]
         if dags := _dags(layers):
             leave = _stages(ax, leave, centres, y, height, title, dags)
-            _put_lines(ax, y + PAD + 4, title, about + _counts(dags))
+            _put_lines(ax, y + PAD + 4, title, about + count_parts(dags))
         else:
             leave = _pills(ax, leave, centres, y, "3×3 conv")
             _put_lines(ax, y + 13, title, about)
@@ -105,7 +105,7 @@ def draw_grid(rows: Mapping[str, Sequence[Dag]], columns: Sequence[str]) -> Figu
     y = MARGIN + head
     for i, ((name, dags), height) in enumerate(zip(rows.items(), heights, strict=True)):
         put_frame(ax, MARGIN, y, width, height, PALE)
-        _put_lines(ax, y + PAD + 4, name, _counts(dags))
+        _put_lines(ax, y + PAD + 4, name, count_parts(dags))
         for j, (left, dag) in enumerate(zip(lefts, dags, strict=True)):
             # No more than twice the usual step: a graph of few rows lies in the middle.
             room = height - 2 * PAD - 2 * STEP * (layout_dag(dag, extra=False).rows - 1)
@@ -186,13 +186,3 @@ def _join(ax: Axes, start: Point, end: Point) -> None:
     """Draw an arrow that goes down, and sidewards between the frames."""
     middle = (start[1] + end[1]) / 2 - 4  # the arrow's head needs room
     put_arrow(ax, [start, (start[0], middle), (end[0], middle), end], radius=GAP / 2)
-
-
-def _counts(dags: Sequence[Dag]) -> list[str]:
-    """How many nodes and how many edges the graphs have, from the fewest to the most."""
-    lines = []
-    counted = {"node": [dag.num_nodes for dag in dags], "edge": [len(dag.edges) for dag in dags]}
-    for what, counts in counted.items():
-        low, high = min(counts), max(counts)
-        lines.append(f"{low}–{high} {what}s" if low < high else f"{low} {what}{'s' * (low != 1)}")
-    return lines

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from ..wiring import NODE_OP_COMPLEXITY_REGISTRY, NetworkSpec, StageSpec, complexity
 from ..wiring.network import HEAD_CHANNELS
 from .dag_layout import layout_dag
-from .graph import draw_dag, put_legend
+from .graph import count_parts, draw_dag, put_legend
 from .style import MARGIN, PALE, Point, page, put_arrow, put_frame, put_text
 
 # All in pixels.
@@ -86,18 +86,15 @@ def _stage(
 ) -> tuple[Point, Point]:
     """Draw a stage in its frame; returns where its extra input and output nodes are."""
     put_frame(ax, left, MARGIN, width, height, PALE)
-    nodes, edges = stage.dag.num_nodes, len(stage.dag.edges)
     put_text(ax, left + 16, MARGIN + 24, stage.name, size=21, weight="bold", align="left")
-    about = [
-        f"{nodes} node{'s' * (nodes != 1)}, {edges} edge{'s' * (edges != 1)}",
-        f"{stage.channels} channels, stride {stride}",
-    ]
+    parts = ", ".join(count_parts([stage.dag]))
+    about = [parts, f"{stage.channels} channels, stride {stride}"]
     for i, line in enumerate(about):
         put_text(ax, left + 16, MARGIN + 50 + 21 * i, line, size=15.5, align="left")
     start, end = MARGIN + TITLE + PORT, MARGIN + height - 1.7 * PORT
     box = (left + 20, left + width - 20, start, end)
     points = draw_dag(ax, stage.dag, box, name=stage.name)
-    return points[-1], points[nodes]
+    return points[-1], points[stage.dag.num_nodes]
 
 
 def _facts(ax: Axes, spec: NetworkSpec, left: float, top: float) -> None:

@@ -244,7 +244,7 @@ def _images(
     )
     if worst:
         try:
-            shown = [image.image_id for image in worst[:SHOWN]]
+            shown = [image.image_id for image in worst]
             figure = draw_results(dataset, results, shown, analysis.threshold)
             png = _png(figure, folder / "images.png", palette=False)
             about += "Those with the most, in the order of the table:"

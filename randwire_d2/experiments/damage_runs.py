@@ -27,7 +27,6 @@ from ..text import one_line
 from ..wiring import graph_label
 from .damage import KINDS, Damage, Work, all_damages, count_correct, count_work
 
-VERSION = 2  # of what the counts mean: counts of another one are not gone on from
 TIMED_BATCHES = 5  # on which the intact network is timed
 
 
@@ -148,7 +147,6 @@ def load_run(
     count = min(max_images or len(images), len(images))
     size = cfg.INPUT.TEST_CROP_SIZE
     identity = {
-        "version": VERSION,
         "fingerprint": spec.fingerprint,
         "weights": _sha256(weights.read_bytes()),
         "head_relu": cfg.MODEL.CLASSIFIER.HEAD_RELU,

@@ -19,7 +19,7 @@ from ..config import classifier_config, family, flat, is_classifier, merge_confi
 from ..config_files import CONFIGS
 from ..engine import scale_schedule
 from ..modeling import LazyDetector
-from .paper import TABLE_2, TABLE_3, TABLE_4, TABLE_5, Classification, Detection
+from .paper import TABLE_2, TABLE_3, TABLE_4, TABLE_5, Printed
 
 IMAGENET_IMAGES = 1_281_167  # in an epoch of configs/imagenet
 
@@ -57,7 +57,7 @@ class _Row(NamedTuple):
     """
 
     table: int
-    printed: Classification | Detection
+    printed: Printed
     config: str
     options: tuple[Any, ...] = ()
 
@@ -179,7 +179,7 @@ def find_reference(network: str, recipe: Recipe, configs: Path = CONFIGS) -> Ref
     references = [
         _compare(row, recipe, configs)
         for row in _ROWS
-        if row.printed.network == network and isinstance(row.printed, Classification) == classifies
+        if row.printed.network == network and (row.table != 5) == classifies
     ]
     return min(references, key=lambda reference: len(reference.differences), default=None)
 

@@ -1,12 +1,10 @@
 """Tables 2 to 5 from the folders of runs: trainings and evaluations, beside the paper's numbers."""
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -25,6 +23,7 @@ from .paper_recipe import (
     join_recipes,
     read_recipe,
 )
+from .tables import mean_and_std
 
 # The names in metrics.json, with the paper's titles of its columns.
 DETECTION = {f"bbox/{name}": name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
@@ -252,7 +251,8 @@ def _table(results: Sequence[Result], titles: Mapping[str, str]) -> str:
         one = ", evaluation" if group.kind == "evaluation" else ""
         here = f"here{several if len(runs) > 1 else one}"
         data = "; ".join([group.data, *_differences(group, groups)])
-        rows.append([group.network, here, data, *map(_mean_and_std, zip(*runs))])
+        reached = [mean_and_std(values, 2) for values in zip(*runs)]
+        rows.append([group.network, here, data, *reached])
         if group.reference and group.reference.comparable:
             reference = group.reference
             rows.append(["", f"paper, Table {reference.table}", "", *reference.values])
@@ -314,14 +314,6 @@ def _how_far(result: Result) -> str:
         return "an evaluation without results"
     missing = f", but {result.group.task[0]} is missing" if result.progress == 1 else ""
     return f"{result.progress:.0%} done{missing}"
-
-
-def _mean_and_std(values: Sequence[float]) -> str:
-    if not all(map(math.isfinite, values)):  # such as APl, of a set without large objects
-        return "–"
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{mean(values):.1f} ± {stdev(values):.2f}"
 
 
 def to_json(results: Sequence[Result], unreadable: Sequence[Unreadable] = ()) -> str:

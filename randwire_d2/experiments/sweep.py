@@ -60,7 +60,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "config": (str,), "seeds": (int,), "generators": (str,), "node_ops": (str,),
     "channels": (int,), "multiply_adds": (int, float), "pretrained": (str,), "options": (dict,),
 }  # fmt: skip
-KEYS = (*TYPES, "node_ops", "evaluate")
+KEYS = (*TYPES, "evaluate")
 # What compares generators; without them, a sweep is of its configs' own networks.
 OF_GENERATORS = ("node_ops", "channels", "multiply_adds")
 # The keys by which a detector is verified with the weights that it will start from.

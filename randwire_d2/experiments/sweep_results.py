@@ -17,6 +17,7 @@ from .results import read_result
 from .results import to_json as runs_to_json
 from .results import to_markdown as runs_to_markdown
 from .sweep_run import Run, Setting, Status
+from .tables import mean_and_std
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def to_markdown(results: Sequence[Result]) -> str:
         setting, scores = result.setting, result.scores
         row: list[str] = [setting.generator, *([setting.node_op] if several else [])]
         row += [str(setting.channels), f"{setting.flops / 1e6:,.1f}"]
-        row += [f"{len(scores)} of {len(result.runs)}", _mean_and_std(scores)]
+        row += [f"{len(scores)} of {len(result.runs)}", mean_and_std(scores, 1)]
         row += [", ".join(f"{value:.1f}" for value in scores)]
         # The paper's figures are those of separable convolutions.
         told = FIGURE_3.get(setting.generator) if result.classifies else None
@@ -183,12 +184,6 @@ def _series(results: Sequence[Result]) -> dict[str, dict[str, float]]:
 
 def _score(results: Sequence[Result]) -> str:
     return "top-1 (%)" if all(result.classifies for result in results) else "AP"
-
-
-def _mean_and_std(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else "–"
-    return f"{mean(values):.1f} ± {stdev(values):.1f}"
 
 
 def plot_bars(results: Sequence[Result]) -> Figure:

@@ -11,6 +11,18 @@ from tabulate import tabulate
 UNITS = {"": 1, "M": 1e6, "B": 1e9}
 
 
+def mean_and_std(values: Sequence[float], digits: int) -> str:
+    """The mean ± sample standard deviation, with so many digits; one value is alone.
+
+    A dash where there is none, or no number, such as APl of a set without large objects.
+    """
+    if not values or not all(map(math.isfinite, values)):
+        return "–"
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{mean(values):.1f} ± {stdev(values):.{digits}f}"
+
+
 @dataclass(frozen=True)
 class Quantity:
     """A number, or the mean ± sample standard deviation of several networks' numbers.

@@ -7,22 +7,20 @@ from .backbone import (
     build_randwire_retinanet_fpn_backbone,
 )
 from .classifier import RandWireClassifier
-from .image_classifier import ImageClassifier, build_network
+from .image_classifier import ImageClassifier
 from .lazy_detector import LAZY_PART_REGISTRY, LazyDetector, describe_lazily
 from .node import NODE_OP_REGISTRY, Node
-from .stage import ConvStage, RandWireStage
+from .stage import RandWireStage
 
 __all__ = [
     "LAZY_PART_REGISTRY",
     "NODE_OP_REGISTRY",
-    "ConvStage",
     "ImageClassifier",
     "LazyDetector",
     "Node",
     "RandWire",
     "RandWireClassifier",
     "RandWireStage",
-    "build_network",
     "build_randwire_backbone",
     "build_randwire_fpn_backbone",
     "build_randwire_retinanet_fpn_backbone",

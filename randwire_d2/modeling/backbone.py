@@ -140,15 +140,9 @@ class RandWire(PretrainedNetwork, Backbone):
         return {
             "spec": spec_from_config(cfg),
             "out_features": cfg.MODEL.RANDWIRE.OUT_FEATURES,
-            "norm": cfg.MODEL.RANDWIRE.NORM,
-            "init": cfg.MODEL.RANDWIRE.INIT,
-            "edge_drop_prob": cfg.MODEL.RANDWIRE.EDGE_DROP_PROB,
-            "edge_drop_scope": cfg.MODEL.RANDWIRE.EDGE_DROP_SCOPE,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
             "relu_features": cfg.MODEL.RANDWIRE.RELU_FEATURES,
-            "fused": cfg.MODEL.RANDWIRE.FUSED,
-            "recompute": cfg.MODEL.RANDWIRE.RECOMPUTE,
-            "cuda_graphs": cfg.MODEL.RANDWIRE.CUDA_GRAPHS,
+            **configured_options(cfg),
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -271,6 +265,13 @@ class RandWire(PretrainedNetwork, Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every feature that ``forward`` returns."""
         return {name: self._shapes[name] for name in self._out_features}
+
+
+def configured_options(cfg: CfgNode) -> dict[str, Any]:
+    """The arguments that a backbone and a classifier have in common, as MODEL.RANDWIRE has them."""
+    shared = ("NORM", "INIT", "EDGE_DROP_PROB", "EDGE_DROP_SCOPE")
+    how = ("FUSED", "RECOMPUTE", "CUDA_GRAPHS")
+    return {key.lower(): cfg.MODEL.RANDWIRE[key] for key in (*shared, *how)}
 
 
 @BACKBONE_REGISTRY.register()

@@ -28,11 +28,6 @@ Launch = Callable[[Tensor, Tensor | None], Tensor]
 recorder: Recorder = CudaRecorder()  # tests have one for CPUs
 
 
-def can_record(x: Tensor) -> bool:
-    """Whether a stage with this input can be replayed as a graph."""
-    return recorder.place(x) is not None
-
-
 class Memory:
     """What graphs of a stage share, of which one is busy at a time.
 

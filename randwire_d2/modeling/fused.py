@@ -4,7 +4,7 @@ Here stands when it applies, and what it takes from a stage's modules and leaves
 computed, and its gradients, stand in ``graph_function``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -206,7 +206,7 @@ def run_fused(
     channels = nodes[0].conv.pointwise.out_channels
     padding, in_padding = (padding_of(c, dtype, x.device) for c in (channels, x.shape[1]))
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-    save = _wants_gradients(nodes, x)
+    save = wants_gradients(x, (p for node in nodes for p in node.parameters()))
     # Those who recompute want to save memory, and a CPU gains nothing.
     together = not recompute and (save or x.device.type != "cpu")
     by_levels = norm.group is not None or together or (norm.batch and not recompute)
@@ -249,9 +249,8 @@ def _count_values(x: Tensor, norm: Settings) -> int:
     return count
 
 
-def _wants_gradients(nodes: Sequence[nn.Module], x: Tensor) -> bool:
+def wants_gradients(x: Tensor, parameters: Iterable[Tensor]) -> bool:
     """Asked outside of the autograd function, in which gradients are always off."""
-    parameters = (parameter for node in nodes for parameter in node.parameters())
     return torch.is_grad_enabled() and (
         x.requires_grad or any(parameter.requires_grad for parameter in parameters)
     )

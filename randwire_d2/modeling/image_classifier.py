@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from ..config import spec_from_config
 from ..text import one_line
+from .backbone import configured_options
 from .classifier import RandWireClassifier
 
 
@@ -142,15 +143,9 @@ def build_network(cfg: CfgNode) -> nn.Module:
         return RandWireClassifier(
             spec_from_config(cfg),
             num_classes,
-            norm=cfg.MODEL.RANDWIRE.NORM,
-            init=cfg.MODEL.RANDWIRE.INIT,
             head_relu=cfg.MODEL.CLASSIFIER.HEAD_RELU,
             dropout=cfg.MODEL.CLASSIFIER.DROPOUT,
-            edge_drop_prob=cfg.MODEL.RANDWIRE.EDGE_DROP_PROB,
-            edge_drop_scope=cfg.MODEL.RANDWIRE.EDGE_DROP_SCOPE,
-            fused=cfg.MODEL.RANDWIRE.FUSED,
-            recompute=cfg.MODEL.RANDWIRE.RECOMPUTE,
-            cuda_graphs=cfg.MODEL.RANDWIRE.CUDA_GRAPHS,
+            **configured_options(cfg),
         )
     backbone = build_resnet_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
     for block in (block for stage in backbone.stages for block in stage):

@@ -121,6 +121,4 @@ def _with_parts(node: Any, cfg: CfgNode) -> Any:
         values["_target_"] = LAZY_PART_REGISTRY.get(str(node["_target_"]))
         if values["_target_"] is RandWire:
             values["spec"] = spec_from_config(cfg)
-            # Without it, the default of when the detector was trained; once it was another.
-            values.setdefault("relu_features", cfg.MODEL.RANDWIRE.RELU_FEATURES)
     return values

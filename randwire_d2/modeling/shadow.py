@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cuda_graphs import can_record
+from . import cuda_graphs
 from .difference import LIMITS, error, exact_convolutions, random_gradient, unchanged
 from .stage import RandWireStage
 from .stage_graphs import FIRST_CALLS
@@ -119,7 +119,8 @@ def _times(stage: RandWireStage, x: Tensor, rounds: int) -> tuple[float, float]:
     """
     times: dict[Run, list[float]] = {run: [] for run in TIMED}
     with torch.set_grad_enabled(stage.training and torch.is_grad_enabled()):
-        for _ in range(FIRST_CALLS if stage.cuda_graphs and can_record(x) else 0):
+        replayed = stage.cuda_graphs and cuda_graphs.recorder.place(x) is not None
+        for _ in range(FIRST_CALLS if replayed else 0):
             _run(stage, TIMED[0], x)
         for i in range(rounds + 1):
             for run in TIMED if i % 2 else TIMED[::-1]:

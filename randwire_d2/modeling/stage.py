@@ -24,6 +24,7 @@ from .fused import (
     sharing,
     tensors_of,
     uses_batch,
+    wants_gradients,
     why_not,
 )
 from .node import Node, build_norm, conv2d
@@ -161,9 +162,7 @@ class RandWireStage(CNNBlockBase):
             return ""
         norm: Any = self.nodes[0].norm
         device, dtype, batch = x.device, compute_dtype(x), uses_batch(norm)
-        backward = torch.is_grad_enabled() and (
-            x.requires_grad or any(p.requires_grad for p in tensors_of([*self.nodes])[0])
-        )
+        backward = wants_gradients(x, tensors_of([*self.nodes])[0])
         key = (device, dtype, self.training, batch, backward)
         if key in self._failures and not torch.compiler.is_compiling():
             return self._failures[key]

@@ -21,7 +21,7 @@ from ..errors import is_out_of_memory
 from ..text import one_line
 from . import cuda_graphs
 from .cuda_graphs import Graph, Launch, Memory, NotFinite
-from .fused import compute_dtype, settings, tensors_of
+from .fused import compute_dtype, settings, tensors_of, wants_gradients
 
 # A graph is recorded at the third call with the same key. In training, once there were other keys,
 # as where a detector's images have many sizes: at the tenth, and for so many of them. They share
@@ -127,8 +127,7 @@ class StageGraphs:
             self.drop()
             self._read, self._state = read, state  # no other tensor gets their ids
         own = settings(nodes[0].norm)
-        trained = any(p.requires_grad for p in parameters)
-        backward = torch.is_grad_enabled() and (x.requires_grad or trained)
+        backward = wants_gradients(x, parameters)
         # Who moves saved tensors, or computes them again, could not.
         hooked = backward and torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
         if hooked or own.group is not None:

@@ -41,12 +41,8 @@ class Compiled(NamedTuple):
     waits: int
 
 
-def compile_kernels(
-    case: Case, operators: Sequence[str], capability: int = 90
-) -> Iterator[Compiled]:
-    """Compile all kernels that operators launch with a case's operands.
-
-    This replaces Triton's driver: in this process nothing can run on a GPU any more.
+def replace_driver(capability: int) -> None:
+    """Have Triton compile for a GPU that need not be there; in this process none can run any more.
 
     Args:
         capability: the GPU's compute capability, 80 for 8.0.
@@ -62,6 +58,17 @@ def compile_kernels(
             get_current_stream=lambda device: 0,
         )
     )
+
+
+def compile_kernels(
+    case: Case, operators: Sequence[str], capability: int = 90
+) -> Iterator[Compiled]:
+    """Compile all kernels that operators launch with a case's operands.
+
+    Args:
+        capability: see ``replace_driver``, which it calls.
+    """
+    replace_driver(capability)
     compiled: dict[str, bytes] = {}
 
     def compile_only(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
