@@ -115,19 +115,23 @@ def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
 
 
 def precise_bn(
-    cfg: CfgNode, model: torch.nn.Module, build_loader: Callable[[], Any]
+    cfg: CfgNode, model: torch.nn.Module, loader: Any, build_loader: Callable[[], Any]
 ) -> PreciseBN | None:
     """The hook that TEST.PRECISE_BN asks for, of a model that has norms to be precise.
 
     Args:
         model: what is evaluated.
-        build_loader: makes a loader of training images, without workers, as Detectron2 has it.
+        loader: the training's.
+        build_loader: makes another one of the same images, without workers, as Detectron2 has it.
     """
     node = cfg.TEST.PRECISE_BN
     if not (node.ENABLED and get_bn_modules(model)):
         return None
-    with random_state_kept():  # the loader may draw a seed
-        loader = build_loader()
+    if isinstance(loader, TrainLoader):  # the labels need not be read again
+        loader = loader.without_workers()
+    else:
+        with random_state_kept():  # it may draw a seed
+            loader = build_loader()
     return PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, node.NUM_ITER)
 
 
@@ -245,14 +249,16 @@ class Trainer(DefaultTrainer):
             self.cfg,
             self.evaluate,
             self.build_writers,
-            precise_bn=precise_bn(self.cfg, self.evaluated_model, self._loader_without_workers),
+            precise_bn=precise_bn(
+                self.cfg,
+                self.evaluated_model,
+                self._trainer.data_loader,
+                self._loader_without_workers,
+            ),
             test_with_tta=self._evaluate_with_tta if self.cfg.TEST.AUG.ENABLED else None,
         )
 
     def _loader_without_workers(self) -> Any:
-        loader = self._trainer.data_loader
-        if isinstance(loader, TrainLoader):  # the labels need not be read again
-            return loader.without_workers()
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
