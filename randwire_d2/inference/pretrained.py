@@ -21,6 +21,7 @@ class PretrainedModel:
 
     Attributes:
         classifies: whether it is a classifier, whose ids of classes are their order.
+        runtime: the one of ``inference.runtime`` that was chosen for it; None for the usual one.
     """
 
     cfg: CfgNode
@@ -28,6 +29,7 @@ class PretrainedModel:
     class_names: list[str]
     category_ids: list[int]
     classifies = False
+    runtime: str | None = None
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False
