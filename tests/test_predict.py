@@ -754,12 +754,18 @@ def test_a_data_set_of_other_classes_is_refused(detector: Path, tmp_path: Path) 
     assert not out.exists()
 
 
-@pytest.mark.parametrize("train", ["coco_2017_train_panoptic_separated", "nobody_has_it"])
+PANOPTIC = "coco_2017_train_panoptic_separated"
+
+
+@pytest.mark.parametrize(
+    ("train", "stored"), [(PANOPTIC, False), ("nobody_has_it", False), ("nobody_has_it", True)]
+)
 def test_a_panoptic_model_tells_of_stuff_too(
-    train: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: str, stored: bool, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Wrong: all but the instances is dropped without a word, or COCO's tools read other segments,
-    classes or ids than the model found."""
+    classes or ids than the model found; or the names of stuff, which the checkpoint holds, need the
+    data set."""
     cfg = detector_config()
     cfg.merge_from_file(str(ROOT / "configs/coco/panoptic_fpn_randwire_c109_1x.yaml"))
     cfg.merge_from_list([
@@ -769,7 +775,10 @@ def test_a_panoptic_model_tells_of_stuff_too(
         "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 20, "DATASETS.TRAIN", (train,),
     ])  # fmt: skip
     names, ids = ["dog", "cat", "cow", "pig", "emu", "ant"], [18, 17, 21, 1, 16, 90]
-    file = save(Trainer, cfg, tmp_path / "run", class_names=names, category_ids=ids)
+    of_coco = cfg.clone()
+    of_coco.DATASETS.TRAIN = (PANOPTIC,)
+    entry = Trainer.classes(of_coco)["stuff"] if stored else None
+    file = save(Trainer, cfg, tmp_path / "run", class_names=names, category_ids=ids, stuff=entry)
     out = tmp_path / "out"
     options = ["--output", out, "--device", "cpu", "--score-threshold", 0]
     assert predict(file, images, *options) == 0
@@ -777,7 +786,8 @@ def test_a_panoptic_model_tells_of_stuff_too(
     written = json.loads((out / "panoptic.json").read_text())
     categories = {c["id"]: c for c in written["categories"]}
     assert len(categories) == 6 + 53
-    known = train != "nobody_has_it"
+    known = train == PANOPTIC or stored
+    assert Detector.from_pretrained(model.save_pretrained(tmp_path / "own")).stuff == model.stuff
     stuff = "banner" if known else "stuff 1"
     assert categories[92 if known else 91] == {**categories[92 if known else 91], "name": stuff}
     assert ("Stuff is called stuff 1" in capsys.readouterr().out) != known

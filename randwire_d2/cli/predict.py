@@ -165,7 +165,7 @@ def _prepare(args: argparse.Namespace) -> Job:
     _refuse_to_draw_over_inputs(job)
     if isinstance(model, Detector) and model.stuff is not None and not model.stuff.known:
         print(
-            "Stuff is called stuff 1, stuff 2, …: checkpoints don't hold its names, and the data "
+            "Stuff is called stuff 1, stuff 2, …: the checkpoint has no names of it, and the data "
             f"sets {tuple(model.cfg.DATASETS.TRAIN)}, of which the first would, aren't known here"
         )
     runtime = args.runtime

@@ -46,14 +46,17 @@ class Detector(PretrainedModel):
         model: nn.Module,
         class_names: Sequence[str],
         category_ids: Sequence[int] | None = None,
+        stuff: Mapping[str, Any] | None = None,
     ) -> None:
         self.file, self.cfg, self.model = file, cfg, model
         self.class_names = list(class_names)
         self.category_ids = list(category_ids or range(len(self.class_names)))
         colors = [[round(255 * c) for c in color] for color in class_palette(len(class_names))]
         self.metadata = Metadata(thing_classes=self.class_names, thing_colors=colors)
-        self.stuff = stuff_of(cfg, self.category_ids)
+        self.stuff = stuff_of(cfg, self.category_ids, stuff)
         if self.stuff is not None:
+            if self.stuff.known:
+                self.stuff_entry = {"names": self.stuff.names, "ids": self.stuff.ids}
             self.metadata.set(stuff_classes=self.stuff.names, stuff_colors=self.stuff.colors)
         # As the mapper of a test, which would ask a keypoint detector's training set for its names.
         resize = build_augmentation(cfg, is_train=False)
