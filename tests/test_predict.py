@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from helpers import ROOT, draw_image_folders, run_tool
@@ -168,6 +169,31 @@ def test_detectron2s_predictor_takes_the_config(
     found, expected = own(image)["instances"], DefaultPredictor(own.cfg)(image)["instances"]
     assert len(found) == 5 and found.scores.tolist() == expected.scores.tolist()
     assert found.pred_boxes.tensor.tolist() == expected.pred_boxes.tensor.tolist()
+
+
+@pytest.mark.parametrize("channels", ["BGR", "RGB", "L", "YUV-BT.601"])
+def test_a_file_is_opened_once_and_read_as_by_the_mapper(
+    channels: str, detector: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: each image is opened twice; or the model gets other pixels than in its tests, of an
+    array or a file, or of a model whose images are no RGB."""
+    own = load_detector(detector, "cpu")
+    cfg = own.cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.FORMAT = channels
+    own = Detector("", cfg, own.model, own.class_names)
+    record = {"file_name": str(images / "b.jpg"), "height": 60, "width": 80, "annotations": []}
+    expected = DatasetMapper(cfg, False)(record)
+    opened: list[Any] = []
+    open_file = Image.open
+    monkeypatch.setattr(Image, "open", lambda f: opened.append(f) or open_file(f))
+    read = own.read(record)
+    assert len(opened) == 1
+    array = own.prepare(cv2.imread(record["file_name"]))["image"]
+    assert torch.equal(read.pop("image"), image := expected.pop("image")) and read == expected
+    assert array.shape == image.shape and (array.float() - image.float()).abs().mean() < 2
+    with pytest.raises(SizeMismatchError):
+        own.read({**record, "width": 81})
 
 
 def test_what_is_no_image_is_refused_in_one_line(detector: Path, classifier: Path) -> None:
