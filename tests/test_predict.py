@@ -857,6 +857,22 @@ def test_a_full_disk_takes_nothing_of_what_was_written(tmp_path: Path) -> None:
     assert listed["id"] == 1
 
 
+def test_a_name_that_is_no_utf8_is_as_good_as_any(
+    detector: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: one such file, as Latin-1 has left them, ends the work, where it is written into the
+    table or named as broken."""
+    whole, broken = (tmp_path / os.fsdecode(name) for name in (b"\xe9.png", b"broken\xe9.png"))
+    shutil.copy(images / "a.png", whole)
+    broken.write_bytes(b"no image")
+    out = tmp_path / "out"
+    assert predict(detector, whole, broken, "--output", out, "--device", "cpu") == 1
+    assert f"Skipped {tmp_path}/broken\ufffd.png: " in capsys.readouterr().out
+    assert os.fsencode(whole) in (out / "results.csv").read_bytes()
+    (listed,) = json.loads((out / "images.json").read_text())["images"]
+    assert listed["file_name"] == str(whole) and len(results(out)) == 5
+
+
 def test_names_of_pictures_are_different(tmp_path: Path) -> None:
     """Wrong: a.png of one folder is drawn over a.jpg of another."""
     for name in ("x/a.jpg", "x/a.png", "y/a.jpg", "y/[1].jpg"):

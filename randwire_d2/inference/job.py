@@ -1,5 +1,6 @@
 """A prediction at work: images, then videos frame by frame; results and pictures of each."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -309,7 +310,9 @@ class Job:
 
     def _say_broken(self, path: str, error: Exception, what: str = "Skipped") -> None:
         self.broken.append(path)
-        tqdm.write(f"{what} {path}: {one_line(error, 300) or type(error).__name__}")
+        said = f"{what} {path}: {one_line(error, 300) or type(error).__name__}"
+        # A name need be no UTF-8, which a terminal's stream would refuse.
+        tqdm.write(os.fsencode(said).decode(errors="replace"))
 
 
 class _Found(NamedTuple):
