@@ -17,6 +17,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from helpers import ROOT, draw_image_folders, refusal, run_tool
+from PIL import Image
 from pycocotools import mask as mask_util
 from torch import Tensor, nn
 
@@ -593,6 +594,15 @@ def test_a_detector_that_finds_nothing_is_not_proved_by_it(detector: Path, tmp_p
     with pytest.raises(ValueError, match="found nothing in the images .* with --images"):
         export_model(tmp_path / "sure.pth", tmp_path / "x.ts")
     assert not (tmp_path / "x.ts").exists()
+
+
+def test_an_image_to_compare_on_that_cant_be_read_is_named(detector: Path, tmp_path: Path) -> None:
+    """Wrong: of a hundred --images one is refused, and nobody knows which."""
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(deep)
+    with pytest.raises(ValueError, match=f"--images {deep}: .*more than 8 bits") as e:
+        export_model(detector, tmp_path / "x.onnx", images=[str(deep)])
+    assert "\n" not in str(e.value)
 
 
 class Marker:

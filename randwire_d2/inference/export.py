@@ -27,6 +27,7 @@ from ..export import (
     format_of,
 )
 from ..files import atomic_open, check_file, make_folder_of
+from ..text import one_line
 from .classifier import Classifier
 from .detector import Detector
 from .exported import describe
@@ -77,7 +78,12 @@ def export_model(
     if os.path.isfile(source) and format_of(os.fspath(source)):
         raise ValueError(f"{os.fspath(source)} is an exported file already; name a checkpoint")
     model = load_model(source, "cpu")
-    own = [model.read({"file_name": path})["image"] for path in images]
+    own = []
+    for path in images:
+        try:
+            own.append(model.read({"file_name": path})["image"])
+        except ValueError as e:
+            raise ValueError(f"--images {path}: {one_line(e, 300)}") from e
     return write_proved(model, os.fspath(output), written_as, part=part, images=own)
 
 
