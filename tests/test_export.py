@@ -17,6 +17,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from helpers import ROOT, draw_image_folders, refusal, run_tool
+from PIL import Image
 from pycocotools import mask as mask_util
 from torch import Tensor, nn
 
@@ -75,10 +76,10 @@ def trained(model: nn.Module) -> nn.Module:
     return model
 
 
-def save(cfg: CfgNode, folder: Path, names: list[str], ids: list[int]) -> Path:
+def save(cfg: CfgNode, folder: Path, names: list[str], ids: list[int], stuff: Any = None) -> Path:
     torch.manual_seed(0)
     model = trained(build_model(cfg))
-    classes: Any = {"class_names": names, "category_ids": ids}
+    classes: Any = {"class_names": names, "category_ids": ids, "stuff": stuff}
     RandWireCheckpointer(model, str(folder), cfg=cfg, **classes).save("model_final")
     return folder / "model_final.pth"
 
@@ -162,11 +163,14 @@ def test_an_exported_panoptic_detector_finds_stuff_as_well(name: str, tmp_path: 
         "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32,
         "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.1,
         "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 20, "MODEL.WEIGHTS", "",
+        "DATASETS.TRAIN", ("nobody_has_it",),
     ])  # fmt: skip
-    own = load_detector(save(cfg, tmp_path, list(CLASSES), IDS), "cpu")
+    stuff = {"names": [*map(str, range(54))], "ids": [*range(54, 108)]}
+    own = load_detector(save(cfg, tmp_path, list(CLASSES), IDS, stuff), "cpu")
     export_model(own.file, tmp_path / f"x{SUFFIXES[name]}")
     exported = load_detector(tmp_path / f"x{SUFFIXES[name]}")
     pixels = np.random.default_rng(5).integers(0, 256, (75, 101, 3), dtype=np.uint8)
+    assert exported.stuff == own.stuff and own.stuff_entry == stuff
     ours, theirs = own(pixels), exported(pixels)
     assert len(ours["instances"]) == len(theirs["instances"]) > 0
     assert theirs["sem_seg"].shape == (54, 75, 101)
@@ -590,6 +594,15 @@ def test_a_detector_that_finds_nothing_is_not_proved_by_it(detector: Path, tmp_p
     with pytest.raises(ValueError, match="found nothing in the images .* with --images"):
         export_model(tmp_path / "sure.pth", tmp_path / "x.ts")
     assert not (tmp_path / "x.ts").exists()
+
+
+def test_an_image_to_compare_on_that_cant_be_read_is_named(detector: Path, tmp_path: Path) -> None:
+    """Wrong: of a hundred --images one is refused, and nobody knows which."""
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(deep)
+    with pytest.raises(ValueError, match=f"--images {deep}: .*more than 8 bits") as e:
+        export_model(detector, tmp_path / "x.onnx", images=[str(deep)])
+    assert "\n" not in str(e.value)
 
 
 class Marker:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from helpers import ROOT, draw_image_folders, run_tool
@@ -167,6 +169,31 @@ def test_detectron2s_predictor_takes_the_config(
     found, expected = own(image)["instances"], DefaultPredictor(own.cfg)(image)["instances"]
     assert len(found) == 5 and found.scores.tolist() == expected.scores.tolist()
     assert found.pred_boxes.tensor.tolist() == expected.pred_boxes.tensor.tolist()
+
+
+@pytest.mark.parametrize("channels", ["BGR", "RGB", "L", "YUV-BT.601"])
+def test_a_file_is_opened_once_and_read_as_by_the_mapper(
+    channels: str, detector: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: each image is opened twice; or the model gets other pixels than in its tests, of an
+    array or a file, or of a model whose images are no RGB."""
+    own = load_detector(detector, "cpu")
+    cfg = own.cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.FORMAT = channels
+    own = Detector("", cfg, own.model, own.class_names)
+    record = {"file_name": str(images / "b.jpg"), "height": 60, "width": 80, "annotations": []}
+    expected = DatasetMapper(cfg, False)(record)
+    opened: list[Any] = []
+    open_file = Image.open
+    monkeypatch.setattr(Image, "open", lambda f: opened.append(f) or open_file(f))
+    read = own.read(record)
+    assert len(opened) == 1
+    array = own.prepare(cv2.imread(record["file_name"]))["image"]
+    assert torch.equal(read.pop("image"), image := expected.pop("image")) and read == expected
+    assert array.shape == image.shape and (array.float() - image.float()).abs().mean() < 2
+    with pytest.raises(SizeMismatchError):
+        own.read({**record, "width": 81})
 
 
 def test_what_is_no_image_is_refused_in_one_line(detector: Path, classifier: Path) -> None:
@@ -420,10 +447,11 @@ def test_a_prediction_that_ends_early_keeps_what_it_found(
     assert predict(*given, whole) == 0
     shutil.copytree(whole, out)
     before = (out / "results.json").read_bytes()
-    save = job.save_picture
+    save, killed = job.save_picture, tmp_path / "killed"
 
     def stop_at_second(image: np.ndarray, path: Path) -> None:
         if path.stem == "b":
+            shutil.copytree(out, killed)
             if isinstance(end, BaseException):
                 raise end
             os.kill(os.getpid(), end)
@@ -443,9 +471,137 @@ def test_a_prediction_that_ends_early_keeps_what_it_found(
     assert (out / "results.json").read_bytes() == before
     assert f"found in 2 images is in {out}/results.partial.json" in capsys.readouterr().err
     assert not list(out.rglob("*.tmp"))
+    with pytest.raises(ValueError, match="or --resume to go on"):
+        predict(*given, out)
     monkeypatch.undo()
-    assert predict(*given, out, "--overwrite") == 0
-    assert results(out) == results(whole) and not list(out.glob("*.partial.*"))
+    expected = contents(whole)
+    # What a signal has left, then what SIGKILL would have left at that moment.
+    for folder, skipped in ((out, 1), (killed, 0)):
+        with monkeypatch.context() as patch:
+            computed = count_outputs(patch)
+            assert predict(*given, folder, "--resume") == 0
+        assert len(computed) == 3 - skipped and contents(folder) == expected
+    with pytest.raises(ValueError, match="holds no unfinished prediction"):
+        predict(*given, out, "--resume")
+    assert predict(*given, tmp_path / "new", "--resume") == 0
+    assert contents(tmp_path / "new") == expected
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def count_outputs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What ``Detector.outputs`` is called with from here on."""
+    own, computed = Detector.outputs, list[dict[str, Any]]()
+
+    def outputs(self: Detector, inputs: list[dict[str, Any]]) -> Any:
+        computed.extend(inputs)
+        return own(self, inputs)
+
+    monkeypatch.setattr(Detector, "outputs", outputs)
+    return computed
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_resumed_prediction_skips_what_is_done(
+    batch: int, detector: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Wrong: an image or a whole video is computed twice, a batch in other parts; a frame's id is
+    another; a broken input is forgotten; or results of another model, threshold or set of inputs
+    are mixed with these."""
+    inputs, whole, out = tmp_path / "inputs", tmp_path / "whole", tmp_path / "out"
+    another = tmp_path / "x.pth"
+    torch.save({**torch.load(detector, weights_only=True), "iteration": 9}, another)
+    shutil.copytree(images, inputs)
+    (inputs / "aa.jpg").write_bytes(b"no image")
+    frames = [cv2.imread(r["file_name"])[:96] for r in DatasetCatalog.get(VAL)[:3]]
+    for name in ("x.avi", "y.avi", "z.avi"):
+        writer = cv2.VideoWriter(str(inputs / name), cv2.VideoWriter.fourcc(*"FFV1"), 5, (128, 96))
+        for frame in frames:
+            writer.write(frame)
+        writer.release()
+    given = [detector, inputs, "--device", "cpu", "--batch", batch, "--score-threshold", 0.84]
+    assert predict(*given, "--output", whole) == 1
+    assert 0 < len(results(whole)) < 5 * 12, "some have a lower score"
+    write = job.Job._write
+    # One image is done, and once all and the first video.
+    for at, left in ((("a.jpg", 0), 2 + 9), (("y.avi", 2), 6)):
+
+        def stop(self: job.Job, writer: Any, prepared: Any, *rest: Any, at: object = at) -> None:
+            if (Path(prepared["file_name"]).name, prepared.get("frame", 0)) == at:
+                raise KeyboardInterrupt
+            write(self, writer, prepared, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(job.Job, "_write", stop)
+            assert predict(*given, "--output", out) == 1
+        before = contents(out)
+        others = (
+            ()
+            if at[1]
+            else (
+                ((detector, images, *given[2:]), "has another set of INPUTs"),
+                ((*given[:-1], 0.2), r"another --score-threshold \(0.84; now 0.2\)"),
+                ((*given[:5], 3, *given[6:]), "another --batch"),
+                ((*given, "--no-pictures"), "another choice of --no-pictures"),
+                ((*given, "--runtime", "onnx"), "another --runtime"),
+                ((another, *given[1:]), "another CHECKPOINT_OR_RUN"),
+            )
+        )
+        for options, message in others:
+            with pytest.raises(ValueError, match=message) as e:
+                predict(*options, "--output", out, "--resume")
+            assert "\n" not in str(e.value)
+        assert contents(out) == before
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            computed = count_outputs(patch)
+            assert predict(*given, "--output", out, "--resume") == 1
+        assert f"Skipped {inputs}/aa.jpg: " in capsys.readouterr().out
+        assert len(computed) == left and contents(out) == contents(whole)
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_whatever_of_the_files_is_left_is_gone_on_with(cut: int, tmp_path: Path) -> None:
+    """Wrong: when the machine went down, an image of which one file has not all is kept, or one of
+    which all is there is not, or half a line."""
+    records = [
+        [{"image_id": i, "category_id": 7, "score": 0.5}] * n for i, n in enumerate((2, 0, 1, 3))
+    ]
+    images = [{"id": i, "file_name": f"ü,{i}.jpg"} for i in range(4)]
+    segments = [{"image_id": i, "file_name": f"{i}.png", "segments_info": []} for i in range(4)]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    whole.mkdir()
+
+    def write(folder: Path, keep: Any) -> int:
+        with results_writer(folder, {7: "cat, ü"}, [], {}, keep) as writer:
+            begin = writer.images
+            for one in zip(images[begin:], records[begin:], segments[begin:]):
+                writer.add(*one)
+            if folder == whole and not out.exists():
+                shutil.copytree(whole, out)
+        return begin
+
+    write(whole, None)
+    expected, left = contents(whole), contents(out)
+    files = ("results.partial.json", "results.partial.csv", "images.partial.json",
+             "panoptic.partial.json")  # fmt: skip
+    assert left.keys() == {*(f"{name}.tmp" for name in files), "job.partial.json"}
+    kept = []
+    last = len(left[f"{files[cut]}.tmp"])
+    for end in (*range(0, last, 12), last):
+        for name, content in left.items():
+            cut_off = name == f"{files[cut]}.tmp"
+            (out / name).write_bytes(content[:end] if cut_off else content)
+        kept.append(write(out, len))
+        assert contents(out) == expected
+    # Whether the last image had more results can't be told; the table can be made of the others.
+    assert kept == sorted(kept) and kept[-1] == 3
+    assert set(kept) == ({3} if cut == 1 else {0, 2, 3} if cut == 0 else {0, 1, 2, 3})
 
 
 def test_an_image_is_in_partial_files_wholly_or_not_at_all(tmp_path: Path) -> None:
@@ -624,12 +780,18 @@ def test_a_data_set_of_other_classes_is_refused(detector: Path, tmp_path: Path) 
     assert not out.exists()
 
 
-@pytest.mark.parametrize("train", ["coco_2017_train_panoptic_separated", "nobody_has_it"])
+PANOPTIC = "coco_2017_train_panoptic_separated"
+
+
+@pytest.mark.parametrize(
+    ("train", "stored"), [(PANOPTIC, False), ("nobody_has_it", False), ("nobody_has_it", True)]
+)
 def test_a_panoptic_model_tells_of_stuff_too(
-    train: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: str, stored: bool, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Wrong: all but the instances is dropped without a word, or COCO's tools read other segments,
-    classes or ids than the model found."""
+    classes or ids than the model found; or the names of stuff, which the checkpoint holds, need the
+    data set."""
     cfg = detector_config()
     cfg.merge_from_file(str(ROOT / "configs/coco/panoptic_fpn_randwire_c109_1x.yaml"))
     cfg.merge_from_list([
@@ -639,7 +801,10 @@ def test_a_panoptic_model_tells_of_stuff_too(
         "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 20, "DATASETS.TRAIN", (train,),
     ])  # fmt: skip
     names, ids = ["dog", "cat", "cow", "pig", "emu", "ant"], [18, 17, 21, 1, 16, 90]
-    file = save(Trainer, cfg, tmp_path / "run", class_names=names, category_ids=ids)
+    of_coco = cfg.clone()
+    of_coco.DATASETS.TRAIN = (PANOPTIC,)
+    entry = Trainer.classes(of_coco)["stuff"] if stored else None
+    file = save(Trainer, cfg, tmp_path / "run", class_names=names, category_ids=ids, stuff=entry)
     out = tmp_path / "out"
     options = ["--output", out, "--device", "cpu", "--score-threshold", 0]
     assert predict(file, images, *options) == 0
@@ -647,7 +812,8 @@ def test_a_panoptic_model_tells_of_stuff_too(
     written = json.loads((out / "panoptic.json").read_text())
     categories = {c["id"]: c for c in written["categories"]}
     assert len(categories) == 6 + 53
-    known = train != "nobody_has_it"
+    known = train == PANOPTIC or stored
+    assert Detector.from_pretrained(model.save_pretrained(tmp_path / "own")).stuff == model.stuff
     stuff = "banner" if known else "stuff 1"
     assert categories[92 if known else 91] == {**categories[92 if known else 91], "name": stuff}
     assert ("Stuff is called stuff 1" in capsys.readouterr().out) != known
@@ -673,6 +839,38 @@ def test_a_panoptic_model_tells_of_stuff_too(
     kinds = {categories[i["category_id"]]["isthing"]
              for a in written["annotations"] for i in a["segments_info"]}  # fmt: skip
     assert kinds == {0, 1}
+
+
+def test_a_full_disk_takes_nothing_of_what_was_written(tmp_path: Path) -> None:
+    """Wrong: what a buffer still has is written first, which fails again, and all is lost."""
+    record = {"image_id": 1, "category_id": 7, "score": 0.5}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match="too large"), results_writer(tmp_path, {7: "cat"}) as w:
+            w.add({"id": 1, "file_name": "a.jpg"}, [record])
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+            w.add({"id": 2, "file_name": "b.jpg"}, [record] * 9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert json.loads((tmp_path / "results.partial.json").read_text()) == [record]
+    (listed,) = json.loads((tmp_path / "images.partial.json").read_text())["images"]
+    assert listed["id"] == 1
+
+
+def test_a_name_that_is_no_utf8_is_as_good_as_any(
+    detector: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: one such file, as Latin-1 has left them, ends the work, where it is written into the
+    table or named as broken."""
+    whole, broken = (tmp_path / os.fsdecode(name) for name in (b"\xe9.png", b"broken\xe9.png"))
+    shutil.copy(images / "a.png", whole)
+    broken.write_bytes(b"no image")
+    out = tmp_path / "out"
+    assert predict(detector, whole, broken, "--output", out, "--device", "cpu") == 1
+    assert f"Skipped {tmp_path}/broken\ufffd.png: " in capsys.readouterr().out
+    assert os.fsencode(whole) in (out / "results.csv").read_bytes()
+    (listed,) = json.loads((out / "images.json").read_text())["images"]
+    assert listed["file_name"] == str(whole) and len(results(out)) == 5
 
 
 def test_names_of_pictures_are_different(tmp_path: Path) -> None:

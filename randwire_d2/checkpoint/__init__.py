@@ -5,6 +5,7 @@ from ..pretrained.entries import (
     CLASS_NAMES_KEY,
     CONFIG_KEY,
     PREPROCESSING_KEY,
+    STUFF_KEY,
     WIRING_KEY,
 )
 from .checkpointer import EMA_KEY, RandWireCheckpointer, load_checkpoint
@@ -18,6 +19,7 @@ from .entries import (
     stored_category_ids,
     stored_class_names,
     stored_config,
+    stored_stuff,
 )
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "CONFIG_KEY",
     "EMA_KEY",
     "PREPROCESSING_KEY",
+    "STUFF_KEY",
     "WIRING_KEY",
     "Preprocessing",
     "RandWireCheckpointer",
@@ -38,4 +41,5 @@ __all__ = [
     "stored_category_ids",
     "stored_class_names",
     "stored_config",
+    "stored_stuff",
 ]

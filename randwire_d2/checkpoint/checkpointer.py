@@ -47,6 +47,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
         cfg: the config of the model.
         class_names: of the model's classes, in the order of its outputs.
         category_ids: the ids that the data set gives them, where they have any, as COCO's do.
+        stuff: of a panoptic data set, what is under ``STUFF_KEY``.
         checkpointables: as Detectron2's.
 
     Attributes:
@@ -61,11 +62,12 @@ class RandWireCheckpointer(DetectionCheckpointer):
         cfg: CfgNode | None = None,
         class_names: Sequence[str] | None = None,
         category_ids: Sequence[int] | None = None,
+        stuff: Mapping[str, Any] | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = _AtomicPathManager()
-        self._entries = entries_of(self.model, cfg, class_names, category_ids)
+        self._entries = entries_of(self.model, cfg, class_names, category_ids, stuff)
         self.newest = ""
 
     def save(self, name: str, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from ..pretrained.entries import (
     CLASS_NAMES_KEY,
     CONFIG_KEY,
     PREPROCESSING_KEY,
+    STUFF_KEY,
     WIRING_KEY,
     stored_spec,
     wiring_entry,
@@ -131,6 +132,7 @@ def entries_of(
     cfg: CfgNode | None = None,
     class_names: Sequence[str] | None = None,
     category_ids: Sequence[int] | None = None,
+    stuff: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint of a model holds beside its weights; of types that ``weights_only`` loads.
 
@@ -148,6 +150,9 @@ def entries_of(
         entries[CLASS_NAMES_KEY] = list(map(str, class_names))
     if category_ids is not None:
         entries[CATEGORY_IDS_KEY] = list(map(int, category_ids))
+    if stuff is not None:
+        names, ids = list(map(str, stuff["names"])), list(map(int, stuff["ids"]))
+        entries[STUFF_KEY] = {"names": names, "ids": ids}
     return entries
 
 
@@ -279,6 +284,22 @@ def stored_category_ids(checkpoint: Mapping[str, Any]) -> list[int] | None:
         ValueError: they are damaged; one line.
     """
     return _list_of(int, checkpoint, CATEGORY_IDS_KEY)
+
+
+def stored_stuff(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint holds under ``STUFF_KEY``, if it does.
+
+    Raises:
+        ValueError: it is damaged; one line.
+    """
+    entry = checkpoint.get(STUFF_KEY)
+    if entry is None:
+        return None
+    if isinstance(entry, dict):
+        names, ids = _list_of(str, entry, "names"), _list_of(int, entry, "ids")
+        if names and ids and len(names) == len(ids):
+            return {"names": names, "ids": ids}
+    raise ValueError(f"its entry {STUFF_KEY!r} is damaged: not as many names as ids")
 
 
 def _list_of(kind: type[_T], checkpoint: Mapping[str, Any], key: str) -> list[_T] | None:

@@ -9,7 +9,10 @@ was found drawn into the images and videos; of a panoptic detector also panoptic
 COCO's panoptic format. Images have the ids 1, 2, ... in the order in which they were given, frames
 of videos go on from there; those of a data set have its own. An input that can't be read or
 computed, such as one that is too large for the memory, is named and skipped; then the exit status
-is 1. After an error, Ctrl-C or SIGTERM, results.partial.json and its like hold what was found.
+is 1. After an error, Ctrl-C or SIGTERM, results.partial.json and its like hold what was found. With
+--resume, the same command goes on from there, or from what SIGKILL has left: images that were
+computed are skipped, a video that was not done begins anew, and the files become those of a
+prediction that nothing has ended.
 """
 
 import argparse
@@ -34,7 +37,8 @@ from ..inference.inputs import files_as_inputs, find_inputs
 from ..inference.job import Job
 from ..inference.loading import load_model
 from ..inference.output import RESULTS, picture_path, segments_path
-from ..inference.runtime import AUTO, CHOICES, LEAST_IMAGES, in_runtime
+from ..inference.runtime import AUTO, CHOICES, EAGER, LEAST_IMAGES, in_runtime
+from ..inference.unfinished import NOTE, check_note, read_note
 from ..malloc import keep_freed_memory
 from .frame import at_least, framed, parser_of
 
@@ -51,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{results} results are in {job.folder / RESULTS}")
     if job.labelled:
         first, among = (f"{number / job.labelled:.2%}" for number in job.right)
-        print(f"Of {job.labelled} labelled images, top-1 is {first}, top-{TOP} {among}")
+        since = " that --resume has added" if job.resume else ""
+        print(f"Of {job.labelled} labelled images{since}, top-1 is {first}, top-{TOP} {among}")
     if job.broken:
         sys.exit(f"{len(job.broken)} inputs could not be predicted: {', '.join(job.broken)}")
 
@@ -100,8 +105,14 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "in their last digits",
     )
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
-    parser.add_argument(
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
         "--overwrite", action="store_true", help="replace files of the same names in DIR"
+    )
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the unfinished prediction in DIR; begin one if DIR is empty",
     )
     args = parser.parse_args(argv)
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
@@ -119,9 +130,14 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def _prepare(args: argparse.Namespace) -> Job:
     folder = Path(args.output)
     check_folder("--output", folder)
-    if folder.is_dir() and any(folder.iterdir()) and not args.overwrite:
+    noted = read_note(folder) if args.resume else None
+    if noted is None and folder.is_dir() and any(folder.iterdir()) and not args.overwrite:
         raise ValueError(
-            f"--output {args.output!r} is not empty; name another folder, or add --overwrite"
+            f"--resume: {args.output!r} is not empty, and holds no unfinished prediction; name "
+            "another folder, or --overwrite in place of --resume"
+            if args.resume
+            else f"--output {args.output!r} is not empty; name another folder, or add --overwrite"
+            + (", or --resume to go on with what is there" if (folder / NOTE).exists() else "")
         )
     device_here("--device", args.device)
     inputs = find_inputs(args.inputs)
@@ -144,14 +160,21 @@ def _prepare(args: argparse.Namespace) -> Job:
         batch=args.batch,
         score_threshold=args.score_threshold,
         pictures=not args.no_pictures,
+        resume=noted is not None,
     )
     _refuse_to_draw_over_inputs(job)
     if isinstance(model, Detector) and model.stuff is not None and not model.stuff.known:
         print(
-            "Stuff is called stuff 1, stuff 2, …: checkpoints don't hold its names, and the data "
+            "Stuff is called stuff 1, stuff 2, …: the checkpoint has no names of it, and the data "
             f"sets {tuple(model.cfg.DATASETS.TRAIN)}, of which the first would, aren't known here"
         )
-    job.model = in_runtime(model, args.runtime, job.total, job.inputs(), print)
+    runtime = args.runtime
+    if noted is not None:
+        usual = {AUTO: noted.get("--runtime"), EAGER: None}
+        runtime = usual.get(runtime, runtime)  # not another one, if another is faster today
+        check_note(folder, noted, {**job.note(), "--runtime": runtime})
+    if runtime is not None:
+        job.model = in_runtime(model, runtime, job.total, job.inputs(), print)
     return job
 
 

@@ -15,9 +15,25 @@ def category_ids(metadata: Metadata) -> list[int] | None:
 
 
 def class_entries(dataset_name: str) -> dict[str, Any]:
-    """What a detector's checkpoint holds of a data set's classes: names and ids.
+    """What a detector's checkpoint holds of a data set's classes: names and ids, of stuff too.
 
     A COCO file's are known once it is loaded.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    return {"class_names": metadata.get("thing_classes"), "category_ids": category_ids(metadata)}
+    return {
+        "class_names": metadata.get("thing_classes"),
+        "category_ids": category_ids(metadata),
+        "stuff": stuff_entry(metadata),
+    }
+
+
+def stuff_entry(metadata: Metadata) -> dict[str, Any] | None:
+    """Names and ids of a data set's stuff, in the order of a semantic segmentation's outputs.
+
+    None where it has no stuff, or no ids of it.
+    """
+    names = metadata.get("stuff_classes", [])
+    contiguous = metadata.get("stuff_dataset_id_to_contiguous_id", {})
+    if not names or len(names) != len(contiguous):
+        return None
+    return {"names": list(names), "ids": sorted(contiguous, key=contiguous.__getitem__)}

@@ -1,5 +1,8 @@
 """An image as classifiers are trained and tested with it: its file, its crop, its channels."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from detectron2.data.detection_utils import _apply_exif_orientation
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -22,25 +25,23 @@ def read_rgb(path: str, *, upright: bool = False) -> Image.Image:
         ValueError: it can't be read, or has more than 8 bits per channel; one line.
     """
     try:
-        with PathManager.open(path, "rb") as f, Image.open(f) as image:
-            _refuse_deep(image)
+        with open_image(path) as image:
             return (_apply_exif_orientation(image) if upright else image).convert("RGB")
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
         raise ValueError(f"{path} can't be read: {one_line(e) or type(e).__name__}") from e
 
 
-def check_depth(path: str) -> None:
-    """
+@contextmanager
+def open_image(path: str) -> Iterator[Image.Image]:
+    """An image file, not decoded yet.
+
     Raises:
-        ValueError: an image file has more than 8 bits per channel; one line.
+        ValueError: it has more than 8 bits per channel; one line.
     """
     with PathManager.open(path, "rb") as f, Image.open(f) as image:
-        _refuse_deep(image)
-
-
-def _refuse_deep(image: Image.Image) -> None:
-    if reason := why_deep(image):
-        raise ValueError(reason)
+        if reason := why_deep(image):
+            raise ValueError(reason)
+        yield image
 
 
 def center_crop(size: int, ratio: float) -> v2.Transform:

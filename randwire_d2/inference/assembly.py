@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -17,6 +17,7 @@ from ..checkpoint import (
     stored_category_ids,
     stored_class_names,
     stored_config,
+    stored_stuff,
 )
 from ..config import is_classifier, set_spec
 from ..data.classes import category_ids
@@ -29,10 +30,24 @@ from ..text import brief, one_line
 _SPARE = 1 << 28  # bytes that a model may take while it is built, beside twice its weights'
 
 
+class Classes(NamedTuple):
+    """Of a model.
+
+    Attributes:
+        names: in the order of its outputs.
+        ids: those that its data set gives them.
+        stuff: what a checkpoint holds under ``STUFF_KEY``.
+    """
+
+    names: list[str]
+    ids: list[int] | None
+    stuff: dict[str, Any] | None
+
+
 def assemble(
     file: str, checkpoint: Mapping[str, Any], device: str | None
-) -> tuple[CfgNode, nn.Module, list[str], list[int] | None]:
-    """The config, frozen, the model in eval mode, and the names and ids of its classes.
+) -> tuple[CfgNode, nn.Module, Classes]:
+    """The config, frozen, the model in eval mode, and its classes.
 
     Args:
         file: where the checkpoint lies.
@@ -56,10 +71,10 @@ def assemble(
         model = _build(cfg).to(cfg.MODEL.DEVICE)
         check_wiring(model, checkpoint)
         _load_strictly(model, state)
-        names, ids = _classes(cfg, checkpoint)
+        classes = _classes(cfg, checkpoint)
     except ValueError as e:
         raise ValueError(f"{file}: {e}") from e
-    return cfg, model.eval(), names, ids
+    return cfg, model.eval(), classes
 
 
 def _config(file: str, checkpoint: Mapping[str, Any]) -> CfgNode:
@@ -125,8 +140,8 @@ def _load_strictly(model: nn.Module, state: Mapping[str, Any]) -> None:
         raise ValueError(f"its weights are not those of its config's model: {reason}") from e
 
 
-def _classes(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> tuple[list[str], list[int] | None]:
-    """Names and ids: the checkpoint's; of an older one, those of its data set if that is known."""
+def _classes(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Classes:
+    """The checkpoint's; of an older one, those of its data set if that is known."""
     names, ids = stored_class_names(checkpoint), stored_category_ids(checkpoint)
     if names is None and cfg.DATASETS.TRAIN and cfg.DATASETS.TRAIN[0] in MetadataCatalog.list():
         metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
@@ -135,7 +150,8 @@ def _classes(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> tuple[list[str], li
     number = _num_classes(cfg)
     names = list(names or ())[:number]
     names += [f"class {i}" for i in range(len(names), number)]
-    return names, ids if ids is not None and len(ids) == number else None
+    ids = ids if ids is not None and len(ids) == number else None
+    return Classes(names, ids, stored_stuff(checkpoint))
 
 
 def _num_classes(cfg: CfgNode) -> int:

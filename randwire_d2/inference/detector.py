@@ -6,14 +6,21 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, Metadata
+from detectron2.data import Metadata
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import build_augmentation, read_image
+from detectron2.data.detection_utils import (
+    _apply_exif_orientation,
+    build_augmentation,
+    check_image_size,
+    convert_PIL_to_numpy,
+    read_image,
+)
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
+from PIL import Image
 from torch import nn
 
-from ..data.images import check_depth
+from ..data.images import open_image
 from ..drawing.detections import legible_visualizer
 from ..drawing.style import class_palette
 from .inputs import check_pixels
@@ -46,19 +53,19 @@ class Detector(PretrainedModel):
         model: nn.Module,
         class_names: Sequence[str],
         category_ids: Sequence[int] | None = None,
+        stuff: Mapping[str, Any] | None = None,
     ) -> None:
         self.file, self.cfg, self.model = file, cfg, model
         self.class_names = list(class_names)
         self.category_ids = list(category_ids or range(len(self.class_names)))
         colors = [[round(255 * c) for c in color] for color in class_palette(len(class_names))]
         self.metadata = Metadata(thing_classes=self.class_names, thing_colors=colors)
-        self.stuff = stuff_of(cfg, self.category_ids)
+        self.stuff = stuff_of(cfg, self.category_ids, stuff)
         if self.stuff is not None:
+            if self.stuff.known:
+                self.stuff_entry = {"names": self.stuff.names, "ids": self.stuff.ids}
             self.metadata.set(stuff_classes=self.stuff.names, stuff_colors=self.stuff.colors)
-        # As the mapper of a test, which would ask a keypoint detector's training set for its names.
-        resize = build_augmentation(cfg, is_train=False)
-        self._mapper = DatasetMapper(False, augmentations=resize, image_format=cfg.INPUT.FORMAT)
-        self._resize = T.AugmentationList(resize)
+        self._resize = T.AugmentationList(build_augmentation(cfg, is_train=False))
 
     def __call__(self, image: np.ndarray) -> dict[str, Instances]:
         """What is in one image.
@@ -82,23 +89,26 @@ class Detector(PretrainedModel):
             ValueError: it is none; one line.
         """
         check_pixels(image)
-        height, width = image.shape[:2]
-        if self.cfg.INPUT.FORMAT == "RGB":
-            image = image[:, :, ::-1]
-        resized = T.AugInput(image)
+        return self._prepare(Image.fromarray(np.ascontiguousarray(image[:, :, ::-1])))
+
+    def _prepare(self, image: Image.Image) -> dict[str, Any]:
+        resized = T.AugInput(convert_PIL_to_numpy(image, self.cfg.INPUT.FORMAT))
         self._resize(resized)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
+        return {"image": tensor, "height": image.height, "width": image.width}
 
     def read(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The file of a data set's record in that form, by the mapper of Detectron2's tests.
+        """The file of a data set's record in that form, as by the mapper of Detectron2's tests.
 
         Raises:
             ValueError: it has more than 8 bits per channel; one line.
+            SizeMismatchError: it has another size than the record says.
         """
-        check_depth(record["file_name"])
-        prepared: dict[str, Any] = self._mapper(record)
-        return prepared
+        with open_image(record["file_name"]) as file:
+            image = _apply_exif_orientation(file).convert("RGB")
+        check_image_size({**record}, np.asarray(image))
+        others = {k: v for k, v in record.items() if k not in ("annotations", "sem_seg_file_name")}
+        return {**others, **self._prepare(image)}
 
     def picture(self, record: Mapping[str, Any]) -> np.ndarray:
         """The image (H, W, 3), RGB, that ``read`` reads, to draw on."""

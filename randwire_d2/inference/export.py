@@ -27,6 +27,7 @@ from ..export import (
     format_of,
 )
 from ..files import atomic_open, check_file, make_folder_of
+from ..text import one_line
 from .classifier import Classifier
 from .detector import Detector
 from .exported import describe
@@ -79,7 +80,12 @@ def export_model(
         raise ValueError(f"{os.fspath(source)} is an exported file already; name a checkpoint")
     files = [found.path for found in find_inputs(images) if not found.is_video]
     model = load_model(source, "cpu")
-    own = [model.read({"file_name": path})["image"] for path in files]
+    own = []
+    for path in files:
+        try:
+            own.append(model.read({"file_name": path})["image"])
+        except ValueError as e:
+            raise ValueError(f"--images {path}: {one_line(e, 300)}") from e
     return write_proved(model, os.fspath(output), written_as, part=part, images=own)
 
 

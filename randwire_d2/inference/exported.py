@@ -16,12 +16,14 @@ from ..checkpoint import (
     CATEGORY_IDS_KEY,
     CLASS_NAMES_KEY,
     CONFIG_KEY,
+    STUFF_KEY,
     Preprocessing,
     Wiring,
     portable_config,
     stored_category_ids,
     stored_class_names,
     stored_config,
+    stored_stuff,
 )
 from ..config import is_classifier
 from ..export import BACKBONE, CLASSIFIER, DETECTOR, SEM_SEG, Format, Run, Signature
@@ -99,8 +101,8 @@ def describe(
     """The metadata of an exported file: text as it is, everything else as JSON.
 
     kind, version (of randwire_d2), opset, input, outputs, preprocessing, class_names, category_ids,
-    fingerprint (of a RandWire's wiring) and config (YAML), from which ``load_exported`` makes the
-    model again.
+    stuff, fingerprint (of a RandWire's wiring) and config (YAML), from which ``load_exported``
+    makes the model again.
     """
     wiring = Wiring.in_model(model.model)
     values = {
@@ -114,6 +116,7 @@ def describe(
         "preprocessing": _preprocessing(model.cfg, signature),
         CLASS_NAMES_KEY: model.class_names,
         CATEGORY_IDS_KEY: model.category_ids,
+        STUFF_KEY: model.stuff_entry,
     }
     return {
         "kind": signature.kind,
@@ -161,6 +164,7 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
         kind, cfg = metadata["kind"], stored_config(metadata)
         lists = {key: json.loads(metadata[key]) for key in (OUTPUTS_KEY, *_CLASSES)}
         names, ids = stored_class_names(lists), stored_category_ids(lists)
+        stuff = stored_stuff({STUFF_KEY: json.loads(metadata.get(STUFF_KEY, "null"))})
     except (KeyError, ValueError) as e:
         raise ValueError(
             f"{file} lacks what tools/export_model.py writes into its metadata "
@@ -174,4 +178,4 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
     if kind == CLASSIFIER:
         return Classifier(file, cfg, ExportedClassifier(run).eval(), names)
     graph = ExportedDetector(run, lists[OUTPUTS_KEY], cfg.MODEL.PANOPTIC_FPN.COMBINE)
-    return Detector(file, cfg, graph.eval(), names, ids)
+    return Detector(file, cfg, graph.eval(), names, ids, stuff)

@@ -156,9 +156,16 @@ class Video:
         Raises:
             ValueError: there were none, or clearly fewer than the file says.
         """
-        # Some formats only estimate their number.
-        if self._read < max(1, 0.95 * self.frames - 1):
-            raise ValueError(f"it ends after {self._read} of {self.frames} frames")
+        check_frames(self._read, self.frames)
 
     def close(self) -> None:
         self._capture.release()
+
+
+def check_frames(read: int, claimed: int) -> None:
+    """
+    Raises:
+        ValueError: a video has no frames, or clearly fewer than its file says.
+    """
+    if read < max(1, 0.95 * claimed - 1):  # some formats only estimate their number
+        raise ValueError(f"it ends after {read} of {claimed} frames")

@@ -1,5 +1,7 @@
 """A prediction at work: images, then videos frame by frame; results and pictures of each."""
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from tqdm import tqdm
 from ..text import one_line
 from .classifier import Classifier
 from .detector import Detector
-from .inputs import Input, Video
+from .inputs import Input, Video, check_frames
 from .output import (
     ResultsWriter,
     picture_path,
@@ -27,6 +29,7 @@ from .output import (
     video_writer,
 )
 from .panoptic import Panoptic, coco_categories
+from .unfinished import Note, digest, partial_path
 
 _T = TypeVar("_T")
 _Draw = Callable[[np.ndarray, Any, float], np.ndarray]
@@ -45,6 +48,7 @@ class Job:
         score_threshold: the least score of what is drawn and written; None for the model's
             ``least_drawn``, and for all.
         pictures: whether to draw.
+        resume: whether to go on with an unfinished prediction of the same in the folder.
         broken: the inputs that could not be read or computed, once ``run`` has ended.
         labelled: the images whose class a data set tells; once ``run`` has ended.
         right: of them, those whose class was the best and was among the best five.
@@ -58,9 +62,14 @@ class Job:
     batch: int
     score_threshold: float | None
     pictures: bool
+    resume: bool = False
     broken: list[str] = field(default_factory=list)
     labelled: int = 0
     right: tuple[int, int] = (0, 0)
+    # Of an earlier prediction: the images and videos, and the id of the first frame after them.
+    _done: int = 0
+    _videos_done: int = 0
+    _next_frame: int | None = None
 
     def inputs(self) -> Iterator[dict[str, Any]]:
         """The images, then the frames, in the form that the model takes; broken ones left out."""
@@ -88,14 +97,68 @@ class Job:
         categories = dict(zip(self.model.category_ids, self.model.class_names))
         self.folder.mkdir(parents=True, exist_ok=True)
         with (
-            results_writer(self.folder, categories, self.panoptic) as writer,
+            results_writer(
+                self.folder,
+                categories,
+                self.panoptic,
+                self.note(),
+                self._keep if self.resume else None,
+            ) as writer,
             tqdm(total=self.total, unit="image", smoothing=0.1) as bar,
         ):
+            bar.update(writer.images)
             self._images(writer, bar)
-            ids = count(1 + len(self.records))
-            for source, _ in self._opened:
+            ids = count(self._next_frame or 1 + len(self.records))
+            for source, _ in self._opened[self._videos_done :]:
                 self._video(source, ids, writer, bar)
         return writer.results
+
+    def note(self) -> Note:
+        """What the results depend on; the names are those of an error's message."""
+        files = [(r["file_name"], r["image_id"]) for r in self.records]
+        classes = (self.model.category_ids, self.model.class_names)
+        return {
+            "CHECKPOINT_OR_RUN": digest(Path(self.model.file).read_bytes()),
+            "set of INPUTs": digest([files, [v.path for v in self.videos], classes]),
+            "--score-threshold": self.score_threshold,
+            "--batch": self.batch,
+            "choice of --no-pictures": not self.pictures,
+            "--runtime": self.model.runtime,
+        }
+
+    def _keep(self, written: Sequence[Mapping[str, Any]]) -> int:
+        """How many of the images that were written stay; what is done is skipped.
+
+        Those of whole batches: in other batches they would be computed with other rounding. And
+        those of whole videos. The last one's picture may be missing.
+        """
+        videos = [video for video, _ in self._opened]
+        paths = {video.path: n for n, video in enumerate(videos)}
+        frames = Counter(one["file_name"] for one in written if one["file_name"] in paths)
+        ids = {one["id"] for one in written if one["file_name"] not in paths}
+        places = [n for n, record in enumerate(self.records) if record["image_id"] in ids]
+        if frames:
+            last = written[-1]["file_name"]
+            self._done, self._videos_done = len(self.records), paths[last]
+            kept = len(written) - frames[last]
+            self._next_frame = written[kept]["id"]
+            drawn = picture_path(self.folder, videos[paths[last]].name, is_video=True)
+            partial_path(drawn).unlink(missing_ok=True)
+        else:
+            self._done = places[-1] // self.batch * self.batch if places else 0
+            kept = sum(place < self._done for place in places)
+        again = ValueError("as before")
+        for record, name in zip(self.records[: self._done], self.names):
+            if record["image_id"] not in ids:
+                self._say_broken(record["file_name"], again)
+            elif self.pictures and not picture_path(self.folder, name, is_video=False).exists():
+                self._say_broken(record["file_name"], again, "Drew no picture of")
+        for video, claimed in self._opened[: self._videos_done]:
+            try:
+                check_frames(frames[video.path], claimed)
+            except ValueError as e:
+                self._say_broken(video.path, e)
+        return kept
 
     @property
     def panoptic(self) -> list[dict[str, Any]] | None:
@@ -115,7 +178,8 @@ class Job:
             return None
 
     def _images(self, writer: ResultsWriter, bar: tqdm) -> None:
-        for batch in _batches(zip(self.records, self.names), self.batch):
+        todo = zip(self.records[self._done :], self.names[self._done :])
+        for batch in _batches(todo, self.batch):
             read, names = [], []
             for record, name in batch:
                 try:
@@ -246,7 +310,9 @@ class Job:
 
     def _say_broken(self, path: str, error: Exception, what: str = "Skipped") -> None:
         self.broken.append(path)
-        tqdm.write(f"{what} {path}: {one_line(error, 300) or type(error).__name__}")
+        said = f"{what} {path}: {one_line(error, 300) or type(error).__name__}"
+        # A name need be no UTF-8, which a terminal's stream would refuse.
+        tqdm.write(os.fsencode(said).decode(errors="replace"))
 
 
 class _Found(NamedTuple):

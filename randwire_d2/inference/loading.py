@@ -58,10 +58,10 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
     if exported_as := format_of(file):
         return load_exported(file, exported_as, device)
     checkpoint = load_checkpoint(file)
-    cfg, model, names, ids = assemble(file, checkpoint, device)
+    cfg, model, classes = assemble(file, checkpoint, device)
     if is_classifier(cfg):
-        return Classifier(file, cfg, model, names)
-    return Detector(file, cfg, model, names, ids)
+        return Classifier(file, cfg, model, classes.names)
+    return Detector(file, cfg, model, *classes)
 
 
 def _find(path: str) -> str:

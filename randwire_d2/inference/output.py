@@ -11,14 +11,13 @@ panoptic/       the PNGs that they name, as panopticapi reads and writes them
 pictures/       the images and videos with what was found in them
 
 A prediction that an error, Ctrl-C or SIGTERM ends leaves what it has, with .partial before the
-suffix.
+suffix, and job.partial.json, from which another one goes on: see ``unfinished``.
 """
 
-import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -28,18 +27,19 @@ import numpy as np
 from PIL import Image
 
 from ..files import atomic_open
+from .unfinished import (
+    COLUMNS,
+    NOTE,
+    Note,
+    Written,
+    find_written,
+    partial_path,
+    rows_of,
+    table_rows,
+)
 
 RESULTS, TABLE, IMAGES, PICTURES = "results.json", "results.csv", "images.json", "pictures"
 PANOPTIC, SEGMENTS = "panoptic.json", "panoptic"
-_COLUMNS = (
-    "image_id", "file_name", "frame", "category_id", "category", "score", "x", "y", "width",
-    "height",
-)  # fmt: skip
-
-
-def partial_path(path: Path) -> Path:
-    """The name of a file that is whole, but not of all that was to be in it."""
-    return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
 @contextmanager
@@ -47,6 +47,8 @@ def results_writer(
     folder: Path,
     categories: Mapping[int, str],
     panoptic: Sequence[dict[str, Any]] | None = None,
+    note: Note | None = None,
+    keep: Callable[[list[dict[str, Any]]], int] | None = None,
 ) -> Iterator["ResultsWriter"]:
     """Results in a folder, which is there.
 
@@ -56,52 +58,82 @@ def results_writer(
     Args:
         categories: names by id.
         panoptic: the categories of a panoptic model.
+        note: what the results are of, for who goes on with them.
+        keep: to go on with those of an unfinished prediction in the folder: how many of the images
+            stay of which it has written all.
     """
     names = (RESULTS, TABLE, IMAGES, *(() if panoptic is None else (PANOPTIC,)))
     paths = [folder / name for name in names]
+    written: list[Written] = []
+    if keep is not None:
+        written = find_written(paths, categories)
+        written = written[: keep([one.image for one in written])]
+    else:  # until there are new files that a note is of
+        (folder / NOTE).unlink(missing_ok=True)
+    kept = written[-1] if written else None
     stopped: BaseException | None = None
     with ExitStack() as files:
-        opened = [files.enter_context(atomic_open(partial_path(path))) for path in paths]
-        writer = ResultsWriter(opened, categories, panoptic)
+        mode = "r+b" if kept else "wb"
+        opened = [files.enter_context(atomic_open(partial_path(path), mode)) for path in paths]
+        writer = ResultsWriter(opened, categories, panoptic, kept, len(written))
+        if note is not None:
+            with atomic_open(folder / NOTE) as f:
+                json.dump(note, f)
         try:
             yield writer
         except BaseException as e:
             if not writer.images:
+                (folder / NOTE).unlink(missing_ok=True)
                 raise
             stopped = e
         writer.finish()
     if stopped is None:
         for path in paths:
             os.replace(partial_path(path), path)
+        (folder / NOTE).unlink(missing_ok=True)
         return
     results, _, images = map(partial_path, paths[:3])
     print(
         f"Stopped: what was found in {writer.images} images is in {results}, their names in "
-        f"{images}. To go on, give the others and another --output; --overwrite begins anew.",
+        f"{images}. To go on, add --resume; --overwrite begins anew.",
         file=sys.stderr,
     )
     raise stopped
 
 
 class ResultsWriter:
-    """Writes the files of results while they come, so that none need be kept."""
+    """Writes the files of results while they come, so that none need be kept.
+
+    Nothing waits in a buffer: a process that is killed has written all that it found, and a full
+    disk leaves nothing that would have to be written first.
+
+    Args:
+        files: binary.
+        kept, images: what they hold of an earlier prediction; else they are empty.
+    """
 
     def __init__(
         self,
-        files: Sequence[IO[str]],
+        files: Sequence[IO[bytes]],
         categories: Mapping[int, str],
         panoptic: Sequence[dict[str, Any]] | None,
+        kept: Written | None = None,
+        images: int = 0,
     ) -> None:
-        results, table, images, *others = self._files = files
+        self._files: list[Any] = [file.raw for file in files]  # type: ignore[attr-defined]
         self._categories = categories
-        self._csv = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
-        self._csv.writeheader()
-        results.write("[")
+        self.images, self.results = images, 0
+        if kept is not None:
+            self._ends, self.results = kept.ends, kept.results
+            self._cut()
+            return
         listed = [{"id": i, "name": name} for i, name in categories.items()]
-        images.write(f'{{"categories": {json.dumps(listed)},\n"images": [')
-        for file in others:
-            file.write(f'{{"categories": {json.dumps(panoptic)},\n"annotations": [')
-        self.images, self.results, self._ends = 0, 0, self._positions()
+        self._write(
+            b"[",
+            table_rows([COLUMNS]),
+            f'{{"categories": {json.dumps(listed)},\n"images": ['.encode(),
+            f'{{"categories": {json.dumps(panoptic)},\n"annotations": ['.encode(),
+        )
 
     def add(
         self,
@@ -116,28 +148,35 @@ class ResultsWriter:
             records: of results.json.
             panoptic: of panoptic.json: image_id, file_name, segments_info.
         """
-        results, _, images, *others = self._files
-        for file, value in zip((images, *others), (image, panoptic)):
-            file.write((",\n" if self.images else "\n") + json.dumps(value))
-        for number, record in enumerate(records, start=self.results):
-            results.write((",\n" if number else "\n") + json.dumps(record))
-            row = dict(zip(("x", "y", "width", "height"), record.get("bbox", ())))
-            row |= {k: image[k] for k in ("file_name", "frame") if k in image}
-            row |= {k: record[k] for k in ("image_id", "category_id", "score")}
-            self._csv.writerow({**row, "category": self._categories[record["category_id"]]})
-        self._ends = self._positions()
+        self._write(
+            "".join(
+                (",\n" if number else "\n") + json.dumps(record)
+                for number, record in enumerate(records, start=self.results)
+            ).encode(),
+            table_rows(rows_of(image, records, self._categories)),
+            *(
+                ((",\n" if self.images else "\n") + json.dumps(one)).encode()
+                for one in (image, panoptic)
+            ),
+        )
         self.images, self.results = self.images + 1, self.results + len(records)
 
     def finish(self) -> None:
         """End the files after the last image of which everything was written."""
-        last_lines = ("\n]\n", "", "\n]}\n", "\n]}\n")
-        for file, end, last in zip(self._files, self._ends, last_lines):
+        self._cut()
+        self._write(b"\n]\n", b"", b"\n]}\n", b"\n]}\n")
+
+    def _write(self, *contents: bytes) -> None:
+        for file, content in zip(self._files, contents):
+            remaining = memoryview(content)
+            while remaining:  # a disk that becomes full takes a part
+                remaining = remaining[file.write(remaining) :]
+        self._ends = tuple(file.tell() for file in self._files)
+
+    def _cut(self) -> None:
+        for file, end in zip(self._files, self._ends):
             file.seek(end)
             file.truncate()
-            file.write(last)
-
-    def _positions(self) -> list[int]:
-        return [file.tell() for file in self._files]
 
 
 def picture_path(folder: Path, name: str, is_video: bool) -> Path:

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from torch import Tensor
 
+from ..data.classes import stuff_entry
 from ..drawing.style import class_palette
 
 # As Detectron2 gives it: a segment's id for each pixel (H, W), and what the segments are.
@@ -23,7 +24,7 @@ class Stuff:
         names: the first is that of all things, which the instances tell apart.
         ids: those that the data set gives them.
         colors: (R, G, B) of each, 0 … 255.
-        known: whether the data set told them. A checkpoint holds the names of things alone.
+        known: whether the checkpoint or the data set told them.
     """
 
     names: list[str]
@@ -32,11 +33,15 @@ class Stuff:
     known: bool
 
 
-def stuff_of(cfg: CfgNode, thing_ids: Sequence[int]) -> Stuff | None:
+def stuff_of(
+    cfg: CfgNode, thing_ids: Sequence[int], stored: Mapping[str, Any] | None
+) -> Stuff | None:
     """That of the data set that a model was trained on; None if the model is not panoptic.
 
     Args:
         thing_ids: those that the data set gives things; stuff of an unknown one gets the next.
+        stored: what the checkpoint has under ``STUFF_KEY``. Without it, as in files of others, the
+            data set tells if it is registered.
     """
     if cfg.MODEL.META_ARCHITECTURE != "PanopticFPN":
         return None
@@ -44,11 +49,11 @@ def stuff_of(cfg: CfgNode, thing_ids: Sequence[int]) -> Stuff | None:
     palette = [[round(255 * c) for c in color] for color in class_palette(number)]
     name = next(iter(cfg.DATASETS.TRAIN), "")
     metadata = MetadataCatalog.get(name) if name in MetadataCatalog.list() else Metadata()
-    names = metadata.get("stuff_classes", [])
-    contiguous = metadata.get("stuff_dataset_id_to_contiguous_id", {})
-    if len(names) == len(contiguous) == number:
-        ids = sorted(contiguous, key=contiguous.__getitem__)
-        return Stuff(names, ids, metadata.get("stuff_colors", palette), known=True)
+    entry = stored or stuff_entry(metadata)
+    if entry is not None and len(entry["names"]) == number:
+        same = entry["names"] == metadata.get("stuff_classes")
+        colors = metadata.get("stuff_colors", palette) if same else palette
+        return Stuff(entry["names"], entry["ids"], colors, known=True)
     names = ["things", *(f"stuff {i}" for i in range(1, number))]
     first = max(thing_ids, default=0) + 1
     return Stuff(names, [0, *range(first, first + number - 1)], palette, known=False)

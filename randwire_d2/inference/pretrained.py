@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from detectron2.config import CfgNode
 from torch import nn
@@ -21,6 +21,8 @@ class PretrainedModel:
 
     Attributes:
         classifies: whether it is a classifier, whose ids of classes are their order.
+        stuff_entry: of a panoptic model whose stuff has names, what is under ``STUFF_KEY``.
+        runtime: the one of ``inference.runtime`` that was chosen for it; None for the usual one.
     """
 
     cfg: CfgNode
@@ -28,6 +30,8 @@ class PretrainedModel:
     class_names: list[str]
     category_ids: list[int]
     classifies = False
+    runtime: str | None = None
+    stuff_entry: dict[str, Any] | None = None
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False
@@ -45,7 +49,7 @@ class PretrainedModel:
         """
         kind = type(self).__name__
         ids = None if self.classifies else self.category_ids
-        entries = entries_of(self.model, self.cfg, self.class_names, ids)
+        entries = entries_of(self.model, self.cfg, self.class_names, ids, self.stuff_entry)
         if card is None:
             network = find_network(self.model)
             classes = ", ".join(self.class_names)
@@ -74,10 +78,10 @@ class PretrainedModel:
     def from_folder(cls: type[_T], folder: PretrainedFolder, device: str | None = None) -> _T:
         """As ``from_pretrained``, of what ``read_folder`` read."""
         file = str(folder.weights)
-        cfg, model, names, ids = assemble(file, folder.checkpoint, device)
+        cfg, model, classes = assemble(file, folder.checkpoint, device)
         if is_classifier(cfg) != cls.classifies:
             raise ValueError(f"{folder.path}: its config is not that of a {cls.__name__}")
-        return cls(file, cfg, model, names, *(() if cls.classifies else (ids,)))  # type: ignore[call-arg]
+        return cls(file, cfg, model, *(classes[:1] if cls.classifies else classes))  # type: ignore[call-arg]
 
 
 def find_network(model: nn.Module) -> PretrainedNetwork | None:

@@ -40,17 +40,17 @@ def publish(
     checkpoint = load_checkpoint(file)
     if CONFIG_KEY not in checkpoint and all(k.startswith("backbone.") for k in checkpoint["model"]):
         return _publish_backbone(file, checkpoint, folder, overwrite)
-    cfg, module, names, ids = assemble(file, checkpoint, "cpu")
+    cfg, module, classes = assemble(file, checkpoint, "cpu")
     model = (
-        Classifier(file, cfg, module, names)
+        Classifier(file, cfg, module, classes.names)
         if is_classifier(cfg)
-        else Detector(file, cfg, module, names, ids)
+        else Detector(file, cfg, module, *classes)
     )
     network = find_network(module)
     card = model_card(
         type(model).__name__,
         None if network is None else network.spec,
-        sections_of(file, cfg, names, checkpoint.get("iteration")),
+        sections_of(file, cfg, classes.names, checkpoint.get("iteration")),
     )
     return model.save_pretrained(folder, card=card, overwrite=overwrite)
 

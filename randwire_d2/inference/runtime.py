@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from ..export import FORMATS, RUNTIMES, Run, check_runtime, format_of, installed_runtimes
+from ..export import FORMATS, RUNTIMES, check_runtime, format_of, installed_runtimes
 from ..text import one_line
 from .classifier import Classifier
 from .detector import Detector
@@ -89,21 +89,21 @@ def _in_runtimes(
 ) -> dict[str, Model]:
     """A model of each runtime; a checkpoint's is exported for it, and proved as every export."""
     if format_of(model.file):
-        return {name: _around(model, model.model, RUNTIMES[name](model.file)) for name in names}
+        return {name: _around(model, model.model, name, model.file) for name in names}
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "model.onnx")
         # Two: each is computed in every runtime.
         images = [one["image"] for one in islice(samples, 2)]
         write_proved(model, file, FORMATS["onnx"], images=images, runtimes=names)
         exported = load_exported(file, FORMATS["onnx"], "cpu").model
-        return {name: _around(model, exported, RUNTIMES[name](file)) for name in names}
+        return {name: _around(model, exported, name, file) for name in names}
 
 
-def _around(model: Model, exported: Any, run: Run) -> Model:
-    """A copy of a model, with its classes and ids, that computes with a graph."""
+def _around(model: Model, exported: Any, runtime: str, file: str) -> Model:
+    """A copy of a model, with its classes and ids, that computes with a file's graph."""
     other, graph = copy.copy(model), copy.copy(exported)
-    graph.run = run
-    other.model = graph
+    graph.run = RUNTIMES[runtime](file)
+    other.model, other.runtime = graph, runtime
     return other
 
 

@@ -116,7 +116,11 @@ def _recording(graph: Any, pool: Any, stream: torch.cuda.Stream) -> Iterator[Non
     """Leaves stream, allocator and random generator as they were, even if its end raises."""
     before, begun = torch.cuda.current_stream(), False
     try:
-        # Other threads, those of NCCL and of data loaders, may go on.
+        # With "global", what other threads do meanwhile (an allocation, a query of NCCL's watchdog
+        # or of a data loader) would fail, and end the recording; with "relaxed", what this one does
+        # aside would pass, and no replay do it (CUDA's runtime API on
+        # cudaThreadExchangeStreamCaptureMode). In no mode may another thread synchronise the device
+        # (its programming guide, "Prohibited and Unhandled Operations").
         with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
             begun = True
             yield

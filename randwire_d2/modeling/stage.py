@@ -106,6 +106,8 @@ class RandWireStage(CNNBlockBase):
             len(spec.dag.output_nodes),
         )
         self.edges = self._edges_on(self._device())
+        # What the replicas of DataParallel share, which are made anew for each pass.
+        self._edges_elsewhere: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """
@@ -185,7 +187,9 @@ class RandWireStage(CNNBlockBase):
     def run_fused(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` as one function, whether or not that is possible."""
         if self.edges[0].device != x.device:  # what gathers weights there may leave them behind
-            self.edges = self._edges_on(x.device)
+            if x.device not in self._edges_elsewhere:
+                self._edges_elsewhere[x.device] = self._edges_on(x.device)
+            self.edges = self._edges_elsewhere[x.device]
         smallest, by_level = map(Order, (self.plan, self._plan_by_level), self.edges)
         return run_fused(smallest, by_level, [*self.nodes], x, kept, self.recompute)
 
@@ -198,7 +202,7 @@ class RandWireStage(CNNBlockBase):
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.graphs.drop()
         super()._apply(*args, **kwargs)
-        self.edges = self._edges_on(self._device())
+        self.edges, self._edges_elsewhere = self._edges_on(self._device()), {}
         return self
 
     def _device(self) -> torch.device | None:

@@ -16,6 +16,9 @@ CONFIG_KEY = "config"
 CLASS_NAMES_KEY = "class_names"
 # The key under which it holds the ids that its data set gives these classes, in the same order.
 CATEGORY_IDS_KEY = "category_ids"
+# The key under which it holds, of a panoptic data set, the classes of stuff in the order of the
+# outputs for them: {"names": a list, "ids": those that the data set gives them}.
+STUFF_KEY = "stuff"
 
 
 def wiring_entry(spec: NetworkSpec, head_relu: bool | None = None) -> dict[str, Any]:

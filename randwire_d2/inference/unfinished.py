@@ -1,0 +1,154 @@
+"""What a prediction that ended early has left in its folder, for another one to go on with.
+
+An unfinished prediction has job.partial.json beside its results: which checkpoint it is of, which
+inputs, and what else its results depend on. After SIGKILL, or when the machine has gone down, the
+other files end in .tmp, and anywhere.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+NOTE = "job.partial.json"
+COLUMNS = (
+    "image_id", "file_name", "frame", "category_id", "category", "score", "x", "y", "width",
+    "height",
+)  # fmt: skip
+Note = dict[str, Any]
+
+
+def partial_path(path: Path) -> Path:
+    """The name of a file that is whole, but not of all that was to be in it."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+def digest(value: bytes | object) -> str:
+    """What tells bytes, or the JSON of something else, from others."""
+    content = value if isinstance(value, bytes) else json.dumps(value, default=str).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def read_note(folder: Path) -> Note | None:
+    """What the unfinished prediction in a folder is of; None if there is none.
+
+    Raises:
+        ValueError: it is damaged; one line.
+    """
+    path = folder / NOTE
+    if not path.is_file():
+        return None
+    try:
+        note: Note = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"{path} is damaged ({e}); --overwrite begins anew") from e
+    return note
+
+
+def check_note(folder: Path, noted: Note, own: Note) -> None:
+    """
+    Raises:
+        ValueError: the unfinished prediction in a folder is another one; one line.
+    """
+    for name in own:
+        if noted.get(name) != own[name]:
+            raise ValueError(
+                f"--resume: the unfinished prediction in {str(folder)!r} has another {name} "
+                f"({noted.get(name)}; now {own[name]}): give what it was begun with, or "
+                "--overwrite to begin anew"
+            )
+
+
+class Written(NamedTuple):
+    """What the files hold once an image was written.
+
+    Attributes:
+        image: of images.json.
+        ends: of the files, in bytes.
+        results: of this image and those before.
+    """
+
+    image: dict[str, Any]
+    ends: tuple[int, ...]
+    results: int
+
+
+def find_written(paths: Sequence[Path], categories: Mapping[int, str]) -> list[Written]:
+    """The images of which all is there, in files that get the names that ``atomic_open`` gives.
+
+    The table is made anew.
+
+    Args:
+        paths: of results, table, images and, of a panoptic model, segments, once they are whole.
+        categories: names by id.
+    """
+    temporary = [Path(f"{partial_path(path)}.tmp") for path in paths]
+    results, table, *lists = temporary
+    for path, file in zip(paths, temporary):
+        for source in (partial_path(path), path):
+            if not file.exists() and source.exists():
+                os.replace(source, file)
+        if not file.exists() and file != table:
+            raise ValueError(f"--resume: {path} is not there; --overwrite begins anew")
+    found: list[Written] = []
+    records, end, number = _values(results), 0, 0
+    record, after = next(records, (None, None))
+    with open(table, "wb") as f:
+        f.write(table_rows([COLUMNS]))
+        for values in zip(*map(_values, lists)):
+            image, own = values[0][0], []
+            if image is None:
+                break
+            while record is not None and record["image_id"] == image["id"]:
+                own.append(record)
+                end, number = after or 0, number + 1
+                record, after = next(records, (None, None))
+            f.write(table_rows(rows_of(image, own, categories)))
+            ends = (end or len(b"["), f.tell(), *(position for _, position in values))
+            found.append(Written(image, ends, number))
+    if after is None:  # cut off: more of the last image, and images without results, may be missing
+        while found and found[-1].results == number:
+            found.pop()
+    return found
+
+
+def _values(path: Path) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    """The objects of a file's list, one a line, and where each ends; None where the list does."""
+    end, begun = 0, False
+    with open(path, "rb") as f:
+        for line in f:
+            start, end = end, end + len(line)
+            text = line.rstrip(b",\n")
+            if not begun:
+                begun = text.endswith(b"[")
+                continue
+            if text in (b"]", b"]}"):
+                yield None, start
+                return
+            try:
+                value = json.loads(text)
+            except ValueError:  # the rest of a line that was cut off
+                return
+            yield value, start + len(text)
+
+
+def rows_of(
+    image: Mapping[str, Any], records: Sequence[Mapping[str, Any]], categories: Mapping[int, str]
+) -> Iterator[list[Any]]:
+    """The rows of an image in the table."""
+    for record in records:
+        row = dict(zip(("x", "y", "width", "height"), record.get("bbox", ())))
+        row |= {k: image[k] for k in ("file_name", "frame") if k in image}
+        row |= {k: record[k] for k in ("image_id", "category_id", "score")}
+        row["category"] = categories[record["category_id"]]
+        yield [row.get(column, "") for column in COLUMNS]
+
+
+def table_rows(rows: Iterator[Sequence[Any]] | Sequence[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode(errors="surrogateescape")  # of names that are no UTF-8
