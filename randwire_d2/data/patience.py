@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from detectron2.data import DatasetMapper
 
-from .images import check_depth
+from .images import open_image
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds, from one attempt to the next
 
@@ -96,6 +96,7 @@ class PatientMapper(DatasetMapper):
 
 def _check_depth(path: str) -> None:
     try:
-        check_depth(path)
+        with open_image(path):
+            pass
     except ValueError as e:
         raise ValueError(f"{path} can't be trained on or tested: {e}") from e
