@@ -192,7 +192,7 @@ REFUSALS = {
         ("IN/code.pth x.ts", "system, and to unpickle that could run code"),
         ("IN/classifier.pth x.txt", "OUTPUT 'x.txt': the name … ends in .onnx"),
         ("IN/classifier.pth IN/a_file/x.ts", "OUTPUT … a_file' is a file; name a folder"),
-        ("IN/classifier.pth x.ts --images IN/none.png", "none.png can't be read"),
+        ("IN/classifier.pth x.ts --images IN/none.png", "none.png' matches no image and no video"),
     ],
     "publish_model.py": [
         ("IN/cut.pth out", "cut.pth' is cut off … copy or download it again"),

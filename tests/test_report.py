@@ -187,7 +187,7 @@ def test_masks_are_drawn_where_the_results_have_them(
 ) -> None:
     """Wrong: a Mask R-CNN's report without masks, or none at all where an object, as in a set of
     boxes, or a detection has none."""
-    rle = {"size": [40, 60], "counts": "P3:o01O"}
+    rle = {"size": [40, 60], "counts": "b6?i000000000000000000ng1"}
     masked, boxed = detection(100, 7, 0.9, segmentation=rle), detection(101, 3, 0.9)
     results = written(tmp_path / "r.json", [masked, boxed])
     draw_detections(dataset, results)

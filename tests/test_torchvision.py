@@ -155,7 +155,7 @@ def randwire(prob: float) -> ImageClassifier:
 
 def losses(model: ImageClassifier, steps: int) -> list[float]:
     """Of some steps with other images, dropped edges and dropout in each."""
-    found, optimizer = [], torch.optim.SGD(model.parameters(), 0.1)
+    found, optimizer = [], torch.optim.SGD(model.parameters(), 0.01)
     for step in range(steps):
         torch.manual_seed(step)
         batch = {"image": torch.randn(4, 3, 32, 32), "label": torch.tensor([0, 1, 2, 0])}
