@@ -158,7 +158,7 @@ def losses(model: ImageClassifier, steps: int) -> list[float]:
     found, optimizer = [], torch.optim.SGD(model.parameters(), 0.01)
     for step in range(steps):
         torch.manual_seed(step)
-        batch = {"image": torch.randn(4, 3, 32, 32), "label": torch.tensor([0, 1, 2, 0])}
+        batch = {"image": torch.randn(4, 3, 64, 64), "label": torch.tensor([0, 1, 2, 0])}
         (loss,) = model(batch).values()
         optimizer.zero_grad()
         loss.backward()
