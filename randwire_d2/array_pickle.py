@@ -3,7 +3,7 @@
 import collections
 import pickle
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,6 +46,29 @@ class _NewDtype:
         return np.dtype(name, copy=True)
 
 
+class _FromBuffer:
+    """numpy's _frombuffer, of protocol 5: an array of the bytes that the file has of it."""
+
+    __slots__ = ()
+
+    def __call__(self, buffer: object, dtype: object, shape: Any, order: Any) -> np.ndarray:
+        if not isinstance(buffer, bytes | bytearray) or not isinstance(dtype, np.dtype):
+            raise _Refusal("an array is not as numpy pickles it")
+        return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+
+
+class _Encode:
+    """codecs.encode, of what Python 3 makes of bytes for protocols 0 to 2, in which Python 2 reads
+    them: as many characters."""
+
+    __slots__ = ()
+
+    def __call__(self, text: object, encoding: object) -> bytes:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise _Refusal("bytes are not as Python pickles them")
+        return text.encode("latin1")
+
+
 class ArrayUnpickler(pickle._Unpickler):
     """Reads a pickle of arrays in plain containers; anything else in it could run code.
 
@@ -55,15 +78,26 @@ class ArrayUnpickler(pickle._Unpickler):
 
     # numpy has moved its reconstruction functions between modules; files keep the old names.
     _ALLOWED = {
+        ("_codecs", "encode"): _Encode(),
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("numpy", "ndarray"): _ArrayType(),
         ("numpy", "dtype"): _NewDtype(),
         **{
-            (f"numpy.{package}.multiarray", name): function
+            (f"numpy.{package}.{module}", name): function
             for package in ("core", "_core")
-            for name, function in (("_reconstruct", _NewArray()), ("scalar", _scalar))
+            for module, name, function in (
+                ("multiarray", "_reconstruct", _NewArray()),
+                ("multiarray", "scalar", _scalar),
+                ("numeric", "_frombuffer", _FromBuffer()),
+            )
         },
     }
+
+    def _load_bytearray(self) -> None:
+        # Python's own makes room for as many bytes as a pickle says, whatever follows.
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))  # type: ignore[attr-defined]
+
+    dispatch: ClassVar[Any] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}
 
     def find_class(self, module: str, name: str) -> Any:
         try:

@@ -258,11 +258,13 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, suf
         load_checkpoint(str(path))
 
 
-def test_pickles_of_arrays_load_as_detectron2_writes_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_arrays_load_as_detectron2_writes_them(protocol: int, tmp_path: Path) -> None:
+    """Wrong: those that Python 2 reads, or of the highest protocol, are taken for code."""
     model, other = small_backbone(), small_backbone()
     path = tmp_path / "model.pkl"
     arrays = {name: np.asarray(value) for name, value in model.state_dict().items()}
-    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "test"}))
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "test"}, protocol))
     RandWireCheckpointer(other).load(str(path))
     for name, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name

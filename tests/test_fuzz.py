@@ -650,6 +650,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], str | None]] = {
     "an array's shape": ("model.pkl", lambda: claims(2**40, TORCH_ARRAY, b"\x85C\x01b\x87R."),
                          "does not begin as numpy"),
     "a place in the memo": ("model.pkl", lambda: b"\x80\x02}r\xff\xff\xff\x7f.", None),
+    "protocol 5": ("model.pkl", lambda: b"\x80\x05\x96" + (2**38).to_bytes(8, "little"), "cut off"),
     "a frame": ("model.pkl", lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x3f.", "cut off"),
     "a header of JSON": ("model.safetensors", lambda: (2**60).to_bytes(8, "little") + b"{}", ""),
     "a million nodes": ("spec.json", lambda: spec_json(num_nodes=10**6, edges=[]), "at most 1,024"),
