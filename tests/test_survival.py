@@ -613,7 +613,7 @@ def test_the_end_of_a_worker_is_explained() -> None:
 def test_what_a_worker_says_is_said_without_its_traceback(kind: type[Exception]) -> None:
     with pytest.raises(kind, match="^a.jpg can't be read: gone$"), explained(""):
         try:
-            raise kind("a.jpg can't be read: gone")
+            raise kind("a.jpg can't be read:\ngone")
         except kind:  # as PyTorch hands it over
             ExceptionWrapper(where="in DataLoader worker process 0").reraise()
 

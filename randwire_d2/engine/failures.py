@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import MENDABLE, system_error
+from ..errors import MENDABLE, raised_first, system_error
 from ..files import megabytes
 from ..text import one_line
 
@@ -83,7 +83,7 @@ def _explain(error: Exception, workers: str) -> OSError | ValueError | MemoryErr
             "wherever that is, and go on with --resume"
         )
     if isinstance(error, OSError | ValueError) and "in DataLoader worker process" in text:
-        return type(error)(text.strip().splitlines()[-1].partition(": ")[2])
+        return type(error)(" ".join(raised_first(error)[1].split()))
     return None
 
 
