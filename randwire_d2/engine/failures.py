@@ -40,7 +40,8 @@ def explained(workers: str) -> Iterator[None]:
                 record.msg, record.args, record.exc_info = f"The training ends: {said}", (), None
         return True
 
-    logging.raiseExceptions = False  # else, where the log's disk is full, each line is a traceback
+    # Else, where the log's disk is full, each line is a traceback.
+    before, logging.raiseExceptions = logging.raiseExceptions, False
     log = logging.getLogger("detectron2.engine.train_loop")
     log.addFilter(shorten)
     try:
@@ -52,6 +53,7 @@ def explained(workers: str) -> Iterator[None]:
         raise said from e
     finally:
         log.removeFilter(shorten)
+        logging.raiseExceptions = before
 
 
 def _explain(error: Exception, workers: str) -> OSError | ValueError | MemoryError | None:
