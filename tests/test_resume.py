@@ -271,8 +271,9 @@ def test_a_training_goes_on_at_the_rate_of_its_config(
     data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Wrong: who resumes with a lower rate, after a divergence, trains at the checkpoint's without
-    a word; or an optimizer that its state doesn't fit is taken, once config.yaml, which was
-    compared, is another training's."""
+    a word; or has another schedule in one iteration only, such as the rate 0 of one that had ended;
+    or an optimizer that its state doesn't fit is taken, once config.yaml, which was compared, is
+    another training's."""
 
     def resume(*options: object) -> Quiet:
         trainer = Quiet(config(data, "OUTPUT_DIR", tmp_path, "SOLVER.WARMUP_FACTOR", 0.5, *options))
@@ -298,6 +299,9 @@ def test_a_training_goes_on_at_the_rate_of_its_config(
         caplog.text
     )
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected) / 8)
+    constant = ("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.WARMUP_FACTOR", 1.0)
+    found = rates(resume("SOLVER.BASE_LR", 0.5, *other, *constant))
+    assert found == [[group["initial_lr"] for group in begun.optimizer.param_groups]] * 2
     for options, says in (
         (("SOLVER.MOMENTUM", 0.5, *other), r"momentum 0.9 \(now 0.5\)"),
         ((), r"weights in 4 groups, .*\(now 2, .*, which its state fixes"),

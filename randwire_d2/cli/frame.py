@@ -144,7 +144,7 @@ def training(
     before = None if args.resume else _last_write(run)
 
     def way_on(message: str) -> str:
-        if args.eval_only or _last_write(run) == before:
+        if args.eval_only or _last_write(run) in (None, before):
             return ""
         try:
             last = str(run.last_checkpoint)

@@ -136,10 +136,7 @@ def rates_kept(optimizer: torch.optim.Optimizer, keys: Keys) -> Iterator[None]:
             f"{before}"
         )
     for group, rate in zip(optimizer.param_groups, own):
-        if (before := _rate(group)) != rate:
-            # Where the schedule is: the scheduler computes the next ones.
-            group["lr"] = group["lr"] * (rate / before) if before else rate
-        group["initial_lr"] = rate
+        group["initial_lr"] = rate  # of which the schedule makes that of each iteration
 
 
 def _rate(group: Mapping[str, Any]) -> float:

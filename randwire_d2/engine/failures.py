@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import MENDABLE, system_error
+from ..errors import MENDABLE, raised_first, system_error
 from ..files import megabytes
 from ..text import one_line
 
@@ -40,7 +40,8 @@ def explained(workers: str) -> Iterator[None]:
                 record.msg, record.args, record.exc_info = f"The training ends: {said}", (), None
         return True
 
-    logging.raiseExceptions = False  # else, where the log's disk is full, each line is a traceback
+    # Else, where the log's disk is full, each line is a traceback.
+    before, logging.raiseExceptions = logging.raiseExceptions, False
     log = logging.getLogger("detectron2.engine.train_loop")
     log.addFilter(shorten)
     try:
@@ -52,6 +53,7 @@ def explained(workers: str) -> Iterator[None]:
         raise said from e
     finally:
         log.removeFilter(shorten)
+        logging.raiseExceptions = before
 
 
 def _explain(error: Exception, workers: str) -> OSError | ValueError | MemoryError | None:
@@ -83,7 +85,7 @@ def _explain(error: Exception, workers: str) -> OSError | ValueError | MemoryErr
             "wherever that is, and go on with --resume"
         )
     if isinstance(error, OSError | ValueError) and "in DataLoader worker process" in text:
-        return type(error)(text.strip().splitlines()[-1].partition(": ")[2])
+        return type(error)(" ".join(raised_first(error)[1].split()))
     return None
 
 

@@ -321,9 +321,13 @@ class Trainer(DefaultTrainer):
         settle_start(self, self.cfg)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As DefaultTrainer's, with the learning rates of the config (``rates_kept``)."""
+        """As DefaultTrainer's, with the learning rates of the config (``rates_kept``), and of its
+        schedule: the checkpoint's next rate is 0 where that had ended."""
         super().load_state_dict(state_dict)
-        self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        self.scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        for group, rate in zip(groups, self.scheduler.get_lr()):
+            group["lr"] = rate
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
