@@ -408,7 +408,10 @@ GENERATOR = {"regime": "regular", "channels": 8, "num_nodes": 16}
         ({"graph_params": {"k": 3, "p": 0.5}}, ["WS", "even", "K=3"]),
         ({"graph_params": {"k": 0, "p": 0.5}}, ["0 < K", "K=0"]),
         ({"graph_params": {"k": -2, "p": 0.5}}, ["0 < K", "K=-2"]),
-        ({"graph_params": {"k": 8, "p": 0.5}}, ["K < N", "K=8", "N=8", "res2"]),
+        (
+            {"graph_params": {"k": 8, "p": 0.5}},
+            ["K < N", "N=8", "res2", "half of num_nodes 16"],
+        ),
         ({"graph_params": {"k": 16, "p": 0.5}, "regime": "small"}, ["K < N", "K=16", "N=16"]),
         ({"graph_params": {"k": 4, "p": 1.01}}, ["0 <= P <= 1", "P=1.01"]),
         ({"graph_params": {"k": 4, "p": -0.1}}, ["0 <= P <= 1", "P=-0.1"]),

@@ -240,7 +240,8 @@ class NetworkGenerator:
             try:
                 graph = random_graph(self.graph, num_nodes, seed, **self.graph_params)
             except ValueError as e:
-                raise ValueError(f"{name} of the {self.regime} regime: {e}") from e
+                half = f", with half of num_nodes {self.num_nodes} (§3.2)" if fraction < 1 else ""
+                raise ValueError(f"{name} of the {self.regime} regime{half}: {e}") from e
             dags.append(Dag.from_graph(graph))
         return NetworkSpec(self.regime, self.channels, self.node_op, tuple(dags))
 
