@@ -441,6 +441,13 @@ def test_generator_refuses(theta: dict[str, Any], says: list[str]) -> None:
     assert all(words in str(error.value) for words in says), error.value
 
 
+@pytest.mark.parametrize("graph", ["XX", ["WS"], None])
+def test_a_generator_of_an_unknown_graph_is_not_made(graph: Any) -> None:
+    """Else the misprint is told where the generator is called, in another place of a program."""
+    with pytest.raises(ValueError, match=r"unknown graph model .*; registered are \['BA', 'ER'"):
+        NetworkGenerator(graph=graph)
+
+
 @pytest.mark.parametrize("seed", [None, 1.5, "1"])
 def test_a_seed_is_an_integer(seed: Any) -> None:
     """Else a seed names no network: None draws another one each time."""
