@@ -3,7 +3,8 @@
     python tools/browse_data.py --data PATH [--output data.png] [--config-file FILE] [KEY VALUE ...]
 
 The data sets are those that tools/train_net.py would train with. The picture has images with their
-boxes and masks, and below them what the config's augmentation makes of them.
+boxes and masks, and below them what the config's augmentation makes of them. A validation split,
+which a training needs, may be missing.
 """
 
 from collections.abc import Sequence
@@ -29,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_format(args.output, "--output")
     cfg = data_config(args)
     print(look_at_data(cfg))
+    if cfg.DATASETS.PATH and not cfg.DATASETS.TEST:
+        print(
+            "There is no validation split: to train, name one with --data-val, or hold back a "
+            "tenth of the images with DATASETS.HOLD_BACK 0.1"
+        )
     seed_all_rng(max(cfg.SEED, 0))
     figure = draw_samples(cfg, cfg.DATASETS.TRAIN[0], args.images)
     print(f"Picture: {save_figure(figure, args.output)}")

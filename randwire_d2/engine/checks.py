@@ -77,7 +77,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 
 def data_config(args: argparse.Namespace) -> CfgNode:
-    """The config of a command line with its data sets registered, whatever else it lacks.
+    """The config of a command line with its data sets registered, whatever else it lacks, be it a
+    validation split.
 
     Raises:
         ValueError: for an unknown key, or data that can't be used; one line.
@@ -86,7 +87,7 @@ def data_config(args: argparse.Namespace) -> CfgNode:
     check_limits(cfg, LIMITS)
     check_solver(cfg)
     check_images(cfg)
-    take_data(cfg)
+    take_data(cfg, needs_val=False)
     _check_datasets(cfg, args)
     cfg.freeze()
     return cfg
