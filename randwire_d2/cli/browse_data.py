@@ -14,14 +14,14 @@ from detectron2.utils.env import seed_all_rng
 from ..drawing.samples import draw_samples
 from ..drawing.style import check_format, save_figure
 from ..engine import data_config, look_at_data
-from .frame import at_least, framed, training_parser
+from .frame import OF_TRAININGS, at_least, framed, training_parser
 
 SCRIPT = "browse_data.py"
 
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = training_parser(SCRIPT, __doc__)
+    parser = training_parser(SCRIPT, __doc__, unshown=OF_TRAININGS)
     parser.add_argument("--output", default="data.png", help="the picture (default %(default)s)")
     parser.add_argument(
         "--images", type=at_least(1), default=8, help="the most images in it (default %(default)s)"
