@@ -1,12 +1,10 @@
 """The config of a command line, and all that can be known to fail before any work."""
 
 import argparse
-import difflib
 import logging
 import os
 import re
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from ..devices import usable_device
 from ..files import check_folder, without_options
 from ..modeling.on_meta import build_on_meta
 from ..runs import RunFolder
+from ..text import similar
 from .best import check_best_metric
 from .continuation import check_continuation
 from .datasets import forget_classes, settle_classes, take_data
@@ -302,12 +301,6 @@ def check_dataset(key: str, name: str) -> None:
             data.existing_path(name, path)
         except ValueError as e:
             raise ValueError(f"{key}: {e}") from e
-
-
-def similar(name: str, known: Iterable[str]) -> str:
-    """The known names that may have been meant, for the end of a message; "" if there are none."""
-    matches = difflib.get_close_matches(str(name), list(known))
-    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
 def _ways_to(weights: str, cfg: CfgNode) -> str:
