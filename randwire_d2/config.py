@@ -115,7 +115,8 @@ def add_engine_config(cfg: CfgNode) -> None:
     # If not 0, the length of the training, and MAX_ITER is computed from it: STEPS stay where they
     # are in the config's MAX_ITER (60000 of 90000: after two thirds), and BASE_LR, WARMUP_ITERS,
     # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are those of REFERENCE_BATCH_SIZE: with another
-    # IMS_PER_BATCH the rate grows in proportion, the others shrink. If 0, all are taken literally.
+    # IMS_PER_BATCH the rate grows in proportion, the others shrink. WARMUP_ITERS are a quarter of
+    # the training at most. If 0, all are taken literally.
     cfg.SOLVER.EPOCHS = 0
     # A classifier's is 256.
     cfg.SOLVER.REFERENCE_BATCH_SIZE = 16

@@ -1,8 +1,11 @@
 """What others wrote, as part of a message: on one line, and not longer than a reader's patience."""
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 
 _MOST = 160  # characters
+_ALIKE = 0.7  # of difflib's 0 … 1
 
 _repr = reprlib.Repr()
 _repr.maxlevel = 2  # what holds itself twice at each level would be written without end
@@ -28,3 +31,19 @@ def no_python(json: str) -> str:
     Python. Yacs evaluates a text that is when it reads a file, and refuses the dict that it gets.
     """
     return f"\n {json}"
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """The known names that may have been meant, for the end of a message; "" if there are none.
+
+    Of a config's keys the last parts are alike, too: those of one node begin alike, whatever they
+    are.
+    """
+    last = str(name).rpartition(".")[2]
+    near = [
+        other
+        for other, end in ((other, other.rpartition(".")[2]) for other in known)
+        if end.endswith(f"_{last}") or difflib.get_close_matches(last, [end], cutoff=_ALIKE)
+    ]
+    matches = difflib.get_close_matches(str(name), near, cutoff=_ALIKE)
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""

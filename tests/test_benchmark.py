@@ -530,7 +530,10 @@ def test_counts_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["--size", "1", "2", "3"], "error: --size takes one or two numbers; got 3"),
         (["--sizes", "8"], "error: 8 sizes, each 32 pixels narrower, need images"),
         (["--sizes", "2", "--growth", "a.png"], "error: --sizes goes with neither --runtimes nor"),
-        (["--nodes", "4", "--no-time"], "error: res2 of the regular regime: WS needs an even K"),
+        (
+            ["--nodes", "4", "--no-time"],
+            "with half of num_nodes 4 (§3.2): WS needs an even K",
+        ),
         (["--rounds", "0"], "error: --rounds must be at least 1, or use --no-time; got 0"),
         (["--growth", "growth.jpg"], "error: --growth must end in one of .png, .svg, .pdf"),
         (["--models", "resnet50-msra", "--no-time"], "error: no model 'resnet50-msra' for class"),

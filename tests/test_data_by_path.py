@@ -30,7 +30,13 @@ from randwire_d2.data.by_path import held_back
 from randwire_d2.data.coco_json import read_coco
 from randwire_d2.data.labels import LabelledImages
 from randwire_d2.drawing.samples import draw_samples
-from randwire_d2.engine import Trainer, argument_parser, load_config, register_data
+from randwire_d2.engine import (
+    Trainer,
+    argument_parser,
+    data_config,
+    load_config,
+    register_data,
+)
 from randwire_d2.engine.datasets import settle_classes
 from randwire_d2.runs import EVALUATIONS, RunFolder
 
@@ -417,9 +423,30 @@ def test_browse_data_draws_what_it_counts(unsplit: Path, tmp_path: Path) -> None
     assert "10 boxes" in said and "also in train" in said
     with Image.open(picture) as image:
         assert image.size[0] > 1000
+    said = run_tool("browse_data.py", "--data", unsplit, "--output", picture, log=tmp_path / "log")
+    assert "10 images (all" in said and "name one with --data-val, or hold back" in said
     assert "must end in" in refusal(
         "browse_data.py", "--data", unsplit, "--output", "data.doc", log=tmp_path / "log"
     )
+
+
+def test_data_are_looked_at_before_they_are_split(unsplit: Path) -> None:
+    """Wrong: who looks must decide first how to validate, an image is missing from what is shown,
+    or a look lets a training without a validation split begin."""
+    args = parse("--data", unsplit)
+    for _ in range(2):  # the second time, it is registered
+        cfg = data_config(args)
+        assert (len(cfg.DATASETS.TRAIN), len(cfg.DATASETS.TEST)) == (1, 0)
+        assert len(labelled_images(cfg.DATASETS.TRAIN[0]).records) == 10
+    with pytest.raises(ValueError, match="no validation split; name one with --data-val"):
+        load_config(args)
+    held = data_config(parse("--data", unsplit, "DATASETS.HOLD_BACK", 0.2)).DATASETS
+    assert len(held.TRAIN) == len(held.TEST) == 1
+    labels = unsplit / "labels.csv"
+    labels.write_text("a,b\n")
+    for load in (load_config, data_config):
+        with pytest.raises(ValueError, match="labels.csv' is no JSON"):
+            load(parse("--data", f"{labels}:{unsplit}"))
 
 
 def test_augmented_boxes_stay_on_their_objects(tmp_path: Path) -> None:

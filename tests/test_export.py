@@ -568,7 +568,12 @@ def test_what_can_not_be_exported_is_refused_in_one_line(
         (classifier, "x.onnx", {"format_name": "torch"}, "format torch ends in .pt2"),
         (classifier, detector / "x.onnx", {}, "model_final.pth' is a file; name a folder"),
         (onnx_file, "x.ts", {}, "is an exported file already"),
-        (detector, "x.pt2", {}, "torch.export can't follow how Detectron2 chooses proposals"),
+        (
+            detector,
+            "x.pt2",
+            {},
+            "be written as .pt2: torch.export can't follow how Det",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             export_model(source, tmp_path / output, **options)

@@ -165,6 +165,15 @@ def test_nothing_given():
     assert line([]).startswith("no data sets are given")
 
 
+def test_a_class_of_two_lines(tmp_path):
+    """The folder's name is the class's, and breaks each list that it stands in."""
+    touch(tmp_path, "lines/a\nb/1.jpg")
+    assert line(["lines"]) == (
+        r"'lines': the class name 'a\nb' has a line break or another control character; rename the "
+        "class"
+    )
+
+
 def test_no_class_folders(tmp_path):
     """The images lie directly in the folder, as those of ImageNet's val do when unpacked."""
     touch(tmp_path, "flat/1.jpg")

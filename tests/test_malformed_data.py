@@ -111,6 +111,10 @@ STOPS: dict[str, tuple[str, Damage, list[str]]] = {
                          ["annotation 4", "category_id 9", "1, 2"]),
     "a category that is a list": ("coco", coco(lambda c: c["annotations"][0].update(
         category_id=[1])), ["annotation 1", "category_id [1]"]),
+    "a class of two lines": ("coco", coco(lambda c: c["categories"][1].update(name="a\ncat")),
+                             [r"the class name 'a\ncat' has a line break", "rename"]),
+    "a class that rings": ("coco", coco(lambda c: c["categories"][1].update(name="\a")),
+                           [r"the class name '\x07' has", "rename"]),
     "a class twice": ("coco", coco(lambda c: c["categories"][1].update(name="cat")),
                       ["a class twice", "cat"]),
     "no images there": ("coco", no_images, ["6 of 6 images", "missing", "train1.jpg"]),

@@ -337,7 +337,7 @@ def test_wrong_input_is_refused() -> None:
 # ---------------------------------------------------------------- freezing
 
 
-@pytest.mark.parametrize("freeze_at", range(6))
+@pytest.mark.parametrize("freeze_at", [-1, *range(6), 9])
 @pytest.mark.parametrize("regime", ["small", "regular"])
 def test_freeze_at(regime: str, freeze_at: int) -> None:
     """Else FREEZE_AT has another meaning than for Detectron2's ResNet."""

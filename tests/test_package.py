@@ -117,6 +117,26 @@ def test_subcommands(
         assert usage or "tools/" not in said
 
 
+@pytest.mark.parametrize(
+    ("name", "shown", "unshown"),
+    [
+        ("train", "--data PATH --data-val --resume --num-gpus --slurm", ""),
+        ("pretrain", "--resume --num-gpus --slurm", "--data"),
+        ("browse-data", "--data PATH --data-val", "--resume --eval-only -gpus --dist-url lurm"),
+        ("measure-memory", "--data PATH --data-val", "--resume --eval-only -gpus --dist-url lurm"),
+    ],
+)
+def test_a_help_shows_the_options_of_its_tool(
+    name: str, shown: str, unshown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a tool offers what it refuses or has no use for."""
+    with pytest.raises(SystemExit):
+        import_module(f"randwire_d2.cli.{name.replace('-', '_')}").main(["--help"])
+    said = capsys.readouterr().out
+    assert all(words in said for words in shown.split())
+    assert not any(words in said for words in unshown.split())
+
+
 @pytest.mark.slow
 def test_importing_says_nothing_of_others_deprecations() -> None:
     """Wrong: each tool begins with four lines about Detectron2's use of PyTorch."""

@@ -376,6 +376,34 @@ def test_a_threshold_is_of_all_that_is_written(
     assert 0.01 < changed[0] < changed[1]
 
 
+@pytest.mark.parametrize(
+    ("by_default", "given", "threshold"),
+    [(0.5, [], None), (0.9, [], 0.9), (0.5, ["--score-threshold", 0.8], 0.8),
+     (0.9, ["--score-threshold", 0.1], None)],
+)  # fmt: skip
+def test_that_nothing_is_drawn_is_said(
+    by_default: float,
+    given: list[object],
+    threshold: float | None,
+    detector: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Wrong: who sees empty pictures beside many results takes the drawing for broken."""
+    monkeypatch.setattr(Detector, "least_drawn", by_default)
+    assert predict(detector, images / "a.png", "--output", tmp_path / "out", *given) == 0
+    _, found, said = capsys.readouterr().out.partition("No score reaches")
+    assert bool(found) == (threshold is not None)
+    if found:
+        start, _, best = said.strip().rpartition(" ")
+        assert (
+            start == f"{threshold} (--score-threshold), so the pictures show nothing: the best is"
+        )
+        assert 0.5 < float(best) < 0.8
+
+
 def test_broken_inputs_are_named_and_nothing_is_overwritten_unasked(
     detector: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

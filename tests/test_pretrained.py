@@ -31,6 +31,7 @@ from randwire_d2.cli.publish import main
 from randwire_d2.config import classifier_config, detector_config, set_spec
 from randwire_d2.engine import argument_parser, load_config
 from randwire_d2.inference import Classifier, Detector
+from randwire_d2.inference.record import sections_of
 
 SPEC = draw_spec("small", "WS")
 NAMES = ["dog", "cat", "bird", "cow", "pig", "emu"]
@@ -423,6 +424,16 @@ def test_a_run_is_published_with_its_record(run: Path, tmp_path: Path) -> None:
         assert stated in card
     again, ours = Classifier.from_pretrained(tmp_path / "published"), load_classifier(run)
     assert torch.equal(again(PIXELS), ours(PIXELS))
+
+
+def test_a_card_names_data_by_path_as_their_owner_does() -> None:
+    """Wrong: the reader is told a name that stands in a catalog of one process alone."""
+    cfg = detector_config()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("coco_d8c06b41_train",), ("coco_d8c06b41_val",)
+    assert sections_of("x.pth", cfg, None, None)["Data"]["trained on"] == "coco_d8c06b41_train"
+    cfg.DATASETS.PATH = "/home/me/coco"
+    data = sections_of("x.pth", cfg, None, None)["Data"]
+    assert (data["trained on"], data["tested on"]) == ("coco (train)", "coco (val)")
 
 
 def test_a_card_names_the_command_and_the_config_as_its_reader_has_them(

@@ -96,6 +96,7 @@ REFUSALS = {
         ("DETECTOR SOLVER.NOTHING 1", "Non-existent key: SOLVER.NOTHING"),
         ("DETECTOR MODEL.WEIGHTS", "options come as pairs KEY VALUE"),
         ("DETECTOR SOLVER.MAX_ITR 9", "key: SOLVER.MAX_ITR; did you mean 'SOLVER.MAX_ITER'"),
+        ("DETECTOR MODEL.RANDWIRE.CHANELS 9", "; did you mean 'MODEL.RANDWIRE.CHANNELS'?"),
         ("DETECTOR SEED 1 --resume", "--resume belongs ahead of 'MODEL.DEVICE'"),
         ("--config-file IN/broken.py", "is Python: a LazyConfig is for tools/lazyconfig_train"),
         # The machine

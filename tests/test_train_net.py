@@ -1,17 +1,24 @@
 """tools/train_net.py in processes of its own: real kills, real groups, real COCO evaluation."""
 
+import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import networkx
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from helpers import ROOT, Tool, last_metrics, run_tool
 
 from randwire_d2 import load_detector
+from randwire_d2.checkpoint import Wiring, load_checkpoint
 from randwire_d2.runs import EVALUATIONS, RunFolder
+from randwire_d2.wiring import Dag
 
 TOOL = "train_net.py"
 # What is tested is the machinery.
@@ -27,6 +34,30 @@ def arguments(
 ) -> list[object]:
     config = ROOT / "configs/faster_rcnn_randwire_shapes.yaml"
     return ["--config-file", config, *flags, "OUTPUT_DIR", output, *SMALL, *options]
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_guides_script_trains_what_it_registers(processes: int, tmp_path: Path) -> None:
+    """Wrong: a generator or a node operation of one's own can't be trained with the tools, its key
+    has no default, or the guide's script is none."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "GUIDE.md").read_text(), re.DOTALL)
+    (script,) = [block for block in blocks if "train.main()" in block]
+    (tmp_path / "my_train.py").write_text(script)
+    options = ["MODEL.RANDWIRE.GRAPH", "RING", "MODEL.RANDWIRE.NODE_OP", "conv5x5",
+               "MODEL.RANDWIRE.FUSED", "auto", "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2,
+               "DATASETS.TEST", "()", "TEST.EVAL_PERIOD", 0]  # fmt: skip
+    run = tmp_path / "run"
+    given = arguments(run, ["--num-gpus", processes], options)
+    if processes == 1:
+        run_tool(tmp_path / "my_train.py", *given, log=tmp_path / "log")
+    else:  # which import the script that was started
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(tmp_path / "my_train.py"), *map(str, given)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    wiring = Wiring.of(load_checkpoint(str(run / "model_final.pth")))
+    assert wiring is not None and wiring.spec.node_op == "conv5x5"
+    assert set(wiring.spec.dags) == {Dag.from_graph(networkx.circulant_graph(10, [1, 2]))}
 
 
 @pytest.mark.slow

@@ -408,7 +408,10 @@ GENERATOR = {"regime": "regular", "channels": 8, "num_nodes": 16}
         ({"graph_params": {"k": 3, "p": 0.5}}, ["WS", "even", "K=3"]),
         ({"graph_params": {"k": 0, "p": 0.5}}, ["0 < K", "K=0"]),
         ({"graph_params": {"k": -2, "p": 0.5}}, ["0 < K", "K=-2"]),
-        ({"graph_params": {"k": 8, "p": 0.5}}, ["K < N", "K=8", "N=8", "res2"]),
+        (
+            {"graph_params": {"k": 8, "p": 0.5}},
+            ["K < N", "N=8", "res2", "half of num_nodes 16"],
+        ),
         ({"graph_params": {"k": 16, "p": 0.5}, "regime": "small"}, ["K < N", "K=16", "N=16"]),
         ({"graph_params": {"k": 4, "p": 1.01}}, ["0 <= P <= 1", "P=1.01"]),
         ({"graph_params": {"k": 4, "p": -0.1}}, ["0 <= P <= 1", "P=-0.1"]),
@@ -436,6 +439,13 @@ def test_generator_refuses(theta: dict[str, Any], says: list[str]) -> None:
     with pytest.raises(ValueError) as error:
         NetworkGenerator(**{**GENERATOR, **theta})(1)
     assert all(words in str(error.value) for words in says), error.value
+
+
+@pytest.mark.parametrize("graph", ["XX", ["WS"], None])
+def test_a_generator_of_an_unknown_graph_is_not_made(graph: Any) -> None:
+    """Else the misprint is told where the generator is called, in another place of a program."""
+    with pytest.raises(ValueError, match=r"unknown graph model .*; registered are \['BA', 'ER'"):
+        NetworkGenerator(graph=graph)
 
 
 @pytest.mark.parametrize("seed", [None, 1.5, "1"])

@@ -3,7 +3,8 @@
     python tools/browse_data.py --data PATH [--output data.png] [--config-file FILE] [KEY VALUE ...]
 
 The data sets are those that tools/train_net.py would train with. The picture has images with their
-boxes and masks, and below them what the config's augmentation makes of them.
+boxes and masks, and below them what the config's augmentation makes of them. A validation split,
+which a training needs, may be missing.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,14 @@ from detectron2.utils.env import seed_all_rng
 from ..drawing.samples import draw_samples
 from ..drawing.style import check_format, save_figure
 from ..engine import data_config, look_at_data
-from .frame import at_least, framed, training_parser
+from .frame import OF_TRAININGS, at_least, framed, training_parser
 
 SCRIPT = "browse_data.py"
 
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = training_parser(SCRIPT, __doc__)
+    parser = training_parser(SCRIPT, __doc__, unshown=OF_TRAININGS)
     parser.add_argument("--output", default="data.png", help="the picture (default %(default)s)")
     parser.add_argument(
         "--images", type=at_least(1), default=8, help="the most images in it (default %(default)s)"
@@ -29,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_format(args.output, "--output")
     cfg = data_config(args)
     print(look_at_data(cfg))
+    if cfg.DATASETS.PATH and not cfg.DATASETS.TEST:
+        print(
+            "There is no validation split: to train, name one with --data-val, or hold back a "
+            "tenth of the images with DATASETS.HOLD_BACK 0.1"
+        )
     seed_all_rng(max(cfg.SEED, 0))
     figure = draw_samples(cfg, cfg.DATASETS.TRAIN[0], args.images)
     print(f"Picture: {save_figure(figure, args.output)}")

@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
 
+# Options of Detectron2's training tools, and Slurm's, that are no business of a tool that works in
+# its own process and ends with what it prints.
+OF_TRAININGS = (
+    "resume", "eval_only", "num_gpus", "num_machines", "machine_rank", "dist_url",
+    "slurm", "partition", "time_limit", "slurm_option",
+)  # fmt: skip
+
 
 # -------------------------------------------------------------------------------------------------
 # Parsers
@@ -62,12 +69,17 @@ def parser_of(script: str, description: str, usage: str | None = None) -> argpar
 
 
 def training_parser(
-    script: str, description: str, make: Callable[[str], argparse.ArgumentParser] | None = None
+    script: str,
+    description: str,
+    make: Callable[[str], argparse.ArgumentParser] | None = None,
+    unshown: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """The parser of a tool that has the options of Detectron2's training tools.
 
     Args:
         make: makes it, with an epilog (default: ``engine.argument_parser``).
+        unshown: the options that its help leaves out, by their names in the Namespace, as they say
+            nothing to this tool; what reads the Namespace finds them there.
     """
     if make is None:
         from ..engine import argument_parser  # not for tools that draw
@@ -75,6 +87,9 @@ def training_parser(
         make = argument_parser
     parser = make(in_users_words(description))
     parser.prog = program(script)
+    for action in parser._actions:
+        if action.dest in unshown:
+            action.help = argparse.SUPPRESS
     parser.set_defaults(dist_url="auto")  # Detectron2's is one port for all trainings of a user
     parser.error = functools.partial(refuse_usage, parser)  # type: ignore[method-assign]
     return parser

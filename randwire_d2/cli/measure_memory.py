@@ -25,7 +25,7 @@ from ..benchmark.memory import MemoryWatch
 from ..engine import Trainer, load_config, register_data
 from ..files import write_or_print
 from ..inference import load_detector
-from .frame import at_least, command_line, framed, training_parser
+from .frame import OF_TRAININGS, at_least, command_line, framed, training_parser
 
 SCRIPT = "measure_memory.py"
 SAMPLES = 40  # in all iterations
@@ -70,7 +70,7 @@ def watch_prediction(cfg: CfgNode, iterations: int, every: int) -> MemoryWatch:
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = training_parser(SCRIPT, __doc__)
+    parser = training_parser(SCRIPT, __doc__, unshown=OF_TRAININGS)
     parser.add_argument(
         "--iterations", type=at_least(8), default=2000, help="of each (default: 2000)"
     )

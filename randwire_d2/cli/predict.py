@@ -53,6 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with sigterm_as_ctrl_c():
         results = job.run()
     print(f"{results} results are in {job.folder / RESULTS}")
+    # What an earlier prediction has found isn't known; of stuff there is something everywhere.
+    if 0 < job.best < job.least_drawn and not job.resume and job.panoptic is None:
+        empty = "the pictures show nothing" if job.pictures else "nothing would be drawn"
+        print(
+            f"No score reaches {job.least_drawn} (--score-threshold), so {empty}: the best is "
+            f"{job.best:.3f}"
+        )
     if job.labelled:
         first, among = (f"{number / job.labelled:.2%}" for number in job.right)
         since = " that --resume has added" if job.resume else ""

@@ -18,7 +18,7 @@ SCRIPT = "pretrain_imagenet.py"
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = training_parser(SCRIPT, __doc__)
+    parser = training_parser(SCRIPT, __doc__, unshown=("data", "data_val"))
     parser.add_argument(
         "--measure-input",
         action="store_true",

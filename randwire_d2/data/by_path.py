@@ -21,7 +21,7 @@ _DRAWN_BY = "name"
 
 
 def register_detection_data(
-    path: str, path_val: str = "", hold_back: float = 0.0, seed: int = 0
+    path: str, path_val: str = "", hold_back: float = 0.0, seed: int = 0, *, needs_val: bool = True
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Register a data set by its path, for training and for validation.
 
@@ -36,9 +36,10 @@ def register_detection_data(
         hold_back: the share of the training images that are held back for validation, where there
             is no validation split; ``held_back`` chooses them.
         seed: of the choice of these.
+        needs_val: whether data without a validation split are refused.
 
     Returns:
-        The names of the sets for training and for validation.
+        The names of the sets for training and for validation; of the latter none, if there is none.
 
     Raises:
         ValueError: there is no such data set, it has no validation split, or the labels can't be
@@ -46,16 +47,19 @@ def register_detection_data(
     """
     path, path_val = absolute(path), absolute(path_val)
     names = {split: f"{_base(path, path_val, hold_back, seed)}_{split}" for split in SPLITS}
-    if any(name not in DatasetCatalog for name in names.values()):
-        read = partial(_read, _readers(path, path_val, hold_back), hold_back, seed)
-        found = read(SPLITS)
-        _compare_classes(*found.values())
-        for split, name in names.items():
+    if any(names[split] not in DatasetCatalog for split in (SPLITS if needs_val else SPLITS[:1])):
+        readers = _readers(path, path_val, hold_back, needs_val)
+        read = partial(_read, readers, hold_back, seed)
+        found = read(SPLITS if "val" in readers or hold_back else SPLITS[:1])
+        if "val" in found:
+            _compare_classes(**found)
+        for split, images in found.items():
             again = partial(lambda split: read((split,))[split], split)
-            DatasetCatalog.register(name, _Lasting(found[split], again, keep=split == "val"))
-    for name in names.values():
+            DatasetCatalog.register(names[split], _Lasting(images, again, keep=split == "val"))
+    train, val = ((name,) if name in DatasetCatalog else () for name in names.values())
+    for name in (*train, *val):
         _set_metadata(name, DatasetCatalog[name].about)
-    return (names["train"],), (names["val"],)
+    return train, val
 
 
 def labelled_images(name: str) -> LabelledImages:
@@ -135,14 +139,15 @@ def _base(path: str, path_val: str, hold_back: float, seed: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9]+', '_', os.path.basename(folder)).strip('_')}_{digest[:8]}"
 
 
-def _readers(path: str, path_val: str, hold_back: float) -> dict[str, Reader]:
+def _readers(path: str, path_val: str, hold_back: float, needs_val: bool) -> dict[str, Reader]:
     if not 0 <= hold_back < 1:
         raise ValueError(
             f"DATASETS.HOLD_BACK is a share of the training images, at least 0 and less than 1; "
             f"got {hold_back}"
         )
     readers = find_splits(path, path_val)
-    if "val" not in readers and not hold_back:
+    if "val" not in readers and not hold_back and needs_val:
+        readers["train"]()  # what is wrong with the labels themselves is said first
         raise ValueError(
             f"{path!r} has no validation split; name one with --data-val (DATASETS.PATH_VAL), or "
             "hold back a tenth of the training images with DATASETS.HOLD_BACK 0.1"
@@ -154,7 +159,7 @@ def _read(
     readers: Mapping[str, Reader], share: float, seed: int, splits: Sequence[str]
 ) -> dict[str, LabelledImages]:
     """Some splits, without what can't be used."""
-    if "val" in readers:
+    if "val" in readers or not share:
         found = {split: clean(readers[split]()) for split in splits}
     else:
         whole = readers["train"]()

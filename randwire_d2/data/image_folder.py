@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import find_classes, is_image_file
 
-from .labels import named
+from .labels import check_one_line, named
 from .paths import existing_path
 from .shards import find_shards, read_shards
 
@@ -93,13 +93,14 @@ def image_folder_classes(name: str) -> list[str]:
     of them.
 
     Raises:
-        ValueError: it is no image folder, has no class folders, or is of damaged shards; one line.
+        ValueError: it is no image folder, has no class folders, or one whose name is of more than a
+            line, or is of damaged shards; one line.
     """
     if shards := _shards_of(name):
         return read_shards(shards)[1]
     root = _local_root(name)
     try:
-        return find_classes(root)[0]
+        classes = find_classes(root)[0]
     except FileNotFoundError as e:
         raise ValueError(
             f"{name!r}: {root!r} has no class folders; an image folder has its images in one "
@@ -107,6 +108,8 @@ def image_folder_classes(name: str) -> list[str]:
         ) from e
     except OSError as e:
         raise ValueError(f"{name!r}: {e}") from e
+    check_one_line(name, classes)
+    return classes
 
 
 def check_image_folders(train: Sequence[str], test: Sequence[str]) -> list[str]:

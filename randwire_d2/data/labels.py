@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from ..text import one_line
+from ..text import brief, one_line
 
 MOST_NAMED = 3  # of the places where a fault was met
 
@@ -131,12 +132,27 @@ def check_classes(source: str, classes: Iterable[object]) -> tuple[str, ...]:
     """Class names as text.
 
     Raises:
-        ValueError: there is none, or one comes twice; one line.
+        ValueError: there is none, one comes twice, or one is of more than a line; one line.
     """
     names = tuple(map(str, classes))
+    check_one_line(source, names)
     if not names:
         raise ValueError(f"{source!r} names no classes")
     twice = sorted(name for name, number in Counter(names).items() if number > 1)
     if twice:
         raise ValueError(f"{source!r} names a class twice: {named(twice, len(twice), 80)}")
     return names
+
+
+def check_one_line(source: str, names: Iterable[str]) -> None:
+    """
+    Raises:
+        ValueError: a class name has a line break, or another control character, which would break
+            each list, table and message that it stands in; one line.
+    """
+    for name in names:
+        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+            raise ValueError(
+                f"{source!r}: the class name {brief(name)} has a line break or another control "
+                "character; rename the class"
+            )

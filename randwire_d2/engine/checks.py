@@ -1,12 +1,10 @@
 """The config of a command line, and all that can be known to fail before any work."""
 
 import argparse
-import difflib
 import logging
 import os
 import re
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from ..devices import usable_device
 from ..files import check_folder, without_options
 from ..modeling.on_meta import build_on_meta
 from ..runs import RunFolder
+from ..text import similar
 from .best import check_best_metric
 from .continuation import check_continuation
 from .datasets import forget_classes, settle_classes, take_data
@@ -77,7 +76,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 
 def data_config(args: argparse.Namespace) -> CfgNode:
-    """The config of a command line with its data sets registered, whatever else it lacks.
+    """The config of a command line with its data sets registered, whatever else it lacks, be it a
+    validation split.
 
     Raises:
         ValueError: for an unknown key, or data that can't be used; one line.
@@ -86,7 +86,7 @@ def data_config(args: argparse.Namespace) -> CfgNode:
     check_limits(cfg, LIMITS)
     check_solver(cfg)
     check_images(cfg)
-    take_data(cfg)
+    take_data(cfg, needs_val=False)
     _check_datasets(cfg, args)
     cfg.freeze()
     return cfg
@@ -301,12 +301,6 @@ def check_dataset(key: str, name: str) -> None:
             data.existing_path(name, path)
         except ValueError as e:
             raise ValueError(f"{key}: {e}") from e
-
-
-def similar(name: str, known: Iterable[str]) -> str:
-    """The known names that may have been meant, for the end of a message; "" if there are none."""
-    matches = difflib.get_close_matches(str(name), list(known))
-    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
 def _ways_to(weights: str, cfg: CfgNode) -> str:

@@ -31,8 +31,11 @@ UNSET = -1  # the NUM_CLASSES that neither a config file nor the command line ha
 logger = logging.getLogger(__name__)
 
 
-def register_data(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def register_data(cfg: CfgNode, needs_val: bool = True) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Register the data set of DATASETS.PATH, if there is one, in this process.
+
+    Args:
+        needs_val: whether one without a validation split is refused.
 
     Returns:
         The names for DATASETS.TRAIN and DATASETS.TEST.
@@ -43,25 +46,31 @@ def register_data(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]]:
     node = cfg.DATASETS
     if not node.PATH:
         return tuple(node.TRAIN), tuple(node.TEST)
-    return register_detection_data(node.PATH, node.PATH_VAL, node.HOLD_BACK, max(cfg.SEED, 0))
+    return register_detection_data(
+        node.PATH, node.PATH_VAL, node.HOLD_BACK, max(cfg.SEED, 0), needs_val=needs_val
+    )
 
 
-def take_data(cfg: CfgNode) -> None:
-    """Make the data set of DATASETS.PATH the config's, wherever it is read later."""
+def take_data(cfg: CfgNode, needs_val: bool = True) -> None:
+    """Make the data set of DATASETS.PATH the config's, wherever it is read later.
+
+    Args:
+        needs_val: whether one without a validation split is refused.
+    """
     node = cfg.DATASETS
     if node.PATH_VAL and not node.PATH:
         raise ValueError("DATASETS.PATH_VAL (--data-val) needs DATASETS.PATH (--data)")
     node.PATH, node.PATH_VAL = absolute(node.PATH), absolute(node.PATH_VAL)
     if node.PATH and (launched := Launched.beside_others()):
-        take_probes(launched.share("images", partial(_look_at_images, cfg)))
-    node.TRAIN, node.TEST = register_data(cfg)
+        take_probes(launched.share("images", partial(_look_at_images, cfg, needs_val)))
+    node.TRAIN, node.TEST = register_data(cfg, needs_val)
     if node.PATH and cfg.MODEL.MASK_ON:
         for name in (*node.TRAIN, *node.TEST):
             _check_masks(name, cfg.INPUT.MASK_FORMAT if name in node.TRAIN else "bitmask")
 
 
-def _look_at_images(cfg: CfgNode) -> bytes:
-    register_data(cfg)
+def _look_at_images(cfg: CfgNode, needs_val: bool) -> bytes:
+    register_data(cfg, needs_val)
     return pack_probes()
 
 

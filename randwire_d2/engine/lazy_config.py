@@ -26,7 +26,7 @@ from ..config_files import config_path
 from ..modeling import RandWire
 from ..modeling.on_meta import build_on_meta
 from ..runs import RunFolder
-from ..text import one_line
+from ..text import one_line, similar
 from .best import check_best_metric
 from .checks import (
     check_dataset,
@@ -34,7 +34,6 @@ from .checks import (
     check_order,
     check_output,
     check_processes,
-    similar,
 )
 from .continuation import check_saved_groups
 from .datasets import thing_classes

@@ -1,5 +1,6 @@
 """A training's schedule in epochs of its images, for any batch size."""
 
+import logging
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -7,6 +8,12 @@ from detectron2.engine import DefaultTrainer, HookBase
 
 from .keys import YAML_KEYS, Keys
 from .limits import TRAINING_LIMITS, check_limits
+
+# Of a training in epochs, unless WARMUP_EPOCHS says how long: a config's WARMUP_ITERS suit the data
+# that it was written for, and a data set of a few images has fewer iterations in all.
+LONGEST_WARM_UP = 1 / 4
+
+logger = logging.getLogger(__name__)
 
 
 def check_solver(cfg: CfgNode) -> None:
@@ -30,12 +37,15 @@ def check_solver(cfg: CfgNode) -> None:
 def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     """The config with its schedule in iterations of IMS_PER_BATCH images, and EPOCHS 0.
 
+    WARMUP_ITERS that are more than a quarter of the training become a quarter; a line in the log
+    says so.
+
     Args:
         cfg: one with ``SOLVER.EPOCHS`` and the other keys for ``SOLVER.REFERENCE_BATCH_SIZE``.
         num_images: the images in an epoch.
 
     Raises:
-        ValueError: the warm-up is not shorter than the training.
+        ValueError: WARMUP_EPOCHS is not less than EPOCHS.
     """
     batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH_SIZE
     images = cfg.SOLVER.EPOCHS * num_images
@@ -44,7 +54,8 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     scaled = cfg.clone()
     scaled.defrost()
     solver = scaled.SOLVER
-    if batch > reference and not solver.WARMUP_ITERS and "WARMUP_EPOCHS" in solver:
+    in_epochs = batch > reference and not solver.WARMUP_ITERS and "WARMUP_EPOCHS" in solver
+    if in_epochs:
         _warm_up(solver, num_images)
     # Detectron2's linear scaling is by the number of GPUs: here, of one image each.
     solver.REFERENCE_WORLD_SIZE = solver.IMS_PER_BATCH = reference
@@ -61,17 +72,14 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     # Of a large batch, half an iteration is none.
     solver.CHECKPOINT_PERIOD = max(solver.CHECKPOINT_PERIOD, 1)
     scaled.TEST.EVAL_PERIOD = max(scaled.TEST.EVAL_PERIOD, int(cfg.TEST.EVAL_PERIOD > 0))
-    if iterations <= solver.WARMUP_ITERS:
-        scaled_to = (
-            f" of {reference} images each, which is {solver.WARMUP_ITERS} of {batch},"
-            if batch != reference
-            else ""
+    longest = int(LONGEST_WARM_UP * iterations)
+    if longest < solver.WARMUP_ITERS and not in_epochs:
+        logger.info(
+            f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} of {reference} images each would be "
+            f"more than a quarter of this training ({iterations} iterations of {batch}); it warms "
+            f"up for {longest}"
         )
-        raise ValueError(
-            f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS}{scaled_to} is not less than the "
-            f"{iterations} iterations that SOLVER.EPOCHS {cfg.SOLVER.EPOCHS} are with "
-            f"{batch} images each; set a smaller one, or more epochs"
-        )
+        solver.WARMUP_ITERS = longest
     return scaled
 
 

@@ -161,7 +161,7 @@ def _write(
     except Exception as e:  # the tracers have many kinds for what they do not know
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
         raise ValueError(
-            f"the format {written_as.name} can't hold this {graph.signature.kind}: {reason}"
+            f"this {graph.signature.kind} can't be written as {written_as.suffixes[0]}: {reason}"
         ) from e
     file.flush()
 

@@ -52,6 +52,7 @@ class Job:
         broken: the inputs that could not be read or computed, once ``run`` has ended.
         labelled: the images whose class a data set tells; once ``run`` has ended.
         right: of them, those whose class was the best and was among the best five.
+        best: the highest score that ``run`` has found, written or not.
     """
 
     model: Detector | Classifier
@@ -66,6 +67,7 @@ class Job:
     broken: list[str] = field(default_factory=list)
     labelled: int = 0
     right: tuple[int, int] = (0, 0)
+    best: float = 0.0
     # Of an earlier prediction: the images and videos, and the id of the first frame after them.
     _done: int = 0
     _videos_done: int = 0
@@ -81,6 +83,11 @@ class Job:
         for source, _ in self._opened:
             with closing(Video(source.path)) as video:
                 yield from map(self.model.prepare, video)
+
+    @property
+    def least_drawn(self) -> float:
+        """The least score of what is drawn."""
+        return self.model.least_drawn if self.score_threshold is None else self.score_threshold
 
     @cached_property
     def total(self) -> int:
@@ -286,6 +293,7 @@ class Job:
                 self.right[0] + (best[0] == prepared["label"]),
                 self.right[1] + (prepared["label"] in best),
             )
+        self.best = max([self.best, *(record["score"] for record in found.records)])
         least = self.score_threshold or 0.0
         image = {"id": prepared["image_id"]}
         image |= {
@@ -302,7 +310,7 @@ class Job:
         writer.add(image, [r for r in found.records if r["score"] >= least], panoptic)
 
     def _draw(self, draw: _Draw, image: np.ndarray, found: "_Found") -> np.ndarray:
-        least = self.model.least_drawn if self.score_threshold is None else self.score_threshold
+        least = self.least_drawn
         if found.panoptic is not None:
             assert isinstance(self.model, Detector)
             return self.model.draw_panoptic(image, found.panoptic, least)

@@ -70,17 +70,21 @@ def sections_of(
 
 def _data(cfg: CfgNode) -> dict[str, object]:
     return {
-        "trained on": _names(cfg.DATASETS.TRAIN),
-        "tested on": _names(cfg.DATASETS.TEST),
+        "trained on": _names(cfg, cfg.DATASETS.TRAIN),
+        "tested on": _names(cfg, cfg.DATASETS.TEST),
         "channels": cfg.INPUT.FORMAT,
         "mean": cfg.MODEL.PIXEL_MEAN,
         "standard deviation": cfg.MODEL.PIXEL_STD,
     }
 
 
-def _names(sets: tuple[str, ...]) -> str:
-    # One that was given by its path is called after it: where it lay is nobody's business.
-    return ", ".join(os.path.basename(name) for name in sets)
+def _names(cfg: CfgNode, sets: tuple[str, ...]) -> str:
+    # One that was given by its path is called after it: where it lay is nobody's business, nor is
+    # the digest of that which a detector's is registered with.
+    names = [os.path.basename(name) for name in sets]
+    if cfg.DATASETS.PATH:
+        names = [re.sub(r"_[0-9a-f]{8}_(train|val)$", r" (\1)", name) for name in names]
+    return ", ".join(names)
 
 
 def _recipe(cfg: CfgNode) -> dict[str, object]:

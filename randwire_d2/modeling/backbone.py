@@ -252,7 +252,8 @@ class RandWire(PretrainedNetwork, Backbone):
         """Freeze the first stages: 1 freezes the stem, 2 also res2, and so on; 0 freezes nothing.
 
         A frozen stage gets no gradients, its batch norms become FrozenBN, and no edge of it is
-        dropped. The same meaning as ``MODEL.BACKBONE.FREEZE_AT`` has for Detectron2's ResNet.
+        dropped. The same meaning as ``MODEL.BACKBONE.FREEZE_AT`` has for Detectron2's ResNet: more
+        stages than there are freeze all, and a negative number none.
 
         Returns:
             RandWire: itself.

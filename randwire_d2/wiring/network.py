@@ -11,7 +11,7 @@ from typing import Any
 from ..text import brief, one_line
 from .dag import Dag, as_integer
 from .limits import MOST_CHANNELS, MOST_CHARACTERS, MOST_NODES, MOST_WEIGHTS, check_limit
-from .random_graphs import random_graph
+from .random_graphs import random_graph, registered_graph
 
 # Table 1, conv2 to conv5, as (name, channels / C, nodes / N). conv1 is a single convolution with
 # C/2 channels in both regimes, and so is conv2, with C channels, in the small one.
@@ -199,14 +199,15 @@ class NetworkGenerator:
         regime: ``"small"`` or ``"regular"`` (Table 1).
         channels: C.
         num_nodes: N. The regular regime's conv2 has N/2 nodes, rounded down, but at least 1.
-        graph: a name in ``GRAPH_REGISTRY``: ``"ER"``, ``"BA"``, ``"WS"`` or a project's own.
+        graph: a name in ``GRAPH_REGISTRY``: ``"ER"``, ``"BA"``, ``"WS"`` or a project's own, which
+            joins before the generator is made.
         graph_params: the graph model's parameters: ``{"p": …}``, ``{"m": …}``,
             ``{"k": …, "p": …}``. The generator has a copy, which can't be changed.
         node_op: the convolution of every node.
 
     Raises:
-        ValueError: the constructor refuses the regime, C, N or what is no mapping, or the call
-            gets parameters that the graph model refuses.
+        ValueError: the constructor refuses the regime, C, N, an unknown graph model or what is no
+            mapping, or the call gets parameters that the graph model refuses.
     """
 
     regime: str = "regular"
@@ -223,6 +224,7 @@ class NetworkGenerator:
         if num_nodes < 1:
             raise ValueError(f"num_nodes (N) must be at least 1; got {self.num_nodes}")
         check_limit("num_nodes (N)", num_nodes, MOST_NODES, "choose a smaller N")
+        registered_graph(self.graph)
         if not isinstance(self.graph_params, Mapping):
             raise ValueError(
                 'graph_params must be a mapping, such as {"k": 4, "p": 0.75}; got '
@@ -240,7 +242,8 @@ class NetworkGenerator:
             try:
                 graph = random_graph(self.graph, num_nodes, seed, **self.graph_params)
             except ValueError as e:
-                raise ValueError(f"{name} of the {self.regime} regime: {e}") from e
+                half = f", with half of num_nodes {self.num_nodes} (§3.2)" if fraction < 1 else ""
+                raise ValueError(f"{name} of the {self.regime} regime{half}: {e}") from e
             dags.append(Dag.from_graph(graph))
         return NetworkSpec(self.regime, self.channels, self.node_op, tuple(dags))
 

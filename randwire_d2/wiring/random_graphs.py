@@ -37,7 +37,7 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
         ValueError: the model is unknown, a parameter is missing or superfluous, or a value is out
             of range.
     """
-    draw = _registered(model)
+    draw = registered_graph(model)
     if num_nodes < 1:
         raise ValueError(f"a graph needs at least one node; got num_nodes={num_nodes}")
     check_limit("num_nodes (N)", num_nodes, MOST_NODES, "choose a smaller N")
@@ -89,11 +89,15 @@ def parse_graph(label: str) -> tuple[str, dict[str, Any]]:
 
 
 def _parameters(model: str) -> list[str]:
-    return list(inspect.signature(_registered(model)).parameters)[2:]
+    return list(inspect.signature(registered_graph(model)).parameters)[2:]
 
 
-def _registered(model: str) -> Any:
-    if model not in GRAPH_REGISTRY:
+def registered_graph(model: str) -> Any:
+    """
+    Raises:
+        ValueError: no graph model of that name is registered; the line names those that are.
+    """
+    if not isinstance(model, str) or model not in GRAPH_REGISTRY:
         known = sorted(name for name, _ in GRAPH_REGISTRY)
         raise ValueError(f"unknown graph model {brief(model)}; registered are {known}")
     return GRAPH_REGISTRY.get(model)
