@@ -501,6 +501,8 @@ def test_a_prediction_that_ends_early_keeps_what_it_found(
     assert not list(out.rglob("*.tmp"))
     with pytest.raises(ValueError, match="or --resume to go on"):
         predict(*given, out)
+    with pytest.raises(ValueError, match="drawn over.*move this one there to --resume"):
+        predict(detector, images, out, "--output", out, "--resume")
     monkeypatch.undo()
     expected = contents(whole)
     # What a signal has left, then what SIGKILL would have left at that moment.
@@ -618,18 +620,64 @@ def test_whatever_of_the_files_is_left_is_gone_on_with(cut: int, tmp_path: Path)
     expected, left = contents(whole), contents(out)
     files = ("results.partial.json", "results.partial.csv", "images.partial.json",
              "panoptic.partial.json")  # fmt: skip
-    assert left.keys() == {*(f"{name}.tmp" for name in files), "job.partial.json"}
+    assert left.keys() == {*files, "job.partial.json"}
     kept = []
-    last = len(left[f"{files[cut]}.tmp"])
+    last = len(left[files[cut]])
     for end in (*range(0, last, 12), last):
         for name, content in left.items():
-            cut_off = name == f"{files[cut]}.tmp"
-            (out / name).write_bytes(content[:end] if cut_off else content)
+            (out / name).write_bytes(content[:end] if name == files[cut] else content)
         kept.append(write(out, len))
         assert contents(out) == expected
     # Whether the last image had more results can't be told; the table can be made of the others.
     assert kept == sorted(kept) and kept[-1] == 3
     assert set(kept) == ({3} if cut == 1 else {0, 2, 3} if cut == 0 else {0, 1, 2, 3})
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError("the disk is full")])
+def test_what_ends_a_prediction_while_it_ends_takes_nothing(
+    end: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: a second Ctrl-C, or a disk that is too full for a file's end, removes all that was
+    found; or it is renamed as if it were whole."""
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(3)]
+    record = {"category_id": 7, "score": 0.5}
+
+    def write(keep: Any, *, number: int) -> int:
+        with results_writer(tmp_path, {7: "cat"}, None, {}, keep) as writer:
+            begin = writer.images
+            for image in images[begin:number]:
+                writer.add(image, [{"image_id": image["id"], **record}])
+            if number < 3:
+                monkeypatch.setattr(os, "fsync", fail)
+                raise KeyboardInterrupt
+        return begin
+
+    def fail(*_: object) -> None:
+        raise end
+
+    with pytest.raises(type(end)):
+        write(None, number=2)
+    monkeypatch.undo()
+    assert not (tmp_path / "results.json").exists()
+    assert write(len, number=3) == 2
+    assert [r["image_id"] for r in results(tmp_path)] == [0, 1, 2]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("keep", [None, len])
+def test_one_prediction_at_a_time_is_at_work_in_a_folder(keep: Any, tmp_path: Path) -> None:
+    """Wrong: a second one, resumed or not, writes into the files of the first."""
+    with results_writer(tmp_path, {7: "cat"}, None, {}) as writer:
+        before = contents(tmp_path)
+        with (
+            pytest.raises(ValueError, match="another prediction is at work there") as e,
+            results_writer(tmp_path, {7: "cat"}, None, {}, keep),
+        ):
+            pass
+        assert "\n" not in str(e.value) and contents(tmp_path) == before
+        writer.add({"id": 1, "file_name": "a.jpg"}, [])
+    with results_writer(tmp_path, {7: "cat"}, None, {}):
+        pass
 
 
 def test_an_image_is_in_partial_files_wholly_or_not_at_all(tmp_path: Path) -> None:

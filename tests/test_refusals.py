@@ -114,6 +114,7 @@ REFUSALS = {
         ("--config-file IN/none.yaml", "none.yaml' does not exist"),
         ("--config-file IN/broken.yaml", "broken.yaml is no YAML of a config: while parsing"),
         ("--config-file IN/unknown.yaml", "unknown.yaml: Non-existent config key: MODEL.RANDWYRE"),
+        ("--config-file IN/on.yaml", "key: MODEL.RANDWIRE.FUSED; YAML reads … quote the word"),
         ("--config-file IN/list.yaml", "list.yaml: it is no mapping of keys to values"),
         (
             "--config-file IN/image.png",
@@ -321,6 +322,7 @@ def make_inputs(folder: Path) -> None:
         "numbers.json": "[1, 2]",
         "broken.yaml": "MODEL: [",
         "list.yaml": "- 1",
+        "on.yaml": "{VERSION: 2, MODEL: {RANDWIRE: {FUSED: on}}}",
         "unknown.yaml": "{VERSION: 2, MODEL: {RANDWYRE: 1}}",
         "broken.py": "def",
         "raises.py": "\n1 / 0",

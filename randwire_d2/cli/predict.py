@@ -227,4 +227,5 @@ def _refuse_to_draw_over_inputs(job: Job) -> None:
         if os.path.realpath(path) in sources:
             raise ValueError(
                 f"{path} is an INPUT, and would be drawn over; choose another --output"
+                + (", and move this one there to --resume" if job.resume else "")
             )

@@ -166,6 +166,8 @@ def _way_out(error: str, cfg: CfgNode) -> str:
         return similar(unknown[1], (key for key, _ in flat(cfg)))
     if "Type mismatch (<class 'tuple'> vs. <class 'str'>)" in error:
         return "; a tuple of one name is \"('NAME',)\""
+    if "Type mismatch (<class 'str'> vs. <class 'bool'>)" in error:
+        return "; YAML reads on, off, yes and no as truth values: quote the word, as in 'on'"
     return ""
 
 

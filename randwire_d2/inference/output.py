@@ -10,17 +10,20 @@ panoptic.json   of a panoptic model: COCO's panoptic annotations (segments_info 
 panoptic/       the PNGs that they name, as panopticapi reads and writes them
 pictures/       the images and videos with what was found in them
 
-A prediction that an error, Ctrl-C or SIGTERM ends leaves what it has, with .partial before the
-suffix, and job.partial.json, from which another one goes on: see ``unfinished``.
+Until all is in them, the first five have .partial before their suffix. A prediction that an error,
+Ctrl-C or SIGTERM ends leaves them so, and job.partial.json, from which another one goes on: see
+``unfinished``.
 """
 
+import fcntl
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -53,7 +56,7 @@ def results_writer(
     """Results in a folder, which is there.
 
     If the block raises, what was added so far stays, under partial names, and a line on stderr
-    says so.
+    says so. What ends the process in the middle of that leaves files that end anywhere.
 
     Args:
         categories: names by id.
@@ -61,38 +64,47 @@ def results_writer(
         note: what the results are of, for who goes on with them.
         keep: to go on with those of an unfinished prediction in the folder: how many of the images
             stay of which it has written all.
+
+    Raises:
+        ValueError: another prediction is at work in the folder, or what it had left is gone; one
+            line.
     """
     names = (RESULTS, TABLE, IMAGES, *(() if panoptic is None else (PANOPTIC,)))
     paths = [folder / name for name in names]
+    partial = [*map(partial_path, paths)]
     written: list[Written] = []
-    if keep is not None:
-        written = find_written(paths, categories)
-        written = written[: keep([one.image for one in written])]
-    else:  # until there are new files that a note is of
-        (folder / NOTE).unlink(missing_ok=True)
-    kept = written[-1] if written else None
     stopped: BaseException | None = None
-    with ExitStack() as files:
+    with ExitStack() as stack:
+        stack.enter_context(_alone_in(folder))
+        if keep is not None:
+            written = find_written(paths, categories)
+            written = written[: keep([one.image for one in written])]
+        else:  # until there are new files that a note is of
+            (folder / NOTE).unlink(missing_ok=True)
+        kept = written[-1] if written else None
         mode = "r+b" if kept else "wb"
-        opened = [files.enter_context(atomic_open(partial_path(path), mode)) for path in paths]
-        writer = ResultsWriter(opened, categories, panoptic, kept, len(written))
+        # Without a buffer: a process that is killed has written all that it found, and a full disk
+        # leaves nothing that would have to be written first.
+        files = [stack.enter_context(FileIO(path, mode)) for path in partial]
+        writer = ResultsWriter(files, categories, panoptic, kept, len(written))
         if note is not None:
             with atomic_open(folder / NOTE) as f:
                 json.dump(note, f)
         try:
             yield writer
         except BaseException as e:
-            if not writer.images:
-                (folder / NOTE).unlink(missing_ok=True)
-                raise
             stopped = e
+            if not writer.images:
+                for path in (*partial, folder / NOTE):
+                    path.unlink(missing_ok=True)
+                raise
         writer.finish()
-    if stopped is None:
-        for path in paths:
-            os.replace(partial_path(path), path)
-        (folder / NOTE).unlink(missing_ok=True)
-        return
-    results, _, images = map(partial_path, paths[:3])
+        if stopped is None:
+            for own, path in zip(partial, paths):
+                os.replace(own, path)
+            (folder / NOTE).unlink(missing_ok=True)
+            return
+    results, _, images = partial[:3]
     print(
         f"Stopped: what was found in {writer.images} images is in {results}, their names in "
         f"{images}. To go on, add --resume; --overwrite begins anew.",
@@ -101,26 +113,46 @@ def results_writer(
     raise stopped
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which the system releases when the process ends, however it does.
+
+    Raises:
+        ValueError: another prediction has it; one line.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise ValueError(
+                f"--output {str(folder)!r}: another prediction is at work there; end it, or name "
+                "another folder"
+            ) from e
+        except OSError:  # of file systems that have no locks, as over some networks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class ResultsWriter:
     """Writes the files of results while they come, so that none need be kept.
 
-    Nothing waits in a buffer: a process that is killed has written all that it found, and a full
-    disk leaves nothing that would have to be written first.
-
     Args:
-        files: binary.
+        files: binary, without a buffer.
         kept, images: what they hold of an earlier prediction; else they are empty.
     """
 
     def __init__(
         self,
-        files: Sequence[IO[bytes]],
+        files: Sequence[FileIO],
         categories: Mapping[int, str],
         panoptic: Sequence[dict[str, Any]] | None,
         kept: Written | None = None,
         images: int = 0,
     ) -> None:
-        self._files: list[Any] = [file.raw for file in files]  # type: ignore[attr-defined]
+        self._files = files
         self._categories = categories
         self.images, self.results = images, 0
         if kept is not None:
@@ -165,6 +197,8 @@ class ResultsWriter:
         """End the files after the last image of which everything was written."""
         self._cut()
         self._write(b"\n]\n", b"", b"\n]}\n", b"\n]}\n")
+        for file in self._files:
+            os.fsync(file.fileno())
 
     def _write(self, *contents: bytes) -> None:
         for file, content in zip(self._files, contents):

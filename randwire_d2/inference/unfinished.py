@@ -2,7 +2,7 @@
 
 An unfinished prediction has job.partial.json beside its results: which checkpoint it is of, which
 inputs, and what else its results depend on. After SIGKILL, or when the machine has gone down, the
-other files end in .tmp, and anywhere.
+results end anywhere.
 """
 
 import csv
@@ -23,7 +23,7 @@ Note = dict[str, Any]
 
 
 def partial_path(path: Path) -> Path:
-    """The name of a file that is whole, but not of all that was to be in it."""
+    """The name of a file as long as not all is in it that is to be."""
     return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
@@ -78,20 +78,22 @@ class Written(NamedTuple):
 
 
 def find_written(paths: Sequence[Path], categories: Mapping[int, str]) -> list[Written]:
-    """The images of which all is there, in files that get the names that ``atomic_open`` gives.
+    """The images of which all is there, in files that get their partial names.
 
     The table is made anew.
 
     Args:
         paths: of results, table, images and, of a panoptic model, segments, once they are whole.
         categories: names by id.
+
+    Raises:
+        ValueError: one of them is gone; one line.
     """
-    temporary = [Path(f"{partial_path(path)}.tmp") for path in paths]
-    results, table, *lists = temporary
-    for path, file in zip(paths, temporary):
-        for source in (partial_path(path), path):
-            if not file.exists() and source.exists():
-                os.replace(source, file)
+    partial = [*map(partial_path, paths)]
+    results, table, *lists = partial
+    for path, file in zip(paths, partial):
+        if not file.exists() and path.exists():  # killed between the last file's end and its name
+            os.replace(path, file)
         if not file.exists() and file != table:
             raise ValueError(f"--resume: {path} is not there; --overwrite begins anew")
     found: list[Written] = []
