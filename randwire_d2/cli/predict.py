@@ -172,8 +172,8 @@ def _prepare(args: argparse.Namespace) -> Job:
     _refuse_to_draw_over_inputs(job)
     if isinstance(model, Detector) and model.stuff is not None and not model.stuff.known:
         print(
-            "Stuff is called stuff 1, stuff 2, …: the checkpoint has no names of it, and the data "
-            f"sets {tuple(model.cfg.DATASETS.TRAIN)}, of which the first would, aren't known here"
+            "Stuff is called stuff 1, stuff 2, …: the checkpoint has no names of it, and its "
+            f"DATASETS.TRAIN {tuple(model.cfg.DATASETS.TRAIN)} is not registered here"
         )
     runtime = args.runtime
     if noted is not None:
