@@ -30,7 +30,7 @@ from .failures import explained
 from .finite import FiniteAMPTrainer, FiniteTrainer
 from .keys import LAZY_KEYS
 from .launch import load_tested_weights, log_into, run_processes, write_results
-from .lazy_config import read_lazy_config
+from .lazy_config import build_optimizer, read_lazy_config
 from .lazy_loader import lazy_loss_loader, lazy_precise_loader, lazy_train_loader
 from .lazy_yaml import add_detector, yaml_config
 from .lock import locked
@@ -170,8 +170,7 @@ def _trainer(cfg: DictConfig, own: CfgNode, model: nn.Module) -> Any:
     """The trainer with its hooks, and the attributes that Trainer's have: checkpointer, average,
     last_evaluation."""
     train, decay = cfg.train, own.SOLVER.EMA.DECAY
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build_optimizer(cfg.optimizer, model)
     loader = lazy_train_loader(cfg.dataloader.train, run_seed(train.seed))
     wrapped = in_parallel(model, train.device == "cpu", **train.ddp)
     trainer: Any = (FiniteAMPTrainer if train.amp.enabled else FiniteTrainer)(

@@ -14,10 +14,11 @@ import traceback
 import warnings
 from typing import Any
 
+import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -168,14 +169,23 @@ def _check_classes(cfg: DictConfig, name: str) -> None:
             raise ValueError(f"{key} is {value}, but {name!r} has {number} classes: {key}={number}")
 
 
+def build_optimizer(call: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """What a LazyCall of an optimizer makes for a model; a checkpoint can hold its options."""
+    call.params.model = model
+    optimizer: torch.optim.Optimizer = instantiate(call)
+    for group in optimizer.param_groups:
+        # betas, say: not every version of PyTorch makes two numbers of them.
+        lists = {key: tuple(v) for key, v in group.items() if isinstance(v, ListConfig)}
+        group.update(lists)
+    return optimizer
+
+
 def _check_optimizer(cfg: DictConfig, model: nn.Module) -> None:
     """Ahead of all that writes into the output folder; FiniteTrainer looks again."""
     if not (run := RunFolder(cfg.train.output_dir)).can_resume:
         return
-    call = copy.deepcopy(cfg.optimizer)
-    call.params.model = model
     try:
-        optimizer = instantiate(call)
+        optimizer = build_optimizer(copy.deepcopy(cfg.optimizer), model)
     except Exception as e:  # whatever it does with weights that have no values
         logger.info(f"The optimizer is compared with the checkpoint's later: {one_line(e)}")
         return
