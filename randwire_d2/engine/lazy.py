@@ -216,7 +216,7 @@ def _hooks(cfg: DictConfig, own: CfgNode, trainer: Any) -> list[HookBase]:
             own,
             trainer.evaluated_model,
             trainer.data_loader,
-            lambda: lazy_precise_loader(cfg.dataloader.train, run_seed(train.seed)),
+            lambda: lazy_precise_loader(cfg.dataloader.train),
         ),
         log_period=train.log_period,
     )

@@ -91,9 +91,9 @@ def lazy_loss_loader(cfg: DictConfig) -> Any:
     return guard_workers(instantiate(loaders.test))
 
 
-def lazy_precise_loader(call: DictConfig, seed: int) -> Any:
-    """``lazy_train_loader`` without workers."""
+def lazy_precise_loader(call: DictConfig) -> Any:
+    """What a LazyConfig's ``dataloader.train`` builds, without workers."""
     own = copy.deepcopy(call)
     if "num_workers" in own:
         own.num_workers = 0
-    return lazy_train_loader(own, seed)
+    return instantiate(own)
