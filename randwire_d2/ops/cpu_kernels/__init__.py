@@ -75,8 +75,6 @@ class Kernels:
     def weighted_sum(
         self, inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
     ) -> Tensor:
-        if not affines:
-            return native.weighted_sum(inputs, coefficients, affines)
         out = empty_image(inputs[0])
         self._call("weighted_sum", *_sum(inputs, coefficients, affines), *_pixels(out), out)
         return out

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <new>
+#include <type_traits>
 #include <utility>
 
 namespace randwire {
@@ -32,17 +33,30 @@ typedef V Unaligned __attribute__((aligned(4), may_alias));
 inline V load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
 
+// What will be read, or written, soon; the address may lie behind a tensor's end.
+inline void prefetch(const float* p) { __builtin_prefetch(p); }
+inline void prefetch_write(const float* p) { __builtin_prefetch(p, 1); }
+
+// f(n) for n of 1 to M, as a constant.
+template <int M, typename F>
+inline void as_constant(int64_t n, F f) {
+  if (n == M) return f(std::integral_constant<int, M>());
+  if constexpr (M > 1) as_constant<M - 1>(n, f);
+}
+
 struct Blocks {
   int64_t channels, count;
   explicit Blocks(int64_t c) : channels(c), count((c + L - 1) / L) {}
   int64_t offset(int64_t k) const { return std::min(k * L, channels - L); }
 };
 
-// Vectors, zero at first.
+// Vectors, zero at first unless that does not matter.
 class Buffer {
  public:
-  explicit Buffer(int64_t vectors)
-      : data_(new (std::align_val_t(64)) float[vectors * L]()) {}
+  explicit Buffer(int64_t vectors, bool zero = true)
+      : data_(static_cast<float*>(operator new[](vectors * sizeof(V), std::align_val_t(64)))) {
+    if (zero) std::fill_n(data_, vectors * L, 0.0f);
+  }
   ~Buffer() { operator delete[](data_, std::align_val_t(64)); }
   Buffer(Buffer&& other) : data_(std::exchange(other.data_, nullptr)) {}
   V* operator+(int64_t i) const { return reinterpret_cast<V*>(data_) + i; }
@@ -61,6 +75,10 @@ struct Shape {
   }
   int64_t pixel(int64_t image, int64_t row) const { return (image * height + row) * width; }
 };
+
+// How many floats ahead a pass over several tensors prefetches: they are more streams than the
+// hardware's own prefetching follows well.
+constexpr int64_t kAhead = 1024;
 
 // sum_i scales[i] * x[i] + shift, by channels; scales and shift are spread.
 struct Sum {
@@ -91,8 +109,10 @@ struct Sum {
       for (int64_t k = 0; k < blocks.count; ++k) {
         const int64_t at = (first + p) * blocks.channels + blocks.offset(k);
         V total = shift[k];
-        for (int64_t i = 0; i < (N ? N : n); ++i)
+        for (int64_t i = 0; i < (N ? N : n); ++i) {
+          prefetch(x[i] + at + kAhead);
           total += scales[i * blocks.count + k] * load(x[i] + at);
+        }
         write(p, k, at, total);
       }
   }
@@ -109,19 +129,22 @@ struct Sum {
   }
 };
 
-// The last few rows of an image, spread, with a zero pixel at either end.
+// The last few rows of an image, with a zero pixel at either end. A row is a line of pixels for each
+// block, one after the other, so that a convolution's taps lie at fixed distances.
 class Rows {
  public:
+  const int64_t line;  // from a block to the next; odd, so that they lie in different places of a cache
+
   Rows(int64_t width, int64_t blocks, int64_t count, int64_t first = 0)
-      : row_((width + 2) * blocks), blocks_(blocks), count_(count), first_(first),
+      : line((width + 2) | 1), row_(line * blocks), count_(count), first_(first),
         data_((count + 1) * row_) {}
-  // The row's first pixel. A row outside of the image is the zeros at the end.
-  V* pixels(int64_t row) const { return padded(row) + blocks_; }
+  // The first line, from its zero pixel on. A row outside of the image is the zeros at the end.
   V* padded(int64_t row) const { return data_ + (row - first_) % count_ * row_; }
+  V* pixels(int64_t row) const { return padded(row) + 1; }
   V* zeros() const { return data_ + count_ * row_; }
 
  private:
-  int64_t row_, blocks_, count_, first_;
+  int64_t row_, count_, first_;
   Buffer data_;
 };
 

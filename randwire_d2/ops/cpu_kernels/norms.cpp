@@ -20,20 +20,25 @@ void weighted_sum(const Sum& sum, int64_t pixels, float* out, int64_t threads) {
                  [=](int64_t, int64_t, int64_t at, V s) { store(out + at, s); });
 }
 
-// By channels, sums over pixels of N gradients and of their products with x - mean. They are
-// gathered in short runs of pixels, which stay in the cache for all blocks, and round less.
+// Pixels of a short run: they stay in the cache for all blocks, and their sums round less. Each run
+// prefetches the next one: read block by block, it is nothing that the hardware foresees.
+constexpr int64_t kRun = 32;
+
+// By channels, sums over pixels of N gradients and of their products with x - mean.
 template <int N>
 void channel_sums(const float* const* grads, const float* x, const V* mean, const Blocks& blocks,
                   int64_t first, int64_t last, V* totals) {
-  constexpr int64_t kRun = 32;
+  const int64_t next = kRun * blocks.channels;
   for (; first < last; first += kRun)
     for (int64_t k = 0; k < blocks.count; ++k) {
       V sums[N] = {}, products[N] = {};
       for (int64_t p = first; p < std::min(first + kRun, last); ++p) {
         const int64_t at = p * blocks.channels + blocks.offset(k);
         const V centred = load(x + at) - mean[k];
+        prefetch(x + at + next);
         for (int i = 0; i < N; ++i) {
           const V g = load(grads[i] + at);
+          prefetch(grads[i] + at + next);
           sums[i] += g;
           products[i] += g * centred;
         }
@@ -57,12 +62,9 @@ std::vector<double> all_channel_sums(int64_t n, const float* const* grads, const
     const int64_t first = chunk * size, last = std::min(first + size, pixels);
     for (int64_t i = 0; i < n; i += 4) {
       V* to = totals + (chunk * n + i) * 2 * b;
-      switch (std::min<int64_t>(n - i, 4)) {
-        case 1: channel_sums<1>(grads + i, x, mean, blocks, first, last, to); break;
-        case 2: channel_sums<2>(grads + i, x, mean, blocks, first, last, to); break;
-        case 3: channel_sums<3>(grads + i, x, mean, blocks, first, last, to); break;
-        default: channel_sums<4>(grads + i, x, mean, blocks, first, last, to);
-      }
+      as_constant<4>(std::min<int64_t>(n - i, 4), [&](auto count) {
+        channel_sums<count>(grads + i, x, mean, blocks, first, last, to);
+      });
     }
   }
   std::vector<double> sums(2 * n * blocks.channels);
@@ -100,11 +102,12 @@ void randwire_moments(const float* x, int64_t pixels, int64_t channels, float* m
     const int64_t first = chunk * size, last = std::min(first + size, pixels);
     V *origin = origins + chunk * b, *total = totals + chunk * 2 * b;
     for (int64_t k = 0; k < b; ++k) origin[k] = load(x + first * channels + blocks.offset(k));
-    for (int64_t p = first; p < last; p += 32)
+    for (int64_t p = first; p < last; p += kRun)
       for (int64_t k = 0; k < b; ++k) {
         V sums{}, squares{};
-        for (int64_t q = p; q < std::min(p + 32, last); ++q) {
+        for (int64_t q = p; q < std::min(p + kRun, last); ++q) {
           const V above = load(x + q * channels + blocks.offset(k)) - origin[k];
+          prefetch(x + (q + kRun) * channels + blocks.offset(k));
           sums += above;
           squares += above * above;
         }

@@ -19,12 +19,45 @@ constexpr int kPixels = kTile / N < 8 ? kTile / N : 8;
 // Pixels whose weights and data stay in the cache.
 constexpr int64_t kBlock = 64;
 
-// Rows of pixels in memory; strides are in floats.
-template <typename T>
-struct View {
-  T* data;
-  int64_t row, pixel;
+// Where a product is written: pixels of a tensor, one after another.
+struct Pixels {
+  float* data;
+  Blocks blocks;
+  float* pixel(int64_t p) const { return data + p * blocks.channels; }
+  int64_t block(int64_t k) const { return blocks.offset(k); }
 };
+
+// The same in the cache: the pixels of a row and of those after it.
+struct RowPixels {
+  const Rows& rows;
+  int64_t first, width;
+  float* pixel(int64_t p) const {
+    return reinterpret_cast<float*>(rows.pixels(first + p / width) + p % width);
+  }
+  int64_t block(int64_t k) const { return k * rows.line * L; }
+};
+
+// Exchanges the halves of H that lie across the diagonal in every 2 H × 2 H square of two rows.
+template <int H, int... I>
+inline void exchange(V& upper, V& lower, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  const V left = __builtin_shufflevector(upper, lower, (I & H ? L + I - H : I)...);
+  lower = __builtin_shufflevector(upper, lower, (I & H ? L + I : I + H)...);
+#else
+  typedef int32_t Mask __attribute__((vector_size(L * sizeof(int32_t))));
+  const V left = __builtin_shuffle(upper, lower, Mask{(I & H ? L + I - H : I)...});
+  lower = __builtin_shuffle(upper, lower, Mask{(I & H ? L + I : I + H)...});
+#endif
+  upper = left;
+}
+
+template <int H = L / 2>
+inline void transpose(V (&rows)[L]) {
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l)
+    if (!(l & H)) exchange<H>(rows[l], rows[l + H], std::make_integer_sequence<int, L>());
+  if constexpr (H > 1) transpose<H / 2>(rows);
+}
 
 // A weight as tiles read it: for each panel, a few blocks of results, by the channels summed over.
 struct Panels {
@@ -37,19 +70,22 @@ struct Panels {
       : blocks(transposed ? inputs : outputs),
         inputs(transposed ? outputs : inputs),
         count((blocks.count + kVectors - 1) / kVectors),
-        weights(blocks.count * this->inputs) {
+        weights(blocks.count * this->inputs, false) {
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static)
     for (int64_t k = 0; k < blocks.count; ++k) {
       const int64_t panel = ((k + 1) * count - 1) / blocks.count, step = size(panel);
       V* to = at(panel) + k - first(panel);
       const float* from = weight + blocks.offset(k) * (transposed ? 1 : inputs);
-      for (int64_t i = 0; i < this->inputs; ++i) {
-        V value = load(from + (transposed ? i * inputs : 0));
-        if (!transposed)
-#pragma GCC unroll 16
-          for (int l = 0; l < L; ++l) value[l] = from[l * inputs + i];
-        to[i * step] = value;
-      }
+      if (transposed)
+        for (int64_t i = 0; i < this->inputs; ++i) to[i * step] = load(from + i * inputs);
+      else
+        for (int64_t i = 0; i < inputs; i += L) {
+          const int64_t first = std::min(i, inputs - L);
+          V rows[L];
+          for (int l = 0; l < L; ++l) rows[l] = load(from + l * inputs + first);
+          transpose(rows);
+          for (int l = 0; l < L; ++l) to[(first + l) * step] = rows[l];
+        }
     }
   }
 
@@ -58,9 +94,10 @@ struct Panels {
   V* at(int64_t panel) const { return weights + first(panel) * inputs; }
 };
 
+// Of M pixels N blocks, to out[m] + block[n].
 template <int M, int N>
 inline void multiply_tile(const float* x, int64_t pixel, const V* weights, int64_t inputs,
-                          float* const (&out)[N], int64_t out_pixel) {
+                          float* const* out, const int64_t (&block)[N]) {
   V total[M][N] = {};
   for (int64_t i = 0; i < inputs; ++i)
 #pragma GCC unroll 8
@@ -72,53 +109,50 @@ inline void multiply_tile(const float* x, int64_t pixel, const V* weights, int64
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) store(out[n] + m * out_pixel, total[m][n]);
+    for (int n = 0; n < N; ++n) store(out[m] + block[n], total[m][n]);
 }
 
-// The tile of as many pixels.
-template <int M, int N, typename... Args>
-inline void multiply_pixels(int64_t pixels, Args&&... args) {
-  if (pixels == M) return multiply_tile<M, N>(args...);
-  if constexpr (M > 1) multiply_pixels<M - 1, N>(pixels, args...);
-}
-
-template <int N>
-void multiply_panel(View<const float> x, int64_t rows, int64_t width, const Panels& weight,
-                    int64_t panel, View<float> out, bool spread) {
-  const int64_t tiles = (width + kPixels<N> - 1) / kPixels<N>;
-  float* to[N];
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t w = width * tile / tiles, pixels = width * (tile + 1) / tiles - w;
-      for (int n = 0; n < N; ++n) {
-        const int64_t k = weight.first(panel) + n;
-        to[n] = out.data + row * out.row + w * out.pixel + (spread ? k * L : weight.blocks.offset(k));
-      }
-      multiply_pixels<kPixels<N>, N>(pixels, x.data + row * x.row + w * x.pixel, x.pixel,
-                                     weight.at(panel), weight.inputs, to, out.pixel);
+template <int N, typename Out>
+void multiply_panel(const float* x, int64_t pixel, int64_t pixels, const Panels& weight,
+                    int64_t panel, bool fresh, const Out& out) {
+  const int64_t tiles = (pixels + kPixels<N> - 1) / kPixels<N>;
+  int64_t block[N];
+  for (int n = 0; n < N; ++n) block[n] = out.block(weight.first(panel) + n);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t first = pixels * tile / tiles, own = pixels * (tile + 1) / tiles - first;
+    float* to[kPixels<N>];
+    for (int64_t m = 0; m < own; ++m) {
+      to[m] = out.pixel(first + m);
+      for (int n = 0; n < N; ++n) prefetch_write(to[m] + block[n]);
     }
+    // The first panel that reads these pixels prefetches the next ones.
+    const float* next = x + (first + own) * pixel;
+    for (int64_t i = 0; fresh && i < own * pixel; i += 16) prefetch(next + i);
+    as_constant<kPixels<N>>(own, [&](auto m) {
+      multiply_tile<m, N>(x + first * pixel, pixel, weight.at(panel), weight.inputs, to, block);
+    });
+  }
 }
 
-// The channels of some panels, at all pixels of some rows; see common.h for "spread".
-inline void multiply(View<const float> x, int64_t rows, int64_t width, const Panels& weight,
-                     int64_t first, int64_t last, View<float> out, bool spread) {
-  for (int64_t panel = first; panel < last; ++panel) switch (weight.size(panel)) {
-      case 1: multiply_panel<1>(x, rows, width, weight, panel, out, spread); break;
-      case 2: multiply_panel<2>(x, rows, width, weight, panel, out, spread); break;
-      case 3: multiply_panel<3>(x, rows, width, weight, panel, out, spread); break;
-      default: multiply_panel<kVectors>(x, rows, width, weight, panel, out, spread);
-    }
+// The channels of some panels, at pixels that lie that many floats apart.
+template <typename Out>
+void multiply(const float* x, int64_t pixel, int64_t pixels, const Panels& weight, int64_t first,
+              int64_t last, const Out& out) {
+  for (int64_t panel = first; panel < last; ++panel)
+    as_constant<kVectors>(weight.size(panel), [&](auto n) {
+      multiply_panel<n>(x, pixel, pixels, weight, panel, panel == first, out);
+    });
 }
 
 // All channels at all pixels, tiles shared among threads.
 inline Buffer multiply_all(const float* x, int64_t pixels, const Panels& weight, int64_t threads) {
   const int64_t channels = weight.blocks.channels;
-  Buffer out((pixels * channels + L - 1) / L);
+  Buffer out((pixels * channels + L - 1) / L, false);
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
   for (int64_t task = 0; task < (pixels + kBlock - 1) / kBlock * weight.count; ++task) {
     const int64_t first = task / weight.count * kBlock, panel = task % weight.count;
-    multiply({x + first * weight.inputs, 0, weight.inputs}, 1, std::min(kBlock, pixels - first),
-             weight, panel, panel + 1, {out.floats() + first * channels, 0, channels}, false);
+    multiply(x + first * weight.inputs, weight.inputs, std::min(kBlock, pixels - first), weight,
+             panel, panel + 1, Pixels{out.floats() + first * channels, weight.blocks});
   }
   return out;
 }
@@ -147,12 +181,14 @@ template <int N>
 void outer_panel(const float* grad, int64_t outputs, const float* x, int64_t pixel,
                  const Blocks& blocks, int64_t first, int64_t pixels, V* out) {
   constexpr int M = kPixels<N>;
-  out += first;
-  int64_t o = 0;
-  for (; o + M <= outputs; o += M)
-    outer_tile<M, N>(grad + o, outputs, x, pixel, blocks, first, pixels, out + o * blocks.count);
-  for (; o < outputs; ++o)
-    outer_tile<1, N>(grad + o, outputs, x, pixel, blocks, first, pixels, out + o * blocks.count);
+  const int64_t tiles = (outputs + M - 1) / M;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t o = outputs * tile / tiles, rows = outputs * (tile + 1) / tiles - o;
+    as_constant<M>(rows, [&](auto m) {
+      outer_tile<m, N>(grad + o, outputs, x, pixel, blocks, first, pixels,
+                       out + o * blocks.count + first);
+    });
+  }
 }
 
 // The gradient of a 1×1 convolution's weight, (outputs, inputs): the sum over pixels of the products
@@ -173,12 +209,9 @@ struct WeightGradient {
   void add(int64_t i, int64_t panel, const float* grad, const float* x, int64_t pixel,
            int64_t pixels) const {
     const int64_t first = blocks.count * panel / panels;
-    switch (blocks.count * (panel + 1) / panels - first) {
-      case 1: return outer_panel<1>(grad, outputs, x, pixel, blocks, first, pixels, part(i));
-      case 2: return outer_panel<2>(grad, outputs, x, pixel, blocks, first, pixels, part(i));
-      case 3: return outer_panel<3>(grad, outputs, x, pixel, blocks, first, pixels, part(i));
-      default: return outer_panel<kVectors>(grad, outputs, x, pixel, blocks, first, pixels, part(i));
-    }
+    as_constant<kVectors>(blocks.count * (panel + 1) / panels - first, [&](auto n) {
+      outer_panel<n>(grad, outputs, x, pixel, blocks, first, pixels, part(i));
+    });
   }
 
   // Adds pixels that lie in memory, a share of them to each part.

@@ -7,62 +7,70 @@ namespace {
 
 using namespace randwire;
 
-// Output pixels [w, w + T) of a 3×3 depthwise convolution of three padded rows.
-template <int S, int T>
-inline void convolve(V* const rows[3], const V* weight, int64_t blocks, int64_t k, int64_t w,
-                     V (&total)[T]) {
-  for (int t = 0; t < T; ++t) total[t] = V{};
+// Pixels of a tile of a depthwise convolution, at most.
+constexpr int kWidth = 4;
+
+// f(w, n) for tiles of n pixels from w on; n is a constant.
+template <int T, typename F>
+inline void for_tiles(int64_t width, F f) {
+  int64_t w = 0;
+  for (; w + T <= width; w += T) f(w, std::integral_constant<int, T>());
+  if constexpr (T > 1) as_constant<T - 1>(width - w, [&](auto n) { f(w, n); });
+}
+
+// f(x, i, t) for each tap i of a 3×3 convolution at pixels t < T, from w on in a block's padded lines.
+template <int S, int T, typename F>
+inline void for_taps(V* const rows[3], int64_t line, int64_t k, int64_t w, F f) {
 #pragma GCC unroll 3
   for (int r = 0; r < 3; ++r) {
-    const V* x = rows[r] + w * S * blocks + k;
+    const V* x = rows[r] + k * line + w * S;
 #pragma GCC unroll 9
     for (int j = 0; j < S * (T - 1) + 3; ++j) {
-      const V value = x[j * blocks];
+      const V value = x[j];
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t)
-        if (j >= S * t && j < S * t + 3) total[t] += value * weight[(r * 3 + j - S * t) * blocks + k];
+        if (j >= S * t && j < S * t + 3) f(value, r * 3 + j - S * t, t);
     }
   }
 }
 
+// Calls write(pixel, block, value) for a row of a 3×3 depthwise convolution of three padded rows.
 template <int S, typename Write>
-void convolve_row(V* const rows[3], const V* weight, int64_t blocks, int64_t width, Write write) {
-  constexpr int T = 4;
-  int64_t w = 0;
-  for (; w + T <= width; w += T)
-    for (int64_t k = 0; k < blocks; ++k) {
-      V total[T];
-      convolve<S>(rows, weight, blocks, k, w, total);
+void convolve_row(V* const rows[3], int64_t line, const V* weight, int64_t blocks, int64_t width,
+                  Write write) {
+  for (int64_t k = 0; k < blocks; ++k) {
+    V taps[9];
+    for (int i = 0; i < 9; ++i) taps[i] = weight[k * 9 + i];
+    for_tiles<kWidth>(width, [&](int64_t w, auto tile) {
+      constexpr int T = tile;
+      V total[T] = {};
+      for_taps<S, T>(rows, line, k, w, [&](V x, int i, int t) { total[t] += x * taps[i]; });
+#pragma GCC unroll 4
       for (int t = 0; t < T; ++t) write(w + t, k, total[t]);
-    }
-  for (; w < width; ++w)
-    for (int64_t k = 0; k < blocks; ++k) {
-      V total[1];
-      convolve<S>(rows, weight, blocks, k, w, total);
-      write(w, k, total[0]);
-    }
+    });
+  }
 }
 
-// The weights of a depthwise convolution: 9 × blocks, spread, from (C, 1, 3, 3).
+// The weights of a depthwise convolution, 9 for each block, from (C, 1, 3, 3).
 Buffer spread_weight(const float* weight, const Blocks& blocks, bool turned) {
   Buffer spread(9 * blocks.count);
   for (int64_t k = 0; k < blocks.count; ++k)
     for (int i = 0; i < 9; ++i)
       for (int l = 0; l < L; ++l)
-        spread[i * blocks.count + k][l] = weight[(blocks.offset(k) + l) * 9 + (turned ? 8 - i : i)];
+        spread[k * 9 + i][l] = weight[(blocks.offset(k) + l) * 9 + (turned ? 8 - i : i)];
   return spread;
 }
 
-void spread_row(const float* row, const Blocks& blocks, int64_t width, V* spread) {
+void spread_row(const float* row, const Blocks& blocks, int64_t width, V* spread, int64_t line) {
   for (int64_t w = 0; w < width; ++w)
     for (int64_t k = 0; k < blocks.count; ++k)
-      spread[w * blocks.count + k] = load(row + w * blocks.channels + blocks.offset(k));
+      spread[k * line + w] = load(row + w * blocks.channels + blocks.offset(k));
 }
 
 // How many pieces an image's rows are cut into: enough chunks for some threads, but a piece
 // computes the rows next to it, too, so it has eight rows at least.
 int64_t pieces(int64_t images, int64_t rows) {
-  return std::max<int64_t>(1, std::min((31 + images) / images, rows / 8));
+  return std::max<int64_t>(1, std::min((15 + images) / images, rows / 8));
 }
 
 // One chunk of the rows of an image, and what of it is in the caches.
@@ -82,9 +90,9 @@ struct Window {
   void around(int64_t o, V* (&three)[3]) {
     for (; next <= std::min(S * o + 1, in.height - 1); ++next) {
       V* to = rows.pixels(next);
-      const int64_t blocks = sum.blocks.count;
+      const int64_t line = rows.line;
       sum.for_each(in.pixel(image, next), in.width,
-                   [=](int64_t p, int64_t k, int64_t, V s) { to[p * blocks + k] = s < 0 ? V{} : s; });
+                   [=](int64_t p, int64_t k, int64_t, V s) { to[k * line + p] = s < 0 ? V{} : s; });
     }
     for (int r = 0; r < 3; ++r) {
       const int64_t row = S * o - 1 + r;
@@ -127,13 +135,14 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
       for (int64_t r = 0; r < rows; ++r) {
         V* three[3];
         window.around(o + r, three);
-        convolve_row<S>(three, weight + 0, blocks.count, size.width, [=](int64_t w, int64_t k, V y) {
-          store(inner + r * row + w * pixel + blocks.offset(k), y);
-        });
+        convolve_row<S>(three, window.rows.line, weight + 0, blocks.count, size.width,
+                        [=](int64_t w, int64_t k, V y) {
+                          store(inner + r * row + w * pixel + blocks.offset(k), y);
+                        });
       }
-      multiply({inner, row, pixel}, rows, size.width, panels, panels.count * group / groups,
+      multiply(inner, pixel, rows * size.width, panels, panels.count * group / groups,
                panels.count * (group + 1) / groups,
-               {out + size.pixel(image, o) * outputs, size.width * outputs, outputs}, false);
+               Pixels{out + size.pixel(image, o) * outputs, panels.blocks});
     }
   }
 }
@@ -141,17 +150,17 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
 // The gradient of an input row of stride 2, from the padded rows of the output's gradient that it
 // is in: with which row of the weight, a pair of an even and an odd pixel gets which of its columns.
 template <typename Write>
-void transposed_row(int64_t i, V* const grads[2], const V* weight, int64_t blocks, int64_t width,
-                    Write write) {
-  for (int64_t w = 0; w < width; w += 2)
-    for (int64_t k = 0; k < blocks; ++k) {
+void transposed_row(int64_t i, V* const grads[2], int64_t line, const V* weight, int64_t blocks,
+                    int64_t width, Write write) {
+  for (int64_t k = 0; k < blocks; ++k)
+    for (int64_t w = 0; w < width; w += 2) {
       V even{}, odd{};
       for (int r = 0; r < 1 + (i & 1); ++r) {
         // An even row is in one output row, under the weight's middle row; an odd one in two.
-        const V* tap = weight + (i & 1 ? 6 - 6 * r : 3) * blocks + k;
-        const V* g = grads[r] + (w / 2 + 1) * blocks + k;
-        even += g[0] * tap[blocks];
-        odd += g[0] * tap[2 * blocks] + g[blocks] * tap[0];
+        const V* taps = weight + k * 9 + (i & 1 ? 6 - 6 * r : 3);
+        const V* g = grads[r] + k * line + w / 2 + 1;
+        even += g[0] * taps[1];
+        odd += g[0] * taps[2] + g[1] * taps[0];
       }
       write(w, k, even);
       if (w + 1 < width) write(w + 1, k, odd);
@@ -160,15 +169,17 @@ void transposed_row(int64_t i, V* const grads[2], const V* weight, int64_t block
 
 // What a chunk adds to the weight's gradient: one output row's.
 template <int S>
-void weight_gradient(V* const rows[3], const V* grad, int64_t blocks, int64_t width, V* total) {
+void weight_gradient(V* const rows[3], int64_t line, const V* grad, int64_t grad_line,
+                     int64_t blocks, int64_t width, V* total) {
   for (int64_t k = 0; k < blocks; ++k) {
     V sums[9] = {};
-    for (int64_t w = 0; w < width; ++w) {
-      const V g = grad[w * blocks + k];
-#pragma GCC unroll 9
-      for (int i = 0; i < 9; ++i) sums[i] += g * rows[i / 3][(w * S + i % 3) * blocks + k];
-    }
-    for (int i = 0; i < 9; ++i) total[i * blocks + k] += sums[i];
+    for_tiles<kWidth>(width, [&](int64_t w, auto tile) {
+      constexpr int T = tile;
+      V g[T];
+      for (int t = 0; t < T; ++t) g[t] = grad[k * grad_line + w + t];
+      for_taps<S, T>(rows, line, k, w, [&](V x, int i, int t) { sums[i] += x * g[t]; });
+    });
+    for (int i = 0; i < 9; ++i) total[k * 9 + i] += sums[i];
   }
 }
 
@@ -178,19 +189,19 @@ void add_up(const Buffer& totals, int64_t chunks, const Blocks& blocks, float* o
     for (int i = 0; i < 9; ++i) {
       V total{};
       for (int64_t chunk = 0; chunk < chunks; ++chunk)
-        total += totals[(chunk * 9 + i) * blocks.count + k];
+        total += totals[(chunk * blocks.count + k) * 9 + i];
       for (int l = 0; l < L; ++l) out[(blocks.offset(k) + l) * 9 + i] = total[l];
     }
 }
 
 // The gradient of input row i, from the padded rows of the output's gradient around row i / S.
 template <int S, typename Write>
-void input_gradient(int64_t i, V* const grads[3], const V* weight, const V* turned, int64_t blocks,
-                    int64_t width, Write write) {
+void input_gradient(int64_t i, V* const grads[3], int64_t line, const V* weight, const V* turned,
+                    int64_t blocks, int64_t width, Write write) {
   if constexpr (S == 1)
-    convolve_row<1>(grads, turned, blocks, width, write);
+    convolve_row<1>(grads, line, turned, blocks, width, write);
   else
-    transposed_row(i, grads + 1, weight, blocks, width, write);
+    transposed_row(i, grads + 1, line, weight, blocks, width, write);
 }
 
 // The gradient of the depthwise convolution's output: padded rows of an image, one after another.
@@ -211,18 +222,16 @@ struct InnerGradient {
 
   // Rows o - 1, o and o + 1.
   void around(int64_t o, V* (&three)[3]) {
-    const int64_t b = weight.blocks.count;
     for (int64_t some; next <= std::min(o + 1, last - 1); next += some) {
       some = std::min(most, last - next);
       const int64_t first = size.pixel(image, next);
       if (known)
         for (int64_t r = 0; r < some; ++r)
           spread_row(known + (first + r * size.width) * weight.blocks.channels, weight.blocks,
-                     size.width, rows.pixels(next + r));
+                     size.width, rows.pixels(next + r), rows.line);
       else
-        multiply({grad + first * weight.inputs, size.width * weight.inputs, weight.inputs}, some,
-                 size.width, weight, 0, weight.count,
-                 {reinterpret_cast<float*>(rows.pixels(next)), (size.width + 2) * b * L, b * L}, true);
+        multiply(grad + first * weight.inputs, weight.inputs, some * size.width, weight, 0,
+                 weight.count, RowPixels{rows, next, size.width});
     }
     for (int r = 0; r < 3; ++r)
       three[r] = o + r < 1 || o + r > size.height ? rows.zeros() : rows.padded(o - 1 + r);
@@ -264,10 +273,12 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
       V *three[3], *around[3];
       window.around(o, three);
       grads.around(o, around);
-      weight_gradient<S>(three, grads.rows.pixels(o), b, size.width, totals + chunk * 9 * b);
+      const int64_t line = window.rows.line, grad_line = grads.rows.line;
+      weight_gradient<S>(three, line, grads.rows.pixels(o), grad_line, b, size.width,
+                         totals + chunk * 9 * b);
       const int64_t r = near ? (o - first) % most : size.pixel(image, o) / size.width;
       float* const to = (near ? buffer.floats() : inner) + r * row;
-      convolve_row<S>(three, spread + 0, b, size.width, [=](int64_t w, int64_t k, V y) {
+      convolve_row<S>(three, line, spread + 0, b, size.width, [=](int64_t w, int64_t k, V y) {
         store(to + w * pixel + blocks.offset(k), y);
       });
       if (near && (r == most - 1 || o == last - 1))
@@ -277,9 +288,10 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
       for (int64_t i = S * o; grad_sum && i < std::min(S * (o + 1), in.height); ++i) {
         const V* activation = window.rows.pixels(i);
         float* row = grad_sum + in.pixel(image, i) * c;
-        input_gradient<S>(i, around, spread + 0, turned + 0, b, in.width,
+        input_gradient<S>(i, around, grad_line, spread + 0, turned + 0, b, in.width,
                           [=](int64_t w, int64_t k, V g) {
-                            const V let_through = activation[w * b + k] <= 0 ? V{} : g;
+                            const V let_through = activation[k * line + w] <= 0 ? V{} : g;
+                            prefetch_write(row + (w + in.width) * c + blocks.offset(k));
                             store(row + w * c + blocks.offset(k), let_through);
                           });
       }
