@@ -17,7 +17,8 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 help:
 	@echo "make demo      pretrain, convert and fine-tune a small detector on built-in data; draw it"
 	@echo "make transfer  compare detectors that start from pretrained weights and from scratch"
-	@echo "make gpu       test and measure the fused operators on a GPU; tables in output/gpu/gpu.md"
+	@echo "make gpu       measure and test the fused operators on a GPU; tables in output/gpu/gpu.md;"
+	@echo "               with MINUTES=8 a portion, after which the same command goes on"
 	@echo "make test      lint, then all tests but the slow ones (WORKERS=2 at a time)"
 	@echo "make test-all  make test, then the slow tests"
 	@echo "make lint      ruff and mypy"
@@ -31,8 +32,7 @@ transfer: venv
 	$(BIN)/python tools/demo.py --transfer
 
 gpu: venv
-	$(BIN)/python -m pytest -k cuda
-	$(BIN)/python tools/measure_gpu.py
+	$(BIN)/python tools/measure_gpu.py $(if $(MINUTES),--minutes $(MINUTES))
 
 test: lint
 	$(PYTEST) -m "not slow"

@@ -1,7 +1,10 @@
-"""tools/measure_gpu.py: that nothing is lost of what was measured."""
+"""tools/measure_gpu.py: that nothing is lost of what was measured, nor measured twice."""
 
 import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,30 +16,168 @@ from randwire_d2.cli import measure_gpu as tool
 TOOL = "measure_gpu.py"
 
 
-def test_a_part_that_fails_leaves_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Wrong: an hour of measurements is lost, a failure is not said, or the exit status is 0."""
+class Stand:
+    """A stand-in for all that is measured, on a clock of its own."""
 
-    def compare(case: Case, settings: Settings) -> tuple[str, object]:
-        # What is there already is on disk.
-        assert "The check" in json.loads((tmp_path / "gpu.json").read_text())
-        if case.detection:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.now = folder, 0.0
+        self.measured: list[str] = []
+        self.broken: tuple[str, ...] = ()
+        self.minutes: dict[str, float] = {}
+        monkeypatch.setattr(tool, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(tool, "check", lambda *_: self.measure("check", works=True))
+        monkeypatch.setattr(tool, "compare", self.compare)
+        monkeypatch.setattr(tool, "train", lambda *args: self.measure(f"train {args[-1]}"))
+        monkeypatch.setattr(tool, "find_tests", lambda: ["tests/test_a.py"])
+        monkeypatch.setattr(tool, "run_tests", self.measure)
+
+    def compare(self, case: Case, settings: Settings) -> tuple[str, dict[str, Any]]:
+        kind = "detectors" if case.detection else "classifiers"
+        amp, form, sizes = settings.amp or "float32", settings.memory_format, case.sizes
+        return self.measure(f"{kind} {case.batch} {amp} {form} {sizes} {len(settings.models)}")
+
+    def measure(self, name: str, **numbers: Any) -> tuple[str, dict[str, Any]]:
+        self.measured.append(name)
+        self.now += 60 * self.minutes.get(name.split()[0], 1)
+        if name.split()[0] in self.broken:
             raise RuntimeError("CUDA error:\nan illegal access")
-        return f"| batch {case.batch} |", {"batch": case.batch}
+        return f"| {name} |", {"name": name, **numbers}
 
-    monkeypatch.setattr(tool, "check", lambda device, quick: ("it works", {"works": True}))
-    monkeypatch.setattr(tool, "compare", compare)
-    monkeypatch.setattr(tool, "train", lambda *_: ("top-1 80%", {"top1": 80.0}))
+    def __call__(self, *options: str) -> list[str]:
+        """What a command measured."""
+        self.measured = []
+        tool.main(["--device", "cpu", "--output", str(self.folder), *options])
+        return self.measured
+
+    @property
+    def text(self) -> str:
+        return (self.folder / "gpu.md").read_text()
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return json.loads((self.folder / "gpu.json").read_text())["parts"]
+
+
+@pytest.fixture
+def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stand:
+    return Stand(tmp_path, monkeypatch)
+
+
+def test_a_part_that_fails_leaves_the_others(
+    stand: Stand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: an hour of measurements is lost or measured twice, a failure is not said or not tried
+    again, or the exit status is 0."""
+    stand.broken = ("detectors",)
     with pytest.raises(SystemExit) as e:
-        tool.main(["--device", "cpu", "--output", str(tmp_path)])
-    assert "measure_gpu.py: error: these failed: Detectors, 2 images, float32; Det" in str(e.value)
-    text = (tmp_path / "gpu.md").read_text()
-    assert "FAILED: RuntimeError: CUDA error: an illegal access" in text
-    assert all(f"| batch {batch} |" in text for batch in (32, 128, 256))
-    numbers = json.loads((tmp_path / "gpu.json").read_text())
-    assert numbers["A training, FUSED off"] == {"top1": 80.0}
-    assert len(numbers) == len(tool.comparisons("cpu", quick=False)) + 3
+        stand()
+    assert "measure_gpu.py: error: these failed: Detectors, 2 images, mixed" in str(e.value)
+    assert "FAILED: RuntimeError: CUDA error: an illegal access" in stand.text
+    assert all(f"| classifiers {batch} " in stand.text for batch in (32, 128, 256))
+    assert stand.parts["A training, FUSED off"]["numbers"] == {"name": "train off"}
+    assert len(stand.parts) == len(tool.comparisons("cpu", quick=False)) + 4
+
+    stand.broken = ()
+    assert [name.split()[0] for name in stand()] == ["detectors"] * 3
+    assert "Measured before, and kept: The check; Classifiers" in capsys.readouterr().err
+    assert "FAILED" not in stand.text
+    assert stand() == []
+
+
+def test_a_command_for_some_minutes_and_the_next(
+    stand: Stand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a part is begun that would end too late, none is begun, or one is left out; or gpu.md
+    has not all, or not in order."""
+    stand.minutes, stand.broken = {"check": 4, "detectors": 9}, ("check",)
+    with pytest.raises(SystemExit, match="The check; the same command tries them again"):
+        stand("--minutes", "8")
+    # The next could take four minutes, as the check did.
+    assert stand.measured == ["check", "classifiers 128 bfloat16 channels_last 1 6"]
+    said = capsys.readouterr().err
+    assert "remain, and the same command goes on with them: Detectors, 2 images, mixed" in said
+
+    # Longer than the minutes, but the first.
+    with pytest.raises(SystemExit):
+        stand("--minutes", "8")
+    assert stand.measured == ["detectors 2 bfloat16 channels_last 1 6"]
+    stand.minutes, stand.broken = {}, ()
+    rest = stand()
+    assert rest[-2:] == ["tests/test_a.py", "check"], "what failed comes after what was never begun"
+    assert len(rest) == len(tool.comparisons("cpu", quick=False)) - 2 + 4
+    titles = [line[3:] for line in stand.text.splitlines() if line.startswith("## ")]
+    assert titles == list(stand.parts) == list(tool.parts("cpu", False, stand.folder))
+
+
+def test_a_part_that_is_cut_off_is_on_record(stand: Stand) -> None:
+    """Wrong: a part that never ends within the time that there is stops all others for good."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(tool, "check", interrupt)
+        stand()
+    assert "begun, and did not end" in stand.text and len(stand.parts) == 1
+    assert stand()[-1] == "check" and "did not end" not in stand.text
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ({"code": "abc"}, r"made with another code \(abc; now \w+\): .* with --overwrite"),
+        ({"triton": "0.1"}, r"another triton \(0.1; now"),
+        ({"device": "NVIDIA H100"}, r"another device \(NVIDIA H100; now"),
+        ({"quick": True}, r"another quick \(True; now False\)"),
+        ("[]", r"gpu.json is damaged, or of another tool: name another --output"),
+        ('{"The check": {}}', r"gpu.json is damaged, or of another tool"),
+    ],
+)
+def test_what_another_machine_or_code_measured_is_not_gone_on_with(
+    stand: Stand, content: str | dict[str, Any], error: str
+) -> None:
+    """Wrong: one table mixes two machines, or says nothing of which it is."""
+    path = stand.folder / "gpu.json"
+    if isinstance(content, dict):
+        made_with = tool.describe("cpu", False) | content
+        content = json.dumps({"made with": made_with, "parts": {}})
+    path.write_text(content)
+    with pytest.raises(SystemExit, match=error):
+        stand()
+    assert path.read_text() == content and stand.measured == []
+    assert len(stand("--overwrite")) == len(stand.parts)
+
+
+def test_the_tests_are_found_and_run_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a file of tests that fail, or can't be imported, is left out or passes."""
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    assert tool.find_tests() == []
+    assert "tests are left out: they need a checkout" in capsys.readouterr().err
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "setup.py").touch()
+    for name, content in {
+        "fails": "def test_cuda():\n    assert 1 == 2\ndef test_other():\n    pass",
+        "lost": "import none_such",
+        "other": "def test_other():\n    pass",
+        "passes": "def test_on_cuda():\n    pass\ndef test_other():\n    assert 1 == 2",
+    }.items():
+        (tmp_path / "tests" / f"test_{name}.py").write_text(content)
+    files = [f"tests/test_{name}.py" for name in ("fails", "lost", "passes")]
+    assert sorted(tool.find_tests()) == files
+    fails, lost, passes = map(tool.run_tests, files)
+    assert "1 passed, 1 deselected" in passes[0] and "error" not in passes[1]
+    assert "FAILED tests/test_fails.py::test_cuda" in fails[0] and "1 failed" in fails[1]["error"]
+    assert "none_such" in lost[1]["log"] and "1 error" in lost[1]["error"]
+
+
+def test_a_process_of_tests_that_dies_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: what crashes a GPU's process counts as passed."""
+    died = subprocess.CompletedProcess([], -11, "")
+    monkeypatch.setattr(tool, "pytest", lambda *_: died)
+    text, numbers = tool.run_tests("tests/test_a.py")
+    assert "exit status -11" in text and numbers["error"] == "nothing was printed"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

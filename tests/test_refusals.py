@@ -284,6 +284,7 @@ REFUSALS = {
     "measure_gpu.py": [
         ("--device gpu", "--device: invalid choice: 'gpu'"),
         ("--device cpu --quick --output IN/a_file", "a_file' is a file; name a folder"),
+        ("--minutes 0", "--minutes: must be at least 1; got 0"),
     ],
     "measure_host.py": [("--rounds 0", "--rounds: must be at least 1; got 0")],
     "inspect_kernels.py": [

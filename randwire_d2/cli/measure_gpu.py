@@ -1,44 +1,56 @@
-"""Measure everything about a GPU in one go: what the fused operators are worth on it.
+"""Measure everything about a GPU, at once or in portions: what the fused operators are worth on it.
 
-    make gpu
-    python tools/measure_gpu.py [--output output/gpu] [--device cuda]
+    make gpu [MINUTES=8]
+    python tools/measure_gpu.py [--output output/gpu] [--device cuda] [--minutes 8]
 
 First the operators and a stage are examined, as by tools/check_gpu.py. Then the classifiers are
 compared at batches of 32, 128 and 256, in float32 and in mixed precision, with and without
 channels_last, and the detectors' backbones at two images, of one size and of several; RandWire
 fused, without CUDA graphs, with RECOMPUTE, plain, and plain with torch.compile, beside ResNet-50
-and ResNeXt-50. Last, the demo's classifier is trained fused and node by node. OUTPUT/gpu.md has all
-tables, OUTPUT/gpu.json all numbers; both are written again after each part, so that nothing is lost
-if a later one fails.
+and ResNeXt-50; the most telling first. Then the demo's classifier is trained fused and node by
+node. Last, where there are the checkout's tests and pytest, `pytest -k cuda` runs, file by file.
+
+OUTPUT/gpu.md has all tables, OUTPUT/gpu.json all numbers; both are written again with each part.
+What is interrupted goes on when the same command is given again: what gpu.json has is not measured
+again, but what failed, or was begun and not ended, is, after what was never begun. Another machine,
+PyTorch, Triton or code is refused there; --overwrite begins anew.
 """
 
 import argparse
+import importlib.util
 import json
+import math
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..benchmark import Case, Settings, run, to_json, to_markdown
+from ..benchmark.comparison import describe_machine
 from ..benchmark.health import examine, summary
 from ..command import in_users_words, process, program
 from ..config_files import get_config_file
 from ..files import check_folder, write_or_print
+from ..inference.unfinished import digest
 from ..runs import RunFolder
 from ..text import one_line
 from ..wiring import NetworkGenerator
-from .frame import framed, parser_of, say
+from .frame import at_least, framed, parser_of, say
 
 SCRIPT = "measure_gpu.py"
+ROOT = Path(__file__).parents[2]  # the checkout, if this is one
 TOP1 = "classification/top1"
 RESNETS = ("resnet50", "resnext50")
 FUSED = ("randwire", "randwire-launched", "randwire-recompute", "randwire-plain", *RESNETS)
+Measure = Callable[[], tuple[str, dict[str, Any]]]  # a part's text in gpu.md, and its numbers
 
 
 @dataclass
@@ -47,17 +59,21 @@ class Report:
 
     Attributes:
         folder: where gpu.md and gpu.json are written.
-        texts: the paragraphs of gpu.md.
-        numbers: the content of gpu.json.
+        made_with: what all parts share: the machine, versions and settings.
+        parts: text, seconds and numbers of each part, by its title, in the order of gpu.md, which
+            is that in which they were first begun.
     """
 
     folder: Path
-    texts: list[str] = field(default_factory=list)
-    numbers: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, Any]
+    parts: dict[str, dict[str, Any]]
 
-    def add(self, title: str, measure: Callable[[], tuple[str, Any]]) -> None:
-        """Measure something, and write it down; if it fails, why."""
+    def add(self, title: str, measure: Measure) -> float:
+        """Measure something, and write it down; if it fails, why. The seconds that it took."""
         say(title)
+        begun = "FAILED: it was begun, and did not end"  # stays if this process is killed
+        self.parts[title] = {"text": begun, "seconds": 0.0, "numbers": {"error": begun}}
+        self.write()
         start = time.perf_counter()
         try:
             text, numbers = measure()
@@ -66,18 +82,60 @@ class Report:
             text = f"FAILED: {type(e).__name__}: {one_line(e, 500)}"
             numbers = {"error": text}
         seconds = time.perf_counter() - start
-        self.texts.append(f"## {title}\n\n{text}\n\n({seconds:.0f} s)")
-        self.numbers[title] = numbers
-        write_or_print("\n\n".join(self.texts), self.folder / "gpu.md")
-        write_or_print(json.dumps(self.numbers, indent=1), self.folder / "gpu.json")
+        self.parts[title] = {"text": text, "seconds": seconds, "numbers": numbers}
+        self.write()
+        return seconds
+
+    def write(self) -> None:
+        content = {"made with": self.made_with, "parts": self.parts}
+        write_or_print(json.dumps(content, indent=1), self.folder / "gpu.json")
+        texts = [
+            f"## {title}\n\n{part['text']}\n\n({part['seconds']:.0f} s)"
+            for title, part in self.parts.items()
+        ]
+        write_or_print("\n\n".join(texts), self.folder / "gpu.md")
 
     @property
     def failed(self) -> list[str]:
         return [
             title
-            for title, numbers in self.numbers.items()
-            if isinstance(numbers, dict) and ("error" in numbers or numbers.get("works") is False)
+            for title, part in self.parts.items()
+            if "error" in part["numbers"] or part["numbers"].get("works") is False
         ]
+
+
+def read_parts(folder: Path, made_with: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts that gpu.json of a folder holds.
+
+    Raises:
+        ValueError: it was made with something else, or is no file of this tool; one line.
+    """
+    path, way_out = folder / "gpu.json", "name another --output, or begin anew with --overwrite"
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        parts, noted = dict(content["parts"]), dict(content["made with"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path} is damaged, or of another tool: {way_out}") from e
+    for name, own in made_with.items():
+        if noted.get(name) != own:
+            raise ValueError(
+                f"{path} was made with another {name} ({noted.get(name)}; now {own}): {way_out}"
+            )
+    return parts
+
+
+def describe(device: str, quick: bool) -> dict[str, Any]:
+    """What all parts of a report share. The code is that of the package, whatever its version."""
+    sources = sorted((ROOT / "randwire_d2").rglob("*.py"))
+    has_triton = importlib.util.find_spec("triton") is not None
+    return {
+        "quick": quick,
+        **describe_machine(torch.device(device)),
+        "triton": importlib.import_module("triton").__version__ if has_triton else None,
+        "code": digest(b"".join(path.read_bytes() for path in sources)),
+    }
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -91,26 +149,37 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="do everything once, with a tiny network: a rehearsal, whose numbers say nothing",
     )
+    parser.add_argument(
+        "--minutes",
+        type=at_least(1),
+        default=math.inf,
+        help="measure at least one part, but begin no other that would end after so many minutes "
+        "if it took as long as the longest of this command (a part that takes longer ends later)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin anew, whatever gpu.json in OUTPUT holds"
+    )
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no GPU that PyTorch can use")
     return args
 
 
-def check(device: str, quick: bool) -> tuple[str, Any]:
+def check(device: str, quick: bool) -> tuple[str, dict[str, Any]]:
     channels, batch = (6, 2) if quick else (109, 64)
     report = examine(device, channels, batch, progress=say)
     return "```\n" + "\n".join(summary(report)) + "\n```", report
 
 
-def compare(case: Case, settings: Settings) -> tuple[str, Any]:
+def compare(case: Case, settings: Settings) -> tuple[str, dict[str, Any]]:
     result = run(case, settings, progress=say)
+    torch.cuda.empty_cache()  # the processes of later parts need the memory
     command = in_users_words("python tools/measure_gpu.py")
     return to_markdown(result, command), json.loads(to_json(result, command))
 
 
 def comparisons(device: str, quick: bool) -> dict[str, tuple[Case, Settings]]:
-    """What is compared, by its title."""
+    """What is compared, by its title; the most telling first."""
     generator = NetworkGenerator("regular", 4, 10) if quick else NetworkGenerator()
     size = 64 if quick else 224
 
@@ -127,24 +196,24 @@ def comparisons(device: str, quick: bool) -> dict[str, tuple[Case, Settings]]:
     lower: dict[str, Any] = {"amp": "bfloat16"}
     last: dict[str, Any] = {"memory_format": "channels_last"}
     return {
-        "Classifiers, batch 32, float32": classifiers(32),
-        "Classifiers, batch 32, mixed": classifiers(32, **lower),
-        "Classifiers, batch 32, mixed, channels_last": classifiers(32, **lower, **last),
-        "Classifiers, batch 128, float32, channels_last": classifiers(128, **last),
         "Classifiers, batch 128, mixed, channels_last": classifiers(128, **lower, **last),
-        "Classifiers, batch 256, mixed, channels_last": classifiers(256, 5, **lower, **last),
-        "Detectors, 2 images, float32": detectors(),
         "Detectors, 2 images, mixed, channels_last": detectors(**lower, **last),
         "Detectors, 2 images of 8 sizes, mixed, channels_last": detectors(
             16, sizes=2 if quick else 8, **lower, **last
         ),
+        "Classifiers, batch 32, mixed, channels_last": classifiers(32, **lower, **last),
+        "Classifiers, batch 256, mixed, channels_last": classifiers(256, 5, **lower, **last),
         "Compiled, batch 128, mixed, channels_last": classifiers(
             128, **lower, **last, models=("randwire", "randwire-compiled", "resnet50")
         ),
+        "Classifiers, batch 32, mixed": classifiers(32, **lower),
+        "Classifiers, batch 32, float32": classifiers(32),
+        "Classifiers, batch 128, float32, channels_last": classifiers(128, **last),
+        "Detectors, 2 images, float32": detectors(),
     }
 
 
-def train(device: str, quick: bool, folder: Path, fused: str) -> tuple[str, Any]:
+def train(device: str, quick: bool, folder: Path, fused: str) -> tuple[str, dict[str, Any]]:
     """Train the demo's classifier; its accuracy, and the seconds of an iteration."""
     output = folder / f"train_{fused}"
     options = ["SOLVER.EPOCHS", 0, "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 4] if quick else []
@@ -162,22 +231,72 @@ def train(device: str, quick: bool, folder: Path, fused: str) -> tuple[str, Any]
     return f"top-1 {top1:.1f}%, {seconds:.4f} s an iteration", {"top1": top1, "seconds": seconds}
 
 
+def pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The tests that are meant for a GPU have "cuda" in their names."""
+    command = [sys.executable, "-m", "pytest", "-k", "cuda", *arguments]
+    both = subprocess.STDOUT
+    return subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=both, text=True, errors="replace"
+    )
+
+
+def find_tests() -> list[str]:
+    """The files that have such tests, or can't be imported; if none, a line says why."""
+    if not (ROOT / "setup.py").is_file() or importlib.util.find_spec("pytest") is None:
+        say("The tests are left out: they need a checkout and pytest")
+        return []
+    said = pytest("--collect-only", "-qq", "tests").stdout
+    files = re.findall(r"^(?:ERROR )?(tests/\w+\.py)(?=: \d+$| - |$)", said, re.MULTILINE)
+    if not files:
+        say(f"The tests are left out: {one_line(said[-500:], 500)}")
+    return list(dict.fromkeys(files))
+
+
+def run_tests(file: str) -> tuple[str, dict[str, Any]]:
+    done = pytest("-q", file)
+    lines = done.stdout.strip().splitlines() or ["nothing was printed"]
+    if done.returncode == 0:
+        return lines[-1], {"outcome": lines[-1]}
+    shown = [line for line in lines[:-1] if line.startswith(("FAILED ", "ERROR "))] + lines[-1:]
+    text = "\n".join(("```", *shown, f"exit status {done.returncode}", "```"))
+    return f"FAILED:\n\n{text}", {"error": lines[-1], "log": done.stdout[-20_000:]}
+
+
+def parts(device: str, quick: bool, folder: Path) -> dict[str, Measure]:
+    """All that is measured, by its title, in the order of gpu.md."""
+    found: dict[str, Measure] = {"The check": partial(check, device, quick)}
+    for title, (case, settings) in comparisons(device, quick).items():
+        found[title] = partial(compare, case, settings)
+    for fused in ("on", "off"):
+        found[f"A training, FUSED {fused}"] = partial(train, device, quick, folder, fused)
+    return found | {f"pytest -k cuda {file}": partial(run_tests, file) for file in find_tests()}
+
+
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
+    start = time.perf_counter()
     args = parse_args(argv)
     check_folder("--output", args.output)
     # Convolutions of float32 in float32: else the comparisons are of TF32.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    report = Report(args.output)
-    report.add("The check", lambda: check(args.device, args.quick))
-    for title, (case, settings) in comparisons(args.device, args.quick).items():
-        report.add(title, lambda case=case, settings=settings: compare(case, settings))  # type: ignore[misc]
-    for fused in ("on", "off"):
-        report.add(
-            f"A training, FUSED {fused}",
-            lambda fused=fused: train(args.device, args.quick, args.output, fused),  # type: ignore[misc]
-        )
+    made_with = describe(args.device, args.quick)
+    found = {} if args.overwrite else read_parts(args.output, made_with)
+    report = Report(args.output, made_with, found)
+    report.write()  # gpu.md may be older than gpu.json
+    measures = parts(args.device, args.quick, args.output)
+    kept = [title for title in report.parts if title not in report.failed]
+    if kept:
+        say(f"Measured before, and kept: {'; '.join(kept)}")
+    # What was never begun comes first: a part that always fails, or is killed, stops no other.
+    waiting = sorted((t for t in measures if t not in kept), key=report.parts.__contains__)
+    longest = -math.inf  # so that the first is begun
+    while waiting and time.perf_counter() - start + longest <= 60 * args.minutes:
+        title = waiting.pop(0)
+        longest = max(longest, report.add(title, measures[title]))
     say(f"The tables are in {args.output / 'gpu.md'}, the numbers in {args.output / 'gpu.json'}")
-    if report.failed:
-        sys.exit(f"{program(SCRIPT)}: error: these failed: {'; '.join(report.failed)}")
+    again = "the same command" + (", without --overwrite," if args.overwrite else "")
+    if waiting:
+        say(f"These remain, and {again} goes on with them: {'; '.join(waiting)}")
+    if failed := "; ".join(report.failed):
+        sys.exit(f"{program(SCRIPT)}: error: these failed: {failed}; {again} tries them again")
