@@ -23,7 +23,7 @@ from ..probe import Case, compare
 from .build import built
 
 OPERATORS = (
-    *("weighted_sum", "separable", "separable_backward"),
+    *("weighted_sum", "weighted_sum_backward", "separable", "separable_backward"),
     *("batch_norm_statistics", "batch_norm_backward"),
 )
 
@@ -78,6 +78,22 @@ class Kernels:
         out = empty_image(inputs[0])
         self._call("weighted_sum", *_sum(inputs, coefficients, affines), *_pixels(out), out)
         return out
+
+    def weighted_sum_backward(
+        self,
+        grads: Sequence[Tensor],
+        readers: Sequence[int],
+        coefficients: Tensor,
+        inputs: Sequence[Tensor],
+        affines: Sequence[Tensor],
+    ) -> tuple[list[Tensor], Tensor]:
+        results, products = [empty_image(x) for x in inputs], torch.empty_like(coefficients)
+        for i, own in enumerate(pieces(readers)):
+            self._call(
+                *("weighted_sum_backward", *_sum(grads[own], coefficients[own], [])[:-1]),
+                *(inputs[i], affines[i], *_pixels(inputs[i]), results[i], products[own]),
+            )
+        return results, products[None]
 
     def separable(
         self,
@@ -160,23 +176,23 @@ class Kernels:
             self._call(
                 "batch_norm_backward",
                 *_sum(grads[edges], coefficients[edges], [])[:-1],
-                *(x, *parameters[i], moments[i], ctypes.c_double(eps), *_pixels(x)),
+                *(x, *parameters[i], moments[i], eps, *_pixels(x)),
                 *(grad_inputs[i], products[edges], *grad_parameters[i]),
             )
         return grad_inputs, products, grad_parameters
 
     def _call(self, name: str, *args: Any) -> None:
         """Of tensors the address, of sizes 64 bits."""
-        threads = ctypes.c_int64(torch.get_num_threads())
-        getattr(self._library, f"randwire_{name}")(*map(_as_argument, args), threads)
+        function = getattr(self._library, f"randwire_{name}")
+        if function.argtypes is None:
+            function.argtypes = [*map(_type_of, args), ctypes.c_int64]
+        pointers = [arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args]
+        function(*pointers, torch.get_num_threads())
 
 
-def _as_argument(arg: Any) -> Any:
-    if isinstance(arg, Tensor):
-        return ctypes.c_void_p(arg.data_ptr())
-    if isinstance(arg, int):
-        return ctypes.c_int64(arg)
-    return arg
+def _type_of(arg: Any) -> Any:
+    types = {int: ctypes.c_int64, float: ctypes.c_double}
+    return types.get(type(arg), ctypes.c_void_p)
 
 
 def _sum(inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]) -> Any:

@@ -90,6 +90,26 @@ void randwire_weighted_sum(int64_t n, const float* const* x, const float* coeffi
   weighted_sum(Sum(n, x, coefficients, affines, channels), pixels, out, threads);
 }
 
+void randwire_weighted_sum_backward(int64_t n, const float* const* grads,
+                                    const float* coefficients, const float* x, const float* affine,
+                                    int64_t pixels, int64_t channels, float* grad_x,
+                                    float* grad_coefficients, int64_t threads) {
+  const Blocks blocks(channels);
+  const Buffer zeros(blocks.count);
+  const auto sums = all_channel_sums(n, grads, x, zeros + 0, blocks, pixels, threads);
+  for (int64_t i = 0; i < n; ++i) {
+    double product = 0;
+    for (int64_t c = 0; c < channels; ++c)
+      product += affine[c] * sums[(2 * i + 1) * channels + c] +
+                 affine[channels + c] * sums[2 * i * channels + c];
+    grad_coefficients[i] = static_cast<float>(product);
+  }
+  std::vector<float> scale(2 * channels);  // without the shift
+  std::copy_n(affine, channels, scale.data());
+  const std::vector<const float*> scales(n, scale.data());
+  weighted_sum(Sum(n, grads, coefficients, scales.data(), channels), pixels, grad_x, threads);
+}
+
 // Each chunk sums up what its pixels are above its first one, and the squares of that, so that a
 // mean far from 0 costs no digits; the chunks' means and variances are put together in double.
 void randwire_moments(const float* x, int64_t pixels, int64_t channels, float* moments,
