@@ -22,7 +22,7 @@ import torch
 from torch.multiprocessing import ProcessExitedException
 
 from .. import __version__
-from ..command import in_users_words, process, program, refuse_usage
+from ..command import in_users_words, own_script, process, program, refuse_usage
 from ..errors import is_mendable, raised_first
 from ..runs import RunFolder
 from ..upstream import hush_upstream
@@ -116,13 +116,16 @@ def task_of(script: str, argv: Sequence[str] | None) -> "Task":
     """What Slurm would run of this command line."""
     from ..engine.slurm import Task
 
-    return Task(process(script), sys.argv[1:] if argv is None else argv)
+    own = own_script() if argv is None else None
+    tool = [sys.executable, os.path.abspath(own)] if own else process(script)
+    return Task(tool, sys.argv[1:] if argv is None else argv)
 
 
 def command_line(script: str, argv: Sequence[str] | None, *flags: str) -> str:
     """The command that was given, to be kept beside its results, with flags before its own."""
     given = sys.argv[1:] if argv is None else argv
-    command = in_users_words(f"python tools/{script}")
+    own = own_script() if argv is None else None
+    command = f"python {shlex.quote(own)}" if own else in_users_words(f"python tools/{script}")
     return " ".join([command, *flags, *map(shlex.quote, given)])
 
 
