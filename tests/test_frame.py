@@ -123,7 +123,7 @@ def test_a_training_s_error_names_its_checkpoint(resume: bool, tmp_path: Path) -
     args = argparse.Namespace(resume=resume, eval_only=False)
     argv = ["--resume"] * resume + ["OUTPUT_DIR", "a b"]
     for number in (1, 3):
-        torch.save({}, tmp_path / f"model_000000{number}.pth")
+        torch.save({"iteration": number}, tmp_path / f"model_000000{number}.pth")
     for writes in (False, True):
         with pytest.raises(SystemExit) as e, training("train_net.py", argv, args, str(tmp_path)):
             if writes:

@@ -216,7 +216,7 @@ def test_a_run_gives_its_best_checkpoint_and_old_ones_its_config(
     file = torch.load(detector, weights_only=True)
     cfg = load_detector(detector).cfg
     del file["config"], file["class_names"], file["category_ids"]
-    torch.save(file, tmp_path / "model_0000001.pth")
+    torch.save({**file, "iteration": 1}, tmp_path / "model_0000001.pth")
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     with pytest.raises(ValueError, match=r"holds no config.*config\.yaml of its run"):
         load_detector(tmp_path)
