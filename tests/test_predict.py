@@ -394,7 +394,8 @@ def test_that_nothing_is_drawn_is_said(
     """Wrong: who sees empty pictures beside many results takes the drawing for broken."""
     monkeypatch.setattr(Detector, "least_drawn", by_default)
     assert predict(detector, images / "a.png", "--output", tmp_path / "out", *given) == 0
-    _, found, said = capsys.readouterr().out.partition("No score reaches")
+    first, found, said = capsys.readouterr().out.partition("No score reaches")
+    assert first.rstrip().endswith(f"results.json, the pictures in {tmp_path}/out/pictures")
     assert bool(found) == (threshold is not None)
     if found:
         start, _, best = said.strip().rpartition(" ")

@@ -36,7 +36,7 @@ from ..inference.detector import Detector
 from ..inference.inputs import files_as_inputs, find_inputs
 from ..inference.job import Job
 from ..inference.loading import load_model
-from ..inference.output import RESULTS, picture_path, segments_path
+from ..inference.output import PICTURES, RESULTS, picture_path, segments_path
 from ..inference.runtime import AUTO, CHOICES, EAGER, LEAST_IMAGES, in_runtime
 from ..inference.unfinished import NOTE, STAMPS, check_note, read_note
 from ..malloc import keep_freed_memory
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(job: Job) -> None:
     with sigterm_as_ctrl_c():
         results = job.run()
-    print(f"{results} results are in {job.folder / RESULTS}")
+    drawn = f", the pictures in {job.folder / PICTURES}" if job.pictures else ""
+    print(f"{results} results are in {job.folder / RESULTS}{drawn}")
     # What an earlier prediction has found isn't known; of stuff there is something everywhere.
     if 0 < job.best < job.least_drawn and not job.resume and job.panoptic is None:
         empty = "the pictures show nothing" if job.pictures else "nothing would be drawn"
