@@ -415,8 +415,11 @@ def test_broken_inputs_are_named_and_nothing_is_overwritten_unasked(
     (inputs / "cut.jpg").write_bytes((images / "b.jpg").read_bytes()[:700])
     (inputs / "clip.mp4").write_bytes(b"no video")
     Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(inputs / "deep.png")
+    for number in range(20):  # whose names the last line need not have
+        (inputs / f"z{number}.jpg").write_bytes(b"no image")
     given = [detector, inputs, "--output", out, "--device", "cpu", "--batch", 2]
-    assert predict(*given) == 1
+    with pytest.raises(SystemExit, match="^23 of the inputs could not.*cut.jpg, .* and 20 more$"):
+        main([str(a) for a in given])
     said = capsys.readouterr()
     assert f"Skipped {inputs}/cut.jpg: " in said.out and f"Skipped {inputs}/clip.mp4: " in said.out
     assert f"Skipped {inputs}/deep.png: it has more than 8 bits per pixel" in said.out
@@ -612,7 +615,8 @@ def test_a_resumed_prediction_skips_what_is_done(
             assert predict(*given, "--output", out, "--resume") == 1
         assert f"Skipped {inputs}/aa.jpg: " in capsys.readouterr().out
         assert len(computed) == left and contents(out) == contents(whole)
-        assert predict(*given, "--output", out, "--resume") == 1, "as before: an input is broken"
+        assert predict(*given, "--output", out, "--resume") == 1
+        assert f"Skipped {inputs}/aa.jpg: as before" in capsys.readouterr().out
         shutil.rmtree(out)
 
 

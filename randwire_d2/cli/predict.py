@@ -56,13 +56,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         _run(job)
     if job.broken:
-        sys.exit(f"{len(job.broken)} inputs could not be predicted: {', '.join(job.broken)}")
+        number = len(job.broken)
+        sys.exit(f"{number} of the inputs could not be predicted: {named(job.broken, number)}")
 
 
 def _run(job: Job) -> None:
     with sigterm_as_ctrl_c():
         results = job.run()
-    drawn = f", the pictures in {job.folder / PICTURES}" if job.pictures else ""
+    pictures = job.folder / PICTURES
+    drawn = f", the pictures in {pictures}" if job.pictures and pictures.is_dir() else ""
     print(f"{results} results are in {job.folder / RESULTS}{drawn}")
     # What an earlier prediction has found isn't known; of stuff there is something everywhere.
     if 0 < job.best < job.least_drawn and not job.resume and job.panoptic is None:

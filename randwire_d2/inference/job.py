@@ -134,7 +134,9 @@ class Job:
         listed = json.loads((self.folder / IMAGES).read_bytes())["images"]
         done = {one["file_name"] for one in listed}
         self._refuse_changed(done)
-        self.broken = [path for path in self._paths if path not in done]
+        for path in self._paths:
+            if path not in done:
+                self._say_broken(path, ValueError("as before"))
 
     @property
     def _paths(self) -> list[str]:
