@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
 from .config_files import config_path
-from .ignored_keys import ignore_keys, new_keys
+from .ignored_keys import any_generator, ignore_keys, new_keys
 from .text import no_python, one_line
 from .wiring import NetworkGenerator, NetworkSpec
 from .wiring.limits import MOST_CHARACTERS
@@ -290,7 +290,8 @@ def _merge_values(cfg: CfgNode, merge: Callable[[], Any]) -> None:
     """Merge, but no None, as which YAML reads a key without a value, unless it is Detectron2's
     default: yacs takes it for any type."""
     before = _without_value(cfg) | _without_value(_C)
-    merge()
+    with any_generator(cfg.MODEL.RANDWIRE):
+        merge()
     if empty := sorted(_without_value(cfg) - before):
         raise ValueError(f"{empty[0]} has no value: give it one, or leave it out")
 

@@ -1,6 +1,8 @@
-"""Keys that a config passes over with a warning: what other programs' config files hold besides."""
+"""Keys that a config does not have: what other programs' config files hold besides, which it passes
+over with a warning, and the parameters of a project's own generator, which it takes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any
 
@@ -23,6 +25,23 @@ def ignore_keys(cfg: CfgNode, keys: Iterable[str]) -> None:
     ignored = _Ignored({*cfg.__dict__[CfgNode.DEPRECATED_KEYS], *keys})  # yacs's word for it
     ignored.config = cfg
     cfg.__dict__[CfgNode.DEPRECATED_KEYS] = ignored
+
+
+@contextmanager
+def any_generator(node: CfgNode) -> Iterator[None]:
+    """Let what is merged in the block hold the parameters of its GRAPH, though that is registered
+    elsewhere, by a script of one's own: who has the network already draws none."""
+    known = set(node)
+    node.__dict__[CfgNode.NEW_ALLOWED] = True
+    try:
+        yield
+    finally:
+        node.__dict__[CfgNode.NEW_ALLOWED] = False
+        unknown = sorted(set(node) - known - {node.GRAPH})
+        for name in unknown:
+            del node[name]
+    if unknown:
+        raise KeyError(f"Non-existent config key: MODEL.RANDWIRE.{unknown[0]}")
 
 
 class _Ignored(set[str]):

@@ -18,17 +18,17 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, reduce
 from operator import getitem
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 
-from .checksum import check_whole, is_whole
 from .config import classifier_config, merge_file
 from .files import atomic_open, without_options
+from .pretrained.reading import read_iteration
 from .text import one_line
 
 EVALUATIONS = "evaluations"
@@ -126,12 +126,12 @@ class RunFolder:
         try:
             if not name:
                 raise ValueError(f"{self.path / 'last_checkpoint'} is empty")
-            check_whole(self.path / name)
+            read_iteration(self.path / name)
             return self.path / name
         except (OSError, ValueError) as e:
             reason = str(e)
         for path in self._resumable():
-            if is_whole(path):
+            if iteration_of(path) is not None:
                 logger.warning(f"{reason}: the newest checkpoint that is whole is {path}")
                 return path
         raise ValueError(
@@ -330,11 +330,10 @@ class Progress:
 
 
 def iteration_of(checkpoint: str | os.PathLike[str]) -> int | None:
-    """The iteration that a training wrote a checkpoint after; None of what is not whole."""
-    if not is_whole(checkpoint):
-        return None
-    file = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)  # no tensors
-    return int(file["iteration"])
+    """``read_iteration``; None of what is not whole, or no training's."""
+    with suppress(OSError, ValueError):
+        return read_iteration(checkpoint)
+    return None
 
 
 def evaluation_config(cfg: CfgNode, resume: bool) -> CfgNode:

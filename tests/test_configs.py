@@ -181,6 +181,32 @@ def test_every_kind_builds(name: str) -> None:
         build_model(config(name, "MODEL.DEVICE", "meta"))
 
 
+@pytest.mark.parametrize(
+    ("keys", "error"),
+    [
+        ("GRAPH: RING, RING: {HOPS: 3}", None),
+        ("GRAPH: RING, RINGS: {HOPS: 3}", "MODEL.RANDWIRE.RINGS"),
+        ("RING: {HOPS: 3}", "MODEL.RANDWIRE.RING"),
+        ("GRAPH: WS, WS: {HOPS: 3}", "MODEL.RANDWIRE.WS.HOPS"),
+    ],
+)
+def test_a_file_may_have_the_parameters_of_its_own_generator(
+    keys: str, error: str | None, tmp_path: Path
+) -> None:
+    """Wrong: a run whose generator only the user's script registers can't be read, or a key that
+    is spelt wrong is taken for one's own."""
+    cfg, path = detector_config(), tmp_path / "config.yaml"
+    known = set(cfg.MODEL.RANDWIRE)
+    path.write_text(f"MODEL: {{RANDWIRE: {{{keys}}}}}")
+    if error is None:
+        merge_file(cfg, str(path))
+        assert cfg.MODEL.RANDWIRE.RING.HOPS == 3
+        return
+    with pytest.raises(ValueError, match=f": Non-existent config key: {error}$"):
+        merge_file(cfg, str(path))
+    assert set(cfg.MODEL.RANDWIRE) == known
+
+
 def test_sync_bn_is_refused_on_a_cpu_wherever_it_is() -> None:
     """Wrong: the recipe from scratch, with another norm in the backbone, fails within PyTorch."""
     name, people = JITTERED[0], ("MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", False)

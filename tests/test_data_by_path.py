@@ -237,6 +237,24 @@ def test_images_are_held_back(unsplit: Path) -> None:
     assert count_images(cfg.DATASETS.TRAIN[0]) == 10 - len(held[7])
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--data"], []),
+        (["--data", "--data-val"], ["there is a validation split"]),
+        ([], ["it is for DATASETS.PATH (--data)"]),
+    ],
+)
+def test_a_share_that_holds_nothing_back_is_named(
+    given: list[str], expected: list[str], unsplit: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: who asked for a tenth of the images believes that AP is of these."""
+    flags = [part for flag in given for part in (flag, unsplit)]
+    load_config(parse(*flags, "DATASETS.HOLD_BACK", 0.2))
+    said = [record.message for record in caplog.records if "HOLD_BACK" in record.message]
+    assert said == [f"DATASETS.HOLD_BACK 0.2 holds no image back: {why}" for why in expected]
+
+
 def test_an_image_that_comes_or_goes_moves_no_other(unsplit: Path, tmp_path: Path) -> None:
     """Wrong: a training that goes on after an image was added, lost or damaged, or the folder was
     moved, validates on images that it was trained on."""

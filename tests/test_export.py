@@ -437,9 +437,9 @@ def test_int8_that_says_something_else_is_not_written(
     images = str(pictures(tmp_path))
     with pytest.raises(ValueError, match=r"--calibration: 3 images are too .* at least 200"):
         export_int8(classifier, tmp_path / "x.onnx", [images])
-    monkeypatch.setattr(quantised, "LEAST_COMPARED", 1)
     with pytest.raises(ValueError, match="is a detector's file: int8 is for classifiers"):
         export_int8(detector, tmp_path / "x.onnx", [images])
+    monkeypatch.setattr(quantised, "LEAST_COMPARED", 1)
     with pytest.raises(ValueError, match="--calibration: 1 images are too few"):
         export_int8(classifier, tmp_path / "x.onnx", [f"{images}/val"])
     classes = iter([[0], [1]] * 9)
@@ -568,6 +568,7 @@ def test_what_can_not_be_exported_is_refused_in_one_line(
         (classifier, "x.onnx", {"format_name": "torch"}, "format torch ends in .pt2"),
         (classifier, detector / "x.onnx", {}, "model_final.pth' is a file; name a folder"),
         (onnx_file, "x.ts", {}, "is an exported file already"),
+        (detector, "x.ts", {"images": [__file__]}, f"--images {__file__}: cannot identify image"),
         (
             detector,
             "x.pt2",

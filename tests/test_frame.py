@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
-from helpers import Ended, end_each
+from helpers import ROOT, Ended, end_each
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from randwire_d2.cli.frame import framed, training, training_parser
+from randwire_d2.cli.frame import command_line, framed, task_of, training, training_parser
 from randwire_d2.command import TOOLS
 
 SMALL = [
@@ -121,7 +123,7 @@ def test_a_training_s_error_names_its_checkpoint(resume: bool, tmp_path: Path) -
     args = argparse.Namespace(resume=resume, eval_only=False)
     argv = ["--resume"] * resume + ["OUTPUT_DIR", "a b"]
     for number in (1, 3):
-        torch.save({}, tmp_path / f"model_000000{number}.pth")
+        torch.save({"iteration": number}, tmp_path / f"model_000000{number}.pth")
     for writes in (False, True):
         with pytest.raises(SystemExit) as e, training("train_net.py", argv, args, str(tmp_path)):
             if writes:
@@ -139,6 +141,22 @@ def test_a_training_s_error_names_its_checkpoint(resume: bool, tmp_path: Path) -
         last.unlink()
         raise FloatingPointError("NaN")
     assert e.value.code == "train_net.py: error: NaN"
+
+
+@pytest.mark.parametrize("script", ["my own.py", "train_net.py"])
+def test_a_script_of_ones_own_goes_on_by_itself(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: the command that goes on, or Slurm's job, is of a tool, which lacks what the script
+    that called it registers."""
+    own = tmp_path / script
+    own.touch()
+    monkeypatch.setattr(sys, "argv", [str(own), "--resume"])
+    assert command_line("train_net.py", None) == shlex.join(["python", str(own), "--resume"])
+    assert task_of("train_net.py", None).tool == (sys.executable, str(own))
+    assert command_line("train_net.py", []) == "python tools/train_net.py"
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "tools" / "train_net.py"), "--resume"])
+    assert command_line("train_net.py", None) == "python tools/train_net.py --resume"
 
 
 @pytest.mark.parametrize("make", [None, default_argument_parser], ids=["yaml", "lazy"])

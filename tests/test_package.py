@@ -137,6 +137,18 @@ def test_a_help_shows_the_options_of_its_tool(
     assert not any(words in said for words in unshown.split())
 
 
+@pytest.mark.parametrize("name", ["browse-data", "measure-memory"])
+@pytest.mark.parametrize("given", ["--resume", "--eval-only", "--num-gpus=2", "--slurm=1x2"])
+def test_a_tool_takes_no_option_that_it_would_not_heed(
+    name: str, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: who asks for two GPUs, or a job, gets neither, and is not told."""
+    with pytest.raises(SystemExit) as stop:
+        import_module(f"randwire_d2.cli.{name.replace('-', '_')}").main([given, "SEED", "1"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and f"error: unrecognized arguments: {given}" in said
+
+
 @pytest.mark.slow
 def test_importing_says_nothing_of_others_deprecations() -> None:
     """Wrong: each tool begins with four lines about Detectron2's use of PyTorch."""

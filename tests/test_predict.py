@@ -216,7 +216,7 @@ def test_a_run_gives_its_best_checkpoint_and_old_ones_its_config(
     file = torch.load(detector, weights_only=True)
     cfg = load_detector(detector).cfg
     del file["config"], file["class_names"], file["category_ids"]
-    torch.save(file, tmp_path / "model_0000001.pth")
+    torch.save({**file, "iteration": 1}, tmp_path / "model_0000001.pth")
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     with pytest.raises(ValueError, match=r"holds no config.*config\.yaml of its run"):
         load_detector(tmp_path)
@@ -394,7 +394,8 @@ def test_that_nothing_is_drawn_is_said(
     """Wrong: who sees empty pictures beside many results takes the drawing for broken."""
     monkeypatch.setattr(Detector, "least_drawn", by_default)
     assert predict(detector, images / "a.png", "--output", tmp_path / "out", *given) == 0
-    _, found, said = capsys.readouterr().out.partition("No score reaches")
+    first, found, said = capsys.readouterr().out.partition("No score reaches")
+    assert first.rstrip().endswith(f"results.json, the pictures in {tmp_path}/out/pictures")
     assert bool(found) == (threshold is not None)
     if found:
         start, _, best = said.strip().rpartition(" ")
@@ -414,14 +415,17 @@ def test_broken_inputs_are_named_and_nothing_is_overwritten_unasked(
     (inputs / "cut.jpg").write_bytes((images / "b.jpg").read_bytes()[:700])
     (inputs / "clip.mp4").write_bytes(b"no video")
     Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(inputs / "deep.png")
+    for number in range(20):  # whose names the last line need not have
+        (inputs / f"z{number}.jpg").write_bytes(b"no image")
     given = [detector, inputs, "--output", out, "--device", "cpu", "--batch", 2]
-    assert predict(*given) == 1
+    with pytest.raises(SystemExit, match="^23 of the inputs could not.*cut.jpg, .* and 20 more$"):
+        main([str(a) for a in given])
     said = capsys.readouterr()
     assert f"Skipped {inputs}/cut.jpg: " in said.out and f"Skipped {inputs}/clip.mp4: " in said.out
     assert f"Skipped {inputs}/deep.png: it has more than 8 bits per pixel" in said.out
     assert {r["image_id"] for r in results(out)} == {1, 2, 5}
     assert sorted(p.name for p in out.iterdir()) == [
-        "images.json", "pictures", "results.csv", "results.json",
+        "images.json", "job.json", "pictures", "results.csv", "results.json",
     ]  # fmt: skip
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     with pytest.raises(ValueError, match=r"not empty.*--overwrite"):
@@ -511,7 +515,14 @@ def test_a_prediction_that_ends_early_keeps_what_it_found(
             computed = count_outputs(patch)
             assert predict(*given, folder, "--resume") == 0
         assert len(computed) == 3 - skipped and contents(folder) == expected
-    with pytest.raises(ValueError, match="holds no unfinished prediction"):
+    with monkeypatch.context() as patch:  # whatever computes fails
+        patch.setattr(job.Job, "run", None)
+        assert predict(*given, out, "--resume") == 0 and contents(out) == expected
+    assert "The prediction is finished; its results are in" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"score-threshold \(None; now 0.2\)"):
+        predict(*given, out, "--resume", "--score-threshold", 0.2)
+    (out / "job.json").unlink()
+    with pytest.raises(ValueError, match="holds no prediction to go on with"):
         predict(*given, out, "--resume")
     assert predict(*given, tmp_path / "new", "--resume") == 0
     assert contents(tmp_path / "new") == expected
@@ -541,7 +552,7 @@ def test_a_resumed_prediction_skips_what_is_done(
 ) -> None:  # fmt: skip
     """Wrong: an image or a whole video is computed twice, a batch in other parts; a frame's id is
     another; a broken input is forgotten; or results of another model, threshold or set of inputs
-    are mixed with these."""
+    are mixed with these, or of an image that is another now."""
     inputs, whole, out = tmp_path / "inputs", tmp_path / "whole", tmp_path / "out"
     another = tmp_path / "x.pth"
     torch.save({**torch.load(detector, weights_only=True), "iteration": 9}, another)
@@ -573,18 +584,30 @@ def test_a_resumed_prediction_skips_what_is_done(
             ()
             if at[1]
             else (
-                ((detector, images, *given[2:]), "has another set of INPUTs"),
+                (
+                    (detector, images, *given[2:]),
+                    rf"has another set of INPUTs \(7, {inputs}/a.png to {inputs}/z.avi; now 3, ",
+                ),
                 ((*given[:-1], 0.2), r"another --score-threshold \(0.84; now 0.2\)"),
                 ((*given[:5], 3, *given[6:]), "another --batch"),
                 ((*given, "--no-pictures"), "another choice of --no-pictures"),
                 ((*given, "--runtime", "onnx"), "another --runtime"),
-                ((another, *given[1:]), "another CHECKPOINT_OR_RUN"),
+                (
+                    (another, *given[1:]),
+                    rf"another CHECKPOINT_OR_RUN \({detector}, sha256 \w+; now {another}, sha256",
+                ),
             )
         )
         for options, message in others:
             with pytest.raises(ValueError, match=message) as e:
                 predict(*options, "--output", out, "--resume")
             assert "\n" not in str(e.value)
+        for changed in (inputs / "a.png", inputs / "x.avi") if at[1] else ():
+            times = changed.stat()
+            os.utime(changed, (1, 1))
+            with pytest.raises(ValueError, match=f"{changed} has changed since the prediction"):
+                predict(*given, "--output", out, "--resume")
+            os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
         assert contents(out) == before
         capsys.readouterr()
         with monkeypatch.context() as patch:
@@ -592,6 +615,8 @@ def test_a_resumed_prediction_skips_what_is_done(
             assert predict(*given, "--output", out, "--resume") == 1
         assert f"Skipped {inputs}/aa.jpg: " in capsys.readouterr().out
         assert len(computed) == left and contents(out) == contents(whole)
+        assert predict(*given, "--output", out, "--resume") == 1
+        assert f"Skipped {inputs}/aa.jpg: as before" in capsys.readouterr().out
         shutil.rmtree(out)
 
 
@@ -661,7 +686,8 @@ def test_what_ends_a_prediction_while_it_ends_takes_nothing(
     assert not (tmp_path / "results.json").exists()
     assert write(len, number=3) == 2
     assert [r["image_id"] for r in results(tmp_path)] == [0, 1, 2]
-    assert len(list(tmp_path.iterdir())) == 3
+    names = {"results.json", "results.csv", "images.json", "job.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 @pytest.mark.parametrize("keep", [None, len])

@@ -194,13 +194,20 @@ REFUSALS = {
         ("IN/code.pth x.ts", "system, and to unpickle that could run code"),
         ("IN/classifier.pth x.txt", "OUTPUT 'x.txt': the name … ends in .onnx"),
         ("IN/classifier.pth IN/a_file/x.ts", "OUTPUT … a_file' is a file; name a folder"),
-        ("IN/classifier.pth x.ts --images IN/none.png", "none.png' matches no image and no video"),
+        ("IN/classifier.pth x.ts --images IN/none.png", "--images '…/none.png' matches no image"),
+        ("IN/classifier.pth x.ts --images IN/empty.ts", "--images '…/empty.ts' has videos alone"),
+        ("IN/empty.ts x.ts", "empty.ts is an exported file already; name a checkpoint"),
+        (
+            "IN/empty.ts x.onnx --int8 --calibration IN/image.png",
+            "empty.ts is an exported file already; name a checkpoint",
+        ),
     ],
     "publish_model.py": [
         ("IN/cut.pth out", "cut.pth' is cut off … copy or download it again"),
+        ("IN/empty.ts out", "empty.ts is an exported file already; name a checkpoint"),
         ("IN/empty_folder out", "empty_folder holds no checkpoint"),
         ("IN/classifier.pth IN/a_file", "a_file is a file; name a folder"),
-        ("IN/classifier.pth IN", "is not empty: name another folder, or overwrite it"),
+        ("IN/classifier.pth IN", "is not empty: name another folder, or overwrite it (--overwrite"),
     ],
     "draw_wiring.py": [
         ("--grid --output a.jpg", "--output must end in one of .png, .svg, .pdf; got a.jpg"),

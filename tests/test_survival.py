@@ -138,7 +138,7 @@ def test_checkpoints_with_a_checksum_load_elsewhere_and_others_here(tmp_path: Pa
         assert torch.equal(load_checkpoint(theirs)["model"]["weight"], model.weight)
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "gone", "unnamed"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "gone", "unnamed", "stranger's"])
 def test_resume_falls_back_to_the_newest_whole_checkpoint(
     tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,6 +153,8 @@ def test_resume_falls_back_to_the_newest_whole_checkpoint(
         last.unlink()
     elif harm == "unnamed":
         (tmp_path / "last_checkpoint").write_text("")
+    elif harm == "stranger's":
+        torch.save({"model": {}}, last)
     else:
         os.truncate(last, 0 if harm == "empty" else last.stat().st_size // 2)
     with caplog.at_level(logging.WARNING, "randwire_d2.runs"):
@@ -161,10 +163,18 @@ def test_resume_falls_back_to_the_newest_whole_checkpoint(
     assert f"the newest checkpoint that is whole is {tmp_path}/model_000000{found}" in caplog.text
 
 
-def test_no_whole_checkpoint_is_said_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", ["model_0000001.pth", "model_final.pth"])
+@pytest.mark.parametrize("stranger", [{"model": {}}, [1], {"iteration": FloatingPointError}])
+def test_no_whole_checkpoint_is_said_in_one_line(
+    named: str, stranger: object, tmp_path: Path
+) -> None:
+    """Wrong: a traceback of the missing iteration; or a training goes on from its first one."""
     save(tmp_path, 1)
     os.truncate(tmp_path / "model_0000001.pth", 9)
-    with pytest.raises(ValueError, match="no checkpoint of .* is whole; train anew") as e:
+    torch.save(stranger, tmp_path / "model_final.pth")  # weights under a name of ours
+    (tmp_path / "last_checkpoint").write_text(named)
+    expected = "has no iteration" if named == "model_final.pth" else "model_0000001.pth is"
+    with pytest.raises(ValueError, match=f"{expected}.*: no checkpoint of .* is whole; train") as e:
         resume(tmp_path)
     assert "\n" not in str(e.value)
 

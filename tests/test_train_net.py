@@ -14,9 +14,11 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from helpers import ROOT, Tool, last_metrics, run_tool
+from torch import nn
 
 from randwire_d2 import load_detector
 from randwire_d2.checkpoint import Wiring, load_checkpoint
+from randwire_d2.modeling import NODE_OP_REGISTRY
 from randwire_d2.runs import EVALUATIONS, RunFolder
 from randwire_d2.wiring import Dag
 
@@ -37,9 +39,12 @@ def arguments(
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_guides_script_trains_what_it_registers(processes: int, tmp_path: Path) -> None:
+def test_the_guides_script_trains_what_it_registers(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wrong: a generator or a node operation of one's own can't be trained with the tools, its key
-    has no default, or the guide's script is none."""
+    has no default, or the guide's script is none; or who reads the detector needs the generator, or
+    is not told that it needs the operation."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "GUIDE.md").read_text(), re.DOTALL)
     (script,) = [block for block in blocks if "train.main()" in block]
     (tmp_path / "my_train.py").write_text(script)
@@ -58,6 +63,15 @@ def test_the_guides_script_trains_what_it_registers(processes: int, tmp_path: Pa
     wiring = Wiring.of(load_checkpoint(str(run / "model_final.pth")))
     assert wiring is not None and wiring.spec.node_op == "conv5x5"
     assert set(wiring.spec.dags) == {Dag.from_graph(networkx.circulant_graph(10, [1, 2]))}
+    with pytest.raises(ValueError, match="unknown node_op 'conv5x5'.* the script that registers"):
+        load_detector(run)
+    monkeypatch.setitem(
+        NODE_OP_REGISTRY._obj_map,
+        "conv5x5",
+        lambda inputs, outputs, stride: nn.Conv2d(inputs, outputs, 5, stride, 2, bias=False),
+    )
+    for cfg in (load_detector(run).cfg, RunFolder(run).config()):
+        assert cfg.MODEL.RANDWIRE.RING.HOPS == 2
 
 
 @pytest.mark.slow

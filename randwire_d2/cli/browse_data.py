@@ -21,7 +21,7 @@ SCRIPT = "browse_data.py"
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = training_parser(SCRIPT, __doc__, unshown=OF_TRAININGS)
+    parser = training_parser(SCRIPT, __doc__, without=OF_TRAININGS)
     parser.add_argument("--output", default="data.png", help="the picture (default %(default)s)")
     parser.add_argument(
         "--images", type=at_least(1), default=8, help="the most images in it (default %(default)s)"

@@ -22,7 +22,7 @@ import torch
 from torch.multiprocessing import ProcessExitedException
 
 from .. import __version__
-from ..command import in_users_words, process, program, refuse_usage
+from ..command import in_users_words, own_script, process, program, refuse_usage
 from ..errors import is_mendable, raised_first
 from ..runs import RunFolder
 from ..upstream import hush_upstream
@@ -73,13 +73,15 @@ def training_parser(
     description: str,
     make: Callable[[str], argparse.ArgumentParser] | None = None,
     unshown: Sequence[str] = (),
+    without: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """The parser of a tool that has the options of Detectron2's training tools.
 
     Args:
         make: makes it, with an epilog (default: ``engine.argument_parser``).
-        unshown: the options that its help leaves out, by their names in the Namespace, as they say
-            nothing to this tool; what reads the Namespace finds them there.
+        unshown: the options that its help leaves out, by their names in the Namespace: those that
+            the tool itself refuses.
+        without: those that it does not have; what reads the Namespace finds their defaults there.
     """
     if make is None:
         from ..engine import argument_parser  # not for tools that draw
@@ -87,9 +89,14 @@ def training_parser(
         make = argument_parser
     parser = make(in_users_words(description))
     parser.prog = program(script)
-    for action in parser._actions:
+    for action in tuple(parser._actions):
         if action.dest in unshown:
             action.help = argparse.SUPPRESS
+        if action.dest in without:
+            parser.set_defaults(**{action.dest: action.default})
+            action.container._remove_action(action)  # type: ignore[attr-defined]
+            for option in action.option_strings:
+                del parser._option_string_actions[option]
     parser.set_defaults(dist_url="auto")  # Detectron2's is one port for all trainings of a user
     parser.error = functools.partial(refuse_usage, parser)  # type: ignore[method-assign]
     return parser
@@ -116,13 +123,16 @@ def task_of(script: str, argv: Sequence[str] | None) -> "Task":
     """What Slurm would run of this command line."""
     from ..engine.slurm import Task
 
-    return Task(process(script), sys.argv[1:] if argv is None else argv)
+    own = own_script() if argv is None else None
+    tool = [sys.executable, os.path.abspath(own)] if own else process(script)
+    return Task(tool, sys.argv[1:] if argv is None else argv)
 
 
 def command_line(script: str, argv: Sequence[str] | None, *flags: str) -> str:
     """The command that was given, to be kept beside its results, with flags before its own."""
     given = sys.argv[1:] if argv is None else argv
-    command = in_users_words(f"python tools/{script}")
+    own = own_script() if argv is None else None
+    command = f"python {shlex.quote(own)}" if own else in_users_words(f"python tools/{script}")
     return " ".join([command, *flags, *map(shlex.quote, given)])
 
 

@@ -70,7 +70,7 @@ def watch_prediction(cfg: CfgNode, iterations: int, every: int) -> MemoryWatch:
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = training_parser(SCRIPT, __doc__, unshown=OF_TRAININGS)
+    parser = training_parser(SCRIPT, __doc__, without=OF_TRAININGS)
     parser.add_argument(
         "--iterations", type=at_least(8), default=2000, help="of each (default: 2000)"
     )

@@ -12,7 +12,7 @@ computed, such as one that is too large for the memory, is named and skipped; th
 is 1. After an error, Ctrl-C or SIGTERM, results.partial.json and its like hold what was found. With
 --resume, the same command goes on from there, or from what SIGKILL has left: images that were
 computed are skipped, a video that was not done begins anew, and the files become those of a
-prediction that nothing has ended.
+prediction that nothing has ended; job.json, of which checkpoint and inputs they are.
 """
 
 import argparse
@@ -36,9 +36,9 @@ from ..inference.detector import Detector
 from ..inference.inputs import files_as_inputs, find_inputs
 from ..inference.job import Job
 from ..inference.loading import load_model
-from ..inference.output import RESULTS, picture_path, segments_path
+from ..inference.output import PICTURES, RESULTS, picture_path, segments_path
 from ..inference.runtime import AUTO, CHOICES, EAGER, LEAST_IMAGES, in_runtime
-from ..inference.unfinished import NOTE, check_note, read_note
+from ..inference.unfinished import NOTE, STAMPS, check_note, read_note
 from ..malloc import keep_freed_memory
 from .frame import at_least, framed, parser_of
 
@@ -50,9 +50,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Exits with 1 if an input could not be predicted, or nothing could be done."""
     args = _parse_args(argv)
     job = _prepare(args)
+    if job.finished:
+        job.review()
+        print(f"The prediction is finished; its results are in {job.folder / RESULTS}")
+    else:
+        _run(job)
+    if job.broken:
+        number = len(job.broken)
+        sys.exit(f"{number} of the inputs could not be predicted: {named(job.broken, number)}")
+
+
+def _run(job: Job) -> None:
     with sigterm_as_ctrl_c():
         results = job.run()
-    print(f"{results} results are in {job.folder / RESULTS}")
+    pictures = job.folder / PICTURES
+    drawn = f", the pictures in {pictures}" if job.pictures and pictures.is_dir() else ""
+    print(f"{results} results are in {job.folder / RESULTS}{drawn}")
     # What an earlier prediction has found isn't known; of stuff there is something everywhere.
     if 0 < job.best < job.least_drawn and not job.resume and job.panoptic is None:
         empty = "the pictures show nothing" if job.pictures else "nothing would be drawn"
@@ -64,8 +77,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         first, among = (f"{number / job.labelled:.2%}" for number in job.right)
         since = " that --resume has added" if job.resume else ""
         print(f"Of {job.labelled} labelled images{since}, top-1 is {first}, top-{TOP} {among}")
-    if job.broken:
-        sys.exit(f"{len(job.broken)} inputs could not be predicted: {', '.join(job.broken)}")
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -119,7 +130,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     existing.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the unfinished prediction in DIR; begin one if DIR is empty",
+        help="go on with the unfinished prediction in DIR; begin one if DIR is empty; do nothing "
+        "if it is finished",
     )
     args = parser.parse_args(argv)
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
@@ -140,7 +152,7 @@ def _prepare(args: argparse.Namespace) -> Job:
     noted = read_note(folder) if args.resume else None
     if noted is None and folder.is_dir() and any(folder.iterdir()) and not args.overwrite:
         raise ValueError(
-            f"--resume: {args.output!r} is not empty, and holds no unfinished prediction; name "
+            f"--resume: {args.output!r} is not empty, and holds no prediction to go on with; name "
             "another folder, or --overwrite in place of --resume"
             if args.resume
             else f"--output {args.output!r} is not empty; name another folder, or add --overwrite"
@@ -168,6 +180,7 @@ def _prepare(args: argparse.Namespace) -> Job:
         score_threshold=args.score_threshold,
         pictures=not args.no_pictures,
         resume=noted is not None,
+        stamps=(noted or {}).get(STAMPS, {}),
     )
     _refuse_to_draw_over_inputs(job)
     if isinstance(model, Detector) and model.stuff is not None and not model.stuff.known:
@@ -180,7 +193,7 @@ def _prepare(args: argparse.Namespace) -> Job:
         usual = {AUTO: noted.get("--runtime"), EAGER: None}
         runtime = usual.get(runtime, runtime)  # not another one, if another is faster today
         check_note(folder, noted, {**job.note(), "--runtime": runtime})
-    if runtime is not None:
+    if runtime is not None and not job.finished:
         job.model = in_runtime(model, runtime, job.total, job.inputs(), print)
     return job
 

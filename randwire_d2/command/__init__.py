@@ -46,6 +46,7 @@ TOOLS = {
 }
 _SUBCOMMANDS = {script: name for name, (script, _) in TOOLS.items()}
 _COMMAND = "randwire-d2"
+_MODULE = ("randwire_d2", "__main__.py")
 _OURS = "pretrain_imagenet.py"
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -109,6 +110,13 @@ def process(script: str) -> list[str]:
     return [sys.executable, "-m", "randwire_d2", _SUBCOMMANDS[script]]
 
 
+def own_script() -> str | None:
+    """The script that runs, if it is the user's own, which has called a tool's ``main``."""
+    started = Path(sys.argv[0])
+    is_ours = _scripts() is not None or started.parts[-2:] == _MODULE
+    return sys.argv[0] if started.suffix == ".py" and started.is_file() and not is_ours else None
+
+
 def _scripts() -> Path | None:
     """The folder of the script that runs, if it is one of the tools."""
     started = Path(sys.argv[0])
@@ -121,6 +129,6 @@ def _is_command() -> bool:
     if _scripts() is not None:
         return False
     started = Path(sys.argv[0])
-    if started.stem == _COMMAND or started.parts[-2:] == ("randwire_d2", "__main__.py"):
+    if started.stem == _COMMAND or started.parts[-2:] == _MODULE:
         return True
     return not (_CHECKOUT / "tools" / _OURS).is_file()  # called from Python

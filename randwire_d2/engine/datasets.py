@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from ..data import Look, absolute, labelled_images, look, register_detection_data
 from ..data.image_files import pack_probes, take_probes
 from ..data.labels import named
+from ..data.layouts import find_splits
 from ..data.listing import count_listed
 from ..text import one_line
 from .torchrun import Launched
@@ -64,6 +65,9 @@ def take_data(cfg: CfgNode, needs_val: bool = True) -> None:
     if node.PATH and (launched := Launched.beside_others()):
         take_probes(launched.share("images", partial(_look_at_images, cfg, needs_val)))
     node.TRAIN, node.TEST = register_data(cfg, needs_val)
+    if node.HOLD_BACK and (not node.PATH or "val" in find_splits(node.PATH, node.PATH_VAL)):
+        why = "there is a validation split" if node.PATH else "it is for DATASETS.PATH (--data)"
+        logger.warning(f"DATASETS.HOLD_BACK {node.HOLD_BACK} holds no image back: {why}")
     if node.PATH and cfg.MODEL.MASK_ON:
         for name in (*node.TRAIN, *node.TEST):
             _check_masks(name, cfg.INPUT.MASK_FORMAT if name in node.TRAIN else "bitmask")

@@ -24,15 +24,14 @@ from ..export import (
     Run,
     difference,
     fold_batch_norms,
-    format_of,
 )
 from ..files import atomic_open, check_file, make_folder_of
 from ..text import one_line
 from .classifier import Classifier
 from .detector import Detector
 from .exported import describe
-from .inputs import find_inputs
-from .loading import load_model
+from .inputs import find_images
+from .loading import find_checkpoint, load_model
 
 PARTS = ("whole", "backbone")
 
@@ -76,15 +75,14 @@ def export_model(
         ValueError: it can't be exported so, or the graph computes something else; one line.
     """
     written_as = output_format(os.fspath(output), format_name)
-    if os.path.isfile(source) and format_of(os.fspath(source)):
-        raise ValueError(f"{os.fspath(source)} is an exported file already; name a checkpoint")
-    files = [found.path for found in find_inputs(images) if not found.is_video]
-    model = load_model(source, "cpu")
+    file = find_checkpoint(source)
+    files = find_images(images, "--images")
+    model = load_model(file, "cpu")
     own = []
     for path in files:
         try:
             own.append(model.read({"file_name": path})["image"])
-        except ValueError as e:
+        except (OSError, ValueError) as e:
             raise ValueError(f"--images {path}: {one_line(e, 300)}") from e
     return write_proved(model, os.fspath(output), written_as, part=part, images=own)
 

@@ -49,10 +49,13 @@ def check_pixels(image: object) -> None:
     )
 
 
-def find_inputs(given: Sequence[str]) -> list[Input]:
+def find_inputs(given: Sequence[str], option: str = "INPUT") -> list[Input]:
     """The images and videos of files, globs and folders (with those below), each once, in order.
 
     A file that is given by its own name is taken for an image whatever its suffix is.
+
+    Args:
+        option: by which they were given, for the error.
 
     Raises:
         ValueError: one of them is nothing, or has neither image nor video in it; one line.
@@ -62,12 +65,24 @@ def find_inputs(given: Sequence[str]) -> list[Input]:
         files = _files(text)
         if not files:
             raise ValueError(
-                f"INPUT {text!r} matches no image and no video; give files, folders, or globs "
+                f"{option} {text!r} matches no image and no video; give files, folders, or globs "
                 "such as 'images/**/*.jpg'"
             )
         for path, name in files:
             found.setdefault(path, name)
     return _inputs(found.items())
+
+
+def find_images(given: Sequence[str], option: str) -> list[str]:
+    """The paths of the images among ``find_inputs``.
+
+    Raises:
+        ValueError: one of them is nothing, or all are videos; one line.
+    """
+    found = [one.path for one in find_inputs(given, option) if not one.is_video]
+    if given and not found:
+        raise ValueError(f"{option} {' '.join(given)!r} has videos alone; give images")
+    return found
 
 
 def files_as_inputs(paths: Sequence[str]) -> list[Input]:

@@ -1,5 +1,6 @@
 """A prediction at work: images, then videos frame by frame; results and pictures of each."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from .classifier import Classifier
 from .detector import Detector
 from .inputs import Input, Video, check_frames
 from .output import (
+    IMAGES,
     ResultsWriter,
     picture_path,
     results_writer,
@@ -29,7 +31,7 @@ from .output import (
     video_writer,
 )
 from .panoptic import Panoptic, coco_categories
-from .unfinished import Note, digest, partial_path
+from .unfinished import NOTE, STAMPS, Note, digest, partial_path, stamp
 
 _T = TypeVar("_T")
 _Draw = Callable[[np.ndarray, Any, float], np.ndarray]
@@ -48,7 +50,8 @@ class Job:
         score_threshold: the least score of what is drawn and written; None for the model's
             ``least_drawn``, and for all.
         pictures: whether to draw.
-        resume: whether to go on with an unfinished prediction of the same in the folder.
+        resume: whether to go on with a prediction of the same in the folder.
+        stamps: of its inputs when it began, by their paths.
         broken: the inputs that could not be read or computed, once ``run`` has ended.
         labelled: the images whose class a data set tells; once ``run`` has ended.
         right: of them, those whose class was the best and was among the best five.
@@ -64,6 +67,7 @@ class Job:
     score_threshold: float | None
     pictures: bool
     resume: bool = False
+    stamps: Mapping[str, Any] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     labelled: int = 0
     right: tuple[int, int] = (0, 0)
@@ -108,7 +112,7 @@ class Job:
                 self.folder,
                 categories,
                 self.panoptic,
-                self.note(),
+                {**self.note(), STAMPS: {path: stamp(path) for path in self._paths}},
                 self._keep if self.resume else None,
             ) as writer,
             tqdm(total=self.total, unit="image", smoothing=0.1) as bar,
@@ -120,13 +124,36 @@ class Job:
                 self._video(source, ids, writer, bar)
         return writer.results
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing to go on with."""
+        return self.resume and not (self.folder / NOTE).exists()
+
+    def review(self) -> None:
+        """What is done in place of ``run`` then: find the broken inputs."""
+        listed = json.loads((self.folder / IMAGES).read_bytes())["images"]
+        done = {one["file_name"] for one in listed}
+        self._refuse_changed(done)
+        for path in self._paths:
+            if path not in done:
+                self._say_broken(path, ValueError("as before"))
+
+    @property
+    def _paths(self) -> list[str]:
+        return [*(record["file_name"] for record in self.records), *(v.path for v in self.videos)]
+
     def note(self) -> Note:
-        """What the results depend on; the names are those of an error's message."""
+        """What the results depend on; the names are those of an error's message. Where a value is
+        no word, what is shown of it, and what tells it from another."""
         files = [(r["file_name"], r["image_id"]) for r in self.records]
         classes = (self.model.category_ids, self.model.class_names)
+        own, paths = digest(Path(self.model.file).read_bytes()), self._paths
         return {
-            "CHECKPOINT_OR_RUN": digest(Path(self.model.file).read_bytes()),
-            "set of INPUTs": digest([files, [v.path for v in self.videos], classes]),
+            "CHECKPOINT_OR_RUN": [f"{self.model.file}, sha256 {own}", own],
+            "set of INPUTs": [
+                f"{len(paths)}, {paths[0]} to {paths[-1]}" if paths else "none",
+                digest([files, [v.path for v in self.videos], classes]),
+            ],
             "--score-threshold": self.score_threshold,
             "--batch": self.batch,
             "choice of --no-pictures": not self.pictures,
@@ -149,11 +176,13 @@ class Job:
             self._done, self._videos_done = len(self.records), paths[last]
             kept = len(written) - frames[last]
             self._next_frame = written[kept]["id"]
-            drawn = picture_path(self.folder, videos[paths[last]].name, is_video=True)
-            partial_path(drawn).unlink(missing_ok=True)
         else:
             self._done = places[-1] // self.batch * self.batch if places else 0
             kept = sum(place < self._done for place in places)
+        self._refuse_changed(one["file_name"] for one in written[:kept])
+        for video in videos[self._videos_done :]:
+            drawn = picture_path(self.folder, video.name, is_video=True)
+            partial_path(drawn).unlink(missing_ok=True)
         again = ValueError("as before")
         for record, name in zip(self.records[: self._done], self.names):
             if record["image_id"] not in ids:
@@ -166,6 +195,14 @@ class Job:
             except ValueError as e:
                 self._say_broken(video.path, e)
         return kept
+
+    def _refuse_changed(self, done: Iterable[str]) -> None:
+        for path in dict.fromkeys(done):
+            if path in self.stamps and stamp(path) != self.stamps[path]:
+                raise ValueError(
+                    f"--resume: {path} has changed since the prediction in {str(self.folder)!r} "
+                    "began; put back what it was, or --overwrite to begin anew"
+                )
 
     @property
     def panoptic(self) -> list[dict[str, Any]] | None:

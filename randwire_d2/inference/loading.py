@@ -64,6 +64,19 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
     return Detector(file, cfg, model, *classes)
 
 
+def find_checkpoint(path: str | os.PathLike[str]) -> str:
+    """The file that ``load_model`` would load.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no checkpoint but a file of tools/export_model.py; one line.
+    """
+    file = _find(os.fspath(path))
+    if format_of(file):
+        raise ValueError(f"{file} is an exported file already; name a checkpoint")
+    return file
+
+
 def _find(path: str) -> str:
     if is_pretrained(path):
         folder = read_folder(path)

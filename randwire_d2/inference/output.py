@@ -8,11 +8,11 @@ results.csv     the same in a table
 panoptic.json   of a panoptic model: COCO's panoptic annotations (segments_info of each image) and
                 categories
 panoptic/       the PNGs that they name, as panopticapi reads and writes them
+job.json        which checkpoint and inputs the results are of, and with which options
 pictures/       the images and videos with what was found in them
 
-Until all is in them, the first five have .partial before their suffix. A prediction that an error,
-Ctrl-C or SIGTERM ends leaves them so, and job.partial.json, from which another one goes on: see
-``unfinished``.
+Until all is in them, the files have .partial before their suffix. A prediction that an error,
+Ctrl-C or SIGTERM ends leaves them so, and another one goes on from there: see ``unfinished``.
 """
 
 import fcntl
@@ -32,6 +32,7 @@ from PIL import Image
 from ..files import atomic_open
 from .unfinished import (
     COLUMNS,
+    FINISHED,
     NOTE,
     Note,
     Written,
@@ -102,7 +103,8 @@ def results_writer(
         if stopped is None:
             for own, path in zip(partial, paths):
                 os.replace(own, path)
-            (folder / NOTE).unlink(missing_ok=True)
+            if note is not None:
+                os.replace(folder / NOTE, folder / FINISHED)
             return
     results, _, images = partial[:3]
     print(

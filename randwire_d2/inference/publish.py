@@ -14,7 +14,7 @@ from ..runs import RunFolder
 from .assembly import assemble
 from .classifier import Classifier
 from .detector import Detector
-from .loading import _find
+from .loading import find_checkpoint
 from .pretrained import find_network
 from .record import sections_of
 
@@ -36,7 +36,7 @@ def publish(
         FileNotFoundError: there is no such file, or no checkpoint in the folder.
         ValueError: it is no whole model, or the folder is not empty; one line.
     """
-    file = _find(os.fspath(source))
+    file = find_checkpoint(source)
     checkpoint = load_checkpoint(file)
     if CONFIG_KEY not in checkpoint and all(k.startswith("backbone.") for k in checkpoint["model"]):
         return _publish_backbone(file, checkpoint, folder, overwrite)

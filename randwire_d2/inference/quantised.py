@@ -14,8 +14,8 @@ from ..files import atomic_open, make_folder_of
 from .classifier import Classifier
 from .export import output_format, write_proved
 from .exported import load_exported
-from .inputs import find_inputs
-from .loading import load_model
+from .inputs import find_images
+from .loading import find_checkpoint, load_model
 
 # Of each, as many: calibration needs the range of activations, not their distribution.
 MOST_IMAGES = 256
@@ -57,16 +57,16 @@ def export_int8(
         ValueError: it can't be exported so, or gives too many images another class; one line.
     """
     written_as = output_format(os.fspath(output), "onnx")
-    files = [found.path for found in find_inputs(images) if not found.is_video]
+    model = load_model(find_checkpoint(source), "cpu")
+    if not isinstance(model, Classifier):
+        raise ValueError(f"{model.file} is a detector's file: int8 is for classifiers")
+    files = find_images(images, "--calibration")
     number = min(MOST_IMAGES, len(files) // 2)
     if number < LEAST_COMPARED:
         raise ValueError(
             f"--calibration: {len(files)} images are too few to calibrate on one half and to prove "
             f"anything with the other; give at least {2 * LEAST_COMPARED}"
         )
-    model = load_model(source, "cpu")
-    if not isinstance(model, Classifier):
-        raise ValueError(f"{model.file} is a detector's file: int8 is for classifiers")
     random.Random(0).shuffle(files)
     calibration, compared = files[:number], files[number : 2 * number]
     said = {"precision": "int8", "calibration_images": str(number)}

@@ -1,8 +1,8 @@
 """What a prediction that ended early has left in its folder, for another one to go on with.
 
-An unfinished prediction has job.partial.json beside its results: which checkpoint it is of, which
-inputs, and what else its results depend on. After SIGKILL, or when the machine has gone down, the
-results end anywhere.
+A prediction has job.json beside its results, job.partial.json until it is finished: which
+checkpoint it is of, which inputs, and what else its results depend on. After SIGKILL, or when the
+machine has gone down, the results end anywhere.
 """
 
 import csv
@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-NOTE = "job.partial.json"
+FINISHED, NOTE = "job.json", "job.partial.json"
+STAMPS = "stamps"  # in a note: the inputs' sizes and times
 COLUMNS = (
     "image_id", "file_name", "frame", "category_id", "category", "score", "x", "y", "width",
     "height",
@@ -33,14 +34,23 @@ def digest(value: bytes | object) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def stamp(path: str) -> list[int] | None:
+    """What a file whose content changes has another of; None of what is no file of this machine."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
 def read_note(folder: Path) -> Note | None:
-    """What the unfinished prediction in a folder is of; None if there is none.
+    """What the prediction in a folder is of, an unfinished one first; None if there is none.
 
     Raises:
         ValueError: it is damaged; one line.
     """
     path = folder / NOTE
-    if not path.is_file():
+    if not path.is_file() and not (path := folder / FINISHED).is_file():
         return None
     try:
         note: Note = dict(json.loads(path.read_bytes()))
@@ -52,14 +62,14 @@ def read_note(folder: Path) -> Note | None:
 def check_note(folder: Path, noted: Note, own: Note) -> None:
     """
     Raises:
-        ValueError: the unfinished prediction in a folder is another one; one line.
+        ValueError: the prediction in a folder is another one; one line.
     """
     for name in own:
-        if noted.get(name) != own[name]:
+        before, now = (v if isinstance(v, list) else [v] for v in (noted.get(name), own[name]))
+        if before[-1] != now[-1]:
             raise ValueError(
-                f"--resume: the unfinished prediction in {str(folder)!r} has another {name} "
-                f"({noted.get(name)}; now {own[name]}): give what it was begun with, or "
-                "--overwrite to begin anew"
+                f"--resume: the prediction in {str(folder)!r} has another {name} ({before[0]}; "
+                f"now {now[0]}): give what it was begun with, or --overwrite to begin anew"
             )
 
 

@@ -105,7 +105,10 @@ def build_node_op(name: str, in_channels: int, out_channels: int, stride: int) -
     """
     if name not in NODE_OP_REGISTRY:
         known = sorted(registered for registered, _ in NODE_OP_REGISTRY)
-        raise ValueError(f"unknown node_op {name!r}; registered are {known}")
+        raise ValueError(
+            f"unknown node_op {name!r}; registered are {known}; one of your own needs the script "
+            "that registers it (GUIDE.md, A generator of your own)"
+        )
     return NODE_OP_REGISTRY.get(name)(in_channels, out_channels, stride)
 
 

@@ -209,7 +209,10 @@ def write_folder(
         raise ValueError("the model holds no weights; save the one that it was exported from")
     occupied = folder.is_dir() and any(folder.iterdir())
     if occupied and not overwrite:
-        raise ValueError(f"{folder} is not empty: name another folder, or overwrite it")
+        raise ValueError(
+            f"{folder} is not empty: name another folder, or overwrite it (--overwrite, or "
+            "save_pretrained's overwrite=True)"
+        )
     weights = safetensors_bytes(state, entries)
     digest = hashlib.sha256(weights).hexdigest()
     config = {

@@ -3,6 +3,7 @@
 import io
 import mmap
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -51,6 +52,23 @@ def read_entries(path: str | os.PathLike[str]) -> dict[str, Any]:
             "model.state_dict() with torch.save"
         )
     return dict(data)
+
+
+def read_iteration(path: str | os.PathLike[str]) -> int:
+    """The iteration that a training wrote a checkpoint after; no tensor is read.
+
+    Raises:
+        ValueError: the file is not whole, or no training's; one line.
+        OSError: it can't be read.
+    """
+    check_whole(path)
+    try:
+        file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(file["iteration"])
+    except (pickle.UnpicklingError, LookupError, TypeError) as e:
+        raise ValueError(
+            f"{path} has no iteration, as what a training saves has, and is for MODEL.WEIGHTS"
+        ) from e
 
 
 def check_state(path: str | os.PathLike[str], state: Any) -> None:

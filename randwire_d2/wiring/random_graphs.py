@@ -99,7 +99,10 @@ def registered_graph(model: str) -> Any:
     """
     if not isinstance(model, str) or model not in GRAPH_REGISTRY:
         known = sorted(name for name, _ in GRAPH_REGISTRY)
-        raise ValueError(f"unknown graph model {brief(model)}; registered are {known}")
+        raise ValueError(
+            f"unknown graph model {brief(model)}; registered are {known}; one of your own needs "
+            "the script that registers it (GUIDE.md, A generator of your own)"
+        )
     return GRAPH_REGISTRY.get(model)
 
 
