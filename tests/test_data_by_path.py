@@ -379,7 +379,7 @@ def test_the_number_of_classes_follows_from_the_data(unsplit: Path) -> None:
         settle_classes(cfg, {}, ["coco_2017_train"])
     with pytest.raises(ValueError, match=r"different classes: 80 classes.* 6 classes"):
         settle_classes(cfg, {}, ["coco_2017_train", "randwire_shapes_val"])
-    with pytest.raises(ValueError, match=r"MASK_ON.*10 of 10 boxes"):
+    with pytest.raises(ValueError, match=r"10 of 10 boxes.*MASK_ON"):
         load_config(parse("--data", unsplit, "--data-val", unsplit, "MODEL.MASK_ON", True))
 
 

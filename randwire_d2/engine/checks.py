@@ -2,22 +2,19 @@
 
 import argparse
 import logging
-import os
 import re
 import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
-from detectron2.utils.file_io import PathManager
 from fvcore.common.registry import Registry
 from torch import nn
 
 from .. import data
-from ..checkpoint import PREPROCESSING_KEY, Preprocessing, Wiring, check_wiring, load_checkpoint
+from ..checkpoint import PREPROCESSING_KEY, Preprocessing, Wiring
 from ..config import (
     detector_config,
     family,
@@ -40,6 +37,7 @@ from .limits import LIMITS, check_images, check_limits
 from .schedule import check_solver, scale_schedule
 from .slurm import is_submitted
 from .torchrun import Launched, count_processes
+from .weights import check_weights, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +190,7 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
     path = cfg.MODEL.WEIGHTS
     if not path:
         raise ValueError("it takes the config from MODEL.WEIGHTS, which is empty")
-    checkpoint = _read_weights(path)
+    checkpoint = read_weights("MODEL.WEIGHTS", path)
     wiring, preprocessing = Wiring.of(checkpoint), checkpoint.get(PREPROCESSING_KEY)
     if wiring is None and preprocessing is None:
         raise ValueError(f"MODEL.WEIGHTS {path!r} holds neither a wiring nor a preprocessing")
@@ -202,15 +200,6 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
             cfg.MODEL.CLASSIFIER.HEAD_RELU = wiring.head_relu
     if preprocessing is not None:
         cfg.merge_from_list(Preprocessing.from_dict(preprocessing).options)
-
-
-def _read_weights(path: str) -> dict[str, Any]:
-    if os.path.isdir(path):
-        raise ValueError(f"MODEL.WEIGHTS {path!r} is a folder; name the file in it")
-    try:
-        return load_checkpoint(PathManager.get_local_path(without_options(path)))
-    except (OSError, ValueError, RuntimeError) as e:
-        raise ValueError(f"MODEL.WEIGHTS: {e}") from e
 
 
 def check_processes(args: argparse.Namespace) -> tuple[int, int]:
@@ -305,21 +294,6 @@ def check_dataset(key: str, name: str) -> None:
             raise ValueError(f"{key}: {e}") from e
 
 
-def _ways_to(weights: str, cfg: CfgNode) -> str:
-    """How to get a backbone that pretrain_imagenet.py leaves, or do without; "" of other files."""
-    run = RunFolder(os.path.dirname(weights))
-    if run.backbone.name != os.path.basename(weights) or is_classifier(cfg):
-        return ""
-    node = family(cfg)
-    norm = f"MODEL.{node}.NORM BN " if node else ""
-    return (
-        ": pretrain it (python tools/pretrain_imagenet.py --config-file "
-        f"configs/imagenet/{run.path.name}.yaml), or convert a checkpoint that you have (python "
-        f"tools/convert_checkpoint.py CHECKPOINT {weights}), or train from scratch "
-        f"(MODEL.WEIGHTS '' {norm}MODEL.BACKBONE.FREEZE_AT 0)"
-    )
-
-
 def _check_registered(key: str, name: str, registry: Registry) -> None:
     if name not in registry:
         known = [registered for registered, _ in registry]
@@ -342,28 +316,13 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> nn.Module:
     resumes = args.resume and RunFolder(cfg.OUTPUT_DIR).can_resume
     if not cfg.MODEL.WEIGHTS and not resumes and (node is not None or is_classifier(cfg)):
         _check_untrained(cfg, node, args.eval_only)
-    checkpoint = None if resumes else _find_weights(cfg)
     model = _build(cfg)
-    if checkpoint is not None:
-        try:
-            check_wiring(model, checkpoint)
-        except ValueError as e:
-            raise ValueError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r}: {e}") from e
+    if not resumes:
+        norm = f"MODEL.{node}.NORM BN " if node else ""
+        scratch = f"MODEL.WEIGHTS '' {norm}MODEL.BACKBONE.FREEZE_AT 0"
+        ways = "" if is_classifier(cfg) else scratch
+        check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, model, ways)
     return model
-
-
-def _find_weights(cfg: CfgNode) -> dict[str, Any] | None:
-    """What MODEL.WEIGHTS holds, unless it is empty, or a URL that is not worth its download yet."""
-    weights = cfg.MODEL.WEIGHTS
-    if weights.startswith("hf://"):
-        # Before there are processes, which then find it in the cache.
-        return _read_weights(weights)
-    if not weights or "://" in weights:
-        return None
-    path = without_options(weights)
-    if not os.path.exists(path):
-        raise ValueError(f"MODEL.WEIGHTS {weights!r} does not exist" + _ways_to(path, cfg))
-    return _read_weights(weights)
 
 
 def _check_untrained(cfg: CfgNode, node: str | None, eval_only: bool) -> None:

@@ -119,8 +119,8 @@ def _check_masks(name: str, mask_format: str) -> None:
     bare = sum("segmentation" not in a for r in split.records for a in r["annotations"])
     if bare:
         raise ValueError(
-            f"MODEL.MASK_ON is True, but {bare} of {split.num_boxes} boxes of {split.source!r} "
-            "have no polygon; train without masks, MODEL.MASK_ON False"
+            f"{bare} of {split.num_boxes} boxes of {split.source!r} have no polygon; train "
+            "without masks, MODEL.MASK_ON False"
         )
 
 

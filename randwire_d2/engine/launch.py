@@ -39,21 +39,7 @@ logger = logging.getLogger(__name__)
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """Detectron2's command line with a few flags more."""
     parser = default_argument_parser(epilog)
-    parser.add_argument(
-        "--data",
-        default="",
-        metavar="PATH",
-        help="a detector's data set: a folder in COCO's layout or Roboflow's, "
-        "annotations.json:images, YOLO's data.yaml, or a folder of Pascal VOC's; sets "
-        "DATASETS.PATH",
-    )
-    parser.add_argument(
-        "--data-val",
-        default="",
-        metavar="PATH",
-        help="the same for its validation split, if --data does not hold it; sets "
-        "DATASETS.PATH_VAL",
-    )
+    add_data_arguments(parser, "DATASETS.PATH", "DATASETS.PATH_VAL")
     parser.add_argument(
         "--config-from-weights",
         action="store_true",
@@ -62,6 +48,24 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     )
     add_slurm_arguments(parser)
     return parser
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, key: str, key_val: str) -> None:
+    """Add the options that give a data set by its path, and set these keys of the config."""
+    parser.add_argument(
+        "--data",
+        default="",
+        metavar="PATH",
+        help="a detector's data set: a folder in COCO's layout or Roboflow's, "
+        "annotations.json:images, YOLO's data.yaml, or a folder of Pascal VOC's; sets "
+        f"{key}",
+    )
+    parser.add_argument(
+        "--data-val",
+        default="",
+        metavar="PATH",
+        help=f"the same for its validation split, if --data does not hold it; sets {key_val}",
+    )
 
 
 def split_pairs(given: Sequence[str]) -> tuple[list[str], list[str]]:
