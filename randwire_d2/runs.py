@@ -109,6 +109,12 @@ class RunFolder:
         return self.path.resolve().parent.name == EVALUATIONS
 
     @property
+    def is_lazy(self) -> bool:
+        """Whether its config.yaml is a LazyConfig's."""
+        lines = self.config_file.read_bytes().splitlines() if self.config_file.is_file() else ()
+        return any(line.startswith(b"optimizer:") for line in lines)
+
+    @property
     def can_resume(self) -> bool:
         """Whether there is a checkpoint to go on from."""
         return (self.path / "last_checkpoint").is_file()
@@ -193,7 +199,7 @@ class RunFolder:
             ValueError: it is none of this project's.
         """
         path = _existing(self.config_file, "config.yaml of an OUTPUT_DIR")
-        if any(line.startswith(b"optimizer:") for line in path.read_bytes().splitlines()):
+        if self.is_lazy:
             if not self.detector_file.is_file():
                 raise ValueError(
                     f"{path} is a LazyConfig's, which is Python and not read, and there is no "

@@ -297,7 +297,7 @@ def test_no_run_goes_on_with_another_split(unsplit: Path, tmp_path: Path, flags:
     (run / "last_checkpoint").write_text("model_0000001.pth")
     (run / "config.yaml").write_text(cfg.dump())
     load_config(parse(*flags, *given))
-    with pytest.raises(ValueError, match=r"held back .HOLD_BACK 0.2, SEED 1; .*--data-val"):
+    with pytest.raises(ValueError, match=r"back .DATASETS.HOLD_BACK 0.2, SEED 1; .*--data-val"):
         load_config(parse(*flags, *given, "SEED", 7))
     digest = hashlib.sha256(json.dumps([str(unsplit), "", 0.2, cfg.SEED]).encode()).hexdigest()
     older = cfg.dump().replace(cfg.DATASETS.TRAIN[0], f"{unsplit.name}_{digest[:8]}_train")

@@ -21,13 +21,15 @@ from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from helpers import ROOT, Tool, assert_equal, refusal, run_tool, wait_until
+from label_formats import write_sound
 from launching import TORCHRUN
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset, IterableDataset
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire
 from randwire_d2.config import detector_config, merge_file
 from randwire_d2.data.shapes import CLASSES
+from randwire_d2.engine.launch import add_data_arguments
 from randwire_d2.engine.lazy_config import load_lazy_config
 from randwire_d2.engine.lazy_loader import (
     check_loss_images,
@@ -74,7 +76,9 @@ def yaml_of(name: str) -> Path:
 
 def parse(name: str | Path, *args: str) -> argparse.Namespace:
     path = LAZY / f"{name}.py" if isinstance(name, str) else name
-    return default_argument_parser().parse_args(["--config-file", str(path), *args])
+    parser = default_argument_parser()
+    add_data_arguments(parser, "train.data", "train.data_val")
+    return parser.parse_args(["--config-file", str(path), *args])
 
 
 # -------------------------------------------------------------------------------------------------
@@ -343,7 +347,22 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
         (["train.max_itr=5"], "train.max_itr is unknown; did you mean .*'max_iter'"),
         (["train.max_iter=0"], "train.max_iter must be at least 1; got 0"),
         (["train.skip_nonfinite=-1"], "train.skip_nonfinite must be at least 0; got -1"),
-        (["train.hang_timeout=no"], "train.hang_timeout must be at least 0; got 'no'"),
+        (["train.hang_timeout=no"], "train.hang_timeout must be of type int; got 'no'"),
+        (["train.max_iter=1.5"], "train.max_iter must be of type int; got 1.5"),
+        (["train.output_dir=5"], "train.output_dir must be of type str; got 5"),
+        (["train.init_checkpoint=[a]"], r"train.init_checkpoint must be of type str; got \['a'\]"),
+        (["train.eval_loss=maybe"], "train.eval_loss must be of type bool; got 'maybe'"),
+        (["train=5"], "rcnn_randwire_c109_fpn_1x.py lacks train"),
+        (["modl.x=5"], "has no 'modl' to override; did you mean 'model'"),
+        (["optimizer.lrr=1"], "optimizer: .*'lrr'"),
+        (["optimizer.lr=-1"], "optimizer: .* -1"),
+        (["lr_multiplier.warmup_fact=1"], "lr_multiplier: .*'warmup_fact'"),
+        (["dataloader.evaluator.x=5"], "dataloader.evaluator: .*'x'"),
+        (
+            ["dataloader.test.mapper.augmentations.0.short_edge_len=9"],
+            "dataloader.test.mapper.augmentations.0: .*'short_edge_len'",
+        ),
+        (["dataloader.train.dataset.names=null"], "dataset.names must name data sets; got None"),
         (["train.ema.decay=1"], "train.ema.decay must be within 0 … 1, and less than 1; got 1"),
         (["+train.checkpointer.file_prefix=x"], "train.checkpointer.file_prefix is unknown"),
         (["train.ema.deca=0.5"], "train.ema.deca is unknown; did you mean 'decay'"),
@@ -375,7 +394,14 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
         (["train.amp.enabled=True"], "train.amp.enabled needs a GPU"),
         (["dataloader.train.dataset.names=randwire_shape_train"], "names: .*'randwire_shapes_trai"),
         (["model.roi_heads.num_classes=80"], "model.roi_heads.num_classes is 80, but .* has 6 cl"),
+        (["model.roi_heads.box_predictor.num_classes=7"], "box_predictor.num_classes is 7, but"),
         (["train.init_checkpoint=gone.pth"], "train.init_checkpoint 'gone.pth' does not exist"),
+        (["train.init_checkpoint=/"], "train.init_checkpoint '/' is a folder; name the file in it"),
+        (
+            ["train.init_checkpoint=output/randwire_c109_100ep/backbone.pth"],
+            "does not exist: pretrain it .*train.init_checkpoint='' .*norm=BN .*freeze_at=0",
+        ),
+        (["--data-val=x"], r"train.data_val \(--data-val\) needs train.data \(--data\)"),
         (["model.backbone.bottom_up.norm=FrozenBN"], "without train.init_checkpoint, .* freeze_at"),
         (["model.backbone.bottom_up.freeze_at=1"], "without train.init_checkpoint, .* freeze_at"),
         (["model.backbone.bottom_up.norm=SyncBN"], "SyncBN needs GPUs; on a CPU use BN or GN"),
@@ -392,6 +418,73 @@ def test_what_cannot_work_is_refused_in_one_line(args: list[str], says: str) -> 
     assert "\n" not in str(e.value)
 
 
+# -------------------------------------------------------------------------------------------------
+# Data by their path
+# -------------------------------------------------------------------------------------------------
+
+NO_MASKS = "model.roi_heads.mask_in_features=null"  # boxes are all that write_sound's images have
+
+
+def load_with_data(name: str, root: Path, *args: str) -> DictConfig:
+    given = write_sound(root / "data")["coco"]
+    small = [*SMALL, f"train.output_dir={root / 'run'}"]
+    small += ["model.backbone.top_block.in_channels=64"] if name.startswith("retina") else []
+    flags = [arg for arg in args if arg.startswith("--")]
+    return load_lazy_config(
+        parse(name, *given, *flags, *small, *(a for a in args if a not in flags))
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_data_by_path_settle_names_and_classes(name: str, tmp_path: Path) -> None:
+    """Wrong: a loader or the evaluator reads COCO, or a head tells COCO's 80 classes apart."""
+    cfg = load_with_data(name, tmp_path, *([NO_MASKS] if "mask" in name else []))
+    train, test = (cfg.dataloader[split].dataset.names for split in ("train", "test"))
+    assert [len(DatasetCatalog.get(name)) for name in (train, test)] == [6, 2]
+    assert cfg.dataloader.evaluator.dataset_name == test
+    described = str(OmegaConf.to_container(cfg.model, resolve=True))
+    assert set(re.findall(r"'num_classes': (\d+)", described)) == {"2"}
+
+
+def test_copies_of_the_number_of_classes_are_set_and_others_are_not(tmp_path: Path) -> None:
+    """Wrong: a config that repeats its number is refused, or loses that of masks for all."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"from detectron2.config import LazyConfig\n"
+        f"mask = LazyConfig.load({str(LAZY / 'mask_rcnn_randwire_c109_fpn_1x.py')!r})\n"
+        "model, dataloader, train = mask.model, mask.dataloader, mask.train\n"
+        "lr_multiplier, optimizer = mask.lr_multiplier, mask.optimizer\n"
+        "model.roi_heads.box_predictor.num_classes = 80\n"
+        "model.roi_heads.mask_head.num_classes = 1\n"
+        "dataloader.evaluator.dataset_name = 'coco_2017_val'\n"
+    )
+    data = write_sound(tmp_path / "data")["coco"]
+    cfg = load_lazy_config(parse(config, *data, *SMALL, NO_MASKS))
+    heads = cfg.model.roi_heads
+    numbers = [part.num_classes for part in (heads, heads.box_predictor, heads.mask_head)]
+    assert numbers == [2, 2, 1]
+    assert cfg.dataloader.evaluator.dataset_name == cfg.dataloader.test.dataset.names
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "12 of 12 boxes of .* have no polygon; train without masks, " + NO_MASKS),
+        ([NO_MASKS, "model.roi_heads.num_classes=5"], "num_classes is 5, but .* has 2 classes"),
+        ([NO_MASKS, *DATA[1:2]], "names=randwire_shapes_train is given beside --data"),
+        ([NO_MASKS, "train.hold_back=2"], "train.hold_back is a share .* less than 1; got 2"),
+        ([NO_MASKS, "--data-val=gone"], "gone' does not exist"),
+    ],
+)
+def test_data_by_path_that_do_not_fit_are_refused(
+    args: list[str], says: str, tmp_path: Path
+) -> None:
+    """Wrong: the training ends later, or trains on something else than was asked for."""
+    with pytest.raises(ValueError, match=says) as e:
+        load_with_data("mask_rcnn_randwire_c109_fpn_1x", tmp_path, *args)
+    assert "\n" not in str(e.value)
+
+
 def test_a_part_that_computes_while_it_is_built(caplog: pytest.LogCaptureFixture) -> None:
     """Wrong: it is a fault of the checks, which build a network without values."""
     options = [*DATA, *SMALL, "model._target_=test_engine.Computing"]
@@ -405,7 +498,7 @@ def test_only_python_is_read_as_python(tmp_path: Path) -> None:
     without a word."""
     config = tmp_path / "config.yaml"
     config.write_text("x: !!python/object/apply:os.mkdir [ran]")
-    with pytest.raises(ValueError, match=r"ends in \.py; YAML is for tools/train_net.py"):
+    with pytest.raises(ValueError, match=r"ends in \.py, .*; YAML is for tools/train_net.py"):
         load_lazy_config(parse(config))
     with pytest.raises(ValueError, match="gone.py' does not exist"):
         load_lazy_config(parse(tmp_path / "gone.py"))

@@ -20,6 +20,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import StandardROIHeads
 from helpers import assert_equal, run_tool
+from label_formats import write_sound
 from omegaconf import DictConfig
 from test_lazy import CONFIGS, DATA, FASTER, LAZY, SMALL, TOOL, both, parse
 from test_survival import batches
@@ -30,7 +31,7 @@ from randwire_d2.checkpoint import RandWireCheckpointer, check_wiring, load_chec
 from randwire_d2.config import detector_config, set_spec
 from randwire_d2.data.classes import class_entries
 from randwire_d2.data.shapes import CLASSES
-from randwire_d2.engine import lazy
+from randwire_d2.engine import check_continuation, lazy, register_data
 from randwire_d2.engine.lazy_config import load_lazy_config
 from randwire_d2.engine.lazy_yaml import add_detector, yaml_config
 from randwire_d2.engine.slurm import Task
@@ -386,6 +387,44 @@ def test_the_hooks_of_yaml_are_a_lazy_configs_too(
     assert best == min(losses, key=lambda item: item[1])[0]
     log = run.log_file.read_text()
     assert log.count("Running precise-BN for 2 iterations") == 2 and log.count("Shadow step") == 2
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_of_ones_own_images_knows_their_classes(processes: int, tmp_path: Path) -> None:
+    """Wrong: a process of the training lacks the data set, nobody looks at it, or what reads the
+    run later knows neither the classes' names nor where the images lie."""
+    run = RunFolder(tmp_path / "run")
+    given = [
+        *write_sound(tmp_path / "data")["coco"], f"--num-gpus={processes}", *SMALL, "train.seed=1",
+        "train.max_iter=1", "model.proposal_generator.post_nms_topk=[20,20]",
+        "dataloader.train.mapper.augmentations.0.short_edge_length=[48]", "train.eval_period=0",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=48",
+        f"train.output_dir={run.path}",
+    ]  # fmt: skip
+    run_tool(TOOL, "--config-file", LAZY / f"{FASTER}.py", *given, log=tmp_path / "log")
+    assert load_detector(run.final_checkpoint, "cpu").class_names == ["cat", "dog"]
+    assert "The data:" in run.log_file.read_text()
+    own = run.config()
+    assert register_data(own) == (own.DATASETS.TRAIN, own.DATASETS.TEST)
+    assert own.MODEL.ROI_HEADS.NUM_CLASSES == 2 and given[1] == own.DATASETS.PATH
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_a_training_of_the_other_tool_is_not_resumed(lazily: bool, tmp_path: Path) -> None:
+    """Wrong: its state, which has another form, ends the new one as if this were a bug."""
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    cfg = detector_config()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    config = tmp_path / "config.yaml"
+    config.write_text("optimizer: {}\n" if lazily else cfg.dump())
+    args = parse(FASTER, "--resume", *DATA, *SMALL, f"train.output_dir={tmp_path}")
+    tool = "lazyconfig_train_net.py" if lazily else "train_net.py"
+    with pytest.raises(ValueError, match=f"holds a training of tools/{tool}.*anoth.*folder") as e:
+        if lazily:
+            check_continuation(cfg, args)
+        else:
+            load_lazy_config(args)
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.slow

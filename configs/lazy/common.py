@@ -22,7 +22,10 @@ for split in ("train", "test"):
 dataloader.evaluator.output_dir = "${train.output_dir}/inference"
 train.init_checkpoint = "output/imagenet/randwire_c109_100ep/backbone.pth"
 # What tools/lazyconfig_train_net.py adds to Detectron2's ``train``, with these values where a
-# config says nothing. A loss that is no number ends a training, but for so many steps in a row:
+# config says nothing. A data set by its path (--data), its validation split's path if that is
+# another (--data-val), and the share of the training images that is held back where there is none:
+train.data, train.data_val, train.hold_back = "", "", 0.0
+# A loss that is no number ends a training, but for so many steps in a row:
 train.skip_nonfinite = 0
 # With several processes, the seconds after which an iteration that waits for images hangs (none
 # does if it is 0):

@@ -171,8 +171,8 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the checkpoint's network has the fingerprint {theirs.spec.fingerprint}, the model's "
             f"{ours.spec.fingerprint}: weights of one wiring mean nothing in another. Build the "
-            "checkpoint's own network with --config-from-weights, or convert a checkpoint of the "
-            f"config's with {in_users_words('tools/convert_checkpoint.py')}."
+            "checkpoint's own network with --config-from-weights (of YAML configs), or convert a "
+            f"checkpoint of the config's with {in_users_words('tools/convert_checkpoint.py')}."
         )
     if None not in (ours.head_relu, theirs.head_relu) and ours.head_relu != theirs.head_relu:
         raise ValueError(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 
+from ..engine.launch import add_data_arguments
 from ..engine.lazy import run_lazy
 from ..engine.lazy_config import load_lazy_config
 from ..engine.slurm import add_slurm_arguments
@@ -20,6 +21,7 @@ SCRIPT = "lazyconfig_train_net.py"
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = training_parser(SCRIPT, __doc__, default_argument_parser)
+    add_data_arguments(parser, "train.data", "train.data_val")
     add_slurm_arguments(parser)
     args = parser.parse_args(argv)
     setup_logger(name="randwire_d2")

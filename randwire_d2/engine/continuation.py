@@ -14,7 +14,7 @@ from ..config import flat
 from ..data.layouts import find_splits
 from ..runs import RunFolder
 from ..text import one_line
-from .keys import Keys
+from .keys import LAZY_KEYS, YAML_KEYS, Keys
 
 # What the optimizer's state holds, which a training that goes on takes from the checkpoint.
 _OPTIMIZER = (
@@ -30,9 +30,12 @@ NAMED = 8  # groups, or differences, in a message; an optimizer may have hundred
 logger = logging.getLogger(__name__)
 
 
-def check_continuation(cfg: CfgNode, args: argparse.Namespace) -> None:
+def check_continuation(cfg: CfgNode, args: argparse.Namespace, keys: Keys = YAML_KEYS) -> None:
     """Compare a config with that of the training that ``--resume`` goes on with, if there is one.
     It belongs ahead of all that writes into OUTPUT_DIR, whose config.yaml is the training's.
+
+    Args:
+        keys: of the kind of config that ``cfg`` was given as.
 
     Raises:
         ValueError: they differ in what the training can't change any more; one line.
@@ -40,6 +43,13 @@ def check_continuation(cfg: CfgNode, args: argparse.Namespace) -> None:
     run = RunFolder(cfg.OUTPUT_DIR)
     if not (args.resume and run.can_resume):
         return
+    others = LAZY_KEYS if run.is_lazy else YAML_KEYS
+    if others is not keys and run.config_file.is_file() and not args.eval_only:
+        raise ValueError(
+            f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds a training of {others.tool}, whose "
+            "state is of another form: go on with that tool and its config; or begin a training "
+            f"with a checkpoint of it as {keys.weights} in another output folder, without --resume"
+        )
     try:
         own = run.config()
     except (OSError, ValueError) as e:
@@ -59,9 +69,9 @@ def _check_split(own: CfgNode, cfg: CfgNode) -> None:
         raise ValueError(
             f"--resume: DATASETS.HOLD_BACK {now.HOLD_BACK} draws other images of {now.PATH!r} for "
             f"validation than those that the training in OUTPUT_DIR {cfg.OUTPUT_DIR!r} held back "
-            f"(HOLD_BACK {before.HOLD_BACK}, SEED {own.SEED}; older versions drew otherwise): it "
-            "was trained on some of them. Give it a validation set of its own, --data-val, or "
-            "train anew in another OUTPUT_DIR"
+            f"(DATASETS.HOLD_BACK {before.HOLD_BACK}, SEED {own.SEED}; older versions drew "
+            "otherwise): it was trained on some of them. Give it a validation set of its own, "
+            "--data-val, or train anew in another OUTPUT_DIR"
         )
 
 

@@ -14,6 +14,7 @@ class Keys(NamedTuple):
         batch: the images of an iteration.
         rate: the learning rate, ahead of its schedule.
         weights: what a training starts from.
+        tool: what trains.
     """
 
     skip: str
@@ -23,6 +24,7 @@ class Keys(NamedTuple):
     batch: str
     rate: str
     weights: str
+    tool: str
 
 
 YAML_KEYS = Keys(
@@ -33,6 +35,7 @@ YAML_KEYS = Keys(
     batch="SOLVER.IMS_PER_BATCH",
     rate="SOLVER.BASE_LR",
     weights="MODEL.WEIGHTS",
+    tool="tools/train_net.py",
 )
 LAZY_KEYS = Keys(
     skip="train.skip_nonfinite",
@@ -42,4 +45,5 @@ LAZY_KEYS = Keys(
     batch="dataloader.train.total_batch_size",
     rate="optimizer.lr",
     weights="train.init_checkpoint",
+    tool="tools/lazyconfig_train_net.py",
 )

@@ -25,14 +25,16 @@ from ..malloc import keep_freed_memory
 from ..runs import RunFolder, evaluation_config
 from .best import TrainingStopped
 from .conclusion import conclude, predict_command
+from .datasets import check_same_data, log_data
 from .ema import AveragedWeights
 from .failures import explained
 from .finite import FiniteAMPTrainer, FiniteTrainer
 from .keys import LAZY_KEYS
 from .launch import load_tested_weights, log_into, run_processes, write_results
-from .lazy_config import build_optimizer, read_lazy_config
+from .lazy_config import build_optimizer, building, read_lazy_config
+from .lazy_data import use_data
 from .lazy_loader import lazy_loss_loader, lazy_precise_loader, lazy_train_loader
-from .lazy_yaml import add_detector, yaml_config
+from .lazy_yaml import add_detector, in_lazy_words, yaml_config
 from .lock import locked
 from .order import training_hooks
 from .random_state import run_seed
@@ -65,6 +67,7 @@ def run_lazy(cfg: DictConfig, args: argparse.Namespace, task: Task) -> None:
 
 def _train_or_evaluate(args: argparse.Namespace) -> Any:
     cfg = read_lazy_config(args)
+    use_data(cfg, args.opts)  # launch may have started this process, whose catalog is its own
     with explained("dataloader.train.num_workers, dataloader.test.num_workers"):
         if args.eval_only:
             return _evaluate(cfg, args)
@@ -84,6 +87,7 @@ def _evaluate(cfg: DictConfig, args: argparse.Namespace) -> Any:
     own = comm.all_gather(evaluation_config(own, args.resume))[0]
     cfg.train.output_dir, cfg.train.init_checkpoint = own.OUTPUT_DIR, own.MODEL.WEIGHTS
     _set_up(cfg, args)
+    check_same_data(own)
     _write_detector(own)
     load_tested_weights(model, own)
     results = _test(cfg, model)
@@ -143,6 +147,8 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
         logger.warning(earlier)
     model = instantiate(cfg.model).to(cfg.train.device)
     own, obstacle = _in_yaml(cfg, model)
+    check_same_data(own)
+    log_data(own)
     _write_detector(own)
     if obstacle and comm.is_main_process():
         logger.warning(
@@ -150,7 +156,8 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
             "take"
         )
     trainer = _trainer(cfg, own, model)
-    trainer.checkpointer.resume_or_load(own.MODEL.WEIGHTS, resume=args.resume)
+    with in_lazy_words():
+        trainer.checkpointer.resume_or_load(own.MODEL.WEIGHTS, resume=args.resume)
     trainer.start_iter = trainer.iter + 1 if trainer.checkpointer.newest else 0
     settle_start(trainer, own, LAZY_KEYS)
     try:
@@ -171,7 +178,8 @@ def _trainer(cfg: DictConfig, own: CfgNode, model: nn.Module) -> Any:
     last_evaluation."""
     train, decay = cfg.train, own.SOLVER.EMA.DECAY
     optimizer = build_optimizer(cfg.optimizer, model)
-    loader = lazy_train_loader(cfg.dataloader.train, run_seed(train.seed))
+    with building("dataloader.train"):
+        loader = lazy_train_loader(cfg.dataloader.train, run_seed(train.seed))
     wrapped = in_parallel(model, train.device == "cpu", **train.ddp)
     trainer: Any = (FiniteAMPTrainer if train.amp.enabled else FiniteTrainer)(
         wrapped, loader, optimizer

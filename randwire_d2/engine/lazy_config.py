@@ -8,10 +8,12 @@ Beside Detectron2's keys, ``train`` has those of ``_TRAIN``, which mean what YAM
 
 import argparse
 import copy
+import inspect
 import logging
-import os
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -22,7 +24,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ..checkpoint import load_checkpoint
 from ..config_files import config_path
 from ..modeling import RandWire
 from ..modeling.on_meta import build_on_meta
@@ -36,20 +37,24 @@ from .checks import (
     check_output,
     check_processes,
 )
-from .continuation import check_saved_groups
-from .datasets import thing_classes
+from .continuation import check_continuation, check_saved_groups
+from .datasets import take_data
 from .keys import LAZY_KEYS
+from .lazy_data import check_classes, use_data
 from .lazy_loader import check_loss_images
 from .lazy_yaml import (
     add_tasks,
+    check_types,
     datasets_of,
     finds_coco_metrics,
     in_lazy_words,
+    target_of,
     yaml_config,
 )
 from .limits import LIMITS, at_least, check_limits
 from .schedule import check_solver
 from .watch import HANG_TIMEOUT
+from .weights import check_weights
 
 with warnings.catch_warnings():  # ahead of the tool's first word
     warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
@@ -57,9 +62,10 @@ with warnings.catch_warnings():  # ahead of the tool's first word
 
 # What Detectron2's lazyconfig_train_net.py reads, too.
 _SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
-# What ``train`` may have beside Detectron2's: SEED, CUDNN_BENCHMARK and some of SOLVER and TEST, as
-# config.py explains them.
+# What ``train`` may have beside Detectron2's: SEED, CUDNN_BENCHMARK, and some of DATASETS, SOLVER
+# and TEST, as config.py explains them.
 _TRAIN: dict[str, Any] = {
+    "data": "", "data_val": "", "hold_back": 0.0,
     "seed": -1, "cudnn_benchmark": False, "skip_nonfinite": 0, "hang_timeout": HANG_TIMEOUT,
     "best_metric": "bbox/AP", "patience": 0, "ema": {"decay": 0.0}, "shadow_period": 0,
     "eval_loss": False, "precise_bn": {"enabled": False, "num_iter": 200},
@@ -67,6 +73,8 @@ _TRAIN: dict[str, Any] = {
 _NODES = [key for key, value in _TRAIN.items() if isinstance(value, dict)]
 
 _PERIOD = at_least(1)
+_BOTTOM_UP = "model.backbone.bottom_up"
+_SCRATCH = f"train.init_checkpoint='' {_BOTTOM_UP}.norm=BN {_BOTTOM_UP}.freeze_at=0"
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +90,6 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
             model that can't be built, a training that can't succeed. One line.
     """
     cfg = read_lazy_config(args)
-    missing = [name for name in _SECTIONS if name not in cfg]
-    if missing:
-        raise ValueError(f"{args.config_file} lacks {', '.join(missing)}")
     stock = model_zoo.get_config("common/train.py").train
     for node, keys in (
         ("train", {*stock, *_TRAIN}),
@@ -102,6 +107,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     for key in (*needed, "train.amp.enabled", "train.checkpointer.period"):
         if OmegaConf.select(cfg, key) is None:
             raise ValueError(f"{key} has no value")
+    check_types(cfg)
     own = yaml_config(cfg)
     with in_lazy_words():
         if OmegaConf.select(cfg, "dataloader.train.total_batch_size") is None:
@@ -115,14 +121,20 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
         check_loss_images(cfg)
     elif own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
         raise ValueError(f"train.patience {own.SOLVER.PATIENCE} needs a dataloader.evaluator")
-    check_output("train.output_dir", cfg.train.output_dir, args, cfg.train.init_checkpoint or "")
+    check_output("train.output_dir", cfg.train.output_dir, args, own.MODEL.WEIGHTS)
+    own.MODEL.MASK_ON = OmegaConf.select(cfg, "model.roi_heads.mask_in_features") is not None
+    with in_lazy_words():
+        take_data(own)
+        check_continuation(own, args, LAZY_KEYS)
+    use_data(cfg, args.opts)
+    _check_arguments(cfg.dataloader, "dataloader")
     for split in ("test",) if args.eval_only else ("train", "test"):
         for name in datasets_of(cfg, split):
             check_dataset(f"dataloader.{split}.dataset.names", name)
-            _check_classes(cfg, name)
+            check_classes(cfg, name)
     model = _check_model(cfg, args)
-    if args.resume and not args.eval_only:
-        _check_optimizer(cfg, model)
+    if not args.eval_only:
+        _check_solver_parts(cfg, args, model)
     add_tasks(own, model)
     with in_lazy_words():
         if finds_coco_metrics(cfg) and not args.eval_only:
@@ -140,8 +152,8 @@ def read_lazy_config(args: argparse.Namespace) -> DictConfig:
     path = args.config_file = config_path(args.config_file)
     if not path.endswith(".py"):
         raise ValueError(
-            f"--config-file {path!r} is no LazyConfig, whose name ends in .py; YAML is for "
-            "tools/train_net.py"
+            f"--config-file {path!r} is no LazyConfig, whose name ends in .py, such as "
+            "configs/lazy/mask_rcnn_randwire_c109_fpn_1x.py; YAML is for tools/train_net.py"
         )
     logger.info(f"{path} is Python, as LazyConfig files are by nature: it runs now")
     try:
@@ -151,22 +163,45 @@ def read_lazy_config(args: argparse.Namespace) -> DictConfig:
         where = f", line {lines[-1]}" if lines else ""
         cause = (isinstance(e, SyntaxError) and e.__cause__) or e  # Detectron2's has no line
         raise ValueError(f"{path}{where}: {type(e).__name__}: {cause}") from e
+    known = list(map(str, cfg))
     try:
         cfg = LazyConfig.apply_overrides(cfg, args.opts)
     except (HydraException, OmegaConfBaseException, KeyError, NotImplementedError) as e:
         reason = " ".join(str(e.args[0] if e.args else e).split())
         raise ValueError(f"the command line's path.key=value: {reason}") from e
-    for key, value in _TRAIN.items() if "train" in cfg else ():
+    for key in cfg:
+        if key not in known:
+            raise ValueError(f"{path} has no {key!r} to override{similar(key, known)}")
+    missing = [name for name in _SECTIONS if not isinstance(cfg.get(name), DictConfig)]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    for key, value in _TRAIN.items():
         cfg.train.setdefault(key, value)
+    for key in ("data", "data_val"):
+        if given := getattr(args, key, ""):
+            cfg.train[key] = given
     return cfg
 
 
-def _check_classes(cfg: DictConfig, name: str) -> None:
-    number = len(thing_classes(name))
-    for key in ("model.num_classes", "model.roi_heads.num_classes"):
-        value = OmegaConf.select(cfg, key)
-        if number and value not in (None, number):
-            raise ValueError(f"{key} is {value}, but {name!r} has {number} classes: {key}={number}")
+@contextmanager
+def building(key: str) -> Iterator[None]:
+    """Around what builds a part of the config: its error names that."""
+    try:
+        yield
+    except (AssertionError, OmegaConfBaseException, TypeError, ValueError) as e:
+        raise ValueError(f"{key}: {one_line(e, 1000)}") from e
+
+
+def _check_arguments(node: Any, where: str) -> None:
+    """What reads images is not built yet; but it is known which arguments it takes."""
+    if callable(target := target_of(node)):
+        given = {str(key): None for key in node if key != "_target_"}
+        with building(where), suppress(ValueError):  # a builtin may have no signature
+            inspect.signature(target).bind_partial(**given)
+    items: Any = node.items() if isinstance(node, DictConfig) else enumerate(node)
+    for key, value in items:
+        if isinstance(value, DictConfig | ListConfig):
+            _check_arguments(value, f"{where}.{key}")
 
 
 def build_optimizer(call: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -180,34 +215,32 @@ def build_optimizer(call: DictConfig, model: nn.Module) -> torch.optim.Optimizer
     return optimizer
 
 
-def _check_optimizer(cfg: DictConfig, model: nn.Module) -> None:
+def _check_solver_parts(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
     """Ahead of all that writes into the output folder; FiniteTrainer looks again."""
-    if not (run := RunFolder(cfg.train.output_dir)).can_resume:
-        return
+    with building("lr_multiplier"):
+        instantiate(cfg.lr_multiplier)
     try:
-        optimizer = build_optimizer(copy.deepcopy(cfg.optimizer), model)
-    except Exception as e:  # whatever it does with weights that have no values
+        with building("optimizer"):
+            optimizer = build_optimizer(copy.deepcopy(cfg.optimizer), model)
+    except (NotImplementedError, RuntimeError) as e:  # of weights that have no values
         logger.info(f"The optimizer is compared with the checkpoint's later: {one_line(e)}")
         return
-    check_saved_groups(run, optimizer.param_groups, LAZY_KEYS)
+    run = RunFolder(cfg.train.output_dir)
+    if args.resume and run.can_resume:
+        check_saved_groups(run, optimizer.param_groups, LAZY_KEYS)
 
 
 def _check_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:
-    try:
+    with building("model"):
         model = build_on_meta(lambda: instantiate(cfg.model))
-    except (AssertionError, OmegaConfBaseException, TypeError, ValueError) as e:
-        raise ValueError(f"model: {' '.join(str(e).split())}") from e
     modules = list(model.modules())
     synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in modules)
     if synchronised and cfg.train.device == "cpu" and not args.eval_only:
         raise ValueError("model: SyncBN needs GPUs; on a CPU use BN or GN")
-    weights, run = cfg.train.init_checkpoint, RunFolder(cfg.train.output_dir)
-    if args.resume and run.can_resume:
+    weights = cfg.train.init_checkpoint or ""
+    if args.resume and RunFolder(cfg.train.output_dir).can_resume:
         return model
-    if weights and "://" not in weights:
-        if not os.path.isfile(weights):
-            raise ValueError(f"train.init_checkpoint {weights!r} does not exist")
-        load_checkpoint(weights)
+    check_weights("train.init_checkpoint", weights, model, _SCRATCH)
     if weights:
         return model
     if args.eval_only:

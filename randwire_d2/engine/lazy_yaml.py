@@ -3,7 +3,7 @@ reads a run when it has ended."""
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from operator import getitem
@@ -21,23 +21,29 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint import find_preprocessing
-from ..config import detector_config, set_spec
+from ..config import detector_config, flat, set_spec
+from ..data.layouts import absolute
 from ..data.patience import PatientMapper
 from ..modeling import LazyDetector, RandWire, describe_lazily
 
 # What a LazyConfig's value is in YAML.
 _KEYS = {
+    "dataloader.train.mapper.instance_mask_format": "INPUT.MASK_FORMAT",
+    "dataloader.train.num_workers": "DATALOADER.NUM_WORKERS",
     "dataloader.train.total_batch_size": "SOLVER.IMS_PER_BATCH",
     "train.amp.enabled": "SOLVER.AMP.ENABLED",
     "train.best_metric": "SOLVER.BEST_METRIC",
     "train.checkpointer.max_to_keep": "SOLVER.CHECKPOINTS_TO_KEEP",
     "train.checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
     "train.cudnn_benchmark": "CUDNN_BENCHMARK",
+    "train.data": "DATASETS.PATH",
+    "train.data_val": "DATASETS.PATH_VAL",
     "train.device": "MODEL.DEVICE",
     "train.ema.decay": "SOLVER.EMA.DECAY",
     "train.eval_loss": "TEST.LOSS",
     "train.eval_period": "TEST.EVAL_PERIOD",
     "train.hang_timeout": "SOLVER.HANG_TIMEOUT",
+    "train.hold_back": "DATASETS.HOLD_BACK",
     "train.init_checkpoint": "MODEL.WEIGHTS",
     "train.max_iter": "SOLVER.MAX_ITER",
     "train.output_dir": "OUTPUT_DIR",
@@ -58,15 +64,32 @@ def yaml_config(cfg: DictConfig) -> CfgNode:
         if (value := OmegaConf.select(cfg, lazy)) is not None:
             *nodes, name = key.split(".")
             reduce(getitem, nodes, own)[name] = value
-    own.DATASETS.TRAIN = tuple(datasets_of(cfg, "train"))
+    node = own.DATASETS
+    node.PATH, node.PATH_VAL = absolute(node.PATH), absolute(node.PATH_VAL)
+    node.TRAIN = tuple(datasets_of(cfg, "train"))
     tests = datasets_of(cfg, "test")  # an evaluator is of one: of several its metrics are unknown
-    own.DATASETS.TEST = tuple(tests) if len(tests) == 1 else ()
+    node.TEST = tuple(tests) if len(tests) == 1 else ()
     return own
+
+
+def check_types(cfg: DictConfig) -> None:
+    """
+    Raises:
+        ValueError: a value is not of the type of that in YAML; one line.
+    """
+    defaults = dict(flat(detector_config()))
+    for lazy, key in _KEYS.items():
+        value, kind = OmegaConf.select(cfg, lazy), type(defaults[key])
+        allowed = (float, int) if kind is float else (kind,)
+        if value is not None and type(value) not in allowed:
+            raise ValueError(f"{lazy} must be of type {kind.__name__}; got {value!r}")
 
 
 def datasets_of(cfg: DictConfig, split: str) -> list[str]:
     """The names of the data sets of a LazyConfig's ``dataloader.train`` or ``dataloader.test``."""
     names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names", default=())
+    if not isinstance(names, Sequence) or names == []:
+        raise ValueError(f"dataloader.{split}.dataset.names must name data sets; got {names!r}")
     return [names] if isinstance(names, str) else list(names)
 
 
@@ -87,9 +110,10 @@ def in_lazy_words() -> Iterator[None]:
     try:
         yield
     except ValueError as e:
-        said = str(e)
+        said = str(e).replace("MODEL.MASK_ON False", "model.roi_heads.mask_in_features=null")
         for lazy, key in _KEYS.items():
-            said = re.sub(rf"add {re.escape(key)} ", f"add {lazy}=", said).replace(key, lazy)
+            said = re.sub(rf"\b(add|set|with) {re.escape(key)} ", rf"\1 {lazy}=", said)
+            said = re.sub(rf"(?<![\w.]){re.escape(key)}\b", lazy, said)
         raise ValueError(said) from e
 
 
