@@ -472,6 +472,10 @@ def test_copies_of_the_number_of_classes_are_set_and_others_are_not(tmp_path: Pa
         ([], "12 of 12 boxes of .* have no polygon; train without masks, " + NO_MASKS),
         ([NO_MASKS, "model.roi_heads.num_classes=5"], "num_classes is 5, but .* has 2 classes"),
         ([NO_MASKS, *DATA[1:2]], "names=randwire_shapes_train is given beside --data"),
+        (
+            [NO_MASKS, "model.roi_heads.keypoint_in_features=[p2]"],
+            "no keypoint_names; train without .* model.roi_heads.keypoint_in_features=null",
+        ),
         ([NO_MASKS, "train.hold_back=2"], "train.hold_back is a share .* less than 1; got 2"),
         ([NO_MASKS, "--data-val=gone"], "gone' does not exist"),
     ],

@@ -92,7 +92,7 @@ REFUSALS = {
         ("DETECTOR MODEL.RPN.IN_FEATURES \"['res9']\"", "can't be built: there is no 'res9'"),
         ("DETECTOR MODEL.RANDWIRE.WS.K 3", "MODEL.RANDWIRE … WS needs an even K … got K=3"),
         ("DETECTOR MODEL.RANDWIRE.SPEC_FILE IN/broken.json", "SPEC_FILE '…/broken.json': not the"),
-        ("DETECTOR MODEL.KEYPOINT_ON True", "MODEL.KEYPOINT_ON: … has no keypoint_names"),
+        ("DETECTOR MODEL.KEYPOINT_ON True", "has no keypoint_names; … MODEL.KEYPOINT_ON False"),
         ("DETECTOR SOLVER.NOTHING 1", "Non-existent key: SOLVER.NOTHING"),
         ("DETECTOR MODEL.WEIGHTS", "options come as pairs KEY VALUE"),
         ("DETECTOR SOLVER.MAX_ITR 9", "key: SOLVER.MAX_ITR; did you mean 'SOLVER.MAX_ITER'"),

@@ -37,7 +37,7 @@ from .checks import (
     check_output,
     check_processes,
 )
-from .continuation import check_continuation, check_saved_groups
+from .continuation import check_continuation, check_saved
 from .datasets import take_data
 from .keys import LAZY_KEYS
 from .lazy_data import check_classes, use_data
@@ -51,7 +51,7 @@ from .lazy_yaml import (
     target_of,
     yaml_config,
 )
-from .limits import LIMITS, at_least, check_limits
+from .limits import LIMITS, at_least, check_images, check_limits
 from .schedule import check_solver
 from .watch import HANG_TIMEOUT
 from .weights import check_weights
@@ -137,6 +137,8 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
         _check_solver_parts(cfg, args, model)
     add_tasks(own, model)
     with in_lazy_words():
+        if own.DATASETS.PATH:  # who registers a set by a name may know its keypoints
+            check_images(own)
         if finds_coco_metrics(cfg) and not args.eval_only:
             check_best_metric(own)
     return cfg
@@ -227,7 +229,7 @@ def _check_solver_parts(cfg: DictConfig, args: argparse.Namespace, model: nn.Mod
         return
     run = RunFolder(cfg.train.output_dir)
     if args.resume and run.can_resume:
-        check_saved_groups(run, optimizer.param_groups, LAZY_KEYS)
+        check_saved(run, model, optimizer.param_groups, LAZY_KEYS)
 
 
 def _check_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:

@@ -110,7 +110,10 @@ def in_lazy_words() -> Iterator[None]:
     try:
         yield
     except ValueError as e:
-        said = str(e).replace("MODEL.MASK_ON False", "model.roi_heads.mask_in_features=null")
+        said = str(e)
+        for task in ("mask", "keypoint"):
+            without = f"model.roi_heads.{task}_in_features=null"
+            said = said.replace(f"MODEL.{task.upper()}_ON False", without)
         for lazy, key in _KEYS.items():
             said = re.sub(rf"\b(add|set|with) {re.escape(key)} ", rf"\1 {lazy}=", said)
             said = re.sub(rf"(?<![\w.]){re.escape(key)}\b", lazy, said)

@@ -176,4 +176,6 @@ def check_images(cfg: CfgNode) -> None:
         )
     for name in names if cfg.MODEL.KEYPOINT_ON else ():
         if not MetadataCatalog.get(name).get("keypoint_names"):
-            raise ValueError(f"MODEL.KEYPOINT_ON: {name!r} has no keypoint_names; set it to False")
+            raise ValueError(
+                f"{name!r} has no keypoint_names; train without keypoints, MODEL.KEYPOINT_ON False"
+            )
