@@ -1,5 +1,6 @@
-"""Data by path in several processes: one looks at the images, and all have the same."""
+"""Data by path in several processes: one reads labels and images, and all have the same."""
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from helpers import ROOT
@@ -34,8 +36,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return look(path, num_bytes)
 
     monkeypatch.setattr(image_files, "_look", counted)
-    for known in ("_found", "_told"):
-        monkeypatch.setattr(image_files, known, {})
+    for module, known in ((image_files, "_found"), (image_files, "_told"), (by_path, "_told")):
+        monkeypatch.setattr(module, known, {})
     yield looked
 
 
@@ -56,7 +58,8 @@ def records(cfg: Any) -> list[list[dict[str, Any]]]:
 def test_what_one_process_has_seen_others_need_not_look_at(
     kind: str, looks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong: each process opens all images, or has others where one is damaged in between."""
+    """Wrong: each process reads all labels and images, or has others where one is damaged in
+    between."""
     given = write_sound(tmp_path / "data")[kind]
     folder = tmp_path / "data" / "JPEGImages"
     (folder / "train2.jpg").write_bytes(b"damaged")
@@ -65,14 +68,18 @@ def test_what_one_process_has_seen_others_need_not_look_at(
     assert Counter(looks) == dict.fromkeys(map(str, folder.glob("*.jpg")), 1)
     before = records(cfg)
     assert [len(split) for split in before] == [TRAIN - 2, VAL]
-    packed = image_files.pack_probes()
+    packed = pickle.dumps(datasets.known())
     looks.clear()
     forget(cfg)
     monkeypatch.setattr(image_files, "_found", {})  # as in another process
     (folder / "train1.jpg").unlink()
     (folder / "train2.jpg").write_bytes((folder / "train4.jpg").read_bytes())
-    image_files.take_probes(packed)
-    register_data(cfg)
+    datasets.take_known(pickle.loads(packed))
+    with monkeypatch.context() as patched:
+        patched.setattr(by_path, "find_splits", None)
+        register_data(cfg)
+    assert (records(cfg), looks) == (before, [])
+    DatasetCatalog.get(cfg.DATASETS.TRAIN[0])  # what is asked for does not stay, and is read again
     assert (records(cfg), looks) == (before, [])
 
 
@@ -128,26 +135,45 @@ def in_four_processes(
 
 
 def test_the_first_process_of_a_machine_looks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: another one looks, too, or waits forever, or a large answer does not arrive."""
+    """Wrong: another one looks, too, or waits forever, a large answer does not arrive, or it stays
+    in the store, which is in memory as long as the training."""
     made = []
 
-    def make(launched: Launched) -> bytes:
+    def make(launched: Launched) -> tuple[int, bytes]:
         made.append(launched.rank)
-        return bytes([launched.rank]) * 3_000_000
+        return launched.rank, np.random.default_rng(launched.rank).bytes(3_000_000)
 
     found = in_four_processes(lambda one: one.share("bytes", lambda: make(one)), monkeypatch)
     assert sorted(made) == [0, 2]
-    assert found == [bytes([rank]) * 3_000_000 for rank in (0, 0, 2, 2)]
+    assert found[0] == found[1] and found[2] == found[3]
+    assert [rank for rank, _ in found] == [0, 0, 2, 2] and len(found[0][1]) == 3_000_000
+    assert torchrun._store(Launched(0, 0, 4, 2)).num_keys() < 10
+
+
+def test_one_process_packs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: all labels are in its memory once more."""
+    there = {"RANK": 1, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1,
+             "MASTER_ADDR": "", "MASTER_PORT": 1}  # fmt: skip
+    monkeypatch.setattr(Launched, "share", None)
+    for environment in ({}, there):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        assert torchrun.made_once("labels", Launched.here, take=pytest.fail) == Launched.here()
 
 
 def test_what_one_process_refuses_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: the others wait for a process that has ended with an error."""
+    """Wrong: the others wait for a process that has ended with an error, be it of packing."""
 
-    def refuse() -> bytes:
+    def refuse() -> Any:
         raise ValueError("'data' has no images")
 
-    found = in_four_processes(lambda one: one.share("images", refuse), monkeypatch)
-    assert found == ["'data' has no images"] * 4
+    class Unpackable:
+        def __reduce__(self) -> Any:
+            return refuse()
+
+    for make in (refuse, Unpackable):
+        found = in_four_processes(lambda one, make=make: one.share("images", make), monkeypatch)
+        assert found == ["'data' has no images"] * 4
 
 
 def test_processes_with_other_data_are_refused(
@@ -168,23 +194,24 @@ def test_processes_with_other_data_are_refused(
     assert "\n" not in str(e.value) and "process 1 (" in str(e.value)
 
 
-# Each Python process with this on its path writes which images it looks at.
+# Each Python process with this on its path writes which images and labels it looks at.
 HOOK = """
 import os, sys
 def watch(name, args):
-    is_image = name == "open" and str(args[0]).endswith(".jpg")
-    if is_image and sys._getframe(1).f_code.co_name == "_look":
-        with open(os.environ["SEEN"], "a") as file:
-            file.write(args[0] + "\\n")
+    ends = (".jpg", ".txt")
+    if name == "open" and str(args[0]).endswith(ends) and "JPEGImages" in str(args[0]):
+        if sys._getframe(1).f_code.co_name in ("_look", "open"):  # not a training
+            with open(os.environ["SEEN"], "a") as file:
+                file.write(str(args[0]) + "\\n")
 sys.addaudithook(watch)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_training_looks_at_each_image_once(launcher: str, tmp_path: Path) -> None:
+def test_a_training_looks_at_each_file_once(launcher: str, tmp_path: Path) -> None:
     """Wrong: as many times as there are processes."""
-    given = ["--config-file", SHAPES, *write_sound(tmp_path / "data")["coco"]]
+    given = ["--config-file", SHAPES, *write_sound(tmp_path / "data")["yolo"]]
     keys = [
         "MODEL.RANDWIRE.FUSED",
         "off",
@@ -201,5 +228,5 @@ def test_a_training_looks_at_each_image_once(launcher: str, tmp_path: Path) -> N
     ]
     run_in_two("train_net.py", given, keys, launcher, HOOK, tmp_path)
     looked = Counter((tmp_path / "seen").read_text().splitlines())
-    assert len(looked) == TRAIN + VAL
+    assert len(looked) == 2 * (TRAIN + VAL)
     assert set(looked.values()) == {2 if launcher == "two machines" else 1}

@@ -5,12 +5,14 @@ that nobody disturbed, to the last bit.
 """
 
 import os
+import pickle
 import re
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -152,7 +154,7 @@ def test_the_command_line_must_agree_with_torchrun(
     args = argument_parser().parse_args(list(map(str, given)))
     if not expected:
         # No other process is there to list images for.
-        monkeypatch.setattr(Launched, "beside_others", lambda: None)
+        monkeypatch.setattr(Launched, "share", lambda launched, name, make: make())
         load_config(args)
         return
     with pytest.raises(ValueError, match=expected) as error:
@@ -187,6 +189,22 @@ def test_processes_on_a_cpu_see_no_gpu(
     with mock.patch.object(launch, "launch", look), mock.patch.object(launch, "share_cores"):
         assert launch.run_processes(print, (), args, on_cpu, timeout=0.0) == seen
     assert os.environ.get(name) == before
+
+
+def test_processes_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: arguments that fill a pipe, so that each process is started only once the one before
+    has imported the tool."""
+    known = os.urandom(1 << 20)
+    monkeypatch.setattr(launch, "known", lambda: known)
+
+    def look(*_: Any, args: tuple[Any, ...], **__: Any) -> Path:
+        path = Path(args[0])
+        assert len(pickle.dumps(args)) < 1000 and pickle.loads(path.read_bytes()) == known
+        return path
+
+    args = argument_parser().parse_args(["--num-gpus", "2"])
+    with mock.patch.object(launch, "launch", look), mock.patch.object(launch, "share_cores"):
+        assert not launch.run_processes(print, (), args, True, timeout=0.0).parent.exists()
 
 
 # -------------------------------------------------------------------------------------------------

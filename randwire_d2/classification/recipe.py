@@ -1,8 +1,6 @@
 """The recipe of a classifier: a command line's config, checked."""
 
 import argparse
-import json
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +9,7 @@ from detectron2.config import CfgNode
 
 from ..config import classifier_config
 from ..data.image_folder import check_image_folders, register_folders
-from ..data.listing import count_listed, list_anew, pack_listings, take_listings
+from ..data.listing import count_listed, list_anew, take_listings
 from ..engine import (
     check_best_metric,
     check_continuation,
@@ -24,7 +22,7 @@ from ..engine import (
 )
 from ..engine.limits import LIMITS as ENGINE_LIMITS
 from ..engine.limits import Limit, at_least, check_limits, one_of, within
-from ..engine.torchrun import Launched
+from ..engine.torchrun import made_once
 from ..text import one_line
 from .compiling import check_compiler
 
@@ -92,15 +90,17 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
         if not names and not (args.eval_only and key == "TRAIN"):
             raise ValueError(f"DATASETS.{key} is empty")
-    classes = _classes(train, cfg.DATASETS.TEST)
+    folders = (*train, *cfg.DATASETS.TEST)
+    register_folders(folders)
+    classes = made_once("classes", partial(check_image_folders, train, cfg.DATASETS.TEST))
     if len(classes) != cfg.MODEL.CLASSIFIER.NUM_CLASSES:
         raise ValueError(
             f"MODEL.CLASSIFIER.NUM_CLASSES is {cfg.MODEL.CLASSIFIER.NUM_CLASSES}, but "
-            f"{(*train, *cfg.DATASETS.TEST)[0]!r} has {len(classes)} classes"
+            f"{folders[0]!r} has {len(classes)} classes"
         )
     if not args.eval_only:
         check_best_metric(cfg)
-    _list_images((*train, *cfg.DATASETS.TEST))
+    made_once("listings", partial(list_anew, folders), take_listings)
     if not args.eval_only:
         cfg = scale_schedule(cfg, sum(count_listed()[name] for name in train))
     model = check_model(cfg, args)
@@ -110,31 +110,6 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         check_compiler(cfg)
     cfg.freeze()
     return cfg
-
-
-def _classes(train: Sequence[str], test: Sequence[str]) -> list[str]:
-    """``check_image_folders``, in the first process of this machine for all."""
-    register_folders((*train, *test))
-    look = partial(check_image_folders, train, test)
-    launched = Launched.beside_others()
-    if launched is None:
-        return look()
-    classes: list[str] = json.loads(launched.share("classes", lambda: json.dumps(look()).encode()))
-    return classes
-
-
-def _list_images(names: Sequence[str]) -> None:
-    """List the data sets, in the first process of this machine for all."""
-
-    def make() -> bytes:
-        list_anew(names)
-        return pack_listings()
-
-    launched = Launched.beside_others()
-    if launched is None:
-        list_anew(names)
-    else:
-        take_listings(launched.share("listings", make))
 
 
 def _check_torchvision(cfg: CfgNode, network: Any) -> None:

@@ -48,9 +48,10 @@ def register_detection_data(
     path, path_val = absolute(path), absolute(path_val)
     names = {split: f"{_base(path, path_val, hold_back, seed)}_{split}" for split in SPLITS}
     if any(names[split] not in DatasetCatalog for split in (SPLITS if needs_val else SPLITS[:1])):
-        readers = _readers(path, path_val, hold_back, needs_val)
-        read = partial(_read, readers, hold_back, seed)
-        found = read(SPLITS if "val" in readers or hold_back else SPLITS[:1])
+        read = partial(_read, path, path_val, hold_back, seed, needs_val)
+        found = {split: _told.pop(name) for split, name in names.items() if name in _told}
+        if "train" not in found:
+            found = read(SPLITS)
         if "val" in found:
             _compare_classes(**found)
         for split, images in found.items():
@@ -60,6 +61,21 @@ def register_detection_data(
     for name in (*train, *val):
         _set_metadata(name, DatasetCatalog[name].about)
     return train, val
+
+
+# What another process has read, by the sets' names.
+_told: dict[str, LabelledImages] = {}
+
+
+def read_labels() -> dict[str, LabelledImages]:
+    """What is kept of the sets that are registered here by their path, for ``take_labels``."""
+    lasting = {name: r for name, r in DatasetCatalog.items() if isinstance(r, _Lasting)}
+    return {name: r.kept for name, r in lasting.items() if r.kept is not None}
+
+
+def take_labels(read: Mapping[str, LabelledImages]) -> None:
+    """Take what another process has read, for ``register_detection_data`` here."""
+    _told.update(read)
 
 
 def labelled_images(name: str) -> LabelledImages:
@@ -113,20 +129,20 @@ class _Lasting:
     """
 
     def __init__(self, found: LabelledImages, read: Reader, keep: bool) -> None:
-        self._kept: LabelledImages | None = found
+        self.kept: LabelledImages | None = found
         self._read, self._keep = read, keep
         self.about = replace(found, records=[])
 
     def peek(self) -> LabelledImages:
-        if self._kept is None:
-            self._kept = self._read()
-        return self._kept
+        if self.kept is None:
+            self.kept = self._read()
+        return self.kept
 
     def __call__(self) -> list[dict]:
         records = self.peek().records
         if self._keep:
             return list(records)
-        self._kept = None
+        self.kept = None
         return records
 
 
@@ -156,11 +172,12 @@ def _readers(path: str, path_val: str, hold_back: float, needs_val: bool) -> dic
 
 
 def _read(
-    readers: Mapping[str, Reader], share: float, seed: int, splits: Sequence[str]
+    path: str, path_val: str, share: float, seed: int, needs_val: bool, splits: Sequence[str]
 ) -> dict[str, LabelledImages]:
-    """Some splits, without what can't be used."""
+    """Those that there are of some splits, without what can't be used."""
+    readers = _readers(path, path_val, share, needs_val)
     if "val" in readers or not share:
-        found = {split: clean(readers[split]()) for split in splits}
+        found = {split: clean(readers[split]()) for split in splits if split in readers}
     else:
         whole = readers["train"]()
         held = held_back(whole, share, seed)

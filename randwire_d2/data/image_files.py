@@ -1,10 +1,8 @@
 """What can be known of an image file without decoding it: its size, and whether it is whole."""
 
 import hashlib
-import json
 import os
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +48,7 @@ _told: dict[str, ImageFile] = {}
 def probe(path: str) -> ImageFile:
     """Look at an image file's first and last bytes; once, as long as it isn't changed.
 
-    A file that ``take_probes`` has told of is not looked at.
+    A file that ``take_files`` has told of is not looked at.
     """
     if (file := _told.get(path)) is not None:
         return file
@@ -73,22 +71,19 @@ def probe_all(paths: Sequence[str]) -> list[ImageFile]:
         return list(pool.map(probe, paths))
 
 
-def pack_probes() -> bytes:
-    """What this process knows of all image files that it was asked about, for ``take_probes``."""
-    files = {path: file for path, (_, file) in _found.items()} | _told
-    entries = [(path, f.size, f.error, f.is_deep, f.key) for path, f in files.items()]
-    return zlib.compress(json.dumps(entries).encode(), level=1)
+def known_files() -> dict[str, ImageFile]:
+    """What this process knows of all image files that it was asked about, for ``take_files``."""
+    return {path: file for path, (_, file) in _found.items()} | _told
 
 
-def take_probes(packed: bytes) -> None:
+def take_files(files: Mapping[str, ImageFile]) -> None:
     """Take another process's word, so that both have the same images, whatever is changed since,
     and a disk is asked once.
 
     Args:
-        packed: of ``pack_probes``.
+        files: of ``known_files``.
     """
-    for path, size, error, is_deep, key in json.loads(zlib.decompress(packed)):
-        _told[path] = ImageFile(size and (size[0], size[1]), error, is_deep, (key[0], key[1]))
+    _told.update(files)
 
 
 def why_deep(image: Image.Image) -> str:

@@ -5,9 +5,7 @@ listed is kept, for the evaluations of a training too, and handed to other proce
 Detectron2's ``DatasetFromList``: a hundred bytes of each image, a fifth of what its dict takes.
 """
 
-import pickle
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
@@ -26,7 +24,7 @@ class Listing(NamedTuple):
 _kept: dict[str, Listing] = {}
 
 
-def list_anew(names: Iterable[str]) -> None:
+def list_anew(names: Iterable[str]) -> Mapping[str, Listing]:
     """List data sets, and forget what was listed before: the files may be others.
 
     Raises:
@@ -35,6 +33,7 @@ def list_anew(names: Iterable[str]) -> None:
     _kept.clear()
     for name in names:
         listed(name)
+    return _kept
 
 
 def listed(name: str) -> Listing:
@@ -66,12 +65,12 @@ def count_listed() -> dict[str, int]:
     return {name: len(listing.images) for name, listing in _kept.items()}
 
 
-def pack_listings() -> bytes:
-    """All that this process has listed, for ``take_listings``; ImageNet's in 10 MB."""
-    return zlib.compress(pickle.dumps(_kept, protocol=pickle.HIGHEST_PROTOCOL), level=1)
+def known_listings() -> Mapping[str, Listing]:
+    """All that this process has listed, for ``take_listings``."""
+    return _kept
 
 
-def take_listings(packed: bytes) -> None:
-    """Take what another process of this run, which sent it, has listed."""
+def take_listings(listings: Mapping[str, Listing]) -> None:
+    """Take what another process of this run has listed."""
     _kept.clear()
-    _kept.update(pickle.loads(zlib.decompress(packed)))
+    _kept.update(listings)

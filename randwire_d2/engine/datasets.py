@@ -4,18 +4,20 @@ import logging
 import socket
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..data import Look, absolute, labelled_images, look, register_detection_data
-from ..data.image_files import pack_probes, take_probes
+from ..data.by_path import read_labels, take_labels
+from ..data.image_files import known_files, take_files
 from ..data.labels import named
 from ..data.layouts import find_splits
-from ..data.listing import count_listed
+from ..data.listing import count_listed, known_listings, take_listings
 from ..text import one_line
-from .torchrun import Launched
+from .torchrun import made_once
 
 # The heads that have a NUM_CLASSES; SEM_SEG_HEAD's are not things.
 HEADS = ("ROI_HEADS", "RETINANET")
@@ -62,8 +64,8 @@ def take_data(cfg: CfgNode, needs_val: bool = True) -> None:
     if node.PATH_VAL and not node.PATH:
         raise ValueError("DATASETS.PATH_VAL (--data-val) needs DATASETS.PATH (--data)")
     node.PATH, node.PATH_VAL = absolute(node.PATH), absolute(node.PATH_VAL)
-    if node.PATH and (launched := Launched.beside_others()):
-        take_probes(launched.share("images", partial(_look_at_images, cfg, needs_val)))
+    if node.PATH:
+        made_once("labels", partial(_read_data, cfg, needs_val), take_known)
     node.TRAIN, node.TEST = register_data(cfg, needs_val)
     if node.HOLD_BACK and (not node.PATH or "val" in find_splits(node.PATH, node.PATH_VAL)):
         why = "there is a validation split" if node.PATH else "it is for DATASETS.PATH (--data)"
@@ -73,15 +75,27 @@ def take_data(cfg: CfgNode, needs_val: bool = True) -> None:
             _check_masks(name, cfg.INPUT.MASK_FORMAT if name in node.TRAIN else "bitmask")
 
 
-def _look_at_images(cfg: CfgNode, needs_val: bool) -> bytes:
+def _read_data(cfg: CfgNode, needs_val: bool) -> tuple[Any, ...]:
     register_data(cfg, needs_val)
-    return pack_probes()
+    return known()
+
+
+def known() -> tuple[Any, ...]:
+    """What this process has read of data, for ``take_known`` in others of the same run."""
+    return known_files(), read_labels(), known_listings()
+
+
+def take_known(told: tuple[Any, ...]) -> None:
+    """Take what another process has read."""
+    files, labels, listings = told
+    take_files(files)
+    take_labels(labels)
+    take_listings(listings)
 
 
 def check_same_data(cfg: CfgNode) -> None:
     """See whether all processes have listed as many of a classifier's images, and have the same
-    images and boxes of DATASETS.PATH, each of which has read the labels, and each machine's first
-    one looked at the images. All of them call it.
+    images and boxes of DATASETS.PATH: one of each machine has read them. All of them call it.
 
     Raises:
         ValueError: in all of them: they have not; one line that names two.

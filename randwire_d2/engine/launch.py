@@ -2,9 +2,12 @@
 
 import argparse
 import logging
+import os
+import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -16,13 +19,11 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
-from ..data.image_files import pack_probes, take_probes
-from ..data.listing import pack_listings, take_listings
 from ..environment import variable
 from ..files import without_options
 from ..malloc import keep_freed_memory
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
-from .datasets import check_same_data, log_data, register_data
+from .datasets import check_same_data, known, log_data, register_data, take_known
 from .failures import explained
 from .lock import locked
 from .saving import set_earlier_aside
@@ -203,6 +204,7 @@ def run_processes(
         signals_for_children() if several else nullcontext(),
         # A process that sees GPUs must have one of its own, and gets NCCL.
         variable("CUDA_VISIBLE_DEVICES", "") if several and on_cpu else nullcontext(),
+        _file_of_known() if several else nullcontext() as file,
     ):
         return launch(
             _informed,
@@ -210,16 +212,30 @@ def run_processes(
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=((pack_probes(), pack_listings()) if several else None, main, timeout, *main_args),
+            args=(file, main, timeout, *main_args),
         )
 
 
-def _informed(
-    packed: tuple[bytes, bytes] | None, main: Callable[..., Any], timeout: float, *args: Any
-) -> Any:
-    """Call ``main(*args)``, watched, with what its parent process knows of images."""
-    if packed is not None:
-        probes, listings = packed
-        take_probes(probes)
-        take_listings(listings)
+@contextmanager
+def _file_of_known() -> Iterator[str]:
+    """A file of what this process has read of data, for the processes that it starts.
+
+    Arguments reach them through a pipe of 64 KiB. With more, each would be started only once the
+    one before has imported the tool and reads its own.
+    """
+    with TemporaryDirectory() as folder:
+        path = os.path.join(folder, "known")
+        with open(path, "wb") as file:
+            pickle.dump(known(), file, pickle.HIGHEST_PROTOCOL)
+        yield path
+
+
+def _informed(path: str | None, main: Callable[..., Any], timeout: float, *args: Any) -> Any:
+    """Call ``main(*args)``, watched, with what its parent process has read of data."""
+    if path is not None:
+        with open(path, "rb") as file:
+            take_known(pickle.load(file))
+        comm.synchronize()
+        if comm.get_local_rank() == 0:
+            os.remove(path)
     return watched(main, timeout, *args)

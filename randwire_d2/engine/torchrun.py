@@ -4,13 +4,15 @@ import argparse
 import json
 import logging
 import os
+import pickle
 import time
 import uuid
+import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
@@ -23,7 +25,8 @@ from .slurm import is_submitted
 from .threads import share_cores
 from .watch import watched
 
-_PART = 1 << 20  # characters of a value in the store, which takes no more than 8 MiB
+_PART = 3 << 18  # bytes: 1 MiB of text, of which a value in the store may have 8
+_T = TypeVar("_T")
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
@@ -46,12 +49,6 @@ class Launched:
         if not all(name in os.environ for name in (*_VARIABLES, "MASTER_ADDR", "MASTER_PORT")):
             return None
         return cls(*(int(os.environ[name]) for name in _VARIABLES))
-
-    @classmethod
-    def beside_others(cls) -> "Launched | None":
-        """As ``here``; None, too, in the only process that was started on this machine."""
-        launched = cls.here()
-        return launched if launched is not None and launched.local_world_size > 1 else None
 
     def check(self, args: argparse.Namespace) -> None:
         """
@@ -106,36 +103,53 @@ class Launched:
         comm.synchronize()
         return watched(main, timeout, *args)
 
-    def share(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """What the first process of this machine makes, in all of them, before they are a group.
-
-        All processes of all machines call it, once for each name.
-
-        Raises:
-            ValueError: it was not made; in all of them, one line.
-        """
+    def share(self, name: str, make: Callable[[], _T]) -> _T:
+        """``made_once`` among the processes of this machine."""
         machine = self.rank // self.local_world_size
         here = distributed.PrefixStore(f"share/{name}/{machine}", _store(self))
         if self.local_rank:
-            return _receive(here)
+            made: _T = pickle.loads(zlib.decompress(_receive(here, self.local_world_size - 1)))
+            return made
         try:
             made = make()
+            packed = zlib.compress(pickle.dumps(made, pickle.HIGHEST_PROTOCOL), level=1)
+            for i in range(0, len(packed), _PART):
+                here.set(str(i), b64encode(packed[i : i + _PART]).decode())  # a value is text
         except Exception as e:
             here.set("made", json.dumps({"error": one_line(e, 5000) or type(e).__name__}))
             raise
-        text = b64encode(made).decode()  # a value is text
-        parts = [text[i : i + _PART] for i in range(0, len(text), _PART)]
-        for i, part in enumerate(parts):
-            here.set(str(i), part)
-        here.set("made", json.dumps({"parts": len(parts)}))
+        here.set("made", json.dumps({"bytes": len(packed)}))
         return made
 
 
-def _receive(here: distributed.Store) -> bytes:
+def made_once(name: str, make: Callable[[], _T], take: Callable[[_T], object] | None = None) -> _T:
+    """What ``make`` returns: of the processes that a launcher has started on this machine, the
+    first one makes it, and the others get a copy, which they ``take``; before they are a group.
+
+    All processes of all machines call it, once for each name.
+
+    Raises:
+        ValueError: it was not made; in all of them, one line.
+    """
+    launched = Launched.here()
+    if launched is None or launched.local_world_size == 1:
+        return make()
+    made = launched.share(name, make)
+    if take is not None and launched.local_rank:
+        take(made)
+    return made
+
+
+def _receive(here: distributed.Store, receivers: int) -> bytes:
     try:
         made = json.loads(here.get("made"))
         if "error" not in made:
-            return b64decode(b"".join(here.get(str(i)) for i in range(made["parts"])))
+            parts = list(map(str, range(0, made["bytes"], _PART)))
+            packed = b"".join(b64decode(here.get(part)) for part in parts)
+            if here.add("received", 1) == receivers:  # the store outlives a training
+                for part in parts:
+                    here.delete_key(part)
+            return packed
     except RuntimeError as e:  # DistError, of which each version of torch has its own
         raise ValueError(
             "the first process of this machine, which looks at the data for all, does not answer: "
