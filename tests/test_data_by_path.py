@@ -25,6 +25,7 @@ from randwire_d2.data import (
     labelled_images,
     look,
     register_detection_data,
+    voc,
 )
 from randwire_d2.data.by_path import held_back
 from randwire_d2.data.coco_json import read_coco
@@ -151,6 +152,26 @@ def test_difficult_objects_are_trained_on_and_ignored_in_evaluation(
     for crowds in (True, False):
         output = tmp_path / f"found_{crowds}"
         assert average_precision(cfg, output, noise=0, crowds=crowds) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("of_validation", "number"), [("", 8), ("other", 10)])
+def test_a_voc_file_is_parsed_once(
+    of_validation: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: twice where there is no labelmap.txt: for the names of all classes, too."""
+    parsed: list[Path] = []
+    parse_file = voc._parse
+    monkeypatch.setattr(voc, "_parse", lambda path: parsed.append(path) or parse_file(path))
+    given: list[object] = ["--data", tmp_path / "own" / "data"]
+    for folder in filter(None, ("own", of_validation)):
+        (tmp_path / folder).mkdir()
+        write_sound(tmp_path / folder / "data")
+        (tmp_path / folder / "data" / "labelmap.txt").unlink()
+        (tmp_path / folder / "data" / "data.yaml").unlink()
+    if of_validation:
+        given += ["--data-val", tmp_path / of_validation / "data"]
+    load_config(parse(*given))
+    assert len(parsed) == len(set(parsed)) == number
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="no images in ../shared/data")

@@ -14,12 +14,12 @@ A path is one of:
 
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from .coco_json import read_coco
 from .labels import LabelledImages, named
-from .voc import FOLDERS, image_sets, is_voc, read_voc, voc_classes
+from .voc import FOLDERS, VocFile, image_sets, is_voc, parse_voc, read_voc
 from .yolo import read_data_yaml, read_yolo
 
 ROBOFLOW = "_annotations.coco.json"
@@ -51,11 +51,11 @@ def find_splits(path: str, path_val: str = "") -> dict[str, Reader]:
         ValueError: a path does not exist or holds nothing that is known, or more than one thing;
             one line.
     """
-    splits = _find(path)
+    parse = cache(parse_voc)  # a file once, be it for the names of classes or for its boxes
+    splits = _find(path, parse)
     if not path_val:
         return splits
-    train = _voc_folder(_parts(path)[0])
-    other = _find(path_val, voc_classes(train) if train else None)
+    other = _find(path_val, parse, _voc_folder(_parts(path)[0]))
     return {"train": splits["train"], "val": other.get("val", other["train"])}
 
 
@@ -64,10 +64,11 @@ def _parts(path: str) -> list[str]:
     return [before, after] if colon and before and not os.path.exists(path) else [path]
 
 
-def _find(path: str, classes: tuple[str, ...] | None = None) -> dict[str, Reader]:
+def _find(path: str, parse: Callable[[Path], VocFile], of_classes: str = "") -> dict[str, Reader]:
     """
     Args:
-        classes: those of a VOC folder, if they are not its own.
+        parse: reads a file of a VOC folder.
+        of_classes: the VOC folder whose classes one has, if they are not its own.
     """
     place, *images = _parts(path)
     for part in (place, *images):
@@ -94,7 +95,12 @@ def _find(path: str, classes: tuple[str, ...] | None = None) -> dict[str, Reader
         )
     if coco:
         return {split: _coco(file) for split, file in coco.items()}
-    return _voc(voc, classes) if voc else _yolo(data_yaml)
+    if voc:
+        return {
+            split: partial(read_voc, voc, names, of_classes or voc, parse)
+            for split, names in image_sets(voc).items()
+        }
+    return _yolo(data_yaml)
 
 
 def _coco_files(folder: Path) -> dict[str, Path]:
@@ -140,11 +146,3 @@ def _voc_folder(place: str) -> str:
     """The VOC folder that a path names, itself or by its Annotations; "" if it names none."""
     folder = os.path.dirname(place) if os.path.basename(place) == FOLDERS[0] else place
     return folder if is_voc(folder) else ""
-
-
-def _voc(folder: str, classes: tuple[str, ...] | None) -> dict[str, Reader]:
-    classes = classes or voc_classes(folder)
-    return {
-        split: partial(read_voc, folder, names, classes)
-        for split, names in image_sets(folder).items()
-    }

@@ -8,8 +8,9 @@ to learn the size that the file states, and rounds boxes to float32; Detectron2'
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from torchvision.datasets.folder import is_image_file
@@ -24,6 +25,19 @@ NOT_FOUR = "objects whose bndbox is not four numbers (left out)"
 NO_FILE = "images without a file in Annotations (left out)"
 NO_SIZE = "annotations without the image's size (it is taken from the image)"
 DIGITS = 3
+
+
+class VocObject(NamedTuple):
+    name: str
+    box: list[float] | None  # x, y, width, height; None where bndbox is not four numbers
+    is_difficult: bool
+
+
+class VocFile(NamedTuple):
+    """A file in Annotations; the size, height and width, is None where it does not say it."""
+
+    size: tuple[int, int] | None
+    objects: list[VocObject]
 
 
 def is_voc(folder: str) -> bool:
@@ -47,8 +61,11 @@ def image_sets(folder: str) -> dict[str, list[str]]:
     return {"train": sorted(path.stem for path in Path(folder, FOLDERS[0]).glob("*.xml"))}
 
 
-def voc_classes(folder: str) -> tuple[str, ...]:
+def voc_classes(folder: str, parse: Callable[[Path], VocFile]) -> tuple[str, ...]:
     """The names in labelmap.txt, or those of all objects in Annotations, sorted.
+
+    Args:
+        parse: ``parse_voc``, or what remembers its answers.
 
     Raises:
         ValueError: there is none, or a file can't be read; one line.
@@ -59,17 +76,24 @@ def voc_classes(folder: str) -> tuple[str, ...]:
         names = [line.split(":")[0].strip() for line in lines if not line.startswith("#")]
         return check_classes(str(label_map), [n for n in names if n not in ("", "background")])
     files = sorted(Path(folder, FOLDERS[0]).glob("*.xml"))
-    found = {_text(o, "name") for path in files for o in _parse(path).findall("object")}
+    found = {o.name for path in files for o in parse(path).objects}
     return check_classes(folder, sorted(found - {""}))
 
 
-def read_voc(folder: str, names: list[str], classes: tuple[str, ...]) -> LabelledImages:
+def read_voc(
+    folder: str, names: list[str], of_classes: str, parse: Callable[[Path], VocFile]
+) -> LabelledImages:
     """Read the images of these names, without extension.
 
+    Args:
+        of_classes: the folder whose ``voc_classes`` are the classes.
+        parse: as there.
+
     Raises:
-        ValueError: a file of annotations can't be read, or has an object of no class of
-            ``classes``; one line.
+        ValueError: a file of annotations can't be read, or has an object of no class; one line.
     """
+    classes = voc_classes(of_classes, parse)
+    index = {name: i for i, name in enumerate(classes)}
     images = {Path(f).stem: f for f in sorted(os.listdir(os.path.join(folder, FOLDERS[1])))
               if is_image_file(f)}  # fmt: skip
     faults = Faults()
@@ -79,7 +103,7 @@ def read_voc(folder: str, names: list[str], classes: tuple[str, ...]) -> Labelle
         record: dict[str, Any] = {"file_name": file_name, "image_id": image_id, "annotations": []}
         path = Path(folder, FOLDERS[0], f"{name}.xml")
         if path.is_file():
-            _read(path, record, classes, faults)
+            _take(parse(path), str(path), record, index, faults)
             records.append(record)
         else:
             faults.add(NO_FILE, str(path))
@@ -87,36 +111,54 @@ def read_voc(folder: str, names: list[str], classes: tuple[str, ...]) -> Labelle
     return LabelledImages(folder, records, classes, category_ids, faults, image_root=folder)
 
 
-def _read(path: Path, record: dict[str, Any], classes: tuple[str, ...], faults: Faults) -> None:
-    root = _parse(path)
-    try:
-        size = [int(float(_text(root, f"size/{key}"))) for key in ("height", "width")]
-    except (ValueError, OverflowError):
-        size = [0]
-    if all(size):
-        record["height"], record["width"] = size
+def _take(
+    file: VocFile, path: str, record: dict[str, Any], index: dict[str, int], faults: Faults
+) -> None:
+    if file.size is not None:
+        record["height"], record["width"] = file.size
     else:
-        faults.add(NO_SIZE, str(path))
-    for o in root.findall("object"):
-        name = _text(o, "name")
-        if name not in classes:
+        faults.add(NO_SIZE, path)
+    for name, box, is_difficult in file.objects:
+        if name not in index:
             raise ValueError(
-                f"{str(path)!r} has an object of the class {brief(name)}, which is none "
-                f"of the {len(classes)}: {named(classes, len(classes), 80)}"
+                f"{path!r} has an object of the class {brief(name)}, which is none "
+                f"of the {len(index)}: {named(index, len(index), 80)}"
             )
-        try:
-            left, top, right, bottom = (
-                float(_text(o, f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
-            )
-        except ValueError:
-            faults.add(NOT_FOUR, str(path))
+        if box is None:
+            faults.add(NOT_FOUR, path)
             continue
-        left, top = left - 1, top - 1
-        box = [round(v, DIGITS) for v in (left, top, right - left, bottom - top)]
-        found = annotation(box, classes.index(name))
-        if _text(o, "difficult") == "1":
+        found = annotation(box, index[name])
+        if is_difficult:
             found["difficult"] = True
         record["annotations"].append(found)
+
+
+def parse_voc(path: Path) -> VocFile:
+    """
+    Raises:
+        ValueError: it can't be read as VOC's XML; one line.
+    """
+    root = _parse(path)
+    try:
+        height, width = (int(float(_text(root, f"size/{key}"))) for key in ("height", "width"))
+    except (ValueError, OverflowError):
+        height = width = 0
+    objects = [
+        VocObject(_text(o, "name"), _box(o), _text(o, "difficult") == "1")
+        for o in root.findall("object")
+    ]
+    return VocFile((height, width) if height and width else None, objects)
+
+
+def _box(element: ElementTree.Element) -> list[float] | None:
+    try:
+        left, top, right, bottom = (
+            float(_text(element, f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
+        )
+    except ValueError:
+        return None
+    left, top = left - 1, top - 1
+    return [round(v, DIGITS) for v in (left, top, right - left, bottom - top)]
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
