@@ -1,9 +1,11 @@
 """Data sets by their path: three formats are one data set, and the config knows it everywhere."""
 
 import argparse
+import gc
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,11 @@ from PIL import Image
 
 from randwire_d2.config import detector_config
 from randwire_d2.data import (
+    by_path,
+    coco_json,
     count_images,
     existing_path,
+    image_files,
     inspection,
     labelled_images,
     look,
@@ -29,6 +34,7 @@ from randwire_d2.data import (
 )
 from randwire_d2.data.by_path import held_back
 from randwire_d2.data.coco_json import read_coco
+from randwire_d2.data.inspection import clean
 from randwire_d2.data.labels import LabelledImages
 from randwire_d2.drawing.samples import draw_samples
 from randwire_d2.engine import (
@@ -152,6 +158,30 @@ def test_difficult_objects_are_trained_on_and_ignored_in_evaluation(
     for crowds in (True, False):
         output = tmp_path / f"found_{crowds}"
         assert average_precision(cfg, output, noise=0, crowds=crowds) == pytest.approx(100)
+
+
+def test_labels_are_read_without_detours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: of a set of COCO's size, more time goes into a search for garbage where there is none,
+    and into words for faults that no annotation has, than into its JSON."""
+    collects: list[bool] = []
+    monkeypatch.setattr(coco_json, "brief", None)
+    monkeypatch.setattr(by_path, "clean", lambda s: collects.append(gc.isenabled()) or clean(s))
+    load_config(parse(*write_sound(tmp_path / "data")["coco"]))
+    assert collects == [False, False] and gc.isenabled()
+
+
+def test_many_images_are_few_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: a task for each, which takes longer than the image; or images have others' sizes."""
+    paths = [str(tmp_path / f"{i}.png") for i in range(1, 60)]
+    for i, path in enumerate(paths, start=1):
+        Image.new("L", (i, 1)).save(path)
+    tasks = []
+    submit = ThreadPoolExecutor.submit
+    monkeypatch.setattr(
+        ThreadPoolExecutor, "submit", lambda *given: tasks.append(given) or submit(*given)
+    )
+    assert [file.size for file in image_files.probe_all(paths)] == [(i, 1) for i in range(1, 60)]
+    assert len(tasks) <= 16
 
 
 @pytest.mark.parametrize(("of_validation", "number"), [("", 8), ("other", 10)])

@@ -11,6 +11,7 @@ from functools import partial
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ..garbage import uncollected
 from .inspection import clean
 from .labels import LabelledImages, named
 from .layouts import Reader, absolute, find_splits
@@ -171,6 +172,7 @@ def _readers(path: str, path_val: str, hold_back: float, needs_val: bool) -> dic
     return readers
 
 
+@uncollected()
 def _read(
     path: str, path_val: str, share: float, seed: int, needs_val: bool, splits: Sequence[str]
 ) -> dict[str, LabelledImages]:

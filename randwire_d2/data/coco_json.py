@@ -49,11 +49,11 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
         record.update({k: image[k] for k in ("height", "width") if isinstance(image.get(k), int)})
         records[image["id"]] = record
     for entry in annotations:
-        where = f"annotation {brief(entry.get('id'))}"
         image_id = _key(entry, "image_id")
-        if image_id not in records:
-            faults.add(NO_IMAGE, where)
-        elif (found := _annotation(json_file, entry, index, where, faults)) is not None:
+        found = _annotation(json_file, entry, index) if image_id in records else NO_IMAGE
+        if isinstance(found, str):
+            faults.add(found, _where(entry))
+        else:
             records[image_id]["annotations"].append(found)
     evaluable = len(categories) == before and _is_evaluable(images, annotations)
     return LabelledImages(
@@ -135,29 +135,31 @@ def _is_evaluable(images: list[dict[str, Any]], annotations: list[dict[str, Any]
     )
 
 
+def _where(entry: dict[str, Any]) -> str:
+    return f"annotation {brief(entry.get('id'))}"
+
+
 def _annotation(
-    json_file: str, entry: dict[str, Any], index: dict[int, int], where: str, faults: Faults
-) -> dict[str, Any] | None:
-    """The annotation in Detectron2's form; None of a fault."""
+    json_file: str, entry: dict[str, Any], index: dict[int, int]
+) -> dict[str, Any] | str:
+    """The annotation in Detectron2's form, or its fault."""
     category, box = _key(entry, "category_id"), entry.get("bbox")
     segmentation = entry.get("segmentation")
     if category not in index:
         raise ValueError(
-            f"{json_file!r}: {where} has the category_id {brief(entry.get('category_id'))}, "
-            f"which is none of its {len(index)} categories ({named(index, len(index))})"
+            f"{json_file!r}: {_where(entry)} has the category_id "
+            f"{brief(entry.get('category_id'))}, which is none of its {len(index)} categories "
+            f"({named(index, len(index))})"
         )
     polygons = segmentation if isinstance(segmentation, list) else []
     valid = [p for p in polygons if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        faults.add(NOT_FOUR, where)
-        return None
+        return NOT_FOUR
     if entry.get("ignore") or (polygons and not valid):
-        faults.add(IGNORED if entry.get("ignore") else NO_POLYGON, where)
-        return None
+        return IGNORED if entry.get("ignore") else NO_POLYGON
     crowd = entry.get("iscrowd")
     if crowd not in (None, 0, 1):  # Detectron2 takes all but 0 for a crowd, None too
-        faults.add(NO_CROWD, where)
-        return None
+        return NO_CROWD
     found = annotation(box, index[category], int(crowd or 0))
     if isinstance(segmentation, dict):
         found["segmentation"] = _compressed(segmentation)

@@ -67,8 +67,12 @@ def probe_all(paths: Sequence[str]) -> list[ImageFile]:
     """``probe`` for many files at once."""
     if all(path in _told for path in paths):
         return list(map(probe, paths))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(probe, paths))
+    found: list[ImageFile] = [ImageFile(None)] * len(paths)
+    shares = [slice(i, None, _THREADS) for i in range(_THREADS)]
+    with ThreadPoolExecutor(_THREADS) as pool:  # a task for each file would take longer than it
+        for share, files in zip(shares, pool.map(lambda s: list(map(probe, paths[s])), shares)):
+            found[share] = files
+    return found
 
 
 def known_files() -> dict[str, ImageFile]:

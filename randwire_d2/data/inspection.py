@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from .image_files import TO_8_BITS, ImageFile, digest, probe, probe_all
+from .image_files import TO_8_BITS, ImageFile, digest, probe_all
 from .labels import Faults, LabelledImages
 from .rle import rle_fault
 
@@ -129,14 +129,16 @@ def duplicates(
     """
     content = cache(digest)
     names = dict.fromkeys(record["file_name"] for record in first)
+    others = [record["file_name"] for record in second]
+    paths = [*names, *others]
+    keys = {path: file.key for path, file in zip(paths, probe_all(paths))}
     by_key: dict[Any, list[str]] = {}
     for name in names:
-        by_key.setdefault(probe(name).key, []).append(name)
+        by_key.setdefault(keys[name], []).append(name)
     by_content: dict[Any, dict[bytes, str]] = {}  # the same by key, of those that were read
     found = []
-    for record in second:
-        name = record["file_name"]
-        key = probe(name).key
+    for name in others:
+        key = keys[name]
         alike = by_key.get(key, [])
         if name in names:
             found.append((name, name))

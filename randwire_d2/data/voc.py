@@ -151,9 +151,12 @@ def parse_voc(path: Path) -> VocFile:
 
 
 def _box(element: ElementTree.Element) -> list[float] | None:
+    box = element.find("bndbox")  # a path of two names is a search in Python
+    if box is None:
+        return None
     try:
         left, top, right, bottom = (
-            float(_text(element, f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
+            float(_text(box, key)) for key in ("xmin", "ymin", "xmax", "ymax")
         )
     except ValueError:
         return None

@@ -21,6 +21,7 @@ from torch import nn
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..environment import variable
 from ..files import without_options
+from ..garbage import uncollected
 from ..malloc import keep_freed_memory
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .datasets import check_same_data, known, log_data, register_data, take_known
@@ -233,7 +234,7 @@ def _file_of_known() -> Iterator[str]:
 def _informed(path: str | None, main: Callable[..., Any], timeout: float, *args: Any) -> Any:
     """Call ``main(*args)``, watched, with what its parent process has read of data."""
     if path is not None:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, uncollected():
             take_known(pickle.load(file))
         comm.synchronize()
         if comm.get_local_rank() == 0:

@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
+from ..garbage import uncollected
 from ..text import one_line
 from .slurm import is_submitted
 from .threads import share_cores
@@ -108,7 +109,9 @@ class Launched:
         machine = self.rank // self.local_world_size
         here = distributed.PrefixStore(f"share/{name}/{machine}", _store(self))
         if self.local_rank:
-            made: _T = pickle.loads(zlib.decompress(_receive(here, self.local_world_size - 1)))
+            packed = _receive(here, self.local_world_size - 1)
+            with uncollected():
+                made: _T = pickle.loads(zlib.decompress(packed))
             return made
         try:
             made = make()
