@@ -10,12 +10,15 @@ def uncollected() -> Iterator[None]:
     """Have Python not look for cycles of garbage meanwhile.
 
     It looks through all objects each time that they have become a quarter more: of the labels of
-    COCO that takes longer than the labels' JSON itself.
+    COCO that takes longer than the labels' JSON itself. What is made meanwhile then counts as old,
+    and is not looked through for each of the two younger generations.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
+        gc.unfreeze()  # into the oldest generation
         if was_enabled:
             gc.enable()

@@ -45,6 +45,7 @@ from randwire_d2.engine import (
     register_data,
 )
 from randwire_d2.engine.datasets import settle_classes
+from randwire_d2.garbage import uncollected
 from randwire_d2.runs import EVALUATIONS, RunFolder
 
 COCO = ROOT.parent / "shared" / "data" / "coco"
@@ -168,6 +169,9 @@ def test_labels_are_read_without_detours(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(by_path, "clean", lambda s: collects.append(gc.isenabled()) or clean(s))
     load_config(parse(*write_sound(tmp_path / "data")["coco"]))
     assert collects == [False, False] and gc.isenabled()
+    with uncollected():
+        made: list[list] = [[]]
+    assert any(thing is made for thing in gc.get_objects(generation=2))
 
 
 def test_many_images_are_few_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
