@@ -31,6 +31,13 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 900.0
 LOGGERS = ("randwire_d2", "detectron2", "fvcore")  # those that Detectron2's tools set up
 
+
+def leave_checkpoint(folder: Path, **weights: Tensor) -> None:
+    """What a training can be resumed from."""
+    torch.save({"model": weights, "iteration": 1}, folder / "model_0000001.pth")
+    (folder / "last_checkpoint").write_text("model_0000001.pth")
+
+
 # -------------------------------------------------------------------------------------------------
 # Processes
 # -------------------------------------------------------------------------------------------------

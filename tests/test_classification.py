@@ -20,7 +20,14 @@ from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.events import EventStorage, get_event_storage
 from detectron2.utils.logger import setup_logger
-from helpers import LOGGERS, ROOT, draw_image_folders, in_two_processes, last_metrics
+from helpers import (
+    LOGGERS,
+    ROOT,
+    draw_image_folders,
+    in_two_processes,
+    last_metrics,
+    leave_checkpoint,
+)
 from launching import small
 from PIL import Image
 from torch import nn
@@ -527,7 +534,7 @@ def test_a_value_that_cannot_work_is_refused_in_one_line(
 def test_a_training_of_before_nesterov_goes_on_without(folders: Path, tmp_path: Path) -> None:
     """Wrong: it does so anyway, and its config.yaml says it had Nesterov's momentum."""
     given = ["--resume", *tiny(folders, "OUTPUT_DIR", tmp_path)]
-    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    leave_checkpoint(tmp_path)
     (tmp_path / "config.yaml").write_text("SOLVER: {NESTEROV: false, WEIGHT_DECAY: 0.00005}")
     with pytest.raises(ValueError, match="add to the command SOLVER.NESTEROV False;"):
         load_config(parse(C78, *given))

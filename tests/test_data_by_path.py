@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
-from helpers import ROOT, last_metrics, refusal, run_tool
+from helpers import ROOT, last_metrics, leave_checkpoint, refusal, run_tool
 from label_formats import FORMATS, Content, simplified, write_formats, write_sound
 from PIL import Image
 
@@ -349,7 +349,7 @@ def test_no_run_goes_on_with_another_split(unsplit: Path, tmp_path: Path, flags:
     run.mkdir()
     given = ["--data", unsplit, "DATASETS.HOLD_BACK", 0.2, "OUTPUT_DIR", run]
     cfg = load_config(parse(*given))
-    (run / "last_checkpoint").write_text("model_0000001.pth")
+    leave_checkpoint(run)
     (run / "config.yaml").write_text(cfg.dump())
     load_config(parse(*flags, *given))
     with pytest.raises(ValueError, match=r"back .DATASETS.HOLD_BACK 0.2, SEED 1; .*--data-val"):

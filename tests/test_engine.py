@@ -13,7 +13,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.env import seed_all_rng
-from helpers import ROOT, assert_equal, in_two_processes
+from helpers import ROOT, assert_equal, in_two_processes, leave_checkpoint
+from test_lazy import DATA, FASTER, SMALL
+from test_lazy import parse as parse_lazy
 from torch import Tensor, nn
 
 from randwire_d2 import add_randwire_config, engine, load_detector
@@ -25,6 +27,7 @@ from randwire_d2.config import (
     spec_from_config,
 )
 from randwire_d2.engine import Trainer, argument_parser, load_config, scale_schedule, trainer
+from randwire_d2.engine.lazy_config import load_lazy_config
 from randwire_d2.engine.threads import available_cores, busy_cores, fair_threads
 from randwire_d2.engine.trainer import in_parallel, parallel_options
 from randwire_d2.runs import RunFolder
@@ -145,11 +148,24 @@ def nowhere_set():
 def test_resuming_a_run_needs_no_weights(tmp_path: Path) -> None:
     """A run that was started from weights resumes without them being there any more."""
     options = ["MODEL.RANDWIRE.NORM", "FrozenBN", "OUTPUT_DIR", str(tmp_path)]
-    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    leave_checkpoint(tmp_path)
     load_config(parse(SHAPES, "--resume", *options))
     load_config(parse(SHAPES, "--resume", *options, "MODEL.WEIGHTS", "gone.pth"))
     with pytest.raises(ValueError, match="FrozenBN"):
         load_config(parse(SHAPES, *options))
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--eval-only"]])
+def test_a_network_of_other_shapes_is_not_resumed(flags: list[str], tmp_path: Path) -> None:
+    """Wrong: who leaves out --data, or has other classes, gets new weights for some of the old, and
+    an optimizer that ends in a traceback once config.yaml was overwritten."""
+    name = "roi_heads.box_predictor.cls_score.weight"
+    leave_checkpoint(tmp_path, **{name: torch.zeros(3, 64)})
+    says, lazy = rf"{name} has the .*\(7, .*\(3, 64\): .*--data", f"train.output_dir={tmp_path}"
+    with pytest.raises(ValueError, match=says):
+        load_config(parse(SHAPES, *flags, "OUTPUT_DIR", str(tmp_path)))
+    with pytest.raises(ValueError, match=says):
+        load_lazy_config(parse_lazy(FASTER, *flags, *DATA, *SMALL, lazy))
 
 
 def test_a_training_goes_on_with_its_own_optimizer_or_not_at_all(tmp_path: Path) -> None:
@@ -157,7 +173,7 @@ def test_a_training_goes_on_with_its_own_optimizer_or_not_at_all(tmp_path: Path)
     says otherwise; or what the line says to add is refused."""
     own = [*ON_CPU, "OUTPUT_DIR", str(tmp_path), "MODEL.RANDWIRE.NORM", "BN"]
     own += ["MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.WEIGHTS", ""]
-    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    leave_checkpoint(tmp_path)
     load_config(parse(C109, "--resume", *own))  # there is no config.yaml to compare
     text = "SOLVER: {WEIGHT_DECAY_BIAS: null}\nVERSION: 2\n"  # the rest is Detectron2's defaults
     (tmp_path / "config.yaml").write_text(text)

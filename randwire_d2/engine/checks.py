@@ -37,7 +37,7 @@ from .limits import LIMITS, check_images, check_limits
 from .schedule import check_solver, scale_schedule
 from .slurm import is_submitted
 from .torchrun import Launched, count_processes
-from .weights import check_weights, read_weights
+from .weights import check_resumed, check_weights, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -313,11 +313,14 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> nn.Module:
         for part in (node, "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "RETINANET"):
             if part and cfg.MODEL[part].NORM == "SyncBN":
                 raise ValueError(f"MODEL.{part}.NORM SyncBN needs GPUs; on a CPU use BN or GN")
-    resumes = args.resume and RunFolder(cfg.OUTPUT_DIR).can_resume
+    run = RunFolder(cfg.OUTPUT_DIR)
+    resumes = args.resume and run.can_resume
     if not cfg.MODEL.WEIGHTS and not resumes and (node is not None or is_classifier(cfg)):
         _check_untrained(cfg, node, args.eval_only)
     model = _build(cfg)
-    if not resumes:
+    if resumes:
+        check_resumed(run, model)
+    else:
         norm = f"MODEL.{node}.NORM BN " if node else ""
         scratch = f"MODEL.WEIGHTS '' {norm}MODEL.BACKBONE.FREEZE_AT 0"
         ways = "" if is_classifier(cfg) else scratch

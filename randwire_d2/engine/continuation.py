@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine.hooks import LRScheduler
-from torch import nn
 
 from ..config import flat
 from ..data.layouts import find_splits
@@ -89,24 +88,14 @@ def _check_optimizer(own: CfgNode, cfg: CfgNode) -> None:
         )
 
 
-def check_saved(
-    run: RunFolder, model: nn.Module, own: Sequence[Mapping[str, Any]], keys: Keys
-) -> None:
-    """Compare a network, and as ``check_groups`` does the groups of its optimizer, with the
-    checkpoint that a run is resumed from.
+def check_saved_groups(run: RunFolder, own: Sequence[Mapping[str, Any]], keys: Keys) -> None:
+    """``check_groups`` with the checkpoint that a run is resumed from.
 
     Raises:
         ValueError: they differ, or no checkpoint is whole; one line.
     """
     # Its tensors are left on disk.
     file = torch.load(run.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    for name, value in model.state_dict().items():
-        if (saved := file["model"].get(name, value)).shape != value.shape:
-            raise ValueError(
-                f"--resume: {name} has the shape {tuple(value.shape)}, and in the checkpoint "
-                f"{tuple(saved.shape)}: the training began with another network, or data with "
-                "another number of classes (--data); give the same"
-            )
     check_groups(file["trainer"]["optimizer"]["param_groups"], own, keys)
 
 

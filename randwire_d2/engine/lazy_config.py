@@ -37,7 +37,7 @@ from .checks import (
     check_output,
     check_processes,
 )
-from .continuation import check_continuation, check_saved
+from .continuation import check_continuation, check_saved_groups
 from .datasets import take_data
 from .keys import LAZY_KEYS
 from .lazy_data import check_classes, use_data
@@ -54,7 +54,7 @@ from .lazy_yaml import (
 from .limits import LIMITS, at_least, check_images, check_limits
 from .schedule import check_solver
 from .watch import HANG_TIMEOUT
-from .weights import check_weights
+from .weights import check_resumed, check_weights
 
 with warnings.catch_warnings():  # ahead of the tool's first word
     warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
@@ -229,7 +229,7 @@ def _check_solver_parts(cfg: DictConfig, args: argparse.Namespace, model: nn.Mod
         return
     run = RunFolder(cfg.train.output_dir)
     if args.resume and run.can_resume:
-        check_saved(run, model, optimizer.param_groups, LAZY_KEYS)
+        check_saved_groups(run, optimizer.param_groups, LAZY_KEYS)
 
 
 def _check_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:
@@ -240,7 +240,8 @@ def _check_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:
     if synchronised and cfg.train.device == "cpu" and not args.eval_only:
         raise ValueError("model: SyncBN needs GPUs; on a CPU use BN or GN")
     weights = cfg.train.init_checkpoint or ""
-    if args.resume and RunFolder(cfg.train.output_dir).can_resume:
+    if args.resume and (run := RunFolder(cfg.train.output_dir)).can_resume:
+        check_resumed(run, model)
         return model
     check_weights("train.init_checkpoint", weights, model, _SCRATCH)
     if weights:

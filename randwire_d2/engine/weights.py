@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import torch
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
@@ -32,6 +33,24 @@ def check_weights(key: str, weights: str, model: nn.Module, scratch: str = "") -
         check_wiring(model, checkpoint)
     except ValueError as e:
         raise ValueError(f"{key} {weights!r}: {e}") from e
+
+
+def check_resumed(run: RunFolder, model: nn.Module) -> None:
+    """Compare a network with the checkpoint that a run is resumed from.
+
+    Raises:
+        ValueError: they differ, or no checkpoint is whole; one line.
+    """
+    # Its tensors are left on disk.
+    file = torch.load(run.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    check_wiring(model, file)
+    for name, value in model.state_dict().items():
+        if (saved := file["model"].get(name, value)).shape != value.shape:
+            raise ValueError(
+                f"--resume: {name} has the shape {tuple(value.shape)}, and in the checkpoint "
+                f"{tuple(saved.shape)}: the training began with another network, or data with "
+                "another number of classes (--data); give the same"
+            )
 
 
 def read_weights(key: str, path: str) -> dict[str, Any]:
