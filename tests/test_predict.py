@@ -521,6 +521,16 @@ def test_a_prediction_that_ends_early_keeps_what_it_found(
     assert "The prediction is finished; its results are in" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"score-threshold \(None; now 0.2\)"):
         predict(*given, out, "--resume", "--score-threshold", 0.2)
+    for name, content in (
+        *(("job.json", content) for content in ("null", "[]", '{"--batch": []}', '{"stamps": 5}')),
+        *(("images.json", content) for content in ("", "[]", '{"images": [[]]}', None)),
+        ("results.json", None),
+    ):
+        (out / name).unlink() if content is None else (out / name).write_text(content)
+        with pytest.raises(ValueError, match="(damaged|not whole any more) .*--overwrite") as e:
+            predict(*given, out, "--resume")
+        assert "\n" not in str(e.value)
+        (out / name).write_bytes(expected[name])
     (out / "job.json").unlink()
     with pytest.raises(ValueError, match="holds no prediction to go on with"):
         predict(*given, out, "--resume")

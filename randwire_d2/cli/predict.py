@@ -180,7 +180,7 @@ def _prepare(args: argparse.Namespace) -> Job:
         score_threshold=args.score_threshold,
         pictures=not args.no_pictures,
         resume=noted is not None,
-        stamps=(noted or {}).get(STAMPS, {}),
+        stamps=noted[STAMPS] if noted else {},
     )
     _refuse_to_draw_over_inputs(job)
     if isinstance(model, Detector) and model.stuff is not None and not model.stuff.known:

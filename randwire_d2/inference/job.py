@@ -23,6 +23,7 @@ from .detector import Detector
 from .inputs import Input, Video, check_frames
 from .output import (
     IMAGES,
+    RESULTS,
     ResultsWriter,
     picture_path,
     results_writer,
@@ -130,9 +131,20 @@ class Job:
         return self.resume and not (self.folder / NOTE).exists()
 
     def review(self) -> None:
-        """What is done in place of ``run`` then: find the broken inputs."""
-        listed = json.loads((self.folder / IMAGES).read_bytes())["images"]
-        done = {one["file_name"] for one in listed}
+        """What is done in place of ``run`` then: find the broken inputs.
+
+        Raises:
+            ValueError: the results are gone or damaged, or an input has changed; one line.
+        """
+        try:
+            (self.folder / RESULTS).stat()
+            listed = json.loads((self.folder / IMAGES).read_bytes())["images"]
+            done = {one["file_name"] for one in listed}
+        except (OSError, ValueError, LookupError, TypeError) as e:
+            raise ValueError(
+                f"--resume: the results in {str(self.folder)!r} are not whole any more "
+                f"({one_line(e)}); --overwrite begins anew"
+            ) from e
         self._refuse_changed(done)
         for path in self._paths:
             if path not in done:

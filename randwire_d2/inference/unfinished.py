@@ -53,8 +53,11 @@ def read_note(folder: Path) -> Note | None:
     if not path.is_file() and not (path := folder / FINISHED).is_file():
         return None
     try:
-        note: Note = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as e:
+        note: Note = json.loads(path.read_bytes())
+        if not isinstance(note, dict) or [] in note.values():
+            raise ValueError("it is no note of a prediction")
+        note[STAMPS] = dict(note.get(STAMPS, {}))  # older versions have none
+    except (ValueError, TypeError, RecursionError) as e:
         raise ValueError(f"{path} is damaged ({e}); --overwrite begins anew") from e
     return note
 
