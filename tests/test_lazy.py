@@ -457,13 +457,16 @@ def test_copies_of_the_number_of_classes_are_set_and_others_are_not(tmp_path: Pa
         "model.roi_heads.box_predictor.num_classes = 80\n"
         "model.roi_heads.mask_head.num_classes = 1\n"
         "dataloader.evaluator.dataset_name = 'coco_2017_val'\n"
+        "del dataloader.evaluator.output_dir\n"  # as in Detectron2's configs
     )
     data = write_sound(tmp_path / "data")["coco"]
     cfg = load_lazy_config(parse(config, *data, *SMALL, NO_MASKS))
     heads = cfg.model.roi_heads
     numbers = [part.num_classes for part in (heads, heads.box_predictor, heads.mask_head)]
     assert numbers == [2, 2, 1]
-    assert cfg.dataloader.evaluator.dataset_name == cfg.dataloader.test.dataset.names
+    evaluator = cfg.dataloader.evaluator
+    assert evaluator.dataset_name == cfg.dataloader.test.dataset.names
+    assert evaluator.output_dir == f"{cfg.train.output_dir}/inference", "or it fails once trained"
 
 
 @pytest.mark.parametrize(

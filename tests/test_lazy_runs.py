@@ -119,6 +119,10 @@ def test_detectron2s_other_models_can_be_described(name: str) -> None:
     with torch.device("meta"):
         again = LazyDetector(cfg)
         assert repr(again) == repr(instantiate(lazy))
+    whole = model_zoo.get_config("common/data/coco.py")
+    whole.model = lazy
+    described = add_detector(detector_config(), whole, instantiate(lazy))
+    assert described.MODEL.LAZY == cfg.MODEL.LAZY and described.INPUT.FORMAT == "BGR"
 
 
 @pytest.fixture(scope="module")

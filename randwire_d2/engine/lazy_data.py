@@ -6,7 +6,7 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from .datasets import register_data, thing_classes
-from .lazy_yaml import yaml_config
+from .lazy_yaml import finds_coco_metrics, yaml_config
 
 # Where Detectron2's detectors have the number of their classes: ahead of others what those refer
 # to, and last what has another number, 1, if one mask is for all classes.
@@ -39,6 +39,8 @@ def use_data(cfg: DictConfig, overrides: Sequence[str]) -> None:
     OmegaConf.update(cfg, "dataloader.test.dataset.names", test)
     if OmegaConf.select(cfg, "dataloader.evaluator.dataset_name"):
         cfg.dataloader.evaluator.dataset_name = test
+    if finds_coco_metrics(cfg):  # needs one for what is not COCO's; Detectron2's configs have none
+        cfg.dataloader.evaluator.setdefault("output_dir", "${train.output_dir}/inference")
     before = {OmegaConf.select(cfg, key) for key in _NUMBERS[:2]} - {None}
     for key in _NUMBERS:  # those that refer to one of the first are another number by now
         if OmegaConf.select(cfg, key) in before:

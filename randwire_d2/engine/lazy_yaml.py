@@ -157,6 +157,8 @@ def add_detector(own: CfgNode, cfg: DictConfig, model: nn.Module) -> CfgNode:
     predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
     most = predictors[-1].test_topk_per_image if predictors else model.max_detections_per_image
     described.TEST.DETECTIONS_PER_IMAGE = most
+    if not hasattr(model, "input_format"):  # Detectron2's FCOS
+        model.input_format = OmegaConf.select(cfg, "dataloader.test.mapper.image_format")
     preprocessing = find_preprocessing(model)
     assert preprocessing is not None
     described.merge_from_list(preprocessing.options)
