@@ -1,6 +1,5 @@
 """A prediction at work: images, then videos frame by frame; results and pictures of each."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,9 +21,8 @@ from .classifier import Classifier
 from .detector import Detector
 from .inputs import Input, Video, check_frames
 from .output import (
-    IMAGES,
-    RESULTS,
     ResultsWriter,
+    finished_inputs,
     picture_path,
     results_writer,
     save_picture,
@@ -131,20 +129,8 @@ class Job:
         return self.resume and not (self.folder / NOTE).exists()
 
     def review(self) -> None:
-        """What is done in place of ``run`` then: find the broken inputs.
-
-        Raises:
-            ValueError: the results are gone or damaged, or an input has changed; one line.
-        """
-        try:
-            (self.folder / RESULTS).stat()
-            listed = json.loads((self.folder / IMAGES).read_bytes())["images"]
-            done = {one["file_name"] for one in listed}
-        except (OSError, ValueError, LookupError, TypeError) as e:
-            raise ValueError(
-                f"--resume: the results in {str(self.folder)!r} are not whole any more "
-                f"({one_line(e)}); --overwrite begins anew"
-            ) from e
+        """What is done in place of ``run`` then: find the broken inputs."""
+        done = finished_inputs(self.folder)
         self._refuse_changed(done)
         for path in self._paths:
             if path not in done:

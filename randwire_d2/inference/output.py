@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import atomic_open
+from ..text import one_line
 from .unfinished import (
     COLUMNS,
     FINISHED,
@@ -213,6 +214,23 @@ class ResultsWriter:
         for file, end in zip(self._files, self._ends):
             file.seek(end)
             file.truncate()
+
+
+def finished_inputs(folder: Path) -> set[str]:
+    """The files of which the prediction that has ended in a folder has results.
+
+    Raises:
+        ValueError: they are gone or damaged; one line.
+    """
+    try:
+        (folder / RESULTS).stat()
+        listed = json.loads((folder / IMAGES).read_bytes())["images"]
+        return {one["file_name"] for one in listed}
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        raise ValueError(
+            f"--resume: the results in {str(folder)!r} are not whole any more ({one_line(e)}); "
+            "--overwrite begins anew"
+        ) from e
 
 
 def picture_path(folder: Path, name: str, is_video: bool) -> Path:
