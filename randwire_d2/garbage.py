@@ -18,7 +18,8 @@ def uncollected() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
-        gc.unfreeze()  # into the oldest generation
+        if not gc.get_freeze_count():  # what a program has frozen stays so
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
         if was_enabled:
             gc.enable()

@@ -174,6 +174,25 @@ def test_labels_are_read_without_detours(tmp_path: Path, monkeypatch: pytest.Mon
     assert any(thing is made for thing in gc.get_objects(generation=2))
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_search_for_garbage_is_as_it_was_before(enabled: bool) -> None:
+    """Wrong: one block in another, or an error, leaves it off; or what a program has frozen for the
+    processes that it forks is searched again."""
+    gc.freeze()
+    try:
+        if not enabled:
+            gc.disable()
+        with pytest.raises(ValueError), uncollected():
+            with uncollected():
+                pass
+            assert not gc.isenabled()
+            raise ValueError
+        assert (gc.isenabled(), gc.get_freeze_count() > 0) == (enabled, True)
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
 def test_many_images_are_few_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong: a task for each, which takes longer than the image; or images have others' sizes."""
     paths = [str(tmp_path / f"{i}.png") for i in range(1, 60)]

@@ -4,6 +4,8 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,8 @@ def test_what_one_process_has_seen_others_need_not_look_at(
     assert (records(cfg), looks) == (before, [])
     DatasetCatalog.get(cfg.DATASETS.TRAIN[0])  # what is asked for does not stay, and is read again
     assert (records(cfg), looks) == (before, [])
+    datasets.take_known(pickle.loads(packed))
+    assert not by_path._told  # of what is registered, nothing is kept a second time
 
 
 def test_evaluations_read_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,12 +126,13 @@ def in_four_processes(
 ) -> list[Any]:
     """What ``work`` returns, or raises, in each of the processes of two machines."""
     store = HashStore()
+    store.set_timeout(timedelta(seconds=30))
     monkeypatch.setattr(torchrun, "_store", lambda launched: store)
 
     def one(rank: int) -> Any:
         try:
             return work(Launched(rank, rank % 2, 4, 2))
-        except ValueError as e:
+        except (ValueError, SystemExit) as e:
             return str(e)
 
     with ThreadPoolExecutor(4) as pool:
@@ -147,7 +152,19 @@ def test_the_first_process_of_a_machine_looks_for_all(monkeypatch: pytest.Monkey
     assert sorted(made) == [0, 2]
     assert found[0] == found[1] and found[2] == found[3]
     assert [rank for rank, _ in found] == [0, 0, 2, 2] and len(found[0][1]) == 3_000_000
-    assert torchrun._store(Launched(0, 0, 4, 2)).num_keys() < 10
+    assert torchrun._store(Launched(0, 0, 4, 2)).num_keys() < 20
+
+
+def test_each_call_shares_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: a program's second data set is the first one again, or the processes wait for what was
+    removed of that."""
+    sets = ["first", "a longer second", "3rd"]
+
+    def work(one: Launched) -> list[str]:
+        return [one.share("labels", partial(str, name)) for name in sets]
+
+    found = in_four_processes(work, monkeypatch)
+    assert found == [sets] * 4
 
 
 def test_one_process_packs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,16 +179,20 @@ def test_one_process_packs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_one_process_refuses_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: the others wait for a process that has ended with an error, be it of packing."""
+    """Wrong: the others wait for a process that has ended, be it by an error of packing or by the
+    code of a data set that exits."""
 
     def refuse() -> Any:
         raise ValueError("'data' has no images")
+
+    def leave() -> Any:
+        raise SystemExit("'data' has no images")
 
     class Unpackable:
         def __reduce__(self) -> Any:
             return refuse()
 
-    for make in (refuse, Unpackable):
+    for make in (refuse, leave, Unpackable):
         found = in_four_processes(lambda one, make=make: one.share("images", make), monkeypatch)
         assert found == ["'data' has no images"] * 4
 

@@ -207,6 +207,15 @@ def test_processes_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not launch.run_processes(print, (), args, True, timeout=0.0).parent.exists()
 
 
+def test_a_full_temporary_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: a message that names neither the place nor a way out."""
+    with open("/dev/full", "wb") as full, mock.patch.object(launch, "share_cores"):
+        monkeypatch.setattr(launch, "open", lambda *_: full, raising=False)
+        args = argument_parser().parse_args(["--num-gpus", "2"])
+        with pytest.raises(OSError, match=r"to /.* \(No space left on device\): .*TMPDIR$"):
+            launch.run_processes(print, (), args, True, timeout=0.0)
+
+
 # -------------------------------------------------------------------------------------------------
 # Signals
 # -------------------------------------------------------------------------------------------------

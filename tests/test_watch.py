@@ -5,7 +5,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from functools import partialmethod
 from pathlib import Path
 from types import FrameType
 
@@ -197,6 +202,10 @@ class Loop(TrainerBase):
                 time.sleep(1e6)
             elif self._mishap == "fails":
                 raise ValueError("a bug")
+            elif "slow store" in self._mishap:
+                time.sleep(3 * watch.BEAT)  # until the watch asks it
+                if "interrupted" in self._mishap:
+                    raise KeyboardInterrupt
         distributed.all_reduce(torch.ones(3))
 
 
@@ -238,7 +247,17 @@ def _process(rank: int, port: int, mishap: str, log: Path) -> None:
     url = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
     comm.create_local_process_group(2)
-    watched(_loop, 4.0, mishap, log.with_name("checkpoint"))
+    if "slow store" in mishap:
+        watch.Watch._look = partialmethod(_look_slowly, watch.Watch._look)  # type: ignore
+    with suppress(KeyboardInterrupt), watch.watch(4.0):
+        _loop(mishap, log.with_name("checkpoint"))
+    assert "watch" not in [thread.name for thread in threading.enumerate()]
+
+
+def _look_slowly(self: watch.Watch, look: Callable[[watch.Watch], str]) -> str:
+    with suppress(RuntimeError):
+        self._store.wait(["never"], timedelta(seconds=1))
+    return look(self)
 
 
 def run_two(mishaps: tuple[str, str], folder: Path, victim: int = -1) -> tuple[list[int], str]:
@@ -278,6 +297,14 @@ def test_the_others_end_and_say_who(mishap: str, victim: int, tmp_path: Path) ->
     assert "--resume goes on from the last checkpoint" in said
     if mishap == "hangs":
         assert "test_watch.py" in said and "run_step" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mishap", ["slow store", "slow store, interrupted"])
+def test_no_thread_is_left_in_the_store(mishap: str, tmp_path: Path) -> None:
+    """Wrong: Python ends it there, amid C++, which aborts a process that has done its work."""
+    statuses, said = run_two(("", mishap), tmp_path, victim=0 if "interrupted" in mishap else -1)
+    assert statuses[1] == 0, said
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def read_labels() -> dict[str, LabelledImages]:
 
 def take_labels(read: Mapping[str, LabelledImages]) -> None:
     """Take what another process has read, for ``register_detection_data`` here."""
-    _told.update(read)
+    _told.update((name, found) for name, found in read.items() if name not in DatasetCatalog)
 
 
 def labelled_images(name: str) -> LabelledImages:

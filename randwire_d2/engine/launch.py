@@ -226,8 +226,14 @@ def _file_of_known() -> Iterator[str]:
     """
     with TemporaryDirectory() as folder:
         path = os.path.join(folder, "known")
-        with open(path, "wb") as file:
-            pickle.dump(known(), file, pickle.HIGHEST_PROTOCOL)
+        try:
+            with open(path, "wb") as file:
+                pickle.dump(known(), file, pickle.HIGHEST_PROTOCOL)
+        except OSError as e:
+            raise OSError(
+                f"the data's labels can't be written to {folder}, for the processes to be started "
+                f"({e.strerror}): make room, or name another disk in the environment's TMPDIR"
+            ) from e
         yield path
 
 

@@ -106,8 +106,9 @@ class Launched:
 
     def share(self, name: str, make: Callable[[], _T]) -> _T:
         """``made_once`` among the processes of this machine."""
-        machine = self.rank // self.local_world_size
-        here = distributed.PrefixStore(f"share/{name}/{machine}", _store(self))
+        machine, store = self.rank // self.local_world_size, _store(self)
+        call = store.add(f"shares/{name}/{self.rank}", 1)  # a program may read several data sets
+        here = distributed.PrefixStore(f"share/{name}/{machine}/{call}", store)
         if self.local_rank:
             packed = _receive(here, self.local_world_size - 1)
             with uncollected():
@@ -118,7 +119,7 @@ class Launched:
             packed = zlib.compress(pickle.dumps(made, pickle.HIGHEST_PROTOCOL), level=1)
             for i in range(0, len(packed), _PART):
                 here.set(str(i), b64encode(packed[i : i + _PART]).decode())  # a value is text
-        except Exception as e:
+        except BaseException as e:  # the others must not wait, whatever ends this one
             here.set("made", json.dumps({"error": one_line(e, 5000) or type(e).__name__}))
             raise
         here.set("made", json.dumps({"bytes": len(packed)}))
@@ -129,7 +130,7 @@ def made_once(name: str, make: Callable[[], _T], take: Callable[[_T], object] | 
     """What ``make`` returns: of the processes that a launcher has started on this machine, the
     first one makes it, and the others get a copy, which they ``take``; before they are a group.
 
-    All processes of all machines call it, once for each name.
+    All processes of all machines call it, in the same order.
 
     Raises:
         ValueError: it was not made; in all of them, one line.

@@ -182,13 +182,10 @@ class Watch:
             self._write()  # at once: one that dies now is not busy with something else
 
     def stop(self) -> None:
-        """End the watch: of all processes, since they end together."""
+        """End the watch of this process, and wait for its thread: Python would end that amid a call
+        of the store's, in C++, which aborts the process. The guard limits the wait."""
         self._stop.set()
-        self._thread.join(3 * BEAT)
-
-    def abandon(self) -> None:
-        """End the watch of this process, whatever the others think of it."""
-        self._stop.set()
+        self._thread.join()
 
     def finish(self) -> None:
         """End the watch of this process, which has done its work."""
@@ -208,26 +205,24 @@ class Watch:
 
     def _stop_and_write(self) -> None:
         self.stop()
-        if not self._thread.is_alive():  # else the store does not answer
-            with suppress(RuntimeError):
-                self._write()
+        with suppress(RuntimeError):
+            self._write()
 
     def _run(self) -> None:
         while not self._stop.wait(BEAT):
             try:
                 judgement = self._look()
             except RuntimeError:  # DistError, of which each version of torch has its own
-                if self._stop.is_set():
-                    return
                 judgement = self._no_answer
             self._looks += 1
-            if judgement:
+            if judgement and not self._stop.is_set():  # else it ends by itself
                 self._end(judgement)
 
     def _guard(self) -> None:
         """Notice a store that does not answer: its own limit of time does not hold everywhere."""
         looks = missing = 0
-        while not self._stop.wait(BEAT):
+        while self._thread.is_alive() or not self._stop.is_set():
+            self._thread.join(BEAT)
             missing = missing + 1 if self._looks == looks else 0
             looks = self._looks
             if missing * BEAT > SILENCE:
@@ -235,7 +230,8 @@ class Watch:
 
     @property
     def _no_answer(self) -> str:
-        return f"{self._names[0]}, or its launcher, does not answer: dead, or stopped"
+        own = f" ({self._state.where})" if self._state.phase == "failed" else ""
+        return f"{self._names[0]}, or its launcher, does not answer: dead, or stopped{own}"
 
     def _look(self) -> str:
         now = time.monotonic()
@@ -325,7 +321,7 @@ def watch(timeout: float) -> Iterator[None]:
         raise
     finally:
         if _current is not None:
-            _current.abandon()
+            _current.stop()
         _current = None
 
 
