@@ -18,7 +18,6 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, reduce
 from operator import getitem
@@ -28,7 +27,7 @@ from detectron2.config import CfgNode
 
 from .config import classifier_config, merge_file
 from .files import atomic_open, without_options
-from .pretrained.reading import read_iteration
+from .pretrained.reading import iteration_of, read_iteration
 from .text import one_line
 
 EVALUATIONS = "evaluations"
@@ -333,13 +332,6 @@ class Progress:
 
     done: float
     last: Mapping[str, float]
-
-
-def iteration_of(checkpoint: str | os.PathLike[str]) -> int | None:
-    """``read_iteration``; None of what is not whole, or no training's."""
-    with suppress(OSError, ValueError):
-        return read_iteration(checkpoint)
-    return None
 
 
 def evaluation_config(cfg: CfgNode, resume: bool) -> CfgNode:

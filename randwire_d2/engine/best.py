@@ -14,7 +14,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..config import is_classifier
-from ..runs import RunFolder, iteration_of
+from ..pretrained.reading import iteration_of
+from ..runs import RunFolder
 from .keys import YAML_KEYS, Keys
 
 # By task, what COCOEvaluator finds.

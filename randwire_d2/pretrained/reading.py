@@ -7,6 +7,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import IO, Any
 
 import numpy as np
@@ -69,6 +70,13 @@ def read_iteration(path: str | os.PathLike[str]) -> int:
         raise ValueError(
             f"{path} has no iteration, as what a training saves has, and is for MODEL.WEIGHTS"
         ) from e
+
+
+def iteration_of(path: str | os.PathLike[str]) -> int | None:
+    """``read_iteration``; None of what is not whole, or no training's."""
+    with suppress(OSError, ValueError):
+        return read_iteration(path)
+    return None
 
 
 def check_state(path: str | os.PathLike[str], state: Any) -> None:
