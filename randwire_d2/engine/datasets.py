@@ -66,10 +66,9 @@ def take_data(cfg: CfgNode, needs_val: bool = True) -> None:
     node.PATH, node.PATH_VAL = absolute(node.PATH), absolute(node.PATH_VAL)
     if node.PATH:
         made_once("labels", partial(_read_data, cfg, needs_val), take_known)
+    elif node.HOLD_BACK:
+        _warn_of_hold_back(cfg, "it is for DATASETS.PATH (--data)")
     node.TRAIN, node.TEST = register_data(cfg, needs_val)
-    if node.HOLD_BACK and (not node.PATH or "val" in find_splits(node.PATH, node.PATH_VAL)):
-        why = "there is a validation split" if node.PATH else "it is for DATASETS.PATH (--data)"
-        logger.warning(f"DATASETS.HOLD_BACK {node.HOLD_BACK} holds no image back: {why}")
     if node.PATH and cfg.MODEL.MASK_ON:
         for name in (*node.TRAIN, *node.TEST):
             _check_masks(name, cfg.INPUT.MASK_FORMAT if name in node.TRAIN else "bitmask")
@@ -77,7 +76,14 @@ def take_data(cfg: CfgNode, needs_val: bool = True) -> None:
 
 def _read_data(cfg: CfgNode, needs_val: bool) -> tuple[Any, ...]:
     register_data(cfg, needs_val)
+    node = cfg.DATASETS
+    if node.HOLD_BACK and "val" in find_splits(node.PATH, node.PATH_VAL):
+        _warn_of_hold_back(cfg, "there is a validation split")
     return known()
+
+
+def _warn_of_hold_back(cfg: CfgNode, why: str) -> None:
+    logger.warning(f"DATASETS.HOLD_BACK {cfg.DATASETS.HOLD_BACK} holds no image back: {why}")
 
 
 def known() -> tuple[Any, ...]:
