@@ -88,17 +88,6 @@ def _check_optimizer(own: CfgNode, cfg: CfgNode) -> None:
         )
 
 
-def check_saved_groups(run: RunFolder, own: Sequence[Mapping[str, Any]], keys: Keys) -> None:
-    """``check_groups`` with the checkpoint that a run is resumed from.
-
-    Raises:
-        ValueError: they differ, or no checkpoint is whole; one line.
-    """
-    # Its tensors are left on disk.
-    file = torch.load(run.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    check_groups(file["trainer"]["optimizer"]["param_groups"], own, keys)
-
-
 def check_groups(
     saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]], keys: Keys
 ) -> None:

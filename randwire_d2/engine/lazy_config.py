@@ -37,7 +37,7 @@ from .checks import (
     check_output,
     check_processes,
 )
-from .continuation import check_continuation, check_saved_groups
+from .continuation import check_continuation, check_groups
 from .datasets import take_data
 from .keys import LAZY_KEYS
 from .lazy_data import check_classes, use_data
@@ -132,9 +132,9 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
         for name in datasets_of(cfg, split):
             check_dataset(f"dataloader.{split}.dataset.names", name)
             check_classes(cfg, name)
-    model = _check_model(cfg, args)
+    model, resumed = _check_model(cfg, args)
     if not args.eval_only:
-        _check_solver_parts(cfg, args, model)
+        _check_solver_parts(cfg, model, resumed)
     add_tasks(own, model)
     with in_lazy_words():
         if own.DATASETS.PATH:  # who registers a set by a name may know its keypoints
@@ -217,8 +217,12 @@ def build_optimizer(call: DictConfig, model: nn.Module) -> torch.optim.Optimizer
     return optimizer
 
 
-def _check_solver_parts(cfg: DictConfig, args: argparse.Namespace, model: nn.Module) -> None:
-    """Ahead of all that writes into the output folder; FiniteTrainer looks again."""
+def _check_solver_parts(cfg: DictConfig, model: nn.Module, resumed: dict[str, Any] | None) -> None:
+    """Ahead of all that writes into the output folder; FiniteTrainer looks again.
+
+    Args:
+        resumed: the checkpoint to go on from, if there is one.
+    """
     with building("lr_multiplier"):
         instantiate(cfg.lr_multiplier)
     try:
@@ -227,12 +231,15 @@ def _check_solver_parts(cfg: DictConfig, args: argparse.Namespace, model: nn.Mod
     except (NotImplementedError, RuntimeError) as e:  # of weights that have no values
         logger.info(f"The optimizer is compared with the checkpoint's later: {one_line(e)}")
         return
-    run = RunFolder(cfg.train.output_dir)
-    if args.resume and run.can_resume:
-        check_saved_groups(run, optimizer.param_groups, LAZY_KEYS)
+    if resumed is not None:
+        saved = resumed["trainer"]["optimizer"]["param_groups"]
+        check_groups(saved, optimizer.param_groups, LAZY_KEYS)
 
 
-def _check_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:
+def _check_model(
+    cfg: DictConfig, args: argparse.Namespace
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The model, without values, and the checkpoint to go on from, if there is one."""
     with building("model"):
         model = build_on_meta(lambda: instantiate(cfg.model))
     modules = list(model.modules())
@@ -241,11 +248,10 @@ def _check_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:
         raise ValueError("model: SyncBN needs GPUs; on a CPU use BN or GN")
     weights = cfg.train.init_checkpoint or ""
     if args.resume and (run := RunFolder(cfg.train.output_dir)).can_resume:
-        check_resumed(run, model)
-        return model
+        return model, check_resumed(run, model)
     check_weights("train.init_checkpoint", weights, model, _SCRATCH)
     if weights:
-        return model
+        return model, None
     if args.eval_only:
         raise ValueError("--eval-only needs weights: set train.init_checkpoint, or --resume a run")
     networks = [module for module in modules if isinstance(module, RandWire)]
@@ -255,4 +261,4 @@ def _check_model(cfg: DictConfig, args: argparse.Namespace) -> nn.Module:
             "which diverge if they were never trained: set train.init_checkpoint, or its norm BN "
             "(or SyncBN, GN) and its freeze_at 0"
         )
-    return model
+    return model, None

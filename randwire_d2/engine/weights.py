@@ -35,14 +35,18 @@ def check_weights(key: str, weights: str, model: nn.Module, scratch: str = "") -
         raise ValueError(f"{key} {weights!r}: {e}") from e
 
 
-def check_resumed(run: RunFolder, model: nn.Module) -> None:
+def check_resumed(run: RunFolder, model: nn.Module) -> dict[str, Any]:
     """Compare a network with the checkpoint that a run is resumed from.
+
+    Returns:
+        The checkpoint; its tensors are left on disk.
 
     Raises:
         ValueError: they differ, or no checkpoint is whole; one line.
     """
-    # Its tensors are left on disk.
-    file = torch.load(run.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    file: dict[str, Any] = torch.load(
+        run.last_checkpoint, map_location="cpu", weights_only=True, mmap=True
+    )
     check_wiring(model, file)
     for name, value in model.state_dict().items():
         if (saved := file["model"].get(name, value)).shape != value.shape:
@@ -51,6 +55,7 @@ def check_resumed(run: RunFolder, model: nn.Module) -> None:
                 f"{tuple(saved.shape)}: the training began with another network, or data with "
                 "another number of classes (--data); give the same"
             )
+    return file
 
 
 def read_weights(key: str, path: str) -> dict[str, Any]:
