@@ -1,6 +1,5 @@
 """Training on Detectron2's engine: trainer, checks, launching, threads, and a run's report."""
 
-from .best import check_best_metric
 from .checks import (
     check_device,
     check_model,
@@ -12,6 +11,7 @@ from .checks import (
 from .continuation import check_continuation
 from .datasets import look_at_data, register_data
 from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
+from .metric import check_best_metric
 from .schedule import check_solver, scale_schedule
 from .threads import share_cores
 from .trainer import Trainer

@@ -30,10 +30,10 @@ from ..files import check_folder, without_options
 from ..modeling.on_meta import build_on_meta
 from ..runs import RunFolder
 from ..text import similar
-from .best import check_best_metric
 from .continuation import check_continuation
 from .datasets import forget_classes, settle_classes, take_data
 from .limits import LIMITS, check_images, check_limits
+from .metric import check_best_metric
 from .schedule import check_solver, scale_schedule
 from .slurm import is_submitted
 from .torchrun import Launched, count_processes

@@ -29,7 +29,6 @@ from ..modeling import RandWire
 from ..modeling.on_meta import build_on_meta
 from ..runs import RunFolder
 from ..text import one_line, similar
-from .best import check_best_metric
 from .checks import (
     check_dataset,
     check_device,
@@ -52,6 +51,7 @@ from .lazy_yaml import (
     yaml_config,
 )
 from .limits import LIMITS, at_least, check_images, check_limits
+from .metric import check_best_metric
 from .schedule import check_solver
 from .watch import HANG_TIMEOUT
 from .weights import check_resumed, check_weights
