@@ -13,7 +13,7 @@ from launching import C78, TOOL, small
 
 from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.engine import check_best_metric, check_solver
-from randwire_d2.engine.saving import set_earlier_aside
+from randwire_d2.engine.hooks.saving import set_earlier_aside
 from randwire_d2.runs import Evaluation, RunFolder
 
 TOP1 = "classification/top1"

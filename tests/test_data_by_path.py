@@ -44,7 +44,7 @@ from randwire_d2.engine import (
     load_config,
     register_data,
 )
-from randwire_d2.engine.datasets import settle_classes
+from randwire_d2.engine.config.datasets import settle_classes
 from randwire_d2.garbage import uncollected
 from randwire_d2.runs import EVALUATIONS, RunFolder
 

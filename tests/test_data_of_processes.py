@@ -19,9 +19,11 @@ from launching import LAUNCHERS, run_in_two
 from torch.distributed import HashStore
 
 from randwire_d2.data import by_path, image_files, labelled_images
-from randwire_d2.engine import argument_parser, datasets, load_config, register_data, torchrun
-from randwire_d2.engine.datasets import check_same_data
-from randwire_d2.engine.torchrun import Launched
+from randwire_d2.engine import argument_parser, load_config, register_data
+from randwire_d2.engine.config import datasets
+from randwire_d2.engine.config.datasets import check_same_data
+from randwire_d2.engine.processes import torchrun
+from randwire_d2.engine.processes.torchrun import Launched
 from randwire_d2.engine.train_loader import detection_train_loader
 from randwire_d2.engine.trainer import PreciseBN, Trainer
 

@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from randwire_d2 import NetworkGenerator, RandWire
 from randwire_d2.config import detector_config
-from randwire_d2.engine.ema import AveragedWeights
-from randwire_d2.engine.schedule import check_solver
+from randwire_d2.engine.config.schedule import check_solver
+from randwire_d2.engine.hooks.ema import AveragedWeights
 from randwire_d2.runs import RunFolder
 
 DECAY = 0.75

@@ -27,8 +27,8 @@ from randwire_d2.config import (
     spec_from_config,
 )
 from randwire_d2.engine import Trainer, argument_parser, load_config, scale_schedule, trainer
-from randwire_d2.engine.lazy_config import load_lazy_config
-from randwire_d2.engine.threads import available_cores, busy_cores, fair_threads
+from randwire_d2.engine.lazy.config import load_lazy_config
+from randwire_d2.engine.processes.threads import available_cores, busy_cores, fair_threads
 from randwire_d2.engine.trainer import in_parallel, parallel_options
 from randwire_d2.runs import RunFolder
 from randwire_d2.upstream import hush_upstream
@@ -361,8 +361,8 @@ def test_the_environments_number_of_threads_is_respected(
 ) -> None:
     """Wrong: OMP_NUM_THREADS has no effect, or the processes to be started do not inherit one."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(engine.threads, "available_cores", lambda: 8)
-    monkeypatch.setattr(engine.threads, "busy_cores", lambda: 5)
+    monkeypatch.setattr(engine.processes.threads, "available_cores", lambda: 8)
+    monkeypatch.setattr(engine.processes.threads, "busy_cores", lambda: 5)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     torch.set_num_threads(4)
     try:

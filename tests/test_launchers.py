@@ -23,7 +23,7 @@ from torch.distributed import HashStore
 
 from randwire_d2.classification import load_config
 from randwire_d2.engine import argument_parser, launch
-from randwire_d2.engine.torchrun import Launched, agree
+from randwire_d2.engine.processes.torchrun import Launched, agree
 
 # -------------------------------------------------------------------------------------------------
 # torchrun

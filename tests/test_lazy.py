@@ -30,8 +30,8 @@ from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire
 from randwire_d2.config import detector_config, merge_file
 from randwire_d2.data.shapes import CLASSES
 from randwire_d2.engine.launch import add_data_arguments
-from randwire_d2.engine.lazy_config import load_lazy_config
-from randwire_d2.engine.lazy_loader import (
+from randwire_d2.engine.lazy.config import load_lazy_config
+from randwire_d2.engine.lazy.loader import (
     check_loss_images,
     lazy_loss_loader,
     lazy_train_loader,

@@ -31,10 +31,11 @@ from randwire_d2.checkpoint import RandWireCheckpointer, check_wiring, load_chec
 from randwire_d2.config import detector_config, set_spec
 from randwire_d2.data.classes import class_entries
 from randwire_d2.data.shapes import CLASSES
-from randwire_d2.engine import check_continuation, lazy, register_data
-from randwire_d2.engine.lazy_config import load_lazy_config
-from randwire_d2.engine.lazy_yaml import add_detector, yaml_config
-from randwire_d2.engine.slurm import Task
+from randwire_d2.engine import check_continuation, register_data
+from randwire_d2.engine.lazy import training
+from randwire_d2.engine.lazy.config import load_lazy_config
+from randwire_d2.engine.lazy.in_yaml import add_detector, yaml_config
+from randwire_d2.engine.processes.slurm import Task
 from randwire_d2.experiments.results import read_runs
 from randwire_d2.inference.record import sections_of
 from randwire_d2.modeling import LAZY_PART_REGISTRY, LazyDetector, describe_lazily
@@ -248,20 +249,20 @@ class Told(DatasetEvaluator):
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunFolder]:
     """Trains a tiny network whose evaluations find what is told."""
     (tmp_path / "config.py").write_text(TRAINING)
-    test = lazy._test
+    test = training._test
     TESTED.clear()
 
     def noting(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         TESTED.append({key: value.clone() for key, value in model.state_dict().items()})
         return test(cfg, model)
 
-    monkeypatch.setattr(lazy, "_test", noting)
+    monkeypatch.setattr(training, "_test", noting)
 
     def run(found: list[float], *given: str) -> RunFolder:
         TOLD[:] = found
         options = ["--config-file", str(tmp_path / "config.py"), *given]
         args = default_argument_parser().parse_args([*options, f"train.output_dir={tmp_path}/run"])
-        lazy.run_lazy(load_lazy_config(args), args, Task([], []))
+        training.run_lazy(load_lazy_config(args), args, Task([], []))
         assert not TOLD
         return RunFolder(tmp_path / "run")
 
@@ -370,7 +371,7 @@ def test_the_hooks_of_yaml_are_a_lazy_configs_too(
     """Wrong: no loss of the test images is written after an evaluation, or is what the training is
     best in; norms are tested with other statistics than precise ones; or no stage is looked at
     once more, when its time has come."""
-    monkeypatch.setattr(lazy, "conclude", lambda *_: None)
+    monkeypatch.setattr(training, "conclude", lambda *_: None)
     run = RunFolder(tmp_path / "run")
     given = [
         *DATA, *SMALL, "train.seed=1", "train.max_iter=2", "train.eval_period=1",
@@ -384,7 +385,7 @@ def test_the_hooks_of_yaml_are_a_lazy_configs_too(
         "train.precise_bn.num_iter=2", "train.shadow_period=1", f"train.output_dir={run.path}",
     ]  # fmt: skip
     args = parse(FASTER, *given)
-    lazy.run_lazy(load_lazy_config(args), args, Task([], []))
+    training.run_lazy(load_lazy_config(args), args, Task([], []))
     losses = run.evaluations("val_total_loss")
     assert [i for i, _ in losses] == [0, 2]
     best = torch.load(run.best_checkpoint, weights_only=True)["iteration"]

@@ -13,8 +13,9 @@ from launching import C78, LAUNCHERS, arguments, run_in_two, small
 
 from randwire_d2.classification import ClassificationTrainer, load_config
 from randwire_d2.data import image_folder, listing, make_shards
-from randwire_d2.engine import argument_parser, datasets, train_or_evaluate
-from randwire_d2.engine.datasets import check_same_data
+from randwire_d2.engine import argument_parser, train_or_evaluate
+from randwire_d2.engine.config import datasets
+from randwire_d2.engine.config.datasets import check_same_data
 
 TRAIN, VAL = 42, 18  # images of ``folders``
 

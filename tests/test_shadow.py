@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from randwire_d2 import RandWire
-from randwire_d2.engine import shadow_steps
-from randwire_d2.engine.shadow_steps import ShadowSteps
+from randwire_d2.engine.hooks import shadow_steps
+from randwire_d2.engine.hooks.shadow_steps import ShadowSteps
 from randwire_d2.modeling import shadow as shadow_module
 from randwire_d2.modeling import stage as stage_module
 from randwire_d2.modeling.shadow import LIMITS, Shadow, shadow

@@ -11,7 +11,7 @@ from helpers import ROOT, assert_equal, run_tool, wait_until
 from launching import TOOL, arguments, command, final
 
 from randwire_d2.cli import pretrain, train, train_lazy
-from randwire_d2.engine.slurm import FOLDER, Queue, Task
+from randwire_d2.engine.processes.slurm import FOLDER, Queue, Task
 
 Submitted = Callable[..., tuple[dict[str, object], Task]]
 

@@ -48,20 +48,20 @@ from randwire_d2.data import patience
 from randwire_d2.data.patience import DiskGone, PatientMapper
 from randwire_d2.engine import (
     argument_parser,
-    best,
     check_output,
     load_config,
     train_or_evaluate,
 )
-from randwire_d2.engine.best import Patience
-from randwire_d2.engine.failures import explained
-from randwire_d2.engine.finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
-from randwire_d2.engine.lazy import run_lazy
-from randwire_d2.engine.lazy_config import load_lazy_config
-from randwire_d2.engine.lock import locked
-from randwire_d2.engine.saving import PeriodicCheckpointer, PeriodicWriter
-from randwire_d2.engine.signals import StopOnSignal
-from randwire_d2.engine.slurm import Task
+from randwire_d2.engine.hooks import best
+from randwire_d2.engine.hooks.best import Patience
+from randwire_d2.engine.hooks.finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
+from randwire_d2.engine.hooks.saving import PeriodicCheckpointer, PeriodicWriter
+from randwire_d2.engine.lazy.config import load_lazy_config
+from randwire_d2.engine.lazy.training import run_lazy
+from randwire_d2.engine.processes.failures import explained
+from randwire_d2.engine.processes.lock import locked
+from randwire_d2.engine.processes.signals import StopOnSignal
+from randwire_d2.engine.processes.slurm import Task
 from randwire_d2.engine.trainer import in_parallel
 from randwire_d2.runs import RunFolder
 
@@ -518,7 +518,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
 
 def test_a_spike_of_the_loss_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "randwire_d2.engine.finite"):
+    with caplog.at_level(logging.WARNING, "randwire_d2.engine.hooks.finite"):
         train([1.0] * 30 + [40.0, 40.0] + [1.0] * 9, lr=0.0)
     (line,) = caplog.messages
     assert line.startswith("The loss of iteration 30 is ") and line.endswith("of 30_0_a.jpg")
@@ -638,7 +638,7 @@ def test_a_gpu_without_memory_is_explained() -> None:
 WITH_LITTLE_SHARED_MEMORY = """
 import torch
 from torch.utils.data import DataLoader
-from randwire_d2.engine.failures import explained
+from randwire_d2.engine.processes.failures import explained
 
 try:
     with explained("DATALOADER.NUM_WORKERS 1"):

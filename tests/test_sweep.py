@@ -17,7 +17,7 @@ from helpers import ROOT, Tool, run_tool, wait_until
 
 from randwire_d2 import NetworkGenerator, complexity
 from randwire_d2.config import classifier_config, spec_from_config
-from randwire_d2.engine.slurm import Queue
+from randwire_d2.engine.processes.slurm import Queue
 from randwire_d2.experiments.sweep import load_sweep
 from randwire_d2.experiments.sweep_results import (
     collect,

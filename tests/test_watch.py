@@ -23,10 +23,11 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from randwire_d2.config import detector_config
-from randwire_d2.engine import check_solver, watch
-from randwire_d2.engine.finite import FiniteTrainer
-from randwire_d2.engine.signals import Interrupted, StopOnSignal, end_interrupted
-from randwire_d2.engine.watch import Judge, ReportProgress, State, watched
+from randwire_d2.engine import check_solver
+from randwire_d2.engine.hooks.finite import FiniteTrainer
+from randwire_d2.engine.processes import watch
+from randwire_d2.engine.processes.signals import Interrupted, StopOnSignal, end_interrupted
+from randwire_d2.engine.processes.watch import Judge, ReportProgress, State, watched
 
 NAMES = ["process 0 of 2 (a)", "process 1 of 2 (b)"]
 

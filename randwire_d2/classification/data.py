@@ -24,8 +24,8 @@ from torchvision.transforms import v2
 from ..data.images import center_crop, order_channels, read_rgb
 from ..data.listing import listed_images
 from ..data.patience import patiently
-from ..engine.random_state import mix_seeds
-from ..engine.signals import guard_workers
+from ..engine.processes.random_state import mix_seeds
+from ..engine.processes.signals import guard_workers
 
 logger = logging.getLogger(__name__)
 

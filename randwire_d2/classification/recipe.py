@@ -20,9 +20,9 @@ from ..engine import (
     read_config,
     scale_schedule,
 )
-from ..engine.limits import LIMITS as ENGINE_LIMITS
-from ..engine.limits import Limit, at_least, check_limits, one_of, within
-from ..engine.torchrun import made_once
+from ..engine.config.limits import LIMITS as ENGINE_LIMITS
+from ..engine.config.limits import Limit, at_least, check_limits, one_of, within
+from ..engine.processes.torchrun import made_once
 from ..text import one_line
 from .compiling import check_compiler
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..data.listing import listed
 from ..engine import Trainer, mean_losses, setup
-from ..engine.random_state import run_seed
+from ..engine.processes.random_state import run_seed
 from ..modeling.image_classifier import ImageClassifier
 from .backbone import write_backbone
 from .compiling import compile_network

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..command import process, program
 from ..config_files import config_path
 from ..drawing.style import FORMATS, save_figure
-from ..engine.slurm import Queue, parse_parameters
+from ..engine.processes.slurm import Queue, parse_parameters
 from ..experiments import sweep_results
 from ..experiments.sweep import load_sweep
 from ..experiments.sweep_run import Run, check_weights

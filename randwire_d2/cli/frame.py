@@ -28,7 +28,7 @@ from ..runs import RunFolder
 from ..upstream import hush_upstream
 
 if TYPE_CHECKING:
-    from ..engine.slurm import Task
+    from ..engine.processes.slurm import Task
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
 
@@ -121,7 +121,7 @@ def say(line: str) -> None:
 
 def task_of(script: str, argv: Sequence[str] | None) -> "Task":
     """What Slurm would run of this command line."""
-    from ..engine.slurm import Task
+    from ..engine.processes.slurm import Task
 
     own = own_script() if argv is None else None
     tool = [sys.executable, os.path.abspath(own)] if own else process(script)

@@ -29,7 +29,7 @@ from ..data.classes import category_ids
 from ..data.labels import named
 from ..devices import device_here
 from ..engine import register_data
-from ..engine.signals import sigterm_as_ctrl_c
+from ..engine.processes.signals import sigterm_as_ctrl_c
 from ..files import check_folder
 from ..inference.classifier import TOP, Classifier
 from ..inference.detector import Detector

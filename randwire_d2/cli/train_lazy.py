@@ -10,9 +10,9 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 
 from ..engine.launch import add_data_arguments
-from ..engine.lazy import run_lazy
-from ..engine.lazy_config import load_lazy_config
-from ..engine.slurm import add_slurm_arguments
+from ..engine.lazy.config import load_lazy_config
+from ..engine.lazy.training import run_lazy
+from ..engine.processes.slurm import add_slurm_arguments
 from .frame import framed, task_of, training, training_parser
 
 SCRIPT = "lazyconfig_train_net.py"

@@ -1,6 +1,6 @@
 """Training on Detectron2's engine: trainer, checks, launching, threads, and a run's report."""
 
-from .checks import (
+from .config.checks import (
     check_device,
     check_model,
     check_output,
@@ -8,12 +8,12 @@ from .checks import (
     load_config,
     read_config,
 )
-from .continuation import check_continuation
-from .datasets import look_at_data, register_data
+from .config.continuation import check_continuation
+from .config.datasets import look_at_data, register_data
+from .config.metric import check_best_metric
+from .config.schedule import check_solver, scale_schedule
 from .launch import argument_parser, run_distributed, setup, split_pairs, train_or_evaluate
-from .metric import check_best_metric
-from .schedule import check_solver, scale_schedule
-from .threads import share_cores
+from .processes.threads import share_cores
 from .trainer import Trainer
 from .validation import mean_losses
 

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 from ..command import in_users_words
 from ..runs import RunFolder
-from .metric import best_evaluation, best_metric
+from .config.metric import best_evaluation, best_metric
 from .report import write_report
 
 logger = logging.getLogger(__name__)

@@ -24,16 +24,16 @@ from ..files import without_options
 from ..garbage import uncollected
 from ..malloc import keep_freed_memory
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
-from .datasets import check_same_data, known, log_data, register_data, take_known
-from .failures import explained
-from .lock import locked
-from .saving import set_earlier_aside
-from .signals import Interrupted, end_interrupted, signals_for_children
-from .slurm import Task, add_slurm_arguments, is_submitted, submit_training
-from .threads import share_cores
-from .torchrun import Launched
+from .config.datasets import check_same_data, known, log_data, register_data, take_known
+from .hooks.saving import set_earlier_aside
+from .processes.failures import explained
+from .processes.lock import locked
+from .processes.signals import Interrupted, end_interrupted, signals_for_children
+from .processes.slurm import Task, add_slurm_arguments, is_submitted, submit_training
+from .processes.threads import share_cores
+from .processes.torchrun import Launched
+from .processes.watch import watched
 from .trainer import Trainer
-from .watch import watched
 
 logger = logging.getLogger(__name__)
 

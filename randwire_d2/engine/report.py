@@ -17,7 +17,7 @@ from ..drawing.detections import draw_detections
 from ..drawing.network import draw_network
 from ..drawing.style import save_figure
 from ..runs import RunFolder
-from .metric import set_prefix
+from .config.metric import set_prefix
 
 
 def write_report(

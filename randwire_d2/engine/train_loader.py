@@ -22,8 +22,8 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..data import training_mapper
-from .random_state import mix_seeds, random_state_kept, run_seed, seed_all
-from .signals import guard_workers
+from .processes.random_state import mix_seeds, random_state_kept, run_seed, seed_all
+from .processes.signals import guard_workers
 
 MOST_REFUSED = 100  # images in a row: then it is not the images that are at fault
 

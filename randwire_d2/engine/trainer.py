@@ -40,18 +40,18 @@ from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..data.classes import class_entries
 from ..data.patience import PatientMapper
 from ..modeling.stage import RandWireStage
-from .best import (
+from .conclusion import conclude, predict_command
+from .config.keys import YAML_KEYS, Keys
+from .hooks.best import (
     TrainingStopped,
     is_exhausted,
 )
-from .conclusion import conclude, predict_command
-from .ema import AveragedWeights
-from .finite import FiniteAMPTrainer, FiniteTrainer
-from .keys import YAML_KEYS, Keys
-from .order import training_hooks
-from .random_state import random_state_kept
-from .saving import save_end
-from .signals import guard_workers
+from .hooks.ema import AveragedWeights
+from .hooks.finite import FiniteAMPTrainer, FiniteTrainer
+from .hooks.order import training_hooks
+from .hooks.saving import save_end
+from .processes.random_state import random_state_kept
+from .processes.signals import guard_workers
 from .train_loader import TrainLoader, detection_train_loader
 from .validation import detection_loss_loader, detection_losses, mean_losses
 

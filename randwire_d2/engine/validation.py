@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from ..data.patience import PatientMapper
 from ..modeling import RandWire
-from .random_state import random_state_kept
-from .signals import guard_workers
+from .processes.random_state import random_state_kept
+from .processes.signals import guard_workers
 
 # What is otherwise in training than in a test, or counts what it sees.
 _AS_IN_TEST = (_BatchNorm, _DropoutNd, RandWire)

@@ -17,7 +17,7 @@ from typing import IO, Any
 import submitit
 import torch
 
-from ..engine.slurm import Queue
+from ..engine.processes.slurm import Queue
 from ..files import atomic_open
 from .sweep_run import Run
 

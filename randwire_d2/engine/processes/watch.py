@@ -32,7 +32,7 @@ from detectron2.utils import comm
 from torch import distributed
 from torch.distributed.distributed_c10d import _get_default_store
 
-from ..upstream import hush_upstream
+from ...upstream import hush_upstream
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ SLOW = 60.0  # an iteration that takes so long is worth a line, whatever others 
 HANG_TIMEOUT = 600  # of trainings that have no key for it
 
 # The last: where the losses are read, which waits for the GPU, and so for NCCL's messages.
-_WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/", "engine/finite.py")
+_WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/", "hooks/finite.py")
 _PATIENT = ("torch/utils/data/", "torch/_dynamo/", "torch/_inductor/", "/triton/")
 
 

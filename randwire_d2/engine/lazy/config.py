@@ -24,24 +24,28 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ..config_files import config_path
-from ..modeling import RandWire
-from ..modeling.on_meta import build_on_meta
-from ..runs import RunFolder
-from ..text import one_line, similar
-from .checks import (
+from ...config_files import config_path
+from ...modeling import RandWire
+from ...modeling.on_meta import build_on_meta
+from ...runs import RunFolder
+from ...text import one_line, similar
+from ..config.checks import (
     check_dataset,
     check_device,
     check_order,
     check_output,
     check_processes,
 )
-from .continuation import check_continuation, check_groups
-from .datasets import take_data
-from .keys import LAZY_KEYS
-from .lazy_data import check_classes, use_data
-from .lazy_loader import check_loss_images
-from .lazy_yaml import (
+from ..config.continuation import check_continuation, check_groups
+from ..config.datasets import take_data
+from ..config.keys import LAZY_KEYS
+from ..config.limits import LIMITS, at_least, check_images, check_limits
+from ..config.metric import check_best_metric
+from ..config.schedule import check_solver
+from ..config.weights import check_resumed, check_weights
+from ..processes.watch import HANG_TIMEOUT
+from .data import check_classes, use_data
+from .in_yaml import (
     add_tasks,
     check_types,
     datasets_of,
@@ -50,11 +54,7 @@ from .lazy_yaml import (
     target_of,
     yaml_config,
 )
-from .limits import LIMITS, at_least, check_images, check_limits
-from .metric import check_best_metric
-from .schedule import check_solver
-from .watch import HANG_TIMEOUT
-from .weights import check_resumed, check_weights
+from .loader import check_loss_images
 
 with warnings.catch_warnings():  # ahead of the tool's first word
     warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)

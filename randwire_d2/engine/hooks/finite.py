@@ -14,10 +14,10 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from ..checkpoint import RandWireCheckpointer
-from .agreement import largest
-from .continuation import check_groups, rates_kept
-from .keys import YAML_KEYS, Keys
+from ...checkpoint import RandWireCheckpointer
+from ..config.continuation import check_groups, rates_kept
+from ..config.keys import YAML_KEYS, Keys
+from ..processes.agreement import largest
 
 SPIKE = 5.0  # times the median loss
 WINDOW = 100  # iterations of the median, and from one line in the log to the next

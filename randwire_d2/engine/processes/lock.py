@@ -19,7 +19,7 @@ from typing import IO
 
 from detectron2.utils import comm
 
-from ..runs import RunFolder
+from ...runs import RunFolder
 
 logger = logging.getLogger(__name__)
 

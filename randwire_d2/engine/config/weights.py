@@ -7,9 +7,9 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..checkpoint import check_wiring, load_checkpoint
-from ..files import without_options
-from ..runs import RunFolder
+from ...checkpoint import check_wiring, load_checkpoint
+from ...files import without_options
+from ...runs import RunFolder
 
 
 def check_weights(key: str, weights: str, model: nn.Module, scratch: str = "") -> None:

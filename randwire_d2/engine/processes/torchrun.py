@@ -20,8 +20,8 @@ from detectron2.utils import comm
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
-from ..garbage import uncollected
-from ..text import one_line
+from ...garbage import uncollected
+from ...text import one_line
 from .slurm import is_submitted
 from .threads import share_cores
 from .watch import watched

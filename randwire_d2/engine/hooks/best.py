@@ -11,10 +11,10 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 from torch import nn
 
-from ..pretrained.reading import iteration_of
-from ..runs import RunFolder
-from .keys import YAML_KEYS, Keys
-from .metric import best_evaluation, best_metric, is_loss
+from ...pretrained.reading import iteration_of
+from ...runs import RunFolder
+from ..config.keys import YAML_KEYS, Keys
+from ..config.metric import best_evaluation, best_metric, is_loss
 
 logger = logging.getLogger(__name__)
 

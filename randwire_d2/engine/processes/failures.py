@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import MENDABLE, raised_first, system_error
-from ..files import megabytes
-from ..text import one_line
+from ...errors import MENDABLE, raised_first, system_error
+from ...files import megabytes
+from ...text import one_line
 
 _SHARED = "/dev/shm"
 

@@ -18,31 +18,31 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..checkpoint import EMA_KEY, RandWireCheckpointer
-from ..data.classes import class_entries
-from ..files import atomic_open
-from ..malloc import keep_freed_memory
-from ..runs import RunFolder, evaluation_config
-from .best import TrainingStopped
-from .conclusion import conclude, predict_command
-from .datasets import check_same_data, log_data
-from .ema import AveragedWeights
-from .failures import explained
-from .finite import FiniteAMPTrainer, FiniteTrainer
-from .keys import LAZY_KEYS
-from .launch import load_tested_weights, log_into, run_processes, write_results
-from .lazy_config import build_optimizer, building, read_lazy_config
-from .lazy_data import use_data
-from .lazy_loader import lazy_loss_loader, lazy_precise_loader, lazy_train_loader
-from .lazy_yaml import add_detector, in_lazy_words, yaml_config
-from .lock import locked
-from .order import training_hooks
-from .random_state import run_seed
-from .saving import set_earlier_aside
-from .signals import Interrupted, end_interrupted, guard_workers
-from .slurm import Task, is_submitted, submit_training
-from .trainer import in_parallel, precise_bn, settle_start, share_statistics
-from .validation import detection_losses, mean_losses
+from ...checkpoint import EMA_KEY, RandWireCheckpointer
+from ...data.classes import class_entries
+from ...files import atomic_open
+from ...malloc import keep_freed_memory
+from ...runs import RunFolder, evaluation_config
+from ..conclusion import conclude, predict_command
+from ..config.datasets import check_same_data, log_data
+from ..config.keys import LAZY_KEYS
+from ..hooks.best import TrainingStopped
+from ..hooks.ema import AveragedWeights
+from ..hooks.finite import FiniteAMPTrainer, FiniteTrainer
+from ..hooks.order import training_hooks
+from ..hooks.saving import set_earlier_aside
+from ..launch import load_tested_weights, log_into, run_processes, write_results
+from ..processes.failures import explained
+from ..processes.lock import locked
+from ..processes.random_state import run_seed
+from ..processes.signals import Interrupted, end_interrupted, guard_workers
+from ..processes.slurm import Task, is_submitted, submit_training
+from ..trainer import in_parallel, precise_bn, settle_start, share_statistics
+from ..validation import detection_losses, mean_losses
+from .config import build_optimizer, building, read_lazy_config
+from .data import use_data
+from .in_yaml import add_detector, in_lazy_words, yaml_config
+from .loader import lazy_loss_loader, lazy_precise_loader, lazy_train_loader
 
 logger = logging.getLogger(__name__)
 

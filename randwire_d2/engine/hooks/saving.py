@@ -17,10 +17,10 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
-from ..checkpoint import RandWireCheckpointer
-from ..checksum import is_whole
-from ..files import megabytes
-from ..runs import EVALUATIONS, RunFolder
+from ...checkpoint import RandWireCheckpointer
+from ...checksum import is_whole
+from ...files import megabytes
+from ...runs import EVALUATIONS, RunFolder
 
 logger = logging.getLogger(__name__)
 

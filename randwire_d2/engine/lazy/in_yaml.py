@@ -20,11 +20,11 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..checkpoint import find_preprocessing
-from ..config import detector_config, flat, set_spec
-from ..data.layouts import absolute
-from ..data.patience import PatientMapper
-from ..modeling import LazyDetector, RandWire, describe_lazily
+from ...checkpoint import find_preprocessing
+from ...config import detector_config, flat, set_spec
+from ...data.layouts import absolute
+from ...data.patience import PatientMapper
+from ...modeling import LazyDetector, RandWire, describe_lazily
 
 # What a LazyConfig's value is in YAML.
 _KEYS = {

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
-from .datasets import register_data, thing_classes
-from .lazy_yaml import finds_coco_metrics, yaml_config
+from ..config.datasets import register_data, thing_classes
+from .in_yaml import finds_coco_metrics, yaml_config
 
 # Where Detectron2's detectors have the number of their classes: ahead of others what those refer
 # to, and last what has another number, 1, if one mask is for all classes.

@@ -16,10 +16,10 @@ from detectron2.data.samplers import (
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import IterableDataset
 
-from ..data.patience import PatientMapper
-from .lazy_yaml import target_of
-from .signals import guard_workers
-from .train_loader import TrainLoader, warn_of_first_images
+from ...data.patience import PatientMapper
+from ..processes.signals import guard_workers
+from ..train_loader import TrainLoader, warn_of_first_images
+from .in_yaml import target_of
 
 # Those of Detectron2's loader that TrainLoader has, too, beside the sampler.
 _ARGUMENTS = ("dataset", "mapper", "total_batch_size", "aspect_ratio_grouping", "num_workers")

@@ -8,11 +8,11 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..command import in_users_words
-from ..errors import is_out_of_memory
-from ..modeling.shadow import MODES, Shadow, shadow
-from ..modeling.stage import RandWireStage
-from ..runs import RunFolder
+from ...command import in_users_words
+from ...errors import is_out_of_memory
+from ...modeling.shadow import MODES, Shadow, shadow
+from ...modeling.stage import RandWireStage
+from ...runs import RunFolder
 
 ROUNDS = 3  # of timing
 WORTH = 0.95  # nodes one by one have to take less of a fused stage's time than this, to be kept

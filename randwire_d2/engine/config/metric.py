@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..config import is_classifier
-from ..runs import RunFolder
+from ...config import is_classifier
+from ...runs import RunFolder
 
 # By task, what COCOEvaluator finds.
 _COCO = {

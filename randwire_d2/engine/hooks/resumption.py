@@ -14,8 +14,8 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import nn
 
-from ..runs import RunFolder
-from .random_state import mix_seeds, seed_all, seed_torch
+from ...runs import RunFolder
+from ..processes.random_state import mix_seeds, seed_all, seed_torch
 
 WINDOW = 20  # values whose median Detectron2's writers write
 

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import submitit
 
-from ..files import atomic_open
-from ..text import one_line
+from ...files import atomic_open
+from ...text import one_line
 from .signals import SIGNALS
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from fvcore.common.registry import Registry
 from torch import nn
 
-from .. import data
-from ..checkpoint import PREPROCESSING_KEY, Preprocessing, Wiring
-from ..config import (
+from ... import data
+from ...checkpoint import PREPROCESSING_KEY, Preprocessing, Wiring
+from ...config import (
     detector_config,
     family,
     flat,
@@ -24,19 +24,19 @@ from ..config import (
     merge_in_one_line,
     set_spec,
 )
-from ..config_files import config_path
-from ..devices import usable_device
-from ..files import check_folder, without_options
-from ..modeling.on_meta import build_on_meta
-from ..runs import RunFolder
-from ..text import similar
+from ...config_files import config_path
+from ...devices import usable_device
+from ...files import check_folder, without_options
+from ...modeling.on_meta import build_on_meta
+from ...runs import RunFolder
+from ...text import similar
+from ..processes.slurm import is_submitted
+from ..processes.torchrun import Launched, count_processes
 from .continuation import check_continuation
 from .datasets import forget_classes, settle_classes, take_data
 from .limits import LIMITS, check_images, check_limits
 from .metric import check_best_metric
 from .schedule import check_solver, scale_schedule
-from .slurm import is_submitted
-from .torchrun import Launched, count_processes
 from .weights import check_resumed, check_weights, read_weights
 
 logger = logging.getLogger(__name__)

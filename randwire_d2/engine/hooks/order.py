@@ -8,17 +8,17 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
-from ..runs import RunFolder
+from ...runs import RunFolder
+from ..config.keys import YAML_KEYS, Keys
+from ..config.schedule import KeepSchedule
+from ..processes.signals import StopOnSignal
+from ..processes.watch import ReportProgress
 from .best import BestCheckpointer, EvalHook, Patience
 from .ema import AverageWeights
 from .finite import FiniteWeights
-from .keys import YAML_KEYS, Keys
 from .resumption import EndOnce, FinishIteration, resumption_hooks
 from .saving import PeriodicCheckpointer, PeriodicWriter
-from .schedule import KeepSchedule
 from .shadow_steps import ShadowSteps
-from .signals import StopOnSignal
-from .watch import ReportProgress
 
 
 def training_hooks(

@@ -1,0 +1,1 @@
+"""Trainings whose config is Python: Detectron2's LazyConfigs."""

@@ -1,0 +1,1 @@
+"""The processes of a training: how they start, agree, share their machine, and end together."""
