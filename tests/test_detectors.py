@@ -1,16 +1,22 @@
-"""Detectron2's own detectors, with nothing but the backbone's name changed, train on real data."""
+"""Detectron2's own detectors, with nothing but the backbone's name changed, train on real data; and
+what other projects do with a backbone."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detectron2 import model_zoo
-from detectron2.config import CfgNode
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_train_loader
-from detectron2.modeling import build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from randwire_d2 import RandWire, add_randwire_config
 from randwire_d2.data.builtin import register_shapes
@@ -91,3 +97,105 @@ def test_swapping_the_backbones_name_trains(
         results = model(batch)
     assert len(results) == 2
     assert all("instances" in result for result in results)
+
+
+@BACKBONE_REGISTRY.register()
+def build_dilated_randwire_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RandWire:
+    """GUIDE.md's: res5 with a dilation in place of its stride."""
+    backbone = RandWire(cfg, input_shape)
+    for conv in backbone.res5.modules():
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+            conv.stride, conv.dilation, conv.padding = (1, 1), (2, 2), (2, 2)
+    return backbone
+
+
+def segmentor(backbone: str) -> CfgNode:
+    """DeepLab V3, whose head reads res5 alone, at stride 16; small."""
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    options: list[Any] = [
+        *("MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.BACKBONE.NAME", backbone),
+        *("MODEL.SEM_SEG_HEAD.NAME", "DeepLabV3Head", "MODEL.SEM_SEG_HEAD.NORM", "BN"),
+        *("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res5"], "MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 16),
+        *("MODEL.SEM_SEG_HEAD.LOSS_TYPE", "cross_entropy", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4),
+        *("MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", 8, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 8),
+        *("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", (64, 96)),
+        *("MODEL.RANDWIRE.REGIME", "small", "MODEL.RANDWIRE.CHANNELS", 4),
+        *("MODEL.RANDWIRE.NUM_NODES", 6, "MODEL.RANDWIRE.NORM", "BN"),
+        *("MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"),
+    ]
+    cfg.merge_from_list(options)
+    return cfg
+
+
+def images() -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "image": torch.randint(256, (3, 64, 96), generator=generator),
+            "sem_seg": torch.randint(4, (64, 96), generator=generator),
+        }
+        for _ in range(2)
+    ]
+
+
+def step(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    torch.manual_seed(0)  # dropout
+    with EventStorage():
+        loss = sum(model.train()(images()).values())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def scores(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.stack([result["sem_seg"] for result in model.eval()(images())])
+
+
+def test_deeplab_trains_on_a_dilated_res5() -> None:
+    """Wrong: GUIDE.md's builder does not give DeepLab V3 the stride that its config has."""
+    cfg = segmentor("build_dilated_randwire_backbone")
+    model = build_model(cfg)
+    assert model.backbone.output_shape()["res5"].stride == 16
+    assert model.backbone.res5.nodes[-1].conv.depthwise.dilation == (2, 2)
+    step(cfg, model, build_optimizer(cfg, model))
+    assert all(p.grad.isfinite().all() for p in model.backbone.parameters())
+    assert scores(model).shape == (2, 4, 64, 96)
+
+
+def test_what_other_projects_do_with_a_backbone(tmp_path: Path) -> None:
+    """Wrong: a project's trainer, which knows nothing of RandWires, can't save and resume it, copy
+    it, group its parameters, exchange its norms, or load weights of the backbone alone."""
+    cfg = segmentor("build_dilated_randwire_backbone")
+    model = build_model(cfg)
+    backbone = model.backbone
+    # DETR's wrapper pairs features with strides by their order, and puts others in their place.
+    features = backbone(torch.randn(1, 3, 64, 96))
+    assert type(features) is dict and list(features) == list(backbone.output_shape())
+    optimizer = build_optimizer(cfg, model)  # by name and by the type of the norms
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in backbone.named_parameters():
+        expected = 0.0 if ".norm." in name else cfg.SOLVER.WEIGHT_DECAY
+        assert decay[id(parameter)] == expected, name
+    step(cfg, model, optimizer)
+
+    DetectionCheckpointer(model, str(tmp_path), optimizer=optimizer).save("model", iteration=0)
+    resumed = build_model(cfg)
+    rest = build_optimizer(cfg, resumed)
+    DetectionCheckpointer(resumed, str(tmp_path), optimizer=rest).resume_or_load("", resume=True)
+    assert step(cfg, resumed, rest) == step(cfg, model, optimizer)
+    assert torch.equal(scores(resumed), scores(model))
+
+    weights = {"model": backbone.state_dict(), "matching_heuristics": True}
+    torch.save(weights, tmp_path / "backbone.pth")
+    other = build_model(cfg)
+    DetectionCheckpointer(other).load(str(tmp_path / "backbone.pth"))
+    theirs = other.backbone.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in weights["model"].items())
+
+    for change in (copy.deepcopy, nn.SyncBatchNorm.convert_sync_batchnorm):
+        changed = change(copy.deepcopy(model))
+        assert torch.equal(scores(changed), scores(model)), change
+        step(cfg, changed, build_optimizer(cfg, changed))

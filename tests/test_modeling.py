@@ -123,6 +123,21 @@ def test_output_shape_is_the_shape_of_the_outputs(regime: str, size: tuple[int, 
         assert tuple(features[name].shape) == expected, name
 
 
+@pytest.mark.parametrize("node_op", ["sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3"])
+def test_output_shape_is_that_of_a_dilated_stage(node_op: str) -> None:
+    """Wrong: a head on a dilated res5, as DeepLab has, is built for a stride that it lacks."""
+    backbone = RandWire(draw_spec("regular", "WS", node_op)).eval()
+    x = torch.randn(1, 3, 64, 96)
+    for name, strides in (("res5", [4, 8, 16, 16]), ("res3", [4, 4, 8, 8])):
+        for module in getattr(backbone, name).modules():
+            if hasattr(module, "kernel_size") and module.kernel_size in (3, (3, 3)):
+                module.stride = (1, 1)
+        shapes = backbone.output_shape()
+        assert [shape.stride for shape in shapes.values()] == strides
+        for feature, y in backbone(x).items():
+            assert y.shape[2:] == (64 // shapes[feature].stride, 96 // shapes[feature].stride)
+
+
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("path", PATHS)
 def test_shapes_without_weights(path: str, train: bool) -> None:

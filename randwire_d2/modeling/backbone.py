@@ -22,6 +22,8 @@ from .stage import ConvStage, RandWireStage
 
 EdgeDropScope = Literal["process", "batch"]
 
+_STRIDING = torch.nn.Conv2d, torch.nn.MaxPool2d, torch.nn.AvgPool2d
+
 logger = logging.getLogger(__name__)
 
 
@@ -106,17 +108,17 @@ class RandWire(PretrainedNetwork, Backbone):
         self.relu_features = relu_features
         self._out_features = [name for name in names if name in out_features]
         self._stage_names = names[: names.index(self._out_features[-1]) + 1]
-        self._shapes = {}
+        self._strides = {}
         self._said: set[tuple[Any, ...]] = set()
         options: Any = {"fused": fused, "recompute": recompute, "cuda_graphs": cuda_graphs}
-        for i, layer in enumerate(spec.layers[: len(self._stage_names)]):
+        for layer in spec.layers[: len(self._stage_names)]:
             stage: CNNBlockBase = (
                 RandWireStage(layer, spec.node_op, norm, **options)
                 if isinstance(layer, StageSpec)
                 else ConvStage(layer, norm)
             )
             self.add_module(layer.name, stage)
-            self._shapes[layer.name] = ShapeSpec(channels=layer.channels, stride=2 ** (i + 1))
+            self._strides[layer.name] = _largest_stride(stage)
         apply_init(self, init)
         self.freeze(freeze_at)
         self._say_few_groups()
@@ -264,8 +266,22 @@ class RandWire(PretrainedNetwork, Backbone):
         return self
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of every feature that ``forward`` returns."""
-        return {name: self._shapes[name] for name in self._out_features}
+        """Channels and stride of every feature that ``forward`` returns.
+
+        The strides are what the convolutions have now: a project may have dilated a stage.
+        """
+        shapes, stride = {}, 1
+        for layer in self.spec.layers[: len(self._stage_names)]:
+            built = self._strides[layer.name]  # when the stage's was 2
+            stride = stride * 2 * _largest_stride(getattr(self, layer.name)) // built
+            shapes[layer.name] = ShapeSpec(channels=layer.channels, stride=stride)
+        return {name: shapes[name] for name in self._out_features}
+
+
+def _largest_stride(stage: torch.nn.Module) -> int:
+    """Of its convolutions and pools; 1 of a node operation that has neither."""
+    own = (m.stride for m in stage.modules() if isinstance(m, _STRIDING))
+    return max((s if isinstance(s, int) else s[0] for s in own), default=1)
 
 
 def configured_options(cfg: CfgNode) -> dict[str, Any]:
