@@ -26,6 +26,7 @@ from randwire_d2.config import (
     merge_config,
     spec_from_config,
 )
+from randwire_d2.data.shapes import CLASSES
 from randwire_d2.engine import Trainer, argument_parser, load_config, scale_schedule, trainer
 from randwire_d2.engine.lazy.config import load_lazy_config
 from randwire_d2.engine.processes.threads import available_cores, busy_cores, fair_threads
@@ -155,17 +156,49 @@ def test_resuming_a_run_needs_no_weights(tmp_path: Path) -> None:
         load_config(parse(SHAPES, *options))
 
 
-@pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--eval-only"]])
-def test_a_network_of_other_shapes_is_not_resumed(flags: list[str], tmp_path: Path) -> None:
+KNOWN = [["--resume"], ["--resume", "--eval-only"], ["--eval-only"]]
+
+
+def refused_by_both(flags: list[str], folder: Path, says: str) -> None:
+    """Either tool refuses a folder's checkpoint; a new training may start from it."""
+    weights = str(folder / "model_0000001.pth")
+    given = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", weights]
+    lazy = [f"train.output_dir={folder}", f"train.init_checkpoint={weights}"]
+    for load in (
+        lambda: load_config(parse(SHAPES, *flags, *given)),
+        lambda: load_lazy_config(parse_lazy(FASTER, *flags, *DATA, *SMALL, *lazy)),
+    ):
+        with pytest.raises(ValueError, match=says) as e:
+            load()
+        assert "\n" not in str(e.value)
+    given[1], lazy[0] = str(folder / "new"), f"train.output_dir={folder}/new"
+    load_config(parse(SHAPES, *given))
+    load_lazy_config(parse_lazy(FASTER, *DATA, *SMALL, *lazy))
+
+
+@pytest.mark.parametrize("flags", KNOWN)
+def test_a_network_of_other_shapes_goes_on_with_nothing(flags: list[str], tmp_path: Path) -> None:
     """Wrong: who leaves out --data, or has other classes, gets new weights for some of the old, and
-    an optimizer that ends in a traceback once config.yaml was overwritten."""
+    an optimizer that ends in a traceback once config.yaml was overwritten; or the AP of a head
+    with random weights."""
     name = "roi_heads.box_predictor.cls_score.weight"
     leave_checkpoint(tmp_path, **{name: torch.zeros(3, 64)})
-    says, lazy = rf"{name} has the .*\(7, .*\(3, 64\): .*--data", f"train.output_dir={tmp_path}"
-    with pytest.raises(ValueError, match=says):
-        load_config(parse(SHAPES, *flags, "OUTPUT_DIR", str(tmp_path)))
-    with pytest.raises(ValueError, match=says):
-        load_lazy_config(parse_lazy(FASTER, *flags, *DATA, *SMALL, lazy))
+    refused_by_both(flags, tmp_path, rf"{name} has the .*\(7, .*\(3, 64\): .*--data")
+
+
+@pytest.mark.parametrize("flags", KNOWN)
+def test_outputs_keep_their_classes(flags: list[str], tmp_path: Path) -> None:
+    """Wrong: as many classes with other names, or in another order, are trained or tested as if
+    they were the checkpoint's."""
+    leave_checkpoint(tmp_path)
+    file, first = tmp_path / "model_0000001.pth", [CLASSES[1], CLASSES[0]]
+    content = torch.load(file, weights_only=True)
+    torch.save(content | {"class_names": [*first, *CLASSES[2:]]}, file)
+    says = f"class 0 is '{first[0]}' in the checkpoint, and '{first[1]}' in the data"
+    refused_by_both(flags, tmp_path, says)
+    torch.save(content | {"class_names": list(CLASSES)}, file)
+    given = ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(file)]
+    load_config(parse(SHAPES, *flags, *given))
 
 
 def test_a_training_goes_on_with_its_own_optimizer_or_not_at_all(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from ..config.checks import (
     check_processes,
 )
 from ..config.continuation import check_continuation, check_groups
-from ..config.datasets import take_data
+from ..config.datasets import take_data, thing_classes
 from ..config.keys import LAZY_KEYS
 from ..config.limits import LIMITS, at_least, check_images, check_limits
 from ..config.metric import check_best_metric
@@ -240,6 +240,8 @@ def _check_model(
     cfg: DictConfig, args: argparse.Namespace
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """The model, without values, and the checkpoint to go on from, if there is one."""
+    names = datasets_of(cfg, "test" if args.eval_only else "train")
+    classes = thing_classes(names[0]) if names else []
     with building("model"):
         model = build_on_meta(lambda: instantiate(cfg.model))
     modules = list(model.modules())
@@ -248,8 +250,9 @@ def _check_model(
         raise ValueError("model: SyncBN needs GPUs; on a CPU use BN or GN")
     weights = cfg.train.init_checkpoint or ""
     if args.resume and (run := RunFolder(cfg.train.output_dir)).can_resume:
-        return model, check_resumed(run, model)
-    check_weights("train.init_checkpoint", weights, model, _SCRATCH)
+        return model, check_resumed(run, model, classes)
+    tested = classes if args.eval_only else None
+    check_weights("train.init_checkpoint", weights, model, _SCRATCH, tested)
     if weights:
         return model, None
     if args.eval_only:
