@@ -195,7 +195,7 @@ def _frame(script: str, way_on: Callable[[str], str] = lambda message: "") -> It
         yield
     except KeyboardInterrupt as e:
         print(_line(script, "interrupted" + way_on("")), file=sys.stderr)
-        sys.exit(128 + getattr(e, "number", signal.SIGINT))  # of engine.signals' Interrupted
+        sys.exit(128 + getattr(e, "number", signal.SIGINT))  # of an Interrupted
     except Exception as e:
         name, message = raised_first(e)
         # A child that was killed, or has said by itself why it exits.
