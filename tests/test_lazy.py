@@ -357,6 +357,7 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
         (["optimizer.lrr=1"], "optimizer: .*'lrr'"),
         (["optimizer.lr=-1"], "optimizer: .* -1"),
         (["lr_multiplier.warmup_fact=1"], "lr_multiplier: .*'warmup_fact'"),
+        (["dataloader.train.num_wrkers=2"], "train.num_wrkers is unknown; did .* 'num_workers'"),
         (["dataloader.evaluator.x=5"], "dataloader.evaluator: .*'x'"),
         (
             ["dataloader.test.mapper.augmentations.0.short_edge_len=9"],

@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import build_batch_data_loader, build_detection_train_loader
 from detectron2.layers import FrozenBatchNorm2d
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ...config_files import config_path
 from ...modeling import RandWire
@@ -200,6 +202,11 @@ def _check_arguments(node: Any, where: str) -> None:
         given = {str(key): None for key in node if key != "_target_"}
         with building(where), suppress(ValueError):  # a builtin may have no signature
             inspect.signature(target).bind_partial(**given)
+        if target is build_detection_train_loader:  # which hands what it does not know to others
+            takers = (target, build_batch_data_loader, DataLoader)
+            known = {key for taker in takers for key in inspect.signature(taker).parameters}
+            if unknown := sorted(given.keys() - known):
+                raise ValueError(f"{where}.{unknown[0]} is unknown{similar(unknown[0], known)}")
     items: Any = node.items() if isinstance(node, DictConfig) else enumerate(node)
     for key, value in items:
         if isinstance(value, DictConfig | ListConfig):
