@@ -13,7 +13,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetCatalog, build_detection_train_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
@@ -468,6 +468,30 @@ def test_copies_of_the_number_of_classes_are_set_and_others_are_not(tmp_path: Pa
     evaluator = cfg.dataloader.evaluator
     assert evaluator.dataset_name == cfg.dataloader.test.dataset.names
     assert evaluator.output_dir == f"{cfg.train.output_dir}/inference", "or it fails once trained"
+
+
+def test_an_evaluator_writes_labels_that_are_not_cocos(tmp_path: Path) -> None:
+    """Wrong: one without output_dir, as in Detectron2's configs, fails in the first evaluation;
+    or labels that were corrected are evaluated as they were before."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"from detectron2.config import LazyConfig\n"
+        f"stock = LazyConfig.load({str(LAZY / f'{FASTER}.py')!r})\n"
+        "model, dataloader, train = stock.model, stock.dataloader, stock.train\n"
+        "lr_multiplier, optimizer = stock.lr_multiplier, stock.optimizer\n"
+        "dataloader.evaluator.dataset_name = dataloader.test.dataset.names = 'by_code'\n"
+        "del dataloader.evaluator.output_dir\n"
+    )
+    given = [*DATA[:2], *SMALL, f"train.output_dir={tmp_path / 'run'}"]
+    for number in (1, 2):
+        records = [{"file_name": "x.png", "image_id": i, "height": 8, "width": 8, "annotations": []}
+                   for i in range(number)]  # fmt: skip
+        DatasetCatalog.register("by_code", lambda records=records: records)
+        MetadataCatalog.get("by_code").thing_classes = list(CLASSES)
+        evaluator = instantiate(load_lazy_config(parse(config, *given)).dataloader.evaluator)
+        assert len(evaluator._coco_api.imgs) == number
+        DatasetCatalog.remove("by_code")
+        MetadataCatalog.remove("by_code")
 
 
 @pytest.mark.parametrize(
