@@ -517,6 +517,23 @@ def test_data_by_path_that_do_not_fit_are_refused(
     assert "\n" not in str(e.value)
 
 
+def test_the_masks_of_c4_need_polygons(tmp_path: Path) -> None:
+    """Wrong: Detectron2's Mask R-CNN C4, whose masks have no features of their own, trains on data
+    without polygons until its first loss."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from detectron2 import model_zoo\n"
+        "c4 = model_zoo.get_config('COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.py')\n"
+        "model, dataloader, train = c4.model, c4.dataloader, c4.train\n"
+        "lr_multiplier, optimizer = c4.lr_multiplier, c4.optimizer\n"
+    )
+    given = [*write_sound(tmp_path / "data")["coco"], *SMALL[4:], f"train.output_dir={tmp_path}"]
+    with pytest.raises(ValueError, match="no polygon; .* model.roi_heads.mask_head=null") as e:
+        load_lazy_config(parse(config, *given))
+    assert "\n" not in str(e.value)
+    load_lazy_config(parse(config, *given, str(e.value).rpartition(" ")[2]))
+
+
 def test_a_part_that_computes_while_it_is_built(caplog: pytest.LogCaptureFixture) -> None:
     """Wrong: it is a fault of the checks, which build a network without values."""
     options = [*DATA, *SMALL, "model._target_=test_engine.Computing"]

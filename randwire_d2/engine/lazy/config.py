@@ -53,6 +53,7 @@ from .in_yaml import (
     datasets_of,
     finds_coco_metrics,
     in_lazy_words,
+    mask_key,
     target_of,
     yaml_config,
 )
@@ -124,8 +125,9 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     elif own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
         raise ValueError(f"train.patience {own.SOLVER.PATIENCE} needs a dataloader.evaluator")
     check_output("train.output_dir", cfg.train.output_dir, args, own.MODEL.WEIGHTS)
-    own.MODEL.MASK_ON = OmegaConf.select(cfg, "model.roi_heads.mask_in_features") is not None
-    with in_lazy_words():
+    masks = mask_key(cfg)
+    own.MODEL.MASK_ON = OmegaConf.select(cfg, masks) is not None
+    with in_lazy_words(masks):
         take_data(own)
         check_continuation(own, args, LAZY_KEYS)
     use_data(cfg, args.opts)
