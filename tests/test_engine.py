@@ -1,6 +1,7 @@
 """A run that can't succeed is refused before any work; evaluators fit their data sets."""
 
 import argparse
+import copy
 import os
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.file_io import PathHandler, PathManager
 from helpers import ROOT, assert_equal, in_two_processes, leave_checkpoint
 from test_lazy import DATA, FASTER, SMALL
 from test_lazy import parse as parse_lazy
@@ -28,6 +30,7 @@ from randwire_d2.config import (
 )
 from randwire_d2.data.shapes import CLASSES
 from randwire_d2.engine import Trainer, argument_parser, load_config, scale_schedule, trainer
+from randwire_d2.engine.config import weights as weights_checks
 from randwire_d2.engine.lazy.config import load_lazy_config
 from randwire_d2.engine.processes.threads import available_cores, busy_cores, fair_threads
 from randwire_d2.engine.trainer import in_parallel, parallel_options
@@ -184,6 +187,31 @@ def test_a_network_of_other_shapes_goes_on_with_nothing(flags: list[str], tmp_pa
     name = "roi_heads.box_predictor.cls_score.weight"
     leave_checkpoint(tmp_path, **{name: torch.zeros(3, 64)})
     refused_by_both(flags, tmp_path, rf"{name} has the .*\(7, .*\(3, 64\): .*--data")
+
+
+class _Downloads(PathHandler):
+    """URLs in place of files: download:///tmp/x.pth."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["download://"]
+
+    def _get_local_path(self, path: str, force: bool = False, **_: Any) -> str:
+        return path.removeprefix("download://")
+
+
+def test_what_is_downloaded_to_be_tested_is_compared_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: Detectron2's detector of COCO's 80 classes gets an AP of new heads."""
+    downloads = copy.copy(PathManager)
+    monkeypatch.setattr(weights_checks, "PathManager", downloads)
+    downloads._path_handlers = {**downloads._path_handlers, "download://": _Downloads()}
+    leave_checkpoint(tmp_path, **{"roi_heads.box_predictor.cls_score.weight": torch.zeros(81, 64)})
+    given = ["OUTPUT_DIR", str(tmp_path / "run"), "MODEL.WEIGHTS"]
+    given.append(f"download://{tmp_path}/model_0000001.pth")
+    load_config(parse(SHAPES, *given))  # a training has new heads for them
+    with pytest.raises(ValueError, match=r"MODEL.WEIGHTS 'download:.* the checkpoint \(81, 64\)"):
+        load_config(parse(SHAPES, "--eval-only", *given))
 
 
 @pytest.mark.parametrize("flags", KNOWN)
