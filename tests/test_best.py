@@ -128,7 +128,8 @@ def test_an_earlier_training_becomes_a_run_of_its_own(tmp_path: Path) -> None:
     for name, evaluation in (("own", own), ("others", others)):
         RunFolder(run.path / "evaluations" / name).write_evaluation(evaluation)
     said = set_earlier_aside(str(run.path), resume=False, weights="")
-    assert said.endswith(f"of an earlier training are in {earlier.path} now: 0.4 MB")
+    told = f"training are in {earlier.path} now: 0.4 MB; delete that folder if nobody needs it"
+    assert said.endswith(told)
     # What --config-file may name, and the log of this very process stay, too.
     assert {path.name for path in run.path.iterdir()} == {
         "earlier_1", "config.yaml", "detector.yaml", "log.txt"

@@ -1,6 +1,7 @@
 """A run that can't succeed is refused before any work; evaluators fit their data sets."""
 
 import argparse
+import copy
 import os
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.file_io import PathHandler, PathManager
 from helpers import ROOT, assert_equal, in_two_processes, leave_checkpoint
 from test_lazy import DATA, FASTER, SMALL
 from test_lazy import parse as parse_lazy
@@ -26,7 +28,9 @@ from randwire_d2.config import (
     merge_config,
     spec_from_config,
 )
+from randwire_d2.data.shapes import CLASSES
 from randwire_d2.engine import Trainer, argument_parser, load_config, scale_schedule, trainer
+from randwire_d2.engine.config import weights as weights_checks
 from randwire_d2.engine.lazy.config import load_lazy_config
 from randwire_d2.engine.processes.threads import available_cores, busy_cores, fair_threads
 from randwire_d2.engine.trainer import in_parallel, parallel_options
@@ -155,17 +159,74 @@ def test_resuming_a_run_needs_no_weights(tmp_path: Path) -> None:
         load_config(parse(SHAPES, *options))
 
 
-@pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--eval-only"]])
-def test_a_network_of_other_shapes_is_not_resumed(flags: list[str], tmp_path: Path) -> None:
+KNOWN = [["--resume"], ["--resume", "--eval-only"], ["--eval-only"]]
+
+
+def refused_by_both(flags: list[str], folder: Path, says: str) -> None:
+    """Either tool refuses a folder's checkpoint; a new training may start from it."""
+    weights = str(folder / "model_0000001.pth")
+    given = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", weights]
+    lazy = [f"train.output_dir={folder}", f"train.init_checkpoint={weights}"]
+    for load in (
+        lambda: load_config(parse(SHAPES, *flags, *given)),
+        lambda: load_lazy_config(parse_lazy(FASTER, *flags, *DATA, *SMALL, *lazy)),
+    ):
+        with pytest.raises(ValueError, match=says) as e:
+            load()
+        assert "\n" not in str(e.value)
+    given[1], lazy[0] = str(folder / "new"), f"train.output_dir={folder}/new"
+    load_config(parse(SHAPES, *given))
+    load_lazy_config(parse_lazy(FASTER, *DATA, *SMALL, *lazy))
+
+
+@pytest.mark.parametrize("flags", KNOWN)
+def test_a_network_of_other_shapes_goes_on_with_nothing(flags: list[str], tmp_path: Path) -> None:
     """Wrong: who leaves out --data, or has other classes, gets new weights for some of the old, and
-    an optimizer that ends in a traceback once config.yaml was overwritten."""
+    an optimizer that ends in a traceback once config.yaml was overwritten; or the AP of a head
+    with random weights."""
     name = "roi_heads.box_predictor.cls_score.weight"
     leave_checkpoint(tmp_path, **{name: torch.zeros(3, 64)})
-    says, lazy = rf"{name} has the .*\(7, .*\(3, 64\): .*--data", f"train.output_dir={tmp_path}"
-    with pytest.raises(ValueError, match=says):
-        load_config(parse(SHAPES, *flags, "OUTPUT_DIR", str(tmp_path)))
-    with pytest.raises(ValueError, match=says):
-        load_lazy_config(parse_lazy(FASTER, *flags, *DATA, *SMALL, lazy))
+    refused_by_both(flags, tmp_path, rf"{name} has the .*\(7, .*\(3, 64\): .*--data")
+
+
+class _Downloads(PathHandler):
+    """URLs in place of files: download:///tmp/x.pth."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["download://"]
+
+    def _get_local_path(self, path: str, force: bool = False, **_: Any) -> str:
+        return path.removeprefix("download://")
+
+
+def test_what_is_downloaded_to_be_tested_is_compared_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: Detectron2's detector of COCO's 80 classes gets an AP of new heads."""
+    downloads = copy.copy(PathManager)
+    monkeypatch.setattr(weights_checks, "PathManager", downloads)
+    downloads._path_handlers = {**downloads._path_handlers, "download://": _Downloads()}
+    leave_checkpoint(tmp_path, **{"roi_heads.box_predictor.cls_score.weight": torch.zeros(81, 64)})
+    given = ["OUTPUT_DIR", str(tmp_path / "run"), "MODEL.WEIGHTS"]
+    given.append(f"download://{tmp_path}/model_0000001.pth")
+    load_config(parse(SHAPES, *given))  # a training has new heads for them
+    with pytest.raises(ValueError, match=r"MODEL.WEIGHTS 'download:.* the checkpoint \(81, 64\)"):
+        load_config(parse(SHAPES, "--eval-only", *given))
+
+
+@pytest.mark.parametrize("flags", KNOWN)
+def test_outputs_keep_their_classes(flags: list[str], tmp_path: Path) -> None:
+    """Wrong: as many classes with other names, or in another order, are trained or tested as if
+    they were the checkpoint's."""
+    leave_checkpoint(tmp_path)
+    file, first = tmp_path / "model_0000001.pth", [CLASSES[1], CLASSES[0]]
+    content = torch.load(file, weights_only=True)
+    torch.save(content | {"class_names": [*first, *CLASSES[2:]]}, file)
+    says = f"class 0 is '{first[0]}' in the checkpoint, and '{first[1]}' in the data"
+    refused_by_both(flags, tmp_path, says)
+    torch.save(content | {"class_names": list(CLASSES)}, file)
+    given = ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(file)]
+    load_config(parse(SHAPES, *flags, *given))
 
 
 def test_a_training_goes_on_with_its_own_optimizer_or_not_at_all(tmp_path: Path) -> None:

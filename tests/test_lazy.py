@@ -13,7 +13,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetCatalog, build_detection_train_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
@@ -357,6 +357,7 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
         (["optimizer.lrr=1"], "optimizer: .*'lrr'"),
         (["optimizer.lr=-1"], "optimizer: .* -1"),
         (["lr_multiplier.warmup_fact=1"], "lr_multiplier: .*'warmup_fact'"),
+        (["dataloader.train.num_wrkers=2"], "train.num_wrkers is unknown; did .* 'num_workers'"),
         (["dataloader.evaluator.x=5"], "dataloader.evaluator: .*'x'"),
         (
             ["dataloader.test.mapper.augmentations.0.short_edge_len=9"],
@@ -469,6 +470,30 @@ def test_copies_of_the_number_of_classes_are_set_and_others_are_not(tmp_path: Pa
     assert evaluator.output_dir == f"{cfg.train.output_dir}/inference", "or it fails once trained"
 
 
+def test_an_evaluator_writes_labels_that_are_not_cocos(tmp_path: Path) -> None:
+    """Wrong: one without output_dir, as in Detectron2's configs, fails in the first evaluation;
+    or labels that were corrected are evaluated as they were before."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"from detectron2.config import LazyConfig\n"
+        f"stock = LazyConfig.load({str(LAZY / f'{FASTER}.py')!r})\n"
+        "model, dataloader, train = stock.model, stock.dataloader, stock.train\n"
+        "lr_multiplier, optimizer = stock.lr_multiplier, stock.optimizer\n"
+        "dataloader.evaluator.dataset_name = dataloader.test.dataset.names = 'by_code'\n"
+        "del dataloader.evaluator.output_dir\n"
+    )
+    given = [*DATA[:2], *SMALL, f"train.output_dir={tmp_path / 'run'}"]
+    for number in (1, 2):
+        records = [{"file_name": "x.png", "image_id": i, "height": 8, "width": 8, "annotations": []}
+                   for i in range(number)]  # fmt: skip
+        DatasetCatalog.register("by_code", lambda records=records: records)
+        MetadataCatalog.get("by_code").thing_classes = list(CLASSES)
+        evaluator = instantiate(load_lazy_config(parse(config, *given)).dataloader.evaluator)
+        assert len(evaluator._coco_api.imgs) == number
+        DatasetCatalog.remove("by_code")
+        MetadataCatalog.remove("by_code")
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -490,6 +515,23 @@ def test_data_by_path_that_do_not_fit_are_refused(
     with pytest.raises(ValueError, match=says) as e:
         load_with_data("mask_rcnn_randwire_c109_fpn_1x", tmp_path, *args)
     assert "\n" not in str(e.value)
+
+
+def test_the_masks_of_c4_need_polygons(tmp_path: Path) -> None:
+    """Wrong: Detectron2's Mask R-CNN C4, whose masks have no features of their own, trains on data
+    without polygons until its first loss."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from detectron2 import model_zoo\n"
+        "c4 = model_zoo.get_config('COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.py')\n"
+        "model, dataloader, train = c4.model, c4.dataloader, c4.train\n"
+        "lr_multiplier, optimizer = c4.lr_multiplier, c4.optimizer\n"
+    )
+    given = [*write_sound(tmp_path / "data")["coco"], *SMALL[4:], f"train.output_dir={tmp_path}"]
+    with pytest.raises(ValueError, match="no polygon; .* model.roi_heads.mask_head=null") as e:
+        load_lazy_config(parse(config, *given))
+    assert "\n" not in str(e.value)
+    load_lazy_config(parse(config, *given, str(e.value).rpartition(" ")[2]))
 
 
 def test_a_part_that_computes_while_it_is_built(caplog: pytest.LogCaptureFixture) -> None:

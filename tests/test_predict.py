@@ -509,11 +509,15 @@ def test_a_prediction_that_ends_early_keeps_what_it_found(
         predict(detector, images, out, "--output", out, "--resume")
     monkeypatch.undo()
     expected = contents(whole)
+    digest, read = job.digest, []
     # What a signal has left, then what SIGKILL would have left at that moment.
     for folder, skipped in ((out, 1), (killed, 0)):
         with monkeypatch.context() as patch:
+            patch.setattr(job, "digest", lambda value: read.append(type(value)) or digest(value))
             computed = count_outputs(patch)
             assert predict(*given, folder, "--resume") == 0
+        assert read.count(bytes) == 1, "the checkpoint is read more than once"
+        read.clear()
         assert len(computed) == 3 - skipped and contents(folder) == expected
     with monkeypatch.context() as patch:  # whatever computes fails
         patch.setattr(job.Job, "run", None)

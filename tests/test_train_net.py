@@ -18,6 +18,7 @@ from torch import nn
 
 from randwire_d2 import load_detector
 from randwire_d2.checkpoint import Wiring, load_checkpoint
+from randwire_d2.inference.record import sections_of
 from randwire_d2.modeling import NODE_OP_REGISTRY
 from randwire_d2.runs import EVALUATIONS, RunFolder
 from randwire_d2.wiring import Dag
@@ -44,7 +45,8 @@ def test_the_guides_script_trains_what_it_registers(
 ) -> None:
     """Wrong: a generator or a node operation of one's own can't be trained with the tools, its key
     has no default, or the guide's script is none; or who reads the detector needs the generator, or
-    is not told that it needs the operation."""
+    is not told that it needs the operation; or the last line and the card name a tool, which has
+    none."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "GUIDE.md").read_text(), re.DOTALL)
     (script,) = [block for block in blocks if "train.main()" in block]
     (tmp_path / "my_train.py").write_text(script)
@@ -54,12 +56,15 @@ def test_the_guides_script_trains_what_it_registers(
     run = tmp_path / "run"
     given = arguments(run, ["--num-gpus", processes], options)
     if processes == 1:
-        run_tool(tmp_path / "my_train.py", *given, log=tmp_path / "log")
+        said = run_tool(tmp_path / "my_train.py", *given, log=tmp_path / "log")
     else:  # which import the script that was started
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, str(tmp_path / "my_train.py"), *map(str, given)]
         done = subprocess.run(command, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+    call = f"randwire_d2.cli.predict.main(['{run}', 'images/', '--output', '{run}/predictions'])"
+    assert f"Next: {call}, in a script that registers conv5x5\n" in said
     wiring = Wiring.of(load_checkpoint(str(run / "model_final.pth")))
     assert wiring is not None and wiring.spec.node_op == "conv5x5"
     assert set(wiring.spec.dags) == {Dag.from_graph(networkx.circulant_graph(10, [1, 2]))}
@@ -72,6 +77,8 @@ def test_the_guides_script_trains_what_it_registers(
     )
     for cfg in (load_detector(run).cfg, RunFolder(run).config()):
         assert cfg.MODEL.RANDWIRE.RING.HOPS == 2
+        card = sections_of(str(run / "model_final.pth"), cfg, None, 1)
+        assert f"python {tmp_path / 'my_train.py'} --config-file" in str(card["Command"])
 
 
 @pytest.mark.slow

@@ -2,11 +2,9 @@
 
 import logging
 import os
-import shlex
 
 from detectron2.config import CfgNode
 
-from ..command import in_users_words
 from ..config import family
 from ..conversion import convert
 from ..runs import RunFolder
@@ -16,7 +14,7 @@ DETECTOR = "configs/Base-RCNN-FPN-1x.yaml"  # what a printed command takes the r
 logger = logging.getLogger(__name__)
 
 
-def write_backbone(cfg: CfgNode) -> str:
+def write_backbone(cfg: CfgNode) -> list[str]:
     """Convert a classifier's last checkpoint, verified, to the backbone.pth in its OUTPUT_DIR.
 
     The last, and not model_best.pth: a schedule is made for its end, where the rate is 0, and to
@@ -28,8 +26,8 @@ def write_backbone(cfg: CfgNode) -> str:
         cfg: the training's. It has ended.
 
     Returns:
-        the command that fine-tunes a detector with it; where the conversion fails, which is logged,
-        the one that tries it again.
+        the tool that fine-tunes a detector with it, and its arguments; where the conversion fails,
+        which is logged, those that try it again.
     """
     run = RunFolder(os.path.normpath(cfg.OUTPUT_DIR))
     final, backbone = str(run.final_checkpoint), str(run.backbone)
@@ -40,8 +38,7 @@ def write_backbone(cfg: CfgNode) -> str:
         done = convert(final, backbone, options=stated)
     except (ValueError, OSError) as e:
         logger.warning(f"{backbone} was not written: {' '.join(str(e).split())}")
-        command = ["tools/convert_checkpoint.py", final, backbone, *stated]
-        return in_users_words(shlex.join(["python", *command]))
+        return ["convert_checkpoint.py", final, backbone, *stated]
     assert done.verification is not None
     differences = ", ".join(f"{k} {v:.1e}" for k, v in done.verification.differences.items())
     logger.info(f"Wrote {backbone}; verified, largest relative differences: {differences}")
@@ -50,5 +47,4 @@ def write_backbone(cfg: CfgNode) -> str:
     else:  # the file knows the rest
         name = "build_randwire_fpn_backbone"
         options = [*("--config-from-weights", "MODEL.BACKBONE.NAME", name), *done.options[-2:]]
-    command = ["python", "tools/train_net.py", "--config-file", DETECTOR, *options]
-    return in_users_words(shlex.join(command))
+    return ["train_net.py", "--config-file", DETECTOR, *options]

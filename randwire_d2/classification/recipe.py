@@ -103,7 +103,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     made_once("listings", partial(list_anew, folders), take_listings)
     if not args.eval_only:
         cfg = scale_schedule(cfg, sum(count_listed()[name] for name in train))
-    model = check_model(cfg, args)
+    model = check_model(cfg, args, classes)
     if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
         _check_torchvision(cfg, model.network)
     if cfg.SOLVER.COMPILE and not args.eval_only:

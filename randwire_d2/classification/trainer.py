@@ -84,7 +84,7 @@ class ClassificationTrainer(Trainer):
             partial(_test_losses, self.evaluated_model), build_test_loader(self.cfg, dataset_name)
         )
 
-    def next_command(self) -> str:
+    def next_command(self) -> list[str]:
         """As Trainer's: fine-tuning a detector with the network, converted into a backbone."""
         if self.cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
             return super().next_command()

@@ -162,9 +162,10 @@ def training(
     """Around a training: the line of an error names its last checkpoint, and how to go on from it.
 
     Args:
-        args: of ``training_parser``.
+        args: of ``training_parser``; they get the user's own script, if one was started.
         folder: the OUTPUT_DIR. What lies there already, and isn't resumed, is another training's.
     """
+    args.script = own_script() if argv is None else None  # for the log, which a model card reads
     run = RunFolder(folder)
     before = None if args.resume else _last_write(run)
 
@@ -194,7 +195,7 @@ def _frame(script: str, way_on: Callable[[str], str] = lambda message: "") -> It
         yield
     except KeyboardInterrupt as e:
         print(_line(script, "interrupted" + way_on("")), file=sys.stderr)
-        sys.exit(128 + getattr(e, "number", signal.SIGINT))  # of engine.signals' Interrupted
+        sys.exit(128 + getattr(e, "number", signal.SIGINT))  # of an Interrupted
     except Exception as e:
         name, message = raised_first(e)
         # A child that was killed, or has said by itself why it exits.

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ from ..benchmark.health import examine, summary
 from ..command import in_users_words, process, program
 from ..config_files import get_config_file
 from ..files import check_folder, write_or_print
-from ..inference.unfinished import digest
 from ..runs import RunFolder
 from ..text import one_line
 from ..wiring import NetworkGenerator
@@ -134,7 +134,7 @@ def describe(device: str, quick: bool) -> dict[str, Any]:
         "quick": quick,
         **describe_machine(torch.device(device)),
         "triton": importlib.import_module("triton").__version__ if has_triton else None,
-        "code": digest(b"".join(path.read_bytes() for path in sources)),
+        "code": sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16],
     }
 
 

@@ -11,6 +11,7 @@ import difflib
 import functools
 import importlib
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,20 @@ def in_users_words(text: str) -> str:
         ),
         text,
     )
+
+
+def command_of(script: str, arguments: Sequence[str], parts: Sequence[str] = ()) -> str:
+    """The command line of a tool, for this user.
+
+    Args:
+        parts: what the tool does not know, as a script of the user's own registers it: then the
+            call that such a script makes.
+    """
+    if parts:
+        module = _SUBCOMMANDS[script].replace("-", "_")
+        call = f"randwire_d2.cli.{module}.main({[*arguments]})"
+        return f"{call}, in a script that registers {', '.join(parts)}"
+    return in_users_words(shlex.join(["python", f"tools/{script}", *arguments]))
 
 
 def program(script: str) -> str:

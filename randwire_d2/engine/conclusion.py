@@ -2,26 +2,34 @@
 
 import logging
 import os
-import shlex
 from collections.abc import Callable
 
 from detectron2.config import CfgNode
+from torch import nn
 
-from ..command import in_users_words
+from ..command import command_of
+from ..modeling import NODE_OP_REGISTRY, RandWire
 from ..runs import RunFolder
 from .config.metric import best_evaluation, best_metric
 from .report import write_report
 
+# Packages whose modules every tool has.
+_STOCK = {"detectron2", "fvcore", "randwire_d2", "torch", "torchvision"}
+
 logger = logging.getLogger(__name__)
 
 
-def conclude(cfg: CfgNode, iterations: int, next_command: Callable[[], str]) -> None:
+def conclude(
+    cfg: CfgNode, iterations: int, model: nn.Module, next_command: Callable[[], list[str]]
+) -> None:
     """What the main process does: draw the run's pictures into its folder, say what it is worth.
 
     Args:
         cfg: of the training.
         iterations: that it took.
-        next_command: gives the command that makes use of it, which may be some work.
+        model: what it trained.
+        next_command: gives the tool that makes use of it, and its arguments; which may be some
+            work.
     """
     output = cfg.OUTPUT_DIR
     try:
@@ -29,7 +37,9 @@ def conclude(cfg: CfgNode, iterations: int, next_command: Callable[[], str]) -> 
     # Whatever it is: the training went well, and its files are there.
     except Exception as e:
         logger.warning(f"There is no report of {output}: {' '.join(f'{e!r}'.split())}")
-    logger.info(f"{_outcome(cfg, iterations)} Next: {next_command()}")
+    script, *arguments = next_command()
+    command = command_of(script, arguments, _own_parts(model))
+    logger.info(f"{_outcome(cfg, iterations)} Next: {command}")
 
 
 def _outcome(cfg: CfgNode, iterations: int) -> str:
@@ -45,9 +55,15 @@ def _outcome(cfg: CfgNode, iterations: int) -> str:
     return f"{outcome}."
 
 
-def predict_command(folder: str) -> str:
+def _own_parts(model: nn.Module) -> list[str]:
+    """The names of a network's parts that a script of one's own has registered, and no tool has."""
+    parts = {type(module).__name__: type(module) for module in model.modules()}
+    ops = {module.spec.node_op for module in model.modules() if isinstance(module, RandWire)}
+    parts |= {op: NODE_OP_REGISTRY.get(op) for op in ops}
+    return sorted(n for n, part in parts.items() if part.__module__.split(".")[0] not in _STOCK)
+
+
+def predict_command(folder: str) -> list[str]:
     """That of a prediction with the best checkpoint of a run."""
     output = os.path.normpath(folder)
-    predictions = os.path.join(output, "predictions")
-    command = ["python", "tools/predict.py", output, "images/", "--output", predictions]
-    return in_users_words(shlex.join(command))
+    return ["predict.py", output, "images/", "--output", os.path.join(output, "predictions")]

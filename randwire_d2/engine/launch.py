@@ -99,7 +99,7 @@ def train_or_evaluate(
 ) -> Any:
     """What each process of a training tool does, with ``--resume`` and ``--eval-only``.
 
-    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end it, and leave a checkpoint (signals.py).
+    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end it, and leave a checkpoint (processes/signals.py).
     """
     with explained(f"DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS}"):
         if args.eval_only:

@@ -309,10 +309,10 @@ class Trainer(DefaultTrainer):
 
     def conclude(self) -> None:
         """What the main process does at the end of a training."""
-        conclude(self.cfg, self.iter, self.next_command)
+        conclude(self.cfg, self.iter, self.checkpointer.model, self.next_command)
 
-    def next_command(self) -> str:
-        """The command that makes use of a training that has ended."""
+    def next_command(self) -> list[str]:
+        """The tool that makes use of a training that has ended, and its arguments."""
         return predict_command(self.cfg.OUTPUT_DIR)
 
     def resume_or_load(self, resume: bool = True) -> None:

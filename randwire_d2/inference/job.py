@@ -140,12 +140,17 @@ class Job:
     def _paths(self) -> list[str]:
         return [*(record["file_name"] for record in self.records), *(v.path for v in self.videos)]
 
+    @cached_property
+    def _digest(self) -> str:
+        """Of the model's file, which may be large."""
+        return digest(Path(self.model.file).read_bytes())
+
     def note(self) -> Note:
         """What the results depend on; the names are those of an error's message. Where a value is
         no word, what is shown of it, and what tells it from another."""
         files = [(r["file_name"], r["image_id"]) for r in self.records]
         classes = (self.model.category_ids, self.model.class_names)
-        own, paths = digest(Path(self.model.file).read_bytes()), self._paths
+        own, paths = self._digest, self._paths
         return {
             "CHECKPOINT_OR_RUN": [f"{self.model.file}, sha256 {own}", own],
             "set of INPUTs": [

@@ -143,8 +143,9 @@ def _command(log: str, cfg: CfgNode) -> str:
             continue
         if given.get("eval_only"):
             continue
-        tool = "pretrain_imagenet" if is_classifier(cfg) else "train_net"
-        command = [f"tools/{'lazyconfig_train_net' if cfg.MODEL.LAZY else tool}.py"]
+        tool = "lazyconfig_train_net" if cfg.MODEL.LAZY else "train_net"
+        tool = "pretrain_imagenet" if is_classifier(cfg) else tool
+        command = [given.get("script") or f"tools/{tool}.py"]
         # The reader has the config by its name, not where this machine has the package.
         path = str(given.get("config_file") or "")
         given["config_file"] = re.sub(r".*/randwire_d2/configs/", "configs/", path)

@@ -4,6 +4,7 @@ import argparse
 import logging
 import re
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from ...text import similar
 from ..processes.slurm import is_submitted
 from ..processes.torchrun import Launched, count_processes
 from .continuation import check_continuation
-from .datasets import forget_classes, settle_classes, take_data
+from .datasets import forget_classes, settle_classes, take_data, thing_classes
 from .limits import LIMITS, check_images, check_limits
 from .metric import check_best_metric
 from .schedule import check_solver, scale_schedule
@@ -63,7 +64,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     _check_datasets(cfg, args)
     names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     settle_classes(cfg, default_classes, names)
-    check_model(cfg, args)
+    check_model(cfg, args, thing_classes(names[0]))
     if not args.eval_only:
         check_best_metric(cfg)
         data.check_jitter(cfg)
@@ -300,8 +301,11 @@ def _check_registered(key: str, name: str, registry: Registry) -> None:
         raise ValueError(f"{key}: no {name!r} is registered{similar(name, known)}")
 
 
-def check_model(cfg: CfgNode, args: argparse.Namespace) -> nn.Module:
+def check_model(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str] = ()) -> nn.Module:
     """The network, built without memory or time if that can be, with every check of the real one.
+
+    Args:
+        classes: of the data, as far as they are known.
 
     Raises:
         ValueError: it can't be built, trained as configured, or have its weights; one line.
@@ -319,12 +323,13 @@ def check_model(cfg: CfgNode, args: argparse.Namespace) -> nn.Module:
         _check_untrained(cfg, node, args.eval_only)
     model = _build(cfg)
     if resumes:
-        check_resumed(run, model)
+        check_resumed(run, model, classes)
     else:
         norm = f"MODEL.{node}.NORM BN " if node else ""
         scratch = f"MODEL.WEIGHTS '' {norm}MODEL.BACKBONE.FREEZE_AT 0"
         ways = "" if is_classifier(cfg) else scratch
-        check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, model, ways)
+        tested = classes if args.eval_only else None
+        check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, model, ways, tested)
     return model
 
 

@@ -1,42 +1,54 @@
 """The weights that a config names: whether they can be read, and are of its network."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ...checkpoint import check_wiring, load_checkpoint
+from ...checkpoint import check_wiring, load_checkpoint, stored_class_names
 from ...files import without_options
 from ...runs import RunFolder
+from ...text import one_line
 
 
-def check_weights(key: str, weights: str, model: nn.Module, scratch: str = "") -> None:
+def check_weights(
+    key: str,
+    weights: str,
+    model: nn.Module,
+    scratch: str = "",
+    tested: Sequence[str] | None = None,
+) -> None:
     """
     Args:
         key: of the config that names them.
-        weights: "" for none. A URL is not worth its download yet.
+        weights: "" for none. A URL is not worth its download yet, unless they are to be tested.
         scratch: what a command line gets for a training without them, if there can be one.
+        tested: the data's classes, if an evaluation is of them: its heads are not new ones.
 
     Raises:
-        ValueError: they can't be read, or belong to another wiring than the model's; one line.
+        ValueError: they can't be read, or belong to another network than the model's; one line.
     """
     # What lies on a hub, too, before there are processes, which then find it in the cache.
-    if not weights or ("://" in weights and not weights.startswith("hf://")):
+    is_url = "://" in weights
+    if not weights or (is_url and not weights.startswith("hf://") and tested is None):
         return
     path = without_options(weights)
-    if "://" not in weights and not os.path.exists(path):
+    if not is_url and not os.path.exists(path):
         raise ValueError(f"{key} {weights!r} does not exist" + _ways_to(path, scratch))
     checkpoint = read_weights(key, weights)
     try:
         check_wiring(model, checkpoint)
+        if tested is not None:
+            _check_same(model, checkpoint, tested)
     except ValueError as e:
         raise ValueError(f"{key} {weights!r}: {e}") from e
 
 
-def check_resumed(run: RunFolder, model: nn.Module) -> dict[str, Any]:
-    """Compare a network with the checkpoint that a run is resumed from.
+def check_resumed(run: RunFolder, model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+    """Compare a network, and its data's classes, with the checkpoint that a run is resumed from.
 
     Returns:
         The checkpoint; its tensors are left on disk.
@@ -48,14 +60,31 @@ def check_resumed(run: RunFolder, model: nn.Module) -> dict[str, Any]:
         run.last_checkpoint, map_location="cpu", weights_only=True, mmap=True
     )
     check_wiring(model, file)
+    try:
+        _check_same(model, file, classes)
+    except ValueError as e:
+        raise ValueError(f"--resume: {e}") from e
+    return file
+
+
+def _check_same(model: nn.Module, checkpoint: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Refuse weights of other shapes, and outputs that stand for other classes; what a checkpoint
+    lacks is another matter, of which Detectron2 warns."""
     for name, value in model.state_dict().items():
-        if (saved := file["model"].get(name, value)).shape != value.shape:
+        if (saved := checkpoint["model"].get(name, value)).shape != value.shape:
             raise ValueError(
-                f"--resume: {name} has the shape {tuple(value.shape)}, and in the checkpoint "
+                f"{name} has the shape {tuple(value.shape)}, and in the checkpoint "
                 f"{tuple(saved.shape)}: the training began with another network, or data with "
                 "another number of classes (--data); give the same"
             )
-    return file
+    before = stored_class_names(checkpoint) or ()
+    for number, (own, now) in enumerate(zip(before, map(str, classes))):
+        if own != now:
+            raise ValueError(
+                f"class {number} is {one_line(own)!r} in the checkpoint, and {one_line(now)!r} in "
+                "the data: its training began with data of other classes, or of the same in "
+                "another order; give data with its own"
+            )
 
 
 def read_weights(key: str, path: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def set_earlier_aside(folder: str, resume: bool, weights: str) -> str:
     size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
     return (
         f"The checkpoints, metrics and evaluations of an earlier training are in {aside} now: "
-        f"{megabytes(size)}"
+        f"{megabytes(size)}; delete that folder if nobody needs it"
     )
 
 

@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import build_batch_data_loader, build_detection_train_loader
 from detectron2.layers import FrozenBatchNorm2d
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ...config_files import config_path
 from ...modeling import RandWire
@@ -37,7 +39,7 @@ from ..config.checks import (
     check_processes,
 )
 from ..config.continuation import check_continuation, check_groups
-from ..config.datasets import take_data
+from ..config.datasets import take_data, thing_classes
 from ..config.keys import LAZY_KEYS
 from ..config.limits import LIMITS, at_least, check_images, check_limits
 from ..config.metric import check_best_metric
@@ -51,6 +53,7 @@ from .in_yaml import (
     datasets_of,
     finds_coco_metrics,
     in_lazy_words,
+    mask_key,
     target_of,
     yaml_config,
 )
@@ -122,8 +125,9 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     elif own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
         raise ValueError(f"train.patience {own.SOLVER.PATIENCE} needs a dataloader.evaluator")
     check_output("train.output_dir", cfg.train.output_dir, args, own.MODEL.WEIGHTS)
-    own.MODEL.MASK_ON = OmegaConf.select(cfg, "model.roi_heads.mask_in_features") is not None
-    with in_lazy_words():
+    masks = mask_key(cfg)
+    own.MODEL.MASK_ON = OmegaConf.select(cfg, masks) is not None
+    with in_lazy_words(masks):
         take_data(own)
         check_continuation(own, args, LAZY_KEYS)
     use_data(cfg, args.opts)
@@ -200,6 +204,11 @@ def _check_arguments(node: Any, where: str) -> None:
         given = {str(key): None for key in node if key != "_target_"}
         with building(where), suppress(ValueError):  # a builtin may have no signature
             inspect.signature(target).bind_partial(**given)
+        if target is build_detection_train_loader:  # which hands what it does not know to others
+            takers = (target, build_batch_data_loader, DataLoader)
+            known = {key for taker in takers for key in inspect.signature(taker).parameters}
+            if unknown := sorted(given.keys() - known):
+                raise ValueError(f"{where}.{unknown[0]} is unknown{similar(unknown[0], known)}")
     items: Any = node.items() if isinstance(node, DictConfig) else enumerate(node)
     for key, value in items:
         if isinstance(value, DictConfig | ListConfig):
@@ -240,6 +249,8 @@ def _check_model(
     cfg: DictConfig, args: argparse.Namespace
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """The model, without values, and the checkpoint to go on from, if there is one."""
+    names = datasets_of(cfg, "test" if args.eval_only else "train")
+    classes = thing_classes(names[0]) if names else []
     with building("model"):
         model = build_on_meta(lambda: instantiate(cfg.model))
     modules = list(model.modules())
@@ -248,8 +259,9 @@ def _check_model(
         raise ValueError("model: SyncBN needs GPUs; on a CPU use BN or GN")
     weights = cfg.train.init_checkpoint or ""
     if args.resume and (run := RunFolder(cfg.train.output_dir)).can_resume:
-        return model, check_resumed(run, model)
-    check_weights("train.init_checkpoint", weights, model, _SCRATCH)
+        return model, check_resumed(run, model, classes)
+    tested = classes if args.eval_only else None
+    check_weights("train.init_checkpoint", weights, model, _SCRATCH, tested)
     if weights:
         return model, None
     if args.eval_only:

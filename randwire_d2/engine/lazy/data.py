@@ -22,7 +22,8 @@ _NUMBERS = (
 
 def use_data(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Have a LazyConfig's loaders and evaluator read the data set of ``train.data``, if there is
-    one, and its detector tell as many classes. In each process, whose catalog is its own.
+    one, and its detector tell as many classes; and its evaluator read what is not COCO's. In each
+    process, whose catalog is its own.
 
     Args:
         overrides: the command line's path.key=value; a number of classes there stays.
@@ -30,6 +31,9 @@ def use_data(cfg: DictConfig, overrides: Sequence[str]) -> None:
     Raises:
         ValueError: the data set can't be used, or the command line names another; one line.
     """
+    if finds_coco_metrics(cfg):  # it writes that as COCO's: anew, as the labels may be
+        cfg.dataloader.evaluator.setdefault("output_dir", "${train.output_dir}/inference")
+        cfg.dataloader.evaluator.setdefault("allow_cached_coco", False)
     if not cfg.train.data:
         return
     if named := [text for text in overrides if ".dataset.names=" in text]:
@@ -39,8 +43,6 @@ def use_data(cfg: DictConfig, overrides: Sequence[str]) -> None:
     OmegaConf.update(cfg, "dataloader.test.dataset.names", test)
     if OmegaConf.select(cfg, "dataloader.evaluator.dataset_name"):
         cfg.dataloader.evaluator.dataset_name = test
-    if finds_coco_metrics(cfg):  # needs one for what is not COCO's; Detectron2's configs have none
-        cfg.dataloader.evaluator.setdefault("output_dir", "${train.output_dir}/inference")
     before = {OmegaConf.select(cfg, key) for key in _NUMBERS[:2]} - {None}
     for key in _NUMBERS:  # those that refer to one of the first are another number by now
         if OmegaConf.select(cfg, key) in before:

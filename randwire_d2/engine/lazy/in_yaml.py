@@ -104,16 +104,27 @@ def finds_coco_metrics(cfg: DictConfig) -> bool:
     return target_of(OmegaConf.select(cfg, "dataloader.evaluator")) is COCOEvaluator
 
 
+def mask_key(cfg: DictConfig) -> str:
+    """What a LazyConfig's detector finds no masks without."""
+    heads = OmegaConf.select(cfg, "model.roi_heads", default={})
+    is_c4 = "mask_head" in heads and "mask_in_features" not in heads  # Res5ROIHeads
+    return f"model.roi_heads.{'mask_head' if is_c4 else 'mask_in_features'}"
+
+
 @contextmanager
-def in_lazy_words() -> Iterator[None]:
-    """Around checks of what ``yaml_config`` returned: their errors name the LazyConfig's keys."""
+def in_lazy_words(masks: str = "") -> Iterator[None]:
+    """Around checks of what ``yaml_config`` returned: their errors name the LazyConfig's keys.
+
+    Args:
+        masks: the ``mask_key``, where errors may name it.
+    """
     try:
         yield
     except ValueError as e:
         said = str(e)
-        for task in ("mask", "keypoint"):
-            without = f"model.roi_heads.{task}_in_features=null"
-            said = said.replace(f"MODEL.{task.upper()}_ON False", without)
+        said = said.replace("MODEL.MASK_ON False", f"{masks}=null")
+        without = "model.roi_heads.keypoint_in_features=null"
+        said = said.replace("MODEL.KEYPOINT_ON False", without)
         for lazy, key in _KEYS.items():
             said = re.sub(rf"\b(add|set|with) {re.escape(key)} ", rf"\1 {lazy}=", said)
             said = re.sub(rf"(?<![\w.]){re.escape(key)}\b", lazy, said)

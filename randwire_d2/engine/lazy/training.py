@@ -167,7 +167,7 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
         number = e.number
     else:
         if comm.is_main_process() and own.MODEL.LAZY:
-            conclude(own, trainer.iter, lambda: predict_command(own.OUTPUT_DIR))
+            conclude(own, trainer.iter, model, lambda: predict_command(own.OUTPUT_DIR))
         return None
     del trainer  # and the workers that read its images
     return end_interrupted(number)
