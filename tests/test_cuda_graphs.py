@@ -455,6 +455,17 @@ def test_a_backward_pass_that_can_not_be_repeated(recorder: Any, device: torch.d
         y.backward()
 
 
+def test_a_replayed_gradient_is_not_differentiated(recorder: Any, device: torch.device) -> None:
+    """Wrong: a penalty on gradients is left out of a loss, as that of a constant."""
+    pair = Pair(device)
+    pair.start(needs_x=True)
+    x = pair.x().requires_grad_()
+    y = pair.stage(x).sum()
+    (grad,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated again.*; set MODEL.RANDWIRE.FUSED off"):
+        (y + grad.square().sum()).backward()
+
+
 def test_weights_that_move_before_the_backward_pass(recorder: Any, device: torch.device) -> None:
     """Wrong: gradients of what lies where a weight was, as where FSDP gathers them once more."""
     pair = Pair(device)

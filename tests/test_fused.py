@@ -18,6 +18,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from helpers import assert_same, draw_spec, images, leaves, randomise
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from randwire_d2 import (
     NetworkGenerator,
@@ -224,8 +225,31 @@ def test_a_backward_pass_can_be_repeated_but_not_differentiated(device: torch.de
     first, second = (torch.autograd.grad(out, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
     (grad,) = torch.autograd.grad(out, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    assert torch.equal(grad, first)
+    with pytest.raises(RuntimeError, match="differentiated again.*; set MODEL.RANDWIRE.FUSED off"):
         grad.sum().backward()
+
+
+def test_a_penalty_on_gradients_is_refused_if_they_come_from_a_constant(
+    device: torch.device,
+) -> None:
+    """Wrong: a sum's gradient is a constant, so torch takes the stage's for one, and the loss is
+    without its penalty."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN").to(device)
+    x = torch.randn(2, 5, 16, 16).to(device).requires_grad_()
+    out = stage(x).sum()
+    (grad,) = torch.autograd.grad(out, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated again.*; set MODEL.RANDWIRE.FUSED off"):
+        (out + grad.square().sum()).backward()
+
+
+def test_gradients_in_batches_are_refused(device: torch.device) -> None:
+    """Wrong: the message is about a memory format, and names no way out."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN").to(device)
+    x = torch.randn(2, 5, 16, 16).to(device).requires_grad_()
+    out = stage(x).flatten()[:3]
+    with pytest.raises(RuntimeError, match="batched.*; set MODEL.RANDWIRE.FUSED off"):
+        torch.autograd.grad(out, x, torch.eye(3).to(device), is_grads_batched=True)
 
 
 # ---------------------------------------------------------------- counts
@@ -402,6 +426,23 @@ def add_a_module(stage: RandWireStage) -> None:
     stage.get_submodule("nodes.1.conv").add_module("activation", nn.SiLU())
 
 
+def replace_a_sum(stage: RandWireStage) -> None:
+    stage.nodes[1].aggregate = lambda inputs, kept=None: sum(inputs)
+
+
+def turn_convolutions(stage: RandWireStage) -> None:
+    both = stage.get_submodule("nodes.1.conv")
+    depthwise = both.depthwise
+    del both.depthwise
+    both.depthwise = depthwise
+
+
+def forget_statistics(stage: RandWireStage) -> None:
+    for norm in stage.modules():  # as adaptation to test data does
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean = norm.running_var = None
+
+
 def parametrize(stage: RandWireStage) -> None:
     nn.utils.parametrizations.weight_norm(stage.get_submodule("nodes.1.conv.pointwise"))
 
@@ -418,6 +459,9 @@ def parametrize(stage: RandWireStage) -> None:
         (change(POINTWISE, norm=nn.BatchNorm2d(5)), "somebody changed a convolution"),
         (add_a_module, "somebody changed a convolution"),
         (replace_a_forward, "somebody replaced the forward of a Conv2d"),
+        (replace_a_sum, "somebody replaced the weighted sum of a Node"),
+        (turn_convolutions, "somebody changed a convolution"),
+        (forget_statistics, "is without weights, running statistics or momentum"),
         (hook_a_node, "a Node has a hook"),
         (hook_a_convolution, "a Conv2d has a hook"),
         (mix_norms, "some of the norms are in another mode"),
@@ -442,6 +486,40 @@ def test_what_it_does_not_know_it_leaves_to_the_nodes(
     if why:
         with pytest.raises(ValueError, match=f"FUSED is on, but .*{why}.*; with auto, nodes run"):
             stage(x)
+
+
+def test_hooks_of_all_modules_are_called(runs: mock.Mock) -> None:
+    """Wrong: what a hook of every batch norm returns is left out, without a word."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN").eval()
+    x = torch.randn(2, 5, 8, 8)
+
+    def double(module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
+        return 2 * output if isinstance(module, nn.BatchNorm2d) else None
+
+    hook = nn.modules.module.register_module_forward_hook(double)
+    try:
+        hooked, expected = stage(x), stage.run_nodes(x)
+    finally:
+        hook.remove()
+    assert torch.equal(hooked, expected) and not runs.called
+    assert not torch.allclose(hooked, stage(x)) and runs.called
+
+
+def test_what_asks_for_each_operations_derivative(runs: mock.Mock) -> None:
+    """Wrong: torch.func and forward-mode differentiation fail, though the nodes can do it."""
+    spec = draw_spec("small", "WS").stages[0]
+    stage = randomise(RandWireStage(spec, "sep_conv3x3", "BN").double()).eval()
+    x = torch.randn(2, 5, 8, 8, dtype=torch.float64)
+    ones = torch.ones_like(x)
+    expected = torch.autograd.functional.jvp(stage.run_nodes, x, ones)[1]
+    gradient = torch.autograd.functional.vjp(lambda x: stage.run_nodes(x).sum(), x)[1]
+    assert_same(torch.func.jvp(stage, (x,), (ones,))[1], expected, "jvp")
+    assert_same(torch.func.grad(lambda x: stage(x).sum())(x), gradient, "grad")
+    assert_same(torch.func.vmap(lambda x: stage(x[None])[0])(x), stage.run_nodes(x), "vmap")
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(stage(forward_ad.make_dual(x, ones))).tangent
+    assert_same(tangent, expected, "tangent")
+    assert not runs.called
 
 
 @pytest.mark.parametrize("surgery, stride, dilation", [(dilate, None, 2), (stop_striding, 1, 1)])

@@ -509,6 +509,15 @@ def test_edge_dropping_follows_torchs_seed() -> None:
     assert any(not torch.equal(a, first[0]) for a in first[1:]), "nothing was dropped"
 
 
+def test_edges_are_drawn_on_the_cpu() -> None:
+    """Wrong: torch.set_default_device moves the draw to another generator, which a checkpoint does
+    not restore, or to a device that has none."""
+    model = RandWire(draw_spec("small", "WS"), edge_drop_prob=0.5).train()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.device("meta"):
+        assert model(x)["res5"].device.type == "cpu"
+
+
 def _drop_edges_with_others(rank: int, scope: str) -> tuple[list[list], list[float]]:
     """In one of two processes, whose seeds differ: a network's outputs, and the next numbers."""
     torch.manual_seed(0)

@@ -222,8 +222,8 @@ class RandWire(PretrainedNetwork, Backbone):
         total = sum(droppable.values())
         if not total:
             return {}
-        drops = torch.rand(()) < self.edge_drop_prob
-        edge = torch.where(drops, torch.randint(total, ()), total)
+        drops = torch.rand((), device="cpu") < self.edge_drop_prob
+        edge = torch.where(drops, torch.randint(total, (), device="cpu"), total)
         # Processes whose draw is not used draw all the same: their dropout stays that of the scope
         # "process".
         if self.edge_drop_scope == "batch":

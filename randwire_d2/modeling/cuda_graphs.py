@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors as _unflatten
-from torch.autograd.function import once_differentiable
 
 from .difference import LIMITS, error, random_gradient, unchanged
 from .fused import replaced, tensors_of
 from .graph_recorder import CudaRecorder, Recorder, Recording
+from .once import once_differentiable
 
 Launch = Callable[[Tensor, Tensor | None], Tensor]
 

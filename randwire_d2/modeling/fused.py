@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 
 from .. import ops
 from ..wiring.plan import Plan
@@ -53,16 +55,23 @@ def why_not(nodes: Sequence[nn.Module], built: Sequence[ConvSettings], x: Tensor
 
     It does with separable convolutions as they were ``built``, followed by batch norms that all do
     the same, frozen or not; without hooks or another ``forward``, which it would not call; and not
-    while tracing or exporting, which want torch's own operators.
+    while tracing, exporting or in torch.func, which want torch's own operators.
     """
     reason = ops.unavailable(x.device)
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         reason = EXPORTING
+    reason = reason or _why_not_one_function()
     for node, settings_built in zip(nodes, built, strict=True):
         reason = reason or _why_not(node, settings_built)
     if not reason and len({settings(node._modules["norm"]) for node in nodes}) > 1:
         reason = "some of the norms are in another mode, or have another momentum or eps"
     return reason
+
+
+def _why_not_one_function() -> str:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.func or forward-mode differentiation asks for each operation's derivative"
+    return "all modules have a hook" if _has_any_global_hook() else ""
 
 
 def _why_not(node: nn.Module, built: ConvSettings) -> str:
@@ -75,8 +84,17 @@ def _why_not(node: nn.Module, built: ConvSettings) -> str:
         return f"the node operation is {type(both).__name__}, not SepConv3x3"
     convs: Any = both._modules["depthwise"], both._modules["pointwise"]
     if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        own, running = norm._parameters, norm._buffers  # FSDP may have what is in neither
         # Without a momentum, the running statistics are cumulative averages.
-        if not (norm.affine and norm.track_running_stats and norm.momentum is not None):
+        if (
+            norm.momentum is None
+            or not norm.track_running_stats
+            or own.get("weight", norm) is None
+            or own.get("bias", norm) is None
+            or running.get("running_mean", norm) is None
+            or running.get("running_var", norm) is None
+            or running.get("num_batches_tracked", norm) is None
+        ):
             return f"a {type(norm).__name__} is without weights, running statistics or momentum"
         if type(norm) is nn.SyncBatchNorm and torch.compiler.is_compiling():
             return "the norm is SyncBatchNorm, whose messages torch.compile does not know"
@@ -85,8 +103,11 @@ def _why_not(node: nn.Module, built: ConvSettings) -> str:
     for conv in convs:
         if type(conv) is not Conv2d or conv._parameters["bias"] is not None or conv._modules:
             return "somebody changed a convolution"
-    if (_settings_of(convs[0]), _settings_of(convs[1])) != built or len(both._modules) != 2:
+    settings_now = _settings_of(convs[0]), _settings_of(convs[1])
+    if settings_now != built or [*both._modules] != ["depthwise", "pointwise"]:
         return "somebody changed a convolution"
+    if "aggregate" in node.__dict__:
+        return "somebody replaced the weighted sum of a Node"
     for module in (node, both, *convs, norm):
         own = module.__dict__
         if "forward" in own:

@@ -33,11 +33,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import ops
 from .graph_gradients import Gradients
 from .graph_state import Run, State
+from .once import once_differentiable
 from .weights import narrower_image, narrower_weights, wider_image
 
 
