@@ -282,7 +282,7 @@ class RunFolder:
 
     @property
     def stages_file(self) -> Path:
-        """How the stages of a training run; see ``engine.shadow_steps``."""
+        """How the stages of a training run; see ``engine.hooks.shadow_steps``."""
         return self.path / "stages.json"
 
     def slower_stages(self) -> dict[str, dict[str, str]] | None:
