@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import run_tool
+from helpers import ROOT, run_tool
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
@@ -260,6 +260,17 @@ def test_known_detector_backbones() -> None:
     other = count(build("resnet50", case), case.make_inputs, forward)
     assert (round(other.traffic / 1e9, 1), round(other.saved / 1e9, 2)) == (13.2, 0.51)
     assert other.launches == msra.launches
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [("randwire", "RandWire"), ("randwire-recompute", "RandWire, `RECOMPUTE`")]
+)
+def test_counts_of_a_detectors_backbone_are_in_experiments(name: str, row: str) -> None:
+    """Wrong: EXPERIMENTS.md has counts that the command above its table does not print."""
+    case = Case(batch=1, height=800, width=1344, detection=True)
+    counted = count(build(name, case), case.make_inputs, forward)
+    figures = f"{counted.traffic / 1e9:.1f} | {counted.saved / 1e9:.2f} | {counted.launches}"
+    assert f"| {row} | {figures} |" in (ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")
 
 
 def test_multiply_adds() -> None:

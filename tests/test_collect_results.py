@@ -139,7 +139,7 @@ def test_every_config_of_the_paper_finds_its_row(
     """Wrong: another network's row of the paper, or none."""
     result = read_result(write_run(tmp_path / "run", config))
     here, paper = rows(to_markdown([result]))
-    data = "coco_2017_val; 1,440k images" if table == 5 else "imagenet_val, 224×224; "
+    data = "coco_2017_val; trained on 1,440k images" if table == 5 else "imagenet_val, 224×224; "
     assert here[:2] == [network, "here"] and here[2].startswith(data)
     assert paper[1] == f"paper, Table {table}" and paper[3] == best
     assert len(here) == len(paper) and all(paper[3:])
@@ -281,7 +281,9 @@ def test_only_seeds_are_averaged(tmp_path: Path, options: tuple, shown: list[str
     here = [row for row in rows(to_markdown(read_runs([tmp_path])[0])) if row[0]]
     assert [row[1] for row in here] == ["here, 2 runs", "here"]
     for row, difference in zip(here, shown):
-        assert row[2].startswith("coco_2017_val; 1,440k images; ") and row[2].endswith(difference)
+        assert row[2].startswith("coco_2017_val; trained on 1,440k images; ") and row[2].endswith(
+            difference
+        )
 
 
 def test_a_folder_named_twice_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,7 +396,7 @@ def test_table_4(tmp_path: Path) -> None:
     text = to_markdown(results)
     assert "Not finished" not in text and "as in the paper" not in text
     (trained, table_3, tested, table_4) = rows(text)
-    data = f"imagenet_val, 224×224; {500_456 * 256 / 1000:,.0f}k images"
+    data = f"imagenet_val, 224×224; trained on {500_456 * 256 / 1000:,.0f}k images"
     assert trained == ["RandWire-WS, C=154", "here, 2 runs", data, "80.5 ± 0.71", "94.3 ± 0.00"]
     assert table_3 == ["", "paper, Table 3", "", "80.1±0.19", "94.8±0.18"]
     assert tested[1:] == [

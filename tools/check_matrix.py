@@ -200,15 +200,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Checks the environments one after the other; the exit status is 1 if a test failed."""
     known = environments()
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"an environment (default: all): {', '.join(known)}",
+    )
     parser.add_argument(
         "--detectron2",
         default="",
         metavar="FOLDER",
-        help="a source tree of Detectron2, which `upstream` builds; minutes",
+        help="a source tree of Detectron2, which `upstream` builds; this takes minutes",
     )
     parser.add_argument(
-        "--folder", type=Path, default=ROOT / "output/matrix", help="where all of it is put"
+        "--folder",
+        type=Path,
+        default=ROOT / "output/matrix",
+        help="the folder for the environments and the table (default: output/matrix)",
     )
     args = parser.parse_args(argv)
     if unknown := set(args.names) - set(known):

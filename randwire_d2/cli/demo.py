@@ -38,17 +38,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config",
         default=get_config_file("faster_rcnn_randwire_shapes.yaml"),
-        help="a detector's config",
+        help="the detector's config (default: faster_rcnn_randwire_shapes.yaml)",
     )
     parser.add_argument(
         "--pretrain-config",
         default=get_config_file("shapes/randwire_pretrain.yaml"),
-        help="a classifier's config, for the same backbone",
+        help="the classifier's, with the same backbone (default: shapes/randwire_pretrain.yaml)",
     )
     parser.add_argument(
-        "--pretrain-opts", default="", metavar="'KEY VALUE ...'", help="pairs for it"
+        "--pretrain-opts",
+        default="",
+        metavar="'KEY VALUE ...'",
+        help="KEY VALUE pairs for the classifier",
     )
-    parser.add_argument("--seed", type=int, help="of the weights and the order of the images")
+    parser.add_argument(
+        "--seed", type=int, help="the seed of the trainings (default: the configs')"
+    )
     parser.add_argument(
         "--transfer", action="store_true", help="compare with detectors from scratch"
     )

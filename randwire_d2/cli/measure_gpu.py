@@ -143,7 +143,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("output/gpu"), help="a folder (default: output/gpu)"
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="the device")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="the device (default: cuda)"
+    )
     parser.add_argument(
         "--quick",
         action="store_true",

@@ -27,7 +27,7 @@ CHANNELS = 4  # the wiring is that of C=109, whose launches do not depend on C
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of(SCRIPT, __doc__)
     parser.add_argument(
-        "--rounds", type=at_least(1), default=31, help="the number of times (default: 31)"
+        "--rounds", type=at_least(1), default=31, help="how often each is timed (default: 31)"
     )
     parser.add_argument(
         "--detection", action="store_true", help="a detector's backbone, with FrozenBN"

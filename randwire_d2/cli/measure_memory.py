@@ -72,7 +72,10 @@ def watch_prediction(cfg: CfgNode, iterations: int, every: int) -> MemoryWatch:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = training_parser(SCRIPT, __doc__, without=OF_TRAININGS)
     parser.add_argument(
-        "--iterations", type=at_least(8), default=2000, help="of each (default: 2000)"
+        "--iterations",
+        type=at_least(8),
+        default=2000,
+        help="the iterations of the training, and of the prediction (default: 2000)",
     )
     parser.add_argument("--output", help="a JSON file for all samples")
     args = parser.parse_args(argv)

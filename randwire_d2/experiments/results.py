@@ -203,7 +203,7 @@ def _group(
         data += f", {size}×{size}"
     if training is not None:
         images = training.SOLVER.IMS_PER_BATCH * training.SOLVER.MAX_ITER
-        data += f"; {images / 1000:,.0f}k images"
+        data += f"; trained on {images / 1000:,.0f}k images"
     return Group(
         kind=kind,
         network=network,

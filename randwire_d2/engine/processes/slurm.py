@@ -64,7 +64,7 @@ def add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NODES×GPUS",
         help="submit this command to Slurm and return: so many nodes, with so many GPUs, or "
         "processes on a CPU, on each (2x8); OUTPUT_DIR must be on a disk that they share. At the "
-        "time limit the job goes back into the queue, and then on",
+        "time limit the job goes back into the queue, and goes on when it starts again",
     )
     group.add_argument("--partition", help="the job's partition (default: the cluster's)")
     group.add_argument(
