@@ -60,13 +60,6 @@ def test_listing_is_torchvisions(tmp_path):
     assert metadata.classes == image_folder_classes("listing") == ["B", "a", "b"]
 
 
-def test_registered_twice(tmp_path):
-    """Detectron2 would stop with an assertion."""
-    register_image_folder("twice", str(tmp_path))
-    with pytest.raises(ValueError, match="'twice' is registered already"):
-        register_image_folder("twice", str(tmp_path))
-
-
 def test_imagenet(tmp_path):
     """ImageNet must lie where DETECTRON2_DATASETS says, and its import must not look for it."""
     code = (
