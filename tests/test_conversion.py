@@ -880,14 +880,9 @@ def test_an_old_output_stays_when_a_conversion_fails(own: Path, convert: Callabl
     [
         (["MODEL.RANDWIRE.REGIME", "small"], "MODEL.RANDWIRE.REGIME is small"),
         (["MODEL.RANDWIRE.CHANNELS", 109], "MODEL.RANDWIRE.CHANNELS is 109, the checkpoint's 8"),
-        (["MODEL.RANDWIRE.CHANNELS"], "pairs KEY VALUE"),
-        (["MODEL.RANDWIRE.CHANELS", 8], "CHANELS"),
         (["MODEL.BACKBONE.NAME", "build_randwire_backbone"], "MODEL.BACKBONE.NAME build_randwire"),
         (["MODEL.RANDWIRE.NORM", "GN"], "running_mean (unused)"),
-        (["--config-file", "none.yaml"], "does not exist"),
         (["--layout", "torchvision"], "missing"),
-        (["--image", "none.jpg"], "none.jpg"),
-        (["--spec-output", "."], "--spec-output '.' is a folder; name a file"),
         # C=109 in the config file, C=8 in the checkpoint: it would be trained on random weights.
         (["--config-file", C109], "MODEL.RANDWIRE.CHANNELS is 109, the checkpoint's 8"),
         # Detectron2's own defaults, BGR with a std of 1: a config that says nothing means them.
@@ -987,28 +982,6 @@ def test_damaged_files(
     _, error = convert(path, output)
     assert "damaged" in error
     assert path.name in error
-    assert not output.exists()
-
-
-class RunsCode:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("suffix", ["pth", "old.pth", "pkl"])
-def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, convert: Callable, suffix: str) -> None:
-    proof, path, output = tmp_path / "code-has-run", tmp_path / f"s.{suffix}", tmp_path / "out.pth"
-    data = own_checkpoint(evil=RunsCode(proof))
-    if suffix == "pkl":
-        path.write_bytes(pickle.dumps({"evil": RunsCode(proof)}))
-    else:
-        torch.save(data, path, _use_new_zipfile_serialization=suffix == "pth")
-    _, error = convert(path, output)
-    assert "mkdir" in error
-    assert not proof.exists()
     assert not output.exists()
 
 

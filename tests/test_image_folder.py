@@ -167,12 +167,6 @@ def test_a_class_of_two_lines(tmp_path):
     )
 
 
-def test_no_class_folders(tmp_path):
-    """The images lie directly in the folder, as those of ImageNet's val do when unpacked."""
-    touch(tmp_path, "flat/1.jpg")
-    assert line(["flat"]).startswith(f"'flat': {str(tmp_path / 'flat')!r} has no class folders")
-
-
 @pytest.mark.parametrize(
     "empty, named",
     [

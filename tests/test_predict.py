@@ -275,8 +275,6 @@ def test_what_is_no_whole_model_is_refused_in_one_line(
         load_detector(classifier)
     with pytest.raises(ValueError, match="use load_detector"):
         load_classifier(detector)
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        load_detector(tmp_path / "nothing.pth")
     for device in ("gpu7", "cuda:99", "meta"):
         with pytest.raises(ValueError, match=rf"device .*'{device}'") as e:
             load_detector(detector, device=device)
@@ -887,8 +885,6 @@ def test_a_data_set_of_other_classes_is_refused(detector: Path, tmp_path: Path) 
     DatasetCatalog.register("others", list)
     with pytest.raises(ValueError, match="has the classes a, the model circle, triangle"):
         predict(detector, "--dataset", "others", "--output", out)
-    with pytest.raises(ValueError, match=f"'nobody_knows' is registered.*{VAL}"):
-        predict(detector, "--dataset", "nobody_knows", "--output", out)
     assert not out.exists()
 
 
