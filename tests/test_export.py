@@ -3,7 +3,6 @@
 import ctypes
 import io
 import json
-import os
 import re
 import sys
 import zipfile
@@ -16,7 +15,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from helpers import ROOT, draw_image_folders, run_tool
+from helpers import ROOT, RunsCode, draw_image_folders, run_tool
 from PIL import Image
 from pycocotools import mask as mask_util
 from torch import Tensor, nn
@@ -598,16 +597,6 @@ def test_an_image_to_compare_on_that_cant_be_read_is_named(detector: Path, tmp_p
     assert "\n" not in str(e.value)
 
 
-class Marker:
-    """Its pickle makes a folder where it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
-
-
 def test_files_of_others_are_refused_in_one_line(files: Any, tmp_path: Path) -> None:
     """Wrong: a file without this metadata, a damaged one or one with a pickle is run, or fails with
     a traceback; a checkpoint that is called .pt is taken for TorchScript."""
@@ -650,7 +639,7 @@ def test_a_program_of_torch_export_runs_no_code(
     """Wrong: a .pt2 file of a stranger runs what it likes, as torch.export alone lets it."""
     ran, bad = tmp_path / "ran", tmp_path / "bad.pt2"
     objects = io.BytesIO()
-    torch.save(((Marker(ran),), {}), objects)
+    torch.save(((RunsCode(ran),), {}), objects)
     other = objects.getvalue() if new is None else new.replace("RAN", str(ran)).encode()
     with zipfile.ZipFile(files("classifier", "whole", "torch")) as source:
         parts = {name: source.read(name) for name in source.namelist()}
