@@ -61,7 +61,7 @@ class RunFolder:
         self.log_file = path / "log.txt"
         # Whose lock a training holds as long as it runs.
         self.lock_file = path / "training.lock"
-        # How the stages of a training run; see ``engine.shadow_steps``.
+        # How the stages of a training run; see ``engine.hooks.shadow_steps``.
         self.stages_file = path / "stages.json"
         # What a training writes last.
         self.final_checkpoint = path / "model_final.pth"
