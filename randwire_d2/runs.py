@@ -52,55 +52,27 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def detector_file(self) -> Path:
-        """What a config.yaml says in YAML's keys that is a LazyConfig's."""
-        return self.path / "detector.yaml"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def log_file(self) -> Path:
-        """What Detectron2's tools log: command line, versions, progress."""
-        return self.path / "log.txt"
-
-    @property
-    def lock_file(self) -> Path:
-        """Whose lock a training holds as long as it runs."""
-        return self.path / "training.lock"
-
-    @property
-    def final_checkpoint(self) -> Path:
-        """What a training writes last."""
-        return self.path / "model_final.pth"
-
-    @property
-    def best_checkpoint(self) -> Path:
-        """The weights that did best in an evaluation (SOLVER.BEST_METRIC)."""
-        return self.path / "model_best.pth"
-
-    @property
-    def backbone(self) -> Path:
-        """A classifier's network for detectors; or that of another run, which a run starts from."""
-        return self.path / "backbone.pth"
-
-    @property
-    def detections_file(self) -> Path:
-        """What COCOEvaluator wrote of the last evaluation."""
-        return self.path / "inference" / "coco_instances_results.json"
-
-    @property
-    def results_file(self) -> Path:
-        """Of an evaluation; a training's results are among its metrics."""
-        return self.path / "results.json"
+        self.path = path = Path(path)
+        self.config_file = path / "config.yaml"
+        # What a config.yaml says in YAML's keys that is a LazyConfig's.
+        self.detector_file = path / "detector.yaml"
+        self.metrics_file = path / "metrics.json"
+        # What Detectron2's tools log: command line, versions, progress.
+        self.log_file = path / "log.txt"
+        # Whose lock a training holds as long as it runs.
+        self.lock_file = path / "training.lock"
+        # How the stages of a training run; see ``engine.hooks.shadow_steps``.
+        self.stages_file = path / "stages.json"
+        # What a training writes last.
+        self.final_checkpoint = path / "model_final.pth"
+        # The weights that did best in an evaluation (SOLVER.BEST_METRIC).
+        self.best_checkpoint = path / "model_best.pth"
+        # A classifier's network for detectors; or that of another run, which a run starts from.
+        self.backbone = path / "backbone.pth"
+        # What COCOEvaluator wrote of the last evaluation.
+        self.detections_file = path / "inference" / "coco_instances_results.json"
+        # Of an evaluation; a training's results are among its metrics.
+        self.results_file = path / "results.json"
 
     @property
     def is_evaluation(self) -> bool:
@@ -279,11 +251,6 @@ class RunFolder:
         done = (self.path / EVALUATIONS).glob("*/results.json")
         newest = max(done, key=lambda path: path.stat().st_mtime, default=None)
         return None if newest is None else RunFolder(newest.parent)
-
-    @property
-    def stages_file(self) -> Path:
-        """How the stages of a training run; see ``engine.hooks.shadow_steps``."""
-        return self.path / "stages.json"
 
     def slower_stages(self) -> dict[str, dict[str, str]] | None:
         """What ``write_slower_stages`` wrote; None if that can't be read."""

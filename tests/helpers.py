@@ -38,6 +38,16 @@ def leave_checkpoint(folder: Path, **weights: Tensor) -> None:
     (folder / "last_checkpoint").write_text("model_0000001.pth")
 
 
+class RunsCode:
+    """What an attacker's pickle does: it calls a function, here mkdir, when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
 # -------------------------------------------------------------------------------------------------
 # Processes
 # -------------------------------------------------------------------------------------------------

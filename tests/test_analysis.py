@@ -335,9 +335,6 @@ def test_targets(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["--config-file", "missing.yaml"], "missing.yaml"),
-        (["--config-file", CLASSIFIER, "MODEL.RANDWIRE.CHANELS", "8"], "CHANELS"),
-        (["--config-file", CLASSIFIER, "MODEL.RANDWIRE.CHANNELS"], "KEY VALUE"),
         (["--config-file", CLASSIFIER, "MODEL.RANDWIRE.NODE_OP", "conv9"], "conv9"),
         (["--config-file", CLASSIFIER, "MODEL.BACKBONE.NAME", "build_x"], "build_x"),
         (["--config-file", DETECTOR, "MODEL.BACKBONE.NAME", "build_x"], "build_x"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
-from helpers import ROOT
+from helpers import ROOT, RunsCode
 
 from randwire_d2 import NetworkGenerator, RandWire, RandWireClassifier, add_randwire_config
 from randwire_d2.checkpoint import (
@@ -203,16 +203,6 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     model = torch.nn.ModuleDict({"backbone": small_backbone(), "fc": torch.nn.Linear(1, 9)})
     with pytest.raises(ValueError, match=r"'backbone'.*MODEL\.WEIGHTS"):
         RandWireCheckpointer(model).load(str(path))
-
-
-class RunsCode:
-    """What an attacker's pickle does: it calls a function when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return (os.mkdir, (str(self.path),))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pkl", "pyth"])

@@ -248,17 +248,6 @@ def test_the_papers_schedule_for_another_batch_is_the_papers(tmp_path: Path) -> 
         read_result(write_run(tmp_path / "none", D109, ("SOLVER.IMS_PER_BATCH", 0)))
 
 
-def test_without_the_papers_configs_nothing_is_compared(tmp_path: Path) -> None:
-    """Wrong: an installed package compares with nothing, and calls everything the paper's."""
-    folder = write_run(tmp_path / "run", D109)
-    result = read_result(folder, configs=tmp_path / "site-packages")
-    text = to_markdown([result])
-    assert [row[1] for row in rows(text)] == ["here"]
-    missing = tmp_path / "site-packages" / D109
-    assert f"- {folder} (RandWire-WS, C=109, Table 5): {missing}, the paper's recipe, does" in text
-    assert "name a folder that holds it with --configs" in text
-
-
 # -------------------------------------------------------------------------------------------------
 # Rows
 # -------------------------------------------------------------------------------------------------
@@ -538,11 +527,9 @@ def test_a_damaged_evaluation_does_not_stop_the_tool(tmp_path: Path) -> None:
 
 
 def test_the_tool(tmp_path: Path) -> None:
-    """Wrong: --output or --configs is not taken."""
+    """Wrong: --output is not taken."""
     main = runpy.run_path(str(TOOL))["main"]
     write_run(tmp_path / "run", "faster_rcnn_R_50_fpn_1x.yaml")
     output = tmp_path / "made" / "table.md"
     main([str(tmp_path), "--output", str(output)])
     assert "ResNet-50" in output.read_text() and "paper, Table 5" in output.read_text()
-    main([str(tmp_path), "--output", str(output), "--configs", str(tmp_path)])
-    assert "paper, Table 5" not in output.read_text()

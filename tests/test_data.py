@@ -36,36 +36,17 @@ from randwire_d2.data.shapes import CLASSES, ClassificationShapesConfig, ShapesC
 SMALL = ShapesConfig(num_train=6, num_val=4)
 SMALL_CLASSIFICATION = ClassificationShapesConfig(num_train=18, num_val=12)
 # Every value is given, so that tuning the defaults does not look like a change of the drawing.
+HARD = {
+    "seed": 0, "stretch": 1.25, "occluders": 2, "texture": 1.0, "contrast": 60.0, "noise": 12,
+}  # fmt: skip
 GOLDEN = ShapesConfig(
-    seed=0,
-    num_train=4,
-    num_val=4,
-    image_size=128,
-    objects=(1, 6),
-    scale=(0.14, 0.56),
-    stretch=1.25,
-    clutter=12,
-    occluders=2,
+    **HARD, num_train=4, num_val=4, image_size=128, objects=(1, 6), scale=(0.14, 0.56), clutter=12,
     min_visible=0.4,
-    texture=1.0,
-    contrast=60.0,
-    noise=12,
-)
+)  # fmt: skip
 GOLDEN_CLASSIFICATION = ClassificationShapesConfig(
-    seed=0,
-    num_train=6,
-    num_val=6,
-    image_size=48,
-    objects=(1, 1),
-    scale=(0.4, 0.9),
-    stretch=1.25,
-    clutter=6,
-    occluders=2,
+    **HARD, num_train=6, num_val=6, image_size=48, objects=(1, 1), scale=(0.4, 0.9), clutter=6,
     min_visible=0.6,
-    texture=1.0,
-    contrast=60.0,
-    noise=12,
-)
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -209,25 +190,6 @@ def test_classification_object_can_be_told():
     assert [getattr(config, k) for k in look] == [getattr(shapes_config, k) for k in look]
 
 
-@pytest.mark.parametrize(
-    "kind, field, value",
-    [
-        (ShapesConfig, "objects", (3, 2)),
-        (ShapesConfig, "scale", (0.0, 0.5)),
-        (ShapesConfig, "min_visible", 1.0),
-        (ShapesConfig, "contrast", 200.0),
-        (ClassificationShapesConfig, "contrast", 200.0),
-        (ClassificationShapesConfig, "objects", (1, 2)),
-        (ClassificationShapesConfig, "num_train", 5),
-        (ClassificationShapesConfig, "num_val", 5),
-    ],
-)
-def test_config_limits(kind, field, value):
-    """Values that cannot be drawn would hang or fail somewhere deep inside."""
-    with pytest.raises(ValueError, match=f"^{kind.__name__}.{field} is .*; it must be"):
-        kind(**{field: value})
-
-
 # -------------------------------------------------------------------------------------------------
 # Writing
 # -------------------------------------------------------------------------------------------------
@@ -278,16 +240,6 @@ def test_image_folder_format(tmp_path):
                 assert np.abs(np.asarray(image, float) - scene.image).mean() < 6, "not that image"
         assert indices == set(range(size))
     assert {p.name for p in folder.iterdir()} == {"train", "val", "manifest.json"}
-
-
-def test_no_place_for_the_object(tmp_path):
-    """An image without an object would stand in some class's folder."""
-    config = ClassificationShapesConfig(scale=(1.0, 1.0), min_visible=0.999)
-    with pytest.raises(
-        ValueError, match=r"train image \d+; lower .* scale \(1.0, 1.0\) or min_vis"
-    ):
-        builtin.make_dataset(tmp_path, config)
-    assert not builtin.dataset_folder(tmp_path, config).exists()
 
 
 @pytest.mark.parametrize("config", [SMALL, SMALL_CLASSIFICATION], ids=lambda c: c.name)

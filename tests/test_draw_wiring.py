@@ -20,10 +20,6 @@ from randwire_d2.wiring import Dag, random_graph
 TOOL = ROOT / "tools" / "draw_wiring.py"
 CLASSIFIER = str(ROOT / "configs" / "imagenet" / "randwire_c78_100ep.yaml")
 DETECTOR = str(ROOT / "configs" / "faster_rcnn_randwire_c109_fpn_1x.yaml")
-RESNETS = [
-    str(ROOT / "configs" / "imagenet" / "R_50_100ep.yaml"),
-    str(ROOT / "configs" / "faster_rcnn_R_50_fpn_1x.yaml"),
-]
 SMALL = NetworkGenerator("small", 8, 6, "BA", {"m": 2})
 
 
@@ -136,10 +132,6 @@ def test_there_is_one_source(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        *[(["--config-file", config], "is no RandWire") for config in RESNETS],
-        (["--config-file", "no.yaml"], "the file 'no.yaml' does not exist"),
-        (["--config-file", CLASSIFIER, "MODEL.RANDWIRE.NODES", "9"], "MODEL.RANDWIRE.NODES"),
-        (["--config-file", CLASSIFIER, "MODEL.RANDWIRE.WS.K", "3"], "WS needs an even K"),
         (["--config-file", CLASSIFIER, "--nodes", "9"], "--nodes is for --grid; a config has its"),
         (
             ["--config-file", CLASSIFIER, "--seeds", "1", "2", "--layout", "columns"],
@@ -153,7 +145,6 @@ def test_there_is_one_source(capsys: pytest.CaptureFixture[str]) -> None:
         (["--grid", "WT(4)"], "unknown graph model 'WT'"),
         (["--grid", "--nodes", "0"], "a graph needs at least one node; got num_nodes=0"),
         (["--grid", "--layout", "stacked"], "--layout is for networks, not --grid"),
-        (["--spec", CLASSIFIER], "not the JSON of a NetworkSpec"),
         (["--spec", "no.json"], "No such file"),
         (["--spec", "no.json", "--seeds", "1"], "--seeds is for --config-file or --grid"),
         (["--checkpoint", "no.pth"], "'no.pth' is no file"),

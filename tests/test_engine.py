@@ -53,9 +53,7 @@ def parse(config: str, *args: str) -> argparse.Namespace:
 @pytest.mark.parametrize(
     ("config", "args", "says"),
     [
-        (C109, ["MODEL.RANDWIRE.CHANELS", "109"], ["CHANELS"]),
         (C109, ["MODEL.RANDWIRE.CHANNELS", "wide"], ["CHANNELS", "wide"]),
-        (SHAPES, ["DATASETS.TRAIN", "('no_such_set',)"], ["DATASETS.TRAIN", "no_such_set"]),
         (SHAPES, ["DATASETS.TEST", "('randwire_shape_val',)"], ["'randwire_shapes_val'"]),
         (SHAPES, ["DATASETS.TRAIN", "()"], ["DATASETS.TRAIN", "empty"]),
         (SHAPES, ["DATASETS.TEST", "('nowhere_set',)"], ["/nowhere", "DETECTRON2_DATASETS"]),

@@ -3,7 +3,6 @@
 import ctypes
 import io
 import json
-import os
 import re
 import sys
 import zipfile
@@ -16,7 +15,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from helpers import ROOT, draw_image_folders, refusal, run_tool
+from helpers import ROOT, RunsCode, draw_image_folders, run_tool
 from PIL import Image
 from pycocotools import mask as mask_util
 from torch import Tensor, nn
@@ -563,24 +562,11 @@ def test_what_can_not_be_exported_is_refused_in_one_line(
 ) -> None:
     """Wrong: work is done in vain, or what is wrong and what to do is not said."""
     onnx_file = files("classifier", "whole", "onnx")
-    for source, output, options, message in (
-        (classifier, "x.pth", {}, r"'.*x\.pth': the name of an exported file ends in \.onnx or"),
-        (classifier, "x.onnx", {"format_name": "torch"}, "format torch ends in .pt2"),
-        (classifier, detector / "x.onnx", {}, "model_final.pth' is a file; name a folder"),
-        (onnx_file, "x.ts", {}, "is an exported file already"),
-        (detector, "x.ts", {"images": [__file__]}, f"--images {__file__}: cannot identify image"),
-        (
-            detector,
-            "x.pt2",
-            {},
-            "be written as .pt2: torch.export can't follow how Det",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            export_model(source, tmp_path / output, **options)
+    with pytest.raises(ValueError, match=r"format torch ends in \.pt2"):
+        export_model(classifier, tmp_path / "x.onnx", "torch")
+    with pytest.raises(ValueError, match=r"written as \.pt2: torch.export can't follow how Det"):
+        export_model(detector, tmp_path / "x.pt2")
     assert not [*tmp_path.iterdir()]
-    said = refusal("export_model.py", tmp_path / "no.pth", tmp_path / "x.ts", log=tmp_path / "log")
-    assert "does not exist" in said
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     for missing in (
         lambda: export_model(classifier, tmp_path / "x.onnx"),
@@ -609,16 +595,6 @@ def test_an_image_to_compare_on_that_cant_be_read_is_named(detector: Path, tmp_p
     with pytest.raises(ValueError, match=f"--images {deep}: .*more than 8 bits") as e:
         export_model(detector, tmp_path / "x.onnx", images=[str(deep)])
     assert "\n" not in str(e.value)
-
-
-class Marker:
-    """Its pickle makes a folder where it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
 
 
 def test_files_of_others_are_refused_in_one_line(files: Any, tmp_path: Path) -> None:
@@ -663,7 +639,7 @@ def test_a_program_of_torch_export_runs_no_code(
     """Wrong: a .pt2 file of a stranger runs what it likes, as torch.export alone lets it."""
     ran, bad = tmp_path / "ran", tmp_path / "bad.pt2"
     objects = io.BytesIO()
-    torch.save(((Marker(ran),), {}), objects)
+    torch.save(((RunsCode(ran),), {}), objects)
     other = objects.getvalue() if new is None else new.replace("RAN", str(ran)).encode()
     with zipfile.ZipFile(files("classifier", "whole", "torch")) as source:
         parts = {name: source.read(name) for name in source.namelist()}

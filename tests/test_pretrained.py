@@ -15,7 +15,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from helpers import ROOT, draw_image_folders, draw_spec, last_metrics, randomise, run_tool
+from helpers import ROOT, RunsCode, draw_image_folders, draw_spec, last_metrics, randomise, run_tool
 from torch import Tensor, nn
 
 from randwire_d2 import (
@@ -192,19 +192,11 @@ def test_damaged_weights_are_refused(folder: Path) -> None:
     assert "can't be read" in refusal_of(lambda: RandWire.from_pretrained(folder))
 
 
-class Bomb:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
-
-
 def test_a_pickle_in_disguise_is_refused_and_not_run(folder: Path) -> None:
     """Wrong: a stranger's code runs, because its file has the name of one that holds none."""
     file, exploded = folder / "model.safetensors", folder / "exploded"
-    content = pickle.dumps(Bomb(exploded))
-    torch.save({"model": Bomb(exploded)}, file)
+    content = pickle.dumps(RunsCode(exploded))
+    torch.save({"model": RunsCode(exploded)}, file)
     for disguised in (file.read_bytes(), content):
         file.write_bytes(disguised)
         digest = hashlib.sha256(disguised).hexdigest()

@@ -165,7 +165,7 @@ REFUSALS = {
     ],
     "convert_checkpoint.py": [
         ("IN/none.pth out.pth", "none.pth' is no file"),
-        ("IN/code.pkl out.pth", "system, and to unpickle that could run code"),
+        ("IN/code.pth out.pth", "system, and to unpickle that could run code"),
         ("IN/cut.pth out.pth", "cut.pth' is cut off … copy or download it again"),
         ("IN/whole.pth out.pth", "is of no known layout … its keys are weight"),
         ("IN/classifier.pth out.txt", "OUTPUT must end in .pth, .pkl, .safetensors; got 'out.txt'"),

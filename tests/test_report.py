@@ -199,10 +199,8 @@ def test_masks_are_drawn_where_the_results_have_them(
     assert [call["masks"] for call in drawn[:3]] == [None, [rle], [outline]]
 
 
-def test_the_sheet_is_deterministic_and_has_a_limit(
-    dataset: str, tmp_path: Path, drawn: list[dict]
-) -> None:
-    """Wrong: random colors, or more images than were asked for."""
+def test_the_sheet_is_deterministic(dataset: str, tmp_path: Path) -> None:
+    """Wrong: random colors."""
     results = written(tmp_path / "r.json", [detection(100, 7, 0.9)])
     sheets = []
     for _ in range(2):
@@ -210,9 +208,6 @@ def test_the_sheet_is_deterministic_and_has_a_limit(
         figure.canvas.draw()
         sheets.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
     assert np.array_equal(*sheets)
-    drawn.clear()
-    draw_detections(dataset, results, max_images=2)
-    assert len(drawn) == 4
 
 
 @pytest.mark.parametrize(
@@ -245,7 +240,7 @@ def test_results_that_are_none_of_this_data_set_are_refused(
         draw_detections(dataset, written(tmp_path / "r.json", results))
 
 
-def test_half_written_results_and_wrong_arguments_are_named(dataset: str, tmp_path: Path) -> None:
+def test_half_written_results_and_unknown_data_sets_are_named(dataset: str, tmp_path: Path) -> None:
     """Wrong: errors without the file, the value or the way out."""
     path = tmp_path / "r.json"
     path.write_text('[{"image_id": 1')
@@ -253,8 +248,6 @@ def test_half_written_results_and_wrong_arguments_are_named(dataset: str, tmp_pa
         draw_detections(dataset, path)
     with pytest.raises(ValueError, match="no_such_set"):
         draw_detections("no_such_set", path)
-    with pytest.raises(ValueError, match="got 0"):
-        draw_detections(dataset, path, max_images=0)
 
 
 # -------------------------------------------------------------------------------------------------

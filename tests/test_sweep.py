@@ -169,14 +169,10 @@ def test_multiply_adds_find_the_channels_of_each_generator(tmp_path: Path) -> No
     [
         ({"genrators": []}, r"unknown keys \['genrators'\]; known are"),
         ({"generators": []}, "the key 'generators' is missing or empty"),
-        ({"generators": ["WS(4)"]}, r"WS is written WS\(K, P\); got 'WS\(4\)'"),
         ({"generators": ["BA(1)", "BA(1)"]}, "without repetitions"),
-        ({"generators": ["WS(9, 0.5)"]}, "WS needs an even K"),
         ({"seeds": 3}, "seeds must be a list"),
         ({"multiply_adds": 1e6}, "exclude each other"),
         ({"node_ops": ["conv5x5"]}, "unknown node operation 'conv5x5'; known are"),
-        ({"options": {"SOLVER.EPOCH": 3}}, "SOLVER.EPOCH"),
-        ({"config": "nowhere.yaml"}, "does not exist"),
         ({"config": str(ROOT / "configs/imagenet/R_50_100ep.yaml")}, "a sweep is of RandWires"),
     ],
 )

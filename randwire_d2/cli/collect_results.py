@@ -19,9 +19,7 @@ fails only if there is no run that it can read.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from ..config_files import CONFIGS
 from ..experiments.results import read_runs, to_json, to_markdown
 from ..files import check_file, write_or_print
 from .frame import framed, parser_of
@@ -34,13 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(SCRIPT, __doc__)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a folder of runs")
     parser.add_argument(
-        "--configs",
-        type=Path,
-        default=CONFIGS,
-        metavar="FOLDER",
-        help="the folder with the paper's configs (default: configs/, which the package has)",
-    )
-    parser.add_argument(
         "--format",
         choices=("markdown", "json"),
         default="markdown",
@@ -50,6 +41,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.output:
         check_file("--output", args.output)
-    results, unreadable = read_runs(args.folders, args.configs)
+    results, unreadable = read_runs(args.folders)
     form = to_json if args.format == "json" else to_markdown
     write_or_print(form(results, unreadable), args.output)

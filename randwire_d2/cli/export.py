@@ -44,8 +44,8 @@ def _write_int8(args: argparse.Namespace) -> None:
     proof = export_int8(args.source, args.output, args.calibration)
     size = os.path.getsize(args.output) / 1e6
     print(
-        f"{args.output}: {size:.1f} MB in int8, calibrated on {proof.calibration} images. It gives "
-        f"{proof.equal:.1%} of {proof.compared} others the class that the checkpoint gives them. "
+        f"{args.output}: {size:.1f} MB in int8, calibrated on {proof.images} images. It gives "
+        f"{proof.equal:.1%} of {proof.images} others the class that the checkpoint gives them. "
         "What this costs on a labelled data set: python tools/predict.py, with --dataset, of both"
     )
 

@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -17,13 +18,21 @@ from .source import ResNetArch, Source, some
 from .target import PREFIXES, Target
 from .verification import Verification, default_image, verify
 
+
+class Layout(NamedTuple):
+    """How a checkpoint of a layout is told by its state dict, and read."""
+
+    recognise: Callable[[dict[str, Tensor]], bool]
+    read: Callable[..., Source]
+
+
 # In the order in which they are recognised.
 LAYOUTS = {
-    public.SEUNGWONPARK: public.recognise_seungwonpark,
-    public.JIAMINREN: public.recognise_jiaminren,
-    resnet.TORCHVISION: resnet.recognise_torchvision,
-    resnet.DETECTRON2: resnet.recognise_detectron2,
-    randwire.LAYOUT: randwire.recognise,
+    public.SEUNGWONPARK: Layout(public.recognise_seungwonpark, public.read_seungwonpark),
+    public.JIAMINREN: Layout(public.recognise_jiaminren, public.read_jiaminren),
+    resnet.TORCHVISION: Layout(resnet.recognise_torchvision, resnet.read_torchvision),
+    resnet.DETECTRON2: Layout(resnet.recognise_detectron2, resnet.read_detectron2),
+    randwire.LAYOUT: Layout(randwire.recognise, randwire.read),
 }
 AVERAGED = "the weights are the average of SOLVER.EMA, as evaluated, and not the last ones"
 
@@ -166,8 +175,19 @@ def read_source(
     """
     if layout == "auto":
         layout = recognise(checkpoint)
+    if layout not in LAYOUTS:
+        raise ValueError(f"the layout {layout!r} is unknown; known are {sorted(LAYOUTS)}")
+    has_graphs = layout in (public.SEUNGWONPARK, public.JIAMINREN)
+    if graphs and not has_graphs:
+        raise ValueError(f"--graphs: the layout {layout} does not have its wiring in other files")
+    if target.with_head and layout in (resnet.TORCHVISION, resnet.DETECTRON2):
+        raise ValueError(
+            f"--to classifier is for RandWires; the layout {layout} is a ResNet's, whose backbone "
+            "alone is converted, with --to fpn or bare"
+        )
+    files = {"graphs": graphs} if has_graphs else {}
     try:
-        source = _read(checkpoint, target, layout, graphs, preprocessing)
+        source = LAYOUTS[layout].read(checkpoint, target, preprocessing, **files)
     except (IndexError, RuntimeError, TypeError) as e:  # a scalar where a convolution should be
         reason = (str(e).splitlines() or [""])[0]
         raise ValueError(
@@ -179,51 +199,15 @@ def read_source(
     return source
 
 
-def _read(
-    checkpoint: Checkpoint,
-    target: Target,
-    layout: str,
-    graphs: Sequence[str | os.PathLike[str]],
-    preprocessing: Preprocessing | None,
-) -> Source:
-    if layout not in LAYOUTS:
-        raise ValueError(f"the layout {layout!r} is unknown; known are {sorted(LAYOUTS)}")
-    if graphs and layout not in (public.SEUNGWONPARK, public.JIAMINREN):
-        raise ValueError(f"--graphs: the layout {layout} does not have its wiring in other files")
-    with_head = target.to == "classifier"
-    if with_head and layout in (resnet.TORCHVISION, resnet.DETECTRON2):
-        raise ValueError(
-            f"--to classifier is for RandWires; the layout {layout} is a ResNet's, whose backbone "
-            "alone is converted, with --to fpn or bare"
-        )
-    if layout == public.SEUNGWONPARK:
-        return public.read_seungwonpark(
-            checkpoint, preprocessing, graphs=graphs, with_head=with_head
-        )
-    if layout == public.JIAMINREN:
-        return public.read_jiaminren(
-            *(checkpoint, preprocessing, target.graph_config), graphs=graphs, with_head=with_head
-        )
-    if layout == randwire.LAYOUT:
-        relu = bool(target.stated("MODEL.CLASSIFIER.HEAD_RELU"))
-        return randwire.read(
-            checkpoint, preprocessing, target.spec, with_head=with_head, head_relu=relu
-        )
-    stride = target.stated("MODEL.RESNETS.STRIDE_IN_1X1")
-    if layout == resnet.TORCHVISION:
-        return resnet.read_torchvision(checkpoint, preprocessing, target.preprocessing(), stride)
-    return resnet.read_detectron2(checkpoint, preprocessing, stride)
-
-
 def recognise(checkpoint: Checkpoint) -> str:
     """The layout of a checkpoint, by its keys.
 
     Raises:
         ValueError: if it is none that is known.
     """
-    for layout, recognised in LAYOUTS.items():
-        if recognised(checkpoint.state):
-            return layout
+    for name, layout in LAYOUTS.items():
+        if layout.recognise(checkpoint.state):
+            return name
     raise ValueError(
         f"{checkpoint.path!r} is of no known layout ({', '.join(sorted(LAYOUTS))}): its keys are "
         f"{some(sorted(checkpoint.state))}"

@@ -9,7 +9,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from .source import (
     run_conv,
     run_norm,
 )
+from .target import Target
 
 SEUNGWONPARK, JIAMINREN = "seungwonpark", "jiaminren"
 Graph = tuple[int, Edges]
@@ -53,17 +54,16 @@ def recognise_jiaminren(state: Mapping[str, Tensor]) -> bool:
 
 def read_seungwonpark(
     checkpoint: Checkpoint,
+    target: Target,
     preprocessing: Preprocessing | None,
-    *,
     graphs: Sequence[str | os.PathLike[str]],
-    with_head: bool,
 ) -> Source:
     """
     Args:
         checkpoint: the file.
+        target: what its weights are for.
         preprocessing: in place of ImageNet's.
         graphs: the folder of the text files, or the three files of the stages, in order.
-        with_head: whether to read the classifier too; it has no ReLU before its pool.
 
     Raises:
         ValueError: if the weights do not fit the graphs, or no network of ours is the same.
@@ -81,7 +81,7 @@ def read_seungwonpark(
     spec = NetworkSpec("small", channels, "sep_conv3x3", tuple(dags))
     weights = finish(keys, weights, backbone_shapes(spec))
     head = None
-    if with_head:
+    if target.with_head:
         names = {"conv": "convlast", "norm": "bnlast", "fc": "fc"}
         head = read_head(keys, spec.stages[-1].channels, **names, relu=False)
     trained_on = config["data"].get("type", "ImageNet")
@@ -173,21 +173,17 @@ def _topological_order(keys: Keys, layer: str, graph: Graph) -> list[int]:
 
 def read_jiaminren(
     checkpoint: Checkpoint,
+    target: Target,
     preprocessing: Preprocessing | None,
-    configured: Callable[[], Mapping[str, Any]],
-    *,
     graphs: Sequence[str | os.PathLike[str]],
-    with_head: bool,
 ) -> Source:
     """
     Args:
         checkpoint: the file.
+        target: where ``graphs`` is empty, they are drawn as its config says.
         preprocessing: in place of ImageNet's.
-        configured: where ``graphs`` is empty, what to draw them from: the keys of a training
-            config.
         graphs: the folder of the saved graphs (conv2.yaml, …), or the training config, or the
             files of the stages, in order.
-        with_head: whether to read the classifier too; it has a ReLU before its pool.
 
     Raises:
         ValueError: if the weights do not fit the graphs, or no network of ours is the same.
@@ -201,7 +197,7 @@ def read_jiaminren(
         weights |= _dense_of_separable(keys, "res2", "conv2.conv", "conv2.bn")
     stages = [f"conv{i}" for i in range(first, 6)]
     sizes = [keys.indices(rf"{stage}\.nodeop\.(\d+)\.conv\.bn\.weight$") for stage in stages]
-    wirings, notes = _jiaminren_graphs(keys, regime, channels, stages, sizes, graphs, configured)
+    wirings, notes = _jiaminren_graphs(keys, regime, channels, stages, sizes, graphs, target)
     for stage, graph in zip(stages, wirings):
         _check_in_degrees(keys, graph, f"{stage}.nodeop", "mean_weight")
         for node in range(graph[0]):
@@ -217,7 +213,7 @@ def read_jiaminren(
     )
     weights = finish(keys, weights, backbone_shapes(spec))
     head = None
-    if with_head:
+    if target.with_head:
         names = {"conv": "conv", "norm": "bn2", "fc": "fc"}
         head = read_head(keys, spec.stages[-1].channels, **names, relu=True)
     return Source(
@@ -240,7 +236,7 @@ def _jiaminren_graphs(
     stages: Sequence[str],
     sizes: Sequence[int],
     graphs: Sequence[str | os.PathLike[str]],
-    configured: Callable[[], Mapping[str, Any]],
+    target: Target,
 ) -> tuple[list[Graph], list[str]]:
     if len(graphs) == 1 and os.path.isdir(graphs[0]):
         return [read_yaml(Path(graphs[0]) / f"{stage}.yaml") for stage in stages], []
@@ -260,7 +256,7 @@ def _jiaminren_graphs(
                     f"network with {key} {value}"
                 )
     else:
-        config = configured()
+        config = target.graph_config()
     drawn = [draw(config["graph_model"], size, config["seed"], config) for size in sizes]
     parameters = ", ".join(f"{k}={config[k]}" for k in ("K", "P", "M") if config.get(k) is not None)
     note = (

@@ -12,6 +12,7 @@ from ..wiring import NetworkSpec
 from .formats import Checkpoint
 from .head import read_head
 from .source import COUNTERS, Features, Keys, Source, finish, preprocessing_of
+from .target import Target
 
 LAYOUT = "randwire"
 PREFIXES = ("", "backbone.", "network.backbone.", "backbone.bottom_up.")
@@ -38,21 +39,13 @@ def recognise(state: dict[str, Tensor]) -> bool:
     return any(re.search(r"(^|\.)stem\.conv\.weight$", key) for key in state)
 
 
-def read(
-    checkpoint: Checkpoint,
-    preprocessing: Preprocessing | None,
-    configured: Callable[[], NetworkSpec],
-    *,
-    with_head: bool,
-    head_relu: bool,
-) -> Source:
+def read(checkpoint: Checkpoint, target: Target, preprocessing: Preprocessing | None) -> Source:
     """
     Args:
         checkpoint: the file.
+        target: its config stands for what the file does not hold: its wiring, and whether its
+            classifier has a ReLU before its pool.
         preprocessing: for a file that does not say how its images were prepared.
-        configured: the config's network, for a file that does not hold its wiring.
-        with_head: whether to read the classifier too.
-        head_relu: whether that has a ReLU before its pool, for a file that does not say so.
 
     Raises:
         ValueError: if weights and wiring do not fit, or one is unknown.
@@ -60,17 +53,17 @@ def read(
     keys = Keys(checkpoint, LAYOUT)
     prefix = find_prefix(keys, "stem.conv.weight", PREFIXES)
     wiring = _wiring(keys)
-    spec = configured() if wiring is None else wiring.spec
+    spec = target.spec() if wiring is None else wiring.spec
     shapes = backbone_shapes(spec)
     weights = {name: keys(prefix + name) for name in shapes if prefix + name in keys}
     weights = finish(keys, weights, shapes)
     before = prefix.removesuffix("backbone.")
     head, notes = None, []
-    if with_head:
-        if wiring is None or wiring.head_relu is None:
+    if target.with_head:
+        head_relu = None if wiring is None else wiring.head_relu
+        if head_relu is None:
+            head_relu = bool(target.stated("MODEL.CLASSIFIER.HEAD_RELU"))
             notes = [f"SOURCE does not tell its MODEL.CLASSIFIER.HEAD_RELU: {head_relu} is assumed"]
-        else:
-            head_relu = wiring.head_relu
         names = {part: f"{before}{part}" for part in ("conv", "norm", "fc")}
         head = read_head(keys, spec.stages[-1].channels, **names, relu=head_relu)
     classifier = rf"{re.escape(before)}(conv|norm|fc)\..*"

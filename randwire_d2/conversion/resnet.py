@@ -28,6 +28,7 @@ from .source import (
     finish,
     preprocessing_of,
 )
+from .target import Target
 
 TORCHVISION, DETECTRON2 = "torchvision", "detectron2"
 PREFIXES = ("", "network.", "backbone.", "backbone.bottom_up.")
@@ -54,22 +55,19 @@ def recognise_detectron2(state: dict[str, Tensor]) -> bool:
 
 
 def read_torchvision(
-    checkpoint: Checkpoint,
-    preprocessing: Preprocessing | None,
-    configured: Preprocessing | None,
-    stride_in_1x1: bool | None,
+    checkpoint: Checkpoint, target: Target, preprocessing: Preprocessing | None
 ) -> Source:
     """Read a ResNe(X)t with torchvision's names, which Caffe's have in mmdetection, too.
 
     Args:
         checkpoint: the file.
+        target: its config may say that images and strides are not torchvision's.
         preprocessing: for a file that does not say how its images were prepared.
-        configured: what the config says of the images; of None they are torchvision's.
-        stride_in_1x1: the config's MODEL.RESNETS.STRIDE_IN_1X1; of None torchvision's, False.
 
     Raises:
         ValueError: if Detectron2 has no such ResNet, or a key is missing or superfluous.
     """
+    configured, stride_in_1x1 = target.preprocessing(), target.stated(_STRIDE)
     keys = Keys(checkpoint, TORCHVISION)
     arch = _arch(keys, "conv1.weight", "layer{}.{}.conv{}.weight", 1)
     notes = []
@@ -136,15 +134,13 @@ def _torchvision_network(arch: ResNetArch, state: dict[str, Tensor]) -> Torchvis
 
 
 def read_detectron2(
-    checkpoint: Checkpoint,
-    preprocessing: Preprocessing | None,
-    stride_in_1x1: bool | None,
+    checkpoint: Checkpoint, target: Target, preprocessing: Preprocessing | None
 ) -> Source:
     """
     Args:
         checkpoint: the file.
+        target: its config has MODEL.RESNETS.STRIDE_IN_1X1, for a file that does not tell it.
         preprocessing: for a file that does not say how its images were prepared.
-        stride_in_1x1: MODEL.RESNETS.STRIDE_IN_1X1, for a file that does not tell it.
 
     Raises:
         ValueError: if Detectron2 has no such ResNet, a key is missing or superfluous, or what the
@@ -167,7 +163,7 @@ def read_detectron2(
     default = IMAGENET_RGB if author == "torchvision" else None
     if caffe2:
         default = FACEBOOK if arch.NUM_GROUPS > 1 else MSRA
-    stride = _stride_in_1x1(keys, arch, prefix, caffe2, stride_in_1x1)
+    stride = _stride_in_1x1(keys, arch, prefix, caffe2, target.stated(_STRIDE))
     arch = replace(arch, STRIDE_IN_1X1=stride)
     weights = _read_weights(keys, arch, prefix, caffe2)
     head = rf"{re.escape(prefix)}(linear|stem\.fc|fc\d*)\..*"

@@ -76,12 +76,13 @@ class Target:
         if to not in PREFIXES:
             raise ValueError(f"to must be one of {sorted(PREFIXES)}; got {to!r}")
         self.to = to
+        self.with_head = to == "classifier"  # whether the classifier is converted, too
         self.config_file = config_file
         self.cfg = classifier_config()
         if config_file is None:
             self.cfg.merge_from_list(_DEFAULTS[to])
         merge_config(self.cfg, config_file or "", options)
-        if is_classifier(self.cfg) != (to == "classifier"):
+        if is_classifier(self.cfg) != self.with_head:
             raise ValueError(
                 f"--to {to}, but the config's MODEL.META_ARCHITECTURE is "
                 f"{self.cfg.MODEL.META_ARCHITECTURE}: choose another --to or another config"

@@ -62,7 +62,6 @@ def make_dataset(root: str | Path, config: ShapesConfig) -> Path:
 
     Raises:
         ValueError: the content is not what was written.
-        ValueError: the config leaves no place for a classification image's object.
     """
     folder = dataset_folder(root, config)
     if folder in _checked:
@@ -181,11 +180,6 @@ def _write_image_folders(folder: Path, config: ShapesConfig) -> None:
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True)
     for split, index, scene in _draw_all(config):
-        if not scene.objects:
-            raise ValueError(
-                f"no place was found for the object of {split} image {index}; lower the config's "
-                f"scale {config.scale} or min_visible {config.min_visible}"
-            )
         name = CLASSES[scene.objects[0].category]
         _save(scene, folder / split / name / _file_name(index))
 

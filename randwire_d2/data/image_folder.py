@@ -29,12 +29,7 @@ def register_image_folder(name: str, root: str) -> None:
     of ``{"file_name": str, "label": int}`` in torchvision's order, a label being an index into the
     sorted class names. The metadata has evaluator_type, image_root and, once the data set was
     asked for, classes.
-
-    Raises:
-        ValueError: the name is registered already.
     """
-    if name in DatasetCatalog:
-        raise ValueError(f"a data set {name!r} is registered already; choose another name")
     DatasetCatalog.register(name, lambda: _load(name, root))
     MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, image_root=root)
 
@@ -50,12 +45,7 @@ def register_shards(name: str, shards: Sequence[str]) -> None:
 
     Its records' file_name is for Detectron2's PathManager to open. The metadata has shards in
     place of image_root.
-
-    Raises:
-        ValueError: the name is registered already.
     """
-    if name in DatasetCatalog:
-        raise ValueError(f"a data set {name!r} is registered already; choose another name")
     DatasetCatalog.register(name, lambda: _load_shards(name, shards))
     MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, shards=tuple(shards))
 

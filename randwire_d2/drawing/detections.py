@@ -27,6 +27,7 @@ TILE = 320  # pixels: the longer side of an image
 GAP = 8  # pixels between images
 STRIP = 32  # pixels for the words at the left
 COLUMNS = 4  # at most
+IMAGES = 8  # at most
 LEGIBLE = 480  # pixels: about the longer side that a picture of its own has at least
 
 
@@ -38,11 +39,7 @@ def legible_visualizer(image: np.ndarray, metadata: Metadata | None = None) -> V
     return Visualizer(image, metadata, scale, mode, font_size_scale=1.4)
 
 
-def draw_detections(
-    dataset_name: str,
-    results_json_path: str | os.PathLike[str],
-    max_images: int = 8,
-) -> Figure:
+def draw_detections(dataset_name: str, results_json_path: str | os.PathLike[str]) -> Figure:
     """Draw a contact sheet: images with their ground truth, and below them with the detections.
 
     The images are spread evenly over the data set, whatever was found in them; detections have a
@@ -52,18 +49,15 @@ def draw_detections(
     Args:
         dataset_name: a data set with ground truth, registered in Detectron2.
         results_json_path: the coco_instances_results.json that COCOEvaluator wrote for it.
-        max_images: the largest number of images drawn.
 
     Raises:
         FileNotFoundError: the results or an image do not exist.
-        ValueError: the file holds something else, or results for another data set; the data set is
-            not registered; or max_images is less than 1.
+        ValueError: the file holds something else, or results for another data set; or the data set
+            is not registered.
     """
-    if max_images < 1:
-        raise ValueError(f"max_images must be at least 1; got {max_images}")
     results = read_results(results_json_path, dataset_name)
     ids = [record["image_id"] for record in DatasetCatalog.get(dataset_name)]
-    count = min(max_images, len(ids))
+    count = min(IMAGES, len(ids))
     shown = [ids[i * len(ids) // count] for i in range(count)]
     return draw_results(dataset_name, results, shown, 0.5)
 

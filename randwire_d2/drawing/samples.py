@@ -15,7 +15,7 @@ from ..data import training_mapper
 from .detections import _contact_sheet, draw_instances, have_masks
 
 
-def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int = 8) -> Figure:
+def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int) -> Figure:
     """Draw images with their boxes and masks, and below them what training makes of them.
 
     The images are spread evenly over the data set; the augmentation is that of a training with this
@@ -23,13 +23,8 @@ def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int = 8) -> Figure
 
     Args:
         dataset_name: a registered data set with annotations.
-        max_images: the largest number of images drawn.
-
-    Raises:
-        ValueError: max_images is less than 1.
+        max_images: the largest number of images drawn, at least 1.
     """
-    if max_images < 1:
-        raise ValueError(f"max_images must be at least 1; got {max_images}")
     records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
     count = min(max_images, len(records))
     tiles = []

@@ -9,14 +9,13 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
 from ..config import classifier_config, family, flat, is_classifier, merge_config
-from ..config_files import CONFIGS
+from ..config_files import get_config_file
 from ..engine import scale_schedule
 from ..modeling import LazyDetector
 from .paper import TABLE_2, TABLE_3, TABLE_4, TABLE_5, Printed
@@ -161,42 +160,33 @@ def join_recipes(training: Recipe, test: Recipe) -> Recipe:
     return recipe
 
 
-def find_reference(network: str, recipe: Recipe, configs: Path = CONFIGS) -> Reference | None:
+def find_reference(network: str, recipe: Recipe) -> Reference | None:
     """The paper's row of a network, of several the one that differs least; None if it has none.
 
     Args:
         network: as the paper names it.
         recipe: the run's, with SOLVER.IMS_PER_BATCH of the training.
-        configs: the folder with the paper's configs.
 
     Raises:
-        ValueError: there is no training with such a batch, or a config of the paper's is damaged.
+        ValueError: there is no training with such a batch.
     """
     batch = recipe["SOLVER.IMS_PER_BATCH"]
     if batch < 1:
         raise ValueError(f"SOLVER.IMS_PER_BATCH must be at least 1; got {batch}")
     classifies = recipe["MODEL.META_ARCHITECTURE"] == "ImageClassifier"
     references = [
-        _compare(row, recipe, configs)
+        _compare(row, recipe)
         for row in _ROWS
         if row.printed.network == network and (row.table != 5) == classifies
     ]
     return min(references, key=lambda reference: len(reference.differences), default=None)
 
 
-def _compare(row: _Row, recipe: Recipe, configs: Path) -> Reference:
-    path = configs / row.config
-    if not path.is_file():
-        return Reference(
-            row.table,
-            row.printed.accuracies,
-            unknown=f"{path}, the paper's recipe, does not exist: name a folder that "
-            "holds it with --configs",
-        )
+def _compare(row: _Row, recipe: Recipe) -> Reference:
     if recipe["MODEL.META_ARCHITECTURE"] == LazyDetector.__name__:
         reason = "its recipe is in a LazyConfig, which is Python and not read"
         return Reference(row.table, row.printed.accuracies, unknown=reason)
-    wanted = _paper_recipe(str(path), row.options, recipe["SOLVER.IMS_PER_BATCH"])
+    wanted = _paper_recipe(row.config, row.options, recipe["SOLVER.IMS_PER_BATCH"])
     differences = tuple(
         Difference(key, str(recipe.get(key, "not read")), str(wanted.get(key, "not read")))
         for key in sorted({*recipe, *wanted})
@@ -206,9 +196,9 @@ def _compare(row: _Row, recipe: Recipe, configs: Path) -> Reference:
 
 
 @lru_cache(maxsize=64)  # a config takes a while to read
-def _paper_recipe(path: str, options: tuple[Any, ...], batch: int) -> Recipe:
+def _paper_recipe(config: str, options: tuple[Any, ...], batch: int) -> Recipe:
     cfg = classifier_config()
-    merge_config(cfg, path, options)
+    merge_config(cfg, get_config_file(config), options)
     classifies = is_classifier(cfg)
     recipe = read_recipe(_scale(cfg, batch))
     # Detectors are "fine-tuned from the networks in Table 3", which the user names.

@@ -15,7 +15,6 @@ from ..config import is_classifier
 from ..runs import RunFolder
 from .networks import network_name, wiring_of
 from .paper_recipe import (
-    CONFIGS,
     TRAINING_KEY,
     Recipe,
     Reference,
@@ -80,12 +79,9 @@ class Unreadable:
 
 
 def read_runs(
-    paths: Iterable[str | os.PathLike[str]], configs: Path = CONFIGS
+    paths: Iterable[str | os.PathLike[str]],
 ) -> tuple[list[Result], list[Unreadable]]:
     """All trainings and evaluations among some folders, and below them.
-
-    Args:
-        configs: the folder with the paper's configs.
 
     Raises:
         ValueError: one of the paths holds no run, or none of the runs can be read.
@@ -93,7 +89,7 @@ def read_runs(
     results, unreadable = [], []
     for folder in find_runs(paths):
         try:
-            results.append(read_result(folder, configs))
+            results.append(read_result(folder))
         # Somebody else's config.yaml says nothing against the other runs.
         except (OSError, ValueError) as e:
             reason = " ".join(str(e).split())
@@ -124,23 +120,20 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found.values())
 
 
-def read_result(folder: Path, configs: Path = CONFIGS) -> Result:
+def read_result(folder: Path) -> Result:
     """What a training has reached, or what an evaluation has found.
-
-    Args:
-        configs: the folder with the paper's configs.
 
     Raises:
         ValueError: its config.yaml is none of this project's, or its results.json is damaged.
         OSError: one of them can't be read.
     """
     run = RunFolder(folder)
-    return _read_evaluation(run, configs) if run.is_evaluation else _read_training(run, configs)
+    return _read_evaluation(run) if run.is_evaluation else _read_training(run)
 
 
-def _read_training(run: RunFolder, configs: Path) -> Result:
+def _read_training(run: RunFolder) -> Result:
     cfg, progress = run.config(), run.progress()
-    group = _group("training", cfg, cfg, read_recipe(cfg), configs)
+    group = _group("training", cfg, cfg, read_recipe(cfg))
     values = _values(group.task, progress.last) if progress.done == 1 else None
     return Result(run.path, group, values, progress.done, seeds=_seeds(run, cfg))
 
@@ -155,11 +148,11 @@ def _seeds(run: RunFolder, cfg: CfgNode) -> tuple[str, ...]:
     return (*seeds, str(sorted(last.items())) if last else str(run.path.resolve()))
 
 
-def _read_evaluation(run: RunFolder, configs: Path) -> Result:
+def _read_evaluation(run: RunFolder) -> Result:
     cfg = run.config()
     recipe = read_recipe(cfg)
     if not run.results_file.is_file():
-        return Result(run.path, _group("evaluation", cfg, None, recipe, configs), None, 0.0)
+        return Result(run.path, _group("evaluation", cfg, None, recipe), None, 0.0)
     evaluation = run.evaluation()
     weights = Path(evaluation.weights)
     seeds: tuple[str, ...] = (evaluation.weights,)
@@ -169,7 +162,7 @@ def _read_evaluation(run: RunFolder, configs: Path) -> Result:
         training = RunFolder(evaluation.training)
         trained = training.config()
     except (OSError, ValueError) as e:
-        group = _group("evaluation", cfg, None, recipe, configs)
+        group = _group("evaluation", cfg, None, recipe)
         reference = group.reference and replace(
             group.reference,
             differences=(),
@@ -183,19 +176,13 @@ def _read_evaluation(run: RunFolder, configs: Path) -> Result:
         recipe = join_recipes(read_recipe(trained), recipe)
         if weights.name != training.final_checkpoint.name:  # the training was not at its end
             recipe["MODEL.WEIGHTS"] += f", tested with {weights.name}"
-        group = _group("evaluation", cfg, trained, recipe, configs)
+        group = _group("evaluation", cfg, trained, recipe)
         seeds = _seeds(training, trained)
     values = _values(group.task, flatten_results_dict(evaluation.results))
     return Result(run.path, group, values, 1.0, evaluation.weights, seeds)
 
 
-def _group(
-    kind: str,
-    test: CfgNode,
-    training: CfgNode | None,
-    recipe: Recipe,
-    configs: Path,
-) -> Group:
+def _group(kind: str, test: CfgNode, training: CfgNode | None, recipe: Recipe) -> Group:
     network = network_name(test if training is None else training)
     data = ", ".join(test.DATASETS.TEST)
     if is_classifier(test):
@@ -210,7 +197,7 @@ def _group(
         data=data,
         recipe=tuple((key, str(value)) for key, value in sorted(recipe.items())),
         task=tuple(CLASSIFICATION if is_classifier(test) else DETECTION),
-        reference=find_reference(network, recipe, configs),
+        reference=find_reference(network, recipe),
     )
 
 

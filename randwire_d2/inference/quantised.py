@@ -30,13 +30,11 @@ class Int8Proof:
     """What is known of a file in int8.
 
     Attributes:
-        calibration: how many images its ranges are from.
-        compared: how many others were given to both.
-        equal: the share of them that both gave the same class.
+        images: how many its ranges are from; as many others were given to both.
+        equal: the share of these that both gave the same class.
     """
 
-    calibration: int
-    compared: int
+    images: int
     equal: float
 
 
@@ -86,7 +84,7 @@ def export_int8(
                 f"in int8 it gives only {equal:.1%} of {number} images the class that it gives "
                 f"them else (at least {LEAST_EQUAL:.0%}): nothing was written"
             )
-    return Int8Proof(number, number, equal)
+    return Int8Proof(number, equal)
 
 
 def _read(model: Classifier, files: Sequence[str]) -> Iterator[Tensor]:
