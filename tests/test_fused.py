@@ -226,6 +226,7 @@ def test_a_backward_pass_can_be_repeated_but_not_differentiated(device: torch.de
     assert torch.equal(first, second)
     (grad,) = torch.autograd.grad(out, x, create_graph=True)
     assert torch.equal(grad, first)
+    assert torch.equal(grad.mul_(2), 2 * first), "or it can't be written to"
     with pytest.raises(RuntimeError, match="differentiated again.*; set MODEL.RANDWIRE.FUSED off"):
         grad.sum().backward()
 
