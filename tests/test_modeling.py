@@ -138,6 +138,22 @@ def test_output_shape_is_that_of_a_dilated_stage(node_op: str) -> None:
             assert y.shape[2:] == (64 // shapes[feature].stride, 96 // shapes[feature].stride)
 
 
+class Deformable(nn.Module):
+    """To output_shape as Detectron2's DeformConv, which needs compiled code: no Conv2d."""
+
+    def __init__(self, stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.stride = stride
+
+
+def test_output_shape_knows_convolutions_that_are_not_torchs() -> None:
+    """Wrong: with deformable convolutions in res5, a head is built for half its stride."""
+    backbone = RandWire(draw_spec("regular", "WS"))
+    for node in backbone.res5.nodes:
+        node.conv.depthwise = Deformable(node.conv.depthwise.stride)
+    assert [shape.stride for shape in backbone.output_shape().values()] == [4, 8, 16, 32]
+
+
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("path", PATHS)
 def test_shapes_without_weights(path: str, train: bool) -> None:

@@ -22,8 +22,6 @@ from .stage import ConvStage, RandWireStage
 
 EdgeDropScope = Literal["process", "batch"]
 
-_STRIDING = torch.nn.Conv2d, torch.nn.MaxPool2d, torch.nn.AvgPool2d
-
 logger = logging.getLogger(__name__)
 
 
@@ -279,9 +277,9 @@ class RandWire(PretrainedNetwork, Backbone):
 
 
 def _largest_stride(stage: torch.nn.Module) -> int:
-    """Of its convolutions and pools; 1 of a node operation that has neither."""
-    own = (m.stride for m in stage.modules() if isinstance(m, _STRIDING))
-    return max((s if isinstance(s, int) else s[0] for s in own), default=1)
+    """Of what is in it, be it torch's or another's; 1 of a node operation that tells none."""
+    own = (getattr(m, "stride", 1) for m in stage.modules() if m is not stage)
+    return max(s if isinstance(s, int) else s[0] for s in own)
 
 
 def configured_options(cfg: CfgNode) -> dict[str, Any]:
