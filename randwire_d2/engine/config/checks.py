@@ -34,7 +34,7 @@ from ...text import similar
 from ..processes.slurm import is_submitted
 from ..processes.torchrun import Launched, count_processes
 from .continuation import check_continuation
-from .datasets import forget_classes, settle_classes, take_data, thing_classes
+from .datasets import forget_classes, settle_classes, take_data
 from .limits import LIMITS, check_images, check_limits
 from .metric import check_best_metric
 from .schedule import check_solver, scale_schedule
@@ -63,8 +63,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_continuation(cfg, args)
     _check_datasets(cfg, args)
     names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
-    settle_classes(cfg, default_classes, names)
-    check_model(cfg, args, thing_classes(names[0]))
+    classes = settle_classes(cfg, default_classes, names)
+    check_model(cfg, args, classes)
     if not args.eval_only:
         check_best_metric(cfg)
         data.check_jitter(cfg)

@@ -181,12 +181,15 @@ def forget_classes(cfg: CfgNode) -> dict[str, int]:
     return defaults
 
 
-def settle_classes(cfg: CfgNode, defaults: dict[str, int], names: Sequence[str]) -> None:
+def settle_classes(cfg: CfgNode, defaults: dict[str, int], names: Sequence[str]) -> list[str]:
     """Give each head the number of the data's classes, unless it was set.
 
     Args:
         defaults: what ``forget_classes`` returned, for data sets that know no classes.
         names: of the registered data sets, at least one.
+
+    Returns:
+        The classes that the network tells apart; none where the data sets know none.
 
     Raises:
         ValueError: a head's number was set to another, or the data sets differ; one line.
@@ -211,6 +214,7 @@ def settle_classes(cfg: CfgNode, defaults: dict[str, int], names: Sequence[str])
                 f"MODEL.{head}.NUM_CLASSES is {node.NUM_CLASSES}, but {first[0]!r} has "
                 f"{_short(first[1])}; leave the key out, and the number follows from the data"
             )
+    return first[1] if built else []
 
 
 def _short(classes: Sequence[str]) -> str:
