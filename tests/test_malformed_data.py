@@ -132,6 +132,8 @@ STOPS: dict[str, tuple[str, Damage, list[str]]] = {
                             ["no YAML"]),
     "data.yaml without train": ("yolo", write("data.yaml", "names: [cat, dog]"), ["no 'train'"]),
     "data.yaml with another nc": ("yolo", write("data.yaml", "names: [a, b]\nnc: 3\n"), ["nc 3"]),
+    "a name whose key is no number": ("yolo", write("data.yaml", "names: {0: a, x: b}\ntrain: t"),
+                                      ["keys of 'names'", "[0, 'x']"]),
     "names with a gap": ("yolo", write("data.yaml", "names: {0: a, 2: b}\ntrain: train.txt"),
                          ["keys of 'names'", "[0, 2]"]),
     "train that is not there": ("yolo", write("data.yaml", "names: [cat, dog]\ntrain: gone\n"),
