@@ -132,10 +132,13 @@ STOPS: dict[str, tuple[str, Damage, list[str]]] = {
                             ["no YAML"]),
     "data.yaml without train": ("yolo", write("data.yaml", "names: [cat, dog]"), ["no 'train'"]),
     "data.yaml with another nc": ("yolo", write("data.yaml", "names: [a, b]\nnc: 3\n"), ["nc 3"]),
+    "a name whose key is no number": ("yolo", write("data.yaml", "names: {0: a, x: b}\ntrain: t"),
+                                      ["keys of 'names'", "[0, 'x']"]),
     "names with a gap": ("yolo", write("data.yaml", "names: {0: a, 2: b}\ntrain: train.txt"),
                          ["keys of 'names'", "[0, 2]"]),
     "train that is not there": ("yolo", write("data.yaml", "names: [cat, dog]\ntrain: gone\n"),
                                 ["'gone'", "does not exist"]),
+    "train without images": ("yolo", write("train.txt", "\n"), ["no images in 'train.txt'"]),
     "a kpt_shape that is a number": ("yolo", replace("data.yaml", '{', '{"kpt_shape": 12, '),
                                      ["kpt_shape 12", "[17, 3]"]),
     "keypoints of four numbers": ("yolo", replace("data.yaml", '{', '{"kpt_shape": [2, 4], '),
@@ -319,19 +322,31 @@ def test_what_is_unusual_works(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"area": None}, {"area": "large"}, {"iscrowd": None}], ids=lambda change: str(change)
+    "change",
+    [
+        {"area": None},
+        {"area": "large"},
+        {"iscrowd": None},
+        {"id": 9, "name": "pets", "supercategory": "none"},  # Roboflow's root category
+    ],
+    ids=lambda change: str(change),
 )
 def test_cocos_evaluation_reads_no_file_that_it_cannot(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Wrong: the first evaluation, hours later, compares None with a number."""
+    """Wrong: the first evaluation, hours later, compares None with a number, or finds a class that
+    the detector has not."""
     sound = {"area": 5.0, "iscrowd": 0}
     for name, first in (("sound", {}), ("damaged", change)):
 
         def update(content: dict[str, Any], first: dict[str, Any] = first) -> None:
             for found in content["annotations"]:
                 found.update(sound)
-            content["annotations"][0].update(first)
+            if "supercategory" in first:
+                content["categories"][0]["supercategory"] = first["name"]
+                content["categories"].append(first)
+            else:
+                content["annotations"][0].update(first)
 
         (tmp_path / name).mkdir()
         cfg = read(tmp_path / name, "coco", coco(update, "val.json"))

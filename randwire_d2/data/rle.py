@@ -19,7 +19,7 @@ def rle_fault(rle: Any) -> str:
     runs = _runs(counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts)
     if runs is None or runs.min() < 0:
         return "its counts are no RLE"
-    if (pixels := int(runs.sum())) != size[0] * size[1]:
+    if (pixels := runs.sum()) != size[0] * size[1]:
         return f"its counts are of {pixels} pixels, and its size is {size[0]} × {size[1]}"
     return ""
 

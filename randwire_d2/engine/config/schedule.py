@@ -93,7 +93,7 @@ def _warm_up(solver: CfgNode, num_images: int) -> None:
             f"{solver.REFERENCE_BATCH_SIZE}, so its rate needs a warm-up, but SOLVER.WARMUP_EPOCHS "
             f"{epochs} is not less than EPOCHS {solver.EPOCHS}; set a smaller one, or 0 for none"
         )
-    solver.WARMUP_ITERS = round(epochs * num_images / solver.REFERENCE_BATCH_SIZE)
+    solver.WARMUP_ITERS = epochs * num_images / solver.REFERENCE_BATCH_SIZE
     solver.WARMUP_FACTOR = solver.REFERENCE_BATCH_SIZE / solver.IMS_PER_BATCH
     solver.WARMUP_METHOD = "linear"
 

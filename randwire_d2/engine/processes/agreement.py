@@ -12,7 +12,7 @@ def largest(number: int) -> int:
     how long it is ahead of it.
     """
     if comm.get_world_size() == 1:
-        return int(number)
+        return number
     found = torch.tensor(number, dtype=torch.int64)
     distributed.all_reduce(found, distributed.ReduceOp.MAX, comm._get_global_gloo_group())
     return int(found)
