@@ -24,6 +24,7 @@ from randwire_d2.checkpoint import (
     WIRING_KEY,
     RandWireCheckpointer,
     Wiring,
+    check_wiring,
     load_checkpoint,
     stored_class_names,
     stored_config,
@@ -102,8 +103,13 @@ def test_a_classifier_with_another_relu_in_its_head_is_refused(tmp_path: Path) -
         assert spec_from_config(cfg) == spec
         assert cfg.MODEL.get("CLASSIFIER", {}).get("HEAD_RELU") is taken
 
-    # A file of before this key existed says nothing, and one whose entry is no truth is damaged.
+    # A classifier has no features that a detector reads.
+    cfg = classifier_config()
+    cfg.MODEL.META_ARCHITECTURE = "ImageClassifier"
     file = torch.load(path, weights_only=True)
+    check_wiring(RandWire(spec, relu_features=False), {**file, CONFIG_KEY: cfg.dump()})
+
+    # A file of before this key existed says nothing, and one whose entry is no truth is damaged.
     del file[WIRING_KEY]["head_relu"]
     assert Wiring.of(file) == Wiring(spec)
     file[WIRING_KEY]["head_relu"] = "yes"
@@ -164,6 +170,8 @@ def test_a_checkpoint_carries_its_config_and_class_names(tmp_path: Path) -> None
     stored = stored_config(file)
     assert stored is not None
     assert spec_from_config(stored) == GENERATOR(5)
+    other = stored_config({**file, WIRING_KEY: Wiring(GENERATOR(6)).to_dict()})
+    assert other is not None and spec_from_config(other) == GENERATOR(6)
     assert (stored.INPUT.MIN_SIZE_TEST, stored.MODEL.WEIGHTS) == (99, "")
     assert stored.MODEL.FPN == cfg.MODEL.FPN and stored.SOLVER.BASE_LR == cfg.SOLVER.BASE_LR
 

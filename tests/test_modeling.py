@@ -647,8 +647,9 @@ def test_builders_are_registered() -> None:
     for name, in_features, levels in cases:
         cfg.MODEL.BACKBONE.NAME = name
         cfg.MODEL.FPN.IN_FEATURES = in_features
-        cfg.MODEL.FPN.OUT_CHANNELS = 8
+        cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.FUSE_TYPE = 8, "avg"
         fpn = build_backbone(cfg).eval()
+        assert fpn._fuse_type == "avg"
         expected = {f"p{level}": 2**level for level in levels}
         assert {n: s.stride for n, s in fpn.output_shape().items()} == expected
         assert fpn.size_divisibility == 32

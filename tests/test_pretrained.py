@@ -262,6 +262,7 @@ def test_nothing_is_written_by_half(tmp_path: Path) -> None:
         model.save_pretrained(folder, card="\ud800")
     assert not list(tmp_path.iterdir())
 
+    folder.mkdir()
     model.save_pretrained(folder)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
     assert "not empty" in refusal_of(lambda: model.save_pretrained(folder))
@@ -274,6 +275,9 @@ def test_nothing_is_written_by_half(tmp_path: Path) -> None:
     with pytest.raises(OSError):  # between the weights and the config
         model.save_pretrained(folder, overwrite=True)
     assert "does not exist" in refusal_of(lambda: RandWire.from_pretrained(folder))
+    (folder / "README.md").rmdir()
+    model.save_pretrained(folder, overwrite=True)
+    assert RandWire.from_pretrained(folder).spec == model.spec
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
     assert "a file" in refusal_of(lambda: model.save_pretrained(folder / "model.safetensors"))
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError, asdict, replace
+from itertools import combinations
 from statistics import mean
 from typing import Any
 
@@ -207,6 +208,7 @@ def test_dag_sorts_its_edges_and_is_a_frozen_value() -> None:
         (3, ((0, "x"),), ["(0, 'x')", "pair"]),
         (3, ((0, 1.5),), ["(0, 1.5)", "pair"]),
         (2.5, (), ["num_nodes", "integer", "2.5"]),
+        (257, tuple(combinations(range(257), 2)), ["edges", "at most 32,768", "got 32,896"]),
     ],
 )
 def test_dag_refuses(num_nodes: Any, edges: Any, says: list[str]) -> None:
@@ -426,6 +428,7 @@ GENERATOR = {"regime": "regular", "channels": 8, "num_nodes": 16}
         ({"graph": "BA", "graph_params": {"p": 0.5}}, ["BA", "['m']", "{'p': 0.5}"]),
         ({"graph": "XX"}, ["'XX'", "'BA', 'ER', 'NAS', 'WS'"]),
         ({"regime": "huge"}, ["'huge'", "regular", "small"]),
+        ({"regime": ["small"]}, ["['small']", "regular"]),
         ({"channels": 1}, ["channels (C)", "at least 2", "got 1"]),
         ({"channels": 0}, ["channels (C)", "at least 2", "got 0"]),
         ({"channels": 8.5}, ["channels (C)", "integer", "got 8.5"]),
@@ -439,6 +442,7 @@ def test_generator_refuses(theta: dict[str, Any], says: list[str]) -> None:
     with pytest.raises(ValueError) as error:
         NetworkGenerator(**{**GENERATOR, **theta})(1)
     assert all(words in str(error.value) for words in says), error.value
+    assert ("half of num_nodes" in str(error.value)) == ("res2 of" in str(error.value))
 
 
 @pytest.mark.parametrize("graph", ["XX", ["WS"], None])
@@ -455,10 +459,14 @@ def test_a_seed_is_an_integer(seed: Any) -> None:
         NetworkGenerator()(seed)
 
 
-def test_random_graph_refuses_no_nodes() -> None:
-    """Else a graph without nodes is drawn."""
-    with pytest.raises(ValueError, match=r"at least one node; got num_nodes=0"):
-        random_graph("ER", 0, 1, p=0.5)
+@pytest.mark.parametrize(
+    "num_nodes, says",
+    [(0, "at least one node; got num_nodes=0"), (1025, "at most 1,024; got 1,025")],
+)
+def test_random_graph_refuses_no_nodes_and_too_many(num_nodes: int, says: str) -> None:
+    """Else a graph without nodes is drawn, or one that takes hours, by draw_wiring.py."""
+    with pytest.raises(ValueError, match=says):
+        random_graph("ER", num_nodes, 1, p=0.5)
 
 
 @pytest.mark.parametrize("node_op", ["conv5x5", ""])
@@ -574,6 +582,8 @@ def test_a_generators_label_says_what_it_is(label: str, model: str, params: dict
         ("WS(4)", r"WS is written WS\(K, P\); got 'WS\(4\)'"),
         ("WS(4, x)", r"WS is written WS\(K, P\)"),
         ("BA", r"BA is written BA\(M\); got 'BA'"),
+        ("BA(x)", r"BA is written BA\(M\)"),
+        ("BA(1e18)", r"BA is written BA\(M\)"),
         ("WS(4, 0.75", r"a generator is written like WS\(4, 0.75\)"),
     ],
 )

@@ -144,7 +144,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
         compare_preprocessing(self.model, checkpoint)
         name, backbone = find_backbone(self.model)
         prefix = f"{name}." if name else ""
-        if backbone is not None and _is_bare(checkpoint):
+        if _is_bare(checkpoint):
             state = checkpoint["model"]
             checkpoint["model"] = {prefix + key: value for key, value in state.items()}
         incompatible = super()._load_model(checkpoint)

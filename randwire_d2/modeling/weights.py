@@ -56,8 +56,6 @@ def wider_weights(
     """
     found = _cast_those_that_stay(weights, paddings, dtype)
     alike = _alike(weights, paddings)
-    if not alike:
-        return found
     flat = torch.cat([weights[i].flatten() for group in alike.values() for i in group])
     own = [(len(group), *shape) for (_, shape), group in alike.items()]
     wide = [

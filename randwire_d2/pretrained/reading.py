@@ -159,7 +159,7 @@ class _BoundedReader(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         left = os.fstat(self.fileno()).st_size - self.tell()
-        return super().read(left if size is None or size < 0 else min(size, max(left, 0)))
+        return super().read(left if size is None else min(size, left))
 
 
 def _check_archive(path: str) -> None:

@@ -249,8 +249,9 @@ class NetworkGenerator:
 
 
 def _check_regime(regime: str) -> None:
-    if not isinstance(regime, str) or regime not in REGIMES:
-        raise ValueError(f"regime must be one of {sorted(REGIMES)}; got {brief(regime)}")
+    known = sorted(REGIMES)
+    if regime not in known:
+        raise ValueError(f"regime must be one of {known}; got {brief(regime)}")
 
 
 def _check_channels(channels: int) -> int:
