@@ -33,7 +33,10 @@ SOURCES = {
     "mask_rcnn": ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_{}.yaml", ()),
     "cascade_mask_rcnn": ("Misc/cascade_mask_rcnn_R_50_FPN_{}.yaml", ()),
     "retinanet": ("COCO-Detection/retinanet_R_50_FPN_{}.yaml", ()),
-    "keypoint_rcnn": ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_{}.yaml", ()),
+    "keypoint_rcnn": (
+        "COCO-Keypoints/keypoint_rcnn_R_50_FPN_{}.yaml",
+        ("MODEL.ROI_HEADS.NUM_CLASSES",),  # which follows from the data
+    ),
     "panoptic_fpn": ("COCO-PanopticSegmentation/panoptic_fpn_R_50_{}.yaml", ()),
     "scratch_mask_rcnn": (
         "Misc/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml",
