@@ -4,6 +4,7 @@ from ..pretrained.entries import (
     CATEGORY_IDS_KEY,
     CLASS_NAMES_KEY,
     CONFIG_KEY,
+    KEYPOINTS_KEY,
     PREPROCESSING_KEY,
     STUFF_KEY,
     WIRING_KEY,
@@ -19,6 +20,7 @@ from .entries import (
     stored_category_ids,
     stored_class_names,
     stored_config,
+    stored_keypoints,
     stored_stuff,
 )
 
@@ -27,6 +29,7 @@ __all__ = [
     "CLASS_NAMES_KEY",
     "CONFIG_KEY",
     "EMA_KEY",
+    "KEYPOINTS_KEY",
     "PREPROCESSING_KEY",
     "STUFF_KEY",
     "WIRING_KEY",
@@ -41,5 +44,6 @@ __all__ = [
     "stored_category_ids",
     "stored_class_names",
     "stored_config",
+    "stored_keypoints",
     "stored_stuff",
 ]

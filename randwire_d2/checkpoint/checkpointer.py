@@ -48,6 +48,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
         class_names: of the model's classes, in the order of its outputs.
         category_ids: the ids that the data set gives them, where they have any, as COCO's do.
         stuff: of a panoptic data set, what is under ``STUFF_KEY``.
+        keypoints: of a data set with keypoints, what is under ``KEYPOINTS_KEY``.
         checkpointables: as Detectron2's.
 
     Attributes:
@@ -63,11 +64,12 @@ class RandWireCheckpointer(DetectionCheckpointer):
         class_names: Sequence[str] | None = None,
         category_ids: Sequence[int] | None = None,
         stuff: Mapping[str, Any] | None = None,
+        keypoints: Mapping[str, Any] | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = _AtomicPathManager()
-        self._entries = entries_of(self.model, cfg, class_names, category_ids, stuff)
+        self._entries = entries_of(self.model, cfg, class_names, category_ids, stuff, keypoints)
         self.newest = ""
 
     def save(self, name: str, **kwargs: Any) -> None:

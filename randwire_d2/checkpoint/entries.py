@@ -16,6 +16,7 @@ from ..pretrained.entries import (
     CATEGORY_IDS_KEY,
     CLASS_NAMES_KEY,
     CONFIG_KEY,
+    KEYPOINTS_KEY,
     PREPROCESSING_KEY,
     STUFF_KEY,
     WIRING_KEY,
@@ -133,6 +134,7 @@ def entries_of(
     class_names: Sequence[str] | None = None,
     category_ids: Sequence[int] | None = None,
     stuff: Mapping[str, Any] | None = None,
+    keypoints: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint of a model holds beside its weights; of types that ``weights_only`` loads.
 
@@ -153,6 +155,9 @@ def entries_of(
     if stuff is not None:
         names, ids = list(map(str, stuff["names"])), list(map(int, stuff["ids"]))
         entries[STUFF_KEY] = {"names": names, "ids": ids}
+    if keypoints is not None:
+        pairs = [list(map(str, pair)) for pair in keypoints["connections"]]
+        entries[KEYPOINTS_KEY] = {"names": list(map(str, keypoints["names"])), "connections": pairs}
     return entries
 
 
@@ -300,6 +305,24 @@ def stored_stuff(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         if names and ids and len(names) == len(ids):
             return {"names": names, "ids": ids}
     raise ValueError(f"its entry {STUFF_KEY!r} is damaged: not as many names as ids")
+
+
+def stored_keypoints(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint holds under ``KEYPOINTS_KEY``, if it does.
+
+    Raises:
+        ValueError: it is damaged; one line.
+    """
+    entry = checkpoint.get(KEYPOINTS_KEY)
+    if entry is None:
+        return None
+    if isinstance(entry, dict):
+        names, pairs = _list_of(str, entry, "names"), _list_of(list, entry, "connections")
+        if names and pairs is not None:
+            known = all(len(p) == 2 and all(name in names for name in p) for p in pairs)
+            if known:
+                return {"names": names, "connections": pairs}
+    raise ValueError(f"its entry {KEYPOINTS_KEY!r} is damaged: no names, or pairs of others")
 
 
 def _list_of(kind: type[_T], checkpoint: Mapping[str, Any], key: str) -> list[_T] | None:

@@ -1,5 +1,6 @@
 """Data sets that are given by their path, registered in Detectron2."""
 
+import copy
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from detectron2.structures import BoxMode
 
 from ..garbage import uncollected
 from .inspection import clean
+from .keypoints import connection_rules, count_labelled
 from .labels import LabelledImages, named
 from .layouts import Reader, absolute, find_splits
 
@@ -28,8 +30,9 @@ def register_detection_data(
 
     The names are the same in every process and run. What is registered is a
     ``data.labels.LabelledImages``' records, without what can't be used (``data.inspection``), and
-    metadata: thing_classes, thing_dataset_id_to_contiguous_id, evaluator_type "coco", and json_file
-    and image_root where all of a COCO file is used. Does nothing where it is registered already.
+    metadata: thing_classes, thing_dataset_id_to_contiguous_id, evaluator_type "coco", json_file and
+    image_root where all of a COCO file is used, and where there are keypoints keypoint_names,
+    keypoint_flip_map and keypoint_connection_rules. Does nothing where it is registered already.
 
     Args:
         path: ``data.layouts`` says of what.
@@ -101,19 +104,23 @@ def labelled_images(name: str) -> LabelledImages:
     return clean(LabelledImages(name, records, classes, tuple(ids)))
 
 
-def count_images(name: str, filter_empty: bool = True) -> int:
+def count_images(name: str, filter_empty: bool = True, min_keypoints: int = 0) -> int:
     """The images of a registered data set.
 
     Args:
         filter_empty: without those that have no box but crowds, which Detectron2 does not train on
             with DATALOADER.FILTER_EMPTY_ANNOTATIONS.
+        min_keypoints: that each must have labelled.
     """
     registered = DatasetCatalog[name]
     records = registered.peek().records if isinstance(registered, _Lasting) else registered()
     return sum(
-        not filter_empty
-        or "annotations" not in record
-        or any(not a.get("iscrowd", 0) for a in record["annotations"])
+        (
+            not filter_empty
+            or "annotations" not in record
+            or any(not a.get("iscrowd", 0) for a in record["annotations"])
+        )
+        and (not min_keypoints or count_labelled(record["annotations"]) >= min_keypoints)
         for record in records
     )
 
@@ -142,7 +149,8 @@ class _Lasting:
     def __call__(self) -> list[dict]:
         records = self.peek().records
         if self._keep:
-            return list(records)
+            # Detectron2 changes keypoints where they are when it writes them for an evaluation.
+            return copy.deepcopy(records) if self.about.keypoints.names else list(records)
         self.kept = None
         return records
 
@@ -253,9 +261,16 @@ def _set_metadata(name: str, about: LabelledImages) -> None:
     if name in MetadataCatalog.list():  # COCOEvaluator may have noted a run's file as json_file
         MetadataCatalog.remove(name)
     coco = {"json_file": about.json_file, "image_root": about.image_root}
+    points = about.keypoints
+    keypoints = {
+        "keypoint_names": list(points.names),
+        "keypoint_flip_map": list(points.flips or ()),
+        "keypoint_connection_rules": connection_rules(points.connections),
+    }
     MetadataCatalog.get(name).set(
         thing_classes=list(about.classes),
         thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(about.category_ids)},
         evaluator_type="coco",
         **(coco if about.json_file else {}),
+        **(keypoints if points.names else {}),
     )

@@ -15,7 +15,8 @@ def category_ids(metadata: Metadata) -> list[int] | None:
 
 
 def class_entries(dataset_name: str) -> dict[str, Any]:
-    """What a detector's checkpoint holds of a data set's classes: names and ids, of stuff too.
+    """What a detector's checkpoint holds of a data set's classes: names and ids, of stuff too, and
+    keypoints.
 
     A COCO file's are known once it is loaded.
     """
@@ -24,6 +25,7 @@ def class_entries(dataset_name: str) -> dict[str, Any]:
         "class_names": metadata.get("thing_classes"),
         "category_ids": category_ids(metadata),
         "stuff": stuff_entry(metadata),
+        "keypoints": keypoint_entry(metadata),
     }
 
 
@@ -37,3 +39,10 @@ def stuff_entry(metadata: Metadata) -> dict[str, Any] | None:
     if not names or len(names) != len(contiguous):
         return None
     return {"names": list(names), "ids": sorted(contiguous, key=contiguous.__getitem__)}
+
+
+def keypoint_entry(metadata: Metadata) -> dict[str, Any] | None:
+    """Names of a data set's keypoints, and pairs of names that a line joins; None of none."""
+    names = metadata.get("keypoint_names")
+    rules = metadata.get("keypoint_connection_rules", ())
+    return {"names": list(names), "connections": [list(r[:2]) for r in rules]} if names else None

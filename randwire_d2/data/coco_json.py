@@ -13,6 +13,7 @@ from typing import Any
 import pycocotools.mask
 
 from ..text import brief, one_line
+from .keypoints import Keypoints, of_classes
 from .labels import Faults, LabelledImages, annotation, check_classes, named
 from .paths import read_text
 
@@ -38,7 +39,7 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
     before = len(categories)
     categories = _without_root(_by_id(json_file, "category", categories, "name"), used)
     index = {category["id"]: i for i, category in enumerate(categories)}
-    faults = Faults()
+    keypoints, faults = _keypoints(categories, annotations), Faults()
     records = {}
     for image in _by_id(json_file, "image", images, "file_name"):
         record: dict[str, Any] = {
@@ -54,8 +55,10 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
         if isinstance(found, str):
             faults.add(found, _where(entry))
         else:
+            if keypoints.names:
+                found["keypoints"] = entry.get("keypoints")
             records[image_id]["annotations"].append(found)
-    evaluable = len(categories) == before and _is_evaluable(images, annotations)
+    evaluable = len(categories) == before and _is_evaluable(images, annotations, keypoints)
     return LabelledImages(
         json_file,
         list(records.values()),
@@ -64,6 +67,7 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
         faults,
         json_file if evaluable else None,
         image_root,
+        keypoints,
     )
 
 
@@ -121,10 +125,22 @@ def _without_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict
     ]
 
 
-def _is_evaluable(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> bool:
+def _keypoints(categories: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Keypoints:
+    """Those of the categories, one of which has the skeleton; without names, as many as the
+    annotations have, as in what Detectron2 writes."""
+    lists = [found for a in annotations if isinstance(found := a.get("keypoints"), list)]
+    number = max((len(found) // 3 for found in lists), default=0)
+    skeleton = next((c["skeleton"] for c in categories if c.get("skeleton")), None)
+    return of_classes({str(c["name"]): c.get("keypoints") for c in categories}, number, skeleton)
+
+
+def _is_evaluable(
+    images: list[dict[str, Any]], annotations: list[dict[str, Any]], keypoints: Keypoints
+) -> bool:
     """Whether COCO's evaluation can take the file as it is.
 
-    To it, what was matched with an annotation of id 0 is unmatched; Roboflow's begin there.
+    To it, what was matched with an annotation of id 0 is unmatched; Roboflow's begin there. Where
+    one has keypoints, all have, and their number beside them.
     """
     ids = {a.get("id") for a in annotations if isinstance(a.get("id"), int)}
     return (
@@ -132,6 +148,16 @@ def _is_evaluable(images: list[dict[str, Any]], annotations: list[dict[str, Any]
         and len(ids) == len(annotations)
         and all(_is_number(a.get("area")) and a.get("iscrowd") in (0, 1) for a in annotations)
         and all("height" in image and "width" in image for image in images)
+        and (not keypoints.names or all(map(_counts_keypoints, annotations)))
+    )
+
+
+def _counts_keypoints(entry: dict[str, Any]) -> bool:
+    found = entry.get("keypoints")
+    return (
+        isinstance(found, list)
+        and len(found) > 0
+        and entry.get("num_keypoints") == sum(v in (1, 2) for v in found[2::3])
     )
 
 

@@ -29,6 +29,10 @@ HUGE = "boxes more than twice as wide or high as their image (left out)"
 BEYOND = "boxes that reach beyond their image (training clips them)"
 BAD_MASK = "masks that can't be read, or of another size than their image (left out, and boxes)"
 MARGIN = 1.0  # pixels beyond the image that are no fault; COCO itself has them
+NOT_POINTS = "keypoints that are not three finite numbers for each name (left out, boxes are not)"
+NOT_VISIBLE = "keypoints whose visibility is not 0, 1 or 2 (left out, boxes are not)"
+POINTS_OUTSIDE = "objects with keypoints outside their image (training leaves those points out)"
+HARMLESS = (BEYOND, POINTS_OUTSIDE)
 
 
 def clean(split: LabelledImages) -> LabelledImages:
@@ -46,6 +50,8 @@ def clean(split: LabelledImages) -> LabelledImages:
         if _check_file(record, file, faults):
             kept = [a for a in record["annotations"] if _check(a, record, faults)]
             record["annotations"] = kept
+            for annotation in kept if split.keypoints.names else ():
+                _settle_keypoints(annotation, record, len(split.keypoints.names), faults)
             records.append(record)
     split.records = records
     unusable = before - len(records)
@@ -59,7 +65,7 @@ def clean(split: LabelledImages) -> LabelledImages:
     if not split.num_boxes:
         what = f": {'; '.join(faults.lines())}" if faults else ""
         raise ValueError(f"{split.source!r}: not one of its {before} images has a box{what}")
-    if faults.count() > faults.count([BEYOND]):  # then the file has more than the records
+    if faults.count() > faults.count(HARMLESS):  # then the file has more than the records
         split.json_file = None
     return split
 
@@ -115,6 +121,42 @@ def _is_mask(segmentation: Any, width: int, height: int) -> bool:
         return all(math.isfinite(sum(polygon)) for polygon in segmentation)
     except (TypeError, OverflowError):
         return False
+
+
+def _settle_keypoints(
+    annotation: dict[str, Any], record: Mapping[str, Any], number: int, faults: Faults
+) -> None:
+    """Give an annotation its keypoints in Detectron2's form, as ``load_coco_json`` does: half a
+    pixel is added to the labels' coordinates, which are taken for indices of pixels.
+
+    An object without keypoints, or with some that can't be used, keeps its box: none is labelled.
+
+    Args:
+        record: of its image, with height and width.
+    """
+    values = annotation.get("keypoints") or []
+    fault = (
+        _keypoint_fault(values, 3 * number, record["width"], record["height"]) if values else None
+    )
+    if fault:
+        faults.add(fault, record["file_name"])
+    if not values or fault not in (None, POINTS_OUTSIDE):
+        values = [0] * (3 * number)
+    annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(values)]
+
+
+def _keypoint_fault(values: object, length: int, width: int, height: int) -> str | None:
+    if not isinstance(values, list) or len(values) != length:
+        return NOT_POINTS
+    # JSON's integers can be larger than a float; NaN is not below anything.
+    if not all(isinstance(v, int | float) and abs(v) < 2**53 for v in values):
+        return NOT_POINTS
+    points = list(zip(values[::3], values[1::3], values[2::3]))
+    if not all(v in (0, 1, 2) for *_, v in points):
+        return NOT_VISIBLE
+    ends = width - 1 + MARGIN, height - 1 + MARGIN
+    inside = all(-MARGIN <= x <= ends[0] and -MARGIN <= y <= ends[1] for x, y, v in points if v)
+    return None if inside else POINTS_OUTSIDE
 
 
 def duplicates(

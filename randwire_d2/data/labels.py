@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from ..text import brief, one_line
+from .keypoints import Keypoints
 
 MOST_NAMED = 3  # of the places where a fault was met
 
@@ -62,14 +63,16 @@ class LabelledImages:
         records: Detectron2's standard dicts: file_name, image_id, annotations, and height and width
             (pixels) where the labels tell them. An annotation has bbox [x, y, width, height] in
             pixels, bbox_mode XYWH_ABS, category_id (an index into classes), iscrowd, and
-            segmentation (polygons or a compressed RLE) where there is one, and difficult, True, of
-            such an object of Pascal VOC's.
+            segmentation (polygons or a compressed RLE) where there is one, difficult, True, of such
+            an object of Pascal VOC's, and keypoints where the data set has them: all, in the form
+            of its reader, and from ``inspection.clean`` on in Detectron2's.
         classes: their names.
         category_ids: the ids that classes have in COCO's files, in the same order.
         faults: what was wrong with what is not among the records.
         json_file: the COCO file, if the records are all that is in it, and COCO's evaluation can
             read it.
         image_root: the folder that the names of images begin in, in the data set's own files.
+        keypoints: those that objects of all classes have.
     """
 
     source: str
@@ -79,6 +82,7 @@ class LabelledImages:
     faults: Faults = field(default_factory=Faults)
     json_file: str | None = None
     image_root: str | None = None
+    keypoints: Keypoints = field(default_factory=Keypoints)
 
     @property
     def num_boxes(self) -> int:
@@ -89,10 +93,13 @@ class LabelledImages:
         return os.path.relpath(file_name, self.image_root).replace(os.sep, "/")
 
     def checksum(self) -> str:
-        """Of images, their order, sizes and boxes; the same wherever the data set lies."""
-        found = hashlib.sha256(repr(self.classes).encode())
+        """Of images, their order, sizes, boxes and keypoints; the same wherever the set lies."""
+        found = hashlib.sha256(repr((self.classes, self.keypoints)).encode())
         for record in self.records:
-            boxes = [(a["category_id"], a["iscrowd"], a["bbox"]) for a in record["annotations"]]
+            boxes = [
+                (a["category_id"], a["iscrowd"], a["bbox"], a.get("keypoints"))
+                for a in record["annotations"]
+            ]
             size = record.get("width"), record.get("height")
             # repr also of names that are no Unicode.
             name = self.inside(record["file_name"])

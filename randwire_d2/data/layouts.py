@@ -134,10 +134,10 @@ def _coco(file: Path) -> Reader:
 
 
 def _yolo(path: str) -> dict[str, Reader]:
-    classes, splits, keypoints = read_data_yaml(path)
+    classes, splits, keypoints, shape = read_data_yaml(path)
     folder = os.path.dirname(path)
     return {
-        split: partial(read_yolo, f"{path}:{split}", folder, images, classes, keypoints)
+        split: partial(read_yolo, f"{path}:{split}", folder, images, classes, keypoints, shape)
         for split, images in splits.items()
     }
 

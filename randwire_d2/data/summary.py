@@ -8,6 +8,7 @@ import numpy as np
 from tabulate import tabulate
 
 from .inspection import duplicates
+from .keypoints import count_labelled
 from .labels import LabelledImages, named
 
 TABLE_COLUMNS = 3  # of classes side by side, where there are many
@@ -77,11 +78,17 @@ def _describe(name: str, split: LabelledImages) -> str:
     low, middle, high = np.sqrt(np.percentile(areas, (5, 50, 95)))
     difficult = sum("difficult" in a for r in records for a in r["annotations"])
     ignored = f", {difficult} of them difficult (evaluation ignores such)" if difficult else ""
+    points, names = "", split.keypoints.names
+    if names:
+        seen = sum(count_labelled([a]) > 0 for r in records for a in r["annotations"])
+        points = (
+            f"\n  {len(names)} keypoints ({named(names, len(names), 40)}), labelled in {seen} boxes"
+        )
     return (
         f"{name}: {split.source}\n"
         f"  {len(records)} images ({shapes}), {empty} without a box\n"
         f"  {len(areas)} boxes{ignored}; the square root of their area is {low:.0f} to "
-        f"{high:.0f} pixels (5th to 95th percentile), the median {middle:.0f}"
+        f"{high:.0f} pixels (5th to 95th percentile), the median {middle:.0f}{points}"
     )
 
 

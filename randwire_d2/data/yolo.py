@@ -19,18 +19,20 @@ from torchvision.datasets.folder import is_image_file
 from ..text import brief, one_line
 from ..yaml_tags import load_yaml
 from .image_files import probe_all
+from .keypoints import Keypoints, of_classes
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
 from .paths import read_text
 
 NO_LABEL = "label lines that are neither class x y width height nor a polygon (left out)"
 NO_POSE = "label lines that are not class x y width height and kpt_shape's keypoints (left out)"
-POSES = "boxes whose keypoints are not read (the boxes are)"
 DIGITS = 3  # of a pixel's coordinates
 
+Shape = tuple[int, int]  # kpt_shape: keypoints, and the numbers of each; 0 if there are none
 
-def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]], int]:
-    """The classes, the images of the splits ``train`` and ``val`` that are named, and how many
-    numbers of keypoints follow each box; 0 if it has no ``kpt_shape``.
+
+def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]], Keypoints, Shape]:
+    """The classes, the images of the splits ``train`` and ``val`` that are named, the keypoints,
+    and ``kpt_shape``.
 
     Raises:
         ValueError: it is no such file, or names what does not exist; one line.
@@ -59,12 +61,15 @@ def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]], in
         for split in ("train", "val")
         if content.get(split)
     }
-    return classes, splits, _keypoint_numbers(path, content.get("kpt_shape"))
+    return classes, splits, *_keypoints(path, classes, content)
 
 
-def _keypoint_numbers(path: str, shape: object) -> int:
+def _keypoints(
+    path: str, classes: tuple[str, ...], content: dict[str, Any]
+) -> tuple[Keypoints, Shape]:
+    shape, flip_idx = content.get("kpt_shape"), content.get("flip_idx")
     if shape is None:
-        return 0
+        return Keypoints(), (0, 0)
     if (
         not isinstance(shape, list)
         or [type(n) for n in shape] != [int, int]
@@ -75,11 +80,30 @@ def _keypoint_numbers(path: str, shape: object) -> int:
             f"{path!r} has kpt_shape {brief(shape)}; it must be the number of keypoints and the "
             "numbers of each, 2 or 3, such as [17, 3]; of boxes or polygons leave it out"
         )
-    return math.prod(shape)
+    number = shape[0]
+    if flip_idx is not None and not (
+        isinstance(flip_idx, list)
+        and len(flip_idx) == number
+        and all(type(j) is int and 0 <= j < number for j in flip_idx)
+        and all(flip_idx[j] == i for i, j in enumerate(flip_idx))
+    ):
+        raise ValueError(
+            f"{path!r} has flip_idx {brief(flip_idx)}; it must be which of kpt_shape's {number} "
+            f"keypoints, 0 … {number - 1}, each becomes in a mirror image, such as [0, 2, 1]"
+        )
+    names = content.get("kpt_names")
+    lists = [names.get(i) if isinstance(names, dict) else None for i in range(len(classes))]
+    lists = [found if isinstance(found, list) and len(found) == number else None for found in lists]
+    return of_classes(dict(zip(classes, lists)), number, flip_idx=flip_idx), (number, shape[1])
 
 
 def read_yolo(
-    source: str, folder: str, images: list[str], classes: tuple[str, ...], keypoints: int = 0
+    source: str,
+    folder: str,
+    images: list[str],
+    classes: tuple[str, ...],
+    keypoints: Keypoints,
+    shape: Shape,
 ) -> LabelledImages:
     """Read the label files of images. An image without one has no boxes.
 
@@ -87,7 +111,7 @@ def read_yolo(
         source: for messages.
         folder: of data.yaml.
         images: the paths of images; one that can't be read has no boxes either.
-        keypoints: how many numbers follow each box, which are not read; then there are no polygons.
+        keypoints, shape: as of ``read_data_yaml``; where there are some, there are no polygons.
 
     Raises:
         ValueError: not one label file is there, or a label has no class of ``classes``; one line.
@@ -101,10 +125,13 @@ def read_yolo(
     for image, label, image_id, file in zip(images, labels, ids, probe_all(images)):
         record: dict[str, Any] = {"file_name": image, "image_id": image_id, "annotations": []}
         if file.size is not None and os.path.isfile(label):
-            record["annotations"] = list(_labels(label, file.size, classes, keypoints, faults))
+            found = _labels(label, file.size, classes, shape, faults)
+            record["annotations"] = list(found)
         records.append(record)
     category_ids = tuple(range(1, len(classes) + 1))
-    return LabelledImages(source, records, classes, category_ids, faults, image_root=folder)
+    return LabelledImages(
+        source, records, classes, category_ids, faults, image_root=folder, keypoints=keypoints
+    )
 
 
 def label_file(image: str) -> str:
@@ -115,7 +142,7 @@ def label_file(image: str) -> str:
 
 
 def _labels(
-    path: str, size: tuple[int, int], classes: tuple[str, ...], keypoints: int, faults: Faults
+    path: str, size: tuple[int, int], classes: tuple[str, ...], shape: Shape, faults: Faults
 ) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(Path(path).read_text(errors="replace").splitlines(), start=1):
         words, where = line.split(), f"{path}:{number}"
@@ -131,11 +158,12 @@ def _labels(
                 f"{where} has the class {one_line(words[0], 40)}, but {len(classes)} are named, "
                 f"0 … {len(classes) - 1}"
             )
-        if keypoints:
-            is_pose = len(values) == 4 + keypoints
-            faults.add(POSES if is_pose else NO_POSE, where)
-            if is_pose:
-                yield annotation(_box(values[:4], size), int(category))
+        if shape[0]:
+            if len(values) == 4 + math.prod(shape):
+                found = annotation(_box(values[:4], size), int(category))
+                yield {**found, "keypoints": _points(values[4:], size, shape[1])}
+            else:
+                faults.add(NO_POSE, where)
         elif len(values) == 4:
             yield annotation(_box(values, size), int(category))
         elif len(values) >= 6 and len(values) % 2 == 0:
@@ -148,6 +176,17 @@ def _box(values: list[float], size: tuple[int, int]) -> list[float]:
     x, y, width, height = values
     corner = (x - width / 2) * size[0], (y - height / 2) * size[1]
     return [round(v, DIGITS) for v in (*corner, width * size[0], height * size[1])]
+
+
+def _points(values: list[float], size: tuple[int, int], numbers: int) -> list[float]:
+    """Keypoints in COCO's form. Where no third number tells whether one is labelled, it is where
+    the first two are none that a label has: negative, or both 0."""
+    points: list[float] = []
+    for i in range(0, len(values), numbers):
+        x, y, *visible = values[i : i + numbers]
+        points += [round(x * size[0], DIGITS), round(y * size[1], DIGITS)]
+        points += visible or [0 if min(x, y) < 0 or x == y == 0 else 2]
+    return points
 
 
 def _polygon(values: list[float], size: tuple[int, int], category: int) -> dict[str, Any]:

@@ -79,14 +79,20 @@ def draw_results(
     by_id = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
     detections = _by_image(results, metadata)
-    with_masks = any(map(_has_mask, results))
+    with_masks, with_keypoints = any(map(_has_mask, results)), any(map(_has_points, results))
     tiles = []
     for record in (by_id[image] for image in image_ids):
         found = [d for d in detections[record["image_id"]] if d["score"] >= score_threshold]
         image = read_image(record["file_name"], "RGB")
         tiles.append(
             [
-                draw_instances(image, instances, metadata, with_masks and have_masks(instances))
+                draw_instances(
+                    image,
+                    instances,
+                    metadata,
+                    with_masks and have_masks(instances),
+                    with_keypoints,
+                )
                 for instances in (record.get("annotations", []), found)
             ]
         )
@@ -223,6 +229,10 @@ def have_masks(instances: Sequence[Mapping[str, Any]]) -> bool:
     return bool(instances) and all(map(_has_mask, instances))
 
 
+def _has_points(instance: Mapping[str, Any]) -> bool:
+    return bool(instance.get("keypoints"))
+
+
 def _has_mask(instance: Mapping[str, Any]) -> bool:
     return bool(instance.get("segmentation"))
 
@@ -232,12 +242,14 @@ def draw_instances(
     instances: Sequence[Mapping[str, Any]],
     metadata: Metadata,
     has_masks: bool,
+    with_keypoints: bool,
 ) -> np.ndarray:
     """Draw instances, in the form of Detectron2's annotations, on an image.
 
     Args:
         image: RGB, (H, W, 3).
         has_masks: whether each instance has a segmentation, which is then drawn.
+        with_keypoints: whether keypoints are drawn, where all have some.
 
     Returns:
         RGB (H, W, 3), no larger than a tile.
@@ -252,6 +264,9 @@ def draw_instances(
         palette = [tuple(channel / 255 for channel in color) for color in colors]
     else:
         palette = class_palette(len(names))
+    points = []
+    if with_keypoints and all(map(_has_points, instances)):
+        points = [instance["keypoints"] for instance in instances]
     drawn = visualizer.overlay_instances(
         boxes=np.array(
             [BoxMode.convert(i["bbox"], i["bbox_mode"], BoxMode.XYXY_ABS) for i in instances]
@@ -261,6 +276,7 @@ def draw_instances(
             for c, i in zip(classes, instances, strict=True)
         ],
         masks=[i["segmentation"] for i in instances] if has_masks else None,
+        keypoints=np.reshape(points, (len(points), -1, 3)) if points else None,
         # With one color for each class, the rows differ where the detector is wrong.
         assigned_colors=[palette[c] for c in classes],
     )

@@ -16,7 +16,7 @@ from .detections import _contact_sheet, draw_instances, have_masks
 
 
 def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int) -> Figure:
-    """Draw images with their boxes and masks, and below them what training makes of them.
+    """Draw images with what is labelled in them, and below them what training makes of them.
 
     The images are spread evenly over the data set; the augmentation is that of a training with this
     config, which draws from numpy's random numbers.
@@ -34,8 +34,8 @@ def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int) -> Figure:
         after, instances = _augment(cfg, record, masks)
         tiles.append(
             [
-                draw_instances(before, record["annotations"], metadata, masks),
-                draw_instances(after, instances, metadata, masks and bool(instances)),
+                draw_instances(before, record["annotations"], metadata, masks, True),
+                draw_instances(after, instances, metadata, masks and bool(instances), True),
             ]
         )
     return _contact_sheet(tiles, ["labelled", "augmented"])
@@ -47,7 +47,7 @@ def _augment(
     """A training image (H, W, 3), RGB, and its objects in the form of annotations."""
     own = cfg.clone()
     own.defrost()
-    own.MODEL.MASK_ON, own.MODEL.KEYPOINT_ON = masks, False
+    own.MODEL.MASK_ON = masks
     own.INPUT.MASK_FORMAT = "bitmask"  # for polygons and RLEs alike
     sample = training_mapper(own)(dict(record))
     image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
@@ -59,6 +59,9 @@ def _annotations(instances: Instances) -> list[dict[str, Any]]:
         {"bbox": box.tolist(), "bbox_mode": BoxMode.XYXY_ABS, "category_id": int(category)}
         for box, category in zip(instances.gt_boxes.tensor, instances.gt_classes)
     ]
+    if instances.has("gt_keypoints"):
+        for annotation, points in zip(found, instances.gt_keypoints.tensor):
+            annotation["keypoints"] = points.flatten().tolist()
     if instances.has("gt_masks"):
         for annotation, mask in zip(found, instances.gt_masks.tensor.numpy()):
             annotation["segmentation"] = pycocotools.mask.encode(

@@ -17,6 +17,7 @@ from ..checkpoint import (
     stored_category_ids,
     stored_class_names,
     stored_config,
+    stored_keypoints,
     stored_stuff,
 )
 from ..config import is_classifier, set_spec
@@ -36,12 +37,13 @@ class Classes(NamedTuple):
     Attributes:
         names: in the order of its outputs.
         ids: those that its data set gives them.
-        stuff: what a checkpoint holds under ``STUFF_KEY``.
+        stuff, keypoints: what a checkpoint holds under ``STUFF_KEY`` and ``KEYPOINTS_KEY``.
     """
 
     names: list[str]
     ids: list[int] | None
     stuff: dict[str, Any] | None
+    keypoints: dict[str, Any] | None
 
 
 def assemble(
@@ -151,7 +153,7 @@ def _classes(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Classes:
     names = list(names or ())[:number]
     names += [f"class {i}" for i in range(len(names), number)]
     ids = ids if ids is not None and len(ids) == number else None
-    return Classes(names, ids, stored_stuff(checkpoint))
+    return Classes(names, ids, stored_stuff(checkpoint), stored_keypoints(checkpoint))
 
 
 def _num_classes(cfg: CfgNode) -> int:

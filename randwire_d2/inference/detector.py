@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from ..data.images import open_image
+from ..data.keypoints import connection_rules
 from ..drawing.detections import legible_visualizer
 from ..drawing.style import class_palette
 from .inputs import check_pixels
@@ -54,6 +55,7 @@ class Detector(PretrainedModel):
         class_names: Sequence[str],
         category_ids: Sequence[int] | None = None,
         stuff: Mapping[str, Any] | None = None,
+        keypoints: Mapping[str, Any] | None = None,
     ) -> None:
         self.file, self.cfg, self.model = file, cfg, model
         self.class_names = list(class_names)
@@ -65,6 +67,12 @@ class Detector(PretrainedModel):
             if self.stuff.known:
                 self.stuff_entry = {"names": self.stuff.names, "ids": self.stuff.ids}
             self.metadata.set(stuff_classes=self.stuff.names, stuff_colors=self.stuff.colors)
+        if cfg.MODEL.KEYPOINT_ON and keypoints is not None:
+            self.keypoint_entry = dict(keypoints)
+            rules = connection_rules(keypoints["connections"])
+            self.metadata.set(
+                keypoint_names=list(keypoints["names"]), keypoint_connection_rules=rules
+            )
         self._resize = T.AugmentationList(build_augmentation(cfg, is_train=False))
 
     def __call__(self, image: np.ndarray) -> dict[str, Instances]:
@@ -75,8 +83,9 @@ class Detector(PretrainedModel):
 
         Returns:
             {"instances": pred_boxes (N, 4) in pixels of the image, scores, pred_classes, and of a
-            Mask R-CNN pred_masks (N, H, W)}, on the model's device. Of a PanopticFPN, as Detectron2
-            gives them, also sem_seg and panoptic_seg.
+            Mask R-CNN pred_masks (N, H, W), of a Keypoint R-CNN pred_keypoints (N, K, 3): x, y,
+            score}, on the model's device. Of a PanopticFPN, as Detectron2 gives them, also sem_seg
+            and panoptic_seg.
         """
         with torch.no_grad():
             outputs: list[dict[str, Instances]] = self.model([self.prepare(image)])

@@ -102,6 +102,11 @@ def write_proved(
         images: (3, H, W) each, prepared for the model.
         runtimes: names of ``export.RUNTIMES``, which must compute the same.
     """
+    if part == "whole" and model.cfg.MODEL.KEYPOINT_ON and written_as.name == "onnx":
+        raise ValueError(
+            "a keypoint detector can't be written as .onnx, which has no operators for how its "
+            "heatmaps are read; write .ts"
+        )
     original = _graph(model, part)
     folded = copy.deepcopy(original)
     norms = fold_batch_norms(folded)

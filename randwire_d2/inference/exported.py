@@ -16,6 +16,7 @@ from ..checkpoint import (
     CATEGORY_IDS_KEY,
     CLASS_NAMES_KEY,
     CONFIG_KEY,
+    KEYPOINTS_KEY,
     STUFF_KEY,
     Preprocessing,
     Wiring,
@@ -23,6 +24,7 @@ from ..checkpoint import (
     stored_category_ids,
     stored_class_names,
     stored_config,
+    stored_keypoints,
     stored_stuff,
 )
 from ..config import is_classifier
@@ -101,8 +103,8 @@ def describe(
     """The metadata of an exported file: text as it is, everything else as JSON.
 
     kind, version (of randwire_d2), opset, input, outputs, preprocessing, class_names, category_ids,
-    stuff, fingerprint (of a RandWire's wiring) and config (YAML), from which ``load_exported``
-    makes the model again.
+    stuff, keypoints, fingerprint (of a RandWire's wiring) and config (YAML), from which
+    ``load_exported`` makes the model again.
     """
     wiring = Wiring.in_model(model.model)
     values = {
@@ -117,6 +119,7 @@ def describe(
         CLASS_NAMES_KEY: model.class_names,
         CATEGORY_IDS_KEY: model.category_ids,
         STUFF_KEY: model.stuff_entry,
+        KEYPOINTS_KEY: model.keypoint_entry,
     }
     return {
         "kind": signature.kind,
@@ -164,7 +167,8 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
         kind, cfg = metadata["kind"], stored_config(metadata)
         lists = {key: json.loads(metadata[key]) for key in (OUTPUTS_KEY, *_CLASSES)}
         names, ids = stored_class_names(lists), stored_category_ids(lists)
-        stuff = stored_stuff({STUFF_KEY: json.loads(metadata.get(STUFF_KEY, "null"))})
+        later = {k: json.loads(metadata.get(k, "null")) for k in (STUFF_KEY, KEYPOINTS_KEY)}
+        stuff, keypoints = stored_stuff(later), stored_keypoints(later)
     except (KeyError, ValueError) as e:
         raise ValueError(
             f"{file} lacks what tools/export_model.py writes into its metadata "
@@ -178,4 +182,4 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
     if kind == CLASSIFIER:
         return Classifier(file, cfg, ExportedClassifier(run).eval(), names)
     graph = ExportedDetector(run, lists[OUTPUTS_KEY], cfg.MODEL.PANOPTIC_FPN.COMBINE)
-    return Detector(file, cfg, graph.eval(), names, ids, stuff)
+    return Detector(file, cfg, graph.eval(), names, ids, stuff, keypoints)

@@ -1,7 +1,8 @@
 """What a prediction leaves in its folder: results, pictures, videos; each appears whole.
 
 results.json    COCO's results: image_id, category_id, score, and of a detector bbox (x, y,
-                width, height in pixels) and segmentation (RLE), as COCOEvaluator writes them
+                width, height in pixels), segmentation (RLE) and keypoints (x, y, score of each), as
+                COCOEvaluator writes them
 images.json     what the ids are, in the form of COCO's annotations: images (file_name, height,
                 width, of a video frame) and categories (name)
 results.csv     the same in a table

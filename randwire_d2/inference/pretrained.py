@@ -22,6 +22,7 @@ class PretrainedModel:
     Attributes:
         classifies: whether it is a classifier, whose ids of classes are their order.
         stuff_entry: of a panoptic model whose stuff has names, what is under ``STUFF_KEY``.
+        keypoint_entry: of a Keypoint R-CNN whose keypoints have names, that of ``KEYPOINTS_KEY``.
         runtime: the one of ``inference.runtime`` that was chosen for it; None for the usual one.
     """
 
@@ -32,6 +33,7 @@ class PretrainedModel:
     classifies = False
     runtime: str | None = None
     stuff_entry: dict[str, Any] | None = None
+    keypoint_entry: dict[str, Any] | None = None
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False
@@ -49,12 +51,13 @@ class PretrainedModel:
         """
         kind = type(self).__name__
         ids = None if self.classifies else self.category_ids
-        entries = entries_of(self.model, self.cfg, self.class_names, ids, self.stuff_entry)
+        classes = self.class_names, ids, self.stuff_entry, self.keypoint_entry
+        entries = entries_of(self.model, self.cfg, *classes)
         if card is None:
             network = find_network(self.model)
-            classes = ", ".join(self.class_names)
+            listed = ", ".join(self.class_names)
             spec = None if network is None else network.spec
-            card = model_card(kind, spec, {"Classes": classes})
+            card = model_card(kind, spec, {"Classes": listed})
         state = self.model.state_dict()
         return write_folder(folder, kind, state, entries, card=card, overwrite=overwrite)
 

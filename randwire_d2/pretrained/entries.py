@@ -19,6 +19,9 @@ CATEGORY_IDS_KEY = "category_ids"
 # The key under which it holds, of a panoptic data set, the classes of stuff in the order of the
 # outputs for them: {"names": a list, "ids": those that the data set gives them}.
 STUFF_KEY = "stuff"
+# The key under which it holds, of a data set with keypoints, {"names": a list, "connections": pairs
+# of names that a line joins in pictures}.
+KEYPOINTS_KEY = "keypoints"
 
 
 def wiring_entry(spec: NetworkSpec, head_relu: bool | None = None) -> dict[str, Any]:

@@ -35,6 +35,8 @@ from ..processes.slurm import is_submitted
 from ..processes.torchrun import Launched, count_processes
 from .continuation import check_continuation
 from .datasets import forget_classes, settle_classes, take_data
+from .keypoints import settle_keypoints
+from .keys import UNSET
 from .limits import LIMITS, check_images, check_limits
 from .metric import check_best_metric
 from .schedule import check_solver, scale_schedule
@@ -53,6 +55,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = detector_config()
     default_classes = forget_classes(cfg)
+    node = cfg.MODEL.ROI_KEYPOINT_HEAD
+    default_keypoints, node.NUM_KEYPOINTS = node.NUM_KEYPOINTS, UNSET
     cfg = read_config(args, cfg)
     check_limits(cfg, LIMITS)
     if not args.eval_only:
@@ -64,6 +68,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     _check_datasets(cfg, args)
     names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     classes = settle_classes(cfg, default_classes, names)
+    settle_keypoints(cfg, default_keypoints, names)
     check_model(cfg, args, classes)
     if not args.eval_only:
         check_best_metric(cfg)
@@ -93,7 +98,9 @@ def data_config(args: argparse.Namespace) -> CfgNode:
 
 def _count_training_images(cfg: CfgNode) -> int:
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    return sum(data.count_images(name, filter_empty) for name in cfg.DATASETS.TRAIN)
+    node = cfg.MODEL.ROI_KEYPOINT_HEAD
+    least = node.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    return sum(data.count_images(name, filter_empty, least) for name in cfg.DATASETS.TRAIN)
 
 
 def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:

@@ -18,6 +18,8 @@ from ...data.layouts import find_splits
 from ...data.listing import count_listed, known_listings, take_listings
 from ...text import one_line
 from ..processes.torchrun import made_once
+from .keypoints import check_keypoints
+from .keys import UNSET
 
 # The heads that have a NUM_CLASSES; SEM_SEG_HEAD's are not things.
 HEADS = ("ROI_HEADS", "RETINANET")
@@ -29,7 +31,6 @@ _HEADS_OF: dict[str, tuple[str, ...]] = {
     "ProposalNetwork": (),
     "SemanticSegmentor": (),
 }
-UNSET = -1  # the NUM_CLASSES that neither a config file nor the command line has set
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ def take_data(cfg: CfgNode, needs_val: bool = True) -> None:
     if node.PATH and cfg.MODEL.MASK_ON:
         for name in (*node.TRAIN, *node.TEST):
             _check_masks(name, cfg.INPUT.MASK_FORMAT if name in node.TRAIN else "bitmask")
+    if node.PATH and cfg.MODEL.KEYPOINT_ON:
+        check_keypoints(cfg)
 
 
 def _read_data(cfg: CfgNode, needs_val: bool) -> tuple[Any, ...]:
@@ -168,7 +171,9 @@ def log_data(cfg: CfgNode) -> None:
     """
     if cfg.DATASETS.PATH and comm.is_main_process():
         found = look_at_data(cfg)
-        logger.info(f"The data:\n{found.summary}")
+        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS if cfg.MODEL.KEYPOINT_ON else []
+        how = f"\n  evaluated with TEST.KEYPOINT_OKS_SIGMAS {sigmas}" if sigmas else ""
+        logger.info(f"The data:\n{found.summary}{how}")
         for line in found.warnings:
             logger.warning(line)
 
@@ -212,7 +217,8 @@ def settle_classes(cfg: CfgNode, defaults: dict[str, int], names: Sequence[str])
         elif number and head in built and number != node.NUM_CLASSES:
             raise ValueError(
                 f"MODEL.{head}.NUM_CLASSES is {node.NUM_CLASSES}, but {first[0]!r} has "
-                f"{_short(first[1])}; leave the key out, and the number follows from the data"
+                f"{_short(first[1])}; set it to {number}, or leave the key out, and it "
+                "follows from the data"
             )
     return first[1] if built else []
 

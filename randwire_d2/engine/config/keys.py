@@ -47,3 +47,5 @@ LAZY_KEYS = Keys(
     weights="train.init_checkpoint",
     tool="tools/lazyconfig_train_net.py",
 )
+
+UNSET = -1  # the NUM_CLASSES, or NUM_KEYPOINTS, that neither a file nor the command line has set

@@ -41,7 +41,7 @@ from ..config.checks import (
 from ..config.continuation import check_continuation, check_groups
 from ..config.datasets import take_data, thing_classes
 from ..config.keys import LAZY_KEYS
-from ..config.limits import LIMITS, at_least, check_images, check_limits
+from ..config.limits import LIMITS, at_least, check_limits
 from ..config.metric import check_best_metric
 from ..config.schedule import check_solver
 from ..config.weights import check_resumed, check_weights
@@ -141,8 +141,6 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
         _check_solver_parts(cfg, model, resumed)
     add_tasks(own, model)
     with in_lazy_words():
-        if own.DATASETS.PATH:  # who registers a set by a name may know its keypoints
-            check_images(own)
         if finds_coco_metrics(cfg) and not args.eval_only:
             check_best_metric(own)
     return cfg

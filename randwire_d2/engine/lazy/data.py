@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from detectron2.config import LazyConfig
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from omegaconf import DictConfig, OmegaConf
 
 from ..config.datasets import register_data, thing_classes
-from .in_yaml import finds_coco_metrics, yaml_config
+from ..config.keypoints import default_sigmas, keypoint_names
+from .in_yaml import KEYPOINTS, finds_coco_metrics, yaml_config
 
 # Where Detectron2's detectors have the number of their classes: ahead of others what those refer
 # to, and last what has another number, 1, if one mask is for all classes.
@@ -18,6 +20,7 @@ _NUMBERS = (
     *(f"model.roi_heads.box_predictors.{stage}.num_classes" for stage in range(3)),
     "model.roi_heads.mask_head.num_classes",
 )
+_NUM_KEYPOINTS = "model.roi_heads.keypoint_head.num_keypoints"
 
 
 def use_data(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -47,16 +50,33 @@ def use_data(cfg: DictConfig, overrides: Sequence[str]) -> None:
     for key in _NUMBERS:  # those that refer to one of the first are another number by now
         if OmegaConf.select(cfg, key) in before:
             OmegaConf.update(cfg, key, len(thing_classes(train)))
-    LazyConfig.apply_overrides(cfg, [text for text in overrides if "num_classes=" in text])
+    if OmegaConf.select(cfg, KEYPOINTS) is not None:
+        _use_keypoints(cfg, train)
+    given = [t for t in overrides if "num_classes=" in t or "num_keypoints=" in t]
+    LazyConfig.apply_overrides(cfg, given)
+
+
+def _use_keypoints(cfg: DictConfig, train: str) -> None:
+    """The same of a keypoint head, its training images, and COCOEvaluator's sigmas."""
+    names = keypoint_names(train)
+    OmegaConf.update(cfg, _NUM_KEYPOINTS, len(names))
+    indices = create_keypoint_hflip_indices(train)
+    cfg.dataloader.train.mapper.update(use_keypoint=True, keypoint_hflip_indices=indices)
+    if "min_keypoints" not in cfg.dataloader.train.dataset:
+        cfg.dataloader.train.dataset.min_keypoints = 1
+    if finds_coco_metrics(cfg):
+        cfg.dataloader.evaluator.setdefault("kpt_oks_sigmas", default_sigmas(names))
 
 
 def check_classes(cfg: DictConfig, name: str) -> None:
     """
     Raises:
-        ValueError: a LazyConfig's detector has another number of classes than a data set; one line.
+        ValueError: a LazyConfig's detector has another number of classes, or keypoints, than a data
+            set; one line.
     """
-    number = len(thing_classes(name))
-    for key in _NUMBERS[:-1]:
+    numbers = {key: (len(thing_classes(name)), "classes") for key in _NUMBERS[:-1]}
+    numbers[_NUM_KEYPOINTS] = len(keypoint_names(name)), "keypoints"
+    for key, (number, what) in numbers.items():
         value = OmegaConf.select(cfg, key)
         if number and value not in (None, number):
-            raise ValueError(f"{key} is {value}, but {name!r} has {number} classes: {key}={number}")
+            raise ValueError(f"{key} is {value}, but {name!r} has {number} {what}: {key}={number}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
-from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.data.transforms import RandomFlip, ResizeShortestEdge
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -25,6 +25,10 @@ from ...config import detector_config, flat, set_spec
 from ...data.layouts import absolute
 from ...data.patience import PatientMapper
 from ...modeling import LazyDetector, RandWire, describe_lazily
+
+# What a LazyConfig's detector finds no keypoints without, and where the flips of images are.
+KEYPOINTS = "model.roi_heads.keypoint_in_features"
+_FLIPS = "dataloader.train.mapper.augmentations"
 
 # What a LazyConfig's value is in YAML.
 _KEYS = {
@@ -69,6 +73,9 @@ def yaml_config(cfg: DictConfig) -> CfgNode:
     node.TRAIN = tuple(datasets_of(cfg, "train"))
     tests = datasets_of(cfg, "test")  # an evaluator is of one: of several its metrics are unknown
     node.TEST = tuple(tests) if len(tests) == 1 else ()
+    own.MODEL.KEYPOINT_ON = OmegaConf.select(cfg, KEYPOINTS) is not None
+    flips = [target_of(call) is RandomFlip for call in OmegaConf.select(cfg, _FLIPS) or ()]
+    own.INPUT.RANDOM_FLIP = "horizontal" if any(flips) else "none"
     return own
 
 
@@ -123,8 +130,8 @@ def in_lazy_words(masks: str = "") -> Iterator[None]:
     except ValueError as e:
         said = str(e)
         said = said.replace("MODEL.MASK_ON False", f"{masks}=null")
-        without = "model.roi_heads.keypoint_in_features=null"
-        said = said.replace("MODEL.KEYPOINT_ON False", without)
+        said = said.replace("MODEL.KEYPOINT_ON False", f"{KEYPOINTS}=null")
+        said = said.replace("set INPUT.RANDOM_FLIP none", f"take RandomFlip out of {_FLIPS}")
         for lazy, key in _KEYS.items():
             said = re.sub(rf"\b(add|set|with) {re.escape(key)} ", rf"\1 {lazy}=", said)
             said = re.sub(rf"(?<![\w.]){re.escape(key)}\b", lazy, said)

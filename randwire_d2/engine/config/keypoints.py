@@ -1,0 +1,84 @@
+"""The keypoints of a config's data, which its detector's number and its evaluation follow from."""
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
+
+from ...data import count_images, labelled_images
+from ...text import brief
+from .keys import UNSET
+
+# Of keypoints that nobody has given one: the middle of COCO's own, 0.025 (eyes) to 0.107 (hips).
+# The similarity of a keypoint that is d pixels off, of an object of the area s², is
+# exp(-d² / 8s²sigma²).
+SIGMA = 0.05
+
+
+def check_keypoints(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: MODEL.KEYPOINT_ON can't be trained on the data set of DATASETS.PATH; one line.
+    """
+    splits = {name: labelled_images(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+    first, *_ = splits.values()
+    without = "train without keypoints, MODEL.KEYPOINT_ON False"
+    for name, split in splits.items():
+        own = split.keypoints
+        if not own.names:
+            raise ValueError(f"{split.source!r} has no keypoint_names{own.why}; {without}")
+        if own.names != first.keypoints.names:
+            raise ValueError(
+                f"{first.source!r} and {split.source!r} have different keypoints: "
+                f"{brief(first.keypoints.names)}, and {brief(own.names)}; give both the same"
+            )
+        if not count_images(name, min_keypoints=1):
+            raise ValueError(f"{split.source!r}: not one of its keypoints is labelled; {without}")
+    if first.keypoints.flips is None and cfg.INPUT.RANDOM_FLIP != "none":
+        raise ValueError(
+            f"{first.source!r}: which of its keypoints change places in a mirror image isn't known "
+            f"from their names {brief(first.keypoints.names)}; set INPUT.RANDOM_FLIP none, or name "
+            "them by left and right (in YOLO's data.yaml: flip_idx)"
+        )
+
+
+def settle_keypoints(cfg: CfgNode, default: int, names: Sequence[str]) -> None:
+    """Give a keypoint head the number of the data's keypoints, unless it was set, and keypoints
+    that are not COCO's a sigma.
+
+    Args:
+        default: the number that was there.
+        names: of the registered data sets, at least one.
+
+    Raises:
+        ValueError: the number of them, or of sigmas, was set to another; one line.
+    """
+    node = cfg.MODEL.ROI_KEYPOINT_HEAD
+    of_data = keypoint_names(names[0]) if cfg.MODEL.KEYPOINT_ON else []
+    number = len(of_data)
+    if node.NUM_KEYPOINTS == UNSET:
+        node.NUM_KEYPOINTS = number or default
+    elif number and number != node.NUM_KEYPOINTS:
+        raise ValueError(
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {node.NUM_KEYPOINTS}, but {names[0]!r} has "
+            f"{number} ({brief(of_data)}); leave the key out, and the number follows from the data"
+        )
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    if not sigmas:
+        cfg.TEST.KEYPOINT_OKS_SIGMAS = default_sigmas(of_data)
+    elif number and len(sigmas) != number:
+        raise ValueError(
+            f"TEST.KEYPOINT_OKS_SIGMAS must be {number}, one for each keypoint of {names[0]!r}; "
+            f"got {len(sigmas)}"
+        )
+
+
+def keypoint_names(name: str) -> list[str]:
+    """Those of a registered data set; none where it doesn't tell."""
+    return list(MetadataCatalog.get(name).get("keypoint_names") or [])
+
+
+def default_sigmas(names: Sequence[str]) -> list[float]:
+    """Of keypoints that nobody has given one; none of COCO's, which COCO's evaluation knows."""
+    return [] if tuple(names) == COCO_PERSON_KEYPOINT_NAMES else [SIGMA] * len(names)
