@@ -18,7 +18,9 @@ def uncollected() -> Iterator[None]:
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # what a program has frozen stays so
+        # What a program has frozen stays so. (Python 3.12 has frozen objects of its own, so there
+        # nothing grows old here, and is looked through once more.)
+        if not gc.get_freeze_count():
             gc.freeze()
             gc.unfreeze()  # into the oldest generation
         if was_enabled:
