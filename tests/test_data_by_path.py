@@ -457,6 +457,13 @@ def test_the_number_of_classes_follows_from_the_data(unsplit: Path) -> None:
         load_config(parse("--data", unsplit, "--data-val", unsplit, "MODEL.MASK_ON", True))
 
 
+def test_a_panoptic_detector_needs_more_than_boxes(unsplit: Path) -> None:
+    """Wrong: the training ends as a bug, in its first iteration, for want of sem_seg."""
+    given = ["--data", unsplit, "DATASETS.HOLD_BACK", 0.2]
+    with pytest.raises(ValueError, match=r"no labels of stuff, which a PanopticFPN needs; .* name"):
+        load_config(parse(*given, "MODEL.META_ARCHITECTURE", "PanopticFPN"))
+
+
 def test_a_registered_set_without_names_is_read(unsplit: Path) -> None:
     """Wrong: a COCO file that a project registers by itself fails inside the training."""
     json_file = unsplit / "_annotations.coco.json"

@@ -31,6 +31,7 @@ _HEADS_OF: dict[str, tuple[str, ...]] = {
     "ProposalNetwork": (),
     "SemanticSegmentor": (),
 }
+_SEGMENT_STUFF = {"PanopticFPN", "SemanticSegmentor"}
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,11 @@ def take_data(cfg: CfgNode, needs_val: bool = True) -> None:
             _check_masks(name, cfg.INPUT.MASK_FORMAT if name in node.TRAIN else "bitmask")
     if node.PATH and cfg.MODEL.KEYPOINT_ON:
         check_keypoints(cfg)
+    if node.PATH and cfg.MODEL.META_ARCHITECTURE in _SEGMENT_STUFF:
+        raise ValueError(
+            f"DATASETS.PATH (--data) has no labels of stuff, which a {cfg.MODEL.META_ARCHITECTURE} "
+            "needs; register the data set by a name, or take a Mask R-CNN's config"
+        )
 
 
 def _read_data(cfg: CfgNode, needs_val: bool) -> tuple[Any, ...]:
