@@ -65,6 +65,11 @@ def take_data(cfg: CfgNode, needs_val: bool = True) -> None:
     node = cfg.DATASETS
     if node.PATH_VAL and not node.PATH:
         raise ValueError("DATASETS.PATH_VAL (--data-val) needs DATASETS.PATH (--data)")
+    if node.PATH and cfg.MODEL.META_ARCHITECTURE in _SEGMENT_STUFF:
+        raise ValueError(
+            f"DATASETS.PATH (--data) has no labels of stuff, which a {cfg.MODEL.META_ARCHITECTURE} "
+            "needs; register the data set by a name, or take a Mask R-CNN's config"
+        )
     node.PATH, node.PATH_VAL = absolute(node.PATH), absolute(node.PATH_VAL)
     if node.PATH:
         made_once("labels", partial(_read_data, cfg, needs_val), take_known)
@@ -76,11 +81,6 @@ def take_data(cfg: CfgNode, needs_val: bool = True) -> None:
             _check_masks(name, cfg.INPUT.MASK_FORMAT if name in node.TRAIN else "bitmask")
     if node.PATH and cfg.MODEL.KEYPOINT_ON:
         check_keypoints(cfg)
-    if node.PATH and cfg.MODEL.META_ARCHITECTURE in _SEGMENT_STUFF:
-        raise ValueError(
-            f"DATASETS.PATH (--data) has no labels of stuff, which a {cfg.MODEL.META_ARCHITECTURE} "
-            "needs; register the data set by a name, or take a Mask R-CNN's config"
-        )
 
 
 def _read_data(cfg: CfgNode, needs_val: bool) -> tuple[Any, ...]:
