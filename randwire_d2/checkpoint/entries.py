@@ -318,10 +318,12 @@ def stored_keypoints(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     if isinstance(entry, dict):
         names, pairs = _list_of(str, entry, "names"), _list_of(list, entry, "connections")
-        if names and pairs is not None:
-            known = all(len(p) == 2 and all(name in names for name in p) for p in pairs)
-            if known:
-                return {"names": names, "connections": pairs}
+        if (
+            names
+            and pairs is not None
+            and all(len(p) == 2 and all(name in names for name in p) for p in pairs)
+        ):
+            return {"names": names, "connections": pairs}
     raise ValueError(f"its entry {KEYPOINTS_KEY!r} is damaged: no names, or pairs of others")
 
 

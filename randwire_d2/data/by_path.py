@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -114,15 +115,14 @@ def count_images(name: str, filter_empty: bool = True, min_keypoints: int = 0) -
     """
     registered = DatasetCatalog[name]
     records = registered.peek().records if isinstance(registered, _Lasting) else registered()
-    return sum(
-        (
-            not filter_empty
-            or "annotations" not in record
-            or any(not a.get("iscrowd", 0) for a in record["annotations"])
-        )
-        and (not min_keypoints or count_labelled(record["annotations"]) >= min_keypoints)
-        for record in records
-    )
+
+    def trains(record: Mapping[str, Any]) -> bool:
+        own = record.get("annotations")
+        if filter_empty and own is not None and all(a.get("iscrowd", 0) for a in own):
+            return False
+        return not min_keypoints or count_labelled(own or ()) >= min_keypoints
+
+    return sum(map(trains, records))
 
 
 class _Lasting:
