@@ -58,6 +58,7 @@ from randwire_d2.engine.hooks.finite import FiniteAMPTrainer, FiniteTrainer, Fin
 from randwire_d2.engine.hooks.saving import PeriodicCheckpointer, PeriodicWriter
 from randwire_d2.engine.lazy.config import load_lazy_config
 from randwire_d2.engine.lazy.training import run_lazy
+from randwire_d2.engine.processes import failures
 from randwire_d2.engine.processes.failures import explained
 from randwire_d2.engine.processes.lock import locked
 from randwire_d2.engine.processes.signals import StopOnSignal
@@ -617,6 +618,19 @@ def test_the_end_of_a_worker_is_explained() -> None:
         for _ in DataLoader(Killed(), num_workers=1):
             pass
     assert "\n" not in str(e.value)
+
+
+def test_the_end_of_a_worker_may_be_told_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: PyTorch's own error, raised by its handler of signals while the lost connection is
+    being explained, ends the training as a bug."""
+
+    def interrupted(error: Exception) -> None:
+        if isinstance(error, ConnectionError):
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(failures, "_lost_worker", interrupted)
+    with pytest.raises(ChildProcessError, match="a worker .* was killed"), explained("WORKERS 1"):
+        raise ConnectionResetError("Connection reset by peer")
 
 
 @pytest.mark.parametrize("kind", [DiskGone, ValueError])

@@ -47,7 +47,10 @@ def explained(workers: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        said = _explain(e, workers)
+        try:
+            said = _explain(e, workers)
+        except RuntimeError as late:  # as in _lost_worker, but ahead of it, or later
+            said = _explain(late, workers)
         if said is None:
             raise
         raise said from e
@@ -97,8 +100,8 @@ def _lost_worker(error: Exception) -> Exception | None:
     if not any(f.f_code.co_filename.endswith("torch/utils/data/dataloader.py") for f, _ in frames):
         return None
     try:
-        time.sleep(0.2)
-    except RuntimeError as e:  # of PyTorch's handler, once the system tells of the end
+        time.sleep(2)
+    except RuntimeError as e:  # of PyTorch's handler, in whatever runs when the system tells of it
         return e
     return error
 
