@@ -3,6 +3,7 @@
 import argparse
 import copy
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from randwire_d2.config import (
 from randwire_d2.data.shapes import CLASSES
 from randwire_d2.engine import Trainer, argument_parser, load_config, scale_schedule, trainer
 from randwire_d2.engine.config import weights as weights_checks
+from randwire_d2.engine.lazy import config as lazy_checks
 from randwire_d2.engine.lazy.config import load_lazy_config
 from randwire_d2.engine.processes.threads import available_cores, busy_cores, fair_threads
 from randwire_d2.engine.trainer import in_parallel, parallel_options
@@ -220,13 +222,40 @@ def test_outputs_keep_their_classes(flags: list[str], tmp_path: Path) -> None:
     file, first = tmp_path / "model_0000001.pth", [CLASSES[1], CLASSES[0]]
     content = torch.load(file, weights_only=True)
     torch.save(content | {"class_names": [*first, *CLASSES[2:]]}, file)
-    says = f"class 0 is '{first[0]}' in the checkpoint, and '{first[1]}' in the data"
+    says = f"class 0 is '{first[0]}' in the checkpoint, and '{first[1]}' in the data.* its own$"
     refused_by_both(flags, tmp_path, says)
     given = ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(file)]
+    swap = ["--renamed-class", *first, "--renamed-class", *reversed(first)]
+    with pytest.raises(ValueError, match=says):  # whatever the user says
+        load_config(parse(SHAPES, *swap, *flags, *given))
     proposals = "MODEL.META_ARCHITECTURE", "ProposalNetwork"  # of no class
     load_config(parse(SHAPES, *flags, *given, *proposals))
     torch.save(content | {"class_names": list(CLASSES)}, file)
     load_config(parse(SHAPES, *flags, *given))
+
+
+@pytest.mark.parametrize("flags", KNOWN)
+def test_a_class_may_be_renamed_by_a_word_of_the_user(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: who corrects a typo in the labels trains anew; what the line says to add is refused;
+    or one class's new name stands for another's."""
+    leave_checkpoint(tmp_path)
+    file = tmp_path / "model_0000001.pth"
+    names = [f"a {CLASSES[0]}", f"{CLASSES[1]}s"]
+    content = torch.load(file, weights_only=True)
+    torch.save(content | {"class_names": [*names, *CLASSES[2:]]}, file)
+    given = ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(file)]
+    with pytest.raises(ValueError, match=f"if only names were corrected, add .*{names[1]}") as e:
+        load_config(parse(SHAPES, *flags, *given))
+    added = shlex.split(str(e.value).split(" add ")[1])
+    load_config(parse(SHAPES, *added, *flags, *given))
+    lazy = [f"train.output_dir={tmp_path}", f"train.init_checkpoint={file}"]
+    monkeypatch.setattr(lazy_checks, "_check_solver_parts", lambda *_: None)  # the file has none
+    load_lazy_config(parse_lazy(FASTER, *added, *flags, *DATA, *SMALL, *lazy))
+    says = f"class 1 is '{names[1]}' .* add --renamed-class {names[1]} {CLASSES[1]}$"
+    with pytest.raises(ValueError, match=says):
+        load_config(parse(SHAPES, *added[:3], *flags, *given))
 
 
 def test_a_training_goes_on_with_its_own_optimizer_or_not_at_all(tmp_path: Path) -> None:

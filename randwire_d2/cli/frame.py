@@ -36,7 +36,7 @@ BUG = 70  # EX_SOFTWARE of sysexits.h
 # its own process and ends with what it prints.
 OF_TRAININGS = (
     "resume", "eval_only", "num_gpus", "num_machines", "machine_rank", "dist_url",
-    "slurm", "partition", "time_limit", "slurm_option",
+    "slurm", "partition", "time_limit", "slurm_option", "renamed_class",
 )  # fmt: skip
 
 

@@ -53,7 +53,8 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, key: str, key_val: str) -> None:
-    """Add the options that give a data set by its path, and set these keys of the config."""
+    """Add the options that give a data set by its path, and set these keys of the config; and the
+    one for names of its classes that were corrected."""
     parser.add_argument(
         "--data",
         default="",
@@ -67,6 +68,15 @@ def add_data_arguments(parser: argparse.ArgumentParser, key: str, key_val: str) 
         default="",
         metavar="PATH",
         help=f"the same for its validation split, if --data does not hold it; sets {key_val}",
+    )
+    parser.add_argument(
+        "--renamed-class",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("OLD", "NEW"),
+        help="with --resume or --eval-only: the name of a class in the checkpoint, and that of the "
+        "same class in the data; once for each",
     )
 
 

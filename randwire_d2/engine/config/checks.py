@@ -330,13 +330,14 @@ def check_model(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str] =
         _check_untrained(cfg, node, args.eval_only)
     model = _build(cfg)
     if resumes:
-        check_resumed(run, model, classes)
+        check_resumed(run, model, classes, args.renamed_class)
     else:
         norm = f"MODEL.{node}.NORM BN " if node else ""
         scratch = f"MODEL.WEIGHTS '' {norm}MODEL.BACKBONE.FREEZE_AT 0"
         ways = "" if is_classifier(cfg) else scratch
         tested = classes if args.eval_only else None
-        check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, model, ways, tested)
+        given = "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS
+        check_weights(*given, model, ways, tested, args.renamed_class)
     return model
 
 

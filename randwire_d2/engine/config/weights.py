@@ -1,6 +1,7 @@
 """The weights that a config names: whether they can be read, and are of its network."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from ...checkpoint import check_wiring, load_checkpoint, stored_class_names
 from ...files import without_options
 from ...runs import RunFolder
 from ...text import one_line
+from .continuation import NAMED
 
 
 def check_weights(
@@ -20,6 +22,7 @@ def check_weights(
     model: nn.Module,
     scratch: str = "",
     tested: Sequence[str] | None = None,
+    renamed: Sequence[Sequence[str]] = (),
 ) -> None:
     """
     Args:
@@ -27,6 +30,7 @@ def check_weights(
         weights: "" for none. A URL is not worth its download yet, unless they are to be tested.
         scratch: what a command line gets for a training without them, if there can be one.
         tested: the data's classes, if an evaluation is of them: its heads are not new ones.
+        renamed: see ``check_resumed``.
 
     Raises:
         ValueError: they can't be read, or belong to another network than the model's; one line.
@@ -42,13 +46,18 @@ def check_weights(
     try:
         check_wiring(model, checkpoint)
         if tested is not None:
-            _check_same(model, checkpoint, tested)
+            _check_same(model, checkpoint, tested, renamed)
     except ValueError as e:
         raise ValueError(f"{key} {weights!r}: {e}") from e
 
 
-def check_resumed(run: RunFolder, model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+def check_resumed(
+    run: RunFolder, model: nn.Module, classes: Sequence[str], renamed: Sequence[Sequence[str]] = ()
+) -> dict[str, Any]:
     """Compare a network, and its data's classes, with the checkpoint that a run is resumed from.
+
+    Args:
+        renamed: pairs of names, the checkpoint's and the data's, that stand for the same class.
 
     Returns:
         The checkpoint; its tensors are left on disk.
@@ -61,13 +70,18 @@ def check_resumed(run: RunFolder, model: nn.Module, classes: Sequence[str]) -> d
     )
     check_wiring(model, file)
     try:
-        _check_same(model, file, classes)
+        _check_same(model, file, classes, renamed)
     except ValueError as e:
         raise ValueError(f"--resume: {e}") from e
     return file
 
 
-def _check_same(model: nn.Module, checkpoint: Mapping[str, Any], classes: Sequence[str]) -> None:
+def _check_same(
+    model: nn.Module,
+    checkpoint: Mapping[str, Any],
+    classes: Sequence[str],
+    renamed: Sequence[Sequence[str]],
+) -> None:
     """Refuse weights of other shapes, and outputs that stand for other classes; what a checkpoint
     lacks is another matter, of which Detectron2 warns."""
     for name, value in model.state_dict().items():
@@ -77,14 +91,26 @@ def _check_same(model: nn.Module, checkpoint: Mapping[str, Any], classes: Sequen
                 f"{tuple(saved.shape)}: the training began with another network, or data with "
                 "another number of classes (--data); give the same"
             )
-    before = stored_class_names(checkpoint) or ()
-    for number, (own, now) in enumerate(zip(before, map(str, classes))):
-        if own != now:
-            raise ValueError(
-                f"class {number} is {one_line(own)!r} in the checkpoint, and {one_line(now)!r} in "
-                "the data: its training began with data of other classes, or of the same in "
-                "another order; give data with its own"
-            )
+    _check_classes(stored_class_names(checkpoint) or (), list(map(str, classes)), renamed)
+
+
+def _check_classes(
+    before: Sequence[str], classes: Sequence[str], renamed: Sequence[Sequence[str]]
+) -> None:
+    differ = [[own, now] for own, now in zip(before, classes) if own != now]
+    moved = any(own in classes or now in before for own, now in differ)
+    if not moved:  # a class that has become another of them was not renamed
+        differ = [pair for pair in differ if pair not in renamed]
+    if not differ:
+        return
+    own, now = differ[0]
+    options = " ".join(f"--renamed-class {shlex.join(pair)}" for pair in differ[:NAMED])
+    way = "" if moved else f"; or, if only names were corrected, add {one_line(options, 1000)}"
+    raise ValueError(
+        f"class {before.index(own)} is {one_line(own)!r} in the checkpoint, and {one_line(now)!r} "
+        "in the data: its training began with data of other classes, or of the same in another "
+        f"order; give data with its own{way}"
+    )
 
 
 def read_weights(key: str, path: str) -> dict[str, Any]:

@@ -247,19 +247,20 @@ def _check_model(
     cfg: DictConfig, args: argparse.Namespace
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """The model, without values, and the checkpoint to go on from, if there is one."""
-    names = datasets_of(cfg, "test" if args.eval_only else "train")
-    classes = thing_classes(names[0]) if names else []
     with building("model"):
         model = build_on_meta(lambda: instantiate(cfg.model))
+    names = datasets_of(cfg, "test" if args.eval_only else "train")
+    classes = thing_classes(names[0]) if names else []
+    renamed = getattr(args, "renamed_class", ())
     modules = list(model.modules())
     synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in modules)
     if synchronised and cfg.train.device == "cpu" and not args.eval_only:
         raise ValueError("model: SyncBN needs GPUs; on a CPU use BN or GN")
     weights = cfg.train.init_checkpoint or ""
     if args.resume and (run := RunFolder(cfg.train.output_dir)).can_resume:
-        return model, check_resumed(run, model, classes)
+        return model, check_resumed(run, model, classes, renamed)
     tested = classes if args.eval_only else None
-    check_weights("train.init_checkpoint", weights, model, _SCRATCH, tested)
+    check_weights("train.init_checkpoint", weights, model, _SCRATCH, tested, renamed)
     if weights:
         return model, None
     if args.eval_only:
