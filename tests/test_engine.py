@@ -258,6 +258,29 @@ def test_a_class_may_be_renamed_by_a_word_of_the_user(
         load_config(parse(SHAPES, *added[:3], *flags, *given))
 
 
+@pytest.mark.parametrize("flags", KNOWN)
+def test_a_lazy_proposal_network_has_no_classes(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: its training does not go on, or isn't tested, with data of other classes."""
+    leave_checkpoint(tmp_path)
+    file = tmp_path / "model_0000001.pth"
+    torch.save(torch.load(file) | {"class_names": ["another"]}, file)
+    config = tmp_path / "rpn.py"
+    config.write_text(
+        "from detectron2.config import LazyConfig\n"
+        "from detectron2.modeling import ProposalNetwork\n"
+        f"cfg = LazyConfig.load({str(ROOT / 'configs/lazy' / FASTER)!r} + '.py')\n"
+        "dataloader, lr_multiplier, optimizer, train, model = (\n"
+        "    cfg[k] for k in ('dataloader', 'lr_multiplier', 'optimizer', 'train', 'model'))\n"
+        "model._target_ = ProposalNetwork\n"
+        "del model.roi_heads, model.input_format\n"
+    )
+    monkeypatch.setattr(lazy_checks, "_check_solver_parts", lambda *_: None)  # the file has none
+    given = [f"train.output_dir={tmp_path}", f"train.init_checkpoint={file}"]
+    load_lazy_config(parse_lazy(config, *flags, *DATA[1:], *SMALL, *given))
+
+
 def test_a_training_goes_on_with_its_own_optimizer_or_not_at_all(tmp_path: Path) -> None:
     """Wrong: it fails after its config.yaml was overwritten, or goes on as it was while config.yaml
     says otherwise; or what the line says to add is refused."""

@@ -215,7 +215,7 @@ def settle_classes(cfg: CfgNode, defaults: dict[str, int], names: Sequence[str])
                 f"{_short(classes)}"
             )
     number = len(first[1])
-    built = _HEADS_OF.get(cfg.MODEL.META_ARCHITECTURE, HEADS)
+    built = heads_of(cfg.MODEL.META_ARCHITECTURE)
     for head in HEADS:
         node = cfg.MODEL[head]
         if node.NUM_CLASSES == UNSET:
@@ -227,6 +227,11 @@ def settle_classes(cfg: CfgNode, defaults: dict[str, int], names: Sequence[str])
                 "follows from the data"
             )
     return first[1] if built else []
+
+
+def heads_of(architecture: str) -> tuple[str, ...]:
+    """The heads that a meta-architecture builds and that tell classes apart."""
+    return _HEADS_OF.get(architecture, HEADS)
 
 
 def _short(classes: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ from ..config.checks import (
     check_processes,
 )
 from ..config.continuation import check_continuation, check_groups
-from ..config.datasets import take_data, thing_classes
+from ..config.datasets import heads_of, take_data, thing_classes
 from ..config.keys import LAZY_KEYS
 from ..config.limits import LIMITS, at_least, check_limits
 from ..config.metric import check_best_metric
@@ -250,7 +250,8 @@ def _check_model(
     with building("model"):
         model = build_on_meta(lambda: instantiate(cfg.model))
     names = datasets_of(cfg, "test" if args.eval_only else "train")
-    classes = thing_classes(names[0]) if names else []
+    has_classes = names and heads_of(type(model).__name__)
+    classes = thing_classes(names[0]) if has_classes else []
     renamed = getattr(args, "renamed_class", ())
     modules = list(model.modules())
     synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in modules)
