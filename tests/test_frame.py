@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 import torch
 from detectron2.engine import default_argument_parser
 from helpers import ROOT, Ended, end_each
+from torch.distributed import TCPStore
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from randwire_d2.cli.frame import command_line, framed, task_of, training, training_parser
 from randwire_d2.command import TOOLS
+from randwire_d2.engine.processes import torchrun
 
 SMALL = [
     "--config-file", "faster_rcnn_randwire_shapes.yaml", "MODEL.DEVICE", "cpu",
@@ -81,6 +84,29 @@ def test_what_the_user_can_mend_is_one_line(
     said = end(error)
     assert isinstance(said, str) and said.startswith(f"train_net.py: error: {line}"), said
     assert "\n" not in said and "Traceback" not in said + capsys.readouterr().err
+
+
+def test_what_torchruns_processes_refuse_alike_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: as many lines as GPUs; or a fault of one process, machine or start is not said."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "WORLD_SIZE": 4,
+                "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
+
+    def ends(rank: int, message: str, restarts: int = 0) -> int | str | None:
+        there = {"RANK": rank, "LOCAL_RANK": rank % 2, "TORCHELASTIC_RESTART_COUNT": restarts}
+        for name, value in {**launched, **there}.items():
+            monkeypatch.setenv(name, str(value))
+        return end(ValueError(message))
+
+    assert [ends(1, "bad"), ends(0, "bad"), ends(0, "worse"), ends(3, "bad")] == [1] * 4
+    assert ends(0, "bad", restarts=1) == 1
+    own = [f"train_net.py: error: {word}" for word in ("bad", "worse", "bad", "bad")]
+    assert capfd.readouterr().err.splitlines() == own
+    monkeypatch.setattr(torchrun, "_ANSWER", timedelta(seconds=0.2))
+    del store  # and whoever answers
+    assert ends(0, "bad") == own[0]
 
 
 @pytest.mark.parametrize(

@@ -203,10 +203,19 @@ def _frame(script: str, way_on: Callable[[str], str] = lambda message: "") -> It
         if not mendable or os.environ.get("RANDWIRE_D2_TRACEBACK") == "1":
             traceback.print_exc()
         if mendable:
-            sys.exit(_line(script, f"error: {(message or name).rstrip('.')}{way_on(message)}"))
+            line = _line(script, f"error: {(message or name).rstrip('.')}{way_on(message)}")
+            sys.exit(1 if _said_by_one(line) else line)
         report = f"report it with this traceback, the command and {json.dumps(_versions())}"
         print(_line(script, f"bug: {name}: {message}; {report}{way_on(message)}"), file=sys.stderr)
         sys.exit(BUG)
+
+
+def _said_by_one(line: str) -> bool:
+    if "LOCAL_RANK" not in os.environ:
+        return False
+    from ..engine.processes.torchrun import said_once  # not for tools that draw
+
+    return said_once(line)
 
 
 def _line(script: str, text: str) -> str:

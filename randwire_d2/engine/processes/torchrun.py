@@ -5,12 +5,14 @@ import json
 import logging
 import os
 import pickle
+import sys
 import time
 import uuid
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -26,6 +28,7 @@ from .slurm import is_submitted
 from .threads import share_cores
 from .watch import watched
 
+_ANSWER = timedelta(seconds=10)
 _PART = 3 << 18  # bytes: 1 MiB of text, of which a value in the store may have 8
 _T = TypeVar("_T")
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -142,6 +145,26 @@ def made_once(name: str, make: Callable[[], _T], take: Callable[[_T], object] | 
     if take is not None and launched.local_rank:
         take(made)
     return made
+
+
+def said_once(line: str) -> bool:
+    """Print a line on stderr, unless another of torchrun's processes on this machine has, in this
+    start of them; False, and nothing is printed, in other processes, and without an answer."""
+    launched = Launched.here()
+    if launched is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return False
+    machine = launched.rank // launched.local_world_size
+    said = f"said/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/{machine}/{line}"
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = distributed.TCPStore(*address, wait_for_workers=False, timeout=_ANSWER)
+        if store.add(f"{said}/by", 1) == 1:
+            print(line, file=sys.stderr, flush=True)
+            store.set(said, "")
+        store.wait([said])  # torchrun ends all as soon as one has ended
+    except RuntimeError:  # DistError, as below
+        return False
+    return True
 
 
 def _receive(here: distributed.Store, receivers: int) -> bytes:
