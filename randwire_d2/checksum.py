@@ -8,6 +8,7 @@ included, skips.
 
 import hashlib
 import os
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ _NO_COMMENT = bytes(2)  # its length is the record's last two bytes
 _COMMENT_BYTES = len(_MARK) + 64
 _LENGTH = _COMMENT_BYTES.to_bytes(2, "little")
 _CHUNK = 1 << 20
+_SETTLED = 2.0  # seconds; a file may change in less, and have the same times
+_known: set[tuple[int, ...]] = set()  # of files that were whole: which, and when written
 
 
 class DamagedFile(ValueError):
@@ -66,31 +69,39 @@ def check_whole(path: str | os.PathLike[str]) -> None:
     """Read a file of ``torch.save`` and compare it with its checksum.
 
     One that has none, as other programs write them, is compared with the checksums of the archive's
-    members: they leave its directory out.
+    members: they leave its directory out. --resume asks three times, and 1 GB takes seconds: what
+    this process has found whole it reads again only once the file was written to.
 
     Raises:
         DamagedFile: it is cut off, another bit is in it than was written, or it is no ZIP archive.
         OSError: it can't be read.
     """
     with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - _END_BYTES - _COMMENT_BYTES, 0))
-        end = file.read()
-        written = end[_END_BYTES - len(_LENGTH) :]
-        # One of them is left, whichever bit has flipped.
-        if written.startswith(_LENGTH) or _MARK in written:
-            found = _digest(file, size - len(written))
-            if _LENGTH + _MARK + found.encode() == written:
-                return
-            raise DamagedFile(
-                f"{path} is damaged: its checksum is another than when it was written"
-            )
-        try:
-            file.seek(0)
-            with zipfile.ZipFile(file) as archive:
-                damaged = archive.testzip()
-        except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-            raise DamagedFile(f"{path} is empty, cut off or damaged: {one_line(e)}") from e
+        stat = os.fstat(file.fileno())
+        state = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        if state not in _known:
+            _compare(file, path)
+        if time.time() - stat.st_mtime > _SETTLED:
+            _known.add(state)
+
+
+def _compare(file: IO[bytes], path: str | os.PathLike[str]) -> None:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - _END_BYTES - _COMMENT_BYTES, 0))
+    end = file.read()
+    written = end[_END_BYTES - len(_LENGTH) :]
+    # One of them is left, whichever bit has flipped.
+    if written.startswith(_LENGTH) or _MARK in written:
+        found = _digest(file, size - len(written))
+        if _LENGTH + _MARK + found.encode() == written:
+            return
+        raise DamagedFile(f"{path} is damaged: its checksum is another than when it was written")
+    try:
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except Exception as e:  # damaged bytes fail in as many ways as there are bytes
+        raise DamagedFile(f"{path} is empty, cut off or damaged: {one_line(e)}") from e
     if damaged is not None:
         raise DamagedFile(f"{path} is damaged: the checksum of its part {damaged} is another")
 

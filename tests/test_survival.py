@@ -38,6 +38,7 @@ from torch._utils import ExceptionWrapper
 from torch.amp import GradScaler
 from torch.utils.data import DataLoader, Dataset
 
+from randwire_d2 import checksum
 from randwire_d2.benchmark.memory import MemoryWatch
 from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
 from randwire_d2.checksum import DamagedFile, check_whole, is_whole
@@ -52,6 +53,7 @@ from randwire_d2.engine import (
     load_config,
     train_or_evaluate,
 )
+from randwire_d2.engine.config.weights import check_resumed
 from randwire_d2.engine.hooks import best
 from randwire_d2.engine.hooks.best import Patience
 from randwire_d2.engine.hooks.finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
@@ -122,6 +124,26 @@ def test_a_flipped_weight_is_not_loaded(tmp_path: Path) -> None:
         load_checkpoint(str(path))
     with pytest.raises(DamagedFile):
         RandWireCheckpointer(torch.nn.Linear(3, 2)).load(str(path))
+
+
+def test_a_resumed_training_reads_its_checkpoint_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: each check ahead of it takes the checksum again, seconds of a large file; or a file
+    that has changed since is loaded, though it has the same size and time."""
+    digest, read = checksum._digest, []
+    monkeypatch.setattr(checksum, "_digest", lambda *a: read.append(a) or digest(*a))
+    model, path = save(tmp_path, 1), tmp_path / "model_0000001.pth"
+    os.utime(path, (1, 1))
+    check_resumed(RunFolder(tmp_path), model, ())
+    assert resume(tmp_path) == 1 and len(read) == 1
+    before = path.stat().st_ctime_ns
+    flip(path, 1000)
+    os.utime(path, (1, 1))
+    while path.stat().st_ctime_ns == before:  # within a tick of the clock
+        os.utime(path, (1, 1))
+    with pytest.raises(ValueError, match="no checkpoint of .* is whole"):
+        resume(tmp_path)
 
 
 def test_checkpoints_with_a_checksum_load_elsewhere_and_others_here(tmp_path: Path) -> None:
