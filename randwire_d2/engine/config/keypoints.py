@@ -14,6 +14,7 @@ from .keys import UNSET
 # The similarity of a keypoint that is d pixels off, of an object of the area s², is
 # exp(-d² / 8s²sigma²).
 SIGMA = 0.05
+_WITHOUT = "train without keypoints, MODEL.KEYPOINT_ON False"
 
 
 def check_keypoints(cfg: CfgNode) -> None:
@@ -23,24 +24,31 @@ def check_keypoints(cfg: CfgNode) -> None:
     """
     splits = {name: labelled_images(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
     first, *_ = splits.values()
-    without = "train without keypoints, MODEL.KEYPOINT_ON False"
     for name, split in splits.items():
         own = split.keypoints
-        if not own.names:
-            raise ValueError(f"{split.source!r} has no keypoint_names{own.why}; {without}")
+        check_named(name, split.source, own.why)
         if own.names != first.keypoints.names:
             raise ValueError(
                 f"{first.source!r} and {split.source!r} have different keypoints: "
                 f"{brief(first.keypoints.names)}, and {brief(own.names)}; give both the same"
             )
         if not count_images(name, min_keypoints=1):
-            raise ValueError(f"{split.source!r}: not one of its keypoints is labelled; {without}")
+            raise ValueError(f"{split.source!r}: not one of its keypoints is labelled; {_WITHOUT}")
     if first.keypoints.flips is None and cfg.INPUT.RANDOM_FLIP != "none":
         raise ValueError(
             f"{first.source!r}: which of its keypoints change places in a mirror image isn't known "
             f"from their names {brief(first.keypoints.names)}; set INPUT.RANDOM_FLIP none, or name "
             "them by left and right (in YOLO's data.yaml: flip_idx)"
         )
+
+
+def check_named(name: str, source: str, why: str = "") -> None:
+    """
+    Raises:
+        ValueError: a registered data set, a ``source`` to its user, has no keypoints; one line.
+    """
+    if not keypoint_names(name):
+        raise ValueError(f"{source!r} has no keypoint_names{why}; {_WITHOUT}")
 
 
 def settle_keypoints(cfg: CfgNode, default: int, names: Sequence[str]) -> None:

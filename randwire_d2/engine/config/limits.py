@@ -7,7 +7,8 @@ from operator import getitem
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+
+from .keypoints import check_named
 
 
 class Limit(NamedTuple):
@@ -175,7 +176,4 @@ def check_images(cfg: CfgNode) -> None:
             f"MODEL.LOAD_PROPOSALS is True; got {files}"
         )
     for name in names if cfg.MODEL.KEYPOINT_ON else ():
-        if not MetadataCatalog.get(name).get("keypoint_names"):
-            raise ValueError(
-                f"{name!r} has no keypoint_names; train without keypoints, MODEL.KEYPOINT_ON False"
-            )
+        check_named(name, name)
