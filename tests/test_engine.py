@@ -149,6 +149,16 @@ def nowhere_set():
     DatasetCatalog.register("nowhere_set", list)
 
 
+def test_a_norm_that_a_randwire_does_not_read_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrong: who takes a ResNet's config with SyncBN trains another norm, and does not know it; or
+    is warned of Detectron2's default."""
+    for norm in ("GN", "FrozenBN"):
+        load_config(parse(SHAPES, "MODEL.RANDWIRE.NORM", "GN", "MODEL.RESNETS.NORM", norm))
+    assert "MODEL.RESNETS.NORM" not in caplog.text
+    load_config(parse(SHAPES, "MODEL.RANDWIRE.NORM", "GN", "MODEL.RESNETS.NORM", "SyncBN"))
+    assert "norm is MODEL.RANDWIRE.NORM GN: MODEL.RESNETS.NORM SyncBN is for" in caplog.text
+
+
 def test_resuming_a_run_needs_no_weights(tmp_path: Path) -> None:
     """A run that was started from weights resumes without them being there any more."""
     options = ["MODEL.RANDWIRE.NORM", "FrozenBN", "OUTPUT_DIR", str(tmp_path)]

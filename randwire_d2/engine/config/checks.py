@@ -324,6 +324,12 @@ def check_model(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str] =
         for part in (node, "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "RETINANET"):
             if part and cfg.MODEL[part].NORM == "SyncBN":
                 raise ValueError(f"MODEL.{part}.NORM SyncBN needs GPUs; on a CPU use BN or GN")
+    own, others = cfg.MODEL.RANDWIRE.NORM, cfg.MODEL.RESNETS.NORM
+    if node == "RANDWIRE" and not is_classifier(cfg) and others not in (own, "FrozenBN"):
+        logger.warning(
+            f"The backbone's norm is MODEL.RANDWIRE.NORM {own}: MODEL.RESNETS.NORM {others} is for "
+            "ResNets"
+        )
     run = RunFolder(cfg.OUTPUT_DIR)
     resumes = args.resume and run.can_resume
     if not cfg.MODEL.WEIGHTS and not resumes and (node is not None or is_classifier(cfg)):
