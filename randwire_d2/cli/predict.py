@@ -26,7 +26,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import data
 from ..data.classes import category_ids
-from ..data.labels import named
 from ..devices import device_here
 from ..engine import register_data
 from ..engine.processes.signals import sigterm_as_ctrl_c
@@ -40,6 +39,7 @@ from ..inference.output import PICTURES, RESULTS, picture_path, segments_path
 from ..inference.runtime import AUTO, CHOICES, EAGER, LEAST_IMAGES, in_runtime
 from ..inference.unfinished import NOTE, STAMPS, check_note, read_note
 from ..malloc import keep_freed_memory
+from ..text import named
 from .frame import at_least, framed, parser_of
 
 SCRIPT = "predict.py"

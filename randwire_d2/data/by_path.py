@@ -14,9 +14,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..garbage import uncollected
+from ..text import named
 from .inspection import clean
 from .keypoints import connection_rules, count_labelled
-from .labels import LabelledImages, named
+from .labels import LabelledImages
 from .layouts import Reader, absolute, find_splits
 
 SPLITS = ("train", "val")

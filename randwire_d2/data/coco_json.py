@@ -12,9 +12,9 @@ from typing import Any
 
 import pycocotools.mask
 
-from ..text import brief, one_line
+from ..text import brief, named, one_line
 from .keypoints import Keypoints, of_classes
-from .labels import Faults, LabelledImages, annotation, check_classes, named
+from .labels import Faults, LabelledImages, annotation, check_classes
 from .paths import read_text
 
 NO_IMAGE = "annotations of an image that is not in the file (left out)"

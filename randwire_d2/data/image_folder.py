@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import find_classes, is_image_file
 
-from .labels import check_one_line, named
+from ..text import check_one_line, named
 from .paths import existing_path
 from .shards import find_shards, read_shards
 

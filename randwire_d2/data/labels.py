@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,10 +9,8 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from ..text import brief, one_line
+from ..text import MOST_NAMED, check_one_line, named
 from .keypoints import Keypoints
-
-MOST_NAMED = 3  # of the places where a fault was met
 
 
 class Faults:
@@ -42,16 +39,6 @@ class Faults:
             f"{kind}: {self._count[kind]} ({named(first, self._count[kind])})"
             for kind, first in self._first.items()
         ]
-
-
-def named(first: Iterable[object], number: int, most: int = 5000) -> str:
-    """The first of some things, and how many more there are.
-
-    Args:
-        most: characters of each; the default is for pairs of paths.
-    """
-    few = [one_line(thing, most) for thing, _ in zip(first, range(MOST_NAMED))]
-    return ", ".join(few) + (f" and {number - len(few)} more" if number > len(few) else "")
 
 
 @dataclass
@@ -149,17 +136,3 @@ def check_classes(source: str, classes: Iterable[object]) -> tuple[str, ...]:
     if twice:
         raise ValueError(f"{source!r} names a class twice: {named(twice, len(twice), 80)}")
     return names
-
-
-def check_one_line(source: str, names: Iterable[str]) -> None:
-    """
-    Raises:
-        ValueError: a class name has a line break, or another control character, which would break
-            each list, table and message that it stands in; one line.
-    """
-    for name in names:
-        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
-            raise ValueError(
-                f"{source!r}: the class name {brief(name)} has a line break or another control "
-                "character; rename the class"
-            )

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
+from ..text import named
 from .coco_json import read_coco
-from .labels import LabelledImages, named
+from .labels import LabelledImages
 from .voc import FOLDERS, VocFile, image_sets, is_voc, parse_voc, read_voc
 from .yolo import read_data_yaml, read_yolo
 

@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 from torchvision.datasets.folder import is_image_file
 
-from ..text import brief, one_line
-from .labels import Faults, LabelledImages, annotation, check_classes, image_ids, named
+from ..text import brief, named, one_line
+from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
 from .paths import read_text
 
 FOLDERS = ("Annotations", "JPEGImages")
