@@ -44,8 +44,8 @@ from randwire_d2.checksum import DamagedFile, check_whole, is_whole
 from randwire_d2.classification.data import read_image
 from randwire_d2.cli.measure_memory import watch_prediction, watch_training
 from randwire_d2.config import detector_config
-from randwire_d2.data import patience
-from randwire_d2.data.patience import DiskGone, PatientMapper
+from randwire_d2.data.images import patience
+from randwire_d2.data.images.patience import DiskGone, PatientMapper
 from randwire_d2.engine import (
     argument_parser,
     check_output,

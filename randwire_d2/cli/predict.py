@@ -25,7 +25,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import data
-from ..data.classes import category_ids
+from ..data.detection.classes import category_ids
 from ..devices import device_here
 from ..engine import register_data
 from ..engine.processes.signals import sigterm_as_ctrl_c

@@ -21,7 +21,7 @@ from ..checkpoint import (
     stored_stuff,
 )
 from ..config import is_classifier, set_spec
-from ..data.classes import category_ids
+from ..data.detection.classes import category_ids
 from ..devices import device_here
 from ..modeling.on_meta import build_on_meta
 from ..pretrained.reading import check_state

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.images import center_crop, order_channels, read_rgb
+from ..data.images.reading import center_crop, order_channels, read_rgb
 from ..drawing.detections import legible_visualizer
 from .inputs import check_pixels
 from .pretrained import PretrainedModel

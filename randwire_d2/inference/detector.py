@@ -20,8 +20,8 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import nn
 
-from ..data.images import open_image
-from ..data.keypoints import connection_rules
+from ..data.formats.keypoints import connection_rules
+from ..data.images.reading import open_image
 from ..drawing.detections import legible_visualizer
 from ..drawing.style import class_palette
 from .inputs import check_pixels

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from detectron2.data import DatasetMapper
 
-from .images import open_image
+from .reading import open_image
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds, from one attempt to the next
 

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
-from ..files import atomic_open
+from ...files import atomic_open
 from .image_folder import check_image_folders, register_folders
 from .shards import CLASSES_FILE, image_type
 

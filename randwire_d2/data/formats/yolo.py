@@ -16,12 +16,12 @@ from typing import Any
 import yaml
 from torchvision.datasets.folder import is_image_file
 
-from ..text import brief, one_line
-from ..yaml_tags import load_yaml
-from .image_files import probe_all
+from ...text import brief, one_line
+from ...yaml_tags import load_yaml
+from ..images.probing import probe_all
+from ..paths import read_text
 from .keypoints import Keypoints, of_classes
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
-from .paths import read_text
 
 NO_LABEL = "label lines that are neither class x y width height nor a polygon (left out)"
 NO_POSE = "label lines that are not class x y width height and kpt_shape's keypoints (left out)"

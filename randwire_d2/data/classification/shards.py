@@ -30,9 +30,9 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from torchvision.datasets.folder import is_image_file
 
-from ..files import atomic_open
-from ..text import brief, one_line
-from .paths import read_text
+from ...files import atomic_open
+from ...text import brief, one_line
+from ..paths import read_text
 
 CLASSES_FILE = "classes.txt"
 PREFIX = "tar://"

@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from ..text import MOST_NAMED, check_one_line, named
+from ...text import MOST_NAMED, check_one_line, named
 from .keypoints import Keypoints
 
 
@@ -52,7 +52,7 @@ class LabelledImages:
             pixels, bbox_mode XYWH_ABS, category_id (an index into classes), iscrowd, and
             segmentation (polygons or a compressed RLE) where there is one, difficult, True, of such
             an object of Pascal VOC's, and keypoints where the data set has them: all, in the form
-            of its reader, and from ``inspection.clean`` on in Detectron2's.
+            of its reader, and from ``detection.inspection.clean`` on in Detectron2's.
         classes: their names.
         category_ids: the ids that classes have in COCO's files, in the same order.
         faults: what was wrong with what is not among the records.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from tabulate import tabulate
 
-from ..text import named
+from ...text import named
+from ..formats.keypoints import count_labelled
+from ..formats.labels import LabelledImages
 from .inspection import duplicates
-from .keypoints import count_labelled
-from .labels import LabelledImages
 
 TABLE_COLUMNS = 3  # of classes side by side, where there are many
 MANY_CLASSES = 12

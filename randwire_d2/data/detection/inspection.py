@@ -1,6 +1,6 @@
 """One look at labelled images: what can't be used is left out and counted, and a summary.
 
-Whether an image file is whole is seen by its first and last bytes (``image_files``), so that the
+Whether an image file is whole is seen by its first and last bytes (``images.probing``), so that the
 118,000 images of COCO take a minute rather than an hour.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from .image_files import TO_8_BITS, ImageFile, digest, probe_all
-from .labels import Faults, LabelledImages
-from .rle import rle_fault
+from ..formats.labels import Faults, LabelledImages
+from ..formats.rle import rle_fault
+from ..images.probing import TO_8_BITS, ImageFile, digest, probe_all
 
 MISSING = "images whose file is missing (left out)"
 BROKEN = "images that can't be read (left out)"

@@ -10,7 +10,7 @@ from typing import IO
 
 from PIL import Image
 
-from ..text import one_line
+from ...text import one_line
 
 # The last bytes of a whole file; one that ends otherwise is decoded to know.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}

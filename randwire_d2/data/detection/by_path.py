@@ -13,12 +13,12 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..garbage import uncollected
-from ..text import named
+from ...garbage import uncollected
+from ...text import named
+from ..formats.keypoints import connection_rules, count_labelled
+from ..formats.labels import LabelledImages
+from ..formats.layouts import Reader, absolute, find_splits
 from .inspection import clean
-from .keypoints import connection_rules, count_labelled
-from .labels import LabelledImages
-from .layouts import Reader, absolute, find_splits
 
 SPLITS = ("train", "val")
 # What ``held_back`` draws an image by, in the sets' names: sets of another way are others.
@@ -31,13 +31,13 @@ def register_detection_data(
     """Register a data set by its path, for training and for validation.
 
     The names are the same in every process and run. What is registered is a
-    ``data.labels.LabelledImages``' records, without what can't be used (``data.inspection``), and
+    ``formats.labels.LabelledImages``' records, without what can't be used (``inspection``), and
     metadata: thing_classes, thing_dataset_id_to_contiguous_id, evaluator_type "coco", json_file and
     image_root where all of a COCO file is used, and where there are keypoints keypoint_names,
     keypoint_flip_map and keypoint_connection_rules. Does nothing where it is registered already.
 
     Args:
-        path: ``data.layouts`` says of what.
+        path: ``formats.layouts`` says of what.
         path_val: the validation split's, if ``path`` doesn't hold it.
         hold_back: the share of the training images that are held back for validation, where there
             is no validation split; ``held_back`` chooses them.

@@ -14,8 +14,8 @@ from detectron2.utils.file_io import PathManager
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import find_classes, is_image_file
 
-from ..text import check_one_line, named
-from .paths import existing_path
+from ...text import check_one_line, named
+from ..paths import existing_path
 from .shards import find_shards, read_shards
 
 DATASETS_ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ..text import one_line
-from .image_files import why_deep
+from ...text import one_line
+from .probing import why_deep
 
 
 def read_rgb(path: str, *, upright: bool = False) -> Image.Image:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
-from ..text import named
+from ...text import named
 from .coco_json import read_coco
 from .labels import LabelledImages
 from .voc import FOLDERS, VocFile, image_sets, is_voc, parse_voc, read_voc

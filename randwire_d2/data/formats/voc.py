@@ -15,9 +15,9 @@ from xml.etree import ElementTree
 
 from torchvision.datasets.folder import is_image_file
 
-from ..text import brief, named, one_line
+from ...text import brief, named, one_line
+from ..paths import read_text
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
-from .paths import read_text
 
 FOLDERS = ("Annotations", "JPEGImages")
 LABEL_MAP = "labelmap.txt"  # CVAT's and Datumaro's: a class on each line, up to the colon

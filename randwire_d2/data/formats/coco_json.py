@@ -12,10 +12,10 @@ from typing import Any
 
 import pycocotools.mask
 
-from ..text import brief, named, one_line
+from ...text import brief, named, one_line
+from ..paths import read_text
 from .keypoints import Keypoints, of_classes
 from .labels import Faults, LabelledImages, annotation, check_classes
-from .paths import read_text
 
 NO_IMAGE = "annotations of an image that is not in the file (left out)"
 NOT_FOUR = "boxes that are not four numbers (left out)"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..text import brief
+from ...text import brief
 
 _SIDE = re.compile(r"left|right|(?<![a-z])[lr](?![a-z])", re.IGNORECASE)
 _OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}

@@ -4,7 +4,7 @@ import detectron2.data.transforms as T
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
-from .patience import PatientMapper
+from ..images.patience import PatientMapper
 
 
 def training_mapper(cfg: CfgNode) -> DatasetMapper:
