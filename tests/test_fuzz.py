@@ -60,9 +60,9 @@ from randwire_d2.data.images.probing import probe
 from randwire_d2.data.images.reading import read_rgb
 from randwire_d2.experiments.sweep import load_sweep
 from randwire_d2.export import format_of
-from randwire_d2.inference.export import export_model
+from randwire_d2.inference.deployment.export import export_model
 from randwire_d2.inference.inputs import Video
-from randwire_d2.inference.loading import load_model
+from randwire_d2.inference.models.loading import load_model
 from randwire_d2.pretrained import read_folder
 from randwire_d2.pretrained.safetensors_file import safetensors_bytes
 from randwire_d2.runs import RunFolder

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from detectron2.data.detection_utils import _apply_exif_orientation
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -42,6 +43,22 @@ def open_image(path: str) -> Iterator[Image.Image]:
         if reason := why_deep(image):
             raise ValueError(reason)
         yield image
+
+
+def check_pixels(image: object) -> None:
+    """
+    Raises:
+        ValueError: it is no image as OpenCV reads one; one line.
+    """
+    kind = type(image).__name__
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return
+        kind = f"{image.dtype} of the shape {image.shape}"
+    raise ValueError(
+        f"an image must be an array (H, W, 3) of uint8; got {kind} (cv2.imread gives None of a "
+        "file that it can't read)"
+    )
 
 
 def center_crop(size: int, ratio: float) -> v2.Transform:

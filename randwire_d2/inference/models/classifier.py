@@ -9,9 +9,8 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.images.reading import center_crop, order_channels, read_rgb
-from ..drawing.detections import legible_visualizer
-from .inputs import check_pixels
+from ...data.images.reading import center_crop, check_pixels, order_channels, read_rgb
+from ...drawing.detections import legible_visualizer
 from .pretrained import PretrainedModel
 
 TOP = 5  # classes that are reported of an image

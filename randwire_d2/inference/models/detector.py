@@ -20,11 +20,10 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import nn
 
-from ..data.formats.keypoints import connection_rules
-from ..data.images.reading import open_image
-from ..drawing.detections import legible_visualizer
-from ..drawing.style import class_palette
-from .inputs import check_pixels
+from ...data.formats.keypoints import connection_rules
+from ...data.images.reading import check_pixels, open_image
+from ...drawing.detections import legible_visualizer
+from ...drawing.style import class_palette
 from .panoptic import Panoptic, confident, stuff_of, to_coco
 from .pretrained import PretrainedModel
 

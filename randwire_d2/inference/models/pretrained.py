@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..checkpoint import entries_of
-from ..config import is_classifier
-from ..modeling.pretrained import PretrainedNetwork
-from ..pretrained import PretrainedFolder, model_card, read_folder, write_folder
+from ...checkpoint import entries_of
+from ...config import is_classifier
+from ...modeling.pretrained import PretrainedNetwork
+from ...pretrained import PretrainedFolder, model_card, read_folder, write_folder
 from .assembly import assemble
 
 _T = TypeVar("_T", bound="PretrainedModel")
@@ -23,7 +23,7 @@ class PretrainedModel:
         classifies: whether it is a classifier, whose ids of classes are their order.
         stuff_entry: of a panoptic model whose stuff has names, what is under ``STUFF_KEY``.
         keypoint_entry: of a Keypoint R-CNN whose keypoints have names, that of ``KEYPOINTS_KEY``.
-        runtime: the one of ``inference.runtime`` that was chosen for it; None for the usual one.
+        runtime: the one of ``deployment.runtime`` that was chosen for it; None for the usual one.
     """
 
     cfg: CfgNode

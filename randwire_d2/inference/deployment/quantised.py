@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..export import FORMATS, quantise
-from ..files import atomic_open, make_folder_of
-from .classifier import Classifier
+from ...export import FORMATS, quantise
+from ...files import atomic_open, make_folder_of
+from ..inputs import find_images
+from ..models.classifier import Classifier
+from ..models.exported import load_exported
+from ..models.loading import find_checkpoint, load_model
 from .export import output_format, write_proved
-from .exported import load_exported
-from .inputs import find_images
-from .loading import find_checkpoint, load_model
 
 # Of each, as many: calibration needs the range of activations, not their distribution.
 MOST_IMAGES = 256

@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from ..checkpoint import (
+from ...checkpoint import (
     EMA_KEY,
     Wiring,
     check_wiring,
@@ -20,13 +20,13 @@ from ..checkpoint import (
     stored_keypoints,
     stored_stuff,
 )
-from ..config import is_classifier, set_spec
-from ..data.detection.classes import category_ids
-from ..devices import device_here
-from ..modeling.on_meta import build_on_meta
-from ..pretrained.reading import check_state
-from ..runs import RunFolder
-from ..text import brief, one_line
+from ...config import is_classifier, set_spec
+from ...data.detection.classes import category_ids
+from ...devices import device_here
+from ...modeling.on_meta import build_on_meta
+from ...pretrained.reading import check_state
+from ...runs import RunFolder
+from ...text import brief, one_line
 
 _SPARE = 1 << 28  # bytes that a model may take while it is built, beside twice its weights'
 

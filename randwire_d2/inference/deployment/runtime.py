@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from ..export import FORMATS, RUNTIMES, check_runtime, format_of, installed_runtimes
-from ..text import one_line
-from .classifier import Classifier
-from .detector import Detector
+from ...export import FORMATS, RUNTIMES, check_runtime, format_of, installed_runtimes
+from ...text import one_line
+from ..models.classifier import Classifier
+from ..models.detector import Detector
+from ..models.exported import load_exported
 from .export import write_proved
-from .exported import load_exported
 
 AUTO, EAGER = "auto", "eager"
 CHOICES = (AUTO, EAGER, *RUNTIMES)

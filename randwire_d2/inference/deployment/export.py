@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import is_classifier
-from ..export import (
+from ...config import is_classifier
+from ...export import (
     DETECTOR,
     FORMATS,
     RUNTIMES,
@@ -25,13 +25,13 @@ from ..export import (
     difference,
     fold_batch_norms,
 )
-from ..files import atomic_open, check_file, make_folder_of
-from ..text import one_line
-from .classifier import Classifier
-from .detector import Detector
-from .exported import describe
-from .inputs import find_images
-from .loading import find_checkpoint, load_model
+from ...files import atomic_open, check_file, make_folder_of
+from ...text import one_line
+from ..inputs import find_images
+from ..models.classifier import Classifier
+from ..models.detector import Detector
+from ..models.exported import describe
+from ..models.loading import find_checkpoint, load_model
 
 PARTS = ("whole", "backbone")
 

@@ -30,8 +30,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..files import atomic_open
-from ..text import one_line
+from ...files import atomic_open
+from ...text import one_line
 from .unfinished import (
     COLUMNS,
     FINISHED,

@@ -16,10 +16,11 @@ from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
 from tqdm import tqdm
 
-from ..text import one_line
-from .classifier import Classifier
-from .detector import Detector
-from .inputs import Input, Video, check_frames
+from ...text import one_line
+from ..inputs import Input, Video, check_frames
+from ..models.classifier import Classifier
+from ..models.detector import Detector
+from ..models.panoptic import Panoptic, coco_categories
 from .output import (
     ResultsWriter,
     finished_inputs,
@@ -29,7 +30,6 @@ from .output import (
     segments_path,
     video_writer,
 )
-from .panoptic import Panoptic, coco_categories
 from .unfinished import NOTE, STAMPS, Note, digest, partial_path, stamp
 
 _T = TypeVar("_T")

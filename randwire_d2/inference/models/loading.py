@@ -1,12 +1,14 @@
-"""A checkpoint, or the best of a run, as the model that it is: nothing else is needed."""
+"""A checkpoint, the best of a run, or what ``save_pretrained`` wrote, as the model that it is."""
 
 import os
 
-from ..checkpoint import load_checkpoint
-from ..config import is_classifier
-from ..export import format_of
-from ..pretrained import is_pretrained, read_folder
-from ..runs import RunFolder
+from ...checkpoint import load_checkpoint
+from ...config import is_classifier
+from ...devices import device_here
+from ...export import format_of
+from ...modeling import RandWire, RandWireClassifier
+from ...pretrained import is_pretrained, read_folder
+from ...runs import RunFolder
 from .assembly import assemble
 from .classifier import Classifier
 from .detector import Detector
@@ -62,6 +64,29 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
     if is_classifier(cfg):
         return Classifier(file, cfg, model, classes.names)
     return Detector(file, cfg, model, *classes)
+
+
+def from_pretrained(
+    path_or_repo: str | os.PathLike[str], device: str | None = None
+) -> RandWire | RandWireClassifier | Classifier | Detector:
+    """The model in a folder, or in a repository of the Hugging Face Hub, in eval mode.
+
+    To train a network that it returns, call its ``train()``.
+
+    Args:
+        path_or_repo: a folder that ``save_pretrained`` wrote, ``owner/name[@revision]`` or
+            ``hf://owner/name[@revision]``.
+        device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
+
+    Raises:
+        ValueError: it can't be had, or is damaged; one line.
+    """
+    folder = read_folder(path_or_repo)
+    if folder.kind in ("Classifier", "Detector"):
+        model = Classifier if folder.kind == "Classifier" else Detector
+        return model.from_folder(folder, device)
+    network = RandWire if folder.kind == "RandWire" else RandWireClassifier
+    return network.from_folder(folder).to(device_here("device", device))
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> str:

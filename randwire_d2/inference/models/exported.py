@@ -11,8 +11,8 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from .. import __version__
-from ..checkpoint import (
+from ... import __version__
+from ...checkpoint import (
     CATEGORY_IDS_KEY,
     CLASS_NAMES_KEY,
     CONFIG_KEY,
@@ -27,9 +27,9 @@ from ..checkpoint import (
     stored_keypoints,
     stored_stuff,
 )
-from ..config import is_classifier
-from ..export import BACKBONE, CLASSIFIER, DETECTOR, SEM_SEG, Format, Run, Signature
-from ..text import one_line
+from ...config import is_classifier
+from ...export import BACKBONE, CLASSIFIER, DETECTOR, SEM_SEG, Format, Run, Signature
+from ...text import one_line
 from .classifier import Classifier
 from .detector import Detector
 

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from torch import Tensor
 
-from ..data.detection.classes import stuff_entry
-from ..drawing.style import class_palette
+from ...data.detection.classes import stuff_entry
+from ...drawing.style import class_palette
 
 # As Detectron2 gives it: a segment's id for each pixel (H, W), and what the segments are.
 Panoptic = tuple[Tensor, list[dict[str, Any]]]
