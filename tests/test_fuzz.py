@@ -64,8 +64,8 @@ from randwire_d2.inference.deployment.export import export_model
 from randwire_d2.inference.inputs import Video
 from randwire_d2.inference.models.loading import load_model
 from randwire_d2.pretrained import read_folder
-from randwire_d2.pretrained.safetensors_file import safetensors_bytes
 from randwire_d2.runs import RunFolder
+from randwire_d2.weight_files.safetensors_file import safetensors_bytes
 
 FAST, THOROUGH = 15, 300  # cases of each parser
 SPEC = NetworkGenerator("small", 2, 3, "WS", {"k": 2, "p": 0.75})(1)

@@ -24,9 +24,9 @@ from ...config import is_classifier, set_spec
 from ...data.detection.classes import category_ids
 from ...devices import device_here
 from ...modeling.on_meta import build_on_meta
-from ...pretrained.reading import check_state
 from ...runs import RunFolder
 from ...text import brief, one_line
+from ...weight_files.reading import check_state
 
 _SPARE = 1 << 28  # bytes that a model may take while it is built, beside twice its weights'
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from .text import one_line
+from ..text import one_line
 
 _MARK = b"sha256:"
 _END = b"PK\x05\x06"  # of the archive: a record of 22 bytes, then the comment

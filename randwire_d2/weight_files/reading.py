@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..array_pickle import ArrayUnpickler
-from ..checksum import DamagedFile, check_whole
+from ..errors import MissingLibrary
 from ..text import brief, one_line
-from .safetensors_file import MissingLibrary, read_safetensors
+from .array_pickle import ArrayUnpickler
+from .checksum import DamagedFile, check_whole
+from .safetensors_file import read_safetensors
 
 _AGAIN = "copy or download it again"
 
