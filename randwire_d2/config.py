@@ -97,7 +97,7 @@ def add_engine_config(cfg: CfgNode) -> None:
     # A loss that is no number ends a training. If not 0, so many such steps in a row are skipped.
     cfg.SOLVER.SKIP_NONFINITE = 0
     # A detector's data set by its path, in place of DATASETS.TRAIN and TEST: COCO's format, YOLO's
-    # or Pascal VOC's, as data/layouts.py says; tools/train_net.py's --data.
+    # or Pascal VOC's, as data/formats/layouts.py says; tools/train_net.py's --data.
     cfg.DATASETS.PATH = ""
     # The same for the validation split, if PATH doesn't hold it; --data-val.
     cfg.DATASETS.PATH_VAL = ""

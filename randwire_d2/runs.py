@@ -27,8 +27,8 @@ from detectron2.config import CfgNode
 
 from .config import classifier_config, merge_file
 from .files import atomic_open, without_options
-from .pretrained.reading import iteration_of, read_iteration
 from .text import one_line
+from .weight_files.reading import iteration_of, read_iteration
 
 EVALUATIONS = "evaluations"
 # The keys that change nothing of what an evaluation finds.

@@ -2,8 +2,10 @@
 
 import difflib
 import reprlib
+import unicodedata
 from collections.abc import Iterable
 
+MOST_NAMED = 3  # of many things, in one message
 _MOST = 160  # characters
 _ALIKE = 0.7  # of difflib's 0 … 1
 
@@ -24,6 +26,30 @@ def one_line(text: object, most: int = _MOST) -> str:
     """A text, such as another library's error, or its beginning; of what is printed only."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[: 8 * most]).split())
     return line if len(line) <= most else f"{line[: most - 2]} …"
+
+
+def named(first: Iterable[object], number: int, most: int = 5000) -> str:
+    """The first of some things, and how many more there are.
+
+    Args:
+        most: characters of each; the default is for pairs of paths.
+    """
+    few = [one_line(thing, most) for thing, _ in zip(first, range(MOST_NAMED))]
+    return ", ".join(few) + (f" and {number - len(few)} more" if number > len(few) else "")
+
+
+def check_one_line(source: str, names: Iterable[str]) -> None:
+    """
+    Raises:
+        ValueError: a class name has a line break, or another control character, which would break
+            each list, table and message that it stands in; one line.
+    """
+    for name in names:
+        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+            raise ValueError(
+                f"{source!r}: the class name {brief(name)} has a line break or another control "
+                "character; rename the class"
+            )
 
 
 def no_python(json: str) -> str:

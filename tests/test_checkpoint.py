@@ -32,7 +32,7 @@ from randwire_d2.checkpoint import (
 from randwire_d2.config import classifier_config, detector_config, spec_from_config
 from randwire_d2.engine import argument_parser, read_config
 from randwire_d2.files import atomic_open
-from randwire_d2.pretrained.safetensors_file import safetensors_bytes
+from randwire_d2.weight_files.safetensors_file import safetensors_bytes
 from randwire_d2.wiring import NetworkSpec
 
 GENERATOR = NetworkGenerator(channels=8, num_nodes=10)

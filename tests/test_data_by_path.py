@@ -21,21 +21,19 @@ from PIL import Image
 
 from randwire_d2.config import detector_config
 from randwire_d2.data import (
-    by_path,
-    coco_json,
     count_images,
     existing_path,
-    image_files,
-    inspection,
     labelled_images,
     look,
     register_detection_data,
-    voc,
 )
-from randwire_d2.data.by_path import held_back
-from randwire_d2.data.coco_json import read_coco
-from randwire_d2.data.inspection import clean
-from randwire_d2.data.labels import LabelledImages
+from randwire_d2.data.detection import by_path, inspection
+from randwire_d2.data.detection.by_path import held_back
+from randwire_d2.data.detection.inspection import clean
+from randwire_d2.data.formats import coco_json, voc
+from randwire_d2.data.formats.coco_json import read_coco
+from randwire_d2.data.formats.labels import LabelledImages
+from randwire_d2.data.images.probing import probe_all
 from randwire_d2.engine import (
     Trainer,
     argument_parser,
@@ -203,7 +201,7 @@ def test_many_images_are_few_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         ThreadPoolExecutor, "submit", lambda *given: tasks.append(given) or submit(*given)
     )
-    assert [file.size for file in image_files.probe_all(paths)] == [(i, 1) for i in range(1, 60)]
+    assert [file.size for file in probe_all(paths)] == [(i, 1) for i in range(1, 60)]
     assert len(tasks) <= 16
 
 

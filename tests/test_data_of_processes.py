@@ -18,7 +18,9 @@ from label_formats import FORMATS, TRAIN, VAL, write_sound
 from launching import LAUNCHERS, run_in_two
 from torch.distributed import HashStore
 
-from randwire_d2.data import by_path, image_files, labelled_images
+from randwire_d2.data import labelled_images
+from randwire_d2.data.detection import by_path
+from randwire_d2.data.images import probing
 from randwire_d2.engine import argument_parser, load_config, register_data
 from randwire_d2.engine.config import datasets
 from randwire_d2.engine.config.datasets import check_same_data
@@ -33,14 +35,14 @@ SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The image files that are looked at, in a process that has not looked at any."""
-    looked, look = [], image_files._look
+    looked, look = [], probing._look
 
-    def counted(path: str, num_bytes: int) -> image_files.ImageFile:
+    def counted(path: str, num_bytes: int) -> probing.ImageFile:
         looked.append(path)
         return look(path, num_bytes)
 
-    monkeypatch.setattr(image_files, "_look", counted)
-    for module, known in ((image_files, "_found"), (image_files, "_told"), (by_path, "_told")):
+    monkeypatch.setattr(probing, "_look", counted)
+    for module, known in ((probing, "_found"), (probing, "_told"), (by_path, "_told")):
         monkeypatch.setattr(module, known, {})
     yield looked
 
@@ -75,7 +77,7 @@ def test_what_one_process_has_seen_others_need_not_look_at(
     packed = pickle.dumps(datasets.known())
     looks.clear()
     forget(cfg)
-    monkeypatch.setattr(image_files, "_found", {})  # as in another process
+    monkeypatch.setattr(probing, "_found", {})  # as in another process
     (folder / "train1.jpg").unlink()
     (folder / "train2.jpg").write_bytes((folder / "train4.jpg").read_bytes())
     datasets.take_known(pickle.loads(packed))
@@ -92,7 +94,7 @@ def test_what_one_process_has_seen_others_need_not_look_at(
 def test_evaluations_read_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong: each evaluation reads the labels, and asks the disk for each image."""
     cfg = load(["--data", write_sound(tmp_path / "data")["yolo"][1]])
-    monkeypatch.setattr(image_files, "probe", None)
+    monkeypatch.setattr(probing, "probe", None)
     found = [DatasetCatalog.get(cfg.DATASETS.TEST[0]) for _ in range(3)]
     assert [len(records) for records in found] == [VAL] * 3
 

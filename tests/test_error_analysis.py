@@ -21,7 +21,7 @@ from PIL import Image
 from pycocotools import mask as rles
 
 from randwire_d2.config import classifier_config, detector_config
-from randwire_d2.data.rle import rle_fault
+from randwire_d2.data.formats.rle import rle_fault
 from randwire_d2.drawing.errors import MOST, plot_class_ap, plot_confusion
 from randwire_d2.drawing.style import BLUE, RED
 from randwire_d2.engine import register_data

@@ -36,12 +36,13 @@ from randwire_d2.export import (
     format_of,
 )
 from randwire_d2.export.runtimes import RUNTIMES
-from randwire_d2.inference import Classifier, Detector, load_model, quantised, runtime
-from randwire_d2.inference import export as export_module
-from randwire_d2.inference.export import export_model
-from randwire_d2.inference.exported import ExportedClassifier
-from randwire_d2.inference.quantised import export_int8
-from randwire_d2.inference.runtime import LEAST_IMAGES, in_runtime
+from randwire_d2.inference import Classifier, Detector, load_model
+from randwire_d2.inference.deployment import export as export_module
+from randwire_d2.inference.deployment import quantised, runtime
+from randwire_d2.inference.deployment.export import export_model
+from randwire_d2.inference.deployment.quantised import export_int8
+from randwire_d2.inference.deployment.runtime import LEAST_IMAGES, in_runtime
+from randwire_d2.inference.models.exported import ExportedClassifier
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "torch": ".pt2"}
 SMALL = [

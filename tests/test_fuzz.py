@@ -53,19 +53,19 @@ from randwire_d2.config import (
     spec_from_config,
 )
 from randwire_d2.conversion import Target, graphs, read_checkpoint, read_image, read_source
-from randwire_d2.data.image_files import probe
-from randwire_d2.data.images import read_rgb
-from randwire_d2.data.inspection import clean
-from randwire_d2.data.layouts import find_splits
-from randwire_d2.data.shards import read_shards
+from randwire_d2.data.classification.shards import read_shards
+from randwire_d2.data.detection.inspection import clean
+from randwire_d2.data.formats.layouts import find_splits
+from randwire_d2.data.images.probing import probe
+from randwire_d2.data.images.reading import read_rgb
 from randwire_d2.experiments.sweep import load_sweep
 from randwire_d2.export import format_of
-from randwire_d2.inference.export import export_model
+from randwire_d2.inference.deployment.export import export_model
 from randwire_d2.inference.inputs import Video
-from randwire_d2.inference.loading import load_model
+from randwire_d2.inference.models.loading import load_model
 from randwire_d2.pretrained import read_folder
-from randwire_d2.pretrained.safetensors_file import safetensors_bytes
 from randwire_d2.runs import RunFolder
+from randwire_d2.weight_files.safetensors_file import safetensors_bytes
 
 FAST, THOROUGH = 15, 300  # cases of each parser
 SPEC = NetworkGenerator("small", 2, 3, "WS", {"k": 2, "p": 0.75})(1)

@@ -9,8 +9,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torchvision.datasets import ImageFolder
 
-from randwire_d2.data import ClassificationShapesConfig, builtin, image_folder
-from randwire_d2.data.image_folder import (
+from randwire_d2.data import ClassificationShapesConfig, builtin
+from randwire_d2.data.classification import image_folder
+from randwire_d2.data.classification.image_folder import (
     check_image_folders,
     image_folder_classes,
     register_folders,
@@ -63,7 +64,8 @@ def test_listing_is_torchvisions(tmp_path):
 def test_imagenet(tmp_path):
     """ImageNet must lie where DETECTRON2_DATASETS says, and its import must not look for it."""
     code = (
-        "import importlib, randwire_d2.data.image_folder as f; importlib.reload(f)\n"
+        "import importlib, randwire_d2.data.classification.image_folder as f\n"
+        "importlib.reload(f)\n"
         "from detectron2.data import MetadataCatalog\n"
         "for n in ('imagenet_train', 'imagenet_val'): print(MetadataCatalog.get(n).image_root)\n"
         "print(*f.check_image_folders(['imagenet_train'], ['imagenet_val']), sep='\\n')"

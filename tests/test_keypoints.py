@@ -20,7 +20,7 @@ from helpers import ROOT, last_metrics
 from randwire_d2 import load_detector
 from randwire_d2.cli import browse_data, export, predict, train
 from randwire_d2.data import labelled_images, training_mapper
-from randwire_d2.data.keypoints import of_classes
+from randwire_d2.data.formats.keypoints import of_classes
 from randwire_d2.engine import Trainer, argument_parser, data_config, load_config
 from randwire_d2.engine.lazy.config import load_lazy_config
 

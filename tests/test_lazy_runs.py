@@ -29,7 +29,7 @@ from torch import nn
 from randwire_d2 import NetworkGenerator, RandWire, load_detector
 from randwire_d2.checkpoint import RandWireCheckpointer, check_wiring, load_checkpoint
 from randwire_d2.config import detector_config, set_spec
-from randwire_d2.data.classes import class_entries
+from randwire_d2.data.detection.classes import class_entries
 from randwire_d2.data.shapes import CLASSES
 from randwire_d2.engine import check_continuation, register_data
 from randwire_d2.engine.lazy import training

@@ -14,7 +14,7 @@ from PIL import Image
 
 from randwire_d2.config import detector_config
 from randwire_d2.data import labelled_images
-from randwire_d2.data.patience import PatientMapper
+from randwire_d2.data.images.patience import PatientMapper
 from randwire_d2.engine import argument_parser, load_config
 
 SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")

@@ -31,9 +31,10 @@ from randwire_d2.cli.predict import main
 from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.data import register_folders
 from randwire_d2.engine import Trainer
-from randwire_d2.inference import Detector, job
+from randwire_d2.inference import Detector
 from randwire_d2.inference.inputs import _inputs, find_inputs
-from randwire_d2.inference.output import results_writer
+from randwire_d2.inference.prediction import job
+from randwire_d2.inference.prediction.output import results_writer
 
 VAL = "randwire_shapes_val"
 CONFIG = ROOT / "configs/faster_rcnn_randwire_shapes.yaml"

@@ -22,7 +22,7 @@ from fvcore.nn import sigmoid_focal_loss
 from helpers import ROOT, assert_equal, draw_boxes
 from torch.utils.data import IterableDataset
 
-from randwire_d2.data import augmentation
+from randwire_d2.data.detection import augmentation
 from randwire_d2.engine import Trainer, argument_parser, load_config
 from randwire_d2.engine.train_loader import TrainLoader, detection_train_loader
 

@@ -41,12 +41,11 @@ from torch.utils.data import DataLoader, Dataset
 from randwire_d2 import checksum
 from randwire_d2.benchmark.memory import MemoryWatch
 from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
-from randwire_d2.checksum import DamagedFile, check_whole, is_whole
 from randwire_d2.classification.data import read_image
 from randwire_d2.cli.measure_memory import watch_prediction, watch_training
 from randwire_d2.config import detector_config
-from randwire_d2.data import patience
-from randwire_d2.data.patience import DiskGone, PatientMapper
+from randwire_d2.data.images import patience
+from randwire_d2.data.images.patience import DiskGone, PatientMapper
 from randwire_d2.engine import (
     argument_parser,
     check_output,
@@ -67,6 +66,7 @@ from randwire_d2.engine.processes.signals import StopOnSignal
 from randwire_d2.engine.processes.slurm import Task
 from randwire_d2.engine.trainer import in_parallel
 from randwire_d2.runs import RunFolder
+from randwire_d2.weight_files.checksum import DamagedFile, check_whole, is_whole
 
 # -------------------------------------------------------------------------------------------------
 # Checkpoints carry a checksum

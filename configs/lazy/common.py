@@ -8,7 +8,7 @@ from detectron2.config import LazyCall as L
 from omegaconf import DictConfig
 
 from randwire_d2 import NetworkGenerator, RandWire
-from randwire_d2.data.patience import PatientMapper
+from randwire_d2.data import PatientMapper
 
 constants = model_zoo.get_config("common/data/constants.py").constants
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader

@@ -13,11 +13,11 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..checksum import checksummed
 from ..errors import system_error
 from ..files import atomic_open, megabytes
-from ..pretrained.reading import check_state, read_entries
 from ..runs import RunFolder
+from ..weight_files.checksum import checksummed
+from ..weight_files.reading import check_state, read_entries
 from .entries import Wiring, check_wiring, compare_preprocessing, entries_of, find_backbone
 
 # The key under which it holds, with SOLVER.EMA, the average of the weights, in the form of "model":

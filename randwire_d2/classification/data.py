@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from ..data.images import center_crop, order_channels, read_rgb
-from ..data.listing import listed_images
-from ..data.patience import patiently
+from ..data.classification.listing import listed_images
+from ..data.images.patience import patiently
+from ..data.images.reading import center_crop, order_channels, read_rgb
 from ..engine.processes.random_state import mix_seeds
 from ..engine.processes.signals import guard_workers
 

@@ -8,8 +8,8 @@ import torch
 from detectron2.config import CfgNode
 
 from ..config import classifier_config
-from ..data.image_folder import check_image_folders, register_folders
-from ..data.listing import count_listed, list_anew, take_listings
+from ..data.classification.image_folder import check_image_folders, register_folders
+from ..data.classification.listing import count_listed, list_anew, take_listings
 from ..engine import (
     check_best_metric,
     check_continuation,

@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data.listing import listed
+from ..data.classification.listing import listed
 from ..engine import Trainer, mean_losses, setup
 from ..engine.processes.random_state import run_seed
 from ..modeling.image_classifier import ImageClassifier

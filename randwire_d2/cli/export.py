@@ -15,8 +15,8 @@ import os
 from collections.abc import Sequence
 
 from ..export import FORMATS, TOLERANCE
-from ..inference.export import PARTS, export_model
-from ..inference.quantised import LEAST_COMPARED, LEAST_EQUAL, MOST_IMAGES, export_int8
+from ..inference.deployment.export import PARTS, export_model
+from ..inference.deployment.quantised import LEAST_COMPARED, LEAST_EQUAL, MOST_IMAGES, export_int8
 from .frame import framed, parser_of
 
 SCRIPT = "export_model.py"

@@ -9,7 +9,7 @@ DATASETS.TRAIN "('imagenet_shards/train',)", or a pattern: "('shards/train-{0000
 
 from collections.abc import Sequence
 
-from ..data.shard_writer import make_shards
+from ..data.classification.shard_writer import make_shards
 from .frame import framed, parser_of
 
 SCRIPT = "make_shards.py"

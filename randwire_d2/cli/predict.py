@@ -25,21 +25,21 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import data
-from ..data.classes import category_ids
-from ..data.labels import named
+from ..data.detection.classes import category_ids
 from ..devices import device_here
 from ..engine import register_data
 from ..engine.processes.signals import sigterm_as_ctrl_c
 from ..files import check_folder
-from ..inference.classifier import TOP, Classifier
-from ..inference.detector import Detector
+from ..inference.deployment.runtime import AUTO, CHOICES, EAGER, LEAST_IMAGES, in_runtime
 from ..inference.inputs import files_as_inputs, find_inputs
-from ..inference.job import Job
-from ..inference.loading import load_model
-from ..inference.output import PICTURES, RESULTS, picture_path, segments_path
-from ..inference.runtime import AUTO, CHOICES, EAGER, LEAST_IMAGES, in_runtime
-from ..inference.unfinished import NOTE, STAMPS, check_note, read_note
+from ..inference.models.classifier import TOP, Classifier
+from ..inference.models.detector import Detector
+from ..inference.models.loading import load_model
+from ..inference.prediction.job import Job
+from ..inference.prediction.output import PICTURES, RESULTS, picture_path, segments_path
+from ..inference.prediction.unfinished import NOTE, STAMPS, check_note, read_note
 from ..malloc import keep_freed_memory
+from ..text import named
 from .frame import at_least, framed, parser_of
 
 SCRIPT = "predict.py"

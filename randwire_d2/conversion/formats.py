@@ -12,10 +12,10 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from ..checkpoint import EMA_KEY, load_checkpoint
-from ..checksum import checksummed
 from ..files import atomic_open
-from ..pretrained.reading import check_state, read_entries
-from ..pretrained.safetensors_file import require_safetensors, safetensors_bytes
+from ..weight_files.checksum import checksummed
+from ..weight_files.reading import check_state, read_entries
+from ..weight_files.safetensors_file import require_safetensors, safetensors_bytes
 
 # The key under which a converted ResNe(X)t holds the MODEL.RESNETS keys that it needs.
 RESNETS_KEY = "resnets"

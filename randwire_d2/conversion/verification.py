@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import PREPROCESSING_KEY, Preprocessing, RandWireCheckpointer
 from ..data.builtin import draw_image
-from ..data.images import read_rgb
+from ..data.images.reading import read_rgb
 from ..data.shapes import ShapesConfig
 from ..modeling import ImageClassifier
 from .source import STAGES, Features, Source, some

@@ -3,25 +3,27 @@
 Importing this registers the built-in sets and ImageNet in Detectron2.
 """
 
-from .augmentation import check_jitter, training_mapper
 from .builtin import make_dataset, register_shapes
-from .by_path import count_images, labelled_images, register_detection_data
-from .image_folder import (
+from .classification.image_folder import (
     check_image_folders,
     image_folder_classes,
     register_folders,
     register_image_folder,
     register_shards,
 )
-from .layouts import absolute
+from .classification.shard_writer import make_shards
+from .detection.augmentation import check_jitter, training_mapper
+from .detection.by_path import count_images, labelled_images, register_detection_data
+from .detection.summary import Look, look
+from .formats.layouts import absolute
+from .images.patience import PatientMapper
 from .paths import existing_path
 from .shapes import ClassificationShapesConfig, ShapesConfig
-from .shard_writer import make_shards
-from .summary import Look, look
 
 __all__ = [
     "ClassificationShapesConfig",
     "Look",
+    "PatientMapper",
     "ShapesConfig",
     "absolute",
     "check_image_folders",

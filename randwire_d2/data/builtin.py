@@ -25,7 +25,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import NativePathHandler, PathHandler, file_lock
 from PIL import Image
 
-from .image_folder import DATASETS_ROOT, register_image_folder
+from .classification.image_folder import DATASETS_ROOT, register_image_folder
 from .shapes import CLASSES, ClassificationShapesConfig, Scene, ShapesConfig, draw_scene
 
 VERSION = 2  # of the drawing: raise it whenever the same config gives other images than before
@@ -107,9 +107,9 @@ def register_shapes(root: str, config: ShapesConfig, prefix: str = "") -> None:
 class _ShapesHandler(PathHandler):
     """Makes the set when Detectron2 first asks for a file in its folder.
 
-    All readers, load_coco_json and COCOEvaluator for the annotations and image_folder.py for its
-    folders, ask PathManager for them; so whichever comes first finds them, and the metadata's
-    json_file and image_root are plain paths.
+    All readers, load_coco_json and COCOEvaluator for the annotations and
+    classification/image_folder.py for its folders, ask PathManager for them; so whichever comes
+    first finds them, and the metadata's json_file and image_root are plain paths.
 
     It has a NativePathHandler and is none: PathManager would give that every local path instead of
     those in this folder.

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from .. import data  # noqa: F401 (registers the built-in data sets)
-from ..data.rle import rle_fault
+from ..data.formats.rle import rle_fault
 from ..text import brief
 from .style import INK, class_palette, page
 

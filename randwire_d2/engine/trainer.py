@@ -37,8 +37,8 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
-from ..data.classes import class_entries
-from ..data.patience import PatientMapper
+from ..data.detection.classes import class_entries
+from ..data.images.patience import PatientMapper
 from ..modeling.stage import RandWireStage
 from .conclusion import conclude, predict_command
 from .config.keys import YAML_KEYS, Keys

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader
 
-from ..data.patience import PatientMapper
+from ..data.images.patience import PatientMapper
 from ..modeling import RandWire
 from .processes.random_state import random_state_kept
 from .processes.signals import guard_workers

@@ -1,9 +1,8 @@
 """A trained model out of its checkpoint alone, and what it finds in images, folders and videos."""
 
-from .classifier import Classifier
-from .detector import Detector
-from .hub import from_pretrained
-from .loading import load_classifier, load_detector, load_model
+from .models.classifier import Classifier
+from .models.detector import Detector
+from .models.loading import from_pretrained, load_classifier, load_detector, load_model
 
 __all__ = [
     "Classifier",

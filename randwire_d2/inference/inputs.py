@@ -33,22 +33,6 @@ class Input:
         return self.path.lower().endswith(VIDEO_EXTENSIONS)
 
 
-def check_pixels(image: object) -> None:
-    """
-    Raises:
-        ValueError: it is no image as OpenCV reads one; one line.
-    """
-    kind = type(image).__name__
-    if isinstance(image, np.ndarray):
-        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
-            return
-        kind = f"{image.dtype} of the shape {image.shape}"
-    raise ValueError(
-        f"an image must be an array (H, W, 3) of uint8; got {kind} (cv2.imread gives None of a "
-        "file that it can't read)"
-    )
-
-
 def find_inputs(given: Sequence[str], option: str = "INPUT") -> list[Input]:
     """The images and videos of files, globs and folders (with those below), each once, in order.
 

@@ -11,11 +11,11 @@ from ..modeling import RandWire
 from ..pretrained import PretrainedFolder, model_card
 from ..pretrained.entries import WIRING_KEY
 from ..runs import RunFolder
-from .assembly import assemble
-from .classifier import Classifier
-from .detector import Detector
-from .loading import find_checkpoint
-from .pretrained import find_network
+from .models.assembly import assemble
+from .models.classifier import Classifier
+from .models.detector import Detector
+from .models.loading import find_checkpoint
+from .models.pretrained import find_network
 from .record import sections_of
 
 # What precedes a backbone's weights in the files of tools/convert_checkpoint.py.

@@ -15,12 +15,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import MissingLibrary
 from ..files import atomic_open
 from ..text import brief, one_line
+from ..weight_files.safetensors_file import read_safetensors, safetensors_bytes
 from ..wiring import NetworkSpec
 from .entries import stored_spec
 from .hub import PREFIX, download, is_repo
-from .safetensors_file import MissingLibrary, read_safetensors, safetensors_bytes
 
 # In the order in which they take their names: a folder without its config is none.
 WEIGHTS, CARD, CONFIG = FILES = ("model.safetensors", "README.md", "config.json")

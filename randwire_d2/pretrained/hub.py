@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import MissingLibrary
 from ..text import one_line
-from .safetensors_file import MissingLibrary
 
 PREFIX = "hf://"
 _NAME = r"[A-Za-z0-9][\w.-]*"

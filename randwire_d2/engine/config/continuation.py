@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.engine.hooks import LRScheduler
 
 from ...config import flat
-from ...data.layouts import find_splits
+from ...data.formats.layouts import find_splits
 from ...runs import RunFolder
 from ...text import one_line
 from .keys import LAZY_KEYS, YAML_KEYS, Keys

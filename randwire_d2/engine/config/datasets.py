@@ -11,12 +11,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ...data import Look, absolute, labelled_images, look, register_detection_data
-from ...data.by_path import read_labels, take_labels
-from ...data.image_files import known_files, take_files
-from ...data.labels import named
-from ...data.layouts import find_splits
-from ...data.listing import count_listed, known_listings, take_listings
-from ...text import one_line
+from ...data.classification.listing import count_listed, known_listings, take_listings
+from ...data.detection.by_path import read_labels, take_labels
+from ...data.formats.layouts import find_splits
+from ...data.images.probing import known_files, take_files
+from ...text import named, one_line
 from ..processes.torchrun import made_once
 from .keypoints import check_keypoints
 from .keys import UNSET

@@ -11,8 +11,8 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 from torch import nn
 
-from ...pretrained.reading import iteration_of
 from ...runs import RunFolder
+from ...weight_files.reading import iteration_of
 from ..config.keys import YAML_KEYS, Keys
 from ..config.metric import best_evaluation, best_metric, is_loss
 

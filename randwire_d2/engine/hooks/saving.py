@@ -18,9 +18,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from ...checkpoint import RandWireCheckpointer
-from ...checksum import is_whole
 from ...files import megabytes
 from ...runs import EVALUATIONS, RunFolder
+from ...weight_files.checksum import is_whole
 
 logger = logging.getLogger(__name__)
 

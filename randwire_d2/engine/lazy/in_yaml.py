@@ -22,8 +22,8 @@ from torch import nn
 
 from ...checkpoint import find_preprocessing
 from ...config import detector_config, flat, set_spec
-from ...data.layouts import absolute
-from ...data.patience import PatientMapper
+from ...data.formats.layouts import absolute
+from ...data.images.patience import PatientMapper
 from ...modeling import LazyDetector, RandWire, describe_lazily
 
 # What a LazyConfig's detector finds no keypoints without, and where the flips of images are.

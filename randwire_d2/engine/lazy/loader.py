@@ -16,7 +16,7 @@ from detectron2.data.samplers import (
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import IterableDataset
 
-from ...data.patience import PatientMapper
+from ...data.images.patience import PatientMapper
 from ..processes.signals import guard_workers
 from ..train_loader import TrainLoader, warn_of_first_images
 from .in_yaml import target_of

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ...checkpoint import EMA_KEY, RandWireCheckpointer
-from ...data.classes import class_entries
+from ...data.detection.classes import class_entries
 from ...files import atomic_open
 from ...malloc import keep_freed_memory
 from ...runs import RunFolder, evaluation_config

@@ -1,0 +1,234 @@
+"""Tar shards of labelled images in webdataset's layout: each image is read where it lies.
+
+A shard is a tar file whose neighbouring members of one name are a sample: ``key.jpg``, or any other
+of torchvision's image types, and ``key.cls``, its label in digits. ``classes.txt`` beside the
+shards names the classes, a line each in the order of their labels; without it they are called by
+their numbers.
+
+A shard is read from end to end once, to note where its images are; what was noted is kept in
+iopath's cache (``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``) for as long as the file has
+that size and time. So samples are read by their index, in any order, as the files of a folder are;
+a shuffle buffer would make the stream of a resumed training another one.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
+from torchvision.datasets.folder import is_image_file
+
+from ...files import atomic_open
+from ...text import brief, one_line
+from ..paths import read_text
+
+CLASSES_FILE = "classes.txt"
+PREFIX = "tar://"
+VERSION = 1  # of what is kept
+_MOST_CLASSES = 2**20  # ImageNet's 21k are a fiftieth of it
+_THREADS = 16  # most wait for a disk
+_END = bytes(tarfile.BLOCKSIZE)  # what follows the last member
+
+logger = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """An image in a shard: its member's name, and its bytes from ``offset`` on."""
+
+    member: str
+    offset: int
+    size: int
+    label: int
+
+
+def find_shards(path: str) -> list[str]:
+    """The shards that a path names, in their order; none of anything else.
+
+    Args:
+        path: a folder with ``*.tar`` and no folders, one such file, or a pattern such as
+            ``train-{000000..000127}.tar``, whose files need not exist.
+    """
+    if os.path.isdir(path):
+        files = [*Path(path).iterdir()]
+        if any(file.is_dir() for file in files):  # classes, perhaps beside what they came in
+            return []
+        return sorted(str(file) for file in files if file.suffix == ".tar")
+    if not path.endswith(".tar"):
+        return []
+    return _expand(path) if "{" in path else [path] * os.path.isfile(path)
+
+
+def _expand(pattern: str) -> list[str]:
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if not match:
+        return [pattern]
+    first, last = match.groups()
+    return [
+        shard
+        for i in range(int(first), int(last) + 1)
+        for shard in _expand(f"{pattern[: match.start()]}{i:0{len(first)}}{pattern[match.end() :]}")
+    ]
+
+
+def read_shards(shards: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """{"file_name", "label"} of each image, in the order of the shards, and the classes' names.
+
+    Detectron2's PathManager opens such a file_name, for reading.
+
+    Raises:
+        ValueError: a shard is missing, damaged or of another layout; one line that names it.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        samples = [*pool.map(_samples, shards)]
+    records: list[dict[str, Any]] = [
+        {"file_name": _name(os.path.abspath(shard), sample), "label": sample.label}
+        for shard, found in zip(shards, samples)
+        for sample in found
+    ]
+    if not records:
+        raise ValueError(f"{shards[0]!r}: no sample is in this and {len(shards) - 1} other shards")
+    number = 1 + max(record["label"] for record in records)
+    names = _class_names(os.path.dirname(shards[0]))
+    if names is not None and number > len(names):
+        bad = next(r["file_name"] for r in records if r["label"] >= len(names))
+        raise ValueError(
+            f"{bad} has a label of {len(names)} or more, but the {CLASSES_FILE} beside it names "
+            f"{len(names)} classes"
+        )
+    return records, [str(i) for i in range(number)] if names is None else names
+
+
+def _class_names(folder: str) -> list[str] | None:
+    path = os.path.join(folder, CLASSES_FILE)
+    if not os.path.exists(path):
+        return None
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise ValueError(f"{path!r} names the class {twice[0]!r} twice")
+    return names
+
+
+# -------------------------------------------------------------------------------------------------
+# What is noted of a shard
+# -------------------------------------------------------------------------------------------------
+
+
+def _samples(shard: str) -> list[Sample]:
+    try:
+        stat = os.stat(shard)
+    except OSError as e:
+        raise ValueError(f"the shard {shard!r} can't be read: {e.strerror}") from e
+    path = os.path.abspath(shard)
+    state = [VERSION, path, stat.st_size, stat.st_mtime_ns]
+    folder = os.path.join(get_cache_dir(), "randwire_d2", "shards")
+    kept = os.path.join(folder, f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.json")
+    samples = _read_kept(kept, state)
+    if samples is None:
+        logger.info(f"Looking for the images in {shard}, once")
+        samples = _scan(shard)
+        with suppress(OSError):  # without it, the next process has to look again
+            os.makedirs(folder, exist_ok=True)
+            with file_lock(kept), atomic_open(kept) as f:
+                json.dump({"state": state, "samples": samples}, f)
+    return samples
+
+
+def _read_kept(path: str, state: list[Any]) -> list[Sample] | None:
+    try:
+        with open(path, encoding="utf-8") as f:
+            kept = json.load(f)
+        return [Sample(*sample) for sample in kept["samples"]] if kept["state"] == state else None
+    except (OSError, ValueError, KeyError, TypeError):  # not there yet, or no more whole
+        return None
+
+
+def _scan(shard: str) -> list[Sample]:
+    try:
+        with tarfile.open(shard, "r:") as archive, open(shard, "rb") as f:
+            members = [m for m in archive if m.isfile()]
+            # tarfile takes a damaged header, and the end of a file that was cut off, for the end.
+            f.seek(archive.offset)
+            if f.read(len(_END)) != _END:
+                raise tarfile.ReadError(f"there is no member at byte {archive.offset}, and no end")
+            return [*_group(members, f)]
+    except (tarfile.TarError, OSError, ValueError) as e:
+        raise ValueError(
+            f"the shard {shard!r} is damaged, or no tar file of labelled images: {one_line(e, 300)}"
+        ) from e
+
+
+def _group(members: Sequence[tarfile.TarInfo], f: IO[bytes]) -> Iterator[Sample]:
+    for key, neighbours in groupby(members, lambda member: _split(member.name)[0]):
+        group = [*neighbours]
+        parts = {_split(member.name)[1]: member for member in group}
+        images = [kind for kind in parts if is_image_file(f".{kind}") and "." not in kind]
+        if not key or (not images and "cls" not in parts):
+            continue  # a note of webdataset's or the user's own
+        if len(images) != 1 or "cls" not in parts or len(parts) < len(group):
+            kinds = ", ".join(sorted(_split(member.name)[1] for member in group))
+            raise ValueError(
+                f"the sample {brief(key)} has {one_line(kinds)}; it needs one image, such as jpg, "
+                "and cls, its label"
+            )
+        f.seek(parts["cls"].offset_data)
+        label = f.read(min(parts["cls"].size, 20))
+        if not label.strip().isdigit() or int(label) >= _MOST_CLASSES:
+            raise ValueError(
+                f"the label of {brief(key)} is {label!r}; it must be a number from 0, less than "
+                f"{_MOST_CLASSES:,}"
+            )
+        image = parts[images[0]]
+        yield Sample(image.name, image.offset_data, image.size, int(label))
+
+
+def _split(member: str) -> tuple[str, str]:
+    """A member's key and kind, cut at the first dot of the name's last part, as webdataset's."""
+    folder, slash, name = member.rpartition("/")
+    key, dot, kind = name.partition(".")
+    return (f"{folder}{slash}{key}", kind.lower()) if key and dot else ("", "")
+
+
+# -------------------------------------------------------------------------------------------------
+# Their images as files
+# -------------------------------------------------------------------------------------------------
+
+
+def _name(shard: str, sample: Sample) -> str:
+    return f"{PREFIX}{shard}//{sample.member}#{sample.offset}+{sample.size}"
+
+
+def image_type(file_name: str) -> str:
+    """The type that an image's name tells, such as "jpg", of a file or in a shard."""
+    name = file_name.rpartition("#")[0] if file_name.startswith(PREFIX) else file_name
+    return Path(name).suffix[1:].lower()
+
+
+class _MemberHandler(PathHandler):
+    """Opens what ``_name`` names."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
+        if mode != "rb":
+            raise OSError(f"{path} is part of a shard, which is only read, as bytes")
+        name, _, where = path.removeprefix(PREFIX).rpartition("#")
+        offset, size = map(int, where.split("+"))
+        with open(name.partition("//")[0], "rb") as f:
+            f.seek(offset)
+            return io.BytesIO(f.read(size))
+
+
+PathManager.register_handler(_MemberHandler(), allow_override=True)  # this module may be reloaded

@@ -1,0 +1,214 @@
+"""COCO's instances format, as Detectron2's ``load_coco_json`` reads it, with its faults named.
+
+Detectron2's reader answers a file that is not as it should be with a KeyError or an assertion, and
+makes a class of the root category (``supercategory: none``) that Roboflow's exports begin with.
+supervision's DetectionDataset rounds boxes to float32 and keeps masks as pixels. On a sound file,
+the records here are those of ``load_coco_json``, which a test compares.
+"""
+
+import json
+import os
+from typing import Any
+
+import pycocotools.mask
+
+from ...text import brief, named, one_line
+from ..paths import read_text
+from .keypoints import Keypoints, of_classes
+from .labels import Faults, LabelledImages, annotation, check_classes
+
+NO_IMAGE = "annotations of an image that is not in the file (left out)"
+NOT_FOUR = "boxes that are not four numbers (left out)"
+NO_POLYGON = "masks without a polygon of three points (their objects are left out)"
+NO_CROWD = "annotations whose iscrowd is neither 0 nor 1 (left out)"
+IGNORED = 'annotations with "ignore" (left out)'
+
+
+def read_coco(json_file: str, image_root: str) -> LabelledImages:
+    """Read a file in COCO's instances format; images need no height and width.
+
+    Raises:
+        ValueError: it is no such file, an image id comes twice, or an annotation has a category
+            that the file doesn't have; one line.
+    """
+    content = _parse(json_file)
+    images, annotations, categories = (
+        _list(json_file, content, key) for key in ("images", "annotations", "categories")
+    )
+    used = {_key(a, "category_id") for a in annotations}
+    before = len(categories)
+    categories = _without_root(_by_id(json_file, "category", categories, "name"), used)
+    index = {category["id"]: i for i, category in enumerate(categories)}
+    keypoints, faults = _keypoints(categories, annotations), Faults()
+    records = {}
+    for image in _by_id(json_file, "image", images, "file_name"):
+        record: dict[str, Any] = {
+            "file_name": os.path.join(image_root, str(image["file_name"])),
+            "image_id": image["id"],
+            "annotations": [],
+        }
+        record.update({k: image[k] for k in ("height", "width") if isinstance(image.get(k), int)})
+        records[image["id"]] = record
+    for entry in annotations:
+        image_id = _key(entry, "image_id")
+        found = _annotation(json_file, entry, index) if image_id in records else NO_IMAGE
+        if isinstance(found, str):
+            faults.add(found, _where(entry))
+        else:
+            if keypoints.names:
+                found["keypoints"] = entry.get("keypoints")
+            records[image_id]["annotations"].append(found)
+    evaluable = len(categories) == before and _is_evaluable(images, annotations, keypoints)
+    return LabelledImages(
+        json_file,
+        list(records.values()),
+        check_classes(json_file, (category["name"] for category in categories)),
+        tuple(index),
+        faults,
+        json_file if evaluable else None,
+        image_root,
+        keypoints,
+    )
+
+
+def _parse(json_file: str) -> dict[str, Any]:
+    text = read_text(json_file)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{json_file!r} is no JSON: {one_line(e)}") from e
+    if not isinstance(content, dict):
+        raise ValueError(f"{json_file!r} is not in COCO's format: it holds no object")
+    return content
+
+
+def _list(json_file: str, content: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    found = content.get(key)
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ValueError(
+            f"{json_file!r} is not in COCO's instances format: it has no list of {key!r}"
+        )
+    return found
+
+
+def _by_id(
+    json_file: str, what: str, entries: list[dict[str, Any]], name: str
+) -> list[dict[str, Any]]:
+    """Entries in the order of their ids, each of which has an id of its own and a name."""
+    found: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        key = entry.get("id")
+        if not isinstance(key, int) or name not in entry:
+            raise ValueError(
+                f"{json_file!r}: {what} {brief(entry.get(name, key))} has no number as its id, "
+                f"or no {name!r}"
+            )
+        if key in found:
+            raise ValueError(
+                f"{json_file!r}: two {what} entries, {brief(found[key][name])} and "
+                f"{brief(entry[name])}, "
+                f"have the id {key}; give each its own"
+            )
+        found[key] = entry
+    return [found[key] for key in sorted(found)]
+
+
+def _without_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict[str, Any]]:
+    """Leave out the one above the others, which Roboflow writes and nothing is annotated with."""
+    above = {str(category.get("supercategory")) for category in categories}
+    return [
+        category
+        for category in categories
+        if category["id"] in used
+        or category.get("supercategory") != "none"
+        or str(category["name"]) not in above
+    ]
+
+
+def _keypoints(categories: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Keypoints:
+    """Those of the categories, one of which has the skeleton; without names, as many as the
+    annotations have, as in what Detectron2 writes."""
+    lists = [found for a in annotations if isinstance(found := a.get("keypoints"), list)]
+    number = max((len(found) // 3 for found in lists), default=0)
+    skeleton = next((c["skeleton"] for c in categories if c.get("skeleton")), None)
+    return of_classes({str(c["name"]): c.get("keypoints") for c in categories}, number, skeleton)
+
+
+def _is_evaluable(
+    images: list[dict[str, Any]], annotations: list[dict[str, Any]], keypoints: Keypoints
+) -> bool:
+    """Whether COCO's evaluation can take the file as it is.
+
+    To it, what was matched with an annotation of id 0 is unmatched; Roboflow's begin there. Where
+    one has keypoints, all have, and their number beside them.
+    """
+    ids = {a.get("id") for a in annotations if isinstance(a.get("id"), int)}
+    return (
+        0 not in ids
+        and len(ids) == len(annotations)
+        and all(_is_number(a.get("area")) and a.get("iscrowd") in (0, 1) for a in annotations)
+        and all("height" in image and "width" in image for image in images)
+        and (not keypoints.names or all(map(_counts_keypoints, annotations)))
+    )
+
+
+def _counts_keypoints(entry: dict[str, Any]) -> bool:
+    found = entry.get("keypoints")
+    return (
+        isinstance(found, list)
+        and len(found) > 0
+        and entry.get("num_keypoints") == sum(v in (1, 2) for v in found[2::3])
+    )
+
+
+def _where(entry: dict[str, Any]) -> str:
+    return f"annotation {brief(entry.get('id'))}"
+
+
+def _annotation(
+    json_file: str, entry: dict[str, Any], index: dict[int, int]
+) -> dict[str, Any] | str:
+    """The annotation in Detectron2's form, or its fault."""
+    category, box = _key(entry, "category_id"), entry.get("bbox")
+    segmentation = entry.get("segmentation")
+    if category not in index:
+        raise ValueError(
+            f"{json_file!r}: {_where(entry)} has the category_id "
+            f"{brief(entry.get('category_id'))}, which is none of its {len(index)} categories "
+            f"({named(index, len(index))})"
+        )
+    polygons = segmentation if isinstance(segmentation, list) else []
+    valid = [p for p in polygons if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6]
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        return NOT_FOUR
+    if entry.get("ignore") or (polygons and not valid):
+        return IGNORED if entry.get("ignore") else NO_POLYGON
+    crowd = entry.get("iscrowd")
+    if crowd not in (None, 0, 1):  # Detectron2 takes all but 0 for a crowd, None too
+        return NO_CROWD
+    found = annotation(box, index[category], int(crowd or 0))
+    if isinstance(segmentation, dict):
+        found["segmentation"] = _compressed(segmentation)
+    elif valid:
+        found["segmentation"] = valid
+    return found
+
+
+def _is_number(value: object) -> bool:
+    # JSON's integers can be larger than a float.
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)
+
+
+def _key(entry: dict[str, Any], name: str) -> Any:
+    """The number that an entry has under a name; None of anything else."""
+    return entry[name] if isinstance(entry.get(name), int) else None
+
+
+def _compressed(rle: dict[str, Any]) -> dict[str, Any]:
+    """An RLE as Detectron2 has it; one that can't be read becomes empty, which fits no image."""
+    if not isinstance(rle.get("counts"), list):
+        return rle
+    try:
+        return pycocotools.mask.frPyObjects(rle, *rle["size"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return {}

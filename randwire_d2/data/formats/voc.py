@@ -1,0 +1,183 @@
+"""Pascal VOC's folders: Annotations, JPEGImages and ImageSets/Main.
+
+A box's corners are the outermost pixels, counted from 1: as in Detectron2's reader, 1 is subtracted
+from xmin and ymin. They are whole numbers by convention; where a file has fractions, those are
+kept, to a thousandth of a pixel. There are no polygons. supervision's reader decodes every image
+to learn the size that the file states, and rounds boxes to float32; Detectron2's knows VOC's own
+20 classes only.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from torchvision.datasets.folder import is_image_file
+
+from ...text import brief, named, one_line
+from ..paths import read_text
+from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
+
+FOLDERS = ("Annotations", "JPEGImages")
+LABEL_MAP = "labelmap.txt"  # CVAT's and Datumaro's: a class on each line, up to the colon
+NOT_FOUR = "objects whose bndbox is not four numbers (left out)"
+NO_FILE = "images without a file in Annotations (left out)"
+NO_SIZE = "annotations without the image's size (it is taken from the image)"
+DIGITS = 3
+
+
+class VocObject(NamedTuple):
+    name: str
+    box: list[float] | None  # x, y, width, height; None where bndbox is not four numbers
+    is_difficult: bool
+
+
+class VocFile(NamedTuple):
+    """A file in Annotations; the size, height and width, is None where it does not say it."""
+
+    size: tuple[int, int] | None
+    objects: list[VocObject]
+
+
+def is_voc(folder: str) -> bool:
+    return all(os.path.isdir(os.path.join(folder, name)) for name in FOLDERS)
+
+
+def image_sets(folder: str) -> dict[str, list[str]]:
+    """The names of the images of each split: of train and val, or of VOC's trainval and test.
+
+    Where there are no lists, train is all that is in Annotations.
+    """
+    main = Path(folder, "ImageSets", "Main")
+    lists = {path.stem: path for path in main.glob("*.txt")}
+    for train, val in (("train", "val"), ("trainval", "test")):
+        if train in lists:
+            return {
+                split: [line.strip() for line in read_text(lists[name]).splitlines() if line]
+                for split, name in (("train", train), ("val", val))
+                if name in lists
+            }
+    return {"train": sorted(path.stem for path in Path(folder, FOLDERS[0]).glob("*.xml"))}
+
+
+def voc_classes(folder: str, parse: Callable[[Path], VocFile]) -> tuple[str, ...]:
+    """The names in labelmap.txt, or those of all objects in Annotations, sorted.
+
+    Args:
+        parse: ``parse_voc``, or what remembers its answers.
+
+    Raises:
+        ValueError: there is none, or a file can't be read; one line.
+    """
+    label_map = Path(folder, LABEL_MAP)
+    if label_map.is_file():
+        lines = read_text(label_map).splitlines()
+        names = [line.split(":")[0].strip() for line in lines if not line.startswith("#")]
+        return check_classes(str(label_map), [n for n in names if n not in ("", "background")])
+    files = sorted(Path(folder, FOLDERS[0]).glob("*.xml"))
+    found = {o.name for path in files for o in parse(path).objects}
+    return check_classes(folder, sorted(found - {""}))
+
+
+def read_voc(
+    folder: str, names: list[str], of_classes: str, parse: Callable[[Path], VocFile]
+) -> LabelledImages:
+    """Read the images of these names, without extension.
+
+    Args:
+        of_classes: the folder whose ``voc_classes`` are the classes.
+        parse: as there.
+
+    Raises:
+        ValueError: a file of annotations can't be read, or has an object of no class; one line.
+    """
+    classes = voc_classes(of_classes, parse)
+    index = {name: i for i, name in enumerate(classes)}
+    images = {Path(f).stem: f for f in sorted(os.listdir(os.path.join(folder, FOLDERS[1])))
+              if is_image_file(f)}  # fmt: skip
+    faults = Faults()
+    records = []
+    for name, image_id in zip(names, image_ids(names)):
+        file_name = os.path.join(folder, FOLDERS[1], images.get(name, f"{name}.jpg"))
+        record: dict[str, Any] = {"file_name": file_name, "image_id": image_id, "annotations": []}
+        path = Path(folder, FOLDERS[0], f"{name}.xml")
+        if path.is_file():
+            _take(parse(path), str(path), record, index, faults)
+            records.append(record)
+        else:
+            faults.add(NO_FILE, str(path))
+    category_ids = tuple(range(1, len(classes) + 1))
+    return LabelledImages(folder, records, classes, category_ids, faults, image_root=folder)
+
+
+def _take(
+    file: VocFile, path: str, record: dict[str, Any], index: dict[str, int], faults: Faults
+) -> None:
+    if file.size is not None:
+        record["height"], record["width"] = file.size
+    else:
+        faults.add(NO_SIZE, path)
+    for name, box, is_difficult in file.objects:
+        if name not in index:
+            raise ValueError(
+                f"{path!r} has an object of the class {brief(name)}, which is none "
+                f"of the {len(index)}: {named(index, len(index), 80)}"
+            )
+        if box is None:
+            faults.add(NOT_FOUR, path)
+            continue
+        found = annotation(box, index[name])
+        if is_difficult:
+            found["difficult"] = True
+        record["annotations"].append(found)
+
+
+def parse_voc(path: Path) -> VocFile:
+    """
+    Raises:
+        ValueError: it can't be read as VOC's XML; one line.
+    """
+    root = _parse(path)
+    try:
+        height, width = (int(float(_text(root, f"size/{key}"))) for key in ("height", "width"))
+    except (ValueError, OverflowError):
+        height = width = 0
+    objects = [
+        VocObject(_text(o, "name"), _box(o), _text(o, "difficult") == "1")
+        for o in root.findall("object")
+    ]
+    return VocFile((height, width) if height and width else None, objects)
+
+
+def _box(element: ElementTree.Element) -> list[float] | None:
+    box = element.find("bndbox")  # a path of two names is a search in Python
+    if box is None:
+        return None
+    try:
+        left, top, right, bottom = (
+            float(_text(box, key)) for key in ("xmin", "ymin", "xmax", "ymax")
+        )
+    except ValueError:
+        return None
+    left, top = left - 1, top - 1
+    return [round(v, DIGITS) for v in (left, top, right - left, bottom - top)]
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Entities, which could fill the memory or name other files, are declared in a DOCTYPE."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("it has a DOCTYPE, which VOC's files have not; remove it")
+
+
+def _parse(path: Path) -> ElementTree.Element:
+    try:
+        parser = ElementTree.XMLParser(target=_NoDoctype())
+        return ElementTree.parse(path, parser).getroot()
+    except (OSError, ValueError, ElementTree.ParseError) as e:
+        raise ValueError(f"{str(path)!r} can't be read as VOC's XML: {one_line(e)}") from e
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()

@@ -1,0 +1,72 @@
+"""An image as classifiers are trained and tested with it: its file, its crop, its channels."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from detectron2.data.detection_utils import _apply_exif_orientation
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from ...text import one_line
+from .probing import why_deep
+
+
+def read_rgb(path: str, *, upright: bool = False) -> Image.Image:
+    """An image file as RGB.
+
+    Args:
+        upright: turned as its EXIF says, as OpenCV and Detectron2 read it. Data sets of
+            classification are not: ImageFolder reads them so, and ImageNet's pretrained weights
+            and figures are of images that were read so.
+
+    Raises:
+        ValueError: it can't be read, or has more than 8 bits per channel; one line.
+    """
+    try:
+        with open_image(path) as image:
+            return (_apply_exif_orientation(image) if upright else image).convert("RGB")
+    except Exception as e:  # damaged bytes fail in as many ways as there are bytes
+        raise ValueError(f"{path} can't be read: {one_line(e) or type(e).__name__}") from e
+
+
+@contextmanager
+def open_image(path: str) -> Iterator[Image.Image]:
+    """An image file, not decoded yet.
+
+    Raises:
+        ValueError: it has more than 8 bits per channel; one line.
+    """
+    with PathManager.open(path, "rb") as f, Image.open(f) as image:
+        if reason := why_deep(image):
+            raise ValueError(reason)
+        yield image
+
+
+def check_pixels(image: object) -> None:
+    """
+    Raises:
+        ValueError: it is no image as OpenCV reads one; one line.
+    """
+    kind = type(image).__name__
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return
+        kind = f"{image.dtype} of the shape {image.shape}"
+    raise ValueError(
+        f"an image must be an array (H, W, 3) of uint8; got {kind} (cv2.imread gives None of a "
+        "file that it can't read)"
+    )
+
+
+def center_crop(size: int, ratio: float) -> v2.Transform:
+    """PIL image to (3, size, size) of uint8: its centre, once its shorter side is size / ratio."""
+    resize = v2.Resize(round(size / ratio))
+    return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
+
+
+def order_channels(image: Tensor, input_format: str) -> Tensor:
+    """An RGB image (3, H, W) in the order of INPUT.FORMAT."""
+    return image.flip(0) if input_format == "BGR" else image

@@ -1,0 +1,92 @@
+"""``save_pretrained`` and ``from_pretrained`` of detectors and classifiers."""
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from ...checkpoint import entries_of
+from ...config import is_classifier
+from ...modeling.pretrained import PretrainedNetwork
+from ...pretrained import PretrainedFolder, model_card, read_folder, write_folder
+from .assembly import assemble
+
+_T = TypeVar("_T", bound="PretrainedModel")
+
+
+class PretrainedModel:
+    """A model with its config and classes, out of a file.
+
+    Attributes:
+        classifies: whether it is a classifier, whose ids of classes are their order.
+        stuff_entry: of a panoptic model whose stuff has names, what is under ``STUFF_KEY``.
+        keypoint_entry: of a Keypoint R-CNN whose keypoints have names, that of ``KEYPOINTS_KEY``.
+        runtime: the one of ``deployment.runtime`` that was chosen for it; None for the usual one.
+    """
+
+    cfg: CfgNode
+    model: nn.Module
+    class_names: list[str]
+    category_ids: list[int]
+    classifies = False
+    runtime: str | None = None
+    stuff_entry: dict[str, Any] | None = None
+    keypoint_entry: dict[str, Any] | None = None
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write weights, config and classes into a folder, which appears whole.
+
+        Args:
+            folder: a new or an empty one.
+            card: its README.md; by default one that describes the model. tools/publish_model.py
+                writes it from the run's own record.
+            overwrite: replace an earlier model in a folder that is not empty.
+
+        Raises:
+            ValueError: the folder is not empty or a file, or safetensors is not installed.
+        """
+        kind = type(self).__name__
+        ids = None if self.classifies else self.category_ids
+        classes = self.class_names, ids, self.stuff_entry, self.keypoint_entry
+        entries = entries_of(self.model, self.cfg, *classes)
+        if card is None:
+            network = find_network(self.model)
+            listed = ", ".join(self.class_names)
+            spec = None if network is None else network.spec
+            card = model_card(kind, spec, {"Classes": listed})
+        state = self.model.state_dict()
+        return write_folder(folder, kind, state, entries, card=card, overwrite=overwrite)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_T], path_or_repo: str | os.PathLike[str], device: str | None = None
+    ) -> _T:
+        """The model that ``save_pretrained`` wrote, ready to be called on images.
+
+        Args:
+            path_or_repo: its folder, or a repository of the Hugging Face Hub that holds it:
+                ``owner/name[@revision]`` or ``hf://owner/name[@revision]``.
+            device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
+
+        Raises:
+            ValueError: it can't be had, is damaged or of another kind; one line.
+        """
+        return cls.from_folder(read_folder(path_or_repo, cls.__name__), device)
+
+    @classmethod
+    def from_folder(cls: type[_T], folder: PretrainedFolder, device: str | None = None) -> _T:
+        """As ``from_pretrained``, of what ``read_folder`` read."""
+        file = str(folder.weights)
+        cfg, model, classes = assemble(file, folder.checkpoint, device)
+        if is_classifier(cfg) != cls.classifies:
+            raise ValueError(f"{folder.path}: its config is not that of a {cls.__name__}")
+        return cls(file, cfg, model, *(classes[:1] if cls.classifies else classes))  # type: ignore[call-arg]
+
+
+def find_network(model: nn.Module) -> PretrainedNetwork | None:
+    """The RandWire in a model, if there is one."""
+    return next((m for m in model.modules() if isinstance(m, PretrainedNetwork)), None)
