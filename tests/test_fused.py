@@ -244,6 +244,22 @@ def test_a_penalty_on_gradients_is_refused_if_they_come_from_a_constant(
         (out + grad.square().sum()).backward()
 
 
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_detect_anomaly_finds_none(
+    norm: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: who looks for NaN is told of one where nobody has written."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", norm).to(device)
+    # Else what nobody has written is what lay there before.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.autograd.detect_anomaly():
+            stage(torch.randn(2, 5, 16, 16).to(device)).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_gradients_in_batches_are_refused(device: torch.device) -> None:
     """Wrong: the message is about a memory format, and names no way out."""
     stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN").to(device)

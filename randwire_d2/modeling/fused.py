@@ -198,7 +198,7 @@ def _modules_of(nodes: Sequence[Any]) -> Iterator[Any]:
 
 
 class Order(NamedTuple):
-    """A plan, and its ``by_target`` and ``by_source`` as one tensor, on the stage's device."""
+    """A plan, and its ``by_…`` as one tensor, on the stage's device."""
 
     plan: Plan
     edges: Tensor

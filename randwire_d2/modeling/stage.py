@@ -64,7 +64,7 @@ class RandWireStage(CNNBlockBase):
         plain_because: why the last pass ran the nodes one by one; empty if it was fused, None if
             there was none.
         padding: how many channels of zeros the nodes had beside their own in that pass.
-        edges: of each plan ``by_target`` and ``by_source``, on the stage's device. They are no
+        edges: of each plan all three ``by_…``, side by side, on the stage's device. They are no
             buffers: those are averaged with the weights by whoever averages buffers, which would
             make other edges of them, and left without values by ``to_empty``.
     """
@@ -211,7 +211,10 @@ class RandWireStage(CNNBlockBase):
     def _edges_on(self, device: torch.device | None) -> tuple[Tensor, ...]:
         plans = self.plan, self._plan_by_level
         with torch.inference_mode(False):  # they may be trained with later
-            return tuple(torch.tensor([*p.by_target, *p.by_source], device=device) for p in plans)
+            return tuple(
+                torch.tensor([*p.by_target, *p.by_source, *p.by_coefficient], device=device)
+                for p in plans
+            )
 
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()  # with weights that have no address yet
