@@ -460,6 +460,13 @@ def forget_statistics(stage: RandWireStage) -> None:
             norm.running_mean = norm.running_var = None
 
 
+def keep_weights_elsewhere(stage: RandWireStage) -> None:
+    for module in stage.modules():  # as FSDP does, and DataParallel in its replicas
+        for name, weight in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            setattr(module, name, weight * 1)
+
+
 def parametrize(stage: RandWireStage) -> None:
     nn.utils.parametrizations.weight_norm(stage.get_submodule("nodes.1.conv.pointwise"))
 
@@ -469,6 +476,7 @@ def parametrize(stage: RandWireStage) -> None:
     [
         (change_nothing, ""),
         (parametrize, "somebody changed a convolution"),
+        (keep_weights_elsewhere, "a weight is no parameter of its convolution"),
         (dilate, "somebody changed a convolution"),
         (stop_striding, "somebody changed a convolution"),
         (change(DEPTHWISE, padding_mode="reflect"), "somebody changed a convolution"),
@@ -910,19 +918,3 @@ def test_one_process_of_each_machine_compiles(
     ):  # fmt: skip
         assert not stage_module._in_all_processes(find, together=True)
     assert done == [*["find"] * is_first, "synchronize", "find"]
-
-
-def test_replicas_of_data_parallel_share_the_edges_of_their_device(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Wrong: each pass copies each stage's edges to the other GPUs again."""
-    spec = NetworkGenerator("small", channels=8, num_nodes=5)(1)
-    stage = RandWire(spec).res3.eval()
-    x = torch.rand(1, stage.in_channels, 8, 8)
-    expected = stage.run_fused(x)
-    stage.edges = tuple(edges.to("meta") for edges in stage.edges)
-    made = mock.Mock(side_effect=RandWireStage._edges_on.__get__(stage))
-    monkeypatch.setattr(RandWireStage, "_edges_on", made)
-    for _ in range(2):
-        assert torch.equal(stage._replicate_for_data_parallel().run_fused(x), expected)
-    assert made.call_count == 1

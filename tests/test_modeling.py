@@ -837,13 +837,16 @@ def test_deepcopy_is_independent() -> None:
     assert copy.deepcopy(model.backbone.spec) == model.backbone.spec
 
 
-def test_weights_for_a_network_built_on_meta() -> None:
+@pytest.mark.parametrize("assign", [False, True])
+def test_weights_for_a_network_built_on_meta(assign: bool) -> None:
     """Else what is built without memory, and given its weights afterwards, has no edges."""
     spec = draw_spec("regular", "WS")
     model = randomise(RandWireClassifier(spec, 4)).eval()
     with torch.device("meta"):
         late = RandWireClassifier(spec, 4).eval()
-    late.to_empty(device="cpu").load_state_dict(model.state_dict())
+    if not assign:
+        late.to_empty(device="cpu")
+    late.load_state_dict(model.state_dict(), assign=assign)
     x = torch.randn(1, 3, 40, 40)
     assert torch.equal(late(x), model(x))
 

@@ -106,8 +106,6 @@ class RandWireStage(CNNBlockBase):
             len(spec.dag.output_nodes),
         )
         self.edges = self._edges_on(self._device())
-        # What the replicas of DataParallel share, which are made anew for each pass.
-        self._edges_elsewhere: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """
@@ -186,10 +184,8 @@ class RandWireStage(CNNBlockBase):
 
     def run_fused(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` as one function, whether or not that is possible."""
-        if self.edges[0].device != x.device:  # what gathers weights there may leave them behind
-            if x.device not in self._edges_elsewhere:
-                self._edges_elsewhere[x.device] = self._edges_on(x.device)
-            self.edges = self._edges_elsewhere[x.device]
+        if self.edges[0].device != x.device:  # weights were assigned there, or are gathered there
+            self.edges = self._edges_on(x.device)
         smallest, by_level = map(Order, (self.plan, self._plan_by_level), self.edges)
         return run_fused(smallest, by_level, [*self.nodes], x, kept, self.recompute)
 
@@ -202,7 +198,7 @@ class RandWireStage(CNNBlockBase):
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.graphs.drop()
         super()._apply(*args, **kwargs)
-        self.edges, self._edges_elsewhere = self._edges_on(self._device()), {}
+        self.edges = self._edges_on(self._device())
         return self
 
     def _device(self) -> torch.device | None:
@@ -215,11 +211,6 @@ class RandWireStage(CNNBlockBase):
                 torch.tensor([*p.by_target, *p.by_source, *p.by_coefficient], device=device)
                 for p in plans
             )
-
-    def _replicate_for_data_parallel(self) -> Any:
-        replica = super()._replicate_for_data_parallel()  # with weights that have no address yet
-        replica.cuda_graphs = False
-        return replica
 
     def run_nodes(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` node by node."""
