@@ -7,7 +7,8 @@ import multiprocessing
 import pickle
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from helpers import (
     randomise,
 )
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from randwire_d2 import (
     NetworkGenerator,
@@ -453,6 +455,24 @@ def test_no_edge_drops_in_frozen_stages(frozen: int, at_once: bool) -> None:
     outputs = outputs_by_edge(spec, model, images(35, 35), edges, NAMES[:frozen])
     seen = {which_edge(model(images(35, 35))["res5"], outputs) for _ in range(60)}
     assert seen <= set(edges) if edges else seen == {None}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        checkpoint_wrapper,
+        pytest.param(partial(torch.compile, backend="eager"), marks=pytest.mark.slow),
+    ],
+)
+def test_edges_drop_in_stages_that_were_wrapped(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """Wrong: nobody tells that a stage with activation checkpoints, say, loses no edge any more."""
+    model = RandWire(draw_spec("small", "WS"), edge_drop_prob=1.0).double().train()
+    found = []
+    for wrapped in (False, True):
+        model.res4 = wrap(model.res4) if wrapped else model.res4
+        torch.manual_seed(0)
+        found.append([model(images())["res5"] for _ in range(10)])
+    assert_same(torch.stack(found[1]), torch.stack(found[0]), "features")
 
 
 @pytest.mark.parametrize("path", PATHS)
