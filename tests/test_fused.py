@@ -848,6 +848,15 @@ def test_autocast_agrees_with_the_nodes(
         assert ((a - b).norm() / b.norm()) < 0.05
 
 
+def test_autocast_leaves_float64_alone(device: torch.device) -> None:
+    """Wrong: in a block with autocast, what a user wants in double precision has three digits."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN", fused="on")
+    randomise(stage.double()).to(device)
+    x = torch.randn(2, 5, 8, 8, dtype=torch.float64).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert_same(stage(x), stage.run_nodes(x), "result")
+
+
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_a_model_that_was_cast_loses_no_more_than_its_nodes(
     norm: str, device: torch.device

@@ -176,9 +176,10 @@ def tensors_of(nodes: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What a stage computes in: autocast's type, or its input's."""
+    """What a stage computes in: autocast's type, which float64 is never cast to, or its input's."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    casts = x.dtype != torch.float64 and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if casts else x.dtype
 
 
 @contextmanager
