@@ -857,6 +857,25 @@ def test_autocast_leaves_float64_alone(device: torch.device) -> None:
         assert_same(stage(x), stage.run_nodes(x), "result")
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_backward_pass_in_autocast_is_the_one_outside(
+    recompute: bool, enabled: bool, device: torch.device
+) -> None:
+    """Wrong: who calls backward() in a block with autocast gets other gradients, or an error."""
+    spec = draw_spec("small", "WS").stages[0]
+    stage = randomise(RandWireStage(spec, "sep_conv3x3", "BN", fused="on", recompute=recompute))
+    stage.to(device)
+    x = torch.randn(2, 5, 8, 8).to(device)
+    found = []
+    for inside in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            y = stage(x).float().square().sum()
+        with torch.autocast(device.type, torch.bfloat16, enabled=inside):
+            found.append(torch.autograd.grad(y, [*stage.parameters()]))
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_a_model_that_was_cast_loses_no_more_than_its_nodes(
     norm: str, device: torch.device
