@@ -244,6 +244,22 @@ def test_a_penalty_on_gradients_is_refused_if_they_come_from_a_constant(
         (out + grad.square().sum()).backward()
 
 
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_detect_anomaly_finds_none(
+    norm: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: who looks for NaN is told of one where nobody has written."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", norm).to(device)
+    # Else what nobody has written is what lay there before.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.autograd.detect_anomaly():
+            stage(torch.randn(2, 5, 16, 16).to(device)).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_gradients_in_batches_are_refused(device: torch.device) -> None:
     """Wrong: the message is about a memory format, and names no way out."""
     stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN").to(device)
@@ -444,6 +460,13 @@ def forget_statistics(stage: RandWireStage) -> None:
             norm.running_mean = norm.running_var = None
 
 
+def keep_weights_elsewhere(stage: RandWireStage) -> None:
+    for module in stage.modules():  # as FSDP does, and DataParallel in its replicas
+        for name, weight in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            setattr(module, name, weight * 1)
+
+
 def parametrize(stage: RandWireStage) -> None:
     nn.utils.parametrizations.weight_norm(stage.get_submodule("nodes.1.conv.pointwise"))
 
@@ -453,6 +476,7 @@ def parametrize(stage: RandWireStage) -> None:
     [
         (change_nothing, ""),
         (parametrize, "somebody changed a convolution"),
+        (keep_weights_elsewhere, "a weight is no parameter of its convolution"),
         (dilate, "somebody changed a convolution"),
         (stop_striding, "somebody changed a convolution"),
         (change(DEPTHWISE, padding_mode="reflect"), "somebody changed a convolution"),
@@ -824,6 +848,34 @@ def test_autocast_agrees_with_the_nodes(
         assert ((a - b).norm() / b.norm()) < 0.05
 
 
+def test_autocast_leaves_float64_alone(device: torch.device) -> None:
+    """Wrong: in a block with autocast, what a user wants in double precision has three digits."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN", fused="on")
+    randomise(stage.double()).to(device)
+    x = torch.randn(2, 5, 8, 8, dtype=torch.float64).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert_same(stage(x), stage.run_nodes(x), "result")
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_backward_pass_in_autocast_is_the_one_outside(
+    recompute: bool, enabled: bool, device: torch.device
+) -> None:
+    """Wrong: who calls backward() in a block with autocast gets other gradients, or an error."""
+    spec = draw_spec("small", "WS").stages[0]
+    stage = randomise(RandWireStage(spec, "sep_conv3x3", "BN", fused="on", recompute=recompute))
+    stage.to(device)
+    x = torch.randn(2, 5, 8, 8).to(device)
+    found = []
+    for inside in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            y = stage(x).float().square().sum()
+        with torch.autocast(device.type, torch.bfloat16, enabled=inside):
+            found.append(torch.autograd.grad(y, [*stage.parameters()]))
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_a_model_that_was_cast_loses_no_more_than_its_nodes(
     norm: str, device: torch.device
@@ -894,19 +946,3 @@ def test_one_process_of_each_machine_compiles(
     ):  # fmt: skip
         assert not stage_module._in_all_processes(find, together=True)
     assert done == [*["find"] * is_first, "synchronize", "find"]
-
-
-def test_replicas_of_data_parallel_share_the_edges_of_their_device(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Wrong: each pass copies each stage's edges to the other GPUs again."""
-    spec = NetworkGenerator("small", channels=8, num_nodes=5)(1)
-    stage = RandWire(spec).res3.eval()
-    x = torch.rand(1, stage.in_channels, 8, 8)
-    expected = stage.run_fused(x)
-    stage.edges = tuple(edges.to("meta") for edges in stage.edges)
-    made = mock.Mock(side_effect=RandWireStage._edges_on.__get__(stage))
-    monkeypatch.setattr(RandWireStage, "_edges_on", made)
-    for _ in range(2):
-        assert torch.equal(stage._replicate_for_data_parallel().run_fused(x), expected)
-    assert made.call_count == 1

@@ -533,6 +533,14 @@ def ONE_SHORT(num_nodes: int, seed: int) -> nx.Graph:
     return nx.empty_graph(num_nodes - 1)
 
 
+def DIRECTED(num_nodes: int, seed: int) -> nx.Graph:
+    return nx.gn_graph(num_nodes, seed=seed)
+
+
+def NOTHING(num_nodes: int, seed: int) -> Any:
+    nx.empty_graph(num_nodes)
+
+
 def test_a_users_graph_model_is_reachable_from_a_config() -> None:
     """Else a project can't use its own generator without changing this one."""
     with registered(GRAPH_REGISTRY, LINE):
@@ -551,13 +559,23 @@ def test_a_users_graph_model_is_reachable_from_a_config() -> None:
     assert "LINE" not in GRAPH_REGISTRY
 
 
-def test_a_users_graph_with_other_nodes_is_refused() -> None:
-    """Else a model that forgets a node gives a network with fewer nodes than N, silently."""
-    with (
-        registered(GRAPH_REGISTRY, ONE_SHORT),
-        pytest.raises(ValueError, match=r"ONE_SHORT must return a graph whose nodes are 0 … 4"),
-    ):
-        random_graph("ONE_SHORT", 5, 1)
+@pytest.mark.parametrize("model", [ONE_SHORT, DIRECTED, NOTHING])
+def test_a_users_graph_of_another_kind_is_refused(model: Callable[..., Any]) -> None:
+    """Wrong: a model that forgets a node gives a network with fewer nodes than N, and one of arrows
+    has some of them turned, silently."""
+    name = model.__name__
+    refusal = f"{name} must return an undirected networkx.Graph whose nodes are 0 … 4"
+    with registered(GRAPH_REGISTRY, model), pytest.raises(ValueError, match=refusal):
+        random_graph(name, 5, 1)
+
+
+def test_a_multigraph_has_the_edges_that_it_has() -> None:
+    """Wrong: the keys of its edges are taken for nodes, so that all begin at node 0."""
+    graph = nx.MultiGraph([(0, 1), (3, 1), (3, 2)])
+    assert Dag.from_graph(graph).edges == ((0, 1), (1, 3), (2, 3))
+    graph.add_edge(1, 3)
+    with pytest.raises(ValueError, match=r"edge \(1, 3\) occurs twice"):
+        Dag.from_graph(graph)
 
 
 @pytest.mark.parametrize(

@@ -180,8 +180,8 @@ class RandWire(PretrainedNetwork, Backbone):
 
     def _say_how_stages_ran(self) -> None:
         """Log how the stages have just run, unless it was said before."""
-        stages = {name: getattr(self, name) for name in self._stage_names}
-        graphs = {name: s for name, s in stages.items() if isinstance(s, RandWireStage)}
+        found = self._random_graphs().items()
+        graphs = {name: s for name, s in found if s.plain_because is not None}  # not compiled
         reasons = tuple(stage.plain_because for stage in graphs.values())
         paddings = {name: stage.padding for name, stage in graphs.items() if stage.padding}
         replayed = [name for name, stage in graphs.items() if stage.graphs.replayed]
@@ -233,10 +233,15 @@ class RandWire(PretrainedNetwork, Backbone):
         """Of each stage that is trained; asked anew, since stages can be frozen one by one."""
         return {
             name: len(stage.plan.learned)
-            for name in self._stage_names
-            if isinstance(stage := getattr(self, name), RandWireStage)
-            and any(p.requires_grad for p in stage.parameters())
+            for name, stage in self._random_graphs().items()
+            if any(p.requires_grad for p in stage.parameters())
         }
+
+    def _random_graphs(self) -> dict[str, Any]:
+        """The randomly wired stages, by name; of one that was wrapped (for activation checkpoints,
+        by FSDP, by torch.compile) the wrapper, which hands out the stage's attributes."""
+        stages = {name: getattr(self, name) for name in self._stage_names}
+        return {name: stage for name, stage in stages.items() if hasattr(stage, "plan")}
 
     def options(self) -> dict[str, Any]:
         return {

@@ -27,6 +27,11 @@ Fused = Literal["auto", "on", "off"]
 
 EXPORTING = "the model is traced or exported"
 
+_NO_PARAMETER = (
+    "a weight is no parameter of its convolution, as with DataParallel, or with "
+    "FullyShardedDataParallel without use_orig_params"
+)
+
 ConvSettings = tuple[tuple[Any, ...], ...]  # of a node's two convolutions
 
 
@@ -84,28 +89,31 @@ def _why_not(node: nn.Module, built: ConvSettings) -> str:
     if type(both) is not SepConv3x3:
         return f"the node operation is {type(both).__name__}, not SepConv3x3"
     convs: Any = both._modules.values()
+    for conv in convs:
+        if type(conv) is not Conv2d or conv._parameters["bias"] is not None or conv._modules:
+            return "somebody changed a convolution"
+        # Who asks for parameters, to see what wants a gradient, would not find it.
+        if conv._parameters.get("weight") is None:
+            return _NO_PARAMETER
+    if tuple(map(_settings_of, convs)) != built:
+        return "somebody changed a convolution"
     if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
-        own, running = norm._parameters, norm._buffers  # FSDP may have what is in neither
+        own, running = norm._parameters, norm._buffers
         # Without a momentum, the running statistics are cumulative averages.
         if (
             norm.momentum is None
             or not norm.track_running_stats
-            or own.get("weight", norm) is None
-            or own.get("bias", norm) is None
-            or running.get("running_mean", norm) is None
-            or running.get("running_var", norm) is None
-            or running.get("num_batches_tracked", norm) is None
+            or own.get("weight") is None
+            or own.get("bias") is None
+            or running.get("running_mean") is None
+            or running.get("running_var") is None
+            or running.get("num_batches_tracked") is None
         ):
             return f"a {type(norm).__name__} is without weights, running statistics or momentum"
         if type(norm) is nn.SyncBatchNorm and torch.compiler.is_compiling():
             return "the norm is SyncBatchNorm, whose messages torch.compile does not know"
     elif type(norm) is not FrozenBatchNorm2d:
         return f"the norm is {type(norm).__name__}, not BN, SyncBN or FrozenBN"
-    for conv in convs:
-        if type(conv) is not Conv2d or conv._parameters["bias"] is not None or conv._modules:
-            return "somebody changed a convolution"
-    if tuple(map(_settings_of, convs)) != built:
-        return "somebody changed a convolution"
     if "aggregate" in node.__dict__:
         return "somebody replaced the weighted sum of a Node"
     for module in (node, both, *convs, norm):
@@ -168,9 +176,10 @@ def tensors_of(nodes: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What a stage computes in: autocast's type, or its input's."""
+    """What a stage computes in: autocast's type, which float64 is never cast to, or its input's."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    casts = x.dtype != torch.float64 and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if casts else x.dtype
 
 
 @contextmanager
@@ -198,7 +207,7 @@ def _modules_of(nodes: Sequence[Any]) -> Iterator[Any]:
 
 
 class Order(NamedTuple):
-    """A plan, and its ``by_target`` and ``by_source`` as one tensor, on the stage's device."""
+    """A plan, and its ``by_…`` as one tensor, on the stage's device."""
 
     plan: Plan
     edges: Tensor

@@ -44,7 +44,7 @@ from .weights import narrower_image, narrower_weights, wider_image
 class GraphFunction(torch.autograd.Function):
     """(run, edges, x, coefficients, norms, *convolutions) -> (output, *moments of groups).
 
-    ``edges`` is the plan's ``by_target`` and ``by_source``, one after the other.
+    ``edges`` is the plan's ``by_target``, ``by_source`` and ``by_coefficient``, side by side.
     ``convolutions`` are D and P of all nodes, one list after the other: autograd gives gradients to
     arguments that are tensors, and does not look into lists.
     """
@@ -59,7 +59,7 @@ class GraphFunction(torch.autograd.Function):
         norms: Tensor,
         *convolutions: Tensor,
     ) -> tuple[Tensor, ...]:
-        by_edge = coefficients[edges]
+        by_edge = coefficients[edges[: -len(coefficients)]]
         own_types = convolutions[0].dtype, convolutions[run.plan.num_nodes].dtype
         # Saved like this: to make them again takes more launches than to cast others again does.
         x = wider_image(x, run.in_padding)
@@ -101,11 +101,7 @@ class GraphFunction(torch.autograd.Function):
         grad_x = None
         if need_x:
             grad_x = narrower_image(ops.weighted_sum(gradients.x, state.ones, []), run.in_padding)
-        # The gradients go where the coefficients came from. Those of the constants, nobody asks
-        # for: whichever of their gradients they get.
-        grad_coefficients = torch.empty_like(coefficients)
-        by_source = edges[len(plan.by_target) :]
-        grad_coefficients.index_copy_(0, by_source, gradients.coefficients())
+        grad_coefficients = gradients.coefficients()[edges[-len(coefficients) :]]
         # In the weights' own types: autograd would cast them one by one.
         return (
             *(None, None, grad_x, grad_coefficients, gradients.norms()),

@@ -31,8 +31,10 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def once(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Whoever calls backward() in a block with autocast would have it cast what is summed up.
+        device = next((g.device.type for g in grads if g is not None), "cpu")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(device, enabled=False):
                 found: tuple[Tensor | None, ...] = backward(ctx, *grads)
         except RuntimeError as e:
             if "vmap" not in str(e):

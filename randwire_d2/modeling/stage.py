@@ -64,7 +64,7 @@ class RandWireStage(CNNBlockBase):
         plain_because: why the last pass ran the nodes one by one; empty if it was fused, None if
             there was none.
         padding: how many channels of zeros the nodes had beside their own in that pass.
-        edges: of each plan ``by_target`` and ``by_source``, on the stage's device. They are no
+        edges: of each plan all three ``by_…``, side by side, on the stage's device. They are no
             buffers: those are averaged with the weights by whoever averages buffers, which would
             make other edges of them, and left without values by ``to_empty``.
     """
@@ -106,8 +106,6 @@ class RandWireStage(CNNBlockBase):
             len(spec.dag.output_nodes),
         )
         self.edges = self._edges_on(self._device())
-        # What the replicas of DataParallel share, which are made anew for each pass.
-        self._edges_elsewhere: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """
@@ -186,10 +184,8 @@ class RandWireStage(CNNBlockBase):
 
     def run_fused(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` as one function, whether or not that is possible."""
-        if self.edges[0].device != x.device:  # what gathers weights there may leave them behind
-            if x.device not in self._edges_elsewhere:
-                self._edges_elsewhere[x.device] = self._edges_on(x.device)
-            self.edges = self._edges_elsewhere[x.device]
+        if self.edges[0].device != x.device:  # weights were assigned there, or are gathered there
+            self.edges = self._edges_on(x.device)
         smallest, by_level = map(Order, (self.plan, self._plan_by_level), self.edges)
         return run_fused(smallest, by_level, [*self.nodes], x, kept, self.recompute)
 
@@ -202,7 +198,7 @@ class RandWireStage(CNNBlockBase):
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.graphs.drop()
         super()._apply(*args, **kwargs)
-        self.edges, self._edges_elsewhere = self._edges_on(self._device()), {}
+        self.edges = self._edges_on(self._device())
         return self
 
     def _device(self) -> torch.device | None:
@@ -211,12 +207,10 @@ class RandWireStage(CNNBlockBase):
     def _edges_on(self, device: torch.device | None) -> tuple[Tensor, ...]:
         plans = self.plan, self._plan_by_level
         with torch.inference_mode(False):  # they may be trained with later
-            return tuple(torch.tensor([*p.by_target, *p.by_source], device=device) for p in plans)
-
-    def _replicate_for_data_parallel(self) -> Any:
-        replica = super()._replicate_for_data_parallel()  # with weights that have no address yet
-        replica.cuda_graphs = False
-        return replica
+            return tuple(
+                torch.tensor([*p.by_target, *p.by_source, *p.by_coefficient], device=device)
+                for p in plans
+            )
 
     def run_nodes(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` node by node."""

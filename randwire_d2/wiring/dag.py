@@ -54,7 +54,8 @@ class Dag:
     @classmethod
     def from_graph(cls, graph: nx.Graph) -> "Dag":
         """Direct every edge of an undirected graph from the smaller index to the larger one."""
-        return cls(len(graph), tuple((min(edge), max(edge)) for edge in graph.edges))
+        pairs = graph.edges()  # ``graph.edges`` of a MultiGraph has a key as the third
+        return cls(len(graph), tuple((min(pair), max(pair)) for pair in pairs))
 
     @cached_property
     def predecessors(self) -> tuple[tuple[int, ...], ...]:

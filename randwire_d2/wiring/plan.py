@@ -33,6 +33,8 @@ class Plan:
         reader_coefficients: where the reads of each node are among all, those of the order's nodes
             one after the other.
         by_source: for each of these reads, the place of its coefficient.
+        by_coefficient: for each coefficient, the read that leaves its gradient; any, of those of
+            which nobody wants one.
         one, share: where, after the learned coefficients, as many 1 are as there are input nodes,
             and as many shares of the mean as there are output nodes.
         forgettable: nodes whose results had better be computed again than be saved.
@@ -74,6 +76,9 @@ class Plan:
             for u in self.order
             for v in self.reads[u]
         ]
+        reads = {place: read for read, place in enumerate(self.by_source)}
+        number = self.share + len(dag.output_nodes)
+        self.by_coefficient = [reads.get(place, 0) for place in range(number)]
         self.forgettable = self._forgettable()
 
     def _forgettable(self) -> frozenset[int]:

@@ -47,8 +47,11 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
         raise ValueError(
             f"{model} takes the parameters {_parameters(model)}; got {brief(params)} ({e})"
         ) from e
-    if set(graph) != set(range(num_nodes)):
-        raise ValueError(f"{model} must return a graph whose nodes are 0 … {num_nodes - 1}")
+    undirected = isinstance(graph, nx.Graph) and not graph.is_directed()
+    if not undirected or set(graph) != set(range(num_nodes)):
+        raise ValueError(
+            f"{model} must return an undirected networkx.Graph whose nodes are 0 … {num_nodes - 1}"
+        )
     return graph
 
 
