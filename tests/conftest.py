@@ -19,7 +19,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("helpers", "launching", "recording")
 import helpers
@@ -28,7 +28,10 @@ from launching import alone, folders, two  # noqa: F401 (fixtures: each trains o
 torch.set_num_threads(1)
 
 # The same examples on every run; a slow machine is no failure.
-settings.register_profile("randwire", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile(
+    "randwire", deadline=None, derandomize=True, max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
 settings.load_profile("randwire")
 
 

@@ -31,10 +31,17 @@ COMMANDS = {
 }
 
 
+_held: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A port that the system gives nobody else: it stays bound, which does not hinder those who are
+    told of it, PyTorch's stores, since they share addresses."""
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.bind(("127.0.0.1", 0))
+    _held.append(found)
+    return int(found.getsockname()[1])
 
 
 def command(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
-from helpers import ROOT
+from helpers import PATIENCE, ROOT
 from label_formats import FORMATS, TRAIN, VAL, write_sound
 from launching import LAUNCHERS, run_in_two
 from torch.distributed import HashStore
@@ -130,7 +130,7 @@ def in_four_processes(
 ) -> list[Any]:
     """What ``work`` returns, or raises, in each of the processes of two machines."""
     store = HashStore()
-    store.set_timeout(timedelta(seconds=30))
+    store.set_timeout(timedelta(seconds=PATIENCE))
     monkeypatch.setattr(torchrun, "_store", lambda launched: store)
 
     def one(rank: int) -> Any:

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -146,6 +147,7 @@ def test_a_training_s_error_names_its_checkpoint(resume: bool, tmp_path: Path) -
     where the earlier one's was set aside, and there is none yet."""
     last = tmp_path / "last_checkpoint"
     last.write_text("model_0000001.pth")
+    os.utime(last, (1, 1))  # not in the same tick of the clock as what is written below
     args = argparse.Namespace(resume=resume, eval_only=False)
     argv = ["--resume"] * resume + ["OUTPUT_DIR", "a b"]
     for number in (1, 3):

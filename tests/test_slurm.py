@@ -157,6 +157,27 @@ def submit(cluster: FakeSlurm, tool: str, given: list[object], log: Path) -> Non
     assert "Slurm's job 0 is submitted" in said
 
 
+# The first process of a job waits for a signal ahead of its fortieth image: in its tenth iteration,
+# and not again in what is left of the training after that.
+HOLD = """
+import os, signal, sys
+left = 40
+def hold(name, args):
+    global left
+    if name == "open" and str(args[0]).startswith(os.environ["IMAGES"]):
+        left -= 1
+        if not left:
+            told, tell = os.pipe()
+            os.set_blocking(tell, False)
+            signal.set_wakeup_fd(tell)
+            open(os.environ["HELD"], "w").close()
+            os.read(told, 1)
+            signal.set_wakeup_fd(-1)
+if os.environ.get("SLURM_PROCID") == "0":
+    sys.addaudithook(hold)
+"""
+
+
 @pytest.mark.slow
 def test_a_job_whose_time_is_up_goes_on(
     cluster: FakeSlurm, folders: Path, two: Path, tmp_path: Path
@@ -164,16 +185,22 @@ def test_a_job_whose_time_is_up_goes_on(
     """Wrong: the job's processes train models of their own, what was trained since the last
     checkpoint is lost, the job ends for good, or begins anew."""
     output = tmp_path / "run"
-    given = command("Slurm", folders, output, workers=1, slurm="2x1")
+    held, hook = tmp_path / "held", tmp_path / "hook" / "sitecustomize.py"
+    hook.parent.mkdir()
+    hook.write_text(HOLD)
+    cluster.environment |= {
+        "PYTHONPATH": f"{hook.parent}:{ROOT}", "IMAGES": f"{folders / 'train'}/", "HELD": str(held),
+    }  # fmt: skip
+    given = command("Slurm", folders, output, slurm="2x1")
     submit(cluster, TOOL, given, tmp_path / "log")
-    wait_until(lambda: (output / "model_0000004.pth").exists())
+    wait_until(held.exists)
     cluster.send(signal.SIGUSR2, 0)
     wait_until((output / "model_final.pth").exists)
     cluster.wait(0)
     first, second = ((output / FOLDER / f"0_{i}_log.out").read_text() for i in range(2))
     (done,) = re.findall(r"SIGUSR1 ends the training after (\d+) iterations", first)
     assert re.findall(r"Starting training from iteration (\d+)", first) == ["0", done]
-    assert int(done) > 5 and "Starting training" not in second
+    assert int(done) == 10 and "Starting training" not in second
     assert_equal(final(output), final(two))
 
 

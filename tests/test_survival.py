@@ -15,6 +15,7 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter
 from helpers import (
+    PATIENCE,
     ROOT,
     assert_equal,
     draw_image_folders,
@@ -556,10 +558,10 @@ def hold(folder: Path) -> None:
     with locked(str(folder)):
         worker = os.fork()
         if not worker:  # as a loader's, it outlives the process
-            time.sleep(60)
+            time.sleep(PATIENCE)
             os._exit(0)
         (folder / "worker").write_text(str(worker))
-        time.sleep(60)
+        time.sleep(PATIENCE)
 
 
 def test_a_second_training_is_refused_until_the_first_one_ends(tmp_path: Path) -> None:
@@ -636,39 +638,54 @@ class Killed(Dataset):
 def test_the_end_of_a_worker_is_explained() -> None:
     """Wrong: "Connection reset by peer", or nothing but a number of a process, is said."""
     says = "a worker that reads images was killed.*lower DATALOADER.NUM_WORKERS 1"
-    with pytest.raises(ChildProcessError, match=says) as e, explained("DATALOADER.NUM_WORKERS 1"):
-        for _ in DataLoader(Killed(), num_workers=1):
-            pass
+    with pytest.raises(ChildProcessError, match=says) as e:
+        explained("DATALOADER.NUM_WORKERS 1", list, DataLoader(Killed(), num_workers=1))
     assert "\n" not in str(e.value)
 
 
 def test_the_end_of_a_worker_may_be_told_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: PyTorch's own error, raised by its handler of signals while the lost connection is
-    being explained, ends the training as a bug."""
+    """Wrong: PyTorch's own error, raised by its handler of signals on the way from the lost
+    connection to its explanation, ends the training as a bug."""
+    lost = compile("raise ConnectionResetError", "torch/utils/data/dataloader.py", "exec")
+    waits: list[float] = []
 
-    def interrupted(error: Exception) -> None:
-        if isinstance(error, ConnectionError):
-            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    def handler(*_: object) -> None:
+        sys.settrace(None)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
-    monkeypatch.setattr(failures, "_lost_worker", interrupted)
-    with pytest.raises(ChildProcessError, match="a worker .* was killed"), explained("WORKERS 1"):
-        raise ConnectionResetError("Connection reset by peer")
+    def lose(calls: Iterator[int]) -> None:
+        sys.settrace(lambda *_: handler() if next(calls, None) is None else None)
+        exec(lost)
+
+    clock = SimpleNamespace(sleep=lambda seconds: waits.append(seconds) or handler())
+    monkeypatch.setattr(failures, "time", clock)
+    for number in count():  # of functions that are called before the handler is
+        with pytest.raises(ChildProcessError, match="a worker .* was killed .*pid 7"):
+            explained("WORKERS 1", lose, iter(range(number)))
+        if waits:
+            break
+    assert number > 3
 
 
 @pytest.mark.parametrize("kind", [DiskGone, ValueError])
 def test_what_a_worker_says_is_said_without_its_traceback(kind: type[Exception]) -> None:
-    with pytest.raises(kind, match="^a.jpg can't be read: gone$"), explained(""):
+
+    def read() -> None:
         try:
             raise kind("a.jpg can't be read:\ngone")
         except kind:  # as PyTorch hands it over
             ExceptionWrapper(where="in DataLoader worker process 0").reraise()
 
+    with pytest.raises(kind, match="^a.jpg can't be read: gone$"):
+        explained("", read)
+
 
 def test_a_gpu_without_memory_is_explained() -> None:
     """Wrong: who has eight GPUs and a deadline is not told what takes less memory."""
     says = "CUDA out of memory. Tried 2 GiB: lower SOLVER.IMS.*RECOMPUTE True.*CUDA_GRAPHS False"
-    with pytest.raises(MemoryError, match=says), explained(""):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB")
+    error = torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB")
+    with pytest.raises(MemoryError, match=says):
+        explained("", mock.Mock(side_effect=error))
 
 
 WITH_LITTLE_SHARED_MEMORY = """
@@ -677,9 +694,8 @@ from torch.utils.data import DataLoader
 from randwire_d2.engine.processes.failures import explained
 
 try:
-    with explained("DATALOADER.NUM_WORKERS 1"):
-        for batch in DataLoader(torch.zeros(99, 1000, 1000), num_workers=1):
-            pass
+    loader = DataLoader(torch.zeros(99, 1000, 1000), num_workers=1)
+    explained("DATALOADER.NUM_WORKERS 1", list, loader)
 except ChildProcessError as e:
     print(e)
 """
@@ -702,9 +718,13 @@ def test_a_full_disk_is_said_of_any_file(tmp_path: Path) -> None:
     """Wrong: an evaluation's file that does not fit is taken for a bug; or whoever has trained in a
     process is told no more of what his own log can't write."""
     assert logging.raiseExceptions
-    with pytest.raises(OSError, match=r"^a file can't be written \(.*make room") as e:  # noqa: SIM117
-        with explained(""), full_disk(), open(tmp_path / "instances_predictions.pth", "wb") as f:
+
+    def write() -> None:
+        with full_disk(), open(tmp_path / "instances_predictions.pth", "wb") as f:
             torch.save(torch.zeros(FULL), f)
+
+    with pytest.raises(OSError, match=r"^a file can't be written \(.*make room") as e:
+        explained("", write)
     assert "\n" not in str(e.value) and logging.raiseExceptions
 
 
@@ -715,8 +735,8 @@ def test_the_log_has_no_traceback_of_a_full_disk(caplog: pytest.LogCaptureFixtur
     for error, has_traceback in ((OSError("the disk is full"), False), (KeyError("bug"), True)):
         caplog.clear()
         trainer.before_step = mock.Mock(side_effect=error)
-        with pytest.raises(type(error)), explained(""):
-            trainer.train(0, 1)
+        with pytest.raises(type(error)):
+            explained("", trainer.train, 0, 1)
         (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
         assert bool(record.exc_info) == has_traceback
         assert has_traceback or record.getMessage() == "The training ends: the disk is full"

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from helpers import ROOT, Tool, last_metrics, run_tool
+from launching import free_port
 from torch import nn
 
 from randwire_d2 import load_detector
@@ -142,9 +142,7 @@ def test_two_cpu_processes_train_one_model(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_machines_train_one_model(tmp_path: Path) -> None:
     """Wrong: --num-machines, --machine-rank and --dist-url do not reach the process group."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{s.getsockname()[1]}"
+    url = f"tcp://127.0.0.1:{free_port()}"
     machines = [
         Tool(
             TOOL,

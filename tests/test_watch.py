@@ -19,6 +19,7 @@ import torch
 from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from helpers import FORK_SERVER, PATIENCE
+from launching import free_port
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -263,9 +264,7 @@ def _look_slowly(self: watch.Watch, look: Callable[[watch.Watch], str]) -> str:
 
 def run_two(mishaps: tuple[str, str], folder: Path, victim: int = -1) -> tuple[list[int], str]:
     """The exit statuses of two processes, and what those said that are no victim."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     logs = [folder / f"log{rank}" for rank in range(2)]
     processes = [
         FORK_SERVER.Process(target=_process, args=(rank, port, mishaps[rank], logs[rank]))

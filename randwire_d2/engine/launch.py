@@ -111,11 +111,10 @@ def train_or_evaluate(
 
     SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end it, and leave a checkpoint (processes/signals.py).
     """
-    with explained(f"DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS}"):
-        if args.eval_only:
-            return _evaluate(cfg, args, trainer_class)
-        with locked(cfg.OUTPUT_DIR):  # ahead of setup, which writes there
-            return _train(cfg, args, trainer_class)
+    # The lock is ahead of setup, which writes there.
+    work = _evaluate if args.eval_only else locked(cfg.OUTPUT_DIR)(_train)
+    workers = f"DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS}"
+    return explained(workers, work, cfg, args, trainer_class)
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:

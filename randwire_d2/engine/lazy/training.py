@@ -68,11 +68,9 @@ def run_lazy(cfg: DictConfig, args: argparse.Namespace, task: Task) -> None:
 def _train_or_evaluate(args: argparse.Namespace) -> Any:
     cfg = read_lazy_config(args)
     use_data(cfg, args.opts)  # launch may have started this process, whose catalog is its own
-    with explained("dataloader.train.num_workers, dataloader.test.num_workers"):
-        if args.eval_only:
-            return _evaluate(cfg, args)
-        with locked(cfg.train.output_dir):
-            return _train(cfg, args)
+    work = _evaluate if args.eval_only else locked(cfg.train.output_dir)(_train)
+    workers = "dataloader.train.num_workers, dataloader.test.num_workers"
+    return explained(workers, work, cfg, args)
 
 
 # -------------------------------------------------------------------------------------------------

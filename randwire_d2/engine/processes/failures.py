@@ -5,8 +5,8 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,12 +15,14 @@ from ...files import megabytes
 from ...text import one_line
 
 _SHARED = "/dev/shm"
+_Result = TypeVar("_Result")
 
 
-@contextmanager
-def explained(workers: str) -> Iterator[None]:
-    """Around a training or an evaluation: what loaders raise of their workers is explained, and
-    Detectron2's log has no traceback of errors that the user can mend.
+def explained(workers: str, work: Callable[..., _Result], *args: Any) -> _Result:
+    """Call ``work(*args)``, a training or an evaluation: what loaders raise of their workers is
+    explained, and Detectron2's log has no traceback of errors that the user can mend.
+
+    It is no context manager, whose ``__exit__`` PyTorch's handler of signals may interrupt.
 
     Args:
         workers: the key with their number, and the number.
@@ -45,7 +47,7 @@ def explained(workers: str) -> Iterator[None]:
     log = logging.getLogger("detectron2.engine.train_loop")
     log.addFilter(shorten)
     try:
-        yield
+        return work(*args)
     except Exception as e:
         try:
             said = _explain(e, workers)
@@ -96,8 +98,8 @@ def _lost_worker(error: Exception) -> Exception | None:
     """What is known of a worker's end, if an error is of the connection to one."""
     if not isinstance(error, ConnectionError | EOFError):
         return None
-    frames = traceback.walk_tb(error.__traceback__)
-    if not any(f.f_code.co_filename.endswith("torch/utils/data/dataloader.py") for f, _ in frames):
+    files = " ".join(f.f_code.co_filename for f, _ in traceback.walk_tb(error.__traceback__))
+    if "torch/utils/data/dataloader.py" not in files:
         return None
     try:
         time.sleep(2)
