@@ -26,6 +26,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import data
 from ..data.classes import category_ids
+from ..data.images import check_channels
 from ..data.labels import named
 from ..devices import device_here
 from ..engine import register_data
@@ -162,6 +163,7 @@ def _prepare(args: argparse.Namespace) -> Job:
     inputs = find_inputs(args.inputs)
     keep_freed_memory()
     model = load_model(args.checkpoint, args.device)
+    check_channels(model.cfg)
     if args.dataset:
         register_data(model.cfg)
         records = _dataset_records(model, args.dataset)

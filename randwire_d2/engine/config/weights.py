@@ -74,8 +74,8 @@ def _check_same(model: nn.Module, checkpoint: Mapping[str, Any], classes: Sequen
         if (saved := checkpoint["model"].get(name, value)).shape != value.shape:
             raise ValueError(
                 f"{name} has the shape {tuple(value.shape)}, and in the checkpoint "
-                f"{tuple(saved.shape)}: the training began with another network, or data with "
-                "another number of classes (--data); give the same"
+                f"{tuple(saved.shape)}: the training began with another network, images of other "
+                "channels, or data with another number of classes (--data); give the same"
             )
     before = stored_class_names(checkpoint) or ()
     for number, (own, now) in enumerate(zip(before, map(str, classes))):
