@@ -500,6 +500,7 @@ def test_a_data_set_of_broken_images_is_an_error(damaged: Path) -> None:
         ("MODEL.BACKBONE.NAME", "build_randwire_fpn_backbone"),
         ("INPUT.FORMAT", "L"),
         ("INPUT.RANDOM_FLIP", "vertical"),
+        ("MODEL.PIXEL_MEAN", "[90.0]"),
         ("INPUT.TRAIN_CROP_AREA", "[0.0, 1.0]"),
         ("INPUT.TRAIN_CROP_AREA", "[0.5, 0.4]"),
         ("INPUT.TRAIN_CROP_AREA", "[0.5, 1.1]"),

@@ -76,6 +76,18 @@ REFUSALS = {
             "MODEL.PIXEL_STD must be … greater than 0",
         ),
         ("DETECTOR MODEL.PIXEL_STD \"['a']\"", "MODEL.PIXEL_STD must be a list … got ['a']"),
+        (
+            "DETECTOR MODEL.PIXEL_MEAN [90.0]",
+            "MODEL.PIXEL_STD must have a value each for every channel; got [90.0] and [58.395,",
+        ),
+        (
+            "DETECTOR MODEL.PIXEL_MEAN [90.0] MODEL.PIXEL_STD [60.0]",
+            "INPUT.FORMAT RGB reads 3 channels, and MODEL.PIXEL_MEAN has 1: set INPUT.FORMAT L",
+        ),
+        (
+            "DETECTOR MODEL.PIXEL_MEAN [1.0,2.0,3.0,4.0] MODEL.PIXEL_STD [1.0,1.0,1.0,1.0]",
+            "MODEL.PIXEL_MEAN has 4: … a mapper of your own, as GUIDE.md says under Channels",
+        ),
         ("DETECTOR MODEL.ROI_HEADS.NUM_CLASSES 7", "is 7, but 'randwire_shapes_train' has 6"),
         ("DETECTOR SEED 99999999999", "SEED must be less than 2**32"),
         (

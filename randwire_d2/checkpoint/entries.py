@@ -35,7 +35,7 @@ class Preprocessing:
     """What was done to the images that a network was trained on.
 
     Attributes:
-        input_format: the order of the channels, "RGB" or "BGR" (INPUT.FORMAT).
+        input_format: the channels, such as "RGB" or "L" (INPUT.FORMAT).
         pixel_mean: subtracted from each channel, whose values are 0 … 255 (MODEL.PIXEL_MEAN).
         pixel_std: each channel is then divided by it (MODEL.PIXEL_STD).
     """
@@ -54,8 +54,8 @@ class Preprocessing:
         try:
             mean, std = (tuple(map(float, values[key])) for key in ("pixel_mean", "pixel_std"))
             found = cls(str(values["input_format"]), mean, std)
-            if len(found.input_format) > 20 or not 0 < len(mean) == len(std) <= 4:
-                raise ValueError("it has not as many means as standard deviations, 1 … 4")
+            if len(found.input_format) > 20 or not 0 < len(mean) == len(std):
+                raise ValueError("it has no means, or not as many as standard deviations")
             if not all(map(math.isfinite, (*mean, *std))):
                 raise ValueError("it has numbers that are not finite")
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as e:
@@ -162,12 +162,13 @@ def entries_of(
 
 
 def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another wiring than the model's, or of another head or other features.
+    """Refuse a checkpoint of another wiring than the model's, of another head or other features, or
+    of images of other channels, if the first convolution is frozen.
 
     Raises:
         ValueError: if both know their wiring and the two differ; it names both fingerprints. Or if
             both know the ReLU of their classifiers' heads, or of the features that their detectors
-            read, and one has none.
+            read, and one has none. Or if that convolution would stay as it was drawn.
     """
     ours, theirs = Wiring.in_model(model), Wiring.of(checkpoint)
     if ours is None or theirs is None:
@@ -179,6 +180,7 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
             "checkpoint's own network with --config-from-weights (of YAML configs), or convert a "
             f"checkpoint of the config's with {in_users_words('tools/convert_checkpoint.py')}."
         )
+    _check_stem(model, checkpoint)
     if None not in (ours.head_relu, theirs.head_relu) and ours.head_relu != theirs.head_relu:
         raise ValueError(
             f"the checkpoint's classifier was trained with MODEL.CLASSIFIER.HEAD_RELU "
@@ -188,6 +190,24 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         )
     if ours.head_relu is None:
         _check_features(model, checkpoint)
+
+
+def _check_stem(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Where it is trained, it starts anew, with a warning of Detectron2's."""
+    _, backbone = find_backbone(model)
+    assert backbone is not None
+    own = dict(backbone.named_parameters()).get("stem.conv.weight")  # unless it was replaced
+    if own is None or own.requires_grad:
+        return
+    for name, value in checkpoint["model"].items():
+        if name.endswith("stem.conv.weight") and value.shape != own.shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(own.shape)}, and in the checkpoint, of images of "
+                f"other channels, {tuple(value.shape)}: it is frozen, and would stay as it was "
+                "drawn. Train on images as the checkpoint's were (--config-from-weights), which "
+                "may be grey: INPUT.FORMAT RGB reads all files as RGB. Or set "
+                "MODEL.BACKBONE.FREEZE_AT 0 (freeze_at of a LazyConfig's RandWire)"
+            )
 
 
 def _check_features(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:

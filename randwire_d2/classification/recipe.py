@@ -52,6 +52,10 @@ LIMITS = {
     "TEST.AUG.ENABLED": Limit(lambda enabled: not enabled, "False: it is for detectors"),
     "TEST.IMS_PER_PROCESS": at_least(1),
 }
+RGB_LIMITS = dict.fromkeys(
+    ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
+    Limit(lambda values: len(values) == 3, "three values: a classifier's images have 3 channels"),
+)
 _RANDWIRES_RELU = Limit(lambda head_relu: not head_relu, "False: it is RandWire's layer")
 BACKBONE_LIMITS = {
     "MODEL.BACKBONE.NAME": one_of("build_randwire_backbone", "build_resnet_backbone")
@@ -76,6 +80,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = read_config(args, classifier_config())
     check_limits(cfg, LIMITS)
+    check_limits(cfg, RGB_LIMITS)
     if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
         check_limits(cfg, TORCHVISION_LIMITS)
     else:

@@ -26,6 +26,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import data
 from ..data.detection.classes import category_ids
+from ..data.images.reading import check_channels
 from ..devices import device_here
 from ..engine import register_data
 from ..engine.processes.signals import sigterm_as_ctrl_c
@@ -162,6 +163,7 @@ def _prepare(args: argparse.Namespace) -> Job:
     inputs = find_inputs(args.inputs)
     keep_freed_memory()
     model = load_model(args.checkpoint, args.device)
+    check_channels(model.cfg)
     if args.dataset:
         register_data(model.cfg)
         records = _dataset_records(model, args.dataset)

@@ -20,7 +20,7 @@ class Signature:
     Attributes:
         kind: "detector", "classifier" or "backbone".
         outputs: the names of its outputs.
-        batched: whether it takes images (N, 3, H, W), else one image (3, H, W); float32 in both.
+        batched: whether it takes images (N, C, H, W), else one image (C, H, W); float32 in both.
         multiple: of which height and width must be multiples.
         normalised: whether the images must have been normalised, else their values are 0 … 255.
         most: the most detections that an image may have; 0 of what detects nothing.
@@ -68,7 +68,7 @@ class Graph(nn.Module):
 
 
 class DetectorGraph(Graph):
-    """One image (3, H, W), values 0 … 255, to the fields of its instances.
+    """One image (C, H, W), values 0 … 255, to the fields of its instances.
 
     Boxes are in pixels of that image; masks (n, 1, M, M) are those of the boxes, not pasted. Of a
     PanopticFPN also sem_seg, the logits of the stuff classes (C, H, W).
@@ -79,9 +79,9 @@ class DetectorGraph(Graph):
 
     def __init__(self, model: nn.Module, most: int) -> None:
         super().__init__(model)
-        device = next(model.parameters()).device
+        mean: Any = model.pixel_mean
         with torch.no_grad():
-            found = self._outputs(torch.zeros(3, 64, 64, device=device))
+            found = self._outputs(torch.zeros(len(mean), 64, 64, device=mean.device))
         self.signature = Signature(DETECTOR, tuple(sorted(found)), batched=False, most=most)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -114,7 +114,7 @@ class ClassifierGraph(Graph):
 
 
 class BackboneGraph(Graph):
-    """Normalised images (N, 3, H, W) to the features of a backbone, with its FPN if it has one."""
+    """Normalised images (N, C, H, W) to the features of a backbone, with its FPN if it has one."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -36,6 +37,7 @@ class RandWire(PretrainedNetwork, Backbone):
         spec: the symbolic network.
         out_features: any of ``"stem"``, ``"res2"`` … ``"res5"``: strides 2, 4, 8, 16 and 32, the
             paper's conv1 … conv5. Stages after the last of them are not built.
+        in_channels: those of the images; from a config as many as MODEL.PIXEL_MEAN has values.
         norm: any of Detectron2's: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, …
         init: the mode of the convolutions' He initialisation, ``"fan_in"`` or ``"fan_out"``.
         edge_drop_prob: the probability with which a training mini-batch loses one edge whose
@@ -68,6 +70,7 @@ class RandWire(PretrainedNetwork, Backbone):
         spec: NetworkSpec,
         *,
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        in_channels: int = 3,
         norm: str = "BN",
         init: Init = "fan_in",
         edge_drop_prob: float = 0.0,
@@ -89,6 +92,8 @@ class RandWire(PretrainedNetwork, Backbone):
         unknown = [name for name in out_features if name not in names]
         if unknown or not out_features:
             raise ValueError(f"out_features must name some of {names}; got {list(out_features)}")
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1; got {in_channels}")
         if not 0 <= edge_drop_prob <= 1:
             raise ValueError(f"edge_drop_prob must be within 0 … 1; got {edge_drop_prob}")
         for argument, value, known in (
@@ -99,6 +104,7 @@ class RandWire(PretrainedNetwork, Backbone):
             if value not in known:
                 raise ValueError(f"{argument} must be {' or '.join(known)}; got {value!r}")
         self.spec = spec
+        self._in_channels = in_channels
         self._norm = norm
         self._frozen = 0
         self.edge_drop_prob = edge_drop_prob
@@ -109,7 +115,8 @@ class RandWire(PretrainedNetwork, Backbone):
         self._strides = {}
         self._said: set[tuple[Any, ...]] = set()
         options: Any = {"fused": fused, "recompute": recompute, "cuda_graphs": cuda_graphs}
-        for layer in spec.layers[: len(self._stage_names)]:
+        layers = [replace(spec.layers[0], in_channels=in_channels), *spec.layers[1:]]
+        for layer in layers[: len(self._stage_names)]:
             stage: CNNBlockBase = (
                 RandWireStage(layer, spec.node_op, norm, **options)
                 if isinstance(layer, StageSpec)
@@ -123,10 +130,6 @@ class RandWire(PretrainedNetwork, Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        if input_shape.channels != 3:
-            raise ValueError(
-                f"RandWire reads images of 3 channels; MODEL.PIXEL_MEAN has {input_shape.channels}"
-            )
         if "RANDWIRE" not in cfg.MODEL:
             raise ValueError(
                 "the config has no MODEL.RANDWIRE: import randwire_d2 before get_cfg() is called, "
@@ -140,6 +143,7 @@ class RandWire(PretrainedNetwork, Backbone):
         return {
             "spec": spec_from_config(cfg),
             "out_features": cfg.MODEL.RANDWIRE.OUT_FEATURES,
+            "in_channels": input_shape.channels,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
             "relu_features": cfg.MODEL.RANDWIRE.RELU_FEATURES,
             **configured_options(cfg),
@@ -148,13 +152,17 @@ class RandWire(PretrainedNetwork, Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            x: images (N, 3, H, W), of any size.
+            x: images (N, in_channels, H, W), of any size.
 
         Returns:
             dict[str, Tensor]: feature name to (N, C, ceil(H / stride), ceil(W / stride)).
         """
-        if x.dim() != 4:
-            raise ValueError(f"RandWire takes an input of shape (N, 3, H, W); got {tuple(x.shape)}")
+        own = getattr(getattr(self.stem, "conv", None), "in_channels", None)  # may be replaced
+        if x.dim() != 4 or (own and not torch.jit.is_tracing() and x.shape[1] != own):
+            raise ValueError(
+                f"a RandWire of in_channels={own} takes an input of shape (N, {own}, H, W); got "
+                f"{tuple(x.shape)}"
+            )
         kept = self._draw_kept_edges(x.device) if self.training and self.edge_drop_prob else {}
         features = {}
         for name in self._stage_names:
@@ -246,6 +254,7 @@ class RandWire(PretrainedNetwork, Backbone):
     def options(self) -> dict[str, Any]:
         return {
             "out_features": list(self._out_features),
+            "in_channels": self._in_channels,
             "norm": self._norm,
             "edge_drop_prob": self.edge_drop_prob,
             "edge_drop_scope": self.edge_drop_scope,

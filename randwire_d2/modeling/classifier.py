@@ -14,7 +14,7 @@ from .pretrained import PretrainedNetwork
 
 
 class RandWireClassifier(PretrainedNetwork, nn.Module):
-    """A randomly wired network with its classifier.
+    """A randomly wired network with its classifier, for images of three channels.
 
     ReLU, 1×1 conv to 1280 channels, BN, global average pool, dropout, fc; the softmax is the
     loss's. Table 1 has no ReLU between BN and pool: ``head_relu`` puts one there. It has exactly

@@ -16,7 +16,7 @@ _WHAT = {
     "Detector": "A detector, called on images (H, W, 3), uint8, BGR.",
     "Classifier": "An image classifier, called on images (H, W, 3), uint8, BGR.",
     "RandWireClassifier": "A network from normalised images (N, 3, H, W) to logits (N, classes).",
-    "RandWire": "A backbone from normalised images (N, 3, H, W) to features, res2 … res5.",
+    "RandWire": "A backbone from normalised images (N, in_channels, H, W) to res2 … res5.",
 }
 
 

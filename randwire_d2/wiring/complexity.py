@@ -52,13 +52,20 @@ class NetworkComplexity(Complexity):
 
 
 def complexity(
-    spec: NetworkSpec, height: int = 224, width: int = 224, num_classes: int = 1000
+    spec: NetworkSpec,
+    height: int = 224,
+    width: int = 224,
+    num_classes: int = 1000,
+    in_channels: int = 3,
 ) -> NetworkComplexity:
     """Count what the classifier of a spec costs for one image of height × width pixels.
 
     The counts reproduce the FLOPs and parameters of Tables 2 to 4. ``RandWireClassifier(spec,
     num_classes)`` has exactly ``params`` parameters; fvcore's counter finds the same multiply-adds
     except those of the weighted sums, which it does not count.
+
+    Args:
+        in_channels: of a backbone's images; a classifier's have 3.
 
     Raises:
         ValueError: the height or the width is less than 1, or nobody registered the cost of the
@@ -69,9 +76,10 @@ def complexity(
     stages: dict[str, Complexity] = {}
     for conv_spec in spec.convs:
         height, width = halve(height), halve(width)
-        stages[conv_spec.name] = conv(
-            3, conv_spec.in_channels, conv_spec.channels, height, width
-        ) + norm(conv_spec.channels)
+        stages[conv_spec.name] = conv(3, in_channels, conv_spec.channels, height, width) + norm(
+            conv_spec.channels
+        )
+        in_channels = conv_spec.channels
     for stage in spec.stages:
         height, width = halve(height), halve(width)
         stages[stage.name] = sum(

@@ -87,6 +87,7 @@ class NetworkSpec:
     @cached_property
     def convs(self) -> tuple[ConvSpec, ...]:
         """conv1 as ``"stem"``, followed in the small regime by conv2 as ``"res2"``."""
+        # An RGB image's 3: what a network is built for, as its number of classes, is no part of it.
         stem = ConvSpec("stem", 3, self.channels // 2)
         if self.regime == "regular":
             return (stem,)

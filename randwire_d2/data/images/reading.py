@@ -1,9 +1,10 @@
-"""An image as classifiers are trained and tested with it: its file, its crop, its channels."""
+"""An image as a network gets it: its file, its crop, its channels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data.detection_utils import _apply_exif_orientation
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -70,3 +71,28 @@ def center_crop(size: int, ratio: float) -> v2.Transform:
 def order_channels(image: Tensor, input_format: str) -> Tensor:
     """An RGB image (3, H, W) in the order of INPUT.FORMAT."""
     return image.flip(0) if input_format == "BGR" else image
+
+
+def check_channels(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: no image that INPUT.FORMAT reads can be normalised by MODEL.PIXEL_MEAN and
+            PIXEL_STD; one line.
+    """
+    means, stds, order = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
+    if len(means) != len(stds):
+        raise ValueError(
+            "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD must have a value each for every channel; got "
+            f"{list(means)} and {list(stds)}"
+        )
+    read = 1 if order == "L" else 3
+    if read not in (1, len(means)):  # a single one is normalised by each of several values
+        way_out = (
+            "set INPUT.FORMAT L"
+            if len(means) == 1
+            else "read yours with a mapper of your own, as GUIDE.md says under Channels"
+        )
+        raise ValueError(
+            f"INPUT.FORMAT {order} reads {read} channels, and MODEL.PIXEL_MEAN has {len(means)}: "
+            f"{way_out}"
+        )

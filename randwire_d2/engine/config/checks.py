@@ -26,6 +26,7 @@ from ...config import (
     set_spec,
 )
 from ...config_files import config_path
+from ...data.images.reading import check_channels
 from ...devices import usable_device
 from ...files import check_folder, without_options
 from ...modeling.on_meta import build_on_meta
@@ -59,6 +60,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     default_keypoints, node.NUM_KEYPOINTS = node.NUM_KEYPOINTS, UNSET
     cfg = read_config(args, cfg)
     check_limits(cfg, LIMITS)
+    check_channels(cfg)
     if not args.eval_only:
         check_solver(cfg)
     check_device(cfg, args)

@@ -88,8 +88,8 @@ def _check_same(
         if (saved := checkpoint["model"].get(name, value)).shape != value.shape:
             raise ValueError(
                 f"{name} has the shape {tuple(value.shape)}, and in the checkpoint "
-                f"{tuple(saved.shape)}: the training began with another network, or data with "
-                "another number of classes (--data); give the same"
+                f"{tuple(saved.shape)}: the training began with another network, images of other "
+                "channels, or data with another number of classes (--data); give the same"
             )
     _check_classes(stored_class_names(checkpoint) or (), list(map(str, classes)), renamed)
 

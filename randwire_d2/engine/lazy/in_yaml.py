@@ -167,6 +167,7 @@ def add_detector(own: CfgNode, cfg: DictConfig, model: nn.Module) -> CfgNode:
     options = backbones[0].options()
     described.MODEL.BACKBONE.NAME = "build_randwire_backbone"
     described.MODEL.BACKBONE.FREEZE_AT = options.pop("freeze_at")
+    del options["in_channels"]  # MODEL.LAZY has it, and a YAML config no key
     described.MODEL.RANDWIRE.update({key.upper(): value for key, value in options.items()})
     set_spec(described, backbones[0].spec)
     add_tasks(described, model)

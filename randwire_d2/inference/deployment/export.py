@@ -30,7 +30,7 @@ from ...text import one_line
 from ..inputs import find_images
 from ..models.classifier import Classifier
 from ..models.detector import Detector
-from ..models.exported import describe
+from ..models.exported import channels_of, describe
 from ..models.loading import find_checkpoint, load_model
 
 PARTS = ("whole", "backbone")
@@ -99,7 +99,7 @@ def write_proved(
     """``export_model`` of a model that is loaded.
 
     Args:
-        images: (3, H, W) each, prepared for the model.
+        images: (C, H, W) each, prepared for the model.
         runtimes: names of ``export.RUNTIMES``, which must compute the same.
     """
     if part == "whole" and model.cfg.MODEL.KEYPOINT_ON and written_as.name == "onnx":
@@ -186,8 +186,9 @@ def _images(
     )
     generator = torch.Generator().manual_seed(0)
     sizes = ((2, long, short), (1, short, middle), (2, middle, short), (1, short, short))
+    channels = channels_of(cfg, signature)
     for number, height, width in sizes:
-        images = _noise(number, height, width, generator)
+        images = _noise(number, channels, height, width, generator)
         if signature.normalised:
             mean, std = (
                 torch.tensor(v).view(-1, 1, 1) for v in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
@@ -198,12 +199,14 @@ def _images(
         yield image.float()[None] if signature.batched else image.float()
 
 
-def _noise(number: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Images (N, 3, H, W), 0 … 255, with something in them at every scale."""
-    images = torch.zeros(number, 3, height, width)
+def _noise(
+    number: int, channels: int, height: int, width: int, generator: torch.Generator
+) -> Tensor:
+    """Images (N, C, H, W), 0 … 255, with something in them at every scale."""
+    images = torch.zeros(number, channels, height, width)
     for cell in (64, 16, 4, 1):
         size = (-(-height // cell), -(-width // cell))
-        coarse = torch.rand(number, 3, *size, generator=generator)
+        coarse = torch.rand(number, channels, *size, generator=generator)
         images += F.interpolate(coarse, size=(height, width), mode="nearest")
     return (images * 255 / 4).round()
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from ...data.formats.keypoints import connection_rules
-from ...data.images.reading import check_pixels, open_image
+from ...data.images.reading import check_channels, check_pixels, open_image
 from ...drawing.detections import legible_visualizer
 from ...drawing.style import class_palette
 from .panoptic import Panoptic, confident, stuff_of, to_coco
@@ -94,15 +94,16 @@ class Detector(PretrainedModel):
         """An image as above in the form that the model takes, prepared as in its tests.
 
         Raises:
-            ValueError: it is none; one line.
+            ValueError: it is none, or the model takes images of other channels; one line.
         """
         check_pixels(image)
         return self._prepare(Image.fromarray(np.ascontiguousarray(image[:, :, ::-1])))
 
     def _prepare(self, image: Image.Image) -> dict[str, Any]:
+        check_channels(self.cfg)
         resized = T.AugInput(convert_PIL_to_numpy(image, self.cfg.INPUT.FORMAT))
         self._resize(resized)
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+        tensor = torch.from_numpy(np.array(resized.image.transpose(2, 0, 1), order="C"))
         return {"image": tensor, "height": image.height, "width": image.width}
 
     def read(self, record: dict[str, Any]) -> dict[str, Any]:

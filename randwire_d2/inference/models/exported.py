@@ -41,7 +41,7 @@ class ExportedDetector(nn.Module):
     """The graph of a detector, called as Detectron2's meta-architectures are.
 
     Args:
-        run: one image (3, H, W) to the fields of its instances.
+        run: one image (C, H, W) to the fields of its instances.
         fields: their names; sem_seg among them is that of a PanopticFPN.
         combine: its MODEL.PANOPTIC_FPN.COMBINE, by which instances and stuff are made one picture.
     """
@@ -111,7 +111,12 @@ def describe(
         "input": {
             "name": signature.input,
             "type": "float32",
-            "shape": [*(["batch"] if signature.batched else []), 3, "height", "width"],
+            "shape": [
+                *(["batch"] if signature.batched else []),
+                channels_of(model.cfg, signature),
+                "height",
+                "width",
+            ],
             "multiple_of": signature.multiple,
         },
         OUTPUTS_KEY: signature.outputs,
@@ -129,6 +134,13 @@ def describe(
         "fingerprint": wiring.spec.fingerprint if wiring else "",
         CONFIG_KEY: portable_config(model.cfg, wiring).dump(),
     }
+
+
+def channels_of(cfg: CfgNode, signature: Signature) -> int:
+    """Of the images that a graph takes: where it normalises them itself, those of INPUT.FORMAT L
+    have one, by however many values."""
+    is_grey = cfg.INPUT.FORMAT == "L" and not signature.normalised
+    return 1 if is_grey else len(cfg.MODEL.PIXEL_MEAN)
 
 
 def _preprocessing(cfg: CfgNode, signature: Signature) -> dict[str, Any]:
