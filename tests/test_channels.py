@@ -26,7 +26,6 @@ from helpers import (
     randomise,
 )
 from PIL import Image
-from randwire_d2.inference.export import export_model
 from test_lazy_runs import saved, small
 from torch import nn
 
@@ -36,6 +35,7 @@ from randwire_d2.cli.predict import main as predict
 from randwire_d2.config import detector_config
 from randwire_d2.engine import Trainer, argument_parser, load_config
 from randwire_d2.export import FORMATS
+from randwire_d2.inference.deployment.export import export_model
 
 CONFIG = ROOT / "configs/faster_rcnn_randwire_shapes.yaml"
 SMALL = ["MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6, "MODEL.FPN.OUT_CHANNELS", 16,
