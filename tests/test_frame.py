@@ -3,8 +3,10 @@
 import argparse
 import importlib
 import json
+import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,8 +20,10 @@ from helpers import ROOT, Ended, end_each
 from torch.distributed import TCPStore
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from randwire_d2.cli import train
 from randwire_d2.cli.frame import command_line, framed, task_of, training, training_parser
 from randwire_d2.command import TOOLS
+from randwire_d2.engine import Trainer
 from randwire_d2.engine.processes import torchrun
 
 SMALL = [
@@ -194,6 +198,35 @@ def test_each_training_has_a_port_of_its_own(make: Any) -> None:
     parser = training_parser("train_net.py", "", make)
     assert parser.parse_args([]).dist_url == "auto"
     assert parser.parse_args(["--dist-url", "tcp://a:1"]).dist_url == "tcp://a:1"
+
+
+def test_a_notebook_goes_on_after_an_interrupted_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: who interrupts a training in a notebook loses the kernel, with all that is in it; or
+    the next training prints each line twice, and writes into the folder of the one before, too."""
+    monkeypatch.chdir(tmp_path)
+    step = Trainer.run_step
+
+    def interrupt(trainer: Trainer) -> None:
+        step(trainer)
+        logging.getLogger("randwire_d2").info("Here and now")
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "run_step", interrupt)
+    few = ["DATASETS.TEST", "()", "INPUT.MIN_SIZE_TRAIN", "(64,)", "MODEL.RANDWIRE.FUSED", "on"]
+    for i, folder in enumerate(("run", "other", "run"), start=1):
+        with pytest.raises(SystemExit) as e:
+            train.main([*SMALL, *few, "OUTPUT_DIR", folder])
+        assert e.value.code == 128 + signal.SIGINT
+        assert (tmp_path / folder / "model_0000000.pth").is_file()
+        said = capsys.readouterr()
+        assert said.out.count("Here and now") == 1
+        assert said.err.splitlines()[-1].startswith(
+            f"train_net.py: interrupted; the last checkpoint is {folder}/model_0000000.pth; to go"
+        )
+        logs = [path.read_text() for path in tmp_path.rglob("log.txt")]
+        assert [log.count("Here and now") for log in logs] == [1] * i
 
 
 def diverge(tmp_path: Path, *flags: str) -> Ended:

@@ -63,6 +63,10 @@ REFUSALS = {
         ("DETECTOR SOLVER.BASE_LR 1e400", "SOLVER.BASE_LR must be … finite; got inf"),
         ("DETECTOR SOLVER.BASE_LR nan", "float … nan) for config key: SOLVER.BASE_LR"),
         ("DETECTOR SOLVER.MAX_ITER -5", "SOLVER.MAX_ITER must be at least 1; got -5"),
+        (
+            "--config-file faster_rcnn_randwire_own_images.yaml SOLVER.MAX_ITER 5",
+            "MAX_ITER 5 has no effect … SOLVER.EPOCHS 20; set SOLVER.EPOCHS … or to 0",
+        ),
         ("DETECTOR SOLVER.STEPS (30,20)", "SOLVER.STEPS must be … increasing order; got (30, 20)"),
         ("DETECTOR SOLVER.MOMENTUM 1.0", "SOLVER.MOMENTUM must be … less than 1; got 1.0"),
         ("DETECTOR SOLVER.WARMUP_ITERS -1", "SOLVER.WARMUP_ITERS must be at least 0; got -1"),

@@ -13,7 +13,7 @@ from helpers import draw_spec, images, in_two_processes
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from randwire_d2 import RandWire
+from randwire_d2 import NetworkGenerator, RandWire
 from randwire_d2.engine.hooks import shadow_steps
 from randwire_d2.engine.hooks.shadow_steps import ShadowSteps
 from randwire_d2.modeling import shadow as shadow_module
@@ -81,6 +81,24 @@ def test_rounding_stays_below_the_limit(dtype: torch.dtype, device: torch.device
     with torch.autocast(device.type, dtype):
         found = shadow(stage().to(device), x(device))
     assert found.limit == LIMITS[dtype] and 1e-4 < max(found.errors.values()) < found.limit / 2
+
+
+def test_the_rounding_of_channels_last_on_a_cpu_is_no_fault_of_the_operators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wrong: a training of many large images is stopped, as if the kernels were wrong, though it
+    is PyTorch's batch norm that adds up all pixels in float32."""
+    monkeypatch.setitem(LIMITS, torch.float32, 1e-4)  # with more pixels the usual limit is passed
+    spec = NetworkGenerator("small", channels=16, num_nodes=8)(seed=1).stages[1]
+    generator, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # else each adds up a part of the pixels
+    try:
+        one = RandWireStage(spec, "sep_conv3x3", "BN").train()
+        found = shadow(one, torch.randn(32, 16, 72, 120, generator=generator))
+    finally:
+        torch.set_num_threads(threads)
+    found.check()
 
 
 def broken(change: Callable[[Tensor], Tensor]) -> Any:

@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -25,7 +25,7 @@ from .. import __version__
 from ..command import in_users_words, own_script, process, program, refuse_usage
 from ..errors import is_mendable, raised_first
 from ..runs import RunFolder
-from ..upstream import hush_upstream
+from ..upstream import hush_upstream, log_of_one_call
 
 if TYPE_CHECKING:
     from ..engine.processes.slurm import Task
@@ -147,7 +147,8 @@ def framed(script: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     def decorate(main: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(main)
         def run(argv: Sequence[str] | None = None) -> None:
-            with _frame(script):
+            # With arguments it was called by a program, which goes on.
+            with _frame(script), nullcontext() if argv is None else log_of_one_call():
                 main(argv)
 
         return run
@@ -160,6 +161,9 @@ def training(
     script: str, argv: Sequence[str] | None, args: argparse.Namespace, folder: str
 ) -> Iterator[None]:
     """Around a training: the line of an error names its last checkpoint, and how to go on from it.
+
+    A signal that ended it ends the process, too, but not the program that has called the tool: that
+    gets a SystemExit, as of an error.
 
     Args:
         args: of ``training_parser``; they get the user's own script, if one was started.
@@ -181,7 +185,14 @@ def training(
         return f"{named}; to go on from it: {command}"
 
     with _frame(script, way_on):
-        yield
+        try:
+            yield
+        except KeyboardInterrupt as e:
+            if argv is None and (number := getattr(e, "number", 0)):  # of an Interrupted
+                from ..engine.processes.signals import end_interrupted
+
+                end_interrupted(number)
+            raise
 
 
 def _last_write(run: RunFolder) -> int | None:

@@ -28,7 +28,7 @@ from .config.datasets import check_same_data, known, log_data, register_data, ta
 from .hooks.saving import set_earlier_aside
 from .processes.failures import explained
 from .processes.lock import locked
-from .processes.signals import Interrupted, end_interrupted, signals_for_children
+from .processes.signals import Interrupted, end_training, signals_for_children
 from .processes.slurm import Task, add_slurm_arguments, is_submitted, submit_training
 from .processes.threads import share_cores
 from .processes.torchrun import Launched
@@ -130,7 +130,7 @@ def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer])
     except Interrupted as e:
         number = e.number
     del trainer  # and the workers that read its images
-    return end_interrupted(number)
+    return end_training(number)
 
 
 def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:

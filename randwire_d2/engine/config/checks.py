@@ -40,7 +40,7 @@ from .keypoints import settle_keypoints
 from .keys import UNSET
 from .limits import LIMITS, check_images, check_limits
 from .metric import check_best_metric
-from .schedule import check_solver, scale_schedule
+from .schedule import check_length, check_solver, scale_schedule
 from .weights import check_resumed, check_weights, read_weights
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
         merge_config(cfg, args.config_file, args.opts)
     except ValueError as e:
         raise ValueError(f"{e}{_way_out(str(e), cfg)}") from e
+    if not args.eval_only:
+        check_length(cfg, args.opts)
     _take_flags(cfg, args)
     if args.config_from_weights:
         merge_in_one_line("--config-from-weights", lambda: _take_config_from_weights(cfg))

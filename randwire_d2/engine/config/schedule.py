@@ -1,6 +1,7 @@
 """A training's schedule in epochs of its images, for any batch size."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -31,6 +32,23 @@ def check_solver(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.PATIENCE {cfg.SOLVER.PATIENCE} is a number of evaluations, but there are none "
             "before the last, as TEST.EVAL_PERIOD is 0; set the iterations from one to the next"
+        )
+
+
+def check_length(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """
+    Args:
+        opts: the keys and values of the command line.
+
+    Raises:
+        ValueError: it sets MAX_ITER, but the config the EPOCHS, which decide.
+    """
+    keys = opts[::2]
+    if cfg.SOLVER.EPOCHS and "SOLVER.MAX_ITER" in keys and "SOLVER.EPOCHS" not in keys:
+        raise ValueError(
+            f"SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} has no effect on the length, which the config "
+            f"gives as SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}; set SOLVER.EPOCHS instead, or to 0 for a "
+            "length in iterations"
         )
 
 

@@ -35,7 +35,7 @@ from ..launch import load_tested_weights, log_into, run_processes, write_results
 from ..processes.failures import explained
 from ..processes.lock import locked
 from ..processes.random_state import run_seed
-from ..processes.signals import Interrupted, end_interrupted, guard_workers
+from ..processes.signals import Interrupted, end_training, guard_workers
 from ..processes.slurm import Task, is_submitted, submit_training
 from ..trainer import in_parallel, precise_bn, settle_start, share_statistics
 from ..validation import detection_losses, mean_losses
@@ -168,7 +168,7 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
             conclude(own, trainer.iter, model, lambda: predict_command(own.OUTPUT_DIR))
         return None
     del trainer  # and the workers that read its images
-    return end_interrupted(number)
+    return end_training(number)
 
 
 def _trainer(cfg: DictConfig, own: CfgNode, model: nn.Module) -> Any:

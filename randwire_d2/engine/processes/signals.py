@@ -1,8 +1,9 @@
 """Signals that end a training: SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C leave a checkpoint.
 
 All processes stop after the same iteration, whichever of them was told to, and end as the signal
-would have ended them: a shell, and whatever else started them, sees 128 + its number. Launchers
-repeat a signal that the processes have got already, so that only a second Ctrl-C ends at once.
+would have ended them: a shell, and whatever else started them, sees 128 + its number. A program
+that has called the tool as a function goes on. Launchers repeat a signal that the processes have
+got already, so that only a second Ctrl-C ends at once.
 """
 
 import logging
@@ -131,6 +132,17 @@ def end_by(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def end_training(number: int) -> NoReturn:
+    """End one of several processes as the signal does; alone, leave that to who has started it.
+
+    Raises:
+        Interrupted: in the latter case.
+    """
+    if comm.get_world_size() > 1:
+        end_interrupted(number)
+    raise Interrupted(number)
+
+
 def end_interrupted(number: int) -> None:
     """End this process as the signal does, with all that it has said."""
     logging.shutdown()
@@ -141,12 +153,13 @@ def end_interrupted(number: int) -> None:
 
 @contextmanager
 def signals_for_children() -> Iterator[None]:
-    """Hand a signal to the trainings that ``launch`` starts in the block, and end by it after them.
+    """Hand a signal to the trainings that ``launch`` starts in the block.
 
     They get SIGUSR1, whichever it was: where it has reached them as well, nothing is repeated.
 
     Raises:
         ChildProcessError: one of them has died.
+        Interrupted: they have ended by a signal.
     """
     got: list[int] = []
 
@@ -170,7 +183,7 @@ def signals_for_children() -> Iterator[None]:
                 f"process {e.error_index} of this machine {how}, and so the others were ended; "
                 "--resume goes on from the last checkpoint"
             ) from e
-        end_interrupted(got[0])
+        raise Interrupted(got[0]) from e
     finally:
         _restore(before)
 
