@@ -75,7 +75,8 @@ def test_two_commands_are_the_whole_path(tmp_path: Path) -> None:
     assert {p.name for p in detector.path.glob("*.png")} == {
         "detections.png", "training.png", "wiring.png",
     }  # fmt: skip
-    assert "Next: python tools/predict.py output/faster_rcnn_randwire_c109_fpn_1x images/" in said
+    folder = "output/faster_rcnn_randwire_c109_fpn_1x"
+    assert f"Next: python tools/predict.py {folder} path/to/images" in said
     assert "bbox/AP" in closing_line(said)
 
     # The command that the pretraining named, with another data set.

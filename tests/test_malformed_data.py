@@ -83,9 +83,16 @@ def turn(root: Path) -> None:
     """Store an image on its side, with the EXIF tag that says so: no fault."""
     path = root / "JPEGImages" / "train1.jpg"
     with Image.open(path) as image:
+        image.rotate(90, expand=True).save(path)
+    tag_as_turned(root)
+
+
+def tag_as_turned(root: Path) -> None:
+    path = root / "JPEGImages" / "train1.jpg"
+    with Image.open(path) as image:
         exif = image.getexif()
         exif[0x0112] = 6
-        image.rotate(90, expand=True).save(path, exif=exif)
+        image.save(path, exif=exif)
 
 
 LABEL = "JPEGImages/train1.txt"
@@ -156,11 +163,13 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
                          "images whose file is missing (left out): 1 (", 10),
     "a truncated JPEG": ("yolo", truncate, "images that can't be read (left out): 1 (", 10),
     "an image that is text": ("voc", write("JPEGImages/train1.jpg", "not found"),
-                              "images that can't be read (left out): 1 (", 10),
+                              "train1.jpg: it is no image)", 10),
     **{f"a grey image in Pillow's mode {mode}": (kind, deepen(mode), "of more than 8 bits", 10)
        for mode, kind in (("I;16", "coco"), ("I", "yolo"), ("F", "voc"))},
     "an image of another size": ("coco", resize, f"{WIDTH} × {HEIGHT + 1}, not {WIDTH} × {HEIGHT}",
                                  10),
+    "an image of the size before EXIF turned it": (
+        "coco", tag_as_turned, f"{HEIGHT} × {WIDTH}, as EXIF turns it, not {WIDTH} × {HEIGHT}", 10),
     "a box with NaN": ("coco", box(float("nan"), 1, 2, 3), "NaN or infinite numbers (left", 11),
     "an infinite box": ("coco", box(1, 1, float("inf"), 3), "NaN or infinite numbers (left", 11),
     "an empty box": ("coco", box(4, 4, 0, 3), "boxes without area (left out): 1 (", 11),

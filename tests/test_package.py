@@ -437,7 +437,7 @@ def test_from_nothing_to_predictions_without_a_checkout(
         "randwire-d2", "train", "--config-file", SHAPES, "--config-from-weights", "--num-gpus", 2,
         *few, "SOLVER.MAX_ITER", 10, "MODEL.WEIGHTS", backbone, "OUTPUT_DIR", output,
     )  # fmt: skip
-    assert f"Next: randwire-d2 predict {output} images/" in said
+    assert f"Next: randwire-d2 predict {output} path/to/images" in said
     draw_image_folders(tmp_path / "images", classes="a", train=2, val=0)
     found = tmp_path / "predictions"
     installed("randwire-d2", "predict", output, tmp_path / "images", "--output", found)

@@ -63,7 +63,8 @@ def test_the_guides_script_trains_what_it_registers(
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         said = done.stdout + done.stderr
         assert done.returncode == 0, said
-    call = f"randwire_d2.cli.predict.main(['{run}', 'images/', '--output', '{run}/predictions'])"
+    given = f"['{run}', 'path/to/images', '--output', '{run}/predictions']"
+    call = f"randwire_d2.cli.predict.main({given})"
     assert f"Next: {call}, in a script that registers conv5x5\n" in said
     wiring = Wiring.of(load_checkpoint(str(run / "model_final.pth")))
     assert wiring is not None and wiring.spec.node_op == "conv5x5"

@@ -66,4 +66,4 @@ def _own_parts(model: nn.Module) -> list[str]:
 def predict_command(folder: str) -> list[str]:
     """That of a prediction with the best checkpoint of a run."""
     output = os.path.normpath(folder)
-    return ["predict.py", output, "images/", "--output", os.path.join(output, "predictions")]
+    return ["predict.py", output, "path/to/images", "--output", os.path.join(output, "predictions")]

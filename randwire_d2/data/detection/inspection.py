@@ -82,7 +82,8 @@ def _check_file(record: dict[str, Any], file: ImageFile, faults: Faults) -> bool
     width, height = file.size
     said = record.setdefault("width", width), record.setdefault("height", height)
     if said != file.size:
-        faults.add(RESIZED, f"{name}: {width} × {height}, not {said[0]} × {said[1]}")
+        turned = ", as EXIF turns it" if file.turned else ""
+        faults.add(RESIZED, f"{name}: {width} × {height}{turned}, not {said[0]} × {said[1]}")
         return False
     return True
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...text import one_line
 
@@ -31,12 +31,14 @@ class ImageFile:
         size: width and height as Detectron2 reads it, turned as EXIF says; None if it can't be.
         error: why it can't be read; "" if it can.
         is_deep: whether that is because it has more than 8 bits per channel.
+        turned: whether EXIF has it turned by a quarter.
         key: the number of bytes and a digest of the last ones: equal files have equal keys.
     """
 
     size: tuple[int, int] | None
     error: str = ""
     is_deep: bool = False
+    turned: bool = False
     key: tuple[int, str] = (0, "")
 
 
@@ -118,11 +120,13 @@ def _look(path: str, num_bytes: int) -> ImageFile:
                 f.seek(0)
                 with Image.open(f) as image:
                     image.load()
+    except UnidentifiedImageError:
+        return ImageFile(None, "it is no image")
     # Pillow raises SyntaxError and others for what is broken.
     except Exception as e:
         return ImageFile(None, one_line(e) or type(e).__name__)
     key = (num_bytes, hashlib.sha256(tail).hexdigest()[:16])
-    return ImageFile((size[1], size[0]) if turned else size, key=key)
+    return ImageFile((size[1], size[0]) if turned else size, turned=turned, key=key)
 
 
 def _orientation(image: Image.Image) -> int:
