@@ -252,9 +252,7 @@ def test_what_no_format_reads_is_refused_before_it_is_read(saved_as: Any, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_of_other_channels_leave_no_frozen_convolution_untrained(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weights_of_other_channels_leave_no_frozen_convolution_untrained(tmp_path: Path) -> None:
     """Wrong: a first convolution that nobody trained is frozen, and only a warning says so; or one
     that is trained is refused, where Detectron2 begins it anew; or the rest is not loaded."""
     rgb = build_model(config(3))
@@ -276,6 +274,15 @@ def test_weights_of_other_channels_leave_no_frozen_convolution_untrained(
     with pytest.raises(ValueError, match=r"stem.conv.weight has the shape \(4, 1, 3, 3\)"):
         check_wiring(frozen, bare)
     check_wiring(build_model(config(3, "MODEL.BACKBONE.FREEZE_AT", 1)), bare)
+
+
+def test_what_else_has_a_stem_is_no_other_first_convolution(tmp_path: Path) -> None:
+    """Wrong: a network of two backbones, for RGB and for depth, is refused its own checkpoint."""
+    spec = draw_spec("small", "WS")
+    parts = {"rgb": RandWire(spec, freeze_at=1), "depth": RandWire(spec, in_channels=1)}
+    checkpointer = RandWireCheckpointer(nn.ModuleDict(parts), str(tmp_path))
+    checkpointer.save("model")
+    checkpointer.load(str(tmp_path / "model.pth"))
 
 
 def _wiring_of(file: str) -> dict[str, Any]:
