@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from fvcore.nn import FlopCountAnalysis
@@ -35,7 +35,7 @@ from randwire_d2.cli.predict import main as predict
 from randwire_d2.config import detector_config
 from randwire_d2.engine import Trainer, argument_parser, load_config
 from randwire_d2.export import FORMATS
-from randwire_d2.inference.deployment.export import export_model
+from randwire_d2.inference.deployment.export import export_model, write_proved
 
 CONFIG = ROOT / "configs/faster_rcnn_randwire_shapes.yaml"
 SMALL = ["MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6, "MODEL.FPN.OUT_CHANNELS", 16,
@@ -227,6 +227,19 @@ def test_a_graph_takes_the_images_that_its_model_takes(
     assert {shape[-3] for shape in proof.shapes} == {channels}
     told = json.loads(FORMATS["torchscript"].read(file)[1]["input"])["shape"]
     assert told[-3:] == [channels, "height", "width"]
+
+
+def test_a_detector_may_normalise_its_images_as_it_likes(saved_as: Any, tmp_path: Path) -> None:
+    """Wrong: another project's detector can't be exported, for want of a buffer pixel_mean."""
+    detector = load_detector(saved_as(3, "RGB"), "cpu")
+    model: Any = detector.model
+    del model.pixel_mean
+
+    def divided(inputs: list[dict[str, torch.Tensor]]) -> ImageList:
+        return ImageList.from_tensors([x["image"] / 255 for x in inputs], 32)
+
+    model.preprocess_image = divided
+    write_proved(detector, str(tmp_path / "x.ts"), FORMATS["torchscript"])
 
 
 def test_a_grey_file_is_read_as_one_channel(
