@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from fvcore.nn import FlopCountAnalysis
@@ -35,7 +35,7 @@ from randwire_d2.cli.predict import main as predict
 from randwire_d2.config import detector_config
 from randwire_d2.engine import Trainer, argument_parser, load_config
 from randwire_d2.export import FORMATS
-from randwire_d2.inference.deployment.export import export_model
+from randwire_d2.inference.deployment.export import export_model, write_proved
 
 CONFIG = ROOT / "configs/faster_rcnn_randwire_shapes.yaml"
 SMALL = ["MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6, "MODEL.FPN.OUT_CHANNELS", 16,
@@ -108,7 +108,7 @@ def test_images_of_other_channels_are_refused_in_one_line() -> None:
     """Wrong: they end in PyTorch's error; or the check warns when a graph is traced, or refuses
     what a first convolution takes that a project has put in the place of ours."""
     model = RandWire(draw_spec("small", "WS"), in_channels=4).eval()
-    with pytest.raises(ValueError, match=r"in_channels=4 takes .* \(N, 4, H, W\); got \(1, 3, 32"):
+    with pytest.raises(ValueError, match=r"takes .* \(N, 4, H, W\); got \(1, 3, 32"):
         model(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match="in_channels must be at least 1; got 0"):
         RandWire(model.spec, in_channels=0)
@@ -117,6 +117,8 @@ def test_images_of_other_channels_are_refused_in_one_line() -> None:
     assert not [w for w in caught if "backbone.py" in w.filename]
     for model.stem.conv in (nn.Conv2d(5, 2, 3, 2, 1), nn.Sequential(nn.Conv2d(5, 2, 3, 2, 1))):
         model(torch.zeros(1, 5, 32, 32))
+    with pytest.raises(ValueError, match=r"takes .* \(N, C, H, W\); got \(5, 32"):
+        model(torch.zeros(5, 32, 32))
 
 
 @pytest.mark.parametrize(
@@ -227,6 +229,19 @@ def test_a_graph_takes_the_images_that_its_model_takes(
     assert told[-3:] == [channels, "height", "width"]
 
 
+def test_a_detector_may_normalise_its_images_as_it_likes(saved_as: Any, tmp_path: Path) -> None:
+    """Wrong: another project's detector can't be exported, for want of a buffer pixel_mean."""
+    detector = load_detector(saved_as(3, "RGB"), "cpu")
+    model: Any = detector.model
+    del model.pixel_mean
+
+    def divided(inputs: list[dict[str, torch.Tensor]]) -> ImageList:
+        return ImageList.from_tensors([x["image"] / 255 for x in inputs], 32)
+
+    model.preprocess_image = divided
+    write_proved(detector, str(tmp_path / "x.ts"), FORMATS["torchscript"])
+
+
 def test_a_grey_file_is_read_as_one_channel(
     grey: Path, saved_as: Any, request: pytest.FixtureRequest
 ) -> None:
@@ -252,9 +267,7 @@ def test_what_no_format_reads_is_refused_before_it_is_read(saved_as: Any, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_of_other_channels_leave_no_frozen_convolution_untrained(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weights_of_other_channels_leave_no_frozen_convolution_untrained(tmp_path: Path) -> None:
     """Wrong: a first convolution that nobody trained is frozen, and only a warning says so; or one
     that is trained is refused, where Detectron2 begins it anew; or the rest is not loaded."""
     rgb = build_model(config(3))
@@ -276,6 +289,15 @@ def test_weights_of_other_channels_leave_no_frozen_convolution_untrained(
     with pytest.raises(ValueError, match=r"stem.conv.weight has the shape \(4, 1, 3, 3\)"):
         check_wiring(frozen, bare)
     check_wiring(build_model(config(3, "MODEL.BACKBONE.FREEZE_AT", 1)), bare)
+
+
+def test_what_else_has_a_stem_is_no_other_first_convolution(tmp_path: Path) -> None:
+    """Wrong: a network of two backbones, for RGB and for depth, is refused its own checkpoint."""
+    spec = draw_spec("small", "WS")
+    parts = {"rgb": RandWire(spec, freeze_at=1), "depth": RandWire(spec, in_channels=1)}
+    checkpointer = RandWireCheckpointer(nn.ModuleDict(parts), str(tmp_path))
+    checkpointer.save("model")
+    checkpointer.load(str(tmp_path / "model.pth"))
 
 
 def _wiring_of(file: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
-from helpers import ROOT, Ended, end_each
+from helpers import PATIENCE, ROOT, Ended, end_each
 from torch.distributed import TCPStore
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
@@ -95,6 +96,7 @@ def test_what_torchruns_processes_refuse_alike_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Wrong: as many lines as GPUs; or a fault of one process, machine or start is not said."""
+    monkeypatch.setattr(torchrun, "_LEAD", 0.1)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "WORLD_SIZE": 4,
                 "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
@@ -112,6 +114,30 @@ def test_what_torchruns_processes_refuse_alike_is_said_once(
     monkeypatch.setattr(torchrun, "_ANSWER", timedelta(seconds=0.2))
     del store  # and whoever answers
     assert ends(0, "bad") == own[0]
+
+
+def test_the_first_process_has_the_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: torchrun's --local-ranks-filter 0, which shows the first process's lines alone, shows
+    none where another was faster."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setattr(torchrun, "_LEAD", PATIENCE)
+
+    def says(rank: int) -> bool:
+        launched = torchrun.Launched(rank, rank, 2, 2)
+        monkeypatch.setattr(torchrun.Launched, "here", lambda: launched)
+        return torchrun.said_once("bad")
+
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(says, 1)
+        early = wait([second], 0.3).done
+        silent = capsys.readouterr().err
+        assert says(0) and second.result() and not early
+    assert (silent, capsys.readouterr().err) == ("", "bad\n")
 
 
 @pytest.mark.parametrize(

@@ -194,20 +194,22 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
 
 def _check_stem(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     """Where it is trained, it starts anew, with a warning of Detectron2's."""
-    _, backbone = find_backbone(model)
+    prefix, backbone = find_backbone(model)
     assert backbone is not None
     own = dict(backbone.named_parameters()).get("stem.conv.weight")  # unless it was replaced
     if own is None or own.requires_grad:
         return
-    for name, value in checkpoint["model"].items():
-        if name.endswith("stem.conv.weight") and value.shape != own.shape:
-            raise ValueError(
-                f"{name} has the shape {tuple(own.shape)}, and in the checkpoint, of images of "
-                f"other channels, {tuple(value.shape)}: it is frozen, and would stay as it was "
-                "drawn. Train on images as the checkpoint's were (--config-from-weights), which "
-                "may be grey: INPUT.FORMAT RGB reads all files as RGB. Or set "
-                "MODEL.BACKBONE.FREEZE_AT 0 (freeze_at of a LazyConfig's RandWire)"
-            )
+    weights, name = checkpoint["model"], f"{prefix}.stem.conv.weight"
+    if name not in weights:  # but under another model's name, which Detectron2 may match
+        name = next((n for n in weights if n.endswith("stem.conv.weight")), "")
+    if name and (value := weights[name]).shape != own.shape:
+        raise ValueError(
+            f"{name} has the shape {tuple(own.shape)}, and in the checkpoint, of images of other "
+            f"channels, {tuple(value.shape)}: it is frozen, and would stay as it was drawn. Train "
+            "on images as the checkpoint's were (--config-from-weights), which may be grey: "
+            "INPUT.FORMAT RGB reads all files as RGB. Or set MODEL.BACKBONE.FREEZE_AT 0 (freeze_at "
+            "of a LazyConfig's RandWire)"
+        )
 
 
 def _check_features(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:

@@ -75,13 +75,14 @@ class DetectorGraph(Graph):
 
     Args:
         most: the most detections that an image may have (TEST.DETECTIONS_PER_IMAGE).
+        channels: the images' C.
     """
 
-    def __init__(self, model: nn.Module, most: int) -> None:
+    def __init__(self, model: nn.Module, most: int, channels: int = 3) -> None:
         super().__init__(model)
-        mean: Any = model.pixel_mean
+        device = next(model.parameters()).device
         with torch.no_grad():
-            found = self._outputs(torch.zeros(len(mean), 64, 64, device=mean.device))
+            found = self._outputs(torch.zeros(channels, 64, 64, device=device))
         self.signature = Signature(DETECTOR, tuple(sorted(found)), batched=False, most=most)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

@@ -160,7 +160,7 @@ class RandWire(PretrainedNetwork, Backbone):
         own = getattr(getattr(self.stem, "conv", None), "in_channels", None)  # may be replaced
         if x.dim() != 4 or (own and not torch.jit.is_tracing() and x.shape[1] != own):
             raise ValueError(
-                f"a RandWire of in_channels={own} takes an input of shape (N, {own}, H, W); got "
+                f"this RandWire takes an input of shape (N, {own or 'C'}, H, W); got "
                 f"{tuple(x.shape)}"
             )
         kept = self._draw_kept_edges(x.device) if self.training and self.edge_drop_prob else {}

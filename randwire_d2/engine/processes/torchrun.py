@@ -29,6 +29,7 @@ from .threads import share_cores
 from .watch import watched
 
 _ANSWER = timedelta(seconds=10)
+_LEAD = 5.0  # seconds
 _PART = 3 << 18  # bytes: 1 MiB of text, of which a value in the store may have 8
 _T = TypeVar("_T")
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -149,7 +150,10 @@ def made_once(name: str, make: Callable[[], _T], take: Callable[[_T], object] | 
 
 def said_once(line: str) -> bool:
     """Print a line on stderr, unless another of torchrun's processes on this machine has, in this
-    start of them; False, and nothing is printed, in other processes, and without an answer."""
+    start of them; False, and nothing is printed, in other processes, and without an answer.
+
+    The machine's first process has the first word: --local-ranks-filter 0 shows nobody else's.
+    """
     launched = Launched.here()
     if launched is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return False
@@ -158,6 +162,9 @@ def said_once(line: str) -> bool:
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         store = distributed.TCPStore(*address, wait_for_workers=False, timeout=_ANSWER)
+        end = time.monotonic() + (_LEAD if launched.local_rank else 0)
+        while time.monotonic() < end and not store.check([said]):
+            time.sleep(0.05)
         if store.add(f"{said}/by", 1) == 1:
             print(line, file=sys.stderr, flush=True)
             store.set(said, "")

@@ -148,7 +148,8 @@ def _graph(model: Detector | Classifier, part: str) -> Graph:
     if part == "whole":
         if isinstance(model, Classifier):
             return ClassifierGraph(model.model)
-        return DetectorGraph(model.model, model.cfg.TEST.DETECTIONS_PER_IMAGE)
+        channels = channels_of(model.cfg, normalised=False)
+        return DetectorGraph(model.model, model.cfg.TEST.DETECTIONS_PER_IMAGE, channels)
     owner: Any = model.model if isinstance(model, Detector) else model.model.network
     backbone = getattr(owner, "backbone", None)
     if not isinstance(backbone, nn.Module):
@@ -186,7 +187,7 @@ def _images(
     )
     generator = torch.Generator().manual_seed(0)
     sizes = ((2, long, short), (1, short, middle), (2, middle, short), (1, short, short))
-    channels = channels_of(cfg, signature)
+    channels = channels_of(cfg, signature.normalised)
     for number, height, width in sizes:
         images = _noise(number, channels, height, width, generator)
         if signature.normalised:

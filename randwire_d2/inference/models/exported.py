@@ -113,7 +113,7 @@ def describe(
             "type": "float32",
             "shape": [
                 *(["batch"] if signature.batched else []),
-                channels_of(model.cfg, signature),
+                channels_of(model.cfg, signature.normalised),
                 "height",
                 "width",
             ],
@@ -136,10 +136,10 @@ def describe(
     }
 
 
-def channels_of(cfg: CfgNode, signature: Signature) -> int:
+def channels_of(cfg: CfgNode, normalised: bool) -> int:
     """Of the images that a graph takes: where it normalises them itself, those of INPUT.FORMAT L
     have one, by however many values."""
-    is_grey = cfg.INPUT.FORMAT == "L" and not signature.normalised
+    is_grey = cfg.INPUT.FORMAT == "L" and not normalised
     return 1 if is_grey else len(cfg.MODEL.PIXEL_MEAN)
 
 
