@@ -29,6 +29,9 @@ from .compiling import check_compiler
 _IS_RANGE = Limit(
     lambda area: len(area) == 2 and 0 < area[0] <= area[1] <= 1, "[low, high] within 0 … 1"
 )
+_OF_RGB = Limit(
+    lambda values: len(values) == 3, "three values: a classifier's images have 3 channels"
+)
 LIMITS = {
     **ENGINE_LIMITS,
     "INPUT.CUTMIX_ALPHA": at_least(0),
@@ -48,14 +51,12 @@ LIMITS = {
         lambda name: name == "ImageClassifier",
         "'ImageClassifier', as in configs/imagenet; detectors are train_net.py's",
     ),
+    "MODEL.PIXEL_MEAN": _OF_RGB,
+    "MODEL.PIXEL_STD": _OF_RGB,
     "SOLVER.WARMUP_EPOCHS": at_least(0),
     "TEST.AUG.ENABLED": Limit(lambda enabled: not enabled, "False: it is for detectors"),
     "TEST.IMS_PER_PROCESS": at_least(1),
 }
-RGB_LIMITS = dict.fromkeys(
-    ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
-    Limit(lambda values: len(values) == 3, "three values: a classifier's images have 3 channels"),
-)
 _RANDWIRES_RELU = Limit(lambda head_relu: not head_relu, "False: it is RandWire's layer")
 BACKBONE_LIMITS = {
     "MODEL.BACKBONE.NAME": one_of("build_randwire_backbone", "build_resnet_backbone")
@@ -80,7 +81,6 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = read_config(args, classifier_config())
     check_limits(cfg, LIMITS)
-    check_limits(cfg, RGB_LIMITS)
     if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
         check_limits(cfg, TORCHVISION_LIMITS)
     else:

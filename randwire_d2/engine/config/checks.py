@@ -346,8 +346,8 @@ def check_model(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str] =
         scratch = f"MODEL.WEIGHTS '' {norm}MODEL.BACKBONE.FREEZE_AT 0"
         ways = "" if is_classifier(cfg) else scratch
         tested = classes if args.eval_only else None
-        given = "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS
-        check_weights(*given, model, ways, tested, args.renamed_class)
+        weights = cfg.MODEL.WEIGHTS
+        check_weights("MODEL.WEIGHTS", weights, model, ways, tested, args.renamed_class)
     return model
 
 
