@@ -280,20 +280,20 @@ def count_of(model: str, **case: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model, traffic, launches, saved",
-    [("randwire", 1300, 624, 130), ("randwire-recompute", 1600, 1077, 60)],
+    [("randwire", 1300, 669, 130), ("randwire-recompute", 1600, 1122, 60)],
 )
 def test_a_training_step_of_c109(model: str, traffic: int, launches: int, saved: int) -> None:
     """Else a training step moves more than half of what other implementations do (2570 MB per image
     in 1630 operations), or saves more than ResNet-50 (86 MB) where memory is to be saved."""
     counted = count_of(model, batch=64)
     assert counted.traffic / 64 < traffic * MB
-    assert counted.launches <= launches
+    assert counted.launches == launches
     assert counted.saved / 64 < saved * MB
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model, traffic, saved", [("randwire", 17_600, 1510), ("randwire-recompute", 20_000, 600)]
+    "model, traffic, saved", [("randwire", 17_700, 1520), ("randwire-recompute", 20_000, 600)]
 )
 def test_a_detectors_training_step(model: str, traffic: int, saved: int) -> None:
     """Else fine-tuning a detector moves more than half of the plain path's 42.5 GB per image, or
