@@ -16,7 +16,7 @@ import torch
 import torch._dynamo.testing
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
-from helpers import assert_same, draw_spec, images, leaves, randomise
+from helpers import assert_same, draw_spec, images, in_two_processes, leaves, randomise
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -946,3 +946,21 @@ def test_one_process_of_each_machine_compiles(
     ):  # fmt: skip
         assert not stage_module._in_all_processes(find, together=True)
     assert done == [*["find"] * is_first, "synchronize", "find"]
+
+
+def runs_in_one_of_two(rank: int) -> list[str | None]:
+    """How a process runs its stages, of which the second's operators do not work."""
+    works = torch.ops.randwire.aggregate
+    with (
+        mock.patch.object(stage_module, "needs_probe", lambda device: True),
+        mock.patch.object(torch.ops.randwire, "aggregate", fail if rank else works),
+    ):
+        backbone = RandWire(draw_spec("small", "WS")).double().train()
+        backbone(images())
+    return [backbone.get_submodule(name).plain_because for name in ("res3", "res4", "res5")]  # type: ignore[misc]
+
+
+def test_what_fails_in_one_process_is_used_in_none() -> None:
+    """Wrong: one process runs other kernels than the rest, or they wait for each other."""
+    own, others = in_two_processes(runs_in_one_of_two)
+    assert own == others and all("OSError: no C compiler" in str(why) for why in own)
