@@ -433,7 +433,7 @@ def test_cudnn_chooses_as_in_a_training(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_run_on_a_gpu() -> None:
+def test_run_on_cuda() -> None:
     """Else the same command does not give a GPU's times and memory, or changes the counts."""
     case, models = replace(TINY, height=64), ("randwire", "resnet50")
     on_gpu = run(case, Settings(device="cuda", rounds=2, models=models))
