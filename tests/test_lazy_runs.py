@@ -325,7 +325,7 @@ def test_another_rate_counts_and_another_optimizer_is_refused(
 def test_who_is_refused_late_can_go_on_as_before(
     train: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong: what is seen once the checkpoint is loaded leaves the refused command's config.yaml."""
+    """Wrong: what is seen once the checkpoint is loaded leaves the refused command's config."""
     settings = ["--resume", "train.eval_period=0"]
     run = train([1.0], *settings, "train.max_iter=2")
     before = run.config_file.read_bytes()

@@ -270,14 +270,19 @@ def test_a_schedule_is_that_of_its_batch(data: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 9), ("SOLVER.BIAS_LR_FACTOR", 2.0)],
-    ids=["schedule", "optimizer"],
+    [
+        ("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 9),
+        ("SOLVER.BIAS_LR_FACTOR", 2.0),
+        ("SOLVER.MAX_ITER", 1),
+    ],
+    ids=["schedule", "optimizer", "length"],
 )
 def test_who_is_refused_can_go_on_as_before(
     data: str, other: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """Wrong: the config.yaml of a training is that of a command that was refused, so that later
-    ones are compared with it; or a training that goes on keeps an old one."""
+    """Wrong: a training that is shortened to less than it has done ends with that many iterations
+    to its name; the config.yaml is that of a command that was refused, so that later ones are
+    compared with it; or a training that goes on keeps an old one."""
     args = argparse.Namespace(resume=True, eval_only=False)
     run = ("OUTPUT_DIR", tmp_path)
     first = Quiet(config(data, *run))

@@ -156,9 +156,9 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
     with config_kept(own.OUTPUT_DIR, config), in_lazy_words():
         trainer = _trainer(cfg, own, model)
         trainer.checkpointer.resume_or_load(own.MODEL.WEIGHTS, resume=args.resume)
-    trainer.start_iter = trainer.iter + 1 if trainer.checkpointer.newest else 0
+        trainer.start_iter = trainer.iter + 1 if trainer.checkpointer.newest else 0
+        settle_start(trainer, own, LAZY_KEYS)
     _write_detector(own)
-    settle_start(trainer, own, LAZY_KEYS)
     try:
         with suppress(TrainingStopped):
             trainer.train(trainer.start_iter, trainer.max_iter)
