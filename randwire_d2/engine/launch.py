@@ -25,7 +25,7 @@ from ..garbage import uncollected
 from ..malloc import keep_freed_memory
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .config.datasets import check_same_data, known, log_data, register_data, take_known
-from .hooks.saving import set_earlier_aside
+from .hooks.saving import config_kept, resumed_config, set_earlier_aside
 from .processes.failures import explained
 from .processes.lock import locked
 from .processes.signals import Interrupted, end_training, signals_for_children
@@ -119,12 +119,14 @@ def train_or_evaluate(
 
 def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
     earlier = set_earlier_aside(cfg.OUTPUT_DIR, args.resume, cfg.MODEL.WEIGHTS)
+    config = resumed_config(cfg.OUTPUT_DIR, args.resume)
     setup(cfg, args)
     if earlier:
         logger.warning(earlier)
     log_data(cfg)
-    trainer = trainer_class(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    with config_kept(cfg.OUTPUT_DIR, config):
+        trainer = trainer_class(cfg)
+        trainer.resume_or_load(resume=args.resume)
     try:
         return trainer.train()
     except Interrupted as e:

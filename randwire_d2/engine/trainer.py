@@ -175,7 +175,16 @@ def settle_start(trainer: Any, cfg: CfgNode, keys: Keys = YAML_KEYS) -> None:
     Args:
         trainer: has loaded it, and knows its start_iter; its max_iter may change.
         keys: of the config, for messages.
+
+    Raises:
+        ValueError: it has gone further than the training is to go; one line.
     """
+    if trainer.start_iter > trainer.max_iter:
+        raise ValueError(
+            f"--resume: the training has done {trainer.start_iter} iterations, and is to have "
+            f"{trainer.max_iter} in all: give it at least {trainer.start_iter}, or begin one with "
+            f"an earlier checkpoint as {keys.weights} in another output folder, without --resume"
+        )
     if trainer.average is not None:
         trainer.average.begin(trainer.checkpointer.model)
     if trainer.start_iter and cfg.SOLVER.PATIENCE and is_exhausted(cfg, trainer.start_iter, keys):

@@ -30,7 +30,7 @@ from ..hooks.best import TrainingStopped
 from ..hooks.ema import AveragedWeights
 from ..hooks.finite import FiniteAMPTrainer, FiniteTrainer
 from ..hooks.order import training_hooks
-from ..hooks.saving import set_earlier_aside
+from ..hooks.saving import config_kept, resumed_config, set_earlier_aside
 from ..launch import load_tested_weights, log_into, run_processes, write_results
 from ..processes.failures import explained
 from ..processes.lock import locked
@@ -140,6 +140,7 @@ def _write_detector(own: CfgNode) -> None:
 def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
     start = cfg.train.init_checkpoint or ""
     earlier = set_earlier_aside(cfg.train.output_dir, args.resume, start)
+    config = resumed_config(cfg.train.output_dir, args.resume)
     _set_up(cfg, args)
     if earlier:
         logger.warning(earlier)
@@ -147,17 +148,17 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
     own, obstacle = _in_yaml(cfg, model)
     check_same_data(own)
     log_data(own)
-    _write_detector(own)
     if obstacle and comm.is_main_process():
         logger.warning(
             f"{obstacle}: checkpoints hold weights alone, which tools/predict.py and others do not "
             "take"
         )
-    trainer = _trainer(cfg, own, model)
-    with in_lazy_words():
+    with config_kept(own.OUTPUT_DIR, config), in_lazy_words():
+        trainer = _trainer(cfg, own, model)
         trainer.checkpointer.resume_or_load(own.MODEL.WEIGHTS, resume=args.resume)
-    trainer.start_iter = trainer.iter + 1 if trainer.checkpointer.newest else 0
-    settle_start(trainer, own, LAZY_KEYS)
+        trainer.start_iter = trainer.iter + 1 if trainer.checkpointer.newest else 0
+        settle_start(trainer, own, LAZY_KEYS)
+    _write_detector(own)
     try:
         with suppress(TrainingStopped):
             trainer.train(trainer.start_iter, trainer.max_iter)
