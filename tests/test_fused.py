@@ -558,6 +558,63 @@ def test_what_asks_for_each_operations_derivative(runs: mock.Mock) -> None:
     assert not runs.called
 
 
+def wide_stage() -> RandWireStage:
+    """One whose channels fill a CPU's vectors."""
+    spec = NetworkGenerator("small", 40, 4, "WS", {"k": 2, "p": 0.75})(1).stages[0]
+    return RandWireStage(spec, "sep_conv3x3", "BN")
+
+
+@pytest.mark.parametrize(
+    "size, says", [((2, 64, 8, 8), "to have 40 channels"), ((40, 8, 8), "expected 4D input")]
+)
+def test_what_is_no_input_of_a_stage_is_torchs_to_refuse(size: tuple[int, ...], says: str) -> None:
+    """Wrong: kernels, which know addresses alone, take some of the channels for other pixels, and
+    their gradients are written over other tensors."""
+    with pytest.raises((RuntimeError, ValueError), match=says):
+        wide_stage()(torch.randn(size))
+
+
+def fewer_channels(stage: RandWireStage) -> None:
+    conv = stage.get_submodule("nodes.1.conv.pointwise")
+    conv.weight = nn.Parameter(conv.weight[:20].detach().clone())
+
+
+def norms_of_fewer_channels(stage: RandWireStage) -> None:
+    for node in stage.nodes:
+        node.norm = nn.BatchNorm2d(20)
+
+
+@pytest.mark.parametrize("change", [fewer_channels, norms_of_fewer_channels])
+def test_weights_of_other_sizes_are_torchs_to_refuse(
+    change: Callable[[RandWireStage], None], runs: mock.Mock
+) -> None:
+    """Wrong: kernels read what lies behind a weight's end."""
+    stage = wide_stage()
+    change(stage)
+    with pytest.raises((RuntimeError, ValueError)):
+        stage(torch.randn(2, 40, 8, 8))
+    assert not runs.called
+
+
+@pytest.mark.parametrize("part", ["", "nodes.1.conv.depthwise"])
+def test_weights_without_values_are_refused(part: str) -> None:
+    """Wrong: what was left on "meta" when weights were loaded is computed with as if it were
+    there: features of whatever lay in memory."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN").eval()
+    stage.get_submodule(part).to("meta")
+    with pytest.raises(ValueError, match="input is on cpu, and not all of its weights are"):
+        stage(torch.randn(2, 5, 8, 8))
+
+
+def test_a_batch_without_images(runs: mock.Mock) -> None:
+    """Wrong: an error, where the nodes, as torch's own modules, give a batch without images."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN")
+    out = stage(torch.randn(0, 5, 8, 8))
+    out.sum().backward()
+    assert out.shape == (0, 5, 4, 4) and not runs.called
+    assert all(p.grad is not None for p in stage.parameters())
+
+
 @pytest.mark.parametrize("surgery, stride, dilation", [(dilate, None, 2), (stop_striding, 1, 1)])
 def test_a_stage_does_what_its_convolutions_were_changed_to(
     surgery: Callable[[RandWireStage], None],
