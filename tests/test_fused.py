@@ -798,6 +798,14 @@ def test_the_probe_leaves_the_cores_to_the_compilers(monkeypatch: pytest.MonkeyP
         torch.set_num_threads(before)
 
 
+def test_the_probe_computes_where_it_is_told_to() -> None:
+    """Wrong: with torch.set_default_device("cuda"), operators that work are found not to."""
+    variants = probe.Variants(2, 2, (), (), (), 1, 1, batch=False, backward=False)
+    (case,) = itertools.islice(probe.cases(torch.float64, variants), 1)
+    with torch.device("meta"):
+        probe.compare(case, "aggregate", native.aggregate, "cpu")
+
+
 def test_the_switches_reach_every_stage(runs: mock.Mock) -> None:
     """Else MODEL.RANDWIRE.FUSED or RECOMPUTE is ignored."""
     for on, recompute in itertools.product(("auto", "on", "off"), (True, False)):
