@@ -217,31 +217,42 @@ def test_float32_is_the_oracle(path: dict[str, bool], norm: str, device: torch.d
         assert all(v == 1 for name, v in after.items() if name.endswith("num_batches_tracked"))
 
 
-def test_a_backward_pass_can_be_repeated_but_not_differentiated(device: torch.device) -> None:
-    """Else retain_graph changes the gradients, or a second derivative is silently wrong."""
+def test_a_backward_pass_can_be_repeated(device: torch.device) -> None:
+    """Else retain_graph changes the gradients."""
     stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN", recompute=True)
     x = torch.randn(2, 5, 16, 16).to(device).requires_grad_()
     out = stage.to(device)(x).square().sum()
     first, second = (torch.autograd.grad(out, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def penalty(stage: RandWireStage, x: Tensor) -> None:
+    out = stage(x).sum()  # whose gradient is a constant
     (grad,) = torch.autograd.grad(out, x, create_graph=True)
-    assert torch.equal(grad, first)
-    assert torch.equal(grad.mul_(2), 2 * first), "or it can't be written to"
-    with pytest.raises(RuntimeError, match="differentiated again.*; set MODEL.RANDWIRE.FUSED off"):
-        grad.sum().backward()
+    (out + grad.square().sum()).backward()
 
 
-def test_a_penalty_on_gradients_is_refused_if_they_come_from_a_constant(
-    device: torch.device,
+def two_steps(stage: RandWireStage, x: Tensor) -> None:
+    weights = [*stage.parameters()]
+    grads = torch.autograd.grad(stage(x).square().sum(), weights, create_graph=True)
+    moved = [weight - grad for weight, grad in zip(weights, grads, strict=True)]
+    torch.autograd.grad(sum(w.square().sum() for w in moved), weights, allow_unused=True)
+
+
+def forward_derivative(stage: RandWireStage, x: Tensor) -> None:
+    torch.autograd.functional.jvp(stage, x, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("differentiate", [penalty, two_steps, forward_derivative])
+def test_gradients_are_not_differentiated(
+    differentiate: Callable[[RandWireStage, Tensor], None], device: torch.device
 ) -> None:
-    """Wrong: a sum's gradient is a constant, so torch takes the stage's for one, and the loss is
-    without its penalty."""
+    """Wrong: a loss is without its penalty on gradients, meta-learning is of first order, and a
+    derivative is zero, all without a word."""
     stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN").to(device)
     x = torch.randn(2, 5, 16, 16).to(device).requires_grad_()
-    out = stage(x).sum()
-    (grad,) = torch.autograd.grad(out, x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiated again.*; set MODEL.RANDWIRE.FUSED off"):
-        (out + grad.square().sum()).backward()
+        differentiate(stage, x)
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
@@ -547,6 +558,63 @@ def test_what_asks_for_each_operations_derivative(runs: mock.Mock) -> None:
     assert not runs.called
 
 
+def wide_stage() -> RandWireStage:
+    """One whose channels fill a CPU's vectors."""
+    spec = NetworkGenerator("small", 40, 4, "WS", {"k": 2, "p": 0.75})(1).stages[0]
+    return RandWireStage(spec, "sep_conv3x3", "BN")
+
+
+@pytest.mark.parametrize(
+    "size, says", [((2, 64, 8, 8), "to have 40 channels"), ((40, 8, 8), "expected 4D input")]
+)
+def test_what_is_no_input_of_a_stage_is_torchs_to_refuse(size: tuple[int, ...], says: str) -> None:
+    """Wrong: kernels, which know addresses alone, take some of the channels for other pixels, and
+    their gradients are written over other tensors."""
+    with pytest.raises((RuntimeError, ValueError), match=says):
+        wide_stage()(torch.randn(size))
+
+
+def fewer_channels(stage: RandWireStage) -> None:
+    conv = stage.get_submodule("nodes.1.conv.pointwise")
+    conv.weight = nn.Parameter(conv.weight[:20].detach().clone())
+
+
+def norms_of_fewer_channels(stage: RandWireStage) -> None:
+    for node in stage.nodes:
+        node.norm = nn.BatchNorm2d(20)
+
+
+@pytest.mark.parametrize("change", [fewer_channels, norms_of_fewer_channels])
+def test_weights_of_other_sizes_are_torchs_to_refuse(
+    change: Callable[[RandWireStage], None], runs: mock.Mock
+) -> None:
+    """Wrong: kernels read what lies behind a weight's end."""
+    stage = wide_stage()
+    change(stage)
+    with pytest.raises((RuntimeError, ValueError)):
+        stage(torch.randn(2, 40, 8, 8))
+    assert not runs.called
+
+
+@pytest.mark.parametrize("part", ["", "nodes.1.conv.depthwise"])
+def test_weights_without_values_are_refused(part: str) -> None:
+    """Wrong: what was left on "meta" when weights were loaded is computed with as if it were
+    there: features of whatever lay in memory."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN").eval()
+    stage.get_submodule(part).to("meta")
+    with pytest.raises(ValueError, match="input is on cpu, and not all of its weights are"):
+        stage(torch.randn(2, 5, 8, 8))
+
+
+def test_a_batch_without_images(runs: mock.Mock) -> None:
+    """Wrong: an error, where the nodes, as torch's own modules, give a batch without images."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN")
+    out = stage(torch.randn(0, 5, 8, 8))
+    out.sum().backward()
+    assert out.shape == (0, 5, 4, 4) and not runs.called
+    assert all(p.grad is not None for p in stage.parameters())
+
+
 @pytest.mark.parametrize("surgery, stride, dilation", [(dilate, None, 2), (stop_striding, 1, 1)])
 def test_a_stage_does_what_its_convolutions_were_changed_to(
     surgery: Callable[[RandWireStage], None],
@@ -728,6 +796,14 @@ def test_the_probe_leaves_the_cores_to_the_compilers(monkeypatch: pytest.MonkeyP
         assert {*threads} == {1} and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_probe_computes_where_it_is_told_to() -> None:
+    """Wrong: with torch.set_default_device("cuda"), operators that work are found not to."""
+    variants = probe.Variants(2, 2, (), (), (), 1, 1, batch=False, backward=False)
+    (case,) = itertools.islice(probe.cases(torch.float64, variants), 1)
+    with torch.device("meta"):
+        probe.compare(case, "aggregate", native.aggregate, "cpu")
 
 
 def test_the_switches_reach_every_stage(runs: mock.Mock) -> None:

@@ -43,7 +43,7 @@ def conv_settings(node: Any) -> ConvSettings:
 def _settings_of(conv: nn.Module) -> tuple[Any, ...]:
     own = conv.__dict__  # not operator.itemgetter, into which torch.compile can't look
     return (
-        own["in_channels"],
+        own["_parameters"]["weight"].shape,  # kernels take it for granted
         own["kernel_size"],
         own["stride"],
         own["padding"],
@@ -114,6 +114,8 @@ def _why_not(node: nn.Module, built: ConvSettings) -> str:
             return "the norm is SyncBatchNorm, whose messages torch.compile does not know"
     elif type(norm) is not FrozenBatchNorm2d:
         return f"the norm is {type(norm).__name__}, not BN, SyncBN or FrozenBN"
+    if norm.num_features != both._modules["pointwise"].out_channels:
+        return "a norm has other channels than its convolution"
     if "aggregate" in node.__dict__:
         return "somebody replaced the weighted sum of a Node"
     for module in (node, both, *convs, norm):
@@ -235,7 +237,8 @@ def run_fused(
         Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), in channels_last.
 
     Raises:
-        ValueError: if there is but one value per channel to take a batch's statistics of.
+        ValueError: if there is but one value per channel to take a batch's statistics of, or
+            weights are on another device than x.
     """
     dtype, norm = compute_dtype(x), settings(nodes[0].norm)
     count = _count_values(x, norm)
@@ -247,7 +250,7 @@ def run_fused(
     together = not recompute and (save or x.device.type != "cpu")
     by_levels = norm.group is not None or together or (norm.batch and not recompute)
     plan, edges = by_level if by_levels else smallest
-    coefficients, affine, convolutions = _tensors(plan, nodes, kept, norm.batch, dtype, padding)
+    coefficients, affine, convolutions = _tensors(plan, nodes, kept, norm.batch, x, padding)
     shares = None if norm.group is None else Shares.of(norm.group, count, coefficients)
     run = Run(
         plan=plan,
@@ -297,20 +300,24 @@ def _tensors(
     nodes: Sequence[Any],
     kept: Tensor | None,
     batch: bool,
-    dtype: torch.dtype,
+    x: Tensor,
     padding: int,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """What ``GraphFunction`` reads of nodes: coefficients, norms and convolutions."""
     # What is computed for a whole channel is so in single precision at least, whatever the weights'
     # type: of a model that was cast to bfloat16, too.
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     affine = (_parameters if batch else _as_affine)([nodes[v].norm for v in plan.order], wide)
     if padding:
         affine = F.pad(affine, (0, padding))
     convs = [node.conv for node in nodes]
     convolutions = [conv.depthwise.weight for conv in convs]
     convolutions += [conv.pointwise.weight for conv in convs]
-    return _coefficients(plan, nodes, kept, wide), affine, convolutions
+    coefficients = _coefficients(plan, nodes, kept, wide)
+    # Operators ask for one device; what was not loaded may be on "meta" still.
+    if any(t.device != x.device for t in (coefficients, affine, *convolutions)):
+        raise ValueError(f"a stage's input is on {x.device}, and not all of its weights are")
+    return coefficients, affine, convolutions
 
 
 def _coefficients(

@@ -154,7 +154,12 @@ class RandWireStage(CNNBlockBase):
 
         On a GPU, the first call in training is one that all processes make together.
         """
-        return why_not([*self.nodes], self._built, x) or self._failure(x)
+        return why_not([*self.nodes], self._built, x) or self._why_not(x) or self._failure(x)
+
+    def _why_not(self, x: Tensor) -> str:
+        """Whether torch's own operators had better say what is wrong with an input, if it is."""
+        fits = x.dim() == 4 and x.shape[1] == self.in_channels and (x.numel() or self.synchronised)
+        return "" if fits else f"the input is {tuple(x.shape)}"
 
     def _failure(self, x: Tensor) -> str:
         """Why the operators don't work for this stage on x's device; see ``ops.probe``."""

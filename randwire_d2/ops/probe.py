@@ -244,11 +244,11 @@ def operands(
     case: Case, operator: str, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Any, ...]]:
     """Argument lists of an operator, in the dtype of the case; the same ones each time."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     wide = torch.float64 if case.dtype == torch.float64 else torch.float32
 
     def draw(*size: int, dtype: torch.dtype = wide) -> Tensor:
-        x = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        x = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
         return x.to(device)
 
     def image(stride: int = 1) -> Tensor:
