@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -123,8 +124,13 @@ def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer])
     if earlier:
         logger.warning(earlier)
     log_data(cfg)
-    trainer = trainer_class(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    return train_to_the_end(partial(trainer_class, cfg), args.resume)
+
+
+def train_to_the_end(make: Callable[[], Trainer], resume: bool) -> Any:
+    """Train with what ``make`` returns, or end as the signal that has ended the training."""
+    trainer = make()
+    trainer.resume_or_load(resume=resume)
     try:
         return trainer.train()
     except Interrupted as e:
@@ -170,12 +176,17 @@ def write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
 
 
 def run_distributed(
-    main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace, task: Task
+    main: Callable[..., Any],
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    task: Task,
+    main_args: tuple[Any, ...] | None = None,
 ) -> Any:
-    """Call ``main(cfg, args)`` in all processes of a training (``run_processes``), or submit it.
+    """Call ``main`` in all processes of a training (``run_processes``), or submit it.
 
     Args:
         task: the command line, for ``--slurm``.
+        main_args: what ``main`` is called with (default: cfg and args).
 
     Raises:
         ValueError: Slurm refuses.
@@ -184,7 +195,8 @@ def run_distributed(
     if is_submitted(args):
         workers = cfg.DATALOADER.NUM_WORKERS
         return submit_training(args, task, cfg.OUTPUT_DIR, on_cpu, workers)
-    return run_processes(main, (cfg, args), args, on_cpu, cfg.SOLVER.HANG_TIMEOUT)
+    main_args = (cfg, args) if main_args is None else main_args
+    return run_processes(main, main_args, args, on_cpu, cfg.SOLVER.HANG_TIMEOUT)
 
 
 def run_processes(
