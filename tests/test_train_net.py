@@ -1,8 +1,7 @@
-"""tools/train_net.py in processes of its own: real kills, real groups, real COCO evaluation."""
+"""tools/train_net.py in processes of its own: real groups, real COCO evaluation."""
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import networkx
 import pytest
-import torch
 from detectron2.data import MetadataCatalog
 from helpers import ROOT, Tool, last_metrics, run_tool
 from launching import free_port
@@ -108,20 +106,6 @@ def test_train_evaluate_and_evaluate_again(tmp_path: Path) -> None:
     assert found.results["bbox"]["AP"] == pytest.approx(trained["bbox/AP"], abs=1e-6)
     assert found.results.keys() == {"bbox", "bbox_TTA"}
     assert said.count(f"results are in {evaluation.path}") == 1
-
-
-@pytest.mark.slow
-def test_resume_after_kill_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
-    """Wrong: a training that was killed while it saved starts anew, or not at all."""
-    run, log = tmp_path / "run", tmp_path / "log"
-    options = ["SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 0, "SOLVER.MAX_ITER", 6]
-    tool = Tool(
-        TOOL, *arguments(run, options=options), log=log, kill_at="os.rename last_checkpoint 2 group"
-    )
-    assert tool.wait() == -signal.SIGKILL, tool.said[-3000:]
-    said = run_tool(TOOL, *arguments(run, ["--resume"], options), log=log)
-    assert "Starting training from iteration 2" in said
-    assert torch.load(run / "model_final.pth", weights_only=True)["iteration"] == 5
 
 
 @pytest.mark.slow
