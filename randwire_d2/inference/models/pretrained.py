@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from detectron2.config import CfgNode
 from torch import nn
 
-from ...checkpoint import entries_of
+from ...checkpoint import Classes, entries_of
 from ...config import is_classifier
 from ...modeling.pretrained import PretrainedNetwork
 from ...pretrained import PretrainedFolder, model_card, read_folder, write_folder
@@ -51,8 +51,8 @@ class PretrainedModel:
         """
         kind = type(self).__name__
         ids = None if self.classifies else self.category_ids
-        classes = self.class_names, ids, self.stuff_entry, self.keypoint_entry
-        entries = entries_of(self.model, self.cfg, *classes)
+        classes = Classes(self.class_names, ids, self.stuff_entry, self.keypoint_entry)
+        entries = entries_of(self.model, self.cfg, classes)
         if card is None:
             network = find_network(self.model)
             listed = ", ".join(self.class_names)
