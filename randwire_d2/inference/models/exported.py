@@ -190,6 +190,6 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
     cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     if kind == CLASSIFIER:
-        return Classifier(file, cfg, ExportedClassifier(run).eval(), classes.names)
+        return Classifier(file, cfg, ExportedClassifier(run).eval(), classes)
     graph = ExportedDetector(run, lists[OUTPUTS_KEY], cfg.MODEL.PANOPTIC_FPN.COMBINE)
-    return Detector(file, cfg, graph.eval(), *classes)
+    return Detector(file, cfg, graph.eval(), classes)
