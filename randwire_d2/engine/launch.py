@@ -88,21 +88,21 @@ def split_pairs(given: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(given[:first]), list(given[first:])
 
 
-def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's ``default_setup``, this project's log beside its, and the data by path."""
-    default_setup(cfg, args)
-    log_into(cfg.OUTPUT_DIR)
+def setup(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> None:
+    """Detectron2's ``default_setup``, this project's log beside its, and the data by path.
+
+    Args:
+        cfg: its OUTPUT_DIR may be None, for no files.
+        given: the LazyConfig whose keys ``cfg`` has in YAML's words, if it is one's.
+    """
+    default_setup(cfg if given is None else given, args)
+    log = logging.getLogger("randwire_d2")
+    bare = comm.get_world_size() > 1 and not log.handlers  # launch has started this process
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=log.name, configure_stdout=bare)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     register_data(cfg)  # launch may have started this process, whose catalog is its own
     check_same_data(cfg)
-
-
-def log_into(folder: str | None) -> None:
-    """Have this process's log in a run's folder too; None for none."""
-    log = logging.getLogger("randwire_d2")
-    bare = comm.get_world_size() > 1 and not log.handlers  # launch has started this process
-    setup_logger(folder, comm.get_rank(), name=log.name, configure_stdout=bare)
 
 
 def train_or_evaluate(
@@ -119,12 +119,17 @@ def train_or_evaluate(
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
+    setup_training(cfg, args)
+    return train_to_the_end(partial(trainer_class, cfg), args.resume)
+
+
+def setup_training(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> None:
+    """``setup`` of a training, whose OUTPUT_DIR is locked and may hold an earlier one."""
     earlier = set_earlier_aside(cfg.OUTPUT_DIR, args.resume, cfg.MODEL.WEIGHTS)
-    setup(cfg, args)
+    setup(cfg, args, given)
     if earlier:
         logger.warning(earlier)
     log_data(cfg)
-    return train_to_the_end(partial(trainer_class, cfg), args.resume)
 
 
 def train_to_the_end(make: Callable[[], Trainer], resume: bool) -> Any:

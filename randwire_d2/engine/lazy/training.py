@@ -1,13 +1,13 @@
 """Trainings whose config is Python, Detectron2's LazyConfig, with this project's checkpoints."""
 
 import argparse
+import copy
 import logging
 from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, instantiate
-from detectron2.engine import default_setup
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
@@ -16,12 +16,16 @@ from torch import nn
 
 from ...data.detection.classes import class_entries
 from ...files import atomic_open
-from ...malloc import keep_freed_memory
 from ...runs import RunFolder, evaluation_config
-from ..config.datasets import check_same_data, log_data
 from ..config.keys import LAZY_KEYS
-from ..hooks.saving import set_earlier_aside
-from ..launch import load_tested_weights, log_into, run_distributed, train_to_the_end, write_results
+from ..launch import (
+    load_tested_weights,
+    run_distributed,
+    setup,
+    setup_training,
+    train_to_the_end,
+    write_results,
+)
 from ..processes.failures import explained
 from ..processes.lock import locked
 from ..processes.random_state import run_seed
@@ -32,7 +36,7 @@ from ..validation import detection_losses, mean_losses
 from .config import build_optimizer, building, read_lazy_config
 from .data import use_data
 from .in_yaml import add_detector, in_lazy_words, yaml_config
-from .loader import lazy_loss_loader, lazy_precise_loader, lazy_train_loader
+from .loader import lazy_loss_loader, lazy_train_loader
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +66,7 @@ def _evaluate(cfg: DictConfig, args: argparse.Namespace) -> Any:
     # The first process decides: a training at work may write its next checkpoint any moment.
     own = comm.all_gather(evaluation_config(own, args.resume))[0]
     cfg.train.output_dir, cfg.train.init_checkpoint = own.OUTPUT_DIR, own.MODEL.WEIGHTS
-    _set_up(cfg, args)
-    check_same_data(own)
+    setup(own, args, cfg)
     _write_detector(own)
     load_tested_weights(model, own)
     results = _test(cfg, model)
@@ -93,13 +96,6 @@ def _in_yaml(cfg: DictConfig, model: nn.Module) -> tuple[CfgNode, str]:
         return own, str(e)
 
 
-def _set_up(cfg: DictConfig, args: argparse.Namespace) -> None:
-    default_setup(cfg, args)
-    log_into(cfg.train.output_dir)
-    if cfg.train.device == "cpu":
-        keep_freed_memory()
-
-
 def _write_detector(own: CfgNode) -> None:
     """What tools read of a run whose config.yaml is Python; an older training's doesn't stay."""
     file = RunFolder(own.OUTPUT_DIR).detector_file
@@ -116,15 +112,9 @@ def _write_detector(own: CfgNode) -> None:
 
 
 def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
-    start = cfg.train.init_checkpoint or ""
-    earlier = set_earlier_aside(cfg.train.output_dir, args.resume, start)
-    _set_up(cfg, args)
-    if earlier:
-        logger.warning(earlier)
+    setup_training(yaml_config(cfg), args, cfg)
     model = instantiate(cfg.model).to(cfg.train.device)
     own, obstacle = _in_yaml(cfg, model)
-    check_same_data(own)
-    log_data(own)
     _write_detector(own)
     if obstacle and comm.is_main_process():
         logger.warning(
@@ -164,7 +154,10 @@ class LazyTrainer(Trainer):
             return lazy_train_loader(self._lazy.dataloader.train, run_seed(cfg.SEED))
 
     def loader_without_workers(self) -> Any:
-        return lazy_precise_loader(self._lazy.dataloader.train)
+        call = copy.deepcopy(self._lazy.dataloader.train)
+        if "num_workers" in call:
+            call.num_workers = 0
+        return instantiate(call)
 
     def classes(self, cfg: CfgNode) -> dict[str, Any]:  # type: ignore[override]
         """As Trainer's; and no config, if that does not describe the detector."""
