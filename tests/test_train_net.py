@@ -10,8 +10,7 @@ from pathlib import Path
 import networkx
 import pytest
 from detectron2.data import MetadataCatalog
-from helpers import ROOT, Tool, last_metrics, run_tool
-from launching import free_port
+from helpers import ROOT, last_metrics, run_tool
 from torch import nn
 
 from randwire_d2 import load_detector
@@ -122,26 +121,3 @@ def test_two_cpu_processes_train_one_model(tmp_path: Path) -> None:
     assert len(RunFolder(run).slower_stages() or {}) == 3
     assert "bbox/AP" in last_metrics(run)
     assert (run / "model_final.pth").is_file()
-
-
-@pytest.mark.slow
-def test_two_machines_train_one_model(tmp_path: Path) -> None:
-    """Wrong: --num-machines, --machine-rank and --dist-url do not reach the process group."""
-    url = f"tcp://127.0.0.1:{free_port()}"
-    machines = [
-        Tool(
-            TOOL,
-            *arguments(
-                tmp_path / rank,
-                ["--num-machines", 2, "--machine-rank", rank, "--dist-url", url],
-                ["SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0],
-            ),
-            log=tmp_path / f"{rank}.log",
-        )
-        for rank in ("0", "1")
-    ]
-    status = [machine.wait() for machine in machines]
-    assert status == [0, 0], "\n".join(machine.said for machine in machines)[-3000:]
-    assert "World size: 2" in machines[0].said
-    assert (tmp_path / "0" / "model_final.pth").is_file()
-    assert not (tmp_path / "1" / "model_final.pth").exists()
