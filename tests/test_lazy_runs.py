@@ -270,17 +270,20 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunF
 
 
 def test_the_best_is_kept_and_patience_ends_the_training(train: Callable[..., RunFolder]) -> None:
-    """Wrong: a later or worse evaluation replaces it, the training ends too early or too late, or
-    goes on when it is resumed."""
+    """Wrong: a later or worse evaluation replaces it, the training ends too early or too late, goes
+    on when it is resumed, as every run of a sweep is, or does not where its patience is lifted."""
     told, iterations = [20.0, 30.0, math.nan, 29.0], [1, 3, 5, 7]
     for found, flags, more in ((told, (), []), (told[-1:], ("--resume",), [8])):
         run = train(found, *flags, "train.patience=2", "train.checkpointer.max_to_keep=2")
         assert [i for i, _ in run.evaluations("bbox/AP")] == iterations + more
         assert load_checkpoint(str(run.final_checkpoint))["iteration"] == 7
         assert [*run.periodic_checkpoints()] == [6, 7]
+        assert "has not improved for 2 evaluations, train.patience" in run.log_file.read_text()
         best = torch.load(run.best_checkpoint, weights_only=True)
         assert best["iteration"] == 3 and "trainer" not in best
         assert_equal(best["model"], TESTED[1])
+    train([10.0, 40.0], "--resume")
+    assert torch.load(run.best_checkpoint, weights_only=True)["iteration"] == 12
     assert not run.detector_file.exists()  # nobody knows what a Norm is
     with pytest.raises(ValueError, match="there is no detector.yaml beside it"):
         load_detector(run.path)
