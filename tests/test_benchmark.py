@@ -39,6 +39,7 @@ from randwire_d2.benchmark import (
 )
 from randwire_d2.benchmark.models import forward
 from randwire_d2.cli import benchmark as tool
+from randwire_d2.cli import measure_host
 from randwire_d2.modeling.stage import RandWireStage
 
 TINY = Case(
@@ -432,7 +433,7 @@ def test_cudnn_chooses_as_in_a_training(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_run_on_a_gpu() -> None:
+def test_run_on_cuda() -> None:
     """Else the same command does not give a GPU's times and memory, or changes the counts."""
     case, models = replace(TINY, height=64), ("randwire", "resnet50")
     on_gpu = run(case, Settings(device="cuda", rounds=2, models=models))
@@ -597,7 +598,8 @@ def test_the_host_launches_what_is_counted(tmp_path: Path, detection: bool) -> N
     pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is missing")
     arguments = ["--rounds", 1, *(["--detection"] if detection else [])]
     found = run_tool("measure_host.py", *arguments, log=tmp_path / "log").splitlines()[-3:]
-    case = Case(2, 32, 32, detection, NetworkGenerator(channels=4))
-    operations = count(build("randwire", case), case.make_inputs, forward).operations
-    own = sum(o.launches for o in operations if o.name.startswith("randwire."))
+    case = Case(2, 32, 32, detection, NetworkGenerator(channels=measure_host.CHANNELS))
+    counted = count(build("randwire", case), case.make_inputs, forward)
+    assert counted.launches == (464 if detection else 669), "not those of C=109"
+    own = sum(o.launches for o in counted.operations if o.name.startswith("randwire."))
     assert [line.split("|")[-2].strip() for line in found] == ["0", str(own), "0"]

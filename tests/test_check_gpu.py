@@ -120,9 +120,11 @@ def test_kernels_can_be_inspected_without_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton comes with torch for CUDA")
     options = ["--operators", "weighted_sum", "--inputs", 2, "--channels", 5, "--capability", 80]
     *_, row = run_tool("inspect_kernels.py", *options, log=tmp_path / "log").splitlines()
-    channels, inputs, operator, kernel, registers, *_, instructions, waits = (
+    channels, inputs, operator, kernel, registers, *_, instructions, waits, per_element = (
         cell.strip() for cell in row.strip("|").split("|")
     )
     assert (channels, inputs, operator) == ("5", "2", "weighted_sum")
     assert kernel == "_weighted_sum_kernel"
     assert 8 < int(registers) <= 255 and int(instructions) > 50 and waits == "0"
+    # A tile of 2048 elements, and 4 warps; there is no loop.
+    assert float(per_element) == pytest.approx(int(instructions) / 16, rel=1e-4)

@@ -173,8 +173,8 @@ def test_ctrl_c_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_training_s_error_names_its_checkpoint(resume: bool, tmp_path: Path) -> None:
-    """Wrong: an earlier training's is named, or a command that begins anew; or the error is lost
-    where the earlier one's was set aside, and there is none yet."""
+    """Wrong: an earlier training's is named, or a command that begins anew, or one that was
+    refused; or the error is lost where the earlier one's was set aside, and there is none yet."""
     last = tmp_path / "last_checkpoint"
     last.write_text("model_0000001.pth")
     os.utime(last, (1, 1))  # not in the same tick of the clock as what is written below
@@ -195,6 +195,9 @@ def test_a_training_s_error_names_its_checkpoint(resume: bool, tmp_path: Path) -
         checkpoint = tmp_path / f"model_000000{3 if writes else 1}.pth"
         assert f"the last checkpoint is {checkpoint}; to go on from it: " in said
         assert said.endswith("python tools/train_net.py --resume OUTPUT_DIR 'a b'")
+    with pytest.raises(SystemExit) as e, training("train_net.py", argv, args, str(tmp_path)):
+        raise ValueError("--resume: other momentum")
+    assert e.value.code == "train_net.py: error: --resume: other momentum"
     with pytest.raises(SystemExit) as e, training("train_net.py", argv, args, str(tmp_path)):
         last.unlink()
         raise FloatingPointError("NaN")

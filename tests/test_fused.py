@@ -16,7 +16,7 @@ import torch
 import torch._dynamo.testing
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
-from helpers import assert_same, draw_spec, images, leaves, randomise
+from helpers import assert_same, draw_spec, images, in_two_processes, leaves, randomise
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -280,20 +280,20 @@ def count_of(model: str, **case: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model, traffic, launches, saved",
-    [("randwire", 1300, 624, 130), ("randwire-recompute", 1600, 1077, 60)],
+    [("randwire", 1300, 669, 130), ("randwire-recompute", 1600, 1122, 60)],
 )
 def test_a_training_step_of_c109(model: str, traffic: int, launches: int, saved: int) -> None:
     """Else a training step moves more than half of what other implementations do (2570 MB per image
     in 1630 operations), or saves more than ResNet-50 (86 MB) where memory is to be saved."""
     counted = count_of(model, batch=64)
     assert counted.traffic / 64 < traffic * MB
-    assert counted.launches <= launches
+    assert counted.launches == launches
     assert counted.saved / 64 < saved * MB
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model, traffic, saved", [("randwire", 17_600, 1510), ("randwire-recompute", 20_000, 600)]
+    "model, traffic, saved", [("randwire", 17_700, 1520), ("randwire-recompute", 20_000, 600)]
 )
 def test_a_detectors_training_step(model: str, traffic: int, saved: int) -> None:
     """Else fine-tuning a detector moves more than half of the plain path's 42.5 GB per image, or
@@ -946,3 +946,21 @@ def test_one_process_of_each_machine_compiles(
     ):  # fmt: skip
         assert not stage_module._in_all_processes(find, together=True)
     assert done == [*["find"] * is_first, "synchronize", "find"]
+
+
+def runs_in_one_of_two(rank: int) -> list[str | None]:
+    """How a process runs its stages, of which the second's operators do not work."""
+    works = torch.ops.randwire.aggregate
+    with (
+        mock.patch.object(stage_module, "needs_probe", lambda device: True),
+        mock.patch.object(torch.ops.randwire, "aggregate", fail if rank else works),
+    ):
+        backbone = RandWire(draw_spec("small", "WS")).double().train()
+        backbone(images())
+    return [backbone.get_submodule(name).plain_because for name in ("res3", "res4", "res5")]  # type: ignore[misc]
+
+
+def test_what_fails_in_one_process_is_used_in_none() -> None:
+    """Wrong: one process runs other kernels than the rest, or they wait for each other."""
+    own, others = in_two_processes(runs_in_one_of_two)
+    assert own == others and all("OSError: no C compiler" in str(why) for why in own)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from randwire_d2.config import detector_config, set_spec
 from randwire_d2.data.detection.classes import class_entries
 from randwire_d2.data.shapes import CLASSES
 from randwire_d2.engine import check_continuation, register_data
+from randwire_d2.engine.config.schedule import KeepSchedule
 from randwire_d2.engine.lazy import training
 from randwire_d2.engine.lazy.config import load_lazy_config
 from randwire_d2.engine.lazy.in_yaml import add_detector, yaml_config
@@ -335,6 +337,22 @@ def test_a_run_of_an_older_version_goes_on(train: Callable[..., RunFolder]) -> N
     train([1.0], "--resume", "train.eval_period=0", "train.max_iter=4")
     found = torch.load(run.final_checkpoint, weights_only=True)
     assert_equal([found[k] for k in ("model", "trainer")], [expected["model"], expected["trainer"]])
+
+
+def test_who_is_refused_late_can_go_on_as_before(
+    train: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: what is seen once the checkpoint is loaded leaves the refused command's config."""
+    settings = ["--resume", "train.eval_period=0"]
+    run = train([1.0], *settings, "train.max_iter=2")
+    before = run.config_file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepSchedule, "load_state_dict", mock.Mock(side_effect=ValueError("no")))
+        with pytest.raises(ValueError, match="no"):
+            train([], *settings, "train.max_iter=4")
+    assert run.config_file.read_bytes() == before
+    train([1.0], *settings, "train.max_iter=4")
+    assert run.config_file.read_bytes() == before.replace(b"max_iter: 2", b"max_iter: 4")
 
 
 def test_a_new_training_is_not_taken_for_an_earlier_one(train: Callable[..., RunFolder]) -> None:

@@ -285,6 +285,16 @@ def test_a_set_with_a_name_has_no_white_images(mode: str, is_train: bool, tmp_pa
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("is_train", [True, False])
+def test_an_image_that_cannot_be_resized_is_named(is_train: bool, tmp_path: Path) -> None:
+    """Wrong: one strip among thousands of images ends a training with Pillow's words alone."""
+    path = tmp_path / "strip.png"
+    Image.new("RGB", (6000, 1)).save(path)
+    mapper = PatientMapper(detector_config(), is_train=is_train)
+    with pytest.raises(ValueError, match=f"{path} can't be .*height and width must be > 0"):
+        mapper({"file_name": str(path), "image_id": 1, "height": 1, "width": 6000})
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_fault_is_counted_and_named(name: str, tmp_path: Path) -> None:
     """Wrong: a box or an image is dropped in silence, or training meets it."""

@@ -1,6 +1,7 @@
 """tools/measure_gpu.py: that nothing is lost of what was measured, nor measured twice."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import refusal
+from helpers import ROOT, refusal
 
-from randwire_d2.benchmark import Case, Settings
+from randwire_d2.benchmark import MODELS, Case, Settings
 from randwire_d2.cli import measure_gpu as tool
 
 TOOL = "measure_gpu.py"
@@ -34,7 +35,13 @@ class Stand:
     def compare(self, case: Case, settings: Settings) -> tuple[str, dict[str, Any]]:
         kind = "detectors" if case.detection else "classifiers"
         amp, form, sizes = settings.amp or "float32", settings.memory_format, case.sizes
-        return self.measure(f"{kind} {case.batch} {amp} {form} {sizes} {len(settings.models)}")
+        rows = [
+            {"model": name, "step": step, "times": [0.003, 0.001, 0.002], "versus_resnet50": versus}
+            for step, versus in (("inference", None), ("training", {"median": 0.5}))
+            for name in settings.models
+        ]
+        name = f"{kind} {case.batch} {amp} {form} {sizes} {len(settings.models)}"
+        return self.measure(name, rows=rows)
 
     def measure(self, name: str, **numbers: Any) -> tuple[str, dict[str, Any]]:
         self.measured.append(name)
@@ -109,6 +116,22 @@ def test_a_command_for_some_minutes_and_the_next(
     assert titles == list(stand.parts) == list(tool.parts("cpu", False, stand.folder))
 
 
+def test_one_table_has_all_times(stand: Stand) -> None:
+    """Wrong: who wants GPUs' times in a document has to write their table; or a model's times are
+    in another's column."""
+    stand()
+    table = stand.text.split("\n\n")[0].splitlines()
+    cells = {tuple(line.split("|")[1:3]): line.split("|")[3:-1] for line in table}
+    rows = {tuple(map(str.strip, key)): [*map(str.strip, own)] for key, own in cells.items()}
+    assert len(rows) == 2 + 2 * len(tool.comparisons("cpu", quick=False))
+    names = rows["ms of a step (× ResNet-50)", "step"]
+    for title, (_, settings) in tool.comparisons("cpu", quick=False).items():
+        for step, shown in (("inference", "2.0"), ("training", "2.0 (0.50)")):
+            own = zip(names, rows[title, step], strict=True)
+            compared = {MODELS[name] for name in settings.models}
+            assert all(cell == (shown if name in compared else "") for name, cell in own)
+
+
 def test_a_part_that_is_cut_off_is_on_record(stand: Stand) -> None:
     """Wrong: a part that never ends within the time that there is stops all others for good."""
 
@@ -170,6 +193,37 @@ def test_the_tests_are_found_and_run_by_file(
     assert "1 passed, 1 deselected" in passes[0] and "error" not in passes[1]
     assert "FAILED tests/test_fails.py::test_cuda" in fails[0] and "1 failed" in fails[1]["error"]
     assert "none_such" in lost[1]["log"] and "1 error" in lost[1]["error"]
+
+
+def test_tests_that_need_a_gpu_are_found() -> None:
+    """Wrong: nobody runs a test that only a GPU can run."""
+    needing = r'reason="needs (?:a|two) GPUs?"\)\n(?:@.*\n)*def (\w+)'
+    found = [
+        (path.name, name)
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(needing, path.read_text(encoding="utf-8"))
+    ]
+    assert len(found) >= 3 and all("cuda" in file + name for file, name in found)
+
+
+def test_cifar10_is_trained_on_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: a GPU's figures are of drawn images alone, or a machine without CIFAR-10 has none."""
+    commands: list[list[str]] = []
+
+    def ran(command: list[str], **_: Any) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(tool.subprocess, "run", ran)
+    metrics = {1: {tool.TOP1: 50.0, "time": 0.1}}
+    monkeypatch.setattr(tool.RunFolder, "metrics", lambda self: metrics)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    texts = [tool.train("cuda", False, tmp_path, "on")[0]]
+    (tmp_path / "cifar10" / "train").mkdir(parents=True)
+    texts.append(tool.train("cuda", False, tmp_path, "on")[0])
+    configs = ["shapes/randwire_pretrain.yaml", "cifar10/randwire_c53_10ep.yaml"]
+    for text, command, config in zip(texts, commands, configs, strict=True):
+        assert text.startswith(f"{config}: top-1 50.0%") and config in " ".join(command)
 
 
 def test_a_process_of_tests_that_dies_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 tests/test_resume_processes.py does the same to processes, with SIGKILL.
 """
 
+import argparse
 import json
 import shutil
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from helpers import ROOT, assert_equal, draw_boxes
 from torch.utils.data import IterableDataset
 
 from randwire_d2.data.detection import augmentation
-from randwire_d2.engine import Trainer, argument_parser, load_config
+from randwire_d2.engine import Trainer, argument_parser, load_config, train_or_evaluate
 from randwire_d2.engine.train_loader import TrainLoader, detection_train_loader
 
 SHAPES = ROOT / "configs/faster_rcnn_randwire_shapes.yaml"
@@ -265,6 +266,37 @@ def test_a_schedule_is_that_of_its_batch(data: str, tmp_path: Path) -> None:
     del file["trainer"]["hooks"]["KeepSchedule"]
     torch.save(file, tmp_path / "model_0000001.pth")
     assert resume(*epochs, "SOLVER.IMS_PER_BATCH", 2).start_iter == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 9),
+        ("SOLVER.BIAS_LR_FACTOR", 2.0),
+        ("SOLVER.MAX_ITER", 1),
+    ],
+    ids=["schedule", "optimizer", "length"],
+)
+def test_who_is_refused_can_go_on_as_before(
+    data: str, other: tuple[object, ...], tmp_path: Path
+) -> None:
+    """Wrong: a training that is shortened to less than it has done ends with that many iterations
+    to its name; the config.yaml is that of a command that was refused, so that later ones are
+    compared with it; or a training that goes on keeps an old one."""
+    args = argparse.Namespace(resume=True, eval_only=False)
+    run = ("OUTPUT_DIR", tmp_path)
+    first = Quiet(config(data, *run))
+    first.iter = 1
+    first.checkpointer.save("model_0000001", iteration=1)
+    own = tmp_path / "config.yaml"
+    own.write_text(first.cfg.dump())
+    before = own.read_text()
+    with pytest.raises(ValueError, match="^--resume: "):
+        train_or_evaluate(config(data, *run, *other), args, Quiet)
+    assert own.read_text() == before
+    longer = config(data, *run, "SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 0.5)
+    train_or_evaluate(longer, args, Quiet)
+    assert own.read_text() == longer.dump()
 
 
 def test_a_training_goes_on_at_the_rate_of_its_config(

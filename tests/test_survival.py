@@ -53,7 +53,7 @@ from randwire_d2.engine import (
 )
 from randwire_d2.engine.config.keys import YAML_KEYS
 from randwire_d2.engine.config.weights import check_resumed
-from randwire_d2.engine.hooks import best
+from randwire_d2.engine.hooks import best, finite
 from randwire_d2.engine.hooks.best import Patience
 from randwire_d2.engine.hooks.finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
 from randwire_d2.engine.hooks.saving import PeriodicCheckpointer, PeriodicWriter
@@ -347,7 +347,7 @@ class Norm(nn.Module):
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         x = torch.stack([image["x"] for image in batch])
         if torch.isinf(x).any():
-            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+            raise FloatingPointError("Predicted boxes contain Inf/NaN. Training has diverged.")
         return {"loss_a": (self.norm(x) * x).mean(), "loss_b": x.square().mean() / 9}
 
 
@@ -389,6 +389,19 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, bad: float) 
         assert words in str(e.value)
     with pytest.raises(FloatingPointError, match="There is no checkpoint before it"):
         train([bad])
+
+
+def test_a_network_that_diverges_in_one_process_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wrong: the training ends with Detectron2's own words and a list of images."""
+    monkeypatch.setattr(finite, "comm", SimpleNamespace(get_world_size=lambda: 2))
+    with pytest.raises(FloatingPointError) as e:
+        train([float("inf")])
+    assert str(e.value) == (
+        "iteration 0: Predicted boxes contain Inf/NaN of 0_0_a.jpg. Look at the images, lower "
+        "SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True"
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["loss", "inside"])

@@ -18,6 +18,7 @@ SPEC = NetworkGenerator("small", 5, 12, "WS", {"k": 4, "p": 0.75})(1)
 PARTS = (3, 1)  # images of each process
 DAG = SPEC.stages[0].dag
 KEPT = torch.arange(len(Plan(DAG).learned)) != 1
+NEEDS_TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
 def build(norm: str, recompute: bool, dtype: torch.dtype) -> RandWireStage:
@@ -36,7 +37,7 @@ def batch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def step(stage: RandWireStage, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     x.requires_grad_()
-    y = stage(x, KEPT)
+    y = stage(x, KEPT.to(x.device))
     y.backward(gradient)
     assert x.grad is not None
     gradients = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
@@ -44,7 +45,7 @@ def step(stage: RandWireStage, x: Tensor, gradient: Tensor) -> dict[str, Tensor]
 
 
 def in_one_of_two(
-    rank: int, recompute: bool, dtype: torch.dtype, multiple: int
+    rank: int, recompute: bool, dtype: torch.dtype, multiple: int, kind: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """A process's results, its statistics afterwards, and how many messages it sent."""
     sent = 0
@@ -60,6 +61,14 @@ def in_one_of_two(
     dist = torch.distributed
     stage = build("SyncBN", recompute, dtype)
     x, gradient = (whole.split(PARTS)[rank] for whole in batch(dtype))
+    if kind == "cuda":
+        torch.cuda.set_device(rank)
+        torch.backends.cudnn.allow_tf32 = False
+        x, gradient = x.cuda(), gradient.cuda()
+        group = dist.new_group(backend="nccl")
+        for norm in stage.cuda().modules():
+            if isinstance(norm, torch.nn.SyncBatchNorm):
+                norm.process_group = group
     with (
         mock.patch.object(dist, "all_gather", side_effect=AssertionError("copies each tensor")),
         mock.patch.object(dist, "all_gather_into_tensor", counting(dist.all_gather_into_tensor)),
@@ -67,22 +76,25 @@ def in_one_of_two(
         mock.patch.dict(MULTIPLES, {dtype: multiple}),
     ):
         results = step(stage, x.clone(), gradient)
-    return results, dict(stage.named_buffers()), sent
+    buffers = dict(stage.named_buffers())
+    results, statistics = ({k: v.cpu() for k, v in own.items()} for own in (results, buffers))
+    return results, statistics, sent
 
 
+@pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=NEEDS_TWO_GPUS)])
 @pytest.mark.parametrize(
     ("recompute", "dtype", "multiple"),
     [(False, torch.float64, 8), (True, torch.float64, 1), (False, torch.float32, 1)],
 )
 def test_two_processes_are_one_with_the_whole_batch(
-    recompute: bool, dtype: torch.dtype, multiple: int
+    recompute: bool, dtype: torch.dtype, multiple: int, kind: str
 ) -> None:
     """Wrong: statistics of one process's images alone, in the output, the running statistics or the
     gradients; images counted alike where processes have different numbers of them; more messages
     than the wiring is deep."""
     whole = build("BN", recompute, dtype)
     expected = step(whole, *batch(dtype))
-    parts = in_two_processes(in_one_of_two, recompute, dtype, multiple)
+    parts = in_two_processes(in_one_of_two, recompute, dtype, multiple, kind)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     for name, value in expected.items():
         own = [results[name] for results, _, _ in parts]

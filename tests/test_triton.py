@@ -2,11 +2,12 @@
 
 Without a GPU, Triton's interpreter runs them on the CPU. It must be chosen before Triton is first
 imported, so this file runs itself in another process: ``python test_triton.py interpret CASE...``
-writes what was wrong in each case, as JSON. ``compile`` and ``well`` run the compiler for a GPU in
-place of the kernels.
+writes what was wrong in each case, as JSON. ``compile CAPABILITY`` and ``well`` run the compiler
+for a GPU in place of the kernels.
 """
 
 import copy
+import inspect
 import itertools
 import json
 import os
@@ -153,9 +154,25 @@ def check_stage(norm: str, training: bool, multiple: int) -> None:
                 assert_same(value, expected[name], name)
 
 
+def spread_comparisons_as_masks() -> None:
+    """To the interpreter, a comparison of two numbers is of their type once it is spread over a
+    tile; from Triton 3.9 on it loads with no such mask. Compilers know better."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    spread = InterpreterBuilder.create_splat
+
+    def create_splat(builder: Any, shape: Any, value: Any) -> Any:
+        tile = spread(builder, shape, value)
+        tile.data = tile.data.astype(value.data.dtype)
+        return tile
+
+    InterpreterBuilder.create_splat = create_splat
+
+
 def interpret(names: list[str]) -> dict[str, str]:
     """What is wrong in each case, in Triton's interpreter."""
     torch.set_num_threads(1)
+    spread_comparisons_as_masks()
     wrong = {}
     checks: dict[str, Callable[[], None]] = {"NaN": check_nan}
     for kind, stages in (("stage", STAGES), ("other stage", SLOW_STAGES)):
@@ -176,8 +193,8 @@ def interpret(names: list[str]) -> dict[str, str]:
     return wrong
 
 
-def compile_for_gpu() -> dict[str, str]:
-    """What is wrong with each kernel, for a GPU of compute capability 9.0."""
+def compile_for_gpu(capability: str) -> dict[str, str]:
+    """What is wrong with each kernel, for a GPU of a compute capability, 80 for 8.0."""
     from randwire_d2.ops.compiled import compile_kernels
 
     wrong = {}
@@ -194,7 +211,7 @@ def compile_for_gpu() -> dict[str, str]:
                 name = f"{n} inputs, {dtype}, {affine = }, {stride = }"
                 for operator in OPERATORS:
                     try:
-                        for found in compile_kernels(case, [operator]):
+                        for found in compile_kernels(case, [operator], int(capability)):
                             wrong[f"{found.kernel}, {name}"] = ""
                     except Exception as error:
                         wrong[f"{operator}, {name}"] = f"{type(error).__name__}: {error}"
@@ -216,7 +233,8 @@ def compiled_well() -> dict[str, str]:
         for found in compile_kernels(case, operators):
             strip = found.kernel.startswith("_aggregate")
             waits = found.barriers + found.shuffles if strip else found.waits
-            good = found.spills <= 100 and not waits
+            # Far more than there are: 35 and 46 with one input of 109 channels.
+            good = found.spills <= 100 and not waits and found.per_element < 50 + 12 * n
             name = f"{n}, {stride}, {channels}, {nodes}, {found.kernel}"
             wrong[name] = "" if good else str(found)
     return wrong
@@ -289,11 +307,12 @@ def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_kernels_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_kernels_compile(capability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, a kernel would run in the interpreter alone: the compiler is stricter, about
     types that change in a loop for one."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    wrong = elsewhere("compile")
+    wrong = elsewhere("compile", capability)
     assert not {name: message for name, message in wrong.items() if message}
     modules = (triton_kernels.depthwise, triton_kernels.norms, triton_kernels.sums)
     kernels = {name for m in modules for name in vars(m) if name.endswith("_kernel")}
@@ -303,7 +322,8 @@ def test_kernels_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.slow
 def test_kernels_compile_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it failed, a convolution's threads would wait for each other at every row, as where Triton
-    spreads the columns over warps, or keep in memory what registers have no room for."""
+    spreads the columns over warps, keep in memory what registers have no room for, or take more
+    instructions."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     wrong = elsewhere("well")
     assert len(wrong) > 10
@@ -327,6 +347,9 @@ def test_kernels_are_compiled_ahead_on_all_cores(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(triton.runtime, "driver", SimpleNamespace(active=driver))
     kernel = SimpleNamespace(run=lambda *args, grid, warmup: launched.append(warmup))
     both = threading.Barrier(2)
+    # What ends a compilation, and from Triton 3.9 on what ends one that fails.
+    takes = len(inspect.signature(triton.AsyncCompileMode.submit).parameters)
+    afterwards = [lambda _: None] * (takes - 3)
 
     def compile_one() -> SimpleNamespace:
         both.wait(timeout=60)  # for the other: one alone never gets past
@@ -343,12 +366,12 @@ def test_kernels_are_compiled_ahead_on_all_cores(monkeypatch: pytest.MonkeyPatch
         mode = triton.runtime._async_compile.active_mode.get()
         keys = ("one", "another") if len(os.sched_getaffinity(0)) > 1 else ()
         for key in keys:
-            mode.submit(key, compile_one, lambda compiled: None)
+            mode.submit(key, compile_one, *afterwards)
     common.launch(kernel, (1,), torch.zeros(1))
     assert launched == [True, False, False]
     assert launchers == [("source", "metadata") for _ in keys]
     with pytest.raises(RuntimeError, match="no C compiler"), triton_kernels.compiling_ahead():
-        triton.runtime._async_compile.active_mode.get().submit("bad", fail, lambda compiled: None)
+        triton.runtime._async_compile.active_mode.get().submit("bad", fail, *afterwards)
     common.launch(kernel, (1,), torch.zeros(1))
     assert launched[-1] is False
     assert triton.runtime._async_compile.active_mode.get() is None
@@ -357,4 +380,4 @@ def test_kernels_are_compiled_ahead_on_all_cores(monkeypatch: pytest.MonkeyPatch
 if __name__ == "__main__":
     task, *names = sys.argv[1:]
     tasks = {"compile": compile_for_gpu, "well": compiled_well}
-    print(json.dumps(tasks[task]() if task in tasks else interpret(names)))
+    print(json.dumps(tasks[task](*names) if task in tasks else interpret(names)))

@@ -32,6 +32,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import ops
 from ..modeling.stage import RandWireStage
+from ..modeling.weights import as_on_cuda
 
 # These take memory and put nothing into it.
 ALLOCATIONS = {
@@ -106,8 +107,8 @@ def count(
 ) -> Count:
     """Count one step of a model, on a fake copy of it.
 
-    The counts depend on shapes and types alone. The model is counted as on a CPU, whatever device
-    it is on, because the operators are the same.
+    The counts depend on shapes and types alone. Whatever device the model is on, its copy is on a
+    CPU, where the operators are the same, and has the channels of zeros that it has on CUDA.
 
     Args:
         model: any module; it stays as it is, in train or eval mode as it was.
@@ -129,7 +130,7 @@ def count(
             saved[storage] = storage.nbytes()
         return tensor
 
-    with fake, torch.set_grad_enabled(training):
+    with fake, as_on_cuda(), torch.set_grad_enabled(training):
         inputs = make_inputs()
         counter = _Counter()
         for tensor in (*kept, *inputs):

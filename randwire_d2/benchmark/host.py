@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..modeling import cuda_graphs
+from ..modeling import cuda_graphs, weights
 from ..modeling.graph_recorder import Function, Recording
 from ..modeling.stage_graphs import FIRST_CALLS
 from ..ops import probe
@@ -79,6 +79,7 @@ def pretend_to_have_a_gpu() -> None:
         key, _Kernel()
     )
     ops.joins = lambda *_: False
+    weights.MULTIPLES.update(weights.MULTIPLES_ON_CUDA)
     cuda_graphs.recorder = _Recorder()
     cuda_graphs.Graph._check = lambda *_: None  # type: ignore[method-assign]
     for name in probe.OPERATORS:

@@ -109,6 +109,23 @@ def to_json(benchmark: Benchmark, command: str, growth: Iterable[GrowthPoint] = 
     return json.dumps(content, indent=2) + "\n"
 
 
+def overview(comparisons: Mapping[str, Any]) -> str:
+    """One table of all times, of the whole batch, and beside them the multiples of ResNet-50's.
+
+    Args:
+        comparisons: by their titles, what ``to_json`` writes of them; other values have no "rows".
+    """
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for title, content in comparisons.items():
+        for row in content.get("rows", ()):
+            versus, ms = row["versus_resnet50"], 1e3 * statistics.median(row["times"])
+            times = f"{ms:,.1f}" + (f" ({versus['median']:.2f})" if versus else "")
+            cells.setdefault((title, row["step"]), {})[row["model"]] = times
+    names = [name for name in MODELS if any(name in own for own in cells.values())]
+    header = ["ms of a step (× ResNet-50)", "step", *(MODELS[name] for name in names)]
+    return table(header, [[*key, *(own.get(n, "") for n in names)] for key, own in cells.items()])
+
+
 def describe(machine: Mapping[str, str | int]) -> str:
     """What ``describe_machine`` found, but for cuDNN."""
     return (

@@ -174,7 +174,9 @@ def training(
     before = None if args.resume else _last_write(run)
 
     def way_on(message: str) -> str:
-        if args.eval_only or _last_write(run) in (None, before):
+        # What is refused as it was given says what to give instead.
+        refused = message.startswith("--resume: ")
+        if refused or args.eval_only or _last_write(run) in (None, before):
             return ""
         try:
             last = str(run.last_checkpoint)

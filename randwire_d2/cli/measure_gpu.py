@@ -7,19 +7,21 @@ First the operators and a stage are examined, as by tools/check_gpu.py. Then the
 compared at batches of 32, 128 and 256, in float32 and in mixed precision, with and without
 channels_last, and the detectors' backbones at two images, of one size and of several; RandWire
 fused, without CUDA graphs, with RECOMPUTE, plain, and plain with torch.compile, beside ResNet-50
-and ResNeXt-50; the most telling first. Then the demo's classifier is trained fused and node by
-node. Last, where there are the checkout's tests and pytest, `pytest -k cuda` runs, file by file.
+and ResNeXt-50; the most telling first. Then a classifier is trained fused and node by node: on
+CIFAR-10 for two epochs, where DETECTRON2_DATASETS has it, else on the demo's images. Last, where
+there are the checkout's tests and pytest, `pytest -k cuda` runs, file by file.
 
-OUTPUT/gpu.md has all tables, OUTPUT/gpu.json all numbers; both are written again with each part.
-What is interrupted goes on when the same command is given again: what gpu.json has is not measured
-again, but what failed, or was begun and not ended, is, after what was never begun. Another machine,
-PyTorch, Triton or code is refused there; --overwrite begins anew.
+OUTPUT/gpu.md has one table of all times, then all tables, OUTPUT/gpu.json all numbers; both are
+written again with each part. What is interrupted goes on when the same command is given again: what
+gpu.json has is not measured again, but what failed, or was begun and not ended, is, after what was
+never begun. Another machine, PyTorch, Triton or code is refused there; --overwrite begins anew.
 """
 
 import argparse
 import importlib.util
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -37,6 +39,7 @@ import torch
 from ..benchmark import Case, Settings, run, to_json, to_markdown
 from ..benchmark.comparison import describe_machine
 from ..benchmark.health import examine, summary
+from ..benchmark.markdown import overview
 from ..command import in_users_words, process, program
 from ..config_files import get_config_file
 from ..files import check_folder, write_or_print
@@ -89,7 +92,8 @@ class Report:
     def write(self) -> None:
         content = {"made with": self.made_with, "parts": self.parts}
         write_or_print(json.dumps(content, indent=1), self.folder / "gpu.json")
-        texts = [
+        texts = [overview({title: part["numbers"] for title, part in self.parts.items()})]
+        texts += [
             f"## {title}\n\n{part['text']}\n\n({part['seconds']:.0f} s)"
             for title, part in self.parts.items()
         ]
@@ -216,12 +220,16 @@ def comparisons(device: str, quick: bool) -> dict[str, tuple[Case, Settings]]:
 
 
 def train(device: str, quick: bool, folder: Path, fused: str) -> tuple[str, dict[str, Any]]:
-    """Train the demo's classifier; its accuracy, and the seconds of an iteration."""
+    """Train a small classifier; its accuracy, and the seconds of an iteration."""
     output = folder / f"train_{fused}"
-    options = ["SOLVER.EPOCHS", 0, "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 4] if quick else []
+    config, options = "shapes/randwire_pretrain.yaml", list[Any]()
+    if (Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "cifar10" / "train").is_dir():
+        config, options = "cifar10/randwire_c53_10ep.yaml", ["SOLVER.EPOCHS", 2]
+    if quick:
+        options = ["SOLVER.EPOCHS", 0, "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 4]
     command = [
         *process("pretrain_imagenet.py"),
-        *("--config-file", get_config_file("shapes/randwire_pretrain.yaml")),
+        *("--config-file", get_config_file(config)),
         *("MODEL.DEVICE", device, "MODEL.RANDWIRE.FUSED", fused, "OUTPUT_DIR", output, *options),
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
@@ -230,7 +238,8 @@ def train(device: str, quick: bool, folder: Path, fused: str) -> tuple[str, dict
     metrics = RunFolder(output).metrics().values()
     *_, top1 = (values[TOP1] for values in metrics if TOP1 in values)
     seconds = statistics.median(values["time"] for values in metrics if "time" in values)
-    return f"top-1 {top1:.1f}%, {seconds:.4f} s an iteration", {"top1": top1, "seconds": seconds}
+    text = f"{config}: top-1 {top1:.1f}%, {seconds:.4f} s an iteration"
+    return text, {"config": config, "top1": top1, "seconds": seconds}
 
 
 def pytest(*arguments: str) -> subprocess.CompletedProcess[str]:

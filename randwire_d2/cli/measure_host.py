@@ -21,7 +21,7 @@ from .frame import at_least, framed, parser_of
 
 SCRIPT = "measure_host.py"
 
-CHANNELS = 4  # the wiring is that of C=109, whose launches do not depend on C
+CHANNELS = 5  # what is launched is as with 109: the wiring, and which stages have zeros
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

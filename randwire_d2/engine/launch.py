@@ -26,7 +26,7 @@ from ..garbage import uncollected
 from ..malloc import keep_freed_memory
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .config.datasets import check_same_data, known, log_data, register_data, take_known
-from .hooks.saving import set_earlier_aside
+from .hooks.saving import config_kept, resumed_config, set_earlier_aside
 from .processes.failures import explained
 from .processes.lock import locked
 from .processes.signals import Interrupted, end_training, signals_for_children
@@ -119,23 +119,34 @@ def train_or_evaluate(
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
-    setup_training(cfg, args)
-    return train_to_the_end(partial(trainer_class, cfg), args.resume)
+    config = setup_training(cfg, args)
+    return train_to_the_end(partial(trainer_class, cfg), cfg.OUTPUT_DIR, args.resume, config)
 
 
-def setup_training(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> None:
-    """``setup`` of a training, whose OUTPUT_DIR is locked and may hold an earlier one."""
+def setup_training(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> bytes | None:
+    """``setup`` of a training, whose OUTPUT_DIR is locked and may hold an earlier one; the
+    ``resumed_config``."""
     earlier = set_earlier_aside(cfg.OUTPUT_DIR, args.resume, cfg.MODEL.WEIGHTS)
+    config = resumed_config(cfg.OUTPUT_DIR, args.resume)
     setup(cfg, args, given)
     if earlier:
         logger.warning(earlier)
     log_data(cfg)
+    return config
 
 
-def train_to_the_end(make: Callable[[], Trainer], resume: bool) -> Any:
-    """Train with what ``make`` returns, or end as the signal that has ended the training."""
-    trainer = make()
-    trainer.resume_or_load(resume=resume)
+def train_to_the_end(
+    make: Callable[[], Trainer], folder: str, resume: bool, config: bytes | None
+) -> Any:
+    """Train with what ``make`` returns, or end as the signal that has ended the training.
+
+    Args:
+        folder: OUTPUT_DIR.
+        config: what ``setup_training`` returned.
+    """
+    with config_kept(folder, config):
+        trainer = make()
+        trainer.resume_or_load(resume=resume)
     try:
         return trainer.train()
     except Interrupted as e:

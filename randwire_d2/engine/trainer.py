@@ -290,8 +290,19 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth,
-        and one whose patience was lost ends there."""
+        and one whose patience was lost ends there.
+
+        Raises:
+            ValueError: it has gone further than it is to go; one line.
+        """
         super().resume_or_load(resume)
+        if self.start_iter > self.max_iter:
+            raise ValueError(
+                f"--resume: the training has done {self.start_iter} iterations, and is to have "
+                f"{self.max_iter} in all: give it at least {self.start_iter}, or begin one with "
+                f"an earlier checkpoint as {self.keys.weights} in another output folder, without "
+                "--resume"
+            )
         if self.average is not None:
             self.average.begin(self.checkpointer.model)
         patience, start = self.cfg.SOLVER.PATIENCE, self.start_iter

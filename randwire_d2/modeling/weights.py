@@ -7,7 +7,8 @@ nobody's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
@@ -27,6 +28,18 @@ def padding_of(channels: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many channels of zeros images of a stage have beside their own."""
     more = MULTIPLES_ON_CUDA if device.type == "cuda" else {}
     return -channels % (MULTIPLES | more).get(dtype, 1)
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """In the block, images on a CPU have the channels of zeros that they would have on CUDA."""
+    before = MULTIPLES.copy()
+    MULTIPLES.update(MULTIPLES_ON_CUDA)
+    try:
+        yield
+    finally:
+        MULTIPLES.clear()
+        MULTIPLES.update(before)
 
 
 def wider_image(x: Tensor, padding: int) -> Tensor:

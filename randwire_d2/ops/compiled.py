@@ -4,6 +4,7 @@ Registers decide how many threads a GPU holds at once; spills are memory traffic
 barriers and shuffles are threads that wait for each other.
 """
 
+import math
 import re
 import subprocess
 import tempfile
@@ -28,6 +29,8 @@ class Compiled(NamedTuple):
         spills: the bytes that a thread keeps in memory for want of registers.
         barriers, shuffles, loads, instructions: how many stand in the code; loops count once.
         waits: the barriers and shuffles in loops, where threads wait for each other in every round.
+        per_element: the instructions in loops, for each element of an image that a thread computes
+            in a round; without a loop, all instructions.
     """
 
     operator: str
@@ -39,6 +42,7 @@ class Compiled(NamedTuple):
     loads: int
     instructions: int
     waits: int
+    per_element: float
 
 
 def replace_driver(capability: int) -> None:
@@ -69,10 +73,11 @@ def compile_kernels(
         capability: see ``replace_driver``, which it calls.
     """
     replace_driver(capability)
-    compiled: dict[str, bytes] = {}
+    compiled: dict[str, tuple[bytes, float]] = {}
 
     def compile_only(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
-        compiled[kernel.fn.__name__] = kernel.warmup(*args, grid=grid, **constants).asm["cubin"]
+        cubin = kernel.warmup(*args, grid=grid, **constants).asm["cubin"]
+        compiled[kernel.fn.__name__] = cubin, _elements(kernel.fn.__name__, constants)
 
     launch, common.launch = common.launch, compile_only
     try:
@@ -80,13 +85,21 @@ def compile_kernels(
             compiled.clear()
             arguments: tuple[Any, ...] = next(operands(case, operator))
             getattr(triton_kernels, operator)(*arguments)
-            for name, cubin in compiled.items():
-                yield Compiled(operator, name, *_examine(cubin))
+            for name, (cubin, elements) in compiled.items():
+                yield Compiled(operator, name, *_examine(cubin, elements))
     finally:
         common.launch = launch
 
 
-def _examine(cubin: bytes) -> tuple[int, ...]:
+def _elements(kernel: str, constants: dict[str, int]) -> float:
+    """How many elements of its images a thread computes in a round of the kernel's loop."""
+    tile = [constants[name] for name in ("ROWS", "COLUMNS", "CHANNELS") if name in constants]
+    # A round of this one goes on by a row of the gradient, which may be two of the input.
+    rows = constants["STRIDE"] if kernel == "_aggregate_backward_kernel" else 1
+    return rows * math.prod(tile) / (32 * constants.get("num_warps", 4))
+
+
+def _examine(cubin: bytes, elements: float) -> tuple[Any, ...]:
     """The numbers of ``Compiled``, as NVIDIA's tools, which come with Triton, tell them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
@@ -110,6 +123,7 @@ def _examine(cubin: bytes) -> tuple[int, ...]:
         *(count[name] for name in (*waiting, "LDG")),
         len(places) - count["NOP"],
         sum(looped[name] for name in waiting),
+        (looped.total() or len(places) - count["NOP"]) / elements,
     )
 
 

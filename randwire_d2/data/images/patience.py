@@ -80,7 +80,8 @@ class PatientMapper(DatasetMapper):
     set by its name has not looked at them, and here is the first that does.
 
     Raises:
-        ValueError: an image has more than 8 bits per channel, and would be read as white; one line.
+        ValueError: an image has more than 8 bits per channel, and would be read as white, or can't
+            be resized as configured, such as one of 1 x 5000 pixels; one line that names it.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Any:
@@ -88,15 +89,11 @@ class PatientMapper(DatasetMapper):
 
         def read() -> Any:
             if self.image_format in _OF_8_BITS:
-                _check_depth(path)
+                with open_image(path):
+                    pass
             return call(dataset_dict)
 
-        return patiently(read, path)
-
-
-def _check_depth(path: str) -> None:
-    try:
-        with open_image(path):
-            pass
-    except ValueError as e:
-        raise ValueError(f"{path} can't be trained on or tested: {e}") from e
+        try:
+            return patiently(read, path)
+        except ValueError as e:
+            raise ValueError(f"{path} can't be trained on or tested: {e}") from e

@@ -96,9 +96,11 @@ class _FiniteSteps:
         except _NotFinite as e:
             self._skip_or_stop(e.where)
         except FloatingPointError as e:  # of Detectron2's RPN, in the middle of the network
-            where = f"{str(e).removesuffix('.')} {self._images()}"
+            where = f"{str(e).partition('.')[0]} {self._images()}"
             if comm.get_world_size() > 1:  # the others wait for this one's gradients
-                raise FloatingPointError(f"iteration {self.iter}: {where}") from e
+                raise FloatingPointError(
+                    f"iteration {self.iter}: {where}. Look at the images, {self.keys.lower}"
+                ) from e
             self._skip_or_stop([where])
         finally:
             self._batch = None

@@ -7,8 +7,8 @@ on.
 import logging
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from ...checkpoint import RandWireCheckpointer
-from ...files import megabytes
+from ...files import atomic_open, megabytes
 from ...runs import EVALUATIONS, RunFolder
 from ...weight_files.checksum import is_whole
 
@@ -96,6 +96,33 @@ def set_earlier_aside(folder: str, resume: bool, weights: str) -> str:
         f"The checkpoints, metrics and evaluations of an earlier training are in {aside} now: "
         f"{megabytes(size)}; delete that folder if nobody needs it"
     )
+
+
+def resumed_config(folder: str, resume: bool) -> bytes | None:
+    """The config.yaml of a training that is to be resumed, ahead of ``default_setup``, which writes
+    the new one; in the main process, else None."""
+    file = RunFolder(folder).config_file
+    return file.read_bytes() if resume and comm.is_main_process() and file.is_file() else None
+
+
+@contextmanager
+def config_kept(folder: str, before: bytes | None) -> Iterator[None]:
+    """Let a folder's config.yaml be what it was while the block may refuse to go on with its
+    training; the new one follows at the end.
+
+    Args:
+        before: a ``resumed_config``; None for none.
+    """
+    if before is None:
+        yield
+        return
+    file = RunFolder(folder).config_file
+    now = file.read_bytes()
+    with atomic_open(file, "wb") as f:
+        f.write(before)
+    yield
+    with atomic_open(file, "wb") as f:
+        f.write(now)
 
 
 def _keep_with_weights(run: RunFolder, aside: RunFolder) -> None:

@@ -112,16 +112,16 @@ def _write_detector(own: CfgNode) -> None:
 
 
 def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
-    setup_training(yaml_config(cfg), args, cfg)
+    config = setup_training(yaml_config(cfg), args, cfg)
     model = instantiate(cfg.model).to(cfg.train.device)
     own, obstacle = _in_yaml(cfg, model)
-    _write_detector(own)
     if obstacle and comm.is_main_process():
         logger.warning(
             f"{obstacle}: checkpoints hold weights alone, which tools/predict.py and others do not "
             "take"
         )
-    return train_to_the_end(partial(LazyTrainer, own, cfg, model), args.resume)
+    make = partial(LazyTrainer, own, cfg, model)
+    return train_to_the_end(make, own.OUTPUT_DIR, args.resume, config)
 
 
 class LazyTrainer(Trainer):
@@ -173,6 +173,10 @@ class LazyTrainer(Trainer):
     def resume_or_load(self, resume: bool = True) -> None:
         with in_lazy_words():
             super().resume_or_load(resume)
+
+    def train(self) -> Any:
+        _write_detector(self.cfg)  # now that the run is not refused any more
+        return super().train()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As Trainer's, of older versions' checkpoints, too, which had one level less."""
