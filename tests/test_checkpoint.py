@@ -22,11 +22,11 @@ from randwire_d2.checkpoint import (
     CONFIG_KEY,
     PREPROCESSING_KEY,
     WIRING_KEY,
+    Classes,
     RandWireCheckpointer,
     Wiring,
     check_wiring,
     load_checkpoint,
-    stored_class_names,
     stored_config,
 )
 from randwire_d2.config import classifier_config, detector_config, spec_from_config
@@ -166,7 +166,7 @@ def test_a_checkpoint_carries_its_config_and_class_names(tmp_path: Path) -> None
     checkpointer.save("model", iteration=3)
     file = torch.load(tmp_path / "model.pth", weights_only=True)
     assert str(tmp_path) not in file[CONFIG_KEY] and "/home" not in file[CONFIG_KEY]
-    assert stored_class_names(file) == ["circle", "cat, wild"]
+    assert Classes.of(file).names == ["circle", "cat, wild"]
     stored = stored_config(file)
     assert stored is not None
     assert spec_from_config(stored) == GENERATOR(5)
@@ -180,7 +180,7 @@ def test_a_checkpoint_carries_its_config_and_class_names(tmp_path: Path) -> None
         del file[key]
     torch.save(file, tmp_path / "old.pth")
     assert RandWireCheckpointer(build_model(cfg)).load(str(tmp_path / "old.pth"))["iteration"] == 3
-    assert (stored_config(file), stored_class_names(file)) == (None, None)
+    assert stored_config(file) is None and Classes.of(file) == Classes([])
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_strangers_config_runs_no_code(tmp_path: Path, text: str | int, named:
         stored_config({CONFIG_KEY: given})
     assert "\n" not in str(e.value) and not proof.exists()
     with pytest.raises(ValueError, match="class_names"):
-        stored_class_names({CLASS_NAMES_KEY: ["a", 1]})
+        Classes.of({CLASS_NAMES_KEY: ["a", 1]})
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ sys.addaudithook(watch)
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_training_looks_at_each_file_once(launcher: str, tmp_path: Path) -> None:
-    """Wrong: as many times as there are processes."""
+    """Wrong: as many times as there are processes; or these are no group, each trains alone."""
     given = ["--config-file", SHAPES, *write_sound(tmp_path / "data")["yolo"]]
     keys = [
         "MODEL.RANDWIRE.FUSED",
@@ -252,6 +252,7 @@ def test_a_training_looks_at_each_file_once(launcher: str, tmp_path: Path) -> No
         tmp_path / "run",
     ]
     run_in_two("train_net.py", given, keys, launcher, HOOK, tmp_path)
+    assert "World size: 2" in (tmp_path / "log0").read_text()
     looked = Counter((tmp_path / "seen").read_text().splitlines())
     assert len(looked) == 2 * (TRAIN + VAL)
     assert set(looked.values()) == {2 if launcher == "two machines" else 1}

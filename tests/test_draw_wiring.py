@@ -164,13 +164,6 @@ def test_mistakes(tmp_path: Path, argv: list[str], message: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_suffix_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it is told after everything was laid out."""
-    monkeypatch.setattr(tool, "draw", lambda args: pytest.fail("it draws"))
-    with pytest.raises(SystemExit, match=r"--output must end in one of .*; got a\.jpg"):
-        tool.main(["--grid", "--output", "a.jpg"])
-
-
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

@@ -1,18 +1,18 @@
-"""SOLVER.EMA: the average of the weights is what is evaluated, and is saved and resumed exactly."""
+"""SOLVER.EMA: the average of the weights is what is evaluated, and is saved.
 
-import signal
+That a resumed one is the same to the bit is in test_resume.py and test_resume_processes.py.
+"""
+
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import Tool, assert_equal, last_metrics, randomise, run_tool
+from helpers import assert_equal, randomise, run_tool
 from launching import C78, TOOL, small
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from randwire_d2 import NetworkGenerator, RandWire
-from randwire_d2.config import detector_config
-from randwire_d2.engine.config.schedule import check_solver
 from randwire_d2.engine.hooks.ema import AveragedWeights
 from randwire_d2.runs import RunFolder
 
@@ -110,24 +110,6 @@ def test_it_is_what_is_evaluated(
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_average(
-    averaged: tuple[Path, dict[str, Any]], folders: Path, tmp_path: Path
-) -> None:
-    """Wrong: the average begins anew, or with a bit of another one."""
-    output = tmp_path / "run"
-    for moment in ("os.rename model_0000003.pth 1 group", "os.rename model_final.pth 1 group"):
-        given = arguments(folders, output, flags=("--resume",))
-        tool = Tool(TOOL, *given, log=tmp_path / "log", kill_at=moment)
-        assert tool.wait() == -signal.SIGKILL, tool.said[-3000:]
-    found, expected = train(folders, output, flags=("--resume",)), averaged[1]
-    assert found.keys() == expected.keys()
-    for name, file in expected.items():
-        for entry in {"model", "ema"} & file.keys():
-            assert equal(found[name][entry], file[entry]), (name, entry)
-    assert last_metrics(output)["classification/top5"] == 100
-
-
-@pytest.mark.slow
 def test_two_processes_have_one_average(folders: Path, tmp_path: Path) -> None:
     """Wrong: what DistributedDataParallel wraps is averaged under other names, or not at all."""
     flags = ("--num-gpus", 2, "--dist-url", "auto")
@@ -151,12 +133,3 @@ def test_an_average_keeps_the_wiring(ours: bool) -> None:
     rebuilt.load_state_dict(average.module.state_dict())
     with torch.no_grad():
         assert_equal(average.module.eval()(x), rebuilt(x))
-
-
-def test_a_decay_of_one_is_refused() -> None:
-    """Wrong: an average that never moves."""
-    cfg = detector_config()
-    for decay in (1.0, -0.5):
-        cfg.SOLVER.EMA.DECAY = decay
-        with pytest.raises(ValueError, match=rf"EMA.DECAY .* less than 1; got {decay}"):
-            check_solver(cfg)

@@ -36,13 +36,11 @@ from test_malformed_data import write_sound
 
 from randwire_d2 import NetworkGenerator, RandWire
 from randwire_d2.checkpoint import (
+    Classes,
     RandWireCheckpointer,
     entries_of,
     load_checkpoint,
-    stored_category_ids,
-    stored_class_names,
     stored_config,
-    stored_stuff,
 )
 from randwire_d2.config import (
     classifier_config,
@@ -228,7 +226,8 @@ def backbone() -> RandWire:
 def whole_checkpoint() -> dict[str, Any]:
     cfg = detector_config()
     merge_file(cfg, str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml"))
-    entries = entries_of(backbone(), cfg, ["cat", "dog"], [1, 7], {"names": ["sky"], "ids": [9]})
+    classes = Classes(["cat", "dog"], [1, 7], {"names": ["sky"], "ids": [9]})
+    entries = entries_of(backbone(), cfg, classes)
     entries["config"] = "MODEL: {RANDWIRE: {CHANNELS: 2}}\nVERSION: 2\n"
     images = {"input_format": "RGB", "pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [4.0, 5.0, 6.0]}
     state = {name: value.clone() for name, value in backbone().state_dict().items()}
@@ -293,7 +292,7 @@ PICKLES = [
 
 def read_entries(name: str, folder: Path) -> None:
     checkpoint = load_checkpoint(str(folder / name))
-    for stored in (stored_config, stored_class_names, stored_category_ids, stored_stuff):
+    for stored in (stored_config, Classes.of):
         stored(checkpoint)
 
 

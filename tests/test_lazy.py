@@ -531,14 +531,6 @@ def test_the_masks_of_c4_need_polygons(tmp_path: Path) -> None:
     load_lazy_config(parse(config, *given, str(e.value).rpartition(" ")[2]))
 
 
-def test_a_part_that_computes_while_it_is_built(caplog: pytest.LogCaptureFixture) -> None:
-    """Wrong: it is a fault of the checks, which build a network without values."""
-    options = [*DATA, *SMALL, "model._target_=test_engine.Computing"]
-    caplog.set_level("INFO")
-    load_lazy_config(parse(FASTER, *options))
-    assert "A part of the network computes while it is built" in caplog.text
-
-
 def test_only_python_is_read_as_python(tmp_path: Path) -> None:
     """Wrong: a YAML file, whose tags LazyConfig would let run code, is read; or a part is missing
     without a word."""

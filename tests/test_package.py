@@ -87,14 +87,23 @@ def test_the_command_waits_for_no_library() -> None:
     assert all(any(line.startswith(f"  {name} ") for line in listing) for name in TOOLS)
 
 
-@pytest.mark.parametrize("given", [[], ["trian"], ["--nothing"]])
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["--nothing"], "the following arguments are required: COMMAND"),
+        (["trian", "--config-file", "x"], "'trian': did you mean 'train'"),
+        (["xyz"], "'xyz': there are train, train-lazy, "),
+    ],
+)
 def test_a_wrong_command_is_refused_in_one_line(
-    given: list[str], capsys: pytest.CaptureFixture[str]
+    given: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Wrong: a traceback; or who mistypes one of 22 commands has to find it in a list."""
     with pytest.raises(SystemExit) as e:
         command.main(given)
     (line,) = capsys.readouterr().err.splitlines()
-    assert e.value.code == 2
+    assert e.value.code == 2 and says in line
     assert line.startswith("randwire-d2: error: ") and line.endswith("; see --help")
 
 
@@ -172,15 +181,6 @@ def test_the_command_without_detectron2(tmp_path: Path) -> None:
     assert line.startswith("randwire-d2: error: randwire_d2 needs Detectron2")
 
 
-def test_every_script_is_a_subcommand() -> None:
-    """Wrong: a tool that an installed package has not. Two run before there is one."""
-    scripts = {path.name for path in (ROOT / "tools").glob("*.py")} - {
-        "install.py",
-        "check_matrix.py",
-    }
-    assert scripts == {script for script, _ in TOOLS.values()}
-
-
 def test_errors_and_commands_in_the_users_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong: who has a checkout is told of a command, or who has none of scripts."""
     text = "pretrain it (python tools/pretrain_imagenet.py --data x), see tools/unknown.py"
@@ -194,19 +194,6 @@ def test_errors_and_commands_in_the_users_words(monkeypatch: pytest.MonkeyPatch)
     assert program("demo.py") == "randwire-d2 demo"
     with pytest.raises(SystemExit, match=r"^randwire-d2 train: error: the file 'none'"):
         command.main(["train", "--config-file", "none"])
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [("trian", "'trian': did you mean 'train'"), ("xyz", "'xyz': there are train, train-lazy, ")],
-)
-def test_an_unknown_command_is_named_with_what_is_near(
-    given: str, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Wrong: who mistypes one of 22 commands has to find it in a list."""
-    with pytest.raises(SystemExit) as ended:
-        command.main([given, "--config-file", "x"])
-    assert ended.value.code == 2 and says in capsys.readouterr().err
 
 
 def test_tools_start_the_tools_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

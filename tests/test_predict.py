@@ -25,7 +25,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from randwire_d2 import load_classifier, load_detector
-from randwire_d2.checkpoint import RandWireCheckpointer
+from randwire_d2.checkpoint import Classes, RandWireCheckpointer
 from randwire_d2.classification import ClassificationTrainer
 from randwire_d2.cli.predict import main
 from randwire_d2.config import classifier_config, detector_config
@@ -192,7 +192,7 @@ def test_a_file_is_opened_once_and_read_as_by_the_mapper(
     cfg = own.cfg.clone()
     cfg.defrost()
     cfg.INPUT.FORMAT = channels
-    own = Detector("", cfg, own.model, own.class_names)
+    own = Detector("", cfg, own.model, Classes(own.class_names))
     record = {"file_name": str(images / "b.jpg"), "height": 60, "width": 80, "annotations": []}
     expected = DatasetMapper(cfg, False)(record)
     opened: list[Any] = []

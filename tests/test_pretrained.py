@@ -26,7 +26,7 @@ from randwire_d2 import (
     load_classifier,
     load_detector,
 )
-from randwire_d2.checkpoint import RandWireCheckpointer, Wiring, load_checkpoint
+from randwire_d2.checkpoint import Classes, RandWireCheckpointer, Wiring, load_checkpoint
 from randwire_d2.cli.publish import main
 from randwire_d2.config import classifier_config, detector_config, set_spec
 from randwire_d2.engine import argument_parser, load_config
@@ -67,13 +67,13 @@ def build_classifier() -> Classifier:
     cfg = classifier_config()
     cfg.merge_from_file(str(ROOT / "configs/shapes/randwire_pretrain.yaml"))
     set_spec(cfg, SPEC)
-    return Classifier("", cfg, randomise(build_model(cfg)).eval(), NAMES)
+    return Classifier("", cfg, randomise(build_model(cfg)).eval(), Classes(NAMES))
 
 
 def build_detector() -> Detector:
     torch.manual_seed(0)
     cfg = detector_cfg()
-    return Detector("", cfg, build_model(cfg).eval(), NAMES, [18, 17, 16, 21, 1, 90])
+    return Detector("", cfg, build_model(cfg).eval(), Classes(NAMES, [18, 17, 16, 21, 1, 90]))
 
 
 BUILD: dict[str, Callable[[], Any]] = {

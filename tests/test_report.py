@@ -432,15 +432,6 @@ def test_transfer_compares_detectors_that_differ_in_their_first_weights(demo: De
     assert trained["from_scratch"] == trained["pretrained"]
 
 
-def test_demo_spares_a_folder_that_is_not_its_own(demo: Demo) -> None:
-    """Wrong: someone's own output/demo/run is deleted."""
-    (demo.output / "run").mkdir(parents=True)
-    (demo.output / "run" / "thesis.tex").write_text("...")
-    process = demo()
-    assert process.wait() == 1 and "not from a demo" in process.said
-    assert (demo.output / "run" / "thesis.tex").exists() and not demo.calls
-
-
 def test_demo_hands_on_the_status_of_a_training_that_fails(demo: Demo) -> None:
     """Wrong: `make demo` succeeds, goes on, or draws pictures, though the training failed."""
     process = demo(FAILS="pretrain_imagenet.py")

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from unittest import mock
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter
 from helpers import (
@@ -53,18 +51,16 @@ from randwire_d2.engine import (
     load_config,
     train_or_evaluate,
 )
+from randwire_d2.engine.config.keys import YAML_KEYS
 from randwire_d2.engine.config.weights import check_resumed
 from randwire_d2.engine.hooks import best, finite
 from randwire_d2.engine.hooks.best import Patience
 from randwire_d2.engine.hooks.finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
 from randwire_d2.engine.hooks.saving import PeriodicCheckpointer, PeriodicWriter
-from randwire_d2.engine.lazy.config import load_lazy_config
-from randwire_d2.engine.lazy.training import run_lazy
 from randwire_d2.engine.processes import failures
 from randwire_d2.engine.processes.failures import explained
 from randwire_d2.engine.processes.lock import locked
 from randwire_d2.engine.processes.signals import StopOnSignal
-from randwire_d2.engine.processes.slurm import Task
 from randwire_d2.engine.trainer import in_parallel
 from randwire_d2.garbage import uncollected
 from randwire_d2.runs import RunFolder
@@ -445,56 +441,6 @@ def test_only_float16_needs_its_gradients_scaled(
     assert second.grad_scaler.get_scale() == (8.0 if after == torch.float16 else 1.0)
 
 
-LAZY_TRAINING = """
-from detectron2 import model_zoo
-from detectron2.config import LazyCall as L
-from fvcore.common.param_scheduler import MultiStepParamScheduler
-from test_survival import Norm, batches
-
-dataloader = dict(train=L(batches)(values=[]))
-lr_multiplier = L(MultiStepParamScheduler)(values=[1.0], milestones=[], num_updates=9)
-model = L(Norm)()
-optimizer = model_zoo.get_config("common/optim.py").SGD
-optimizer.lr, optimizer.weight_decay = 0.1, 0.0
-train = dict(device="cpu", checkpointer=dict(period=1), log_period=1, eval_period=0, ddp={},
-             amp=dict(enabled=False), init_checkpoint="")
-"""
-
-
-def train_lazily(folder: Path, values: list[float], *options: str) -> dict[str, Tensor]:
-    """``train`` by a LazyConfig."""
-    config = folder / "config.py"
-    config.write_text(LAZY_TRAINING)
-    run = RunFolder(folder / "run")
-    listed = ", ".join("nan" if x != x else str(x) for x in values)
-    args = default_argument_parser().parse_args([
-        "--config-file", str(config), f"train.output_dir={run.path}",
-        f"train.max_iter={len(values)}", f"dataloader.train.values=[{listed}]", *options,
-    ])  # fmt: skip
-    run_lazy(load_lazy_config(args), args, Task([], []))
-    state: dict[str, Tensor] = load_checkpoint(str(run.final_checkpoint))["model"]
-    return state
-
-
-def test_a_lazy_config_stops_and_skips_as_yaml_does(tmp_path: Path) -> None:
-    """Wrong: ``train.skip_nonfinite`` counts otherwise, its step leaves a trace, or weights that
-    are no numbers are saved; or a message names keys that a LazyConfig has not."""
-    nan = float("nan")
-    skip = "train.skip_nonfinite=2"
-    skipped = train_lazily(tmp_path, [1.0, nan, nan, 2.0, nan, 3.0], skip)
-    assert_equal(skipped, {k: v.numpy() for k, v in train([1.0, 2.0, 3.0]).items()})
-    for values, option, says in (
-        ([1.0, nan], "train.seed=1", "iteration 1 is .*0000000.pth.* optimizer.lr; train.skip"),
-        ([1.0, nan, nan, nan], skip, "loss of iteration 3 is not finite"),
-        ([1e6, 2.0], "optimizer.lr=1e38", "weights are not .* after iteration 0, .*izer.lr"),
-    ):
-        shutil.rmtree(tmp_path / "run")
-        with pytest.raises(FloatingPointError, match=says) as e:
-            train_lazily(tmp_path, values, option)
-        assert "\n" not in str(e.value) and "SOLVER" not in str(e.value)
-    assert not list((tmp_path / "run").glob("*.pth"))
-
-
 def in_one_of_two(rank: int, folder: Path) -> list[Any]:
     nan = float("nan")
     bad = [1.0, nan if rank else 5.0, 2.0]  # in the second process alone
@@ -528,7 +474,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
     checkpointer.save("model_0000003", iteration=3)
     hook = FiniteWeights(checkpointer, 2)
     nn.init.constant_(model.bias, float("nan"))
-    hook.trainer = SimpleNamespace(iter=4, max_iter=9)
+    hook.trainer = SimpleNamespace(iter=4, max_iter=9, keys=YAML_KEYS)
     hook.after_step()  # there is no checkpoint
     hook.trainer.iter = 5
     with pytest.raises(FloatingPointError, match=r"iteration 5, and are not saved.*0000003\.pth"):
@@ -536,7 +482,9 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
     # Nor where no iteration of a checkpoint ends: by a signal, or where patience is lost.
     files = sorted(os.listdir(tmp_path))
-    training = SimpleNamespace(iter=6, start_iter=0, max_iter=9, checkpointer=checkpointer)
+    training = SimpleNamespace(
+        iter=6, start_iter=0, max_iter=9, checkpointer=checkpointer, keys=YAML_KEYS
+    )
     monkeypatch.setattr(best, "is_exhausted", lambda *_: True)
     cfg = detector_config()
     cfg.TEST.EVAL_PERIOD = 1

@@ -1,8 +1,7 @@
-"""tools/train_net.py in processes of its own: real kills, real groups, real COCO evaluation."""
+"""tools/train_net.py in processes of its own: real groups, real COCO evaluation."""
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,10 +9,8 @@ from pathlib import Path
 
 import networkx
 import pytest
-import torch
 from detectron2.data import MetadataCatalog
-from helpers import ROOT, Tool, last_metrics, run_tool
-from launching import free_port
+from helpers import ROOT, last_metrics, run_tool
 from torch import nn
 
 from randwire_d2 import load_detector
@@ -111,20 +108,6 @@ def test_train_evaluate_and_evaluate_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_resume_after_kill_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
-    """Wrong: a training that was killed while it saved starts anew, or not at all."""
-    run, log = tmp_path / "run", tmp_path / "log"
-    options = ["SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 0, "SOLVER.MAX_ITER", 6]
-    tool = Tool(
-        TOOL, *arguments(run, options=options), log=log, kill_at="os.rename last_checkpoint 2 group"
-    )
-    assert tool.wait() == -signal.SIGKILL, tool.said[-3000:]
-    said = run_tool(TOOL, *arguments(run, ["--resume"], options), log=log)
-    assert "Starting training from iteration 2" in said
-    assert torch.load(run / "model_final.pth", weights_only=True)["iteration"] == 5
-
-
-@pytest.mark.slow
 def test_two_cpu_processes_train_one_model(tmp_path: Path) -> None:
     """Wrong: two gloo ranks do not share the batch or the evaluation, or edge dropping stalls one
     of them, whatever is recomputed; or they do not choose together how their stages run."""
@@ -138,26 +121,3 @@ def test_two_cpu_processes_train_one_model(tmp_path: Path) -> None:
     assert len(RunFolder(run).slower_stages() or {}) == 3
     assert "bbox/AP" in last_metrics(run)
     assert (run / "model_final.pth").is_file()
-
-
-@pytest.mark.slow
-def test_two_machines_train_one_model(tmp_path: Path) -> None:
-    """Wrong: --num-machines, --machine-rank and --dist-url do not reach the process group."""
-    url = f"tcp://127.0.0.1:{free_port()}"
-    machines = [
-        Tool(
-            TOOL,
-            *arguments(
-                tmp_path / rank,
-                ["--num-machines", 2, "--machine-rank", rank, "--dist-url", url],
-                ["SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0],
-            ),
-            log=tmp_path / f"{rank}.log",
-        )
-        for rank in ("0", "1")
-    ]
-    status = [machine.wait() for machine in machines]
-    assert status == [0, 0], "\n".join(machine.said for machine in machines)[-3000:]
-    assert "World size: 2" in machines[0].said
-    assert (tmp_path / "0" / "model_final.pth").is_file()
-    assert not (tmp_path / "1" / "model_final.pth").exists()

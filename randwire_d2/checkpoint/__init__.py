@@ -11,17 +11,14 @@ from ..pretrained.entries import (
 )
 from .checkpointer import EMA_KEY, RandWireCheckpointer, load_checkpoint
 from .entries import (
+    Classes,
     Preprocessing,
     Wiring,
     check_wiring,
     entries_of,
     find_preprocessing,
     portable_config,
-    stored_category_ids,
-    stored_class_names,
     stored_config,
-    stored_keypoints,
-    stored_stuff,
 )
 
 __all__ = [
@@ -33,6 +30,7 @@ __all__ = [
     "PREPROCESSING_KEY",
     "STUFF_KEY",
     "WIRING_KEY",
+    "Classes",
     "Preprocessing",
     "RandWireCheckpointer",
     "Wiring",
@@ -41,9 +39,5 @@ __all__ = [
     "find_preprocessing",
     "load_checkpoint",
     "portable_config",
-    "stored_category_ids",
-    "stored_class_names",
     "stored_config",
-    "stored_keypoints",
-    "stored_stuff",
 ]

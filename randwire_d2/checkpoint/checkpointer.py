@@ -18,7 +18,14 @@ from ..files import atomic_open, megabytes
 from ..runs import RunFolder
 from ..weight_files.checksum import checksummed
 from ..weight_files.reading import check_state, read_entries
-from .entries import Wiring, check_wiring, compare_preprocessing, entries_of, find_backbone
+from .entries import (
+    Classes,
+    Wiring,
+    check_wiring,
+    compare_preprocessing,
+    entries_of,
+    find_backbone,
+)
 
 # The key under which it holds, with SOLVER.EMA, the average of the weights, in the form of "model":
 # what evaluations test.
@@ -69,7 +76,9 @@ class RandWireCheckpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = _AtomicPathManager()
-        self._entries = entries_of(self.model, cfg, class_names, category_ids, stuff, keypoints)
+        ids = None if category_ids is None else list(category_ids)
+        classes = Classes(list(class_names or ()), ids, stuff, keypoints)
+        self._entries = entries_of(self.model, cfg, classes)
         self.newest = ""
 
     def save(self, name: str, **kwargs: Any) -> None:

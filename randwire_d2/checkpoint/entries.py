@@ -2,9 +2,9 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from detectron2.config import CfgNode, get_cfg
 from torch import nn
@@ -128,17 +128,65 @@ def find_backbone(model: nn.Module) -> tuple[str, RandWire | None]:
     return next(found, ("", None))
 
 
+class Classes(NamedTuple):
+    """What is known of a model's classes.
+
+    Attributes:
+        names: in the order of its outputs; none where they are unknown.
+        ids: those that its data set gives them, where it has any, as COCO's do.
+        stuff: of a panoptic data set, the "names" and "ids" of a semantic segmentation's outputs.
+        keypoints: of a data set that has some, their "names", and "connections", pairs of these.
+    """
+
+    names: list[str]
+    ids: list[int] | None = None
+    stuff: Mapping[str, Any] | None = None
+    keypoints: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any]) -> "Classes":
+        """Those that a checkpoint holds.
+
+        Raises:
+            ValueError: they are damaged; one line.
+        """
+        stuff = _lists_of(checkpoint, STUFF_KEY, names=str, ids=int)
+        if stuff and len(stuff["names"]) != len(stuff["ids"]):
+            raise ValueError(f"its entry {STUFF_KEY!r} is damaged: not as many names as ids")
+        keypoints = _lists_of(checkpoint, KEYPOINTS_KEY, names=str, connections=list)
+        if keypoints and not all(
+            len(pair) == 2 and all(name in keypoints["names"] for name in pair)
+            for pair in keypoints["connections"]
+        ):
+            raise ValueError(f"its entry {KEYPOINTS_KEY!r} is damaged: no pairs of its names")
+        names = _list_of(str, checkpoint, CLASS_NAMES_KEY) or []
+        return cls(names, _list_of(int, checkpoint, CATEGORY_IDS_KEY), stuff, keypoints)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint: of types that ``weights_only`` loads."""
+        entries: dict[str, Any] = {}
+        if self.names:
+            entries[CLASS_NAMES_KEY] = list(map(str, self.names))
+        if self.ids is not None:
+            entries[CATEGORY_IDS_KEY] = list(map(int, self.ids))
+        if self.stuff is not None:
+            names, ids = list(map(str, self.stuff["names"])), list(map(int, self.stuff["ids"]))
+            entries[STUFF_KEY] = {"names": names, "ids": ids}
+        if self.keypoints is not None:
+            names = list(map(str, self.keypoints["names"]))
+            pairs = [list(map(str, pair)) for pair in self.keypoints["connections"]]
+            entries[KEYPOINTS_KEY] = {"names": names, "connections": pairs}
+        return entries
+
+
 def entries_of(
-    model: nn.Module,
-    cfg: CfgNode | None = None,
-    class_names: Sequence[str] | None = None,
-    category_ids: Sequence[int] | None = None,
-    stuff: Mapping[str, Any] | None = None,
-    keypoints: Mapping[str, Any] | None = None,
+    model: nn.Module, cfg: CfgNode | None = None, classes: Classes | None = None
 ) -> dict[str, Any]:
     """What a checkpoint of a model holds beside its weights; of types that ``weights_only`` loads.
 
-    Args: as of ``RandWireCheckpointer``.
+    Args:
+        cfg: the model's config.
+        classes: the model's.
     """
     entries: dict[str, Any] = {}
     wiring, preprocessing = Wiring.in_model(model), find_preprocessing(model)
@@ -148,17 +196,7 @@ def entries_of(
         entries[PREPROCESSING_KEY] = preprocessing.to_dict()
     if cfg is not None:
         entries[CONFIG_KEY] = portable_config(cfg, wiring).dump()
-    if class_names is not None:
-        entries[CLASS_NAMES_KEY] = list(map(str, class_names))
-    if category_ids is not None:
-        entries[CATEGORY_IDS_KEY] = list(map(int, category_ids))
-    if stuff is not None:
-        names, ids = list(map(str, stuff["names"])), list(map(int, stuff["ids"]))
-        entries[STUFF_KEY] = {"names": names, "ids": ids}
-    if keypoints is not None:
-        pairs = [list(map(str, pair)) for pair in keypoints["connections"]]
-        entries[KEYPOINTS_KEY] = {"names": list(map(str, keypoints["names"])), "connections": pairs}
-    return entries
+    return entries | (classes.to_dict() if classes is not None else {})
 
 
 def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
@@ -295,58 +333,16 @@ def stored_config(checkpoint: Mapping[str, Any]) -> CfgNode | None:
     return portable_config(cfg, wiring)
 
 
-def stored_class_names(checkpoint: Mapping[str, Any]) -> list[str] | None:
-    """The class names that a checkpoint holds, if it holds any.
-
-    Raises:
-        ValueError: they are damaged; one line.
-    """
-    return _list_of(str, checkpoint, CLASS_NAMES_KEY)
-
-
-def stored_category_ids(checkpoint: Mapping[str, Any]) -> list[int] | None:
-    """The ids that the data set gave the classes, if a checkpoint holds any.
-
-    Raises:
-        ValueError: they are damaged; one line.
-    """
-    return _list_of(int, checkpoint, CATEGORY_IDS_KEY)
-
-
-def stored_stuff(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a checkpoint holds under ``STUFF_KEY``, if it does.
-
-    Raises:
-        ValueError: it is damaged; one line.
-    """
-    entry = checkpoint.get(STUFF_KEY)
+def _lists_of(checkpoint: Mapping[str, Any], key: str, **kinds: type) -> dict[str, Any] | None:
+    """The dict of lists, each of a type, that a checkpoint holds under a key, if it does."""
+    entry = checkpoint.get(key)
     if entry is None:
         return None
     if isinstance(entry, dict):
-        names, ids = _list_of(str, entry, "names"), _list_of(int, entry, "ids")
-        if names and ids and len(names) == len(ids):
-            return {"names": names, "ids": ids}
-    raise ValueError(f"its entry {STUFF_KEY!r} is damaged: not as many names as ids")
-
-
-def stored_keypoints(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a checkpoint holds under ``KEYPOINTS_KEY``, if it does.
-
-    Raises:
-        ValueError: it is damaged; one line.
-    """
-    entry = checkpoint.get(KEYPOINTS_KEY)
-    if entry is None:
-        return None
-    if isinstance(entry, dict):
-        names, pairs = _list_of(str, entry, "names"), _list_of(list, entry, "connections")
-        if (
-            names
-            and pairs is not None
-            and all(len(p) == 2 and all(name in names for name in p) for p in pairs)
-        ):
-            return {"names": names, "connections": pairs}
-    raise ValueError(f"its entry {KEYPOINTS_KEY!r} is damaged: no names, or pairs of others")
+        lists: dict[str, Any] = {n: _list_of(kind, entry, n) for n, kind in kinds.items()}
+        if lists["names"] and None not in lists.values():
+            return lists
+    raise ValueError(f"its entry {key!r} is damaged: {' or '.join(kinds)} are missing")
 
 
 def _list_of(kind: type[_T], checkpoint: Mapping[str, Any], key: str) -> list[_T] | None:

@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -87,21 +88,21 @@ def split_pairs(given: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(given[:first]), list(given[first:])
 
 
-def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's ``default_setup``, this project's log beside its, and the data by path."""
-    default_setup(cfg, args)
-    log_into(cfg.OUTPUT_DIR)
+def setup(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> None:
+    """Detectron2's ``default_setup``, this project's log beside its, and the data by path.
+
+    Args:
+        cfg: its OUTPUT_DIR may be None, for no files.
+        given: the LazyConfig whose keys ``cfg`` has in YAML's words, if it is one's.
+    """
+    default_setup(cfg if given is None else given, args)
+    log = logging.getLogger("randwire_d2")
+    bare = comm.get_world_size() > 1 and not log.handlers  # launch has started this process
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=log.name, configure_stdout=bare)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     register_data(cfg)  # launch may have started this process, whose catalog is its own
     check_same_data(cfg)
-
-
-def log_into(folder: str | None) -> None:
-    """Have this process's log in a run's folder too; None for none."""
-    log = logging.getLogger("randwire_d2")
-    bare = comm.get_world_size() > 1 and not log.handlers  # launch has started this process
-    setup_logger(folder, comm.get_rank(), name=log.name, configure_stdout=bare)
 
 
 def train_or_evaluate(
@@ -118,15 +119,34 @@ def train_or_evaluate(
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
+    config = setup_training(cfg, args)
+    return train_to_the_end(partial(trainer_class, cfg), cfg.OUTPUT_DIR, args.resume, config)
+
+
+def setup_training(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> bytes | None:
+    """``setup`` of a training, whose OUTPUT_DIR is locked and may hold an earlier one; the
+    ``resumed_config``."""
     earlier = set_earlier_aside(cfg.OUTPUT_DIR, args.resume, cfg.MODEL.WEIGHTS)
     config = resumed_config(cfg.OUTPUT_DIR, args.resume)
-    setup(cfg, args)
+    setup(cfg, args, given)
     if earlier:
         logger.warning(earlier)
     log_data(cfg)
-    with config_kept(cfg.OUTPUT_DIR, config):
-        trainer = trainer_class(cfg)
-        trainer.resume_or_load(resume=args.resume)
+    return config
+
+
+def train_to_the_end(
+    make: Callable[[], Trainer], folder: str, resume: bool, config: bytes | None
+) -> Any:
+    """Train with what ``make`` returns, or end as the signal that has ended the training.
+
+    Args:
+        folder: OUTPUT_DIR.
+        config: what ``setup_training`` returned.
+    """
+    with config_kept(folder, config):
+        trainer = make()
+        trainer.resume_or_load(resume=resume)
     try:
         return trainer.train()
     except Interrupted as e:
@@ -172,12 +192,17 @@ def write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
 
 
 def run_distributed(
-    main: Callable[..., Any], cfg: CfgNode, args: argparse.Namespace, task: Task
+    main: Callable[..., Any],
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    task: Task,
+    main_args: tuple[Any, ...] | None = None,
 ) -> Any:
-    """Call ``main(cfg, args)`` in all processes of a training (``run_processes``), or submit it.
+    """Call ``main`` in all processes of a training (``run_processes``), or submit it.
 
     Args:
         task: the command line, for ``--slurm``.
+        main_args: what ``main`` is called with (default: cfg and args).
 
     Raises:
         ValueError: Slurm refuses.
@@ -186,7 +211,8 @@ def run_distributed(
     if is_submitted(args):
         workers = cfg.DATALOADER.NUM_WORKERS
         return submit_training(args, task, cfg.OUTPUT_DIR, on_cpu, workers)
-    return run_processes(main, (cfg, args), args, on_cpu, cfg.SOLVER.HANG_TIMEOUT)
+    main_args = (cfg, args) if main_args is None else main_args
+    return run_processes(main, main_args, args, on_cpu, cfg.SOLVER.HANG_TIMEOUT)
 
 
 def run_processes(

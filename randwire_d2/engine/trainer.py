@@ -4,7 +4,7 @@ import inspect
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -41,11 +41,8 @@ from ..data.detection.classes import class_entries
 from ..data.images.patience import PatientMapper
 from ..modeling.stage import RandWireStage
 from .conclusion import conclude, predict_command
-from .config.keys import YAML_KEYS, Keys
-from .hooks.best import (
-    TrainingStopped,
-    is_exhausted,
-)
+from .config.keys import YAML_KEYS
+from .hooks.best import TrainingStopped, is_exhausted
 from .hooks.ema import AveragedWeights
 from .hooks.finite import FiniteAMPTrainer, FiniteTrainer
 from .hooks.order import training_hooks
@@ -114,27 +111,6 @@ def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
             stage.fused = "on"
 
 
-def precise_bn(
-    cfg: CfgNode, model: torch.nn.Module, loader: Any, build_loader: Callable[[], Any]
-) -> PreciseBN | None:
-    """The hook that TEST.PRECISE_BN asks for, of a model that has norms to be precise.
-
-    Args:
-        model: what is evaluated.
-        loader: the training's.
-        build_loader: makes another one of the same images, without workers, as Detectron2 has it.
-    """
-    node = cfg.TEST.PRECISE_BN
-    if not (node.ENABLED and get_bn_modules(model)):
-        return None
-    if isinstance(loader, TrainLoader):  # the labels need not be read again
-        loader = loader.without_workers()
-    else:
-        with random_state_kept():  # it may draw a seed
-            loader = build_loader()
-    return PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, node.NUM_ITER)
-
-
 _KNOWN = inspect.signature(DistributedDataParallel).parameters
 
 
@@ -168,30 +144,6 @@ def share_statistics(model: torch.nn.Module) -> None:
             torch.distributed.broadcast(buffer, 0)
 
 
-def settle_start(trainer: Any, cfg: CfgNode, keys: Keys = YAML_KEYS) -> None:
-    """What follows from the checkpoint that was loaded: the average's first weights, and the end of
-    a training that had ended already, or was killed just ahead of it.
-
-    Args:
-        trainer: has loaded it, and knows its start_iter; its max_iter may change.
-        keys: of the config, for messages.
-
-    Raises:
-        ValueError: it has gone further than the training is to go; one line.
-    """
-    if trainer.start_iter > trainer.max_iter:
-        raise ValueError(
-            f"--resume: the training has done {trainer.start_iter} iterations, and is to have "
-            f"{trainer.max_iter} in all: give it at least {trainer.start_iter}, or begin one with "
-            f"an earlier checkpoint as {keys.weights} in another output folder, without --resume"
-        )
-    if trainer.average is not None:
-        trainer.average.begin(trainer.checkpointer.model)
-    if trainer.start_iter and cfg.SOLVER.PATIENCE and is_exhausted(cfg, trainer.start_iter, keys):
-        trainer.max_iter = trainer.start_iter
-    save_end(trainer.checkpointer, trainer.start_iter, trainer.max_iter)
-
-
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs.
 
@@ -208,11 +160,17 @@ class Trainer(DefaultTrainer):
     dropped from the "batch". Not RetinaNet, whose loss each process divides by its own mean.
 
     Attributes:
+        keys: of the kind of config, for messages.
+        log_period: the iterations from one line of metrics to the next.
+        ddp: options of DistributedDataParallel in place of ``parallel_options``.
         average: of the weights, with SOLVER.EMA.
         last_evaluation: what the last evaluation found, by its names in metrics.json; in the main
             process.
     """
 
+    keys = YAML_KEYS
+    log_period = 20
+    ddp: Mapping[str, Any] = {}
     average: AveragedWeights | None
     iter: int
     last_evaluation: dict[str, float]
@@ -225,7 +183,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        model = in_parallel(model, cfg.MODEL.DEVICE == "cpu")
+        model = in_parallel(model, cfg.MODEL.DEVICE == "cpu", **self.ddp)
         if cfg.SOLVER.AMP.ENABLED:
             precision = getattr(torch, cfg.SOLVER.AMP.PRECISION)
             self._trainer = FiniteAMPTrainer(model, data_loader, optimizer, precision=precision)
@@ -235,12 +193,11 @@ class Trainer(DefaultTrainer):
         self.checkpointer = RandWireCheckpointer(
             model,
             cfg.OUTPUT_DIR,
-            cfg=cfg,
-            **self.classes(cfg),
+            **{"cfg": cfg, **self.classes(cfg)},
             trainer=weakref.proxy(self),
         )
         self._trainer.checkpointer = self.checkpointer
-        self._trainer.skip_nonfinite = cfg.SOLVER.SKIP_NONFINITE
+        self._trainer.skip_nonfinite, self._trainer.keys = cfg.SOLVER.SKIP_NONFINITE, self.keys
         decay = cfg.SOLVER.EMA.DECAY
         self.average = AveragedWeights(self.checkpointer.model, decay) if decay else None
         if self.average is not None:
@@ -253,21 +210,22 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """As Detectron2's, with this project's among them."""
-        return training_hooks(
-            self,
-            self.cfg,
-            self.evaluate,
-            self.build_writers,
-            precise_bn=precise_bn(
-                self.cfg,
-                self.evaluated_model,
-                self._trainer.data_loader,
-                self._loader_without_workers,
-            ),
-            test_with_tta=self._evaluate_with_tta if self.cfg.TEST.AUG.ENABLED else None,
-        )
+        return training_hooks(weakref.proxy(self))
 
-    def _loader_without_workers(self) -> Any:
+    def precise_bn(self) -> PreciseBN | None:
+        """The hook that TEST.PRECISE_BN asks for, of a model that has norms to be precise."""
+        node = self.cfg.TEST.PRECISE_BN
+        if not (node.ENABLED and get_bn_modules(self.evaluated_model)):
+            return None
+        if isinstance(self.data_loader, TrainLoader):  # the labels need not be read again
+            loader = self.data_loader.without_workers()
+        else:
+            with random_state_kept():  # it may draw a seed
+                loader = self.loader_without_workers()
+        return PreciseBN(self.cfg.TEST.EVAL_PERIOD, self.evaluated_model, loader, node.NUM_ITER)
+
+    def loader_without_workers(self) -> Any:
+        """Another one of the training's images, as Detectron2 has it."""
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
@@ -284,15 +242,21 @@ class Trainer(DefaultTrainer):
         self._last_eval_results = self.test(self.cfg, self.evaluated_model)
         self.last_evaluation = flatten_results_dict(self._last_eval_results)
         if self.cfg.TEST.LOSS:
-            sets = self.cfg.DATASETS.TEST
-            for name in sets:
-                losses = self.validation_losses(name)
-                prefix = f"{name}/" if len(sets) > 1 else ""
-                self.last_evaluation |= {f"{prefix}{key}": v for key, v in losses.items()}
+            self.last_evaluation |= self.test_losses()
         return self.last_evaluation
 
-    def _evaluate_with_tta(self) -> dict[str, Any]:
+    def evaluate_with_tta(self) -> dict[str, Any]:
+        """As ``evaluate``, with test-time augmentation."""
         return self.test_with_TTA(self.cfg, self.evaluated_model)
+
+    def test_losses(self) -> dict[str, float]:
+        """The mean losses of all test sets, by their names in metrics.json."""
+        sets = self.cfg.DATASETS.TEST
+        return {
+            f"{name}/{key}" if len(sets) > 1 else key: value
+            for name in sets
+            for key, value in self.validation_losses(name).items()
+        }
 
     def validation_losses(self, dataset_name: str) -> dict[str, float]:
         """The mean losses of a test set's images; see ``mean_losses``."""
@@ -325,9 +289,26 @@ class Trainer(DefaultTrainer):
         return predict_command(self.cfg.OUTPUT_DIR)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth."""
+        """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth,
+        and one whose patience was lost ends there.
+
+        Raises:
+            ValueError: it has gone further than it is to go; one line.
+        """
         super().resume_or_load(resume)
-        settle_start(self, self.cfg)
+        if self.start_iter > self.max_iter:
+            raise ValueError(
+                f"--resume: the training has done {self.start_iter} iterations, and is to have "
+                f"{self.max_iter} in all: give it at least {self.start_iter}, or begin one with "
+                f"an earlier checkpoint as {self.keys.weights} in another output folder, without "
+                "--resume"
+            )
+        if self.average is not None:
+            self.average.begin(self.checkpointer.model)
+        patience, start = self.cfg.SOLVER.PATIENCE, self.start_iter
+        if start and patience and is_exhausted(self.cfg, start, self.keys):
+            self.max_iter = start
+        save_end(self.checkpointer, start, self.max_iter)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As DefaultTrainer's, with the learning rates of the config (``rates_kept``), and of its
@@ -350,7 +331,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def classes(cls, cfg: CfgNode) -> dict[str, Any]:
-        """What a checkpoint holds of the first training set's classes: names and ids."""
+        """What a checkpoint holds of the first training set's classes: names and ids; as of
+        ``RandWireCheckpointer``."""
         return class_entries(cfg.DATASETS.TRAIN[0])
 
     @classmethod

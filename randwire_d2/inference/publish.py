@@ -41,11 +41,7 @@ def publish(
     if CONFIG_KEY not in checkpoint and all(k.startswith("backbone.") for k in checkpoint["model"]):
         return _publish_backbone(file, checkpoint, folder, overwrite)
     cfg, module, classes = assemble(file, checkpoint, "cpu")
-    model = (
-        Classifier(file, cfg, module, classes.names)
-        if is_classifier(cfg)
-        else Detector(file, cfg, module, *classes)
-    )
+    model = (Classifier if is_classifier(cfg) else Detector)(file, cfg, module, classes)
     network = find_network(module)
     card = model_card(
         type(model).__name__,

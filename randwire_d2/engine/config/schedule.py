@@ -7,7 +7,6 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 
-from .keys import YAML_KEYS, Keys
 from .limits import TRAINING_LIMITS, check_limits
 
 # Of a training in epochs, unless WARMUP_EPOCHS says how long: a config's WARMUP_ITERS suit the data
@@ -125,23 +124,21 @@ class KeepSchedule(HookBase):
     Args:
         batch_size: the images of an iteration in all processes together.
         max_iter: the length of the whole schedule.
-        keys: of the config, for messages.
     """
 
-    def __init__(self, batch_size: int, max_iter: int, keys: Keys = YAML_KEYS) -> None:
+    def __init__(self, batch_size: int, max_iter: int) -> None:
         self._own = {"batch_size": batch_size, "max_iter": max_iter}
-        self._keys = keys
 
     def state_dict(self) -> dict[str, Any]:
         return self._own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        own, batch = self._own, state["batch_size"]
+        own, batch, keys = self._own, state["batch_size"], self.trainer.keys
         if own["batch_size"] == batch or own["max_iter"] == state["max_iter"]:
             return
         raise ValueError(
             f"--resume: the checkpoint's schedule is {state['max_iter']} iterations of {batch} "
-            f"images, this one {own['max_iter']} of {own['batch_size']}. Set {self._keys.batch} "
+            f"images, this one {own['max_iter']} of {own['batch_size']}. Set {keys.batch} "
             f"{batch} (on fewer GPUs, more images on each); or, for a schedule of its own, "
-            f"{self._keys.weights} to the checkpoint and another output folder, without --resume"
+            f"{keys.weights} to the checkpoint and another output folder, without --resume"
         )

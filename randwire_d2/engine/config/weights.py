@@ -9,7 +9,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ...checkpoint import check_wiring, load_checkpoint, stored_class_names
+from ...checkpoint import Classes, check_wiring, load_checkpoint
 from ...files import without_options
 from ...runs import RunFolder
 from ...text import one_line
@@ -91,7 +91,7 @@ def _check_same(
                 f"{tuple(saved.shape)}: the training began with another network, images of other "
                 "channels, or data with another number of classes (--data); give the same"
             )
-    _check_classes(stored_class_names(checkpoint) or (), list(map(str, classes)), renamed)
+    _check_classes(Classes.of(checkpoint).names, list(map(str, classes)), renamed)
 
 
 def _check_classes(

@@ -13,7 +13,7 @@ from torch import nn
 
 from ...runs import RunFolder
 from ...weight_files.reading import iteration_of
-from ..config.keys import YAML_KEYS, Keys
+from ..config.keys import Keys
 from ..config.metric import best_evaluation, best_metric, is_loss
 
 logger = logging.getLogger(__name__)
@@ -30,16 +30,15 @@ class BestCheckpointer(hooks.BestCheckpointer):
     Args:
         cfg: the training's.
         model: what is evaluated.
-        keys: of the config, for messages.
 
     It belongs into the main process alone, after the hook that writes metrics.json.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module, keys: Keys = YAML_KEYS) -> None:
+    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
         metric = best_metric(cfg)
         mode = "min" if is_loss(metric) else "max"
         super().__init__(cfg.TEST.EVAL_PERIOD, self, metric, mode)
-        self._model, self._keys = model, keys
+        self._model = model
         self._checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
         self._run = RunFolder(cfg.OUTPUT_DIR)
         self._before = f"{self._run.best_checkpoint}.before"
@@ -85,8 +84,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
         elif found and not self._warned:
             self._warned = True
             logger.warning(
-                f"{self._keys.metric}: no evaluation gives {self._val_metric!r}, so there is no "
-                f"model_best.pth; they give {', '.join(found)}"
+                f"{self.trainer.keys.metric}: no evaluation gives {self._val_metric!r}, so there "
+                f"is no model_best.pth; they give {', '.join(found)}"
             )
 
     def after_train(self) -> None:
@@ -109,14 +108,14 @@ class Patience(hooks.HookBase):
         check: raises in all processes where the weights are nothing to save.
     """
 
-    def __init__(self, cfg: CfgNode, check: Callable[[], None], keys: Keys = YAML_KEYS) -> None:
-        self._cfg, self._check, self._keys = cfg, check, keys
+    def __init__(self, cfg: CfgNode, check: Callable[[], None]) -> None:
+        self._cfg, self._check = cfg, check
 
     def after_step(self) -> None:
         trainer, iterations = self.trainer, self.trainer.iter + 1
         if iterations % self._cfg.TEST.EVAL_PERIOD or iterations == trainer.max_iter:
             return
-        if is_exhausted(self._cfg, iterations, self._keys):
+        if is_exhausted(self._cfg, iterations, trainer.keys):
             self._check()
             trainer.checkpointer.save("model_final", iteration=trainer.iter)
             trainer.iter = trainer.max_iter = iterations
@@ -139,7 +138,7 @@ class EvalHook(hooks.EvalHook):
         super().after_train()
 
 
-def is_exhausted(cfg: CfgNode, end: int, keys: Keys = YAML_KEYS) -> bool:
+def is_exhausted(cfg: CfgNode, end: int, keys: Keys) -> bool:
     """Whether a training has lost its patience before iteration ``end``; in all processes, the main
     one says it, with a line in the log."""
     return bool(comm.all_gather(comm.is_main_process() and _is_exhausted(cfg, end, keys))[0])

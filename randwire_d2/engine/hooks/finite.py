@@ -16,7 +16,7 @@ from torch.amp import GradScaler
 
 from ...checkpoint import RandWireCheckpointer
 from ..config.continuation import check_groups, rates_kept
-from ..config.keys import YAML_KEYS, Keys
+from ..config.keys import YAML_KEYS
 from ..processes.agreement import largest
 
 SPIKE = 5.0  # times the median loss
@@ -203,16 +203,13 @@ class FiniteWeights(HookBase):
     Args:
         checkpointer: of the training.
         period: of its checkpoints, in iterations.
-        keys: of the config, for the message.
 
     Raises:
         FloatingPointError: in all processes, in place of the checkpoint.
     """
 
-    def __init__(
-        self, checkpointer: RandWireCheckpointer, period: int, keys: Keys = YAML_KEYS
-    ) -> None:
-        self._checkpointer, self._period, self._keys = checkpointer, period, keys
+    def __init__(self, checkpointer: RandWireCheckpointer, period: int) -> None:
+        self._checkpointer, self._period = checkpointer, period
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -226,7 +223,7 @@ class FiniteWeights(HookBase):
             return
         raise FloatingPointError(
             f"the weights are not finite after iteration {self.trainer.iter}, and are not saved. "
-            f"{last_good(self._checkpointer)}. To go on, {self._keys.lower}"
+            f"{last_good(self._checkpointer)}. To go on, {self.trainer.keys.lower}"
         )
 
 

@@ -239,7 +239,8 @@ def _check_solver_parts(cfg: DictConfig, model: nn.Module, resumed: dict[str, An
         logger.info(f"The optimizer is compared with the checkpoint's later: {one_line(e)}")
         return
     if resumed is not None:
-        saved = resumed["trainer"]["optimizer"]["param_groups"]
+        state = resumed["trainer"]
+        saved = state.get("_trainer", state)["optimizer"]["param_groups"]  # see LazyTrainer
         check_groups(saved, optimizer.param_groups, LAZY_KEYS)
 
 

@@ -89,11 +89,3 @@ def lazy_loss_loader(cfg: DictConfig) -> Any:
     loaders.train.mapper.augmentations = loaders.test.mapper.augmentations
     loaders.test.mapper = loaders.train.mapper
     return guard_workers(instantiate(loaders.test))
-
-
-def lazy_precise_loader(call: DictConfig) -> Any:
-    """What a LazyConfig's ``dataloader.train`` builds, without workers."""
-    own = copy.deepcopy(call)
-    if "num_workers" in own:
-        own.num_workers = 0
-    return instantiate(own)

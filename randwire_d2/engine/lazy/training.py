@@ -1,68 +1,50 @@
 """Trainings whose config is Python, Detectron2's LazyConfig, with this project's checkpoints."""
 
 import argparse
+import copy
 import logging
-import weakref
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, instantiate
-from detectron2.engine import (
-    HookBase,
-    default_setup,
-    default_writers,
-)
 from detectron2.evaluation import inference_on_dataset, print_csv_format
-from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
-from ...checkpoint import EMA_KEY, RandWireCheckpointer
 from ...data.detection.classes import class_entries
 from ...files import atomic_open
-from ...malloc import keep_freed_memory
 from ...runs import RunFolder, evaluation_config
-from ..conclusion import conclude, predict_command
-from ..config.datasets import check_same_data, log_data
 from ..config.keys import LAZY_KEYS
-from ..hooks.best import TrainingStopped
-from ..hooks.ema import AveragedWeights
-from ..hooks.finite import FiniteAMPTrainer, FiniteTrainer
-from ..hooks.order import training_hooks
-from ..hooks.saving import config_kept, resumed_config, set_earlier_aside
-from ..launch import load_tested_weights, log_into, run_processes, write_results
+from ..launch import (
+    load_tested_weights,
+    run_distributed,
+    setup,
+    setup_training,
+    train_to_the_end,
+    write_results,
+)
 from ..processes.failures import explained
 from ..processes.lock import locked
 from ..processes.random_state import run_seed
-from ..processes.signals import Interrupted, end_training, guard_workers
-from ..processes.slurm import Task, is_submitted, submit_training
-from ..trainer import in_parallel, precise_bn, settle_start, share_statistics
+from ..processes.signals import guard_workers
+from ..processes.slurm import Task
+from ..trainer import Trainer, share_statistics
 from ..validation import detection_losses, mean_losses
 from .config import build_optimizer, building, read_lazy_config
 from .data import use_data
 from .in_yaml import add_detector, in_lazy_words, yaml_config
-from .loader import lazy_loss_loader, lazy_precise_loader, lazy_train_loader
+from .loader import lazy_loss_loader, lazy_train_loader
 
 logger = logging.getLogger(__name__)
 
 
 def run_lazy(cfg: DictConfig, args: argparse.Namespace, task: Task) -> None:
-    """Train or evaluate a LazyConfig in all processes (``run_processes``), or submit it.
-
-    Args:
-        task: the command line, for ``--slurm``.
-
-    Raises:
-        ValueError: Slurm refuses.
-    """
-    on_cpu = cfg.train.device == "cpu"
-    if is_submitted(args):
-        workers = OmegaConf.select(cfg, "dataloader.train.num_workers", default=0)
-        submit_training(args, task, cfg.train.output_dir, on_cpu, workers)
-        return
-    # A config may hold functions that can't be sent to another process; each loads its own.
-    run_processes(_train_or_evaluate, (args,), args, on_cpu, cfg.train.hang_timeout)
+    """``run_distributed``, of a LazyConfig. It may hold functions that can't be sent to another
+    process, so each loads its own."""
+    run_distributed(_train_or_evaluate, yaml_config(cfg), args, task, (args,))
 
 
 def _train_or_evaluate(args: argparse.Namespace) -> Any:
@@ -84,8 +66,7 @@ def _evaluate(cfg: DictConfig, args: argparse.Namespace) -> Any:
     # The first process decides: a training at work may write its next checkpoint any moment.
     own = comm.all_gather(evaluation_config(own, args.resume))[0]
     cfg.train.output_dir, cfg.train.init_checkpoint = own.OUTPUT_DIR, own.MODEL.WEIGHTS
-    _set_up(cfg, args)
-    check_same_data(own)
+    setup(own, args, cfg)
     _write_detector(own)
     load_tested_weights(model, own)
     results = _test(cfg, model)
@@ -115,13 +96,6 @@ def _in_yaml(cfg: DictConfig, model: nn.Module) -> tuple[CfgNode, str]:
         return own, str(e)
 
 
-def _set_up(cfg: DictConfig, args: argparse.Namespace) -> None:
-    default_setup(cfg, args)
-    log_into(cfg.train.output_dir)
-    if cfg.train.device == "cpu":
-        keep_freed_memory()
-
-
 def _write_detector(own: CfgNode) -> None:
     """What tools read of a run whose config.yaml is Python; an older training's doesn't stay."""
     file = RunFolder(own.OUTPUT_DIR).detector_file
@@ -138,92 +112,76 @@ def _write_detector(own: CfgNode) -> None:
 
 
 def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
-    start = cfg.train.init_checkpoint or ""
-    earlier = set_earlier_aside(cfg.train.output_dir, args.resume, start)
-    config = resumed_config(cfg.train.output_dir, args.resume)
-    _set_up(cfg, args)
-    if earlier:
-        logger.warning(earlier)
+    config = setup_training(yaml_config(cfg), args, cfg)
     model = instantiate(cfg.model).to(cfg.train.device)
     own, obstacle = _in_yaml(cfg, model)
-    check_same_data(own)
-    log_data(own)
     if obstacle and comm.is_main_process():
         logger.warning(
             f"{obstacle}: checkpoints hold weights alone, which tools/predict.py and others do not "
             "take"
         )
-    with config_kept(own.OUTPUT_DIR, config), in_lazy_words():
-        trainer = _trainer(cfg, own, model)
-        trainer.checkpointer.resume_or_load(own.MODEL.WEIGHTS, resume=args.resume)
-        trainer.start_iter = trainer.iter + 1 if trainer.checkpointer.newest else 0
-        settle_start(trainer, own, LAZY_KEYS)
-    _write_detector(own)
-    try:
-        with suppress(TrainingStopped):
-            trainer.train(trainer.start_iter, trainer.max_iter)
-    except Interrupted as e:
-        number = e.number
-    else:
-        if comm.is_main_process() and own.MODEL.LAZY:
-            conclude(own, trainer.iter, model, lambda: predict_command(own.OUTPUT_DIR))
-        return None
-    del trainer  # and the workers that read its images
-    return end_training(number)
+    make = partial(LazyTrainer, own, cfg, model)
+    return train_to_the_end(make, own.OUTPUT_DIR, args.resume, config)
 
 
-def _trainer(cfg: DictConfig, own: CfgNode, model: nn.Module) -> Any:
-    """The trainer with its hooks, and the attributes that Trainer's have: checkpointer, average,
-    last_evaluation."""
-    train, decay = cfg.train, own.SOLVER.EMA.DECAY
-    optimizer = build_optimizer(cfg.optimizer, model)
-    with building("dataloader.train"):
-        loader = lazy_train_loader(cfg.dataloader.train, run_seed(train.seed))
-    wrapped = in_parallel(model, train.device == "cpu", **train.ddp)
-    trainer: Any = (FiniteAMPTrainer if train.amp.enabled else FiniteTrainer)(
-        wrapped, loader, optimizer
-    )
-    classes = class_entries(own.DATASETS.TRAIN[0]) if own.DATASETS.TRAIN else {}
-    trainer.checkpointer = RandWireCheckpointer(
-        model,
-        train.output_dir,
-        cfg=own if own.MODEL.LAZY else None,
-        **classes,
-        trainer=weakref.proxy(trainer),
-    )
-    trainer.skip_nonfinite, trainer.keys = train.skip_nonfinite, LAZY_KEYS
-    trainer.max_iter, trainer.last_evaluation = train.max_iter, {}
-    trainer.average = AveragedWeights(model, decay) if decay else None
-    if trainer.average is not None:
-        trainer.checkpointer.add_checkpointable(EMA_KEY, trainer.average)
-    trainer.evaluated_model = model if trainer.average is None else trainer.average.module
-    trainer.register_hooks(_hooks(cfg, own, weakref.proxy(trainer)))
-    return trainer
+class LazyTrainer(Trainer):
+    """``Trainer``, with the parts that a LazyConfig calls; what builds them is no classmethod here.
 
+    Args:
+        own: the LazyConfig in YAML's keys.
+        lazy: the LazyConfig; its data sets are registered.
+        model: what it builds.
+    """
 
-def _hooks(cfg: DictConfig, own: CfgNode, trainer: Any) -> list[HookBase]:
-    train = cfg.train
+    keys = LAZY_KEYS
 
-    def evaluate() -> dict[str, float]:
-        model = trainer.evaluated_model
-        found = flatten_results_dict(_test(cfg, model))
-        if own.TEST.LOSS:
-            found |= mean_losses(detection_losses(model), lazy_loss_loader(cfg))
-        trainer.last_evaluation = found
-        return found
+    def __init__(self, own: CfgNode, lazy: DictConfig, model: nn.Module) -> None:
+        self._lazy, self._built = lazy, model
+        self.log_period, self.ddp = lazy.train.log_period, lazy.train.ddp
+        super().__init__(own)
 
-    return training_hooks(
-        trainer,
-        own,
-        evaluate,
-        lambda: default_writers(train.output_dir, train.max_iter),
-        keys=LAZY_KEYS,
-        scheduler=instantiate(cfg.lr_multiplier),
-        precise_bn=precise_bn(
-            own,
-            trainer.evaluated_model,
-            trainer.data_loader,
-            lambda: lazy_precise_loader(cfg.dataloader.train),
-        ),
-        log_period=train.log_period,
-    )
+    def build_model(self, cfg: CfgNode) -> nn.Module:
+        return self._built
+
+    def build_optimizer(self, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(self._lazy.optimizer, model)
+
+    def build_lr_scheduler(self, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+        return LRMultiplier(optimizer, instantiate(self._lazy.lr_multiplier), cfg.SOLVER.MAX_ITER)
+
+    def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]
+        with building("dataloader.train"):
+            return lazy_train_loader(self._lazy.dataloader.train, run_seed(cfg.SEED))
+
+    def loader_without_workers(self) -> Any:
+        call = copy.deepcopy(self._lazy.dataloader.train)
+        if "num_workers" in call:
+            call.num_workers = 0
+        return instantiate(call)
+
+    def classes(self, cfg: CfgNode) -> dict[str, Any]:  # type: ignore[override]
+        """As Trainer's; and no config, if that does not describe the detector."""
+        known = class_entries(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else {}
+        return known if cfg.MODEL.LAZY else {**known, "cfg": None}
+
+    def test(self, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # type: ignore[override]
+        return _test(self._lazy, model)
+
+    def test_losses(self) -> dict[str, float]:
+        return mean_losses(detection_losses(self.evaluated_model), lazy_loss_loader(self._lazy))
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        with in_lazy_words():
+            super().resume_or_load(resume)
+
+    def train(self) -> Any:
+        _write_detector(self.cfg)  # now that the run is not refused any more
+        return super().train()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As Trainer's, of older versions' checkpoints, too, which had one level less."""
+        super().load_state_dict({"_trainer": {**state_dict, "hooks": {}}, **state_dict})
+
+    def conclude(self) -> None:
+        if self.cfg.MODEL.LAZY:  # else no tool can read what was trained
+            super().conclude()

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -12,13 +12,10 @@ from torch import nn
 
 from ...checkpoint import (
     EMA_KEY,
+    Classes,
     Wiring,
     check_wiring,
-    stored_category_ids,
-    stored_class_names,
     stored_config,
-    stored_keypoints,
-    stored_stuff,
 )
 from ...config import is_classifier, set_spec
 from ...data.detection.classes import category_ids
@@ -29,21 +26,6 @@ from ...text import brief, one_line
 from ...weight_files.reading import check_state
 
 _SPARE = 1 << 28  # bytes that a model may take while it is built, beside twice its weights'
-
-
-class Classes(NamedTuple):
-    """Of a model.
-
-    Attributes:
-        names: in the order of its outputs.
-        ids: those that its data set gives them.
-        stuff, keypoints: what a checkpoint holds under ``STUFF_KEY`` and ``KEYPOINTS_KEY``.
-    """
-
-    names: list[str]
-    ids: list[int] | None
-    stuff: dict[str, Any] | None
-    keypoints: dict[str, Any] | None
 
 
 def assemble(
@@ -144,8 +126,8 @@ def _load_strictly(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 def _classes(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Classes:
     """The checkpoint's; of an older one, those of its data set if that is known."""
-    names, ids = stored_class_names(checkpoint), stored_category_ids(checkpoint)
-    if names is None and cfg.DATASETS.TRAIN and cfg.DATASETS.TRAIN[0] in MetadataCatalog.list():
+    names, ids, stuff, keypoints = Classes.of(checkpoint)
+    if not names and cfg.DATASETS.TRAIN and cfg.DATASETS.TRAIN[0] in MetadataCatalog.list():
         metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
         names = metadata.get("classes" if is_classifier(cfg) else "thing_classes")
         ids = category_ids(metadata)
@@ -153,7 +135,7 @@ def _classes(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Classes:
     names = list(names or ())[:number]
     names += [f"class {i}" for i in range(len(names), number)]
     ids = ids if ids is not None and len(ids) == number else None
-    return Classes(names, ids, stored_stuff(checkpoint), stored_keypoints(checkpoint))
+    return Classes(names, ids, stuff, keypoints)
 
 
 def _num_classes(cfg: CfgNode) -> int:

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor, nn
 
+from ...checkpoint import Classes
 from ...data.images.reading import center_crop, check_pixels, order_channels, read_rgb
 from ...drawing.detections import legible_visualizer
 from .pretrained import PretrainedModel
@@ -31,12 +32,8 @@ class Classifier(PretrainedModel):
     least_drawn = 0.0
     classifies = True
 
-    def __init__(
-        self, file: str, cfg: CfgNode, model: nn.Module, class_names: Sequence[str]
-    ) -> None:
-        self.file, self.cfg, self.model = file, cfg, model
-        self.class_names = list(class_names)
-        self.category_ids = list(range(len(self.class_names)))
+    def __init__(self, file: str, cfg: CfgNode, model: nn.Module, classes: Classes) -> None:
+        super().__init__(file, cfg, model, classes)
         self._crop = center_crop(cfg.INPUT.TEST_CROP_SIZE, cfg.INPUT.TEST_CROP_RATIO)
 
     def __call__(self, image: np.ndarray) -> Tensor:

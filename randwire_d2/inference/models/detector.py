@@ -20,6 +20,7 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import nn
 
+from ...checkpoint import Classes
 from ...data.formats.keypoints import connection_rules
 from ...data.images.reading import check_channels, check_pixels, open_image
 from ...drawing.detections import legible_visualizer
@@ -46,26 +47,17 @@ class Detector(PretrainedModel):
     input_format = "BGR"
     least_drawn = 0.5
 
-    def __init__(
-        self,
-        file: str,
-        cfg: CfgNode,
-        model: nn.Module,
-        class_names: Sequence[str],
-        category_ids: Sequence[int] | None = None,
-        stuff: Mapping[str, Any] | None = None,
-        keypoints: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.file, self.cfg, self.model = file, cfg, model
-        self.class_names = list(class_names)
-        self.category_ids = list(category_ids or range(len(self.class_names)))
-        colors = [[round(255 * c) for c in color] for color in class_palette(len(class_names))]
+    def __init__(self, file: str, cfg: CfgNode, model: nn.Module, classes: Classes) -> None:
+        super().__init__(file, cfg, model, classes)
+        palette = class_palette(len(self.class_names))
+        colors = [[round(255 * c) for c in color] for color in palette]
         self.metadata = Metadata(thing_classes=self.class_names, thing_colors=colors)
-        self.stuff = stuff_of(cfg, self.category_ids, stuff)
+        self.stuff = stuff_of(cfg, self.category_ids, classes.stuff)
         if self.stuff is not None:
             if self.stuff.known:
                 self.stuff_entry = {"names": self.stuff.names, "ids": self.stuff.ids}
             self.metadata.set(stuff_classes=self.stuff.names, stuff_colors=self.stuff.colors)
+        keypoints = classes.keypoints
         if cfg.MODEL.KEYPOINT_ON and keypoints is not None:
             self.keypoint_entry = dict(keypoints)
             rules = connection_rules(keypoints["connections"])

@@ -18,14 +18,11 @@ from ...checkpoint import (
     CONFIG_KEY,
     KEYPOINTS_KEY,
     STUFF_KEY,
+    Classes,
     Preprocessing,
     Wiring,
     portable_config,
-    stored_category_ids,
-    stored_class_names,
     stored_config,
-    stored_keypoints,
-    stored_stuff,
 )
 from ...config import is_classifier
 from ...export import BACKBONE, CLASSIFIER, DETECTOR, SEM_SEG, Format, Run, Signature
@@ -34,7 +31,6 @@ from .classifier import Classifier
 from .detector import Detector
 
 OUTPUTS_KEY = "outputs"
-_CLASSES = (CLASS_NAMES_KEY, CATEGORY_IDS_KEY)
 
 
 class ExportedDetector(nn.Module):
@@ -177,21 +173,23 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
         ) from e
     try:
         kind, cfg = metadata["kind"], stored_config(metadata)
-        lists = {key: json.loads(metadata[key]) for key in (OUTPUTS_KEY, *_CLASSES)}
-        names, ids = stored_class_names(lists), stored_category_ids(lists)
-        later = {k: json.loads(metadata.get(k, "null")) for k in (STUFF_KEY, KEYPOINTS_KEY)}
-        stuff, keypoints = stored_stuff(later), stored_keypoints(later)
+        lists = {
+            k: json.loads(metadata[k]) for k in (OUTPUTS_KEY, CLASS_NAMES_KEY, CATEGORY_IDS_KEY)
+        }
+        # Older versions have neither.
+        lists |= {k: json.loads(metadata.get(k, "null")) for k in (STUFF_KEY, KEYPOINTS_KEY)}
+        classes = Classes.of(lists)
     except (KeyError, ValueError) as e:
         raise ValueError(
             f"{file} lacks what tools/export_model.py writes into its metadata "
             f"({type(e).__name__}: {e}): export it again"
         ) from e
-    if cfg is None or names is None or kind not in (DETECTOR, CLASSIFIER):
+    if cfg is None or not classes.names or kind not in (DETECTOR, CLASSIFIER):
         what = "a backbone alone" if kind == BACKBONE else f"of the kind {kind!r}"
         raise ValueError(f"{file} is {what}, which finds nothing: export the whole model")
     cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     if kind == CLASSIFIER:
-        return Classifier(file, cfg, ExportedClassifier(run).eval(), names)
+        return Classifier(file, cfg, ExportedClassifier(run).eval(), classes)
     graph = ExportedDetector(run, lists[OUTPUTS_KEY], cfg.MODEL.PANOPTIC_FPN.COMBINE)
-    return Detector(file, cfg, graph.eval(), names, ids, stuff, keypoints)
+    return Detector(file, cfg, graph.eval(), classes)

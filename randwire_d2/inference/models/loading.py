@@ -61,9 +61,7 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
         return load_exported(file, exported_as, device)
     checkpoint = load_checkpoint(file)
     cfg, model, classes = assemble(file, checkpoint, device)
-    if is_classifier(cfg):
-        return Classifier(file, cfg, model, classes.names)
-    return Detector(file, cfg, model, *classes)
+    return (Classifier if is_classifier(cfg) else Detector)(file, cfg, model, classes)
 
 
 def from_pretrained(

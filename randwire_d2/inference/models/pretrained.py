@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from detectron2.config import CfgNode
 from torch import nn
 
-from ...checkpoint import entries_of
+from ...checkpoint import Classes, entries_of
 from ...config import is_classifier
 from ...modeling.pretrained import PretrainedNetwork
 from ...pretrained import PretrainedFolder, model_card, read_folder, write_folder
@@ -26,6 +26,7 @@ class PretrainedModel:
         runtime: the one of ``deployment.runtime`` that was chosen for it; None for the usual one.
     """
 
+    file: str
     cfg: CfgNode
     model: nn.Module
     class_names: list[str]
@@ -34,6 +35,12 @@ class PretrainedModel:
     runtime: str | None = None
     stuff_entry: dict[str, Any] | None = None
     keypoint_entry: dict[str, Any] | None = None
+
+    def __init__(self, file: str, cfg: CfgNode, model: nn.Module, classes: Classes) -> None:
+        self.file, self.cfg, self.model = file, cfg, model
+        self.class_names = list(classes.names)
+        known = None if self.classifies else classes.ids
+        self.category_ids = list(known or range(len(self.class_names)))
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False
@@ -51,8 +58,8 @@ class PretrainedModel:
         """
         kind = type(self).__name__
         ids = None if self.classifies else self.category_ids
-        classes = self.class_names, ids, self.stuff_entry, self.keypoint_entry
-        entries = entries_of(self.model, self.cfg, *classes)
+        classes = Classes(self.class_names, ids, self.stuff_entry, self.keypoint_entry)
+        entries = entries_of(self.model, self.cfg, classes)
         if card is None:
             network = find_network(self.model)
             listed = ", ".join(self.class_names)
@@ -84,7 +91,7 @@ class PretrainedModel:
         cfg, model, classes = assemble(file, folder.checkpoint, device)
         if is_classifier(cfg) != cls.classifies:
             raise ValueError(f"{folder.path}: its config is not that of a {cls.__name__}")
-        return cls(file, cfg, model, *(classes[:1] if cls.classifies else classes))  # type: ignore[call-arg]
+        return cls(file, cfg, model, classes)
 
 
 def find_network(model: nn.Module) -> PretrainedNetwork | None:
