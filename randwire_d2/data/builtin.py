@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -24,13 +23,13 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import NativePathHandler, PathHandler, file_lock
 from PIL import Image
+from tqdm import tqdm
 
 from .classification.image_folder import DATASETS_ROOT, register_image_folder
 from .shapes import CLASSES, ClassificationShapesConfig, Scene, ShapesConfig, draw_scene
 
 VERSION = 2  # of the drawing: raise it whenever the same config gives other images than before
 SPLITS = ("train", "val")
-LOG_PERIOD = 3.0  # seconds
 # At these sizes, a tenth of PNG's time to encode and half its time to decode. Full chroma, because
 # colour alone separates many objects from what lies behind them.
 JPEG_OPTIONS: dict[str, Any] = {"quality": 95, "subsampling": 0}
@@ -127,22 +126,8 @@ class _ShapesHandler(PathHandler):
         make_dataset(self._root, self._config)
         return self._native._get_local_path(path, force=force, **kwargs)
 
-    # The rest of what is there for reading.
-
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         return self._native._open(path, mode, buffering, **kwargs)
-
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        return self._native._exists(path, **kwargs)
-
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return self._native._isfile(path, **kwargs)
-
-    def _isdir(self, path: str, **kwargs: Any) -> bool:
-        return self._native._isdir(path, **kwargs)
-
-    def _ls(self, path: str, **kwargs: Any) -> list[str]:
-        return self._native._ls(path, **kwargs)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -161,18 +146,11 @@ def _write(folder: Path, config: ShapesConfig) -> None:
 
 
 def _draw_all(config: ShapesConfig) -> Iterator[tuple[str, int, Scene]]:
-    """Split, index and scene of every image of the set; logs the progress."""
+    """Split, index and scene of every image of the set; progress goes to stderr."""
     sizes = {"train": config.num_train, "val": config.num_val}
-    total = sum(sizes.values())
-    start = logged = time.monotonic()
-    images = ((split, index) for split in SPLITS for index in range(sizes[split]))
-    for done, (split, index) in enumerate(images, start=1):
+    images = [(split, index) for split in SPLITS for index in range(sizes[split])]
+    for split, index in tqdm(images, "Drawing", unit="image", mininterval=3):
         yield split, index, draw_image(config, split, index)
-        if time.monotonic() - logged > LOG_PERIOD:
-            logged = time.monotonic()
-            left = (logged - start) / done * (total - done)
-            logger.info(f"Drew {done} of {total} images, {left:.0f} seconds left")
-    logger.info(f"Drew {total} images in {time.monotonic() - start:.1f} seconds")
 
 
 def _write_image_folders(folder: Path, config: ShapesConfig) -> None:
