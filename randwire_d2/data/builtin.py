@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from iopath.common.file_io import NativePathHandler, PathHandler, file_lock
 from PIL import Image
 from tqdm import tqdm
 
+from ..files import atomic_folder
 from .classification.image_folder import DATASETS_ROOT, register_image_folder
 from .shapes import CLASSES, ClassificationShapesConfig, Scene, ShapesConfig, draw_scene
 
@@ -69,11 +69,8 @@ def make_dataset(root: str | Path, config: ShapesConfig) -> Path:
         logger.info(f"Making the built-in data set {folder}, or waiting for the process that does")
         with file_lock(str(folder)):  # the system frees it when its holder dies
             if not folder.exists():
-                part = folder.with_name(folder.name + ".part")
-                if part.exists():  # its writer was killed, or we would not have the lock
-                    shutil.rmtree(part)
-                _write(part, config)
-                part.rename(folder)
+                with atomic_folder(folder) as part:
+                    _write(part, config)
     _check(folder)
     _checked.add(folder)
     return folder
@@ -136,7 +133,6 @@ class _ShapesHandler(PathHandler):
 
 
 def _write(folder: Path, config: ShapesConfig) -> None:
-    folder.mkdir(parents=True)
     if isinstance(config, ClassificationShapesConfig):
         _write_image_folders(folder, config)
     else:
