@@ -11,7 +11,8 @@ ten times …); they are counted as they would be written out.
 import ast
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import yaml
@@ -86,13 +87,15 @@ def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
             raise yaml.YAMLError("an alias stands for what it is a part of")
         return known[id(node)]
     known[id(node)] = 0
-    parts: Sequence[yaml.Node] = ()
-    if isinstance(node, yaml.MappingNode):
-        parts = [part for pair in node.value for part in pair]
-    elif isinstance(node, yaml.SequenceNode):
-        parts = node.value
-    known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    known[id(node)] = 1 + sum(_written_out(part, known) for part in _parts(node))
     return known[id(node)]
+
+
+def _parts(node: yaml.Node) -> Sequence[yaml.Node]:
+    """The keys and values of a mapping, the values of a list; none of anything else."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else ()
 
 
 def load_yaml(text: str) -> Any:
@@ -163,10 +166,7 @@ def _check(path: str, root: yaml.Node | None) -> list[str]:
                 f"{path}, line {node.start_mark.line + 1}: the tag {name!r} may run code, and is "
                 "not read; write the value that it stands for"
             )
-        if isinstance(node, yaml.MappingNode):
-            nodes += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            nodes += node.value
+        nodes += _parts(node)
     if not isinstance(root, yaml.MappingNode):
         return []
     bases = [value for key, value in root.value if key.value == "_BASE_"]
@@ -184,7 +184,7 @@ def _check_expression(path: str, node: yaml.Node) -> None:
     try:
         if not isinstance(text, str):
             raise ValueError("it takes one text")
-        _Arithmetic().value(ast.parse(text.strip(), mode="eval").body, {})
+        _compute(ast.parse(text.strip(), mode="eval").body, {}, count())
     except (ValueError, SyntaxError, ArithmeticError, MemoryError, RecursionError) as e:
         raise ValueError(
             f"{path}, line {node.start_mark.line + 1}: an eval may hold arithmetic and list "
@@ -192,50 +192,45 @@ def _check_expression(path: str, node: yaml.Node) -> None:
         ) from e
 
 
-class _Arithmetic:
-    """Computes an expression that has nothing but numbers, operators, lists and comprehensions."""
+def _compute(node: ast.expr, names: Mapping[str, Any], steps: Iterator[int]) -> Any:
+    """The value of an expression of nothing but numbers, operators, lists and comprehensions.
 
-    def __init__(self) -> None:
-        self._steps = 0
+    Args:
+        names: the values of the comprehensions' names.
+        steps: counts the parts that were computed, each time anew.
 
-    def value(self, node: ast.expr, names: Mapping[str, Any]) -> Any:
-        """
-        Raises:
-            ValueError: there is something else in it, or too much.
-        """
-        self._steps += 1
-        if self._steps > MOST_STEPS:
-            raise ValueError(f"it takes more than {MOST_STEPS} steps")
-        match node:
-            case ast.Constant(value=bool() | int() | float()):
-                return node.value
-            case ast.Name(id=name) if name in names:
-                return names[name]
-            case ast.List(elts=parts) | ast.Tuple(elts=parts):
-                return [self.value(part, names) for part in parts]
-            case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](self._number(operand, names))
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                a, b = self._number(left, names), self._number(right, names)
-                if isinstance(op, ast.Pow) and abs(b) > 1 and float(abs(a)) ** abs(b) > LARGEST:
-                    raise ValueError(f"{a} ** {b} is too large")
-                return _OPERATORS[type(op)](a, b)
-            case ast.ListComp(elt=element, generators=[ast.comprehension() as loop]):
-                return self._comprehension(element, loop, names)
-        raise ValueError(f"{ast.unparse(node)!r} is neither")
+    Raises:
+        ValueError: there is something else in it, or too much.
+    """
+    if next(steps) >= MOST_STEPS:
+        raise ValueError(f"it takes more than {MOST_STEPS} steps")
 
-    def _number(self, node: ast.expr, names: Mapping[str, Any]) -> Any:
-        value = self.value(node, names)
+    def number(part: ast.expr) -> Any:
+        value = _compute(part, names, steps)
         if not isinstance(value, (int, float)) or abs(value) > LARGEST:
-            raise ValueError(f"{ast.unparse(node)!r} is no number below 2 ** 63")
+            raise ValueError(f"{ast.unparse(part)!r} is no number below 2 ** 63")
         return value
 
-    def _comprehension(
-        self, element: ast.expr, loop: ast.comprehension, names: Mapping[str, Any]
-    ) -> Sequence[Any]:
-        items = self.value(loop.iter, names)
-        if not isinstance(loop.target, ast.Name) or loop.ifs or loop.is_async:
-            raise ValueError("its loop has more than one name, or a condition")
-        if not isinstance(items, list):
-            raise ValueError(f"{ast.unparse(loop.iter)!r} is no list")
-        return [self.value(element, {**names, loop.target.id: item}) for item in items]
+    match node:
+        case ast.Constant(value=bool() | int() | float()):
+            return node.value
+        case ast.Name(id=name) if name in names:
+            return names[name]
+        case ast.List(elts=parts) | ast.Tuple(elts=parts):
+            return [_compute(part, names, steps) for part in parts]
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](number(operand))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            a, b = number(left), number(right)
+            if isinstance(op, ast.Pow) and abs(b) > 1 and float(abs(a)) ** abs(b) > LARGEST:
+                raise ValueError(f"{a} ** {b} is too large")
+            return _OPERATORS[type(op)](a, b)
+        case ast.ListComp(
+            elt=element,
+            generators=[ast.comprehension(target=ast.Name(id=name), ifs=[], is_async=0) as loop],
+        ):
+            items = _compute(loop.iter, names, steps)
+            if not isinstance(items, list):
+                raise ValueError(f"{ast.unparse(loop.iter)!r} is no list")
+            return [_compute(element, {**names, name: item}, steps) for item in items]
+    raise ValueError(f"{ast.unparse(node)!r} is neither")

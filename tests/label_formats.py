@@ -6,11 +6,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
+
+from randwire_d2.engine import Trainer
 
 FORMATS = ("coco", "yolo", "voc")
 Content = dict[str, Any]  # of a file in COCO's format
 WIDTH, HEIGHT, TRAIN, VAL = 48, 32, 6, 2  # of ``write_sound``
+
+
+def average_precision(
+    cfg: CfgNode, folder: Path, noise: float = 0, crowds: bool = True
+) -> dict[str, float]:
+    """The AP, by task, of detections that are the validation set's labels, with or without crowds,
+    moved by some pixels."""
+    folder.mkdir(exist_ok=True)
+    test, rng = cfg.DATASETS.TEST[0], np.random.default_rng(0)
+    evaluator = Trainer.build_evaluator(cfg, test, str(folder))
+    evaluator.reset()
+    for record in DatasetCatalog.get(test):
+        own = [a for a in record["annotations"] if crowds or not a["iscrowd"]]
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in own]
+        found = Instances((record["height"], record["width"]))
+        moves = rng.normal(0, noise, (len(boxes), 1))
+        found.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4) + moves)
+        found.scores = torch.tensor(rng.random(len(boxes)))
+        found.pred_classes = torch.tensor([a["category_id"] for a in own])
+        if cfg.MODEL.KEYPOINT_ON:
+            points = torch.tensor([a["keypoints"] for a in own])
+            found.pred_keypoints = points.view(len(own), -1, 3)
+        evaluator.process([record], [{"instances": found}])
+    return {task: result["AP"] for task, result in evaluator.evaluate().items()}
 
 
 def write_formats(root: Path, splits: dict[str, tuple[Content, Path]]) -> dict[str, list[str]]:

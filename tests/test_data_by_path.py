@@ -10,13 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import BoxMode
 from helpers import ROOT, last_metrics, leave_checkpoint, run_tool
-from label_formats import FORMATS, Content, simplified, write_formats, write_sound
+from label_formats import (
+    FORMATS,
+    Content,
+    average_precision,
+    simplified,
+    write_formats,
+    write_sound,
+)
 from PIL import Image
 
 from randwire_d2.config import detector_config
@@ -35,7 +40,6 @@ from randwire_d2.data.formats.coco_json import read_coco
 from randwire_d2.data.formats.labels import LabelledImages
 from randwire_d2.data.images.probing import probe_all
 from randwire_d2.engine import (
-    Trainer,
     argument_parser,
     data_config,
     load_config,
@@ -102,29 +106,11 @@ def test_three_formats_are_one_data_set(kind: str, polygons: bool, tmp_path: Pat
         assert found[name] == found["coco"], name
 
 
-def average_precision(cfg: CfgNode, output: Path, noise: float, crowds: bool = True) -> float:
-    """The AP of detections that are the labels, with or without crowds, moved by some pixels."""
-    output.mkdir()
-    test, rng = cfg.DATASETS.TEST[0], np.random.default_rng(0)
-    evaluator = Trainer.build_evaluator(cfg, test, str(output))
-    evaluator.reset()
-    for record in DatasetCatalog.get(test):
-        annotations = [a for a in record["annotations"] if crowds or not a["iscrowd"]]
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        found = Instances((record["height"], record["width"]))
-        moves = rng.normal(0, noise, (len(boxes), 1))
-        found.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4) + moves)
-        found.scores = torch.tensor(rng.random(len(boxes)))
-        found.pred_classes = torch.tensor([a["category_id"] for a in annotations])
-        evaluator.process([record], [{"instances": found}])
-    return evaluator.evaluate()["bbox"]["AP"]
-
-
 def test_three_formats_have_the_same_ap(tmp_path: Path) -> None:
     """Wrong: the ground truth that the evaluation makes of a format is another's."""
     given = write_formats(tmp_path / "data", two_splits("shapes", tmp_path))
     coco, yolo, voc = (
-        average_precision(load_config(parse(*given[name])), tmp_path / name, noise=3)
+        average_precision(load_config(parse(*given[name])), tmp_path / name, noise=3)["bbox"]
         for name in FORMATS
     )
     assert 20 < coco < 80
@@ -155,7 +141,7 @@ def test_difficult_objects_are_trained_on_and_ignored_in_evaluation(
     assert f"{2 * number} boxes, {number} of them difficult (evaluation ignores such)" in summary
     for crowds in (True, False):
         output = tmp_path / f"found_{crowds}"
-        assert average_precision(cfg, output, noise=0, crowds=crowds) == pytest.approx(100)
+        assert average_precision(cfg, output, crowds=crowds)["bbox"] == pytest.approx(100)
 
 
 def test_labels_are_read_without_detours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,8 +398,8 @@ def test_the_evaluation_reads_what_roboflow_writes(unsplit: Path, tmp_path: Path
         content["annotations"][1]["category_id"] = category
         (unsplit / "_annotations.coco.json").write_text(json.dumps(content))
         cfg = load_config(parse("--data", unsplit, "--data-val", unsplit))
-        assert average_precision(cfg, tmp_path / run, noise=0) == pytest.approx(100)
-        assert average_precision(cfg, tmp_path / f"{run}_again", noise=9) < 50
+        assert average_precision(cfg, tmp_path / run)["bbox"] == pytest.approx(100)
+        assert average_precision(cfg, tmp_path / f"{run}_again", noise=9)["bbox"] < 50
 
 
 def test_a_path_is_the_configs(

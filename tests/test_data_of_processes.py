@@ -238,19 +238,9 @@ def test_a_training_looks_at_each_file_once(launcher: str, tmp_path: Path) -> No
     """Wrong: as many times as there are processes; or these are no group, each trains alone."""
     given = ["--config-file", SHAPES, *write_sound(tmp_path / "data")["yolo"]]
     keys = [
-        "MODEL.RANDWIRE.FUSED",
-        "off",
-        "MODEL.RANDWIRE.CHANNELS",
-        8,
-        "SOLVER.MAX_ITER",
-        1,
-        "SOLVER.IMS_PER_BATCH",
-        2,
-        "TEST.EVAL_PERIOD",
-        0,
-        "OUTPUT_DIR",
-        tmp_path / "run",
-    ]
+        "MODEL.RANDWIRE.FUSED", "off", "MODEL.RANDWIRE.CHANNELS", 8, "SOLVER.MAX_ITER", 1,
+        "SOLVER.IMS_PER_BATCH", 2, "TEST.EVAL_PERIOD", 0, "OUTPUT_DIR", tmp_path / "run",
+    ]  # fmt: skip
     run_in_two("train_net.py", given, keys, launcher, HOOK, tmp_path)
     assert "World size: 2" in (tmp_path / "log0").read_text()
     looked = Counter((tmp_path / "seen").read_text().splitlines())

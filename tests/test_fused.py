@@ -28,8 +28,8 @@ from randwire_d2 import (
     add_randwire_config,
     ops,
 )
-from randwire_d2.benchmark import Case, build, count
-from randwire_d2.benchmark.models import forward
+from randwire_d2.benchmark.counting import count
+from randwire_d2.benchmark.models import Case, build, forward
 from randwire_d2.modeling import fused, graph_state
 from randwire_d2.modeling import stage as stage_module
 from randwire_d2.modeling.stage import RandWireStage

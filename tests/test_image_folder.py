@@ -9,7 +9,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torchvision.datasets import ImageFolder
 
-from randwire_d2.data import ClassificationShapesConfig, builtin
+from randwire_d2.data import builtin
 from randwire_d2.data.classification import image_folder
 from randwire_d2.data.classification.image_folder import (
     check_image_folders,
@@ -17,7 +17,7 @@ from randwire_d2.data.classification.image_folder import (
     register_folders,
     register_image_folder,
 )
-from randwire_d2.data.shapes import CLASSES
+from randwire_d2.data.shapes import CLASSES, ClassificationShapesConfig
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,11 @@ import cv2
 import numpy as np
 import poses
 import pytest
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.structures import Boxes, BoxMode, Instances
 from helpers import ROOT, last_metrics
+from label_formats import average_precision
 
 from randwire_d2 import load_detector
 from randwire_d2.cli import browse_data, export, predict, train
@@ -222,23 +221,6 @@ def test_pairs_of_numbers_in_yolo(coco: Path, tmp_path: Path) -> None:
     for name in (lambda d: (*d.TRAIN, *d.TEST))(load(data).DATASETS):
         for a in annotations(name):
             assert a["keypoints"][:3] == [24.5, 48.5, 2] and a["keypoints"][5] == 0
-
-
-def average_precision(cfg: CfgNode, folder: Path) -> dict[str, float]:
-    """Of detections that are the labels."""
-    folder.mkdir(exist_ok=True)
-    evaluator = Trainer.build_evaluator(cfg, cfg.DATASETS.TEST[0], str(folder))
-    evaluator.reset()
-    for record in DatasetCatalog.get(cfg.DATASETS.TEST[0]):
-        own = record["annotations"]
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in own]
-        found = Instances((record["height"], record["width"]))
-        found.pred_boxes, found.scores = Boxes(torch.tensor(boxes)), torch.ones(len(own))
-        found.pred_classes = torch.zeros(len(own)).long()
-        found.pred_keypoints = torch.tensor([a["keypoints"] for a in own]).view(-1, 5, 3)
-        evaluator.process([record], [{"instances": found}])
-    results = evaluator.evaluate()
-    return {task: results[task]["AP"] for task in ("bbox", "keypoints")}
 
 
 def test_labels_have_an_ap_of_100(coco: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from detectron2.data import DatasetCatalog
 from launching import C78, LAUNCHERS, arguments, run_in_two, small
 
 from randwire_d2.classification import ClassificationTrainer, load_config
-from randwire_d2.data import make_shards
 from randwire_d2.data.classification import image_folder, listing
+from randwire_d2.data.classification.shard_writer import make_shards
 from randwire_d2.engine import argument_parser, train_or_evaluate
 from randwire_d2.engine.config import datasets
 from randwire_d2.engine.config.datasets import check_same_data

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from helpers import ROOT
+from launching import small
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -155,11 +156,7 @@ def test_randaugment_is_a_function_of_the_position(folders: Path) -> None:
 
 def test_a_training_with_all_of_them(folders: Path, tmp_path: Path) -> None:
     """Wrong: they do not go with the real network, loader and evaluator."""
-    options = ["MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 6,
-               "MODEL.CLASSIFIER.NUM_CLASSES", 3, "DATASETS.TRAIN", f"('{folders / 'train'}',)",
-               "DATASETS.TEST", f"('{folders / 'val'}',)", "INPUT.TRAIN_CROP_SIZE", 32,
-               "INPUT.TEST_CROP_SIZE", 32, "SOLVER.EPOCHS", 0, "SOLVER.IMS_PER_BATCH", 8,
-               "SOLVER.MAX_ITER", 2, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", tmp_path,
+    options = [*small(folders), "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", tmp_path,
                "INPUT.MIXUP_ALPHA", 0.8, "INPUT.CUTMIX_ALPHA", 1.0, "TEST.EVAL_PERIOD", 0,
                "INPUT.RAND_AUGMENT.NUM_OPS", 2]  # fmt: skip
     args = argument_parser().parse_args(["--config-file", str(C78), *map(str, options)])

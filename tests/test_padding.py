@@ -11,8 +11,8 @@ from helpers import assert_same, draw_spec, images, randomise
 from torch import Tensor
 
 from randwire_d2 import NetworkGenerator, RandWire, complexity
-from randwire_d2.benchmark import Case, build, count
-from randwire_d2.benchmark.models import forward
+from randwire_d2.benchmark.counting import count
+from randwire_d2.benchmark.models import Case, build, forward
 from randwire_d2.modeling import graph_state
 from randwire_d2.modeling import stage as stage_module
 from randwire_d2.modeling.stage import RandWireStage

@@ -14,7 +14,7 @@ import torch
 from helpers import Tool, assert_equal, draw_image_folders, last_metrics, run_tool
 from launching import C78, TOOL, small
 
-from randwire_d2.data import make_shards
+from randwire_d2.data.classification.shard_writer import make_shards
 
 # Five epochs of 44 files, of which two are broken.
 ITERATIONS = 28

@@ -17,13 +17,13 @@ from helpers import ROOT, draw_image_folders, refusal, run_tool
 
 from randwire_d2.classification.data import TestImages, TrainingStream
 from randwire_d2.config import classifier_config
-from randwire_d2.data import make_shards
 from randwire_d2.data.classification import image_folder, shards
 from randwire_d2.data.classification.image_folder import (
     check_image_folders,
     image_folder_classes,
     register_folders,
 )
+from randwire_d2.data.classification.shard_writer import make_shards
 from randwire_d2.data.classification.shards import find_shards, read_shards
 from randwire_d2.inference.inputs import files_as_inputs
 

@@ -6,13 +6,10 @@ device could do.
 """
 
 from .comparison import Settings, run
-from .counting import Count, Operation, count
 from .growth import AXES, GROWTH_MODELS, grow, plot_growth
 from .markdown import to_json, to_markdown
-from .models import MODELS, STEPS, Case, build
-from .roofline import Ceilings, floor, measure_ceilings
+from .models import MODELS, STEPS, Case
 from .runtimes import RUNTIMES, compare_runtimes, runtimes_to_markdown
-from .timing import paired, ratio
 
 __all__ = [
     "AXES",
@@ -21,19 +18,10 @@ __all__ = [
     "RUNTIMES",
     "STEPS",
     "Case",
-    "Ceilings",
-    "Count",
-    "Operation",
     "Settings",
-    "build",
     "compare_runtimes",
-    "count",
-    "floor",
     "grow",
-    "measure_ceilings",
-    "paired",
     "plot_growth",
-    "ratio",
     "run",
     "runtimes_to_markdown",
     "to_json",

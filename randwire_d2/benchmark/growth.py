@@ -55,7 +55,7 @@ class GrowthPoint:
 def grow(
     case: Case,
     settings: Settings,
-    values: Mapping[str, Sequence[int]] | None = None,
+    values: Mapping[str, Sequence[int]],
     *,
     clock: Clock | None = None,
     progress: Callable[[str], None] = lambda line: None,
@@ -65,13 +65,12 @@ def grow(
     Args:
         case: the point that lies on every axis.
         settings: how the models are compared; its steps are not used.
-        values: the values of each axis; by default those of ``AXES``.
+        values: the values of each axis, by its name in ``AXES``.
         clock, progress: see ``run``.
 
     Raises:
-        ValueError: an axis is unknown, or ``run`` refuses a value.
+        ValueError: ``run`` refuses a value.
     """
-    values = {name: known for name, (known, _) in AXES.items()} if values is None else values
     training = replace(settings, steps=("training",))
     done = {}
     points = []
@@ -98,9 +97,7 @@ def move(case: Case, axis: str, value: int) -> Case:
         return replace(case, height=value, width=round(value * case.width / case.height))
     if axis == "nodes":
         return replace(case, generator=replace(case.generator, num_nodes=value))
-    if axis == "channels":
-        return replace(case, generator=replace(case.generator, channels=value))
-    raise ValueError(f"unknown axis {axis!r}; known are {', '.join(AXES)}")
+    return replace(case, generator=replace(case.generator, channels=value))
 
 
 def plot_growth(points: Sequence[GrowthPoint], caption: str = "") -> Figure:

@@ -67,12 +67,7 @@ def paired(
 
     Returns:
         dict[str, list[float]]: the seconds of each step, one for each round.
-
-    Raises:
-        ValueError: there is no round.
     """
-    if rounds < 1:
-        raise ValueError(f"there must be at least 1 round; got {rounds}")
     for name, step in steps.items():
         for _ in range(warmup):
             before(name)

@@ -161,19 +161,17 @@ class BatchPositions(Sampler[list[int]]):
 
     Args:
         batch_size: the images of an iteration in all processes together.
-
-    Attributes:
-        start_iter: the first iteration that a new iterator gives.
+        start_iter: the first iteration.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        self.start_iter = 0
+    def __init__(self, batch_size: int, start_iter: int = 0) -> None:
+        self._start_iter = start_iter
         self._total = batch_size
         self._own = batch_size // comm.get_world_size()
         self._offset = self._own * comm.get_rank()
 
     def __iter__(self) -> Iterator[list[int]]:
-        for iteration in count(self.start_iter):
+        for iteration in count(self._start_iter):
             yield list(self.of(iteration))
 
     def of(self, iteration: int) -> range:
@@ -192,44 +190,27 @@ class TrainLoader:
     """
 
     def __init__(self, cfg: CfgNode, seed: int) -> None:
-        self._stream = TrainingStream(listed_images(cfg.DATASETS.TRAIN), cfg, seed)
-        self._positions = BatchPositions(cfg.SOLVER.IMS_PER_BATCH)
+        self.seed, self.start_iter, self.broken = seed, 0, 0
+        self._cfg, self._records = cfg, listed_images(cfg.DATASETS.TRAIN)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
         loader = DataLoader(
-            self._stream,
-            batch_sampler=self._positions,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
+            TrainingStream(self._records, self._cfg, self.seed),
+            batch_sampler=BatchPositions(self._cfg.SOLVER.IMS_PER_BATCH, self.start_iter),
+            num_workers=self._cfg.DATALOADER.NUM_WORKERS,
+            pin_memory=self._cfg.MODEL.DEVICE.startswith("cuda"),
             # A new iterator draws a number, which must not come from the model's generator.
             generator=torch.Generator(),
         )
-        self._loader = guard_workers(loader)
-        self.broken = 0
-
-    @property
-    def seed(self) -> int:
-        return self._stream.seed
-
-    @seed.setter
-    def seed(self, seed: int) -> None:
-        self._stream.seed = seed
-
-    @property
-    def start_iter(self) -> int:
-        return self._positions.start_iter
-
-    @start_iter.setter
-    def start_iter(self, iteration: int) -> None:
-        self._positions.start_iter = iteration
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in self._loader:
+        for batch in guard_workers(loader):
             self.broken += int(batch.pop("broken").sum())
             yield batch
 
     def file_names(self, iteration: int) -> list[str]:
         """The images of this process in an iteration, as if none were broken."""
-        positions = self._positions.of(iteration)
-        return [self._stream._record(position)["file_name"] for position in positions]
+        stream = TrainingStream(self._records, self._cfg, self.seed)
+        positions = BatchPositions(self._cfg.SOLVER.IMS_PER_BATCH).of(iteration)
+        return [stream._record(position)["file_name"] for position in positions]
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -9,7 +9,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -328,31 +328,43 @@ def _named(ours: str, convs: dict[str, Tensor], norm: dict[str, Tensor]) -> dict
 # -------------------------------------------------------------------------------------------------
 
 
+def _run_graph(
+    graph: Graph, x: Tensor, run_node: Callable[[int, list[Tensor], int], Tensor]
+) -> Tensor:
+    """A stage's output: the mean of the nodes that nobody reads.
+
+    Args:
+        x: its input, which a node without an edge to it reads.
+        run_node: a node's output, of its number, its inputs and its stride.
+    """
+    num_nodes, edges = graph
+    sources = [[u for u, v in edges if v == node] for node in range(num_nodes)]
+    outputs: dict[int, Tensor] = {}
+    while len(outputs) < num_nodes:  # a node runs as soon as all that it reads has run
+        for node in range(num_nodes):
+            if node not in outputs and all(u in outputs for u in sources[node]):
+                inputs = [outputs[u] for u in sources[node]]
+                outputs[node] = run_node(node, inputs or [x], 1 if inputs else 2)
+    read = {u for u, _ in edges}
+    return torch.stack([outputs[node] for node in range(num_nodes) if node not in read]).mean(0)
+
+
 def _seungwonpark_features(
     state: Mapping[str, Tensor], graphs: Sequence[Graph], images: Tensor
 ) -> Features:
     x = run_norm(state, "bn1", run_conv(state, "conv1", images, 2))
     x = run_norm(state, "bn2", run_conv(state, "conv2", F.relu(x), 2))
     result = {"res2": x}
-    for stage, (num_nodes, edges) in enumerate(graphs, start=3):
-        name = f"dagly{stage}.nodes.{{}}"
-        sources = [[u for u, v in edges if v == node] for node in range(num_nodes)]
-        outputs: dict[int, Tensor] = {}
-        while len(outputs) < num_nodes:  # a node runs as soon as all that it reads has run
-            for node in range(num_nodes):
-                if node in outputs or not all(u in outputs for u in sources[node]):
-                    continue
-                y = torch.stack([outputs[u] for u in sources[node]] or [x], dim=-1)
-                aggregation = state.get(f"{name.format(node)}.agg_weight")
-                y = y[..., 0] if aggregation is None else y @ torch.sigmoid(aggregation.float())
-                y = run_conv(
-                    state, f"{name.format(node)}.conv.conv1", F.relu(y), 1 if sources[node] else 2
-                )
-                y = run_conv(state, f"{name.format(node)}.conv.pointwise", y)
-                outputs[node] = run_norm(state, f"{name.format(node)}.bn", y)
-        read = {u for u, _ in edges}
-        x = torch.stack([outputs[node] for node in range(num_nodes) if node not in read]).mean(0)
-        result[f"res{stage}"] = x
+    for stage, graph in enumerate(graphs, start=3):
+
+        def run_node(node: int, inputs: list[Tensor], stride: int, stage: int = stage) -> Tensor:
+            name = f"dagly{stage}.nodes.{node}"
+            y, aggregation = torch.stack(inputs, dim=-1), state.get(f"{name}.agg_weight")
+            y = y[..., 0] if aggregation is None else y @ torch.sigmoid(aggregation.float())
+            y = run_conv(state, f"{name}.conv.conv1", F.relu(y), stride)
+            return run_norm(state, f"{name}.bn", run_conv(state, f"{name}.conv.pointwise", y))
+
+        result[f"res{stage}"] = x = _run_graph(graph, x, run_node)
     return result
 
 
@@ -367,18 +379,15 @@ def _jiaminren_features(
     if "conv2" not in stages:
         x = run_norm(state, "conv2.bn", separable("conv2.conv", F.relu(x), 2))
         result["res2"] = x
-    for stage, (num_nodes, edges) in zip(stages, graphs):
-        outputs: list[Tensor] = []
-        for node in range(num_nodes):
-            name = f"{stage}.nodeop.{node}"
-            inputs = [outputs[u] for u in range(node) if (u, node) in edges]
-            y = inputs[0] if inputs else x
+    for stage, graph in zip(stages, graphs):
+
+        def run_node(node: int, inputs: list[Tensor], stride: int, stage: str = stage) -> Tensor:
+            name, y = f"{stage}.nodeop.{node}", inputs[0]
             if len(inputs) > 1:
                 factors = torch.sigmoid(state[f"{name}.mean_weight"].float())
                 y = sum((f * i for f, i in zip(factors, inputs)), torch.zeros(()))
-            y = separable(f"{name}.conv.conv", F.relu(y), 1 if inputs else 2)
-            outputs.append(run_norm(state, f"{name}.conv.bn", y))
-        last = [node for node in range(num_nodes) if not any(u == node for u, _ in edges)]
-        x = sum((outputs[node] for node in last), torch.zeros(())) / len(last)
-        result[f"res{stage[-1]}"] = x
+            y = separable(f"{name}.conv.conv", F.relu(y), stride)
+            return run_norm(state, f"{name}.conv.bn", y)
+
+        result[f"res{stage[-1]}"] = x = _run_graph(graph, x, run_node)
     return result

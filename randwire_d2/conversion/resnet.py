@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torchvision
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_resnet_backbone
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.models.resnet import ResNet as TorchvisionResNet
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck
 
 from ..checkpoint import PREPROCESSING_KEY, Preprocessing
 from .formats import RESNETS_KEY, Checkpoint
@@ -87,13 +87,7 @@ def read_torchvision(
     unused = keys.unused({"classifier head": r"fc\..*", **COUNTERS})
 
     def features(images: Tensor) -> Features:
-        network = _torchvision_network(arch, checkpoint.state)
-        x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
-        result = {}
-        for i in range(1, 5):
-            x = getattr(network, f"layer{i}")(x)
-            result[f"res{i + 1}"] = x
-        return result
+        return _torchvision_backbone(arch, checkpoint.state)(images)
 
     return Source(
         TORCHVISION, arch, weights, len(keys.used), unused, prepared, features, notes
@@ -112,25 +106,20 @@ def _torchvision_name(name: str) -> str:
     return re.sub(r"^res(\d)", lambda m: f"layer{int(m[1]) - 1}", name)
 
 
-def _torchvision_network(arch: ResNetArch, state: dict[str, Tensor]) -> TorchvisionResNet:
-    blocks, bottleneck = next(key for key, depth in DEPTHS.items() if depth == arch.DEPTH)
-    network = TorchvisionResNet(
-        Bottleneck if bottleneck else BasicBlock,
-        list(blocks),
-        num_classes=len(state["fc.weight"]) if "fc.weight" in state else 1,
-        groups=arch.NUM_GROUPS,
-        width_per_group=arch.WIDTH_PER_GROUP,
+def _torchvision_backbone(arch: ResNetArch, state: dict[str, Tensor]) -> nn.Module:
+    """torchvision's ResNet without its fc layer, from images to res2 … res5."""
+    network = getattr(torchvision.models, f"resnet{arch.DEPTH}")(
+        groups=arch.NUM_GROUPS, width_per_group=arch.WIDTH_PER_GROUP
     )
-    if "fc.weight" not in state:
-        network.fc = nn.Identity()
     if arch.STRIDE_IN_1X1:
         for block in network.modules():
             if isinstance(block, Bottleneck):
                 block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
     if "conv1.bias" in state:
         network.conv1.bias = nn.Parameter(torch.zeros_like(state["conv1.bias"]))
-    network.load_state_dict(dict(state))
-    return network.eval()
+    backbone = IntermediateLayerGetter(network, {f"layer{i}": f"res{i + 1}" for i in range(1, 5)})
+    backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+    return backbone.eval()
 
 
 def read_detectron2(
@@ -147,12 +136,11 @@ def read_detectron2(
             weights do not tell is unknown.
     """
     caffe2 = "conv1_w" in checkpoint.state
-    original = checkpoint.state
     if caffe2:
-        if any("_gn_" in name for name in original):
+        if any("_gn_" in name for name in checkpoint.state):
             raise ValueError(f"{checkpoint.path!r} has group norms: only batch norms are converted")
         try:
-            renamed, _ = convert_c2_detectron_names(original)
+            renamed, _ = convert_c2_detectron_names(checkpoint.state)
         except (AssertionError, IndexError, ValueError) as e:
             raise ValueError(f"{checkpoint.path!r} has blobs that Detectron2 can't rename") from e
         checkpoint = Checkpoint(checkpoint.path, renamed, checkpoint.rest)
@@ -170,13 +158,13 @@ def read_detectron2(
     unused = keys.unused({"classifier head": head, **COUNTERS, **DETECTOR})
 
     def features(images: Tensor) -> Features:
-        if caffe2:
-            return _caffe2_features(original, arch, images)
-        network = _network(arch, "BN").eval()
-        own = {k.removeprefix(prefix): v for k, v in original.items() if k.startswith(prefix)}
-        network.load_state_dict({k: v for k, v in own.items() if k in network.state_dict()})
-        if f"{prefix}stem.conv1.bias" in original:
-            network.stem.conv1.bias = nn.Parameter(own["stem.conv1.bias"])
+        # A FrozenBN starts with the statistics that Caffe2's norms have not: they change nothing.
+        network = _network(arch, "FrozenBN" if caffe2 else "BN").eval()
+        own = {k.removeprefix(prefix): v for k, v in keys.state.items() if k.startswith(prefix)}
+        expected = network.state_dict()
+        network.load_state_dict(expected | {k: v for k, v in own.items() if k in expected})
+        if "stem.conv1.bias" in own:
+            network.stem.conv1.bias = nn.Parameter(own["stem.conv1.bias"].float())
         return network(images)
 
     return Source(
@@ -286,35 +274,3 @@ def _network(arch: ResNetArch, norm: str) -> Any:
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     return build_resnet_backbone(cfg, ShapeSpec(channels=3))
-
-
-def _caffe2_features(blobs: dict[str, Tensor], arch: ResNetArch, images: Tensor) -> Features:
-    """The network of Caffe2's blobs, computed from the blobs."""
-
-    def conv(x: Tensor, name: str, norm: str, stride: int = 1) -> Tensor:
-        weight = blobs[f"{name}_w"].float()
-        bias = blobs[f"{name}_b"].float() if f"{name}_b" in blobs else None
-        groups = x.shape[1] // weight.shape[1]
-        x = F.conv2d(x, weight, bias, stride, padding=weight.shape[-1] // 2, groups=groups)
-        scale, shift = (blobs[f"{norm}_{part}"].float()[:, None, None] for part in ("s", "b"))
-        return x * scale + shift
-
-    x = F.relu(conv(images, "conv1", "res_conv1_bn", 2))
-    x = F.max_pool2d(x, 3, 2, padding=1)
-    result = {}
-    for stage in range(2, 6):
-        block = 0
-        while f"res{stage}_{block}_branch2a_w" in blobs:
-            name = f"res{stage}_{block}_branch"
-            stride = 2 if stage > 2 and block == 0 else 1
-            first = arch.STRIDE_IN_1X1 or arch.DEPTH < 50
-            y = F.relu(conv(x, f"{name}2a", f"{name}2a_bn", stride if first else 1))
-            y = conv(y, f"{name}2b", f"{name}2b_bn", 1 if first else stride)
-            if f"{name}2c_w" in blobs:
-                y = conv(F.relu(y), f"{name}2c", f"{name}2c_bn")
-            if f"{name}1_w" in blobs:
-                x = conv(x, f"{name}1", f"{name}1_bn", stride)
-            x = F.relu(x + y)
-            block += 1
-        result[f"res{stage}"] = x
-    return result

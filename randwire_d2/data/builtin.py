@@ -10,8 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -24,13 +22,14 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import NativePathHandler, PathHandler, file_lock
 from PIL import Image
+from tqdm import tqdm
 
+from ..files import atomic_folder
 from .classification.image_folder import DATASETS_ROOT, register_image_folder
 from .shapes import CLASSES, ClassificationShapesConfig, Scene, ShapesConfig, draw_scene
 
 VERSION = 2  # of the drawing: raise it whenever the same config gives other images than before
 SPLITS = ("train", "val")
-LOG_PERIOD = 3.0  # seconds
 # At these sizes, a tenth of PNG's time to encode and half its time to decode. Full chroma, because
 # colour alone separates many objects from what lies behind them.
 JPEG_OPTIONS: dict[str, Any] = {"quality": 95, "subsampling": 0}
@@ -70,11 +69,8 @@ def make_dataset(root: str | Path, config: ShapesConfig) -> Path:
         logger.info(f"Making the built-in data set {folder}, or waiting for the process that does")
         with file_lock(str(folder)):  # the system frees it when its holder dies
             if not folder.exists():
-                part = folder.with_name(folder.name + ".part")
-                if part.exists():  # its writer was killed, or we would not have the lock
-                    shutil.rmtree(part)
-                _write(part, config)
-                part.rename(folder)
+                with atomic_folder(folder) as part:
+                    _write(part, config)
     _check(folder)
     _checked.add(folder)
     return folder
@@ -127,22 +123,8 @@ class _ShapesHandler(PathHandler):
         make_dataset(self._root, self._config)
         return self._native._get_local_path(path, force=force, **kwargs)
 
-    # The rest of what is there for reading.
-
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         return self._native._open(path, mode, buffering, **kwargs)
-
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        return self._native._exists(path, **kwargs)
-
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return self._native._isfile(path, **kwargs)
-
-    def _isdir(self, path: str, **kwargs: Any) -> bool:
-        return self._native._isdir(path, **kwargs)
-
-    def _ls(self, path: str, **kwargs: Any) -> list[str]:
-        return self._native._ls(path, **kwargs)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -151,7 +133,6 @@ class _ShapesHandler(PathHandler):
 
 
 def _write(folder: Path, config: ShapesConfig) -> None:
-    folder.mkdir(parents=True)
     if isinstance(config, ClassificationShapesConfig):
         _write_image_folders(folder, config)
     else:
@@ -161,18 +142,11 @@ def _write(folder: Path, config: ShapesConfig) -> None:
 
 
 def _draw_all(config: ShapesConfig) -> Iterator[tuple[str, int, Scene]]:
-    """Split, index and scene of every image of the set; logs the progress."""
+    """Split, index and scene of every image of the set; progress goes to stderr."""
     sizes = {"train": config.num_train, "val": config.num_val}
-    total = sum(sizes.values())
-    start = logged = time.monotonic()
-    images = ((split, index) for split in SPLITS for index in range(sizes[split]))
-    for done, (split, index) in enumerate(images, start=1):
+    images = [(split, index) for split in SPLITS for index in range(sizes[split])]
+    for split, index in tqdm(images, "Drawing", unit="image", mininterval=3):
         yield split, index, draw_image(config, split, index)
-        if time.monotonic() - logged > LOG_PERIOD:
-            logged = time.monotonic()
-            left = (logged - start) / done * (total - done)
-            logger.info(f"Drew {done} of {total} images, {left:.0f} seconds left")
-    logger.info(f"Drew {total} images in {time.monotonic() - start:.1f} seconds")
 
 
 def _write_image_folders(folder: Path, config: ShapesConfig) -> None:

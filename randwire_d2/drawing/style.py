@@ -161,13 +161,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], palette: bool = Fa
     Missing folders are made.
 
     Args:
+        path: as ``check_format`` wants it.
         palette: keep only 256 colours in a PNG file. Lines and text look the same in a third of
             the size; photographs do not.
-
-    Raises:
-        ValueError: the suffix is none of ``FORMATS``.
     """
-    check_format(path, "the file of a figure")
     path = Path(path)
     suffix = path.suffix.lower()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from statistics import mean
@@ -23,7 +23,7 @@ from ..wiring import (
     graph_label,
 )
 from ..wiring.network import HEAD_CHANNELS
-from .paper import TABLE_2, TABLE_3, TABLE_4, Printed
+from .paper import TABLE_2, TABLE_3, TABLE_4
 from .parts import Part, module_parts, network_parts, total_cost
 from .tables import Quantity, Table
 
@@ -71,40 +71,24 @@ def _in_symbols(layer: ConvSpec | StageSpec, generator: NetworkGenerator) -> str
     return f"3×3 conv, {channels}"
 
 
-@dataclass(frozen=True)
-class _PaperTable:
-    title: str
-    rows: Sequence[Printed]
-    regime: str
-    size: int
-    unit: str
-
-
+# Titles, rows, regimes, sizes of images, and units of the multiply-adds.
 _PAPER = {
-    2: _PaperTable("small computation regime, 250 epochs", TABLE_2, "small", 224, "M"),
-    3: _PaperTable("regular computation regime, 100 epochs", TABLE_3, "regular", 224, "B"),
-    4: _PaperTable(
-        "large computation regime, Table 3's network tested at 320×320",
-        TABLE_4, "regular", 320, "B",
-    ),
+    2: ("small computation regime, 250 epochs", TABLE_2, "small", 224, "M"),
+    3: ("regular computation regime, 100 epochs", TABLE_3, "regular", 224, "B"),
+    4: ("large computation regime, Table 3's network tested at 320×320",
+        TABLE_4, "regular", 320, "B"),
 }  # fmt: skip
 PAPER_TABLES = (1, *_PAPER)
 
 
 def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
-    """One of the paper's Tables 1 to 4, its networks counted here beside its own numbers.
-
-    Raises:
-        ValueError: there is no such table here.
-    """
+    """One of the paper's Tables 1 to 4, its networks counted here beside its own numbers."""
     if number == 1:
         return table_1()
-    if number not in _PAPER:
-        raise ValueError(f"the paper's tables of complexity are {PAPER_TABLES}; got {number}")
-    table = _PAPER[number]
+    title, networks, regime, size, flops_unit = _PAPER[number]
     rows = []
-    for printed in table.rows:
-        costs = _count(printed.network, table.regime, table.size, tuple(seeds))
+    for printed in networks:
+        costs = _count(printed.network, regime, size, tuple(seeds))
         top1, top5 = printed.accuracies
         row: dict[str, Any] = {
             "network": printed.network,
@@ -112,7 +96,7 @@ def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
             "paper: top-5": top5,
         }
         for name, attribute, unit in (
-            ("multiply-adds", "flops", table.unit),
+            ("multiply-adds", "flops", flops_unit),
             ("parameters", "params", "M"),
         ):
             paper = getattr(printed, attribute)
@@ -130,7 +114,7 @@ def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
         "the paper's number is the counted one rounded, or cut off, or not what that rounds to. "
         f"{DEFINITION}"
     )
-    return Table(f"Table {number}: {table.title}", rows, note)
+    return Table(f"Table {number}: {title}", rows, note)
 
 
 @cache

@@ -18,7 +18,7 @@ a damage then costs the nodes that lie downstream of it, the later stages, and t
 these nodes still leads to the stage's output, so none of them can be left out.)
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from ..wiring import Complexity, Dag, NetworkSpec, StageSpec, complexity
 from ..wiring.complexity import halve, node_complexities
 
 KINDS = ("node", "edge")
+# The later stages run on several damaged results at once, as long as they are no more images.
 STACKED_IMAGES = 128  # beyond that, measured, a larger batch is no faster on a CPU
 
 
@@ -53,15 +54,8 @@ class Damage(NamedTuple):
         return "node" if isinstance(self.removed, int) else "edge"
 
 
-def all_damages(spec: NetworkSpec, kinds: Iterable[str] = KINDS) -> list[Damage]:
-    """Every node and every edge of every random graph, stage by stage.
-
-    Raises:
-        ValueError: for a kind that is none of ``KINDS``.
-    """
-    kinds = tuple(kinds)
-    if not kinds or not set(kinds) <= set(KINDS):
-        raise ValueError(f"kinds must be some of {KINDS}; got {kinds}")
+def all_damages(spec: NetworkSpec, kinds: Sequence[str] = KINDS) -> list[Damage]:
+    """Every node and every edge of every random graph, stage by stage."""
     damages = []
     for stage in spec.stages:
         dag = stage.dag
@@ -84,10 +78,7 @@ def downstream(dag: Dag, removed: int | tuple[int, int]) -> list[int]:
 
 @torch.no_grad()
 def damaged_logits(
-    network: RandWireClassifier,
-    images: Tensor,
-    damages: Sequence[Damage],
-    stacked_images: int = STACKED_IMAGES,
+    network: RandWireClassifier, images: Tensor, damages: Sequence[Damage]
 ) -> Iterator[tuple[Damage | None, Tensor]]:
     """The logits of a network with each of some damages, and of the intact one.
 
@@ -97,22 +88,15 @@ def damaged_logits(
         network: one in eval mode.
         images: (N, 3, H, W), as the network takes them.
         damages: of the network's spec, in any order.
-        stacked_images: the later stages run on several damaged results at once, as long as they
-            are no more images than that.
 
     Yields:
         (damage, logits (N, num_classes)), stage by stage; at the end (None, those of the intact
         network).
-
-    Raises:
-        ValueError: the network is in training mode, in which images change each other's logits.
     """
-    if network.training:
-        raise ValueError("the network is in training mode; call its eval() first")
     backbone = network.backbone
     names = [layer.name for layer in backbone.spec.layers]
     dags = {stage.name: stage.dag for stage in backbone.spec.stages}
-    together = max(1, stacked_images // len(images))
+    together = max(1, STACKED_IMAGES // len(images))
     # What the fused operators take, too.
     x = images.contiguous(memory_format=torch.channels_last)
     for i, name in enumerate(names):
@@ -179,9 +163,6 @@ def count_correct(
 
     Returns:
         tuple[int, list[int]]: the count of the intact network, and one for each damage.
-
-    Raises:
-        ValueError: see ``damaged_logits``.
     """
     labels = labels.to(images.device)
     correct: dict[Damage | None, Tensor] = {}  # on the device, which nobody waits for

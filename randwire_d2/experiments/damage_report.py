@@ -22,19 +22,25 @@ Groups = dict[str, dict[int, list[float]]]
 
 def by_degree(outcomes: Sequence[Damaged], kind: str) -> Groups:
     """The losses of one kind: label → degree → ∆ of each; runs of one generator are pooled."""
-    groups: Groups = {outcome.label: {} for outcome in outcomes}
+    groups: Groups = {outcome.run.label: {} for outcome in outcomes}
     for outcome in outcomes:
-        for damage, loss in zip(outcome.damages, outcome.losses, strict=True):
+        for damage, loss in zip(outcome.run.damages, outcome.losses, strict=True):
             if damage.kind == kind:
-                groups[outcome.label].setdefault(damage.degree, []).append(loss)
+                groups[outcome.run.label].setdefault(damage.degree, []).append(loss)
     return {label: dict(sorted(degrees.items())) for label, degrees in groups.items()}
 
 
 def to_markdown(outcomes: Sequence[Damaged]) -> str:
     """Tables of the runs and of the losses over the degrees, and the work that sharing saved."""
-    kinds = [kind for kind in KINDS if any(d.kind == kind for o in outcomes for d in o.damages)]
+    kinds = _kinds(outcomes)
     runs = [
-        [o.folder, o.label, o.images, o.top1, *(o.mean_loss(kind) for kind in kinds)]
+        [
+            str(o.run.folder),
+            o.run.label,
+            o.counts.images,
+            o.top1,
+            *(o.mean_loss(kind) for kind in kinds),
+        ]
         for o in outcomes
     ]
     headers = ["run", "generator", "images", "top-1, %", *(f"mean ∆, one {k} less" for k in kinds)]
@@ -51,14 +57,19 @@ def to_markdown(outcomes: Sequence[Damaged]) -> str:
     return "\n\n".join(parts)
 
 
+def _kinds(outcomes: Sequence[Damaged]) -> list[str]:
+    return [kind for kind in KINDS if any(d.kind == kind for o in outcomes for d in o.run.damages)]
+
+
 def _savings(o: Damaged) -> str:
-    n, images = len(o.damages), o.counts.done
+    n, counts, work = len(o.run.damages), o.counts, o.run.work
+    full = counts.full_seconds / counts.full_images  # of one image
     return (
-        f"{o.folder}: {n} damages took {o.shared_seconds:.1f} s; {n} full evaluations would take "
-        f"about {o.full_seconds:.1f} s ({1000 * o.full_seconds / n / images:.2f} ms per image, "
-        f"measured on {o.counts.full_images}): {o.full_seconds / o.shared_seconds:.2f} times less. "
-        f"Multiply-adds per image: {o.work.shared / 1e6:.0f} M instead of {n} × "
-        f"{o.work.full / 1e6:.1f} M: {n * o.work.full / o.work.shared:.2f} times less."
+        f"{o.run.folder}: {n} damages took {counts.seconds:.1f} s; {n} full evaluations would take "
+        f"about {o.full_seconds:.1f} s ({1000 * full:.2f} ms per image, "
+        f"measured on {counts.full_images}): {o.full_seconds / counts.seconds:.2f} times less. "
+        f"Multiply-adds per image: {work.shared / 1e6:.0f} M instead of {n} × "
+        f"{work.full / 1e6:.1f} M: {n * work.full / work.shared:.2f} times less."
     )
 
 
@@ -66,17 +77,20 @@ def to_json(outcomes: Sequence[Damaged], command: str) -> str:
     """Everything: of each run the accuracy, and each damage with the images it leaves correct."""
     runs = [
         {
-            "folder": o.folder,
-            "generator": o.label,
-            "identity": o.identity,
-            "images": o.images,
+            "folder": str(o.run.folder),
+            "generator": o.run.label,
+            "identity": o.run.identity,
+            "images": o.counts.images,
             "top1": o.top1,
             "damages": [
                 {**d._asdict(), "kind": d.kind, "correct": correct, "loss": loss}
-                for d, correct, loss in zip(o.damages, o.counts.damaged, o.losses, strict=True)
+                for d, correct, loss in zip(o.run.damages, o.counts.damaged, o.losses, strict=True)
             ],
-            "multiply_adds": {"shared": o.work.shared, "full": o.work.full * len(o.damages)},
-            "seconds": {"shared": o.shared_seconds, "full": o.full_seconds},
+            "multiply_adds": {
+                "shared": o.run.work.shared,
+                "full": o.run.work.full * len(o.run.damages),
+            },
+            "seconds": {"shared": o.counts.seconds, "full": o.full_seconds},
         }
         for o in outcomes
     ]
@@ -89,7 +103,7 @@ def _quartiles(losses: Sequence[float]) -> list[float]:
 
 def plot_damage(outcomes: Sequence[Damaged]) -> Figure:
     """Figure 5: a column for each generator, nodes above edges, a box for each degree."""
-    kinds = [kind for kind in KINDS if any(d.kind == kind for o in outcomes for d in o.damages)]
+    kinds = _kinds(outcomes)
     groups = {kind: by_degree(outcomes, kind) for kind in kinds}
     columns = list(groups[kinds[0]])
     size = (1.2 + 4 * len(columns), 0.7 + 3.4 * len(kinds))
@@ -103,7 +117,7 @@ def plot_damage(outcomes: Sequence[Damaged]) -> Figure:
             ax.set_xlabel(AXES[kind], color=INK)
             style_axes(ax, grid="y")
     for ax, label in zip(axes[0], columns):
-        runs = [o for o in outcomes if o.label == label]
+        runs = [o for o in outcomes if o.run.label == label]
         top1 = np.mean([o.top1 for o in runs])
         networks = "network" if len(runs) == 1 else "networks"
         ax.set_title(

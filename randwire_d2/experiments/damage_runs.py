@@ -4,9 +4,9 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,32 +83,32 @@ class DamageRun:
         return self.folder / f"damage_{digest[:12]}.json"
 
 
-@dataclass(frozen=True)
-class Damaged:
-    """The outcome of a run.
+class Damaged(NamedTuple):
+    """The outcome of a run."""
 
-    Attributes:
-        top1: the accuracy of the intact network, in %.
-        losses: ∆ of each damage: the points of accuracy lost.
-        shared_seconds: the time that the evaluation took, without reading images.
-        full_seconds: the time that as many full evaluations as there are damages would take.
-    """
+    run: DamageRun
+    counts: Counts
 
-    folder: str
-    label: str
-    identity: Mapping[str, Any]
-    images: int
-    top1: float
-    damages: list[Damage]
-    losses: list[float]
-    work: Work
-    shared_seconds: float
-    full_seconds: float
-    counts: Counts = field(repr=False)
+    @property
+    def top1(self) -> float:
+        """The accuracy of the intact network, in %."""
+        return 100 * self.counts.intact / self.counts.images
+
+    @property
+    def losses(self) -> list[float]:
+        """∆ of each damage: the points of accuracy lost."""
+        counts = self.counts
+        return [100 * (counts.intact - kept) / counts.images for kept in counts.damaged]
+
+    @property
+    def full_seconds(self) -> float:
+        """The time that as many full evaluations as there are damages would take."""
+        counts = self.counts
+        return counts.full_seconds / counts.full_images * counts.done * len(counts.damaged)
 
     def mean_loss(self, kind: str) -> float:
         """The mean ∆ of all nodes or all edges; NaN if there are none."""
-        losses = [loss for d, loss in zip(self.damages, self.losses) if d.kind == kind]
+        losses = [loss for d, loss in zip(self.run.damages, self.losses) if d.kind == kind]
         return float(np.mean(losses)) if losses else float("nan")
 
 
@@ -260,20 +260,7 @@ def evaluate(run: DamageRun) -> Damaged:
     if not counts.images:
         name = run.identity["dataset"]
         raise ValueError(f"{run.folder}: none of the images of {name!r} can be read")
-    loss_per_image = 100 / counts.images
-    return Damaged(
-        folder=str(run.folder),
-        label=run.label,
-        identity=run.identity,
-        images=counts.images,
-        top1=counts.intact * loss_per_image,
-        damages=run.damages,
-        losses=[(counts.intact - correct) * loss_per_image for correct in counts.damaged],
-        work=run.work,
-        shared_seconds=counts.seconds,
-        full_seconds=counts.full_seconds / counts.full_images * counts.done * len(run.damages),
-        counts=counts,
-    )
+    return Damaged(run, counts)
 
 
 def _count_batch(

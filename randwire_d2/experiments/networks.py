@@ -30,9 +30,8 @@ def network_name(cfg: CfgNode) -> str:
         return names.get((groups, width), f"ResNet-{resnets.DEPTH} {groups}×{width}d")
     node = cfg.MODEL.RANDWIRE
     if drawn_network(cfg):
-        if not node.SPEC and not Path(node.SPEC_FILE).is_file():  # gone since, or elsewhere
+        if (spec := _spec(cfg)) is None:
             return f"RandWire of {node.SPEC_FILE}"
-        spec = spec_from_config(cfg)
         # A spec does not say who drew it: perhaps the config's generator, or the paper's.
         drawn_by = [NetworkGenerator(spec.regime, spec.channels, node_op=spec.node_op)]
         with suppress(ValueError):  # these keys are not read where there is a spec
@@ -61,9 +60,15 @@ def wiring_of(cfg: CfgNode) -> str:
     node = cfg.MODEL.RANDWIRE
     if not drawn_network(cfg):
         return str(node.SEED)
-    if not node.SPEC and not Path(node.SPEC_FILE).is_file():  # gone since, or elsewhere
-        return str(node.SPEC_FILE)
-    return spec_from_config(cfg).fingerprint
+    spec = _spec(cfg)
+    return str(node.SPEC_FILE) if spec is None else spec.fingerprint
+
+
+def _spec(cfg: CfgNode) -> NetworkSpec | None:
+    """The drawn network of a config; None if its file is gone since, or elsewhere."""
+    node = cfg.MODEL.RANDWIRE
+    there = node.SPEC or Path(node.SPEC_FILE).is_file()
+    return spec_from_config(cfg) if there else None
 
 
 def _draws(generator: NetworkGenerator, seed: int, spec: NetworkSpec) -> bool:

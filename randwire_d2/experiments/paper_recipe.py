@@ -47,51 +47,25 @@ _LAZY_KEY = re.compile(
 )
 
 
-class _Row(NamedTuple):
-    """A network of the paper that can be trained here.
-
-    Attributes:
-        config: the file below configs/ that trains it.
-        options: what a test changes in it, KEY VALUE pairs.
-    """
-
-    table: int
-    printed: Printed
-    config: str
-    options: tuple[Any, ...] = ()
-
-
-_IMAGENET = {
-    "RandWire-WS, C=78": "randwire_c78_250ep",
-    "ResNet-50": "R_50_100ep",
-    "ResNeXt-50": "X_50_32x4d_100ep",
-    "RandWire-WS, C=109": "randwire_c109_100ep",
-    "ResNet-101": "R_101_100ep",
-    "ResNeXt-101": "X_101_32x4d_100ep",
-    "RandWire-WS, C=154": "randwire_c154_100ep",
-}
-_COCO = {
-    "ResNet-50": "R_50",
-    "ResNeXt-50": "X_50_32x4d",
-    "RandWire-WS, C=109": "randwire_c109",
-    "ResNet-101": "R_101",
-    "ResNeXt-101": "X_101_32x4d",
-    "RandWire-WS, C=154": "randwire_c154",
-}
-_ROWS = (
-    *(
-        _Row(table, row, f"imagenet/{_IMAGENET[row.network]}.yaml", options)
-        for table, rows, options in (
-            (2, TABLE_2, ()),
-            (3, TABLE_3, ()),
-            # "The same trained networks as in Table 3", on larger images "without retraining".
-            (4, TABLE_4, ("INPUT.TEST_CROP_SIZE", 320)),
-        )
-        for row in rows
-        if row.network in _IMAGENET
+# The files below configs/ that train the paper's networks: classifiers, and detectors with them.
+_CONFIGS = {
+    "RandWire-WS, C=78": ("imagenet/randwire_c78_250ep.yaml", ""),
+    "ResNet-50": ("imagenet/R_50_100ep.yaml", "faster_rcnn_R_50_fpn_1x.yaml"),
+    "ResNeXt-50": ("imagenet/X_50_32x4d_100ep.yaml", "faster_rcnn_X_50_32x4d_fpn_1x.yaml"),
+    "RandWire-WS, C=109": (
+        "imagenet/randwire_c109_100ep.yaml",
+        "faster_rcnn_randwire_c109_fpn_1x.yaml",
     ),
-    *(_Row(5, row, f"faster_rcnn_{_COCO[row.network]}_fpn_1x.yaml") for row in TABLE_5),
-)
+    "ResNet-101": ("imagenet/R_101_100ep.yaml", "faster_rcnn_R_101_fpn_1x.yaml"),
+    "ResNeXt-101": ("imagenet/X_101_32x4d_100ep.yaml", "faster_rcnn_X_101_32x4d_fpn_1x.yaml"),
+    "RandWire-WS, C=154": (
+        "imagenet/randwire_c154_100ep.yaml",
+        "faster_rcnn_randwire_c154_fpn_1x.yaml",
+    ),
+}
+_CLASSIFIERS, _DETECTORS = {2: TABLE_2, 3: TABLE_3, 4: TABLE_4}, {5: TABLE_5}
+# "The same trained networks as in Table 3", on larger images "without retraining".
+_OPTIONS = {4: ("INPUT.TEST_CROP_SIZE", 320)}
 
 
 class Difference(NamedTuple):
@@ -175,24 +149,26 @@ def find_reference(network: str, recipe: Recipe) -> Reference | None:
         raise ValueError(f"SOLVER.IMS_PER_BATCH must be at least 1; got {batch}")
     classifies = recipe["MODEL.META_ARCHITECTURE"] == "ImageClassifier"
     references = [
-        _compare(row, recipe)
-        for row in _ROWS
-        if row.printed.network == network and (row.table != 5) == classifies
+        _compare(table, row, recipe)
+        for table, rows in (_CLASSIFIERS if classifies else _DETECTORS).items()
+        for row in rows
+        if row.network == network and network in _CONFIGS
     ]
     return min(references, key=lambda reference: len(reference.differences), default=None)
 
 
-def _compare(row: _Row, recipe: Recipe) -> Reference:
+def _compare(table: int, row: Printed, recipe: Recipe) -> Reference:
     if recipe["MODEL.META_ARCHITECTURE"] == LazyDetector.__name__:
         reason = "its recipe is in a LazyConfig, which is Python and not read"
-        return Reference(row.table, row.printed.accuracies, unknown=reason)
-    wanted = _paper_recipe(row.config, row.options, recipe["SOLVER.IMS_PER_BATCH"])
+        return Reference(table, row.accuracies, unknown=reason)
+    config = _CONFIGS[row.network][table in _DETECTORS]
+    wanted = _paper_recipe(config, _OPTIONS.get(table, ()), recipe["SOLVER.IMS_PER_BATCH"])
     differences = tuple(
         Difference(key, str(recipe.get(key, "not read")), str(wanted.get(key, "not read")))
         for key in sorted({*recipe, *wanted})
         if key not in recipe or key not in wanted or not _same(recipe[key], wanted[key])
     )
-    return Reference(row.table, row.printed.accuracies, differences)
+    return Reference(table, row.accuracies, differences)
 
 
 @lru_cache(maxsize=64)  # a config takes a while to read

@@ -73,8 +73,6 @@ def network_parts(cfg: CfgNode, height: int, width: int) -> list[Part]:
     Raises:
         ValueError: the config describes no network.
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"height and width must be at least 1; got {height}×{width}")
     if not is_classifier(cfg):
         return detector_parts(cfg, height, width)
     name = cfg.MODEL.BACKBONE.NAME

@@ -70,34 +70,28 @@ class Result:
     seeds: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A folder whose config.yaml is none of this project's, or whose results.json is damaged."""
-
-    folder: Path
-    reason: str
-
-
-def read_runs(
-    paths: Iterable[str | os.PathLike[str]],
-) -> tuple[list[Result], list[Unreadable]]:
+def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Result], dict[Path, str]]:
     """All trainings and evaluations among some folders, and below them.
+
+    Returns:
+        what was read, and why other folders can't be: a config.yaml that is none of this project's,
+        say, or a damaged results.json.
 
     Raises:
         ValueError: one of the paths holds no run, or none of the runs can be read.
     """
-    results, unreadable = [], []
+    results, unreadable = [], {}
     for folder in find_runs(paths):
         try:
             results.append(read_result(folder))
         # Somebody else's config.yaml says nothing against the other runs.
         except (OSError, ValueError) as e:
             reason = " ".join(str(e).split())
-            unreadable.append(Unreadable(folder, reason.removeprefix(f"{folder}/")))
+            unreadable[folder] = reason.removeprefix(f"{folder}/")
     if not results:
-        first, *others = unreadable
+        (first, reason), *others = unreadable.items()
         more = f" (and {len(others)} more)" if others else ""
-        raise ValueError(f"no run can be read: {first.folder}: {first.reason}{more}")
+        raise ValueError(f"no run can be read: {first}: {reason}{more}")
     return results, unreadable
 
 
@@ -205,7 +199,7 @@ def _values(task: Sequence[str], found: Mapping[str, float]) -> tuple[float, ...
     return tuple(found[name] for name in task) if all(name in found for name in task) else None
 
 
-def to_markdown(results: Sequence[Result], unreadable: Sequence[Unreadable] = ()) -> str:
+def to_markdown(results: Sequence[Result], unreadable: Mapping[Path, str] | None = None) -> str:
     """A table per task, with the paper's row below each that is comparable; then what differs from
     the paper's, what is not finished, what repeats another run, and what can't be read."""
     parts = [table for task in (DETECTION, CLASSIFICATION) if (table := _table(results, task))]
@@ -224,7 +218,7 @@ def to_markdown(results: Sequence[Result], unreadable: Sequence[Unreadable] = ()
         title = f"Copies and repetitions, which count as no further seeds ({len(repeats)}):"
         parts.append("\n".join([title, *lines]))
     if unreadable:
-        lines = [f"- {run.folder}: {run.reason}" for run in unreadable]
+        lines = [f"- {folder}: {reason}" for folder, reason in unreadable.items()]
         parts.append("\n".join([f"Not readable ({len(unreadable)}):", *lines]))
     return "\n\n".join(parts)
 
@@ -303,7 +297,7 @@ def _how_far(result: Result) -> str:
     return f"{result.progress:.0%} done{missing}"
 
 
-def to_json(results: Sequence[Result], unreadable: Sequence[Unreadable] = ()) -> str:
+def to_json(results: Sequence[Result], unreadable: Mapping[Path, str] | None = None) -> str:
     """Every run by itself, and what can't be read."""
     titles, repeats = {**DETECTION, **CLASSIFICATION}, find_repeats(results)
 
@@ -338,5 +332,7 @@ def to_json(results: Sequence[Result], unreadable: Sequence[Unreadable] = ()) ->
         }
         for result in results
     ]
-    others = [{"folder": str(run.folder), "reason": run.reason} for run in unreadable]
+    others = [
+        {"folder": str(folder), "reason": reason} for folder, reason in (unreadable or {}).items()
+    ]
     return json.dumps({"runs": runs, "unreadable": others}, indent=1)

@@ -189,14 +189,9 @@ def _score(results: Sequence[Result]) -> str:
 def plot_bars(results: Sequence[Result]) -> Figure:
     """Figure 3: a bar per setting, mean and standard deviation, tagged with P, M or (K, P).
 
-    Every run is a dot beside it. The settings must have one operation.
-
-    Raises:
-        ValueError: nothing is finished yet.
+    Every run is a dot beside it. The settings must have one operation, and a finished run.
     """
     drawn = [result for result in results if result.scores]
-    if not drawn:
-        raise ValueError("no run is finished: there is nothing to draw")
     figure, ax = _figure(max(6.0, 1.5 + 0.62 * len(drawn)))
     groups = list(dict.fromkeys(result.group for result in drawn))
     lowest = min(min(result.scores) for result in drawn)
@@ -248,12 +243,9 @@ def _tag(generator: str) -> str:
 def plot_operations(results: Sequence[Result]) -> Figure:
     """Figure 6: a column per generator, sorted by the first operation, a point per operation.
 
-    Raises:
-        ValueError: nothing is finished yet.
+    At least one run must be finished.
     """
     series = _series(results)
-    if not series:
-        raise ValueError("no run is finished: there is nothing to draw")
     first = next(iter(series.values()))
     columns = sorted(first, key=lambda generator: -first[generator])
     columns += [g for g in dict.fromkeys(g for s in series.values() for g in s) if g not in first]

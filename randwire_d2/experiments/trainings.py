@@ -87,7 +87,8 @@ class Training:
             )
         try:
             while child.poll() is None and not (stop and stop.is_set()):
-                wait_for(child, 0.5)
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(0.5)
             return child.poll()
         finally:
             end(child)
@@ -116,19 +117,14 @@ def take(lock: IO[str]) -> bool:
     return False
 
 
-def wait_for(child: subprocess.Popen, seconds: float) -> None:
-    with suppress(subprocess.TimeoutExpired):
-        child.wait(seconds)
-
-
 def end(child: subprocess.Popen) -> None:
     """End a process that may still run: asked first, then without asking."""
-    if child.poll() is None:
-        child.terminate()
-        wait_for(child, 10)
-    if child.poll() is None:
+    child.terminate()  # which leaves one alone that has ended
+    try:
+        child.wait(10)
+    except subprocess.TimeoutExpired:
         child.kill()
-    child.wait()
+        child.wait()
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Archives of TorchScript and torch.export: whether they are whole, and hold a graph and no more.
+"""Archives of TorchScript and torch.export: whether they hold a graph and no more.
 
 torch.export evaluates expressions, calls functions by name and loads libraries that a file holds.
 So what a graph of this project has no need of is refused before it reads the file.
@@ -39,20 +39,6 @@ def metadata_in(path: str) -> list[str]:
     """The keys of the metadata in an archive, in TorchScript's or torch.export's place."""
     found = (re.fullmatch(r"[^/]*/extra/(?:metadata/)?(\w+)", name) for name in _names(path))
     return [match[1] for match in found if match]
-
-
-def check_archive(path: str) -> None:
-    """
-    Raises:
-        ValueError: it is none, or damaged, which PyTorch does not look at.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-        raise ValueError("it is empty, cut off, damaged or of another kind") from e
-    if damaged:
-        raise ValueError(f"it is damaged: the checksum of its part {damaged!r} is another")
 
 
 def check_program(path: str) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..environment import variable
-from .archives import check_archive, check_program, holds_code, metadata_in
+from ..weight_files.checksum import check_whole
+from .archives import check_program, holds_code, metadata_in
 from .graphs import DETECTOR, Graph
 
 # A tensor in, a tuple of tensors out, in the CPU's memory.
@@ -138,7 +139,7 @@ class TorchScript(Format):
             torch.jit.save(traced, file, _extra_files=files)
 
     def read(self, path: str) -> tuple[Run, dict[str, str]]:
-        check_archive(path)
+        check_whole(path)  # which PyTorch does not look at
         files: dict[str, Any] = {_METADATA + key: "" for key in metadata_in(path)}
         with _quiet():
             module = torch.jit.load(path, map_location="cpu", _extra_files=files)
@@ -171,7 +172,7 @@ class TorchExport(Format):
             torch.export.save(program, file, extra_files=dict(metadata))
 
     def read(self, path: str) -> tuple[Run, dict[str, str]]:
-        check_archive(path)
+        check_whole(path)
         check_program(path)
         files = dict.fromkeys(metadata_in(path), "")
         # A file that is open, as it may not have its name yet; and no objects, whatever asks for

@@ -1,12 +1,10 @@
 """Models that travel: a folder or a repository with weights, config and model card."""
 
+from . import handler  # noqa: F401 (registers hf://)
 from .card import model_card
-from .folder import KINDS, PretrainedFolder, is_pretrained, read_folder, write_folder
-from .handler import HubHandler
+from .folder import PretrainedFolder, is_pretrained, read_folder, write_folder
 
 __all__ = [
-    "KINDS",
-    "HubHandler",
     "PretrainedFolder",
     "is_pretrained",
     "model_card",

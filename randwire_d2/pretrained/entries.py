@@ -5,22 +5,17 @@ from typing import Any
 
 from ..wiring import NetworkSpec
 
-# The key under which a checkpoint holds its Wiring: {"spec": JSON, "fingerprint": sha256}, and of a
-# classifier {"head_relu": bool}.
+# Its Wiring: {"spec": JSON, "fingerprint": sha256}, and of a classifier {"head_relu": bool}.
 WIRING_KEY = "randwire"
-# The key under which it holds its Preprocessing, as a dict.
-PREPROCESSING_KEY = "preprocessing"
-# The key under which it holds the config of its training, the YAML of ``portable_config``.
-CONFIG_KEY = "config"
-# The key under which it holds the names of its classes: a list, in the order of the outputs.
-CLASS_NAMES_KEY = "class_names"
-# The key under which it holds the ids that its data set gives these classes, in the same order.
-CATEGORY_IDS_KEY = "category_ids"
-# The key under which it holds, of a panoptic data set, the classes of stuff in the order of the
-# outputs for them: {"names": a list, "ids": those that the data set gives them}.
+PREPROCESSING_KEY = "preprocessing"  # its Preprocessing, as a dict
+CONFIG_KEY = "config"  # that of its training, the YAML of ``portable_config``
+CLASS_NAMES_KEY = "class_names"  # a list, in the order of the outputs
+CATEGORY_IDS_KEY = "category_ids"  # those that the data set gives these classes, in the same order
+# Of a panoptic data set, the classes of stuff in the order of the outputs for them: {"names": a
+# list, "ids": those that the data set gives them}.
 STUFF_KEY = "stuff"
-# The key under which it holds, of a data set with keypoints, {"names": a list, "connections": pairs
-# of names that a line joins in pictures}.
+# Of a data set with keypoints, {"names": a list, "connections": pairs of names that a line joins in
+# pictures}.
 KEYPOINTS_KEY = "keypoints"
 
 

@@ -7,8 +7,8 @@ for readers, names what the weights are (``KINDS``) and states the sha256 of the
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import MissingLibrary
-from ..files import atomic_open
+from ..files import atomic_folder, atomic_open
 from ..text import brief, one_line
 from ..weight_files.safetensors_file import read_safetensors, safetensors_bytes
 from ..wiring import NetworkSpec
 from .entries import stored_spec
 from .hub import PREFIX, download, is_repo
 
-# In the order in which they take their names: a folder without its config is none.
+# In the order in which they take their names.
 WEIGHTS, CARD, CONFIG = FILES = ("model.safetensors", "README.md", "config.json")
 # The classes whose ``from_pretrained`` reads a folder.
 KINDS = ("RandWire", "RandWireClassifier", "Classifier", "Detector")
@@ -224,24 +224,10 @@ def write_folder(
         "entries": dict(entries),
     }
     card = f"{card.rstrip()}\n\n`{WEIGHTS}`: {len(weights):,} bytes, sha256 `{digest}`\n"
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was killed
-    temporary.mkdir(parents=True)
-    try:
-        for name, content in zip(FILES, (weights, card.encode(), _to_json(config))):
-            with atomic_open(temporary / name, "wb") as f:
+    contents = (weights, card.encode(), f"{json.dumps(config, indent=1)}\n".encode())
+    with nullcontext(folder) if occupied else atomic_folder(folder) as place:
+        # While new and old ones are mixed, config.json states another sha256: they are refused.
+        for name, content in zip(FILES, contents):
+            with atomic_open(place / name, "wb") as f:
                 f.write(content)
-        if occupied:
-            # While they are mixed there is no config: the folder is refused, not read wrong.
-            (folder / CONFIG).unlink(missing_ok=True)
-            for name in FILES:
-                os.replace(temporary / name, folder / name)
-        else:
-            os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-def _to_json(config: Mapping[str, Any]) -> bytes:
-    return f"{json.dumps(config, indent=1)}\n".encode()

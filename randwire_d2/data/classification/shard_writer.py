@@ -1,14 +1,13 @@
 """A classifier's data set, such as a folder of images, as tar shards of webdataset's layout."""
 
 import os
-import shutil
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
-from ...files import atomic_open
+from ...files import atomic_folder
 from .image_folder import check_image_folders, register_folders
 from .shards import CLASSES_FILE, image_type
 
@@ -44,10 +43,7 @@ def make_shards(dataset: str, folder: str | os.PathLike[str], images: int = 10_0
     classes = check_image_folders([dataset], [])
     if odd := [name for name in classes if name != name.strip() or "\n" in name]:
         raise ValueError(f"{dataset!r}: {odd[0]!r} can't be a line of {CLASSES_FILE}; rename it")
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as part:
         pattern = str(part / "shard-").replace("%", "%%") + "%06d.tar"
         # Without a time, equal images make equal shards.
         with ShardWriter(pattern, images, float("inf"), verbose=0, encoder=False, mtime=0) as out:
@@ -57,10 +53,5 @@ def make_shards(dataset: str, folder: str | os.PathLike[str], images: int = 10_0
                     image = {image_type(record["file_name"]): f.read()}
                     label = str(record["label"]).encode()
                     out.write({"__key__": f"{i:08}", **image, "cls": label})
-        with atomic_open(part / CLASSES_FILE) as f:
-            f.writelines(f"{name}\n" for name in classes)
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        (part / CLASSES_FILE).write_text("".join(f"{name}\n" for name in classes), "utf-8")
     return sorted(folder.glob("*.tar"))
