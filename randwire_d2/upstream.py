@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 _MESSAGES = (
     ("torch.meshgrid: in an upcoming release", UserWarning),
-    ("`torch.cuda.amp.autocast", FutureWarning),  # of Detectron2's AMPTrainer
     # DistributedDataParallel compares strides of dimensions of size 1, too, in which the gradients
     # of 1×1 and depthwise convolutions of channels_last differ from the weights. Where others
     # would, autograd has made the gradients like the weights.

@@ -55,7 +55,7 @@ from randwire_d2.engine.config.keys import YAML_KEYS
 from randwire_d2.engine.config.weights import check_resumed
 from randwire_d2.engine.hooks import best, finite
 from randwire_d2.engine.hooks.best import Patience
-from randwire_d2.engine.hooks.finite import FiniteAMPTrainer, FiniteTrainer, FiniteWeights
+from randwire_d2.engine.hooks.finite import FiniteTrainer, FiniteWeights
 from randwire_d2.engine.hooks.saving import PeriodicCheckpointer, PeriodicWriter
 from randwire_d2.engine.processes import failures
 from randwire_d2.engine.processes.failures import explained
@@ -423,15 +423,17 @@ def test_only_float16_needs_its_gradients_scaled(
     # As on a GPU: elsewhere each scaler is off.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
-    def trainer(precision: torch.dtype) -> FiniteAMPTrainer:
+    def trainer(precision: torch.dtype | None) -> FiniteTrainer:
         model = nn.Linear(1, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return FiniteAMPTrainer(model, [], optimizer, precision=precision)
+        return FiniteTrainer(model, [], optimizer, precision)
 
     first, second = trainer(before), trainer(after)
     assert second.grad_scaler.is_enabled() == (after == torch.float16)
     first.iter = 3
-    second.load_state_dict(FiniteTrainer.state_dict(first))
+    without, scaled = trainer(None), first.state_dict()
+    second.load_state_dict(without.state_dict())
+    without.load_state_dict(scaled)
     for saved_with_a_scaler in (False, True):  # as every training once was
         state = first.state_dict()
         if saved_with_a_scaler:
@@ -439,6 +441,60 @@ def test_only_float16_needs_its_gradients_scaled(
         second.load_state_dict(state)
         assert second.iter == 3
     assert second.grad_scaler.get_scale() == (8.0 if after == torch.float16 else 1.0)
+
+
+class Cube(nn.Module):
+    """Its loss notes the backward pass; in autocast's type."""
+
+    def __init__(self, done: list[str]) -> None:
+        super().__init__()
+        self.done, self.linear = done, nn.Linear(1, 1)
+
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        y = self.linear(batch)
+        y.register_hook(lambda _: self.done.append(f"backward pass in {y.dtype}"))
+        return {"loss": y.pow(3).mean()}
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=str)
+def test_losses_are_on_their_way_ahead_of_the_backward_pass(
+    precision: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: whoever reads them waits until a GPU has nothing left to do; or the types are not
+    those of SOLVER.AMP."""
+    done: list[str] = []
+
+    class Losses(finite._Losses):
+        def __init__(self, losses: Any, figures: Any) -> None:
+            super().__init__(losses, figures)
+            done.append("on the way")
+
+        def read(self) -> Any:
+            done.append("read")
+            return super().read()
+
+    monkeypatch.setattr(finite, "_Losses", Losses)
+    model = Cube(done)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_pre_hook(lambda *_: done.append("step"))
+    FiniteTrainer(model, [torch.ones(2, 1)], optimizer, precision).train(0, 1)
+    backward = f"backward pass in {precision or torch.float32}"
+    assert done == ["on the way", backward, "read", "step"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_on_cuda_does_not_wait_for_all_of_it() -> None:
+    """Wrong: after each step a GPU is idle until the next one's first kernels are launched."""
+    model = Cube([]).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = torch.ones(2, 1, device="cuda")
+    trainer = FiniteTrainer(model, [batch] * 3, optimizer, torch.bfloat16)
+    trainer.figures = lambda: {"train_top1": batch.mean()}
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        trainer.train(0, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def in_one_of_two(rank: int, folder: Path) -> list[Any]:

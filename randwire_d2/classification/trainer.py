@@ -180,7 +180,7 @@ def _rate(step: Callable[[], Any], seconds: float) -> float:
     start, calls, spent = time.perf_counter(), 0, 0.0
     while spent < seconds:
         for _ in range(max(calls, 1)):  # twice as many as before
-            step()  # a training step ends with the loss on the CPU, so the device is waited for
+            step()  # a training step waits for its loss, and so for all the steps before it
             calls += 1
         spent = max(comm.all_gather(time.perf_counter() - start))
     return calls / spent

@@ -44,7 +44,7 @@ from .conclusion import conclude, predict_command
 from .config.keys import YAML_KEYS
 from .hooks.best import TrainingStopped, is_exhausted
 from .hooks.ema import AveragedWeights
-from .hooks.finite import FiniteAMPTrainer, FiniteTrainer
+from .hooks.finite import FiniteTrainer
 from .hooks.order import training_hooks
 from .hooks.saving import save_end
 from .processes.random_state import random_state_kept
@@ -184,11 +184,9 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = in_parallel(model, cfg.MODEL.DEVICE == "cpu", **self.ddp)
-        if cfg.SOLVER.AMP.ENABLED:
-            precision = getattr(torch, cfg.SOLVER.AMP.PRECISION)
-            self._trainer = FiniteAMPTrainer(model, data_loader, optimizer, precision=precision)
-        else:
-            self._trainer = FiniteTrainer(model, data_loader, optimizer)
+        amp = cfg.SOLVER.AMP
+        precision = getattr(torch, amp.PRECISION) if amp.ENABLED else None
+        self._trainer = FiniteTrainer(model, data_loader, optimizer, precision)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RandWireCheckpointer(
             model,

@@ -261,7 +261,7 @@ def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.eval_only:
         return
     if device.type == "cpu" and cfg.SOLVER.AMP.ENABLED:
-        raise ValueError("SOLVER.AMP.ENABLED needs a GPU: Detectron2's AMPTrainer has no CPU path")
+        raise ValueError("SOLVER.AMP.ENABLED needs a GPU, and MODEL.DEVICE is cpu")
     if cfg.SOLVER.AMP.PRECISION not in ("float16", "bfloat16"):
         raise ValueError(
             f"SOLVER.AMP.PRECISION is float16 or bfloat16; got {cfg.SOLVER.AMP.PRECISION!r}"

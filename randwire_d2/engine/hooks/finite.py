@@ -3,12 +3,14 @@
 import logging
 import math
 import statistics
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -39,12 +41,42 @@ class _NotFinite(Exception):
         self.where = where
 
 
-class _FiniteSteps:
-    """Mixed into Detectron2's trainers, which look at the losses in the main process alone.
+class _Losses:
+    """What a forward pass has found, on its way to the host.
+
+    Who reads it before the backward pass is over waits for the forward pass alone: a GPU is not
+    left without work until the optimizer's is launched.
+
+    Args:
+        losses: by their names, of one value each.
+        figures: what is written beside them.
+    """
+
+    def __init__(self, losses: Mapping[str, Tensor], figures: Mapping[str, Tensor]) -> None:
+        found = [value.detach() for value in (*losses.values(), *figures.values())]
+        devices = {value.device for value in found if value.is_cuda}
+        copies = [value.to("cpu", non_blocking=True) for value in found]
+        self._losses = dict(zip(losses, copies))
+        self._figures = dict(zip(figures, copies[len(losses) :]))
+        self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
+
+    def read(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        for event in self._copied:
+            event.synchronize()
+        return self._losses, {name: float(value) for name, value in self._figures.items()}
+
+
+class FiniteTrainer(SimpleTrainer):
+    """Detectron2's SimpleTrainer, or AMPTrainer, which look at the losses in the main process
+    alone, and once the device has nothing left to do.
 
     A step with a loss that is NaN or infinite, in any process, is skipped in all of them: its
-    gradients are not applied, and what norms have learnt from it is forgotten. The steps that an
-    AMPTrainer's scaler skips have finite losses, and do not count.
+    gradients are not applied, and what norms have learnt from it is forgotten. The steps that a
+    scaler of gradients skips have finite losses, and do not count.
+
+    Args:
+        precision: of autocast; None for none. Gradients are scaled in float16 alone, as bfloat16
+            has the range of float32.
 
     Attributes:
         skip_nonfinite: so many in a row are skipped.
@@ -54,8 +86,6 @@ class _FiniteSteps:
         checkpointer: of the training, for the message; None for none.
     """
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
     iter: int
     skip_nonfinite = 0
     keys = YAML_KEYS
@@ -63,8 +93,16 @@ class _FiniteSteps:
     figures: Callable[[], Mapping[str, Tensor]]
     checkpointer: RandWireCheckpointer | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Any,
+        optimizer: torch.optim.Optimizer,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        self.precision = precision
+        self.grad_scaler = GradScaler(enabled=precision == torch.float16)
         self.image_names = file_names
         self.figures = dict
         self._batch: Any = None
@@ -73,8 +111,14 @@ class _FiniteSteps:
         self._totals: deque[float] = deque(maxlen=WINDOW)
         self._quiet_until = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().state_dict()
+        scaler = {} if self.precision is None else {"grad_scaler": self.grad_scaler.state_dict()}
+        return {**state, **scaler}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As Detectron2's; the optimizer must be the checkpoint's, but for its rates.
+        """As Detectron2's, of any precision; the optimizer must be the checkpoint's, but for its
+        rates.
 
         Raises:
             ValueError: it is another one; one line.
@@ -82,17 +126,15 @@ class _FiniteSteps:
         saved = state_dict["optimizer"]["param_groups"]
         check_groups(saved, self.optimizer.param_groups, self.keys)
         with rates_kept(self.optimizer, self.keys):
-            super().load_state_dict(state_dict)  # type: ignore[misc]
-
-    @property
-    def _data_loader_iter(self) -> Any:
-        return _Noting(super()._data_loader_iter, self)  # type: ignore[misc]
+            super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
     def run_step(self) -> None:
         if self.skip_nonfinite:
             self._keep_buffers()
         try:
-            super().run_step()  # type: ignore[misc]
+            self._step()
         except _NotFinite as e:
             self._skip_or_stop(e.where)
         except FloatingPointError as e:  # of Detectron2's RPN, in the middle of the network
@@ -105,6 +147,30 @@ class _FiniteSteps:
         finally:
             self._batch = None
 
+    def _step(self) -> None:
+        """Detectron2's, with the losses on their way ahead of the backward pass."""
+        assert self.model.training, "the model was changed to eval mode"
+        begun = time.perf_counter()
+        self._batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - begun
+        with self._autocast():
+            losses = self.model(self._batch)
+            if isinstance(losses, Tensor):
+                losses = {"total_loss": losses}
+            total = sum(losses.values())
+        on_the_way = _Losses(losses, self.figures())
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(total).backward()
+        self.after_backward()
+        self._look_at(*on_the_way.read(), data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(next(self.model.parameters()).device.type, self.precision)
+
     def _keep_buffers(self) -> None:
         buffers = [*self.model.buffers()]
         if len(self._buffers) != len(buffers):
@@ -112,12 +178,9 @@ class _FiniteSteps:
         else:
             torch._foreach_copy_(self._buffers, buffers)
 
-    def _write_metrics(
-        self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "", iter: Any = None
+    def _look_at(
+        self, losses: dict[str, Tensor], figures: dict[str, float], data_time: float
     ) -> None:
-        # Where a step waits for the device anyway: Detectron2 reads the losses here, too.
-        losses = {name: value.detach().cpu() for name, value in loss_dict.items()}
-        figures = {name: float(value) for name, value in self.figures().items()}
         values = {name: float(value) for name, value in losses.items()}
         total = sum(values.values())
         own = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -126,7 +189,7 @@ class _FiniteSteps:
             raise _NotFinite([found for found in comm.all_gather(own) if found])
         self._skipped = 0
         self._look_for_spike(total)
-        super()._write_metrics(losses, data_time, prefix, iter)  # type: ignore[misc]
+        self._write_metrics(losses, data_time)
         get_event_storage().put_scalars(**figures)
 
     def _images(self) -> str:
@@ -163,35 +226,6 @@ class _FiniteSteps:
                     f"the median of the {len(self._totals)} before it, {self._images()}"
                 )
         self._totals.append(total)
-
-
-class FiniteTrainer(_FiniteSteps, SimpleTrainer):
-    """Detectron2's SimpleTrainer, which stops at, or skips, a loss that is no number."""
-
-
-class FiniteAMPTrainer(_FiniteSteps, AMPTrainer):
-    """The same of Detectron2's AMPTrainer; gradients are scaled in float16 alone, as bfloat16 has
-    the range of float32."""
-
-    def __init__(self, *args: Any, precision: torch.dtype = torch.float16, **kwargs: Any) -> None:
-        scaler = GradScaler(enabled=precision == torch.float16)
-        super().__init__(*args, precision=precision, grad_scaler=scaler, **kwargs)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As AMPTrainer's, of either precision, or of a training without AMP."""
-        scaler = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
-        super().load_state_dict({**state_dict, "grad_scaler": scaler})
-
-
-class _Noting:
-    """The iterator of a loader, which lets a trainer keep the batch until the step is over."""
-
-    def __init__(self, batches: Any, trainer: _FiniteSteps) -> None:
-        self._batches, self._trainer = batches, trainer
-
-    def __next__(self) -> Any:
-        self._trainer._batch = next(self._batches)
-        return self._trainer._batch
 
 
 class FiniteWeights(HookBase):
