@@ -297,8 +297,7 @@ def test_the_tool_hands_a_signal_to_its_processes(folders: Path, tmp_path: Path)
     flags = ("--num-gpus", 2, "--dist-url", "auto")
     given = [*arguments(folders, output, *flags, workers=1), "SOLVER.MAX_ITER", 10**6]
     tool = Tool(TOOL, *given, log=tmp_path / "log")
-    # It hands on SIGUSR1, whatever it got.
-    status = ended_amid(lambda p: os.kill(p, signal.SIGTERM), tool, output, signal.SIGUSR1)
+    status = ended_amid(lambda p: os.kill(p, signal.SIGTERM), tool, output, signal.SIGTERM)
     assert status == -signal.SIGTERM, tool.said[-3000:]
     assert "Traceback" not in tool.said
 

@@ -64,7 +64,10 @@ def clean(split: LabelledImages) -> LabelledImages:
         )
     if not split.num_boxes:
         what = f": {'; '.join(faults.lines())}" if faults else ""
-        raise ValueError(f"{split.source!r}: not one of its {before} images has a box{what}")
+        raise ValueError(
+            f"{split.source!r}: not one of its {before} images has a box{what}; label some, "
+            "or name another split"
+        )
     if faults.count() > faults.count(HARMLESS):  # then the file has more than the records
         split.json_file = None
     return split

@@ -266,10 +266,11 @@ def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ValueError(
             f"SOLVER.AMP.PRECISION is float16 or bfloat16; got {cfg.SOLVER.AMP.PRECISION!r}"
         )
-    if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and cfg.SOLVER.IMS_PER_BATCH % max(processes, 1):
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and batch % max(processes, 1):
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all {processes} "
-            "processes together, and must be a multiple of their number"
+            f"SOLVER.IMS_PER_BATCH {batch} is the batch of all {processes} processes together, and "
+            f"must be a multiple of their number, such as {-(-batch // processes) * processes}"
         )
 
 

@@ -155,7 +155,8 @@ def end_interrupted(number: int) -> None:
 def signals_for_children() -> Iterator[None]:
     """Hand a signal to the trainings that ``launch`` starts in the block.
 
-    They get SIGUSR1, whichever it was: where it has reached them as well, nothing is repeated.
+    In place of Ctrl-C they get SIGUSR1: a second Ctrl-C, if it has reached them as well, would end
+    them at once.
 
     Raises:
         ChildProcessError: one of them has died.
@@ -166,10 +167,11 @@ def signals_for_children() -> Iterator[None]:
     def hand_on(number: int, frame: FrameType | None) -> None:
         at_once = bool(got) and number == signal.SIGINT
         got.append(number)
+        handed_on = signal.SIGUSR1 if number == signal.SIGINT else number
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 # One that waits for another in a collective sees no signal but this.
-                os.kill(child.pid, signal.SIGKILL if at_once else signal.SIGUSR1)
+                os.kill(child.pid, signal.SIGKILL if at_once else handed_on)
         if at_once:
             end_by(number)
 
