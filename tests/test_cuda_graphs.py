@@ -200,6 +200,25 @@ def test_inference(recorder: Any, device: torch.device) -> None:
     assert recorder.recorded == stage_graphs.MOST_INFERENCE + 1
 
 
+def test_who_asks_for_deterministic_kernels_gets_none_that_were_recorded_before(
+    recorder: Any, device: torch.device
+) -> None:
+    """Wrong: a graph goes on with convolutions that add up in any order."""
+    pair = Pair(device)
+    torch.backends.cudnn.deterministic = False  # the fixture of ``device`` gives it back
+    for _ in range(FIRST_CALLS):
+        pair.infer()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with pair.launched():
+            pair.infer()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with pair.launched(False):
+        pair.infer()
+    assert recorder.recorded == 1
+
+
 def test_a_thread_waits_for_a_replay_and_not_for_a_recording(
     recorder: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
