@@ -13,6 +13,7 @@ from helpers import refusal, run_tool
 from recording import StandIn
 
 from randwire_d2.benchmark import health
+from randwire_d2.cli import check_gpu
 from randwire_d2.modeling import cuda_graphs, stage_graphs
 from randwire_d2.ops import native, probe
 
@@ -97,6 +98,15 @@ def test_a_process_that_dies_is_an_outcome(
     report = health.examine("cpu", 6, 2)
     assert not report["works"]
     assert all(error in found["error"] for found in report["operators"].values())
+
+
+def test_a_gpu_that_is_not_there_is_not_examined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: the fast path is said to fail, on a machine with fewer GPUs, after a minute."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(check_gpu, "examine", mock.Mock(side_effect=AssertionError))
+    with pytest.raises(SystemExit, match="--device is 'cuda:8', but torch sees 8 GPUs here"):
+        check_gpu.main(["--device", "cuda:8"])
 
 
 def test_a_sanitizer_sees_each_tensors_memory(monkeypatch: pytest.MonkeyPatch) -> None:

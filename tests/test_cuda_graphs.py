@@ -4,6 +4,7 @@ Without a GPU, there is a stand-in for what records: see ``recording``.
 """
 
 import copy
+import gc
 import itertools
 import json
 import logging
@@ -199,6 +200,25 @@ def test_inference(recorder: Any, device: torch.device) -> None:
     assert recorder.recorded == stage_graphs.MOST_INFERENCE + 1
 
 
+def test_who_asks_for_deterministic_kernels_gets_none_that_were_recorded_before(
+    recorder: Any, device: torch.device
+) -> None:
+    """Wrong: a graph goes on with convolutions that add up in any order."""
+    pair = Pair(device)
+    torch.backends.cudnn.deterministic = False  # the fixture of ``device`` gives it back
+    for _ in range(FIRST_CALLS):
+        pair.infer()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with pair.launched():
+            pair.infer()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with pair.launched(False):
+        pair.infer()
+    assert recorder.recorded == 1
+
+
 def test_a_thread_waits_for_a_replay_and_not_for_a_recording(
     recorder: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +323,18 @@ def test_the_largest_size_comes_first(
     known = weakref.ref(memory)
     del memory
     assert known() is None, "what is shared would be freed when Python looks for cycles"
+
+
+def test_memory_that_is_given_up_is_free(recorder: Any, device: torch.device) -> None:
+    """Wrong: where memory has run out, what records keeps the images and gradients of all graphs
+    that are gone, for the rest of the training."""
+    pair = Pair(device)
+    pair.start()
+    known = [weakref.ref(t) for t in pair.stage.graphs._memory[True]._largest.values()]
+    assert len(known) == 3 and all(tensor() is not None for tensor in known)
+    pair.stage.graphs.give_up("no room")
+    gc.collect()  # the stand-in's graphs are cycles
+    assert all(tensor() is None for tensor in known)
 
 
 COCO = ROOT.parent / "shared" / "data" / "coco" / "annotations" / "instances_train2017.json"
@@ -417,6 +449,23 @@ def test_passes_of_two_sizes_before_a_backward_pass(
     both_sizes(4, 8)
     both_sizes(8, 4)
     assert recorder.recorded == 2 and len(pair.stage.graphs._graphs) == 2
+
+
+def test_a_pass_lasts_until_its_gradients_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: another thread begins a pass, and writes over the activations that this one's backward
+    pass is about to read; or a pass that could not be differentiated blocks graphs for ever."""
+    stand_in = StandIn()
+    monkeypatch.setattr(cuda_graphs, "recorder", stand_in)
+    pair, busy = Pair(torch.device("cpu")), list[bool]()
+    pair.start()
+    stand_in.broken = lambda result: busy.append(pair.stage.graphs._busy)
+    pair.step()
+    assert len(busy) > 2 and all(busy) and not pair.stage.graphs._busy
+    output = pair.stage(pair.x().requires_grad_()).sum()
+    stand_in.broken = mock.Mock(side_effect=torch.OutOfMemoryError)
+    with pytest.raises(torch.OutOfMemoryError):
+        output.backward()
+    assert not pair.stage.graphs._busy
 
 
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])

@@ -108,6 +108,29 @@ def test_a_missing_gpu_is_named_with_the_way_out() -> None:
         load_config(parse(C109))
 
 
+def test_several_processes_have_no_gpu_in_common() -> None:
+    """Wrong: NCCL says so, with a traceback in each of them."""
+    way_out = "MODEL.DEVICE is 'cuda:0', which 8 processes can't share; .* with MODEL.DEVICE cuda$"
+    with pytest.raises(ValueError, match=way_out):
+        load_config(parse(C109, "--num-gpus", "8", "MODEL.DEVICE", "cuda:0"))
+
+
+@pytest.mark.parametrize(("name", "expected"), [("cuda:1", ["cuda:1"]), ("cuda", [])])
+def test_a_training_on_another_gpu_seeds_that_one(
+    name: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: the random numbers of GPU 0 are a function of the seed, those of the training's GPU
+    are not; or it takes memory of both."""
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    args = parse(SHAPES, "OUTPUT_DIR", str(tmp_path))
+    cfg = load_config(args)
+    cfg.defrost()
+    cfg.MODEL.DEVICE = name
+    engine.setup(cfg, args)
+    assert chosen == expected
+
+
 class Computing(GeneralizedRCNN):
     """It has to know a tensor's values when it is built, as Detectron2's ViT and Swin have."""
 

@@ -389,6 +389,7 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
         (["train.max_iter.x=1"], "the command line's path.key=value: .*train.max_iter"),
         (["train.device=cuda:99"], "device is 'cuda:99', but .*(add train.device=cpu|last GPU)"),
         (["train.device=cuda", "--num-gpus=99"], "device=cpu|--num-gpus 99: this machine has"),
+        (["train.device=cuda:0", "--num-gpus=2"], "device is 'cuda:0', .* with train.device=cuda"),
         (["--num-gpus=3"], "dataloader.train.total_batch_size 2 is the batch of all 3 processes"),
         (["train.amp.enabled=True"], "train.amp.enabled needs a GPU"),
         (["dataloader.train.dataset.names=randwire_shape_train"], "names: .*'randwire_shapes_trai"),

@@ -110,6 +110,14 @@ def test_two_processes_are_one_with_the_whole_batch(
     assert levels < DAG.num_nodes
 
 
+def test_a_process_without_images_says_so() -> None:
+    """Wrong: a GPU's kernels read a pixel of a batch that has none, and the process dies later, at
+    an operation that is not to blame."""
+    shared = fused.Settings(1e-5, True, 0.1, object())
+    with pytest.raises(ValueError, match=r"images in each process; .* \(0, 5, 9, 6\): leave no"):
+        fused._count_values(torch.empty(0, 5, 9, 6), shared)
+
+
 def test_alone_it_is_a_batch_norm() -> None:
     """Wrong: a network with SyncBN can't be trained, or tested, by one process."""
     one, other = (build(norm, False, torch.float64) for norm in ("SyncBN", "BN"))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from ..benchmark.health import examine, summary
-from ..devices import usable_device
+from ..devices import device_here, usable_device
 from ..files import check_file, write_or_print
 from .frame import at_least, framed, parser_of, say
 
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "there is no GPU that PyTorch can use: see what nvidia-smi says, and whether this "
             f"PyTorch ({torch.__version__}) is built for CUDA"
         )
+    device_here("--device", args.device)  # else all that is examined would be said to fail
     if args.output:
         check_file("--output", args.output)
     report = examine(args.device, args.channels, args.batch, lambda line: say(f"{line} ..."))

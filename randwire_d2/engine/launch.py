@@ -11,6 +11,7 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
@@ -101,6 +102,9 @@ def setup(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> None:
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=log.name, configure_stdout=bare)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
+    elif cfg.MODEL.DEVICE.startswith("cuda:"):
+        # torch seeds, measures the memory of, and pins memory for the current GPU: 0 by default.
+        torch.cuda.set_device(cfg.MODEL.DEVICE)
     register_data(cfg)  # launch may have started this process, whose catalog is its own
     check_same_data(cfg)
 

@@ -36,13 +36,9 @@ class Memory:
     """
 
     def __init__(self, pool: object = None) -> None:
-        self._pool = pool
+        self.pool = pool or object()  # who records holds on to it, and is not to hold the tensors
         self._largest: dict[Hashable, Tensor] = {}
         self.last: Callable[[], _Pass | None] = lambda: None  # whose input it has
-
-    @property
-    def pool(self) -> object:
-        return self._pool or self
 
     def tensor(self, name: str, place: Hashable, like: Tensor) -> Tensor:
         """One of that shape, in channels_last if it is an image, that others of that name share."""
@@ -255,6 +251,8 @@ class _Replay(torch.autograd.Function):
             )
         if ctx.own.over:
             graph.again()
-        ctx.own.over = True
-        grad_x, gradients = graph.backward(grad_output)
+        try:
+            grad_x, gradients = graph.backward(grad_output)
+        finally:
+            ctx.own.over = True  # not earlier: another thread may begin a pass as soon as it is
         return None, grad_x, None, *gradients

@@ -237,8 +237,8 @@ def run_fused(
         Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), in channels_last.
 
     Raises:
-        ValueError: if there is but one value per channel to take a batch's statistics of, or
-            weights are on another device than x.
+        ValueError: if there is but one value per channel to take a batch's statistics of, or none,
+            or weights are on another device than x.
     """
     dtype, norm = compute_dtype(x), settings(nodes[0].norm)
     count = _count_values(x, norm)
@@ -284,6 +284,11 @@ def _count_values(x: Tensor, norm: Settings) -> int:
         raise ValueError(
             "a batch norm in training needs more than one value per channel; the stage's input "
             f"is {tuple(x.shape)}: use larger images, a larger batch or FrozenBN"
+        )
+    if count == 0 and norm.group is not None:  # kernels would read a pixel that isn't there
+        raise ValueError(
+            "a synchronised batch norm in training needs images in each process; the stage's input "
+            f"is {tuple(x.shape)}: leave no process without, or use FrozenBN"
         )
     return count
 

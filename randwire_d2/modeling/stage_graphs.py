@@ -136,7 +136,8 @@ class StageGraphs:
         key = (
             *(place, backward, backward and x.requires_grad, own, kept is None),
             *(x.shape, x.dtype, compute_dtype(x)),
-            *(cudnn.deterministic, cudnn.conv.fp32_precision),  # type: ignore[attr-defined]
+            *(cudnn.deterministic, torch.are_deterministic_algorithms_enabled()),
+            cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
         )
         if self._due(key, backward, x):
             self._recordings += 1

@@ -243,6 +243,11 @@ def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Raise a ValueError if the machine lacks what the run needs, or the batch can't be split."""
     processes, here = check_processes(args)
     device = usable_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
+    if device.type == "cuda" and device.index is not None and processes > 1:
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which {processes} processes can't share; each "
+            "has a GPU of its own with MODEL.DEVICE cuda"
+        )
     if device.type == "cuda" and not is_submitted(args):
         gpus = torch.cuda.device_count()
         if gpus == 0:
