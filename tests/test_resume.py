@@ -274,8 +274,9 @@ def test_a_schedule_is_that_of_its_batch(data: str, tmp_path: Path) -> None:
         ("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 9),
         ("SOLVER.BIAS_LR_FACTOR", 2.0),
         ("SOLVER.MAX_ITER", 1),
+        ("SOLVER.MAX_ITER", 1, "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"),
     ],
-    ids=["schedule", "optimizer", "length"],
+    ids=["schedule", "optimizer", "length", "steps"],
 )
 def test_who_is_refused_can_go_on_as_before(
     data: str, other: tuple[object, ...], tmp_path: Path
@@ -286,7 +287,7 @@ def test_who_is_refused_can_go_on_as_before(
     args = argparse.Namespace(resume=True, eval_only=False)
     run = ("OUTPUT_DIR", tmp_path)
     first = Quiet(config(data, *run))
-    first.iter = 1
+    first.iter, first.scheduler.last_epoch = 1, 2
     first.checkpointer.save("model_0000001", iteration=1)
     own = tmp_path / "config.yaml"
     own.write_text(first.cfg.dump())
