@@ -342,15 +342,17 @@ def test_a_run_of_an_older_version_goes_on(train: Callable[..., RunFolder]) -> N
 def test_who_is_refused_late_can_go_on_as_before(
     train: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong: what is seen once the checkpoint is loaded leaves the refused command's config."""
+    """Wrong: what is seen once the checkpoint is loaded leaves the refused command's config, or its
+    detector."""
     settings = ["--resume", "train.eval_period=0"]
     run = train([1.0], *settings, "train.max_iter=2")
     before = run.config_file.read_bytes()
+    run.detector_file.write_text("of the first command")  # the second one's has none
     with monkeypatch.context() as patch:
         patch.setattr(KeepSchedule, "load_state_dict", mock.Mock(side_effect=ValueError("no")))
         with pytest.raises(ValueError, match="no"):
             train([], *settings, "train.max_iter=4")
-    assert run.config_file.read_bytes() == before
+    assert run.config_file.read_bytes() == before and run.detector_file.is_file()
     train([1.0], *settings, "train.max_iter=4")
     assert run.config_file.read_bytes() == before.replace(b"max_iter: 2", b"max_iter: 4")
 
