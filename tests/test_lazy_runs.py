@@ -325,6 +325,14 @@ def test_another_rate_counts_and_another_optimizer_is_refused(
         train([], *settings)
 
 
+def test_a_schedule_is_as_long_as_its_training(train: Callable[..., RunFolder]) -> None:
+    """Wrong: rates fall too late, or never."""
+    steps = ["lr_multiplier.values=[1.0,0.1]", "lr_multiplier.milestones=[6]"]
+    run = train([1.0], "train.eval_period=0", *steps, "lr_multiplier.num_updates=12")
+    rates = [values["lr"] for values in run.metrics().values() if "lr" in values]
+    assert rates == pytest.approx([0.1] * 6 + [0.01] * 6)
+
+
 def test_a_run_of_an_older_version_goes_on(train: Callable[..., RunFolder]) -> None:
     """Wrong: the state of its trainer, which has one level less, is a KeyError."""
     run = train([1.0], "train.eval_period=0", "train.max_iter=4")
