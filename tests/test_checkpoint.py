@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from randwire_d2 import NetworkGenerator, RandWire, RandWireClassifier, add_rand
 from randwire_d2.checkpoint import (
     CLASS_NAMES_KEY,
     CONFIG_KEY,
+    KEYPOINTS_KEY,
     PREPROCESSING_KEY,
+    STUFF_KEY,
     WIRING_KEY,
     Classes,
     RandWireCheckpointer,
@@ -200,8 +203,24 @@ def test_a_strangers_config_runs_no_code(tmp_path: Path, text: str | int, named:
     with pytest.raises(ValueError, match=named) as e:
         stored_config({CONFIG_KEY: given})
     assert "\n" not in str(e.value) and not proof.exists()
-    with pytest.raises(ValueError, match="class_names"):
-        Classes.of({CLASS_NAMES_KEY: ["a", 1]})
+
+
+@pytest.mark.parametrize(
+    ("key", "entry"),
+    [
+        (CLASS_NAMES_KEY, ["a", 1]),
+        (STUFF_KEY, {"names": ["sky"], "ids": [1, 2]}),
+        (STUFF_KEY, {"names": ["sky"]}),
+        (KEYPOINTS_KEY, {"names": ["nose", "tail"], "connections": [["nose", "ear"]]}),
+        (KEYPOINTS_KEY, {"names": ["nose", "tail"], "connections": [["nose"]]}),
+        (KEYPOINTS_KEY, {"names": [], "connections": []}),
+    ],
+)
+def test_damaged_classes_are_refused(key: str, entry: Any) -> None:
+    """Wrong: stuff gets another class's name, or a picture fails with a traceback."""
+    with pytest.raises(ValueError, match=f"its entry '{key}' is damaged") as e:
+        Classes.of({key: entry})
+    assert "\n" not in str(e.value)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

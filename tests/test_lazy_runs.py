@@ -325,6 +325,14 @@ def test_another_rate_counts_and_another_optimizer_is_refused(
         train([], *settings)
 
 
+def test_a_schedule_is_as_long_as_its_training(train: Callable[..., RunFolder]) -> None:
+    """Wrong: rates fall too late, or never."""
+    steps = ["lr_multiplier.values=[1.0,0.1]", "lr_multiplier.milestones=[6]"]
+    run = train([1.0], "train.eval_period=0", *steps, "lr_multiplier.num_updates=12")
+    rates = [values["lr"] for values in run.metrics().values() if "lr" in values]
+    assert rates == pytest.approx([0.1] * 6 + [0.01] * 6)
+
+
 def test_a_run_of_an_older_version_goes_on(train: Callable[..., RunFolder]) -> None:
     """Wrong: the state of its trainer, which has one level less, is a KeyError."""
     run = train([1.0], "train.eval_period=0", "train.max_iter=4")
@@ -342,15 +350,17 @@ def test_a_run_of_an_older_version_goes_on(train: Callable[..., RunFolder]) -> N
 def test_who_is_refused_late_can_go_on_as_before(
     train: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong: what is seen once the checkpoint is loaded leaves the refused command's config."""
+    """Wrong: what is seen once the checkpoint is loaded leaves the refused command's config, or its
+    detector."""
     settings = ["--resume", "train.eval_period=0"]
     run = train([1.0], *settings, "train.max_iter=2")
     before = run.config_file.read_bytes()
+    run.detector_file.write_text("of the first command")  # the second one's has none
     with monkeypatch.context() as patch:
         patch.setattr(KeepSchedule, "load_state_dict", mock.Mock(side_effect=ValueError("no")))
         with pytest.raises(ValueError, match="no"):
             train([], *settings, "train.max_iter=4")
-    assert run.config_file.read_bytes() == before
+    assert run.config_file.read_bytes() == before and run.detector_file.is_file()
     train([1.0], *settings, "train.max_iter=4")
     assert run.config_file.read_bytes() == before.replace(b"max_iter: 2", b"max_iter: 4")
 

@@ -6,6 +6,7 @@ tests/test_resume_processes.py does the same to processes, with SIGKILL.
 import argparse
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.utils.data import IterableDataset
 from randwire_d2.data.detection import augmentation
 from randwire_d2.engine import Trainer, argument_parser, load_config, train_or_evaluate
 from randwire_d2.engine.train_loader import TrainLoader, detection_train_loader
+from randwire_d2.garbage import uncollected
 
 SHAPES = ROOT / "configs/faster_rcnn_randwire_shapes.yaml"
 ITERATIONS, STOP = 5, 2
@@ -274,8 +276,9 @@ def test_a_schedule_is_that_of_its_batch(data: str, tmp_path: Path) -> None:
         ("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 9),
         ("SOLVER.BIAS_LR_FACTOR", 2.0),
         ("SOLVER.MAX_ITER", 1),
+        ("SOLVER.MAX_ITER", 1, "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"),
     ],
-    ids=["schedule", "optimizer", "length"],
+    ids=["schedule", "optimizer", "length", "steps"],
 )
 def test_who_is_refused_can_go_on_as_before(
     data: str, other: tuple[object, ...], tmp_path: Path
@@ -286,7 +289,7 @@ def test_who_is_refused_can_go_on_as_before(
     args = argparse.Namespace(resume=True, eval_only=False)
     run = ("OUTPUT_DIR", tmp_path)
     first = Quiet(config(data, *run))
-    first.iter = 1
+    first.iter, first.scheduler.last_epoch = 1, 2
     first.checkpointer.save("model_0000001", iteration=1)
     own = tmp_path / "config.yaml"
     own.write_text(first.cfg.dump())
@@ -297,6 +300,16 @@ def test_who_is_refused_can_go_on_as_before(
     longer = config(data, *run, "SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 0.5)
     train_or_evaluate(longer, args, Quiet)
     assert own.read_text() == longer.dump()
+
+
+def test_a_trainer_that_nobody_holds_is_gone(data: str, tmp_path: Path) -> None:
+    """Wrong: a hook holds it, so that the workers that read its images outlive a training that was
+    interrupted."""
+    trainer = Quiet(config(data, "OUTPUT_DIR", tmp_path, "TEST.AUG.ENABLED", True))
+    known = weakref.ref(trainer)
+    with uncollected():
+        del trainer
+        assert known() is None
 
 
 def test_a_training_goes_on_at_the_rate_of_its_config(

@@ -288,19 +288,8 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth,
-        and one whose patience was lost ends there.
-
-        Raises:
-            ValueError: it has gone further than it is to go; one line.
-        """
+        and one whose patience was lost ends there."""
         super().resume_or_load(resume)
-        if self.start_iter > self.max_iter:
-            raise ValueError(
-                f"--resume: the training has done {self.start_iter} iterations, and is to have "
-                f"{self.max_iter} in all: give it at least {self.start_iter}, or begin one with "
-                f"an earlier checkpoint as {self.keys.weights} in another output folder, without "
-                "--resume"
-            )
         if self.average is not None:
             self.average.begin(self.checkpointer.model)
         patience, start = self.cfg.SOLVER.PATIENCE, self.start_iter
@@ -310,8 +299,18 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As DefaultTrainer's, with the learning rates of the config (``rates_kept``), and of its
-        schedule: the checkpoint's next rate is 0 where that had ended."""
+        schedule: the checkpoint's next rate is 0 where that had ended.
+
+        Raises:
+            ValueError: it has gone further than it is to go; one line.
+        """
         super().load_state_dict(state_dict)
+        if (done := self.iter + 1) > self.max_iter:  # there, a schedule may have no rate
+            raise ValueError(
+                f"--resume: the training has done {done} iterations, and is to have "
+                f"{self.max_iter} in all: give it at least {done}, or begin one with an earlier "
+                f"checkpoint as {self.keys.weights} in another output folder, without --resume"
+            )
         groups = self.optimizer.param_groups
         self.scheduler.base_lrs = [group["initial_lr"] for group in groups]
         for group, rate in zip(groups, self.scheduler.get_lr()):

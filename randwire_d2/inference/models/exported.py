@@ -167,7 +167,7 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
     try:
         run, metadata = written_as.read(file)
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-        reason = one_line(e, 300)
+        reason = one_line(e, 300).replace(f"{file} is", "it is")
         raise ValueError(
             f"{file} can't be read as {written_as.name}: {reason}; export it again"
         ) from e
