@@ -25,7 +25,7 @@ from helpers import ROOT
 from public_layouts import Graph, JiaminRen, Seungwonpark, randomise
 from torch import Tensor, nn
 
-from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, RandWireClassifier
+from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, RandWireClassifier, conversion
 from randwire_d2.checkpoint import RandWireCheckpointer
 from randwire_d2.cli import convert as tool
 from randwire_d2.config import classifier_config
@@ -1115,6 +1115,14 @@ def test_a_strangers_keys_are_named_on_one_line() -> None:
     named = some(["\nfirst\x00", "x" * 10_000, "third"])
     assert named.startswith("first, xxx") and named.endswith(" …, third")
     assert named.isprintable() and len(named) < 300
+
+
+@pytest.mark.parametrize("wrong", [{"to": "detector"}, {"layout": "timm"}])
+def test_python_can_misname_them_too(wrong: dict[str, str], tmp_path: Path) -> None:
+    """Wrong: whoever calls the function gets a KeyError."""
+    torch.save({"stem.conv1.weight": torch.zeros(1)}, tmp_path / "in.pth")
+    with pytest.raises(ValueError, match=r"(must be one of|known are) \['"):
+        conversion.convert(tmp_path / "in.pth", tmp_path / "out.pth", **wrong)
 
 
 def test_a_graph_without_nodes_is_refused() -> None:

@@ -166,6 +166,15 @@ def test_stacking_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     check_all(draw_spec("regular", "WS"))
 
 
+def test_what_can_not_be_damaged_is_refused() -> None:
+    """Else batch statistics mix images, or a misspelt kind removes nothing."""
+    spec = draw_spec("small", "WS")
+    with pytest.raises(ValueError, match="eval"):
+        list(damaged_logits(network(spec).train(), images(9, 9), all_damages(spec)))
+    with pytest.raises(ValueError, match="nodes"):
+        all_damages(spec, ["nodes"])
+
+
 def test_degrees_are_those_of_the_figure() -> None:
     """Else the x axis of Figure 5 is another: extra nodes' edges, or the source's degree."""
     dag = Dag(5, ((0, 1), (0, 2), (1, 2), (2, 3)))

@@ -171,10 +171,12 @@ def read_source(
     """The network in a checkpoint; see ``convert``.
 
     Raises:
-        ValueError: if the file does not fit the layout, or any that is known.
+        ValueError: if the layout is unknown, or the file does not fit it.
     """
     if layout == "auto":
         layout = recognise(checkpoint)
+    if layout not in LAYOUTS:
+        raise ValueError(f"the layout {layout!r} is unknown; known are {sorted(LAYOUTS)}")
     has_graphs = layout in (public.SEUNGWONPARK, public.JIAMINREN)
     if graphs and not has_graphs:
         raise ValueError(f"--graphs: the layout {layout} does not have its wiring in other files")

@@ -73,6 +73,8 @@ class Target:
     """
 
     def __init__(self, config_file: str | None, options: Sequence[str], to: str) -> None:
+        if to not in PREFIXES:
+            raise ValueError(f"to must be one of {sorted(PREFIXES)}; got {to!r}")
         self.to = to
         self.with_head = to == "classifier"  # whether the classifier is converted, too
         self.config_file = config_file

@@ -55,7 +55,13 @@ class Damage(NamedTuple):
 
 
 def all_damages(spec: NetworkSpec, kinds: Sequence[str] = KINDS) -> list[Damage]:
-    """Every node and every edge of every random graph, stage by stage."""
+    """Every node and every edge of every random graph, stage by stage.
+
+    Raises:
+        ValueError: for a kind that is none of ``KINDS``.
+    """
+    if not set(kinds) <= set(KINDS):
+        raise ValueError(f"kinds must be some of {KINDS}; got {kinds}")
     damages = []
     for stage in spec.stages:
         dag = stage.dag
@@ -92,7 +98,12 @@ def damaged_logits(
     Yields:
         (damage, logits (N, num_classes)), stage by stage; at the end (None, those of the intact
         network).
+
+    Raises:
+        ValueError: the network is in training mode, in which images change each other's logits.
     """
+    if network.training:
+        raise ValueError("the network is in training mode; call its eval() first")
     backbone = network.backbone
     names = [layer.name for layer in backbone.spec.layers]
     dags = {stage.name: stage.dag for stage in backbone.spec.stages}

@@ -159,7 +159,9 @@ class RandWireStage(CNNBlockBase):
     def _why_not(self, x: Tensor) -> str:
         """Whether torch's own operators had better say what is wrong with an input, if it is."""
         fits = x.dim() == 4 and x.shape[1] == self.in_channels and (x.numel() or self.synchronised)
-        return "" if fits else f"the input is {tuple(x.shape)}"
+        if fits:
+            return ""
+        return f"the input is {tuple(x.shape)}, and not (N > 0, {self.in_channels}, H, W)"
 
     def _failure(self, x: Tensor) -> str:
         """Why the operators don't work for this stage on x's device; see ``ops.probe``."""
