@@ -67,8 +67,8 @@ class _Losses:
 
 
 class FiniteTrainer(SimpleTrainer):
-    """Detectron2's SimpleTrainer, or AMPTrainer, which look at the losses in the main process
-    alone, and once the device has nothing left to do.
+    """Detectron2's SimpleTrainer and AMPTrainer in one. Those look at the losses in the main
+    process alone, and wait until the device has nothing left to do.
 
     A step with a loss that is NaN or infinite, in any process, is skipped in all of them: its
     gradients are not applied, and what norms have learnt from it is forgotten. The steps that a
