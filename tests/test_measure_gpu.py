@@ -12,6 +12,7 @@ import torch
 from helpers import ROOT, refusal
 
 from randwire_d2.benchmark import MODELS, Case, Settings
+from randwire_d2.benchmark.markdown import overview
 from randwire_d2.cli import measure_gpu as tool
 
 TOOL = "measure_gpu.py"
@@ -119,6 +120,7 @@ def test_a_command_for_some_minutes_and_the_next(
 def test_one_table_has_all_times(stand: Stand) -> None:
     """Wrong: who wants GPUs' times in a document has to write their table; or a model's times are
     in another's column."""
+    assert not overview({"The check": {"works": True}}), "a table without rows"
     stand()
     table = stand.text.split("\n\n")[0].splitlines()
     cells = {tuple(line.split("|")[1:3]): line.split("|")[3:-1] for line in table}

@@ -112,6 +112,8 @@ def to_json(benchmark: Benchmark, command: str, growth: Iterable[GrowthPoint] = 
 def overview(comparisons: Mapping[str, Any]) -> str:
     """One table of all times, of the whole batch, and beside them the multiples of ResNet-50's.
 
+    Without any it is empty: of no rows, tabulate 0.9 makes no table.
+
     Args:
         comparisons: by their titles, what ``to_json`` writes of them; other values have no "rows".
     """
@@ -121,6 +123,8 @@ def overview(comparisons: Mapping[str, Any]) -> str:
             versus, ms = row["versus_resnet50"], 1e3 * statistics.median(row["times"])
             times = f"{ms:,.1f}" + (f" ({versus['median']:.2f})" if versus else "")
             cells.setdefault((title, row["step"]), {})[row["model"]] = times
+    if not cells:
+        return ""
     names = [name for name in MODELS if any(name in own for own in cells.values())]
     header = ["ms of a step (× ResNet-50)", "step", *(MODELS[name] for name in names)]
     return table(header, [[*key, *(own.get(n, "") for n in names)] for key, own in cells.items()])

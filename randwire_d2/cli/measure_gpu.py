@@ -97,7 +97,7 @@ class Report:
             f"## {title}\n\n{part['text']}\n\n({part['seconds']:.0f} s)"
             for title, part in self.parts.items()
         ]
-        write_or_print("\n\n".join(texts), self.folder / "gpu.md")
+        write_or_print("\n\n".join(filter(None, texts)), self.folder / "gpu.md")
 
     @property
     def failed(self) -> list[str]:
