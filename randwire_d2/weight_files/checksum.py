@@ -28,7 +28,15 @@ _known: set[tuple[int, ...]] = set()  # of files that were whole: which, and whe
 
 
 class DamagedFile(ValueError):
-    """A file is not what was written; the message is one line."""
+    """A file is not what was written; the message is one line: the file is ``what``."""
+
+    def __init__(self, path: str | os.PathLike[str], what: str) -> None:
+        super().__init__(path, what)
+        self.what = what
+
+    def __str__(self) -> str:
+        path, what = self.args
+        return f"{path} is {what}"
 
 
 @contextmanager
@@ -95,15 +103,15 @@ def _compare(file: IO[bytes], path: str | os.PathLike[str]) -> None:
         found = _digest(file, size - len(written))
         if _LENGTH + _MARK + found.encode() == written:
             return
-        raise DamagedFile(f"{path} is damaged: its checksum is another than when it was written")
+        raise DamagedFile(path, "damaged: its checksum is another than when it was written")
     try:
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-        raise DamagedFile(f"{path} is empty, cut off or damaged: {one_line(e)}") from e
+        raise DamagedFile(path, f"empty, cut off or damaged: {one_line(e)}") from e
     if damaged is not None:
-        raise DamagedFile(f"{path} is damaged: the checksum of its part {damaged} is another")
+        raise DamagedFile(path, f"damaged: the checksum of its part {damaged} is another")
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:

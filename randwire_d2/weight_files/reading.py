@@ -41,7 +41,7 @@ def read_entries(path: str | os.PathLike[str]) -> dict[str, Any]:
     except MissingLibrary:
         raise
     except DamagedFile as e:
-        raise DamagedFile(f"{one_line(e, 300)}; {_AGAIN}") from e
+        raise DamagedFile(path, f"{one_line(e.what, 300)}; {_AGAIN}") from e
     except OSError as e:
         raise ValueError(f"{path!r} can't be read: {e.strerror or one_line(e)}") from e
     except _Refused as e:

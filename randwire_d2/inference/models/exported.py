@@ -27,6 +27,7 @@ from ...checkpoint import (
 from ...config import is_classifier
 from ...export import BACKBONE, CLASSIFIER, DETECTOR, SEM_SEG, Format, Run, Signature
 from ...text import one_line
+from ...weight_files.checksum import DamagedFile
 from .classifier import Classifier
 from .detector import Detector
 
@@ -167,7 +168,7 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
     try:
         run, metadata = written_as.read(file)
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
-        reason = one_line(e, 300).replace(f"{file} is", "it is")
+        reason = f"it is {e.what}" if isinstance(e, DamagedFile) else one_line(e, 300)
         raise ValueError(
             f"{file} can't be read as {written_as.name}: {reason}; export it again"
         ) from e
