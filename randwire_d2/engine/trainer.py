@@ -191,7 +191,8 @@ class Trainer(DefaultTrainer):
         self.checkpointer = RandWireCheckpointer(
             model,
             cfg.OUTPUT_DIR,
-            **{"cfg": cfg, **self.classes(cfg)},
+            cfg=self.saved_config(cfg),
+            **self.classes(cfg),
             trainer=weakref.proxy(self),
         )
         self._trainer.checkpointer = self.checkpointer
@@ -205,6 +206,10 @@ class Trainer(DefaultTrainer):
         self.last_evaluation = {}
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def saved_config(self, cfg: CfgNode) -> CfgNode | None:
+        """The config in checkpoints: with it and the weights one is a whole model."""
+        return cfg
 
     def build_hooks(self) -> list[HookBase]:
         """As Detectron2's, with this project's among them."""

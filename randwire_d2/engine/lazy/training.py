@@ -62,7 +62,7 @@ def _train_or_evaluate(args: argparse.Namespace) -> Any:
 
 def _evaluate(cfg: DictConfig, args: argparse.Namespace) -> Any:
     model = instantiate(cfg.model).to(cfg.train.device)  # its folder depends on what it is
-    own, _ = _in_yaml(cfg, model)
+    own, _ = _in_yaml(yaml_config(cfg), cfg, model)
     # The first process decides: a training at work may write its next checkpoint any moment.
     own = comm.all_gather(evaluation_config(own, args.resume))[0]
     cfg.train.output_dir, cfg.train.init_checkpoint = own.OUTPUT_DIR, own.MODEL.WEIGHTS
@@ -87,9 +87,9 @@ def _test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     return results
 
 
-def _in_yaml(cfg: DictConfig, model: nn.Module) -> tuple[CfgNode, str]:
-    """A LazyConfig in YAML's keys, and why the detector is not among them; "" if it is."""
-    own = yaml_config(cfg)
+def _in_yaml(own: CfgNode, cfg: DictConfig, model: nn.Module) -> tuple[CfgNode, str]:
+    """A LazyConfig in YAML's keys, of which ``own`` are those without its detector, and why that is
+    not among them; "" if it is."""
     try:
         return add_detector(own, cfg, model), ""
     except ValueError as e:
@@ -112,9 +112,10 @@ def _write_detector(own: CfgNode) -> None:
 
 
 def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
-    config = setup_training(yaml_config(cfg), args, cfg)
+    own = yaml_config(cfg)
+    config = setup_training(own, args, cfg)
     model = instantiate(cfg.model).to(cfg.train.device)
-    own, obstacle = _in_yaml(cfg, model)
+    own, obstacle = _in_yaml(own, cfg, model)
     if obstacle and comm.is_main_process():
         logger.warning(
             f"{obstacle}: checkpoints hold weights alone, which tools/predict.py and others do not "
@@ -159,10 +160,11 @@ class LazyTrainer(Trainer):
             call.num_workers = 0
         return instantiate(call)
 
+    def saved_config(self, cfg: CfgNode) -> CfgNode | None:
+        return cfg if cfg.MODEL.LAZY else None  # else it does not describe the detector
+
     def classes(self, cfg: CfgNode) -> dict[str, Any]:  # type: ignore[override]
-        """As Trainer's; and no config, if that does not describe the detector."""
-        known = class_entries(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else {}
-        return known if cfg.MODEL.LAZY else {**known, "cfg": None}
+        return class_entries(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else {}
 
     def test(self, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # type: ignore[override]
         return _test(self._lazy, model)
