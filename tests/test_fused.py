@@ -787,7 +787,12 @@ def test_the_probe_leaves_the_cores_to_the_compilers(monkeypatch: pytest.MonkeyP
     """Else threads that share tiny operations wait for cores that compilers and other processes
     have, minutes in all; or PyTorch has one thread for ever after."""
     threads: list[int] = []
-    monkeypatch.setattr(probe, "compare", lambda *_: threads.append(torch.get_num_threads()))
+
+    def compare(*_: Any) -> float:
+        threads.append(torch.get_num_threads())
+        return 0.0
+
+    monkeypatch.setattr(probe, "compare", compare)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

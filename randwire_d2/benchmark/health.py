@@ -128,13 +128,10 @@ def examine_operators(device: str, dtype: str, channels: str) -> Report:
     _must_have_operators(there)
     both, edges = int(channels), ((4, 2), (5, 1))
     variants = probe.Variants(both, both, edges, edges, (2, 4), 4, 4, True, True)
-    worst = dict.fromkeys(probe.OPERATORS, 0.0)
-    for batch in (True, False):
-        for case in probe.cases(kind, variants._replace(batch=batch)):
-            for name in case.only:
-                function = getattr(torch.ops.randwire, name)
-                worst[name] = max(worst[name], probe.compare(case, name, function, there))
-    return {"errors": worst}
+    batch, frozen = (
+        probe.largest_errors(there, kind, variants._replace(batch=batch)) for batch in (True, False)
+    )
+    return {"errors": {name: max(error, frozen[name]) for name, error in batch.items()}}
 
 
 def examine_stage(device: str, dtype: str, channels: str, batch: str) -> Report:

@@ -264,7 +264,10 @@ def find_tests() -> list[str]:
 
 
 def run_tests(file: str) -> tuple[str, dict[str, Any]]:
-    done = pytest("-q", file)
+    # Most of their time is a compiler's, so several run at once.
+    several = importlib.util.find_spec("xdist") is not None
+    workers = ["-n", str(min(len(os.sched_getaffinity(0)), 8))] if several else []
+    done = pytest("-q", *workers, file)
     lines = done.stdout.strip().splitlines() or ["nothing was printed"]
     if done.returncode == 0:
         return lines[-1], {"outcome": lines[-1]}

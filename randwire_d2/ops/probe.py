@@ -117,11 +117,7 @@ def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str
     The first call compiles the stage's kernels, which takes up to minutes.
     """
     try:
-        with _one_thread():
-            _compile_ahead(device, dtype, variants)
-            for case in cases(dtype, variants):
-                for operator in case.only:
-                    compare(case, operator, getattr(torch.ops.randwire, operator), device)
+        largest_errors(device, dtype, variants)
     # Whatever it is: nodes that run one by one need none of this.
     except Exception as e:
         reason = one_line(e, 300)
@@ -129,6 +125,25 @@ def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str
             reason += "; set TRITON_CACHE_DIR to a folder that can be written"
         return f"the operators fail on {device} in {dtype}: {type(e).__name__}: {reason}"
     return ""
+
+
+def largest_errors(
+    device: torch.device, dtype: torch.dtype, variants: Variants
+) -> dict[str, float]:
+    """Each operator's, by ``compare``, in all that a stage asks for; kernels are compiled first.
+
+    Raises:
+        Exception: an operator does not work; whatever it raised, or a ``Mismatch``.
+    """
+    worst = dict.fromkeys(OPERATORS, 0.0)
+    with _one_thread():
+        if needs_probe(device):
+            _compile_ahead(device, dtype, variants)
+        for case in cases(dtype, variants):
+            for name in case.only:
+                found = compare(case, name, getattr(torch.ops.randwire, name), device)
+                worst[name] = max(worst[name], found)
+    return worst
 
 
 @contextmanager
