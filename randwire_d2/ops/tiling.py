@@ -9,6 +9,7 @@ TILE = 2048
 # Of a program that sums over rows. A thread has 8 elements, and as many sums of its own, in
 # registers; threads add up theirs once, at the end. To do so for each tile takes ten times as long.
 SUM_TILE = 1024
+STATISTICS_TILE = 512  # likewise, of the statistics, which read one image alone
 FLAT = 1024  # columns where channels don't matter, so that loads can be of 16 bytes for every C
 PROGRAMS = 512  # that sum over rows, at most: about what a large GPU holds at once
 MIN_ROWS = 8  # of such a program: its sums are to be few beside what it reads
@@ -42,15 +43,15 @@ def tile_shape(channels: int, size: int | None = None) -> dict[str, Any]:
     return {"ROWS": max((size or TILE) // width, 1), "CHANNELS": width}
 
 
-def sum_tile_shape(channels: int) -> dict[str, Any]:
-    """Likewise, for a program that sums over rows."""
-    tile = tile_shape(channels, SUM_TILE)
+def sum_tile_shape(channels: int, size: int | None = None) -> dict[str, Any]:
+    """Likewise, for a program that sums over rows; by default of ``SUM_TILE`` elements."""
+    tile = tile_shape(channels, size or SUM_TILE)
     return tile | {"num_warps": min(max(tile["CHANNELS"] // 256, 4), 16)}
 
 
-def partition(rows: int, channels: int) -> tuple[int, int, dict[str, Any]]:
+def partition(rows: int, channels: int, size: int | None = None) -> tuple[int, int, dict[str, Any]]:
     """How many programs, the rows of each, and the shape of their tiles."""
-    tile = sum_tile_shape(channels)
+    tile = sum_tile_shape(channels, size)
     each = max(cdiv(rows, PROGRAMS), MIN_ROWS)
     each = cdiv(each, tile["ROWS"]) * tile["ROWS"]
     return cdiv(rows, each), each, tile

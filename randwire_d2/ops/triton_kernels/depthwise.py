@@ -108,9 +108,9 @@ def _shared(
 
 
 @jit
-def _relu(x, mask):
+def _relu(x, inside):
     """A NaN stays one, so that a training that diverges is seen to; what isn't there is 0."""
-    return tl.where(mask & ~(x <= 0), x, 0.0)
+    return tl.where(inside, tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
 
 
 @jit
@@ -136,7 +136,7 @@ def _pixels(
     inputs, number, factors, shift, image, y, x, channel, height, width,
     channels: tl.constexpr, LEFT: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """The weighted sum at ``COUNT`` columns of a row, and where they are inside.
+    """The weighted sum at ``COUNT`` columns of a row, and which of them are in the image.
 
     The first is ``LEFT`` to the left of x, which is inside or to the right of the image.
     """
@@ -146,41 +146,36 @@ def _pixels(
     rows = ()
     for i in tl.static_range(len(inputs)):
         rows = rows + (inputs[i] + base,)
-    values, masks = (), ()
+    values, insides = (), ()
     for j in tl.static_range(COUNT):
-        mask = (x + (j - LEFT) < end) & (channel < channels)
+        inside = x + (j - LEFT) < end
         if j < LEFT:
-            mask &= x >= LEFT - j
+            inside &= x >= LEFT - j
         offset = channel + (j - LEFT) * channels
+        mask = inside & (channel < channels)
         values = values + (load_sum(rows, number, factors, shift, offset, mask),)
-        masks = masks + (mask,)
-    return values, masks
+        insides = insides + (inside,)
+    return values, insides
 
 
 @jit
-def _activations(values, masks):
+def _activations(values, insides):
     activations = ()
     for j in tl.static_range(len(values)):
-        activations = activations + (_relu(values[j], masks[j]),)
+        activations = activations + (_relu(values[j], insides[j]),)
     return activations
 
 
 @jit
-def _dots(row, weights, k: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
-    """The share of kernel row k in the convolution at each column."""
+def _dots(row, weights, k: tl.constexpr, STRIDE: tl.constexpr, totals):
+    """``totals``, one for each column, with the share of kernel row k in the convolution added."""
     dots = ()
-    for j in tl.static_range(COLUMNS):
-        at = row[STRIDE * j] * weights[3 * k] + row[STRIDE * j + 1] * weights[3 * k + 1]
-        dots = dots + (at + row[STRIDE * j + 2] * weights[3 * k + 2],)
+    for j in tl.static_range(len(totals)):
+        total = totals[j]  # first, so that each product is added by the instruction that makes it
+        for i in tl.static_range(3):
+            total += row[STRIDE * j + i] * weights[3 * k + i]
+        dots = dots + (total,)
     return dots
-
-
-@jit
-def _sums(first, second):
-    sums = ()
-    for j in tl.static_range(len(first)):
-        sums = sums + (first[j] + second[j],)
-    return sums
 
 
 @jit
@@ -214,30 +209,30 @@ def _aggregate_kernel(
     result = pick_one(results, tl.program_id(2))
     # Every row of the input is computed once, and added to the rows of the output that it is in.
     # The first rows of the input are above the strip: their own outputs are not stored.
-    current = (tl.zeros([CHANNELS], WIDE),) * COLUMNS
-    following = (tl.zeros([CHANNELS], WIDE),) * COLUMNS
+    nothing = (tl.zeros([CHANNELS], WIDE),) * COLUMNS
+    current, following = nothing, nothing
     for y in range(first - 3 + STRIDE, min(first + rows, out_height)):
         # As many rows of the input come in as there are to a row of the output; the last of them
         # meets the kernel's last row.
         row = ()
         for i in tl.static_range(STRIDE):
-            values, masks = _pixels(
+            values, insides = _pixels(
                 own, number, factors, shift, image, STRIDE * y + (2 - STRIDE + i),
                 STRIDE * column, channel, height, width,
                 channels, 1, STRIDE * (COLUMNS - 1) + 3,
             )  # fmt: skip
-            row = _activations(values, masks)
-            current = _sums(current, _dots(row, kernel, 3 - STRIDE + i, STRIDE, COLUMNS))
+            row = _activations(values, insides)
+            current = _dots(row, kernel, 3 - STRIDE + i, STRIDE, current)
         base = ((image * out_height + y).to(tl.int64) * out_width + column) * channels
         end = tl.where(y >= first, out_width, 0)
         for j in tl.static_range(COLUMNS):
             mask = (column + j < end) & (channel < channels)
             tl.store(result + base + (channel + j * channels), current[j], mask)
         if STRIDE == 2:
-            current = _dots(row, kernel, 0, STRIDE, COLUMNS)
+            current = _dots(row, kernel, 0, STRIDE, nothing)
         else:
-            current = _sums(following, _dots(row, kernel, 1, STRIDE, COLUMNS))
-            following = _dots(row, kernel, 0, STRIDE, COLUMNS)
+            current = _dots(row, kernel, 1, STRIDE, following)
+            following = _dots(row, kernel, 0, STRIDE, nothing)
 
 
 @jit
@@ -277,11 +272,11 @@ def _aggregate_backward_kernel(
             channels, LEFT, COUNT,
         )  # fmt: skip
         for i in tl.static_range(STRIDE):
-            values, masks = _pixels(
+            values, insides = _pixels(
                 own, number, factors, shift, image, STRIDE * y + i, column,
                 channel, height, width, channels, 0, COLUMNS,
             )  # fmt: skip
-            data = _activations(values, masks)
+            data = _activations(values, insides)
             base = ((image * height + STRIDE * y + i).to(tl.int64) * width + column) * channels
             totals, sums = _spread(
                 (above, here, below), data, kernel, sums, i, STRIDE, LEFT, COLUMNS
@@ -289,8 +284,8 @@ def _aggregate_backward_kernel(
             if grad_sums is not None:
                 for j in tl.static_range(COLUMNS):
                     total = tl.where(data[j] == 0, 0.0, totals[j])
-                    offset = channel + j * channels
-                    tl.store(grad_sum + base + offset, total, masks[j])
+                    mask = insides[j] & (channel < channels)
+                    tl.store(grad_sum + base + (channel + j * channels), total, mask)
         above, here = here, below
     program = node.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     partial += program * 9 * channels + channel

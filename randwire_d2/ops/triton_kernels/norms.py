@@ -10,9 +10,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from .. import tiling
 from ..launches import MOST_GRADS, pieces, shared
 from ..memory_format import empty_image
-from ..tiling import cdiv, partition, tile_shape
 from . import common
 from .common import (
     channels_last,
@@ -37,7 +37,7 @@ def batch_norm_statistics(
 ) -> tuple[list[Tensor], Tensor]:
     inputs, channels = channels_last(inputs), parameters.shape[2]
     count = inputs[0].numel() // channels
-    programs, rows, tile = partition(count, channels)
+    programs, rows, tile = tiling.partition(count, channels, tiling.STATISTICS_TILE)
     # One by one, so that Triton finds their addresses aligned, as those of all that it allocates.
     affines = [parameters.new_empty(2, channels) for _ in inputs]
     moments = torch.empty_like(parameters)
@@ -68,7 +68,7 @@ def batch_norm_backward(
     grads, inputs = channels_last(grads), channels_last(inputs)
     nodes, channels = len(inputs), parameters.shape[2]
     count = inputs[0].numel() // channels
-    programs, rows, tile = partition(count, channels)
+    programs, rows, tile = tiling.partition(count, channels)
     # Of each program those of the parameters, then those of the coefficients.
     first_product = 2 * channels * nodes
     partial = workspace(inputs[0], programs, first_product + len(grads))
@@ -104,10 +104,10 @@ def batch_norm_backward(
             ]
     grad_parameters, products = torch.empty_like(parameters), torch.empty_like(coefficients)
     _combine(partial, grad_parameters, products)
-    tile = tile_shape(channels)
+    tile = tiling.tile_shape(channels)
     for some in _chunks(nodes):
         operands = (tuple(totals[some]), factors, inputs[some], parameters, moments)
-        grid = (cdiv(count, tile["ROWS"]), len(totals[some]))
+        grid = (tiling.cdiv(count, tile["ROWS"]), len(totals[some]))
         common.launch(
             *(_norm_backward_kernel, grid, *operands, grad_parameters),
             *(tuple(results[some]), count, channels, some.start),
@@ -122,7 +122,7 @@ def _chunks(nodes: int) -> list[slice]:
 
 def _combination(columns: int) -> tuple[tuple[int], dict[str, Any]]:
     """Many narrow programs, whose rows are sectors of memory, read many at a time."""
-    return (cdiv(columns, 8),), {"ROWS": 256, "COLUMNS": 8}
+    return (tiling.cdiv(columns, 8),), {"ROWS": 256, "COLUMNS": 8}
 
 
 def _combine(partial: Tensor, first: Tensor, second: Tensor) -> None:
@@ -206,11 +206,6 @@ def _mean_and_invstd(moments, channel, channels, EPS: tl.constexpr):
 
 
 @jit
-def _normalised(x, mean, invstd, offset, mask):
-    return tl.where(mask, (load(x + offset, mask) - mean) * invstd, 0.0)
-
-
-@jit
 def _norm_sums_kernel(
     grads, numbers, coefficients, inputs, parameters, moments, totals, partial, factors,
     count, channels: tl.constexpr, rows, columns, first_node, first_edge, first_product,
@@ -236,23 +231,23 @@ def _norm_sums_kernel(
     moments += node * 2 * channels
     # Not in the loop, where they would be loaded again after each store: it may have changed them.
     mean, invstd = _mean_and_invstd(moments, channel, channels, EPS)
-    scale = load_row(parameters, channel, channels)
+    scale = load_row(parameters, channel, channels) * invstd
     shift = load_row(parameters + channels, channel, channels)
     sum_grad = tl.zeros([ROWS, CHANNELS], partial.dtype.element_ty)
     sum_grad_x = tl.zeros([ROWS, CHANNELS], partial.dtype.element_ty)
     products = (tl.zeros([ROWS, CHANNELS], partial.dtype.element_ty),) * MOST
     for first in range(program * rows, (program + 1) * rows, ROWS):
         offset, mask = tile_place(first, channel, channels, elements(count, channels), ROWS)
-        normal = _normalised(x, mean, invstd, offset, mask)
-        y = normal * scale + shift
+        centred = load(x + offset, mask) - mean  # where there is nothing, gradients are 0
+        y = centred * scale + shift
         grad, products = total_and_products(own, number, weights, offset, mask, y, products)
         if totals is not None:
             tl.store(total + offset, grad, mask & several)
         sum_grad += grad
-        sum_grad_x += grad * normal
+        sum_grad_x += grad * centred
     partial += program.to(tl.int64) * columns
     own_columns = node * 2 * channels + channel
-    tl.store(partial + own_columns, tl.sum(sum_grad_x, 0), channel < channels)
+    tl.store(partial + own_columns, tl.sum(sum_grad_x * invstd, 0), channel < channels)
     tl.store(partial + own_columns + channels, tl.sum(sum_grad, 0), channel < channels)
     if coefficients is not None:
         for i in tl.static_range(MOST):
@@ -266,17 +261,21 @@ def _norm_backward_kernel(
     EPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     node, channel = tl.program_id(1), tl.arange(0, CHANNELS)
+    total, x, result = pick_one(totals, node), pick_one(inputs, node), pick_one(results, node)
     size = elements(count, channels)
     offset, mask = tile_place(tl.program_id(0) * ROWS, channel, channels, size, ROWS)
-    grad = load(pick_one(totals, node) + offset, mask) * tl.load(factors + first_node + node)
-    own = (first_node + node) * 2 * channels
+    grad, value = load(total + offset, mask), load(x + offset, mask)
+    node += first_node
+    own = node * 2 * channels
     mean, invstd = _mean_and_invstd(moments + own, channel, channels, EPS)
-    normal = _normalised(pick_one(inputs, node), mean, invstd, offset, mask)
+    gain = load_row(parameters + own, channel, channels) * invstd
     sum_grad_x = load_row(grad_parameters + own, channel, channels)
     sum_grad = load_row(grad_parameters + own + channels, channel, channels)
-    grad -= (sum_grad + normal * sum_grad_x) / count
-    scale = load_row(parameters + own, channel, channels)
-    tl.store(pick_one(results, node) + offset, scale * invstd * grad, mask)
+    # Of each channel: what the gradient is multiplied by, x - mean, and what is added.
+    of_grad = gain * tl.load(factors + node)
+    of_x = -gain * invstd * sum_grad_x / count
+    constant = -gain * sum_grad / count
+    tl.store(result + offset, of_grad * grad + (of_x * (value - mean) + constant), mask)
 
 
 @jit
