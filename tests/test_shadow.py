@@ -245,6 +245,19 @@ def test_every_so_often_one_stage_is_looked_at(
     )
 
 
+def test_the_memory_of_both_ways_is_no_steps(
+    tmp_path: Path, looked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: CUDA graphs must leave as much memory as nodes took one by one, and find none."""
+    reset = mock.Mock()
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    training = Training(tmp_path, period=2)
+    for number in (1, 1, 2, 2):
+        training.step()
+        assert reset.call_count == number
+
+
 def test_a_stage_that_differs_stops_the_training(tmp_path: Path) -> None:
     """Else wrong gradients train on for days."""
     training = Training(tmp_path)
