@@ -34,7 +34,7 @@ from ...runs import RunFolder
 from ...text import similar
 from ..processes.slurm import is_submitted
 from ..processes.torchrun import Launched, count_processes
-from .continuation import check_continuation
+from .continuation import check_continuation, check_split
 from .datasets import forget_classes, settle_classes, take_data
 from .keypoints import settle_keypoints
 from .keys import UNSET
@@ -65,8 +65,9 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         check_solver(cfg)
     check_device(cfg, args)
     check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args, cfg.MODEL.WEIGHTS)
+    own = check_continuation(cfg, args)
     take_data(cfg)
-    check_continuation(cfg, args)
+    check_split(own, cfg)
     _check_datasets(cfg, args)
     names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     classes = settle_classes(cfg, default_classes, names)
