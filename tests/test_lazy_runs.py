@@ -350,21 +350,33 @@ def test_a_run_of_an_older_version_goes_on(train: Callable[..., RunFolder]) -> N
 
 
 def test_who_is_refused_late_can_go_on_as_before(
-    train: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Wrong: what is seen once the checkpoint is loaded leaves the refused command's config, or its
-    detector."""
+    """Wrong: what is seen once the checkpoint is loaded leaves the refused command's config, the
+    pickle of what YAML can't hold of it, or its detector."""
     settings = ["--resume", "train.eval_period=0"]
     run = train([1.0], *settings, "train.max_iter=2")
-    before = run.config_file.read_bytes()
     run.detector_file.write_text("of the first command")  # the second one's has none
-    with monkeypatch.context() as patch:
-        patch.setattr(KeepSchedule, "load_state_dict", mock.Mock(side_effect=ValueError("no")))
-        with pytest.raises(ValueError, match="no"):
-            train([], *settings, "train.max_iter=4")
-    assert run.config_file.read_bytes() == before and run.detector_file.is_file()
+
+    def configs() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in run.path.glob("*.yaml*")}
+
+    def refuse(length: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(KeepSchedule, "load_state_dict", mock.Mock(side_effect=ValueError("no")))
+            with pytest.raises(ValueError, match="no"):
+                train([], *settings, f"train.max_iter={length}")
+
+    before = configs()
+    (tmp_path / "config.py").write_text(f"{TRAINING}functions = dict(one=lambda: 1)\n")
+    refuse(4)
+    assert configs() == before
     train([1.0], *settings, "train.max_iter=4")
-    assert run.config_file.read_bytes() == before.replace(b"max_iter: 2", b"max_iter: 4")
+    after = configs()
+    assert b"max_iter: 4" in after["config.yaml"]
+    assert after.keys() == {"config.yaml", "config.yaml.pkl"}
+    refuse(6)
+    assert configs() == after
 
 
 def test_a_new_training_is_not_taken_for_an_earlier_one(train: Callable[..., RunFolder]) -> None:
