@@ -200,6 +200,10 @@ REFUSALS = {
         ("IN/none.pth IN/image.png --output out --device cuda:99", "--device is 'cuda:99', but"),
         ("IN/classifier.pth IN/image.png --output out --batch 0", "--batch: must be at least 1"),
         ("IN/classifier.pth --dataset nothing --output out", "no data set 'nothing' is registered"),
+        (
+            "IN/classifier.pth IN/image.png --output out --renamed-class a b",
+            "--renamed-class goes with --dataset NAME; see --help",
+        ),
         ("IN/cut.pth IN/image.png --output out", "cut.pth' is cut off … copy or download it again"),
         ("IN/whole.pth IN/image.png --output out", "whole.pth: it holds no config"),
         ("IN/run IN/image.png --output out", "run holds no checkpoint (model_best.pth"),

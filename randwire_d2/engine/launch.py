@@ -71,14 +71,23 @@ def add_data_arguments(parser: argparse.ArgumentParser, key: str, key_val: str) 
         metavar="PATH",
         help=f"the same for its validation split, if --data does not hold it; sets {key_val}",
     )
+    add_renamed_class(parser, "--resume or --eval-only")
+
+
+def add_renamed_class(parser: argparse.ArgumentParser, goes_with: str) -> None:
+    """Add the option for names of a data set's classes that were corrected.
+
+    Args:
+        goes_with: the options that have them compared with the checkpoint's.
+    """
     parser.add_argument(
         "--renamed-class",
         nargs=2,
         action="append",
         default=[],
         metavar=("OLD", "NEW"),
-        help="with --resume or --eval-only: the name of a class in the checkpoint, and that of the "
-        "same class in the data; once for each",
+        help=f"with {goes_with}: the name of a class in the checkpoint, and that of the same class "
+        "in the data; once for each",
     )
 
 
