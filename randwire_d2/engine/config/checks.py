@@ -112,7 +112,7 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
     Raises:
         ValueError: for a missing file, an unknown key, or a value of the wrong type.
     """
-    check_order(args)
+    check_options(args)
     args.config_file = config_path(args.config_file)  # default_setup logs the file
     if args.config_file.endswith(".py"):
         raise ValueError(
@@ -161,14 +161,20 @@ def check_output(key: str, folder: str, args: argparse.Namespace, weights: str) 
         )
 
 
-def check_order(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError: an option of the command line stands behind the config's; one line.
+        ValueError: an option of the command line stands behind the config's, or would do nothing;
+            one line.
     """
     late = [given for given in args.opts if given.startswith("--")]
     if late:
         raise ValueError(f"{late[0]} belongs ahead of {args.opts[0]!r}: keys and values come last")
+    if getattr(args, "renamed_class", ()) and not (args.resume or args.eval_only):
+        raise ValueError(
+            "--renamed-class goes with --resume or --eval-only: a training that begins takes the "
+            "names of its data, whatever its weights' were; add one of them, or leave it out"
+        )
 
 
 def _way_out(error: str, cfg: CfgNode) -> str:

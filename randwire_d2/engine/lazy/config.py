@@ -34,7 +34,7 @@ from ...text import one_line, similar
 from ..config.checks import (
     check_dataset,
     check_device,
-    check_order,
+    check_options,
     check_output,
     check_processes,
 )
@@ -154,7 +154,7 @@ def read_lazy_config(args: argparse.Namespace) -> DictConfig:
     Raises:
         ValueError: it is none, or can't be loaded; one line.
     """
-    check_order(args)
+    check_options(args)
     path = args.config_file = config_path(args.config_file)
     if not path.endswith(".py"):
         raise ValueError(
