@@ -54,6 +54,8 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path = Path(path)
         self.config_file = path / "config.yaml"
+        # What Detectron2 writes beside that of a LazyConfig which YAML can't hold; nobody reads it.
+        self.pickled_config = path / "config.yaml.pkl"
         # What a config.yaml says in YAML's keys that is a LazyConfig's.
         self.detector_file = path / "detector.yaml"
         self.metrics_file = path / "metrics.json"

@@ -330,10 +330,35 @@ def test_a_training_goes_on_with_its_own_optimizer_or_not_at_all(tmp_path: Path)
     )
     assert "\n" not in str(e.value)
     added = str(e.value).split("add to the command ")[1].split(";")[0].split()
-    assert added[:2] == ["SOLVER.NESTEROV", "False"] and len(added) == 6
+    assert added[:2] == ["SOLVER.NESTEROV", "False"] and len(added) == 8
     cfg = load_config(parse(C109, "--resume", *own, "SOLVER.NESTEROV", "True", *added))
     assert cfg.SOLVER.WEIGHT_DECAY_BIAS is None and not cfg.SOLVER.NESTEROV
     load_config(parse(C109, *own, "SOLVER.NESTEROV", "True"))  # a new one
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ("MODEL.BACKBONE.FREEZE_AT 2", "has MODEL.BACKBONE.FREEZE_AT 0 .now 2., which .* go on"),
+        ("SOLVER.MOMENTUM 0.5", "has SOLVER.MOMENTUM 0.9 .now 0.5., which the state .* go on"),
+        ("SOLVER.MAX_ITER 1", "has done 2 iterations, and is to have 1 in all: give it at least 2"),
+        ("train.max_iter=1", "has done 2 iterations, and is to have 1 in all: give it at least 2"),
+    ],
+)
+def test_what_a_training_cannot_change_is_refused_ahead_of_the_data(
+    changed: str, says: str, tmp_path: Path
+) -> None:
+    """Wrong: who resumes so waits for the labels of all images first, and for all processes."""
+    leave_checkpoint(tmp_path)
+    given = ["--resume", "--data", str(tmp_path / "gone")]
+    with pytest.raises(ValueError, match=f"^--resume: the training.*{says}") as e:
+        if changed.startswith("train."):
+            lazy = [*DATA, *SMALL, f"train.output_dir={tmp_path}", changed]
+            load_lazy_config(parse_lazy(FASTER, *given, *lazy))
+        own = ["OUTPUT_DIR", str(tmp_path)]
+        (tmp_path / "config.yaml").write_text(load_config(parse(SHAPES, *own)).dump())
+        load_config(parse(SHAPES, *given, *own, *changed.split()))
+    assert "\n" not in str(e.value)
 
 
 # The base has no FPN of its own.

@@ -20,7 +20,7 @@ from detectron2.data import transforms as T
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import StandardROIHeads
-from helpers import assert_equal, run_tool
+from helpers import assert_equal, leave_checkpoint, run_tool
 from label_formats import write_sound
 from omegaconf import DictConfig
 from test_lazy import CONFIGS, DATA, FASTER, LAZY, SMALL, TOOL, both, parse
@@ -33,6 +33,7 @@ from randwire_d2.config import detector_config, set_spec
 from randwire_d2.data.detection.classes import class_entries
 from randwire_d2.data.shapes import CLASSES
 from randwire_d2.engine import check_continuation, register_data
+from randwire_d2.engine.config.keys import LAZY_KEYS
 from randwire_d2.engine.config.schedule import KeepSchedule
 from randwire_d2.engine.lazy import training
 from randwire_d2.engine.lazy.config import load_lazy_config
@@ -307,6 +308,7 @@ def test_another_rate_counts_and_another_optimizer_is_refused(
     run = train([1.0], *settings, "optimizer.lr=0.01", "train.max_iter=5")
     rates = [line["lr"] for line in run.metrics().values() if "lr" in line]
     assert rates == [0.1, 0.1, 0.01, 0.01, 0.01]
+    settings.append("train.max_iter=5")
     before, weights = run.config_file.read_bytes(), "train.init_checkpoint in another output folder"
     others = {
         "SGD": {
@@ -348,21 +350,33 @@ def test_a_run_of_an_older_version_goes_on(train: Callable[..., RunFolder]) -> N
 
 
 def test_who_is_refused_late_can_go_on_as_before(
-    train: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Wrong: what is seen once the checkpoint is loaded leaves the refused command's config, or its
-    detector."""
+    """Wrong: what is seen once the checkpoint is loaded leaves the refused command's config, the
+    pickle of what YAML can't hold of it, or its detector."""
     settings = ["--resume", "train.eval_period=0"]
     run = train([1.0], *settings, "train.max_iter=2")
-    before = run.config_file.read_bytes()
     run.detector_file.write_text("of the first command")  # the second one's has none
-    with monkeypatch.context() as patch:
-        patch.setattr(KeepSchedule, "load_state_dict", mock.Mock(side_effect=ValueError("no")))
-        with pytest.raises(ValueError, match="no"):
-            train([], *settings, "train.max_iter=4")
-    assert run.config_file.read_bytes() == before and run.detector_file.is_file()
+
+    def configs() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in run.path.glob("*.yaml*")}
+
+    def refuse(length: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(KeepSchedule, "load_state_dict", mock.Mock(side_effect=ValueError("no")))
+            with pytest.raises(ValueError, match="no"):
+                train([], *settings, f"train.max_iter={length}")
+
+    before = configs()
+    (tmp_path / "config.py").write_text(f"{TRAINING}functions = dict(one=lambda: 1)\n")
+    refuse(4)
+    assert configs() == before
     train([1.0], *settings, "train.max_iter=4")
-    assert run.config_file.read_bytes() == before.replace(b"max_iter: 2", b"max_iter: 4")
+    after = configs()
+    assert b"max_iter: 4" in after["config.yaml"]
+    assert after.keys() == {"config.yaml", "config.yaml.pkl"}
+    refuse(6)
+    assert configs() == after
 
 
 def test_a_new_training_is_not_taken_for_an_earlier_one(train: Callable[..., RunFolder]) -> None:
@@ -485,6 +499,17 @@ def test_a_training_of_the_other_tool_is_not_resumed(lazily: bool, tmp_path: Pat
         else:
             load_lazy_config(args)
     assert "\n" not in str(e.value)
+
+
+def test_a_frozen_part_is_not_compared_with_yamls_default(tmp_path: Path) -> None:
+    """Wrong: the training of a LazyConfig whose freeze_at is not 2 does not go on."""
+    leave_checkpoint(tmp_path)
+    now = detector_config()
+    now.OUTPUT_DIR = str(tmp_path)
+    (tmp_path / "config.yaml").write_text("optimizer: {}\n")
+    (tmp_path / "detector.yaml").write_text("VERSION: 2\nMODEL: {BACKBONE: {FREEZE_AT: 0}}\n")
+    own = check_continuation(now, parse(FASTER, "--resume"), LAZY_KEYS)
+    assert own is not None and own.MODEL.BACKBONE.FREEZE_AT == 0
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
@@ -888,6 +890,30 @@ def test_a_data_set_of_other_classes_is_refused(detector: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="has the classes a, the model circle, triangle"):
         predict(detector, "--dataset", "others", "--output", out)
     assert not out.exists()
+
+
+def test_a_class_may_be_renamed_as_in_an_evaluation(
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: who corrects a name in the labels can't predict them; what the line says to add is
+    refused; or one class's name may stand for another's."""
+    out, classes = tmp_path / "out", load_detector(detector, "cpu").class_names
+    given = [detector, "--dataset", "corrected", "--output", out, "--device", "cpu"]
+    record = {"file_name": str(tmp_path / "a.png"), "image_id": 7}
+    Image.new("RGB", (64, 64)).save(record["file_name"])
+    monkeypatch.setitem(DatasetCatalog.data, "corrected", lambda: [record])
+    metadata = Metadata(thing_classes=[*classes[:-1], "a new name"])
+    monkeypatch.setitem(MetadataCatalog.data, "corrected", metadata)
+    says = f"--dataset 'corrected': class {len(classes) - 1} .* only names were corrected, add "
+    with pytest.raises(ValueError, match=says) as e:
+        predict(*given)
+    assert not out.exists()
+    assert predict(*given, *shlex.split(str(e.value).split(" add ")[1])) == 0
+    assert {r["image_id"] for r in results(out)} == {7}
+    metadata.thing_classes[:2] = classes[1::-1]
+    swap = ["--renamed-class", *classes[:2], "--renamed-class", *classes[1::-1]]
+    with pytest.raises(ValueError, match="of the same in another order; give data with its own$"):
+        predict(*given, "--overwrite", *swap)
 
 
 PANOPTIC = "coco_2017_train_panoptic_separated"

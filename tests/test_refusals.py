@@ -114,6 +114,10 @@ REFUSALS = {
         ("DETECTOR SOLVER.MAX_ITR 9", "key: SOLVER.MAX_ITR; did you mean 'SOLVER.MAX_ITER'"),
         ("DETECTOR MODEL.RANDWIRE.CHANELS 9", "; did you mean 'MODEL.RANDWIRE.CHANNELS'?"),
         ("DETECTOR SEED 1 --resume", "--resume belongs ahead of 'MODEL.DEVICE'"),
+        (
+            "--renamed-class a b DETECTOR",
+            "--renamed-class goes with --resume or --eval-only: … add one of them, or leave it out",
+        ),
         ("--config-file IN/broken.py", "is Python: a LazyConfig is for tools/lazyconfig_train"),
         # The machine
         ("DETECTOR MODEL.DEVICE gpu", "MODEL.DEVICE must be such as cpu, cuda … got 'gpu'"),
@@ -168,6 +172,7 @@ REFUSALS = {
         ("--config-file IN/broken.py", "broken.py: SyntaxError: invalid syntax … line 1"),
         ("--config-file IN/raises.py", "raises.py, line 2: ZeroDivisionError: division by zero"),
         ("--config-file IN/nothing.py", "nothing.py lacks dataloader, lr_multiplier, model"),
+        ("--renamed-class a b LAZY", "--renamed-class goes with --resume or --eval-only"),
         ("LAZY train.max_itre=3", "train.max_itre is unknown; did you mean 'max_iter'?"),
         ("LAZY train.max_iter=0", "train.max_iter must be at least 1; got 0"),
         ("LAZY dataloader.train.total_batch_size=0", "total_batch_size must be at least 1 … got 0"),
@@ -200,6 +205,10 @@ REFUSALS = {
         ("IN/none.pth IN/image.png --output out --device cuda:99", "--device is 'cuda:99', but"),
         ("IN/classifier.pth IN/image.png --output out --batch 0", "--batch: must be at least 1"),
         ("IN/classifier.pth --dataset nothing --output out", "no data set 'nothing' is registered"),
+        (
+            "IN/classifier.pth IN/image.png --output out --renamed-class a b",
+            "--renamed-class goes with --dataset NAME; see --help",
+        ),
         ("IN/cut.pth IN/image.png --output out", "cut.pth' is cut off … copy or download it again"),
         ("IN/whole.pth IN/image.png --output out", "whole.pth: it holds no config"),
         ("IN/run IN/image.png --output out", "run holds no checkpoint (model_best.pth"),

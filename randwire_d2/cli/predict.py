@@ -29,6 +29,8 @@ from ..data.detection.classes import category_ids
 from ..data.images.reading import check_channels
 from ..devices import device_here
 from ..engine import register_data
+from ..engine.config.weights import check_class_names
+from ..engine.launch import add_renamed_class
 from ..engine.processes.signals import sigterm_as_ctrl_c
 from ..files import check_folder
 from ..inference.deployment.runtime import AUTO, CHOICES, EAGER, LEAST_IMAGES, in_runtime
@@ -98,6 +100,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="a registered data set in place of INPUTs; 'test' is the one the model was tested on",
     )
+    add_renamed_class(parser, "--dataset")
     parser.add_argument(
         "--score-threshold",
         type=float,
@@ -139,6 +142,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--score-threshold must be 0 ... 1; got {args.score_threshold}")
     if bool(args.inputs) == bool(args.dataset):
         parser.error("give either INPUTs or --dataset NAME")
+    if args.renamed_class and not args.dataset:
+        parser.error("--renamed-class goes with --dataset NAME")
     return args
 
 
@@ -166,7 +171,7 @@ def _prepare(args: argparse.Namespace) -> Job:
     check_channels(model.cfg)
     if args.dataset:
         register_data(model.cfg)
-        records = _dataset_records(model, args.dataset)
+        records = _dataset_records(model, args.dataset, args.renamed_class)
         names = [i.name for i in files_as_inputs([record["file_name"] for record in records])]
     else:
         images = [i for i in inputs if not i.is_video]
@@ -200,7 +205,9 @@ def _prepare(args: argparse.Namespace) -> Job:
     return job
 
 
-def _dataset_records(model: Detector | Classifier, name: str) -> list[dict[str, Any]]:
+def _dataset_records(
+    model: Detector | Classifier, name: str, renamed: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
     """The images of a data set, whose ids become the model's."""
     cfg = model.cfg
     if name == "test":
@@ -218,12 +225,16 @@ def _dataset_records(model: Detector | Classifier, name: str) -> list[dict[str, 
         if path:
             data.existing_path(name, path)
     records = DatasetCatalog.get(name)
-    names = metadata.get("classes" if isinstance(model, Classifier) else "thing_classes")
-    if names != model.class_names:
+    names = metadata.get("classes" if isinstance(model, Classifier) else "thing_classes") or []
+    if len(names) != len(model.class_names):
         raise ValueError(
-            f"--dataset {name!r} has the classes {named(names or [], len(names or []))}, the model "
+            f"--dataset {name!r} has the classes {named(names, len(names))}, the model "
             f"{named(model.class_names, len(model.class_names))}"
         )
+    try:
+        check_class_names(model.class_names, names, renamed)
+    except ValueError as e:
+        raise ValueError(f"--dataset {name!r}: {e}") from e
     if isinstance(model, Detector):
         model.category_ids = category_ids(metadata) or model.category_ids
     return [

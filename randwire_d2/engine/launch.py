@@ -27,7 +27,7 @@ from ..garbage import uncollected
 from ..malloc import keep_freed_memory
 from ..runs import Evaluation, RunFolder, evaluation_config, training_of
 from .config.datasets import check_same_data, known, log_data, register_data, take_known
-from .hooks.saving import config_kept, resumed_config, set_earlier_aside
+from .hooks.saving import Contents, config_kept, resumed_config, set_earlier_aside
 from .processes.failures import explained
 from .processes.lock import locked
 from .processes.signals import Interrupted, end_training, signals_for_children
@@ -71,14 +71,23 @@ def add_data_arguments(parser: argparse.ArgumentParser, key: str, key_val: str) 
         metavar="PATH",
         help=f"the same for its validation split, if --data does not hold it; sets {key_val}",
     )
+    add_renamed_class(parser, "--resume or --eval-only")
+
+
+def add_renamed_class(parser: argparse.ArgumentParser, goes_with: str) -> None:
+    """Add the option for names of a data set's classes that were corrected.
+
+    Args:
+        goes_with: the options that have them compared with the checkpoint's.
+    """
     parser.add_argument(
         "--renamed-class",
         nargs=2,
         action="append",
         default=[],
         metavar=("OLD", "NEW"),
-        help="with --resume or --eval-only: the name of a class in the checkpoint, and that of the "
-        "same class in the data; once for each",
+        help=f"with {goes_with}: the name of a class in the checkpoint, and that of the same class "
+        "in the data; once for each",
     )
 
 
@@ -124,10 +133,10 @@ def train_or_evaluate(
 
 def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
     config = setup_training(cfg, args)
-    return train_to_the_end(partial(trainer_class, cfg), cfg.OUTPUT_DIR, args.resume, config)
+    return train_to_the_end(partial(trainer_class, cfg), args.resume, config)
 
 
-def setup_training(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> bytes | None:
+def setup_training(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> Contents:
     """``setup`` of a training, whose OUTPUT_DIR is locked and may hold an earlier one; the
     ``resumed_config``."""
     earlier = set_earlier_aside(cfg.OUTPUT_DIR, args.resume, cfg.MODEL.WEIGHTS)
@@ -139,16 +148,13 @@ def setup_training(cfg: CfgNode, args: argparse.Namespace, given: Any = None) ->
     return config
 
 
-def train_to_the_end(
-    make: Callable[[], Trainer], folder: str, resume: bool, config: bytes | None
-) -> Any:
+def train_to_the_end(make: Callable[[], Trainer], resume: bool, config: Contents) -> Any:
     """Train with what ``make`` returns, or end as the signal that has ended the training.
 
     Args:
-        folder: OUTPUT_DIR.
         config: what ``setup_training`` returned.
     """
-    with config_kept(folder, config):
+    with config_kept(config):
         trainer = make()
         trainer.resume_or_load(resume=resume)
     try:

@@ -41,6 +41,7 @@ from ..data.detection.classes import class_entries
 from ..data.images.patience import PatientMapper
 from ..modeling.stage import RandWireStage
 from .conclusion import conclude, predict_command
+from .config.continuation import check_done
 from .config.keys import YAML_KEYS
 from .hooks.best import TrainingStopped, is_exhausted
 from .hooks.ema import AveragedWeights
@@ -310,12 +311,7 @@ class Trainer(DefaultTrainer):
             ValueError: it has gone further than it is to go; one line.
         """
         super().load_state_dict(state_dict)
-        if (done := self.iter + 1) > self.max_iter:  # there, a schedule may have no rate
-            raise ValueError(
-                f"--resume: the training has done {done} iterations, and is to have "
-                f"{self.max_iter} in all: give it at least {done}, or begin one with an earlier "
-                f"checkpoint as {self.keys.weights} in another output folder, without --resume"
-            )
+        check_done(self.iter + 1, self.max_iter, self.keys)  # beyond, a schedule may have no rate
         groups = self.optimizer.param_groups
         self.scheduler.base_lrs = [group["initial_lr"] for group in groups]
         for group, rate in zip(groups, self.scheduler.get_lr()):

@@ -34,7 +34,7 @@ from ...runs import RunFolder
 from ...text import similar
 from ..processes.slurm import is_submitted
 from ..processes.torchrun import Launched, count_processes
-from .continuation import check_continuation
+from .continuation import check_continuation, check_split
 from .datasets import forget_classes, settle_classes, take_data
 from .keypoints import settle_keypoints
 from .keys import UNSET
@@ -65,8 +65,9 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         check_solver(cfg)
     check_device(cfg, args)
     check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args, cfg.MODEL.WEIGHTS)
+    own = check_continuation(cfg, args)
     take_data(cfg)
-    check_continuation(cfg, args)
+    check_split(own, cfg)
     _check_datasets(cfg, args)
     names = [*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     classes = settle_classes(cfg, default_classes, names)
@@ -111,7 +112,7 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
     Raises:
         ValueError: for a missing file, an unknown key, or a value of the wrong type.
     """
-    check_order(args)
+    check_options(args)
     args.config_file = config_path(args.config_file)  # default_setup logs the file
     if args.config_file.endswith(".py"):
         raise ValueError(
@@ -160,14 +161,20 @@ def check_output(key: str, folder: str, args: argparse.Namespace, weights: str) 
         )
 
 
-def check_order(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError: an option of the command line stands behind the config's; one line.
+        ValueError: an option of the command line stands behind the config's, or would do nothing;
+            one line.
     """
     late = [given for given in args.opts if given.startswith("--")]
     if late:
         raise ValueError(f"{late[0]} belongs ahead of {args.opts[0]!r}: keys and values come last")
+    if getattr(args, "renamed_class", ()) and not (args.resume or args.eval_only):
+        raise ValueError(
+            "--renamed-class goes with --resume or --eval-only: a training that begins takes the "
+            "names of its data, whatever its weights' were; add one of them, or leave it out"
+        )
 
 
 def _way_out(error: str, cfg: CfgNode) -> str:

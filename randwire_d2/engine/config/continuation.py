@@ -14,12 +14,14 @@ from ...config import flat
 from ...data.formats.layouts import find_splits
 from ...runs import RunFolder
 from ...text import one_line
+from ...weight_files.reading import read_iteration
 from .keys import LAZY_KEYS, YAML_KEYS, Keys
 
-# What the optimizer's state holds, which a training that goes on takes from the checkpoint.
+# What the optimizer's state holds, which a training that goes on takes from the checkpoint, and
+# what decides of which weights it is.
 _OPTIMIZER = (
     "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM",
-    "SOLVER.WEIGHT_DECAY_BIAS", "SOLVER.BIAS_LR_FACTOR",
+    "SOLVER.WEIGHT_DECAY_BIAS", "SOLVER.BIAS_LR_FACTOR", "MODEL.BACKBONE.FREEZE_AT",
 )  # fmt: skip
 # What may differ in a group of an optimizer's parameters: which those are, of which there is only
 # the number; the rate, which is the config's (``rates_kept``); and how the same is computed.
@@ -30,19 +32,25 @@ NAMED = 8  # groups, or differences, in a message; an optimizer may have hundred
 logger = logging.getLogger(__name__)
 
 
-def check_continuation(cfg: CfgNode, args: argparse.Namespace, keys: Keys = YAML_KEYS) -> None:
+def check_continuation(
+    cfg: CfgNode, args: argparse.Namespace, keys: Keys = YAML_KEYS
+) -> CfgNode | None:
     """Compare a config with that of the training that ``--resume`` goes on with, if there is one.
-    It belongs ahead of all that writes into OUTPUT_DIR, whose config.yaml is the training's.
+    It belongs ahead of all that reads data, which may take minutes, or that writes into OUTPUT_DIR,
+    whose config.yaml is the training's.
 
     Args:
         keys: of the kind of config that ``cfg`` was given as.
+
+    Returns:
+        The training's config; None if there is none, or it can't be read.
 
     Raises:
         ValueError: they differ in what the training can't change any more; one line.
     """
     run = RunFolder(cfg.OUTPUT_DIR)
     if not (args.resume and run.can_resume):
-        return
+        return None
     others = LAZY_KEYS if run.is_lazy else YAML_KEYS
     if others is not keys and run.config_file.is_file() and not args.eval_only:
         raise ValueError(
@@ -50,17 +58,45 @@ def check_continuation(cfg: CfgNode, args: argparse.Namespace, keys: Keys = YAML
             "state is of another form: go on with that tool and its config; or begin a training "
             f"with a checkpoint of it as {keys.weights} in another output folder, without --resume"
         )
+    # In other trainings the length follows from the images, or the processes.
+    if not (args.eval_only or cfg.SOLVER.EPOCHS or cfg.SOLVER.REFERENCE_WORLD_SIZE):
+        check_done(read_iteration(run.last_checkpoint) + 1, cfg.SOLVER.MAX_ITER, keys)
     try:
         own = run.config()
     except (OSError, ValueError) as e:
         logger.warning(f"Whether the training had the same config can't be told: {one_line(e)}")
-        return
-    _check_split(own, cfg)
-    if not args.eval_only:
+        return None
+    if keys is YAML_KEYS and not args.eval_only:  # a LazyConfig's is compared itself
         _check_optimizer(own, cfg)
+    return own
 
 
-def _check_split(own: CfgNode, cfg: CfgNode) -> None:
+def check_done(done: int, max_iter: int, keys: Keys) -> None:
+    """
+    Args:
+        done: the iterations of the training that goes on.
+        max_iter: those that it is to have in all.
+        keys: of the config, for the message.
+
+    Raises:
+        ValueError: it has gone further than it is to go; one line.
+    """
+    if done > max_iter:
+        raise ValueError(
+            f"--resume: the training has done {done} iterations, and is to have {max_iter} in all: "
+            f"give it at least {done}, or begin one with an earlier checkpoint as {keys.weights} "
+            "in another output folder, without --resume"
+        )
+
+
+def check_split(own: CfgNode | None, cfg: CfgNode) -> None:
+    """Compare a config, whose data is registered, with what ``check_continuation`` returned.
+
+    Raises:
+        ValueError: it holds back other images than the training did; one line.
+    """
+    if own is None:
+        return
     before, now = own.DATASETS, cfg.DATASETS
     names = [(*node.TRAIN, *node.TEST) for node in (before, now)]
     if not now.HOLD_BACK or before.PATH != now.PATH or names[0] == names[1]:

@@ -91,12 +91,22 @@ def _check_same(
                 f"{tuple(saved.shape)}: the training began with another network, images of other "
                 "channels, or data with another number of classes (--data); give the same"
             )
-    _check_classes(Classes.of(checkpoint).names, list(map(str, classes)), renamed)
+    check_class_names(Classes.of(checkpoint).names, classes, renamed)
 
 
-def _check_classes(
+def check_class_names(
     before: Sequence[str], classes: Sequence[str], renamed: Sequence[Sequence[str]]
 ) -> None:
+    """
+    Args:
+        before: the checkpoint's, in the order of its outputs.
+        classes: the data's, in their order.
+        renamed: see ``check_resumed``.
+
+    Raises:
+        ValueError: one of them is another; one line.
+    """
+    classes = list(map(str, classes))
     differ = [[own, now] for own, now in zip(before, classes) if own != now]
     moved = any(own in classes or now in before for own, now in differ)
     if not moved:  # a class that has become another of them was not renamed

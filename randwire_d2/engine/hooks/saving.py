@@ -7,10 +7,11 @@ on.
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from detectron2.engine import hooks
@@ -21,6 +22,8 @@ from ...checkpoint import RandWireCheckpointer
 from ...files import atomic_open, megabytes
 from ...runs import EVALUATIONS, RunFolder
 from ...weight_files.checksum import is_whole
+
+Contents = Mapping[Path, bytes | None]  # of files; None of one that isn't there
 
 logger = logging.getLogger(__name__)
 
@@ -98,31 +101,40 @@ def set_earlier_aside(folder: str, resume: bool, weights: str) -> str:
     )
 
 
-def resumed_config(folder: str, resume: bool) -> bytes | None:
-    """The config.yaml of a training that is to be resumed, ahead of ``default_setup``, which writes
-    the new one; in the main process, else None."""
-    file = RunFolder(folder).config_file
-    return file.read_bytes() if resume and comm.is_main_process() and file.is_file() else None
+def resumed_config(folder: str, resume: bool) -> Contents:
+    """What ``default_setup`` is to write anew of a training that is to be resumed; in the main
+    process, else nothing."""
+    run = RunFolder(folder)
+    if not (resume and run.can_resume and comm.is_main_process()):
+        return {}
+    return _contents((run.config_file, run.pickled_config))
 
 
 @contextmanager
-def config_kept(folder: str, before: bytes | None) -> Iterator[None]:
-    """Let a folder's config.yaml be what it was while the block may refuse to go on with its
-    training; the new one follows at the end.
+def config_kept(before: Contents) -> Iterator[None]:
+    """Let a folder's config be what it was while the block may refuse to go on with its training;
+    the new one follows at the end.
 
     Args:
-        before: a ``resumed_config``; None for none.
+        before: a ``resumed_config``.
     """
-    if before is None:
-        yield
-        return
-    file = RunFolder(folder).config_file
-    now = file.read_bytes()
-    with atomic_open(file, "wb") as f:
-        f.write(before)
+    now = _contents(before)
+    _write(before)
     yield
-    with atomic_open(file, "wb") as f:
-        f.write(now)
+    _write(now)
+
+
+def _contents(paths: Iterable[Path]) -> Contents:
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def _write(contents: Contents) -> None:
+    for path, content in contents.items():
+        if content is None:
+            path.unlink(missing_ok=True)
+            continue
+        with atomic_open(path, "wb") as f:
+            f.write(content)
 
 
 def _keep_with_weights(run: RunFolder, aside: RunFolder) -> None:

@@ -34,11 +34,11 @@ from ...text import one_line, similar
 from ..config.checks import (
     check_dataset,
     check_device,
-    check_order,
+    check_options,
     check_output,
     check_processes,
 )
-from ..config.continuation import check_continuation, check_groups
+from ..config.continuation import check_continuation, check_groups, check_split
 from ..config.datasets import heads_of, take_data, thing_classes
 from ..config.keys import LAZY_KEYS
 from ..config.limits import LIMITS, at_least, check_limits
@@ -125,11 +125,13 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     elif own.SOLVER.PATIENCE and not cfg.dataloader.get("evaluator"):
         raise ValueError(f"train.patience {own.SOLVER.PATIENCE} needs a dataloader.evaluator")
     check_output("train.output_dir", cfg.train.output_dir, args, own.MODEL.WEIGHTS)
+    with in_lazy_words():
+        before = check_continuation(own, args, LAZY_KEYS)
     masks = mask_key(cfg)
     own.MODEL.MASK_ON = OmegaConf.select(cfg, masks) is not None
     with in_lazy_words(masks):
         take_data(own)
-        check_continuation(own, args, LAZY_KEYS)
+        check_split(before, own)
     use_data(cfg, args.opts)
     _check_arguments(cfg.dataloader, "dataloader")
     for split in ("test",) if args.eval_only else ("train", "test"):
@@ -152,7 +154,7 @@ def read_lazy_config(args: argparse.Namespace) -> DictConfig:
     Raises:
         ValueError: it is none, or can't be loaded; one line.
     """
-    check_order(args)
+    check_options(args)
     path = args.config_file = config_path(args.config_file)
     if not path.endswith(".py"):
         raise ValueError(

@@ -122,7 +122,7 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
             "take"
         )
     make = partial(LazyTrainer, own, cfg, model)
-    return train_to_the_end(make, own.OUTPUT_DIR, args.resume, config)
+    return train_to_the_end(make, args.resume, config)
 
 
 class LazyTrainer(Trainer):
