@@ -43,15 +43,13 @@ def tile_shape(channels: int, size: int | None = None) -> dict[str, Any]:
     return {"ROWS": max((size or TILE) // width, 1), "CHANNELS": width}
 
 
-def sum_tile_shape(channels: int, size: int | None = None) -> dict[str, Any]:
-    """Likewise, for a program that sums over rows; by default of ``SUM_TILE`` elements."""
-    tile = tile_shape(channels, size or SUM_TILE)
-    return tile | {"num_warps": min(max(tile["CHANNELS"] // 256, 4), 16)}
-
-
 def partition(rows: int, channels: int, size: int | None = None) -> tuple[int, int, dict[str, Any]]:
-    """How many programs, the rows of each, and the shape of their tiles."""
-    tile = sum_tile_shape(channels, size)
+    """How many programs sum over rows, the rows of each, and the shape of their tiles.
+
+    By default, a tile has ``SUM_TILE`` elements.
+    """
+    tile = tile_shape(channels, size or SUM_TILE)
+    tile["num_warps"] = min(max(tile["CHANNELS"] // 256, 4), 16)
     each = max(cdiv(rows, PROGRAMS), MIN_ROWS)
     each = cdiv(each, tile["ROWS"]) * tile["ROWS"]
     return cdiv(rows, each), each, tile
