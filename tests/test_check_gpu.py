@@ -90,12 +90,14 @@ def test_graphs_are_examined(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_that_dies_is_an_outcome(
     child: str, error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Wrong: the tool dies with what it examines."""
+    """Wrong: the tool dies with what it examines, or says what failed only once all has ended."""
     stand_in = tmp_path / "python"
     stand_in.write_text(f'#!/bin/sh\nexec python3 -c "{child}"\n')
     stand_in.chmod(0o755)
     monkeypatch.setattr(health.sys, "executable", str(stand_in))
-    report = health.examine("cpu", 6, 2)
+    said: list[str] = []
+    report = health.examine("cpu", 6, 2, said.append)
+    assert said[0] == "operators in float32 ..." and error in said[1]
     assert not report["works"]
     assert all(error in found["error"] for found in report["operators"].values())
 
@@ -116,7 +118,7 @@ def test_a_sanitizer_sees_each_tensors_memory(monkeypatch: pytest.MonkeyPatch) -
 
     def elsewhere(prefix: Sequence[str], part: str, *arguments: object) -> dict[str, Any]:
         seen.append((*prefix[1:3], os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING")))
-        return {"errors": {}}
+        return {"errors": {"all": 0}}
 
     monkeypatch.setattr(health, "_elsewhere", elsewhere)
     monkeypatch.setattr(health.shutil, "which", lambda name: name)

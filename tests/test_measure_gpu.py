@@ -87,7 +87,7 @@ def test_a_part_that_fails_leaves_the_others(
 
     stand.broken = ()
     assert [name.split()[0] for name in stand()] == ["detectors"] * 3
-    assert "Measured before, and kept: The check; Classifiers" in capsys.readouterr().err
+    assert "Measured before, and kept: Classifiers, batch 128" in capsys.readouterr().err
     assert "FAILED" not in stand.text
     assert stand() == []
 
@@ -97,21 +97,23 @@ def test_a_command_for_some_minutes_and_the_next(
 ) -> None:
     """Wrong: a part is begun that would end too late, none is begun, or one is left out; or gpu.md
     has not all, or not in order."""
-    stand.minutes, stand.broken = {"check": 4, "detectors": 9}, ("check",)
-    with pytest.raises(SystemExit, match="The check; the same command tries them again"):
+    first = "classifiers 128 bfloat16 channels_last 1 6"
+    stand.minutes, stand.broken = {"classifiers": 4}, ("classifiers",)
+    with pytest.raises(SystemExit, match="128, .*; the same command tries them again"):
         stand("--minutes", "8")
-    # The next could take four minutes, as the check did.
-    assert stand.measured == ["check", "classifiers 128 bfloat16 channels_last 1 6"]
+    # The next could take four minutes, as the first did.
+    assert stand.measured == [first, "detectors 2 bfloat16 channels_last 1 6"]
     said = capsys.readouterr().err
-    assert "remain, and the same command goes on with them: Detectors, 2 images, mixed" in said
+    assert "remain, and the same command goes on with them: Detectors, 2 images of 8" in said
 
     # Longer than the minutes, but the first.
+    stand.minutes = {"detectors": 9}
     with pytest.raises(SystemExit):
         stand("--minutes", "8")
-    assert stand.measured == ["detectors 2 bfloat16 channels_last 1 6"]
+    assert stand.measured == ["detectors 2 bfloat16 channels_last 8 6"]
     stand.minutes, stand.broken = {}, ()
     rest = stand()
-    assert rest[-2:] == ["tests/test_a.py", "check"], "what failed comes after what was never begun"
+    assert rest[-2:] == ["tests/test_a.py", first], "what failed comes after what was never begun"
     assert len(rest) == len(tool.comparisons("cpu", quick=False)) - 2 + 4
     titles = [line[3:] for line in stand.text.splitlines() if line.startswith("## ")]
     assert titles == list(stand.parts) == list(tool.parts("cpu", False, stand.folder))
@@ -141,10 +143,10 @@ def test_a_part_that_is_cut_off_is_on_record(stand: Stand) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(tool, "check", interrupt)
+        patch.setattr(tool, "compare", interrupt)
         stand()
     assert "begun, and did not end" in stand.text and len(stand.parts) == 1
-    assert stand()[-1] == "check" and "did not end" not in stand.text
+    assert stand()[-1].startswith("classifiers 128") and "did not end" not in stand.text
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def examine(
         device: such as ``"cuda"`` or ``"cuda:1"``.
         channels: C of the stage.
         batch: the images that it gets.
-        progress: is called with a line for each examination, before it begins.
+        progress: is called with a line for each examination before it begins, and with its outcome.
 
     Returns:
         dict: "works"; "environment", a text; "compiler"; and under each of ``PARTS`` what was found
@@ -79,19 +79,21 @@ def examine(
         ("graphs", [channels, batch], DTYPES if on_gpu else ()),
     ):
         for dtype in dtypes:
-            progress(f"{part} in {dtype}")
+            progress(f"{part} in {dtype} ...")
             report[part][dtype] = _elsewhere([], part, device, dtype, *options)
+            progress(_outcome(report, part, dtype))
     installed = shutil.which(_SANITIZER)
     for tool in SANITIZERS:
         if installed is None or not device.startswith("cuda"):
             report["sanitizer"][tool] = {"skipped": f"there is no {_SANITIZER}"}
             continue
-        progress(f"operators under {_SANITIZER}, {tool}")
+        progress(f"operators under {_SANITIZER}, {tool} ...")
         prefix = [installed, "--tool", tool, "--error-exitcode", "86"]
         # Else it does not see what leaves a tensor for the rest of PyTorch's block of memory.
         with variable("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"):
             outcome = _elsewhere(prefix, "operators", device, "float32", channels)
         report["sanitizer"][tool] = outcome
+        progress(_outcome(report, "sanitizer", tool))
     report["works"] = not any(
         "error" in outcome for part in PARTS for outcome in report[part].values()
     )
@@ -100,22 +102,24 @@ def examine(
 
 def summary(report: Report) -> list[str]:
     """The report in a line for each examination."""
-    lines = []
-    for part in PARTS:
-        for name, found in report[part].items():
-            if "error" in found:
-                outcome = f"FAILS: {found['error']}"
-            elif "skipped" in found:
-                outcome = f"skipped, {found['skipped']}"
-            else:
-                outcome = f"right, largest error {max(found['errors'].values()):.1e}"
-            for mode, seconds in found.get("seconds", {}).items():
-                ratio = seconds["node by node"] / seconds["fused"]
-                outcome += f"; {mode} {ratio:.2f} times as fast as node by node"
-            lines.append(f"{part:9}  {name:9}  {outcome}")
+    lines = [_outcome(report, part, name) for part in PARTS for name in report[part]]
     failed = [part for part in PARTS if any("error" in found for found in report[part].values())]
     verdict = "The fast path works" if not failed else f"Not all works, so {PARTS[failed[0]]}"
     return [*lines, f"{verdict}."]
+
+
+def _outcome(report: Report, part: str, name: str) -> str:
+    found = report[part][name]
+    if "error" in found:
+        outcome = f"FAILS: {found['error']}"
+    elif "skipped" in found:
+        outcome = f"skipped, {found['skipped']}"
+    else:
+        outcome = f"right, largest error {max(found['errors'].values()):.1e}"
+    for mode, seconds in found.get("seconds", {}).items():
+        ratio = seconds["node by node"] / seconds["fused"]
+        outcome += f"; {mode} {ratio:.2f} times as fast as node by node"
+    return f"{part:9}  {name:9}  {outcome}"
 
 
 def examine_operators(device: str, dtype: str, channels: str) -> Report:

@@ -3,13 +3,13 @@
     make gpu [MINUTES=8]
     python tools/measure_gpu.py [--output output/gpu] [--device cuda] [--minutes 8]
 
-First the operators and a stage are examined, as by tools/check_gpu.py. Then the classifiers are
-compared at batches of 32, 128 and 256, in float32 and in mixed precision, with and without
-channels_last, and the detectors' backbones at two images, of one size and of several; RandWire
-fused, without CUDA graphs, with RECOMPUTE, plain, and plain with torch.compile, beside ResNet-50
-and ResNeXt-50; the most telling first. Then a classifier is trained fused and node by node: on
-CIFAR-10 for two epochs, where DETECTRON2_DATASETS has it, else on the demo's images. Last, where
-there are the checkout's tests and pytest, `pytest -k cuda` runs, file by file.
+First the classifiers are compared at batches of 32, 128 and 256, in float32 and in mixed precision,
+with and without channels_last, and the detectors' backbones at two images, of one size and of
+several; RandWire fused, without CUDA graphs, with RECOMPUTE, plain, and plain with torch.compile,
+beside ResNet-50 and ResNeXt-50; the most telling first. Then the operators and a stage are
+examined, as by tools/check_gpu.py, and a classifier is trained fused and node by node: on CIFAR-10
+for two epochs, where DETECTRON2_DATASETS has it, else on the demo's images. Last, where there are
+the checkout's tests and pytest, `pytest -k cuda` runs, file by file.
 
 OUTPUT/gpu.md has one table of all times, then all tables, OUTPUT/gpu.json all numbers; both are
 written again with each part. What is interrupted goes on when the same command is given again: what
@@ -278,9 +278,11 @@ def run_tests(file: str) -> tuple[str, dict[str, Any]]:
 
 def parts(device: str, quick: bool, folder: Path) -> dict[str, Measure]:
     """All that is measured, by its title, in the order of gpu.md."""
-    found: dict[str, Measure] = {"The check": partial(check, device, quick)}
-    for title, (case, settings) in comparisons(device, quick).items():
-        found[title] = partial(compare, case, settings)
+    found: dict[str, Measure] = {
+        title: partial(compare, *compared) for title, compared in comparisons(device, quick).items()
+    }
+    # Not first: it compiles the operators for three types, of which a comparison needs one.
+    found["The check"] = partial(check, device, quick)
     for fused in ("on", "off"):
         found[f"A training, FUSED {fused}"] = partial(train, device, quick, folder, fused)
     return found | {f"pytest -k cuda {file}": partial(run_tests, file) for file in find_tests()}
