@@ -1,4 +1,4 @@
-"""Complexity: the paper's Tables 1 to 4, any config's network part by part, the C for a target.
+"""Count parameters and multiply-adds of the paper's or a config's networks, or find C for a target.
 
     python tools/analyze_model.py
     python tools/analyze_model.py --tables 3 --format markdown
@@ -11,14 +11,15 @@
     python tools/analyze_model.py --target 4B \\
         --config-file configs/imagenet/randwire_c109_100ep.yaml MODEL.RANDWIRE.NUM_NODES 16
 
-Without options: the paper's tables, its networks counted here beside its numbers. With one config:
-its parts; with several: a row each. A classifier is counted at INPUT.TEST_CROP_SIZE, a detector at
-INPUT.MIN_SIZE_TEST and 5/3 of it in multiples of 32 (800 × 1344), built without weights, with as
-many proposals and detections as the config has room for. RandWire classifiers are counted from
-their specs, everything else with fvcore while it runs. A multiply-add is one FLOP, as in the paper.
+Without options, the tool prints the paper's tables, with its own counts beside the paper's numbers.
+With one config, it prints the parts of the network; with several, a row for each. A classifier is
+counted at INPUT.TEST_CROP_SIZE. A detector is counted at INPUT.MIN_SIZE_TEST and 5/3 of it, in
+multiples of 32 (800 × 1344), without weights, with as many proposals and detections as the config
+allows. RandWire classifiers are counted from their specs, everything else with fvcore while it
+runs. A multiply-add is one FLOP, as in the paper.
 
-With --target: C, "the nearest integer such that target model complexity is met", on average over
-the seeds, for each node operation.
+With --target, the tool finds C, "the nearest integer such that target model complexity is met", on
+average over the seeds, for each node operation.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default="text",
         help="the form of the tables (default: text)",
     )
-    out.add_argument("--output", metavar="FILE", help="a file to write instead of printing")
+    out.add_argument("--output", metavar="FILE", help="write to this file instead of printing")
     args = parser.parse_args(argv)
     args.config_file, args.opts = split_pairs(args.config_file)
     if wrong := wrong_usage(args):
@@ -96,14 +97,14 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=PAPER_TABLES,
         metavar="TABLE",
-        help=f"tables of the paper (default: {' '.join(map(str, PAPER_TABLES))})",
+        help=f"the tables of the paper (default: {' '.join(map(str, PAPER_TABLES))})",
     )
     what.add_argument(
         "--config-file",
         nargs="+",
         default=[],
         metavar="CONFIG",
-        help="configs of classifiers or detectors; KEY VALUE pairs behind the last one "
+        help="configs of classifiers or detectors; KEY VALUE pairs after the last one "
         "change them all",
     )
     what.add_argument(
@@ -134,13 +135,13 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
     drawn.add_argument(
         "--regime", choices=("small", "regular"), help="a column of Table 1 (default: regular)"
     )
-    drawn.add_argument("--graph", metavar="LABEL", help='a graph model (default: "WS(4, 0.75)")')
-    drawn.add_argument("--nodes", type=int, help="N, the nodes of a random graph (default: 32)")
+    drawn.add_argument("--graph", metavar="LABEL", help='the graph model (default: "WS(4, 0.75)")')
+    drawn.add_argument("--nodes", type=int, help="N, the nodes of each random graph (default: 32)")
     drawn.add_argument(
         "--node-op",
         nargs="+",
         metavar="OP",
-        help="node operations (default: the config's, or all without a config)",
+        help="the node operations (default: the config's, or all without a config)",
     )
 
 

@@ -3,10 +3,11 @@
     python tools/analyze_results.py output/my_run
     python tools/analyze_results.py --results predicted.json --dataset coco_2017_val --output errors
 
-RUN is the OUTPUT_DIR of tools/train_net.py; its last evaluation is analysed, or, if the training
-had none, the newest of --eval-only. It may also be the folder of one evaluation. The page, its
-pictures and all numbers go to RUN/analysis: kinds of errors, confusion matrix, precision and
-recall, AP of each class and size, scores, the images with the most errors. AP is COCOEvaluator's.
+RUN is the OUTPUT_DIR of tools/train_net.py. The tool analyses its last evaluation or, if the
+training had none, the newest evaluation with --eval-only. RUN may also be the folder of one
+evaluation. The page, its pictures and all numbers go to RUN/analysis. They show the kinds of
+errors, the confusion matrix, precision and recall, AP of each class and size, scores, and the
+images with the most errors. AP is COCOEvaluator's.
 """
 
 from collections.abc import Sequence
@@ -26,29 +27,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--results",
         type=Path,
         metavar="FILE",
-        help="detections in COCO's results format, in place of a run's",
+        help="detections in COCO's results format, to be analysed instead of a run's",
     )
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="the registered data set that --results belong to"
-    )
+    parser.add_argument("--dataset", metavar="NAME", help="the registered data set of --results")
     parser.add_argument(
         "--task",
         choices=("bbox", "segm"),
         default="bbox",
-        help="whether boxes or masks are compared (default: bbox)",
+        help="compare boxes or masks (default: bbox)",
     )
     parser.add_argument(
         "--score-threshold",
         type=float,
         default=0.5,
         metavar="SCORE",
-        help="the least score of the detections that are counted; AP has none (default: 0.5)",
+        help="the least score of a counted detection; AP counts all (default: 0.5)",
     )
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="the folder of the page (default: RUN/analysis); an earlier analysis of the same "
-        "detections is replaced, nothing else is",
+        help="the folder of the page (default: RUN/analysis); only an earlier analysis of the same "
+        "detections is replaced",
     )
     args = parser.parse_args(argv)
     if (args.run is None) == (args.results is None):

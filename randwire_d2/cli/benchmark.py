@@ -8,8 +8,8 @@
     python tools/benchmark.py --batch 1 --size 480 640 --detector --runtimes onnx openvino
 
 Bytes, launches, saved and peak memory are counted on fake tensors. That takes seconds for any size,
-and the counts are the same on every machine. Times, and the ceilings that they are compared with,
-are measured on the present device: a GPU, if there is one. The tables are Markdown.
+and the counts are the same on every machine. Times, and the ceilings to which they are compared,
+are measured on this machine's GPU, or on its CPU if it has none. The tables are Markdown.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of(SCRIPT, __doc__, "%(prog)s [options]")
     add_case(parser)
     how = parser.add_argument_group("the measurement")
-    how.add_argument("--no-time", action="store_true", help="only count, and take no times")
+    how.add_argument("--no-time", action="store_true", help="only count; measure no times")
     how.add_argument(
         "--rounds", type=int, default=5, help="how often each step is timed (default: 5)"
     )
@@ -69,7 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "with)",
     )
     add_runtimes(parser)
-    out = parser.add_argument_group("the output, beside the tables")
+    out = parser.add_argument_group("output besides the tables")
     out.add_argument(
         "--json", metavar="FILE", help="write all results to this file, in bytes and seconds"
     )
@@ -105,13 +105,13 @@ def add_runtimes(parser: argparse.ArgumentParser) -> None:
         "--runtimes",
         nargs="+",
         choices=RUNTIMES,
-        help="compare nothing but the inference of RandWire's and ResNet-50's backbones in these "
-        "and in PyTorch, with their peak memory, on the CPU",
+        help="compare only inference with the backbones of RandWire and ResNet-50, and its peak "
+        "memory, in PyTorch and in these runtimes",
     )
     how.add_argument(
         "--detector",
         action="store_true",
-        help="with --runtimes: compare whole Faster R-CNNs in place of their backbones",
+        help="with --runtimes: compare whole Faster R-CNNs instead of backbones",
     )
 
 
@@ -123,8 +123,8 @@ def add_case(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         metavar="IMAGES",
-        help="the number of images (default: 8; with --detection: 1); with --runtimes several "
-        "numbers, a table for each",
+        help="the number of images (default: 8; with --detection: 1); --runtimes takes several "
+        "numbers, and makes a table for each",
     )
     work.add_argument(
         "--size",
@@ -138,8 +138,8 @@ def add_case(parser: argparse.ArgumentParser) -> None:
         "--sizes",
         type=int,
         default=1,
-        help="how many sizes the images have in turn, each 32 pixels narrower than the one before "
-        "(default: 1)",
+        help="the number of image sizes, which take turns; each is 32 pixels narrower than the one "
+        "before (default: 1)",
     )
     work.add_argument(
         "--detection",
@@ -164,8 +164,10 @@ def add_case(parser: argparse.ArgumentParser) -> None:
         help="the regime (default: regular)",
     )
     drawn.add_argument("--channels", type=int, default=109, help="the width C (default: 109)")
-    drawn.add_argument("--nodes", type=int, default=32, help="N nodes per stage (default: 32)")
-    drawn.add_argument("--seed", type=int, default=1, help="the seed of its graphs (default: 1)")
+    drawn.add_argument(
+        "--nodes", type=int, default=32, help="N, the nodes of each random graph (default: 32)"
+    )
+    drawn.add_argument("--seed", type=int, default=1, help="the seed of the graphs (default: 1)")
 
 
 def check(args: argparse.Namespace) -> None:

@@ -1,10 +1,10 @@
-"""Look at the data of a detector before it is trained: numbers, faults, and a picture.
+"""Look at a detector's data before training: counts, faults, and a picture.
 
     python tools/browse_data.py --data PATH [--output data.png] [--config-file FILE] [KEY VALUE ...]
 
-The data sets are those that tools/train_net.py would train with. The picture has images with their
-boxes and masks, and below them what the config's augmentation makes of them. A validation split,
-which a training needs, may be missing.
+It reads the data sets that tools/train_net.py would read; the validation split may be missing. The
+picture shows images with their boxes and masks, and below them the same images after the config's
+augmentation.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,12 @@ SCRIPT = "browse_data.py"
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = training_parser(SCRIPT, __doc__, without=OF_TRAININGS)
-    parser.add_argument("--output", default="data.png", help="the picture (default %(default)s)")
+    parser.add_argument("--output", default="data.png", help="the picture (default: %(default)s)")
     parser.add_argument(
-        "--images", type=at_least(1), default=8, help="the most images in it (default %(default)s)"
+        "--images",
+        type=at_least(1),
+        default=8,
+        help="how many images it shows at most (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     check_format(args.output, "--output")

@@ -1,13 +1,19 @@
-"""Find out whether this machine's GPU runs the fused operators, rightly and fast.
+"""Find out whether this machine's GPU runs the fused operators correctly, and how fast.
 
     python tools/check_gpu.py [--output report.json]
 
-It holds every operator against its definition in double precision, in float32, float16 and
-bfloat16; runs a stage of the paper's network fused and node by node, and times both; replays it as
-CUDA graphs of several sizes, and compares; and repeats the first under NVIDIA's compute-sanitizer,
-where that is installed. Whatever a kernel does, this script survives it. It takes some minutes,
-most of which a compiler needs; kernels stay in its cache for the training. The report is what a bug
-report needs. The exit status is 1 if something fails.
+The tool makes these checks:
+
+- It compares every operator with its definition in double precision, in float32, float16 and
+  bfloat16.
+- It runs a stage of the paper's network fused and node by node, compares the results, and times
+  both.
+- It replays the stage as CUDA graphs of several sizes, and compares the results.
+- It repeats the first check under NVIDIA's compute-sanitizer, if that is installed.
+
+It survives a kernel that crashes. It takes some minutes, mostly to compile kernels, which a
+training then finds in the compiler's cache. Attach the report to a bug report. The exit status is
+1 if something fails.
 """
 
 import argparse
@@ -27,14 +33,14 @@ SCRIPT = "check_gpu.py"
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of(SCRIPT, __doc__)
-    parser.add_argument("--output", metavar="FILE", help="write the report to this file, as JSON")
+    parser.add_argument("--output", metavar="FILE", help="write the report to this JSON file")
     parser.add_argument(
         "--device", default="cuda", help="the device, such as cuda:1 (default: cuda)"
     )
     one = at_least(1)
     parser.add_argument("--channels", type=one, default=109, help="the width C (default: 109)")
     parser.add_argument(
-        "--batch", type=one, default=32, help="the number of images that are timed (default: 32)"
+        "--batch", type=one, default=32, help="the number of images for the times (default: 32)"
     )
     return parser.parse_args(argv)
 

@@ -1,21 +1,21 @@
-"""Tables 2 to 5 from the folders of runs, beside the paper's numbers.
+"""Make Tables 2 to 5 from the folders of runs, beside the paper's numbers.
 
     python tools/collect_results.py output
     python tools/collect_results.py output/faster_rcnn_*_fpn_1x --format json
 
 A FOLDER is the OUTPUT_DIR of tools/train_net.py or tools/pretrain_imagenet.py, or any folder above
-some. Detectors make one table (box AP, Table 5), classifiers another (top-1 and top-5, Tables 2 to
-4). A training is a row, and so is an evaluation (--eval-only) of one, such as Table 4's at 320×320.
-Those that differ in their seeds only share a row, with mean ± sample standard deviation. Where one
-network has several rows, the keys in which they differ stand beside the data.
+such folders. Detectors make one table (box AP, Table 5), classifiers another (top-1 and top-5,
+Tables 2 to 4). A row is a training, or an evaluation of one (--eval-only), such as Table 4's at
+320×320. Runs that differ only in their seeds share a row, with mean ± sample standard deviation. If
+a network has several rows, the keys that differ stand beside the data.
 
-The paper's row stands below a run that was trained and tested as the paper's: every key of its
-config on which a result depends has the value of the paper's config in configs/, which is scaled to
-the run's batch as the trainers scale it. Of other runs of the paper's networks, the tool lists the
-keys that differ, with both values.
+The paper's row stands below a run that was trained and tested like the paper's: every key of its
+config that affects a result has the value of the paper's config in configs/, scaled to the run's
+batch as the trainers scale it. For other runs of the paper's networks, the tool lists the keys that
+differ, with both values.
 
-It also lists the runs that are not finished, and the folders whose config.yaml it can't read. It
-fails only if there is no run that it can read.
+It also lists unfinished runs, and the folders whose config.yaml it can't read. It fails only if it
+can read no run.
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--format",
         choices=("markdown", "json"),
         default="markdown",
-        help="the form of the results; JSON has each run by itself (default: markdown)",
+        help="the form of the tables; JSON has each single run (default: markdown)",
     )
-    parser.add_argument("--output", metavar="FILE", help="a file to write instead of printing")
+    parser.add_argument("--output", metavar="FILE", help="write to this file instead of printing")
     args = parser.parse_args(argv)
     if args.output:
         check_file("--output", args.output)

@@ -6,12 +6,12 @@
     python tools/compare_generators.py configs/sweeps/table5.yaml --num-gpus 8 \\
         --slurm timeout_min=2880 slurm_partition=gpu cpus_per_task=64
 
-A sweep (explained in randwire_d2/experiments/sweep.py) names configs, seeds, and in most cases
-generators. Each network is trained by tools/pretrain_imagenet.py or tools/train_net.py in a folder
-of its own below --output. Start it again after an interruption: what is finished is not trained
-again, what was begun goes on. Runs that failed are listed, and tried again with --retry. At the
-end, and at each Ctrl-C, it writes table.md, results.json and, if it compares generators, the
-picture of what is finished; --report does only that.
+A sweep's file (explained in randwire_d2/experiments/sweep.py) names configs, seeds, and in most
+cases generators. tools/pretrain_imagenet.py or tools/train_net.py trains each network, in its own
+folder below --output. After an interruption, give the same command again: it skips finished runs,
+and resumes those that had begun. It lists runs that failed; --retry tries them again. At the end,
+and at each Ctrl-C, it writes table.md and results.json and, if it compares generators, a picture of
+the finished runs. --report does only that.
 """
 
 import argparse
@@ -61,8 +61,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--num-gpus",
         type=at_least(1),
         default=1,
-        help="the GPUs of each training, of those in CUDA_VISIBLE_DEVICES if it is set, or its "
-        "processes on a CPU (default: 1)",
+        help="the number of GPUs of each training, or of its processes on a CPU (default: 1); if "
+        "CUDA_VISIBLE_DEVICES is set, only these GPUs are used",
     )
     how.add_argument(
         "--slurm",
@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="submit each training to Slurm, with these parameters of submitit's AutoExecutor",
     )
-    how.add_argument("--retry", action="store_true", help="train also what failed before")
+    how.add_argument("--retry", action="store_true", help="also train the runs that failed before")
     how.add_argument("--report", action="store_true", help="train nothing; only write the results")
     args = parser.parse_intermixed_args(argv)
     args.output = args.output or Path("output", Path(args.sweep).stem)

@@ -1,13 +1,13 @@
-"""Convert a checkpoint, and prove it by running both networks.
+"""Convert a checkpoint, and verify the result by running both networks.
 
     python tools/convert_checkpoint.py SOURCE OUTPUT [options] [KEY VALUE ...]
 
 SOURCE is this project's classifier or detector, a ResNe(X)t of torchvision or Detectron2, or a
-RandWire of seungwonpark/RandWireNN or JiaminRen/RandWireNN; OUTPUT ends in .pth, .pkl or
-.safetensors. It holds the backbone for a detector or, with --to classifier, a RandWire's whole
-classifier for tools/pretrain_imagenet.py. It is written only if a detector that loads it computes
-the features of SOURCE's own network, or a classifier its logits too. KEY VALUE pairs go into that
-detector's or classifier's config.
+RandWire of seungwonpark/RandWireNN or JiaminRen/RandWireNN. OUTPUT ends in .pth, .pkl or
+.safetensors. It contains the backbone for a detector or, with --to classifier, a RandWire's whole
+classifier for tools/pretrain_imagenet.py. To verify it, the tool loads it into a detector or
+classifier, whose config the KEY VALUE pairs change. OUTPUT is written only if that network computes
+the same features as SOURCE's own network, and a classifier also the same logits.
 """
 
 import argparse
@@ -34,45 +34,46 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--layout",
         choices=["auto", *LAYOUTS],
         default="auto",
-        help="the layout of SOURCE; auto tells it by the names of the weights",
+        help="the layout of SOURCE; auto finds it by the names of the weights",
     )
     parser.add_argument(
         "--to",
         choices=["fpn", "bare", "classifier"],
         default="fpn",
-        help="what the weights are for: fpn is a backbone inside an FPN, bare a detector's plain "
-        "backbone, classifier a RandWire with its 1280-d layer and its fc layer",
+        help="what the weights are for: fpn is a backbone inside an FPN, bare is a detector's "
+        "plain backbone, classifier is a RandWire with its 1280-d layer and its fc layer "
+        "(default: fpn)",
     )
     parser.add_argument(
         "--graphs",
         action="append",
         default=[],
         metavar="PATH",
-        help="the wiring of a public layout. Of seungwonpark it is the folder of the text files, "
-        "or the three files, each with --graphs; of jiaminren the folder of conv2.yaml … "
-        "conv5.yaml, or the training config, and without it the graphs are drawn as "
-        "MODEL.RANDWIRE says",
+        help="the wiring of a public layout. For seungwonpark: the folder of the text files, or "
+        "the three files, each with --graphs. For jiaminren: the folder of conv2.yaml … "
+        "conv5.yaml, or the training config; without --graphs, MODEL.RANDWIRE says how to draw "
+        "the graphs",
     )
     _add_preprocessing(parser)
     parser.add_argument(
         "--config-file",
-        help="the config of the detector or classifier to verify in, as you will train it; by "
-        "default it has SOURCE's preprocessing, and a detector is a Faster R-CNN",
+        help="the config of the detector or classifier that you will train; the result is verified "
+        "in it (default: a Faster R-CNN, or a classifier, with SOURCE's preprocessing)",
     )
     parser.add_argument(
         "--spec-output",
         metavar="FILE",
-        help="a file for the wiring (MODEL.RANDWIRE.SPEC_FILE)",
+        help="write the wiring to this file (for MODEL.RANDWIRE.SPEC_FILE)",
     )
     parser.add_argument("--image", metavar="FILE", help="the image to verify with")
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="run both networks, and write nothing if they differ; this is the default",
+        help="run both networks, and write nothing if they differ (default: --verify)",
     )
     parser.add_argument(
-        "opts", metavar="KEY VALUE", nargs="*", help="keys of the config, with values"
+        "opts", metavar="KEY VALUE", nargs="*", help="keys of the config, and their values"
     )
     args = parser.parse_intermixed_args(argv)
     given = [args.input_format, args.pixel_mean, args.pixel_std]
@@ -93,7 +94,7 @@ def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
             type=float,
             nargs=3,
             metavar=("C1", "C2", "C3"),
-            help=f"the {name} of SOURCE's images, whose values are 0 … 255, for each channel",
+            help=f"the {name} of SOURCE's images for each channel, for values 0 … 255",
         )
 
 

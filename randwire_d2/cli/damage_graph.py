@@ -1,19 +1,19 @@
-"""Figure 5: what trained networks lose with one node, or with one edge, of their random graphs.
+"""Make Figure 5: the accuracy that trained networks lose without one node or one edge.
 
     python tools/damage_graph.py output/er output/ba output/ws --output output/damage.png
     python tools/damage_graph.py output/ws --images 1000 --nodes-only TEST.IMS_PER_PROCESS 50
 
-Each RUN is the OUTPUT_DIR of tools/pretrain_imagenet.py. Every node and every edge is removed
-alone, without training again, and the loss of top-1 accuracy on the run's test set is set against
-the node's output degree, or the input degree of the edge's target. The edges of the extra input
-and output nodes do not count.
+Each RUN is the OUTPUT_DIR of tools/pretrain_imagenet.py. The tool removes every node and every edge
+of the random graphs alone, without training again. It plots the loss of top-1 accuracy on the run's
+test set over the node's output degree, or over the input degree of the edge's target. The edges of
+the extra input and output nodes do not count.
 
-A node that loses an input has one term less in its weighted sum; if it was the only one, the node
-goes on with zeros, and sends out the constant that its norm makes of their convolution. A removed
-output node leaves the mean that is the stage's output; if it was the only one, that is zero.
+A node that loses an input has one term less in its weighted sum. If it loses its only input, it
+computes with zeros, and sends out the constant that its norm makes of their convolution. A removed
+output node leaves the mean that is the stage's output. If it was the only one, the output is zero.
 
-All work before a damage is shared. What is found is kept in RUN/damage_*.json after every batch:
-started again, the tool goes on from there, and draws the same figure at once when all is done.
+The work before a damage is shared. After every batch, the results are kept in RUN/damage_*.json.
+The same command continues from there; when all is done, it draws the figure at once.
 """
 
 import argparse
@@ -39,17 +39,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="the folder of a trained network; KEY VALUE pairs behind the last one change the "
-        "configs of all, such as MODEL.DEVICE cpu, or TEST.IMS_PER_PROCESS: the images of a batch, "
-        "after each of which the state is saved",
+        help="the folder of a trained network; KEY VALUE pairs after the last one change the "
+        "configs of all, such as MODEL.DEVICE cpu, or TEST.IMS_PER_PROCESS, the images of a batch "
+        "(after each batch the state is saved)",
     )
     parser.add_argument(
         "--output",
         default="output/damage.png",
         metavar="FILE",
-        help=f"the figure, a file that ends in {', '.join(FORMATS)} (default: output/damage.png)",
+        help=f"the figure; the file ends in {', '.join(FORMATS)} (default: output/damage.png)",
     )
-    parser.add_argument("--json", metavar="FILE", help="a file for every damage by itself")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the result of every single damage to this JSON file"
+    )
     only = parser.add_mutually_exclusive_group()
     for kind in KINDS:
         only.add_argument(
@@ -58,7 +60,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             action="store_const",
             const=(kind,),
             default=KINDS,
-            help=f"remove {kind}s alone (default: nodes and edges)",
+            help=f"remove only {kind}s (default: nodes and edges)",
         )
     parser.add_argument(
         "--images",

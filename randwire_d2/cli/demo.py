@@ -1,12 +1,12 @@
-"""The whole path on the built-in data: pretrain, convert, fine-tune, evaluate, draw.
+"""Run the whole path on the built-in data: pretrain, convert, fine-tune, evaluate, draw.
 
     python tools/demo.py [--output output/demo] [--seed 1] [KEY VALUE ...]
     python tools/demo.py --transfer [--output output/transfer] [KEY VALUE ...]
 
-It runs tools/pretrain_imagenet.py, which ends with a detector's backbone, and tools/train_net.py
-with the KEY VALUE pairs, which draws detections.png, training.png and wiring.png. Each time it
-trains anew; the runs of the time before, in OUTPUT/run, are removed. With --transfer it does the
-same with three seeds, trains their detectors from scratch as well, and compares the two.
+It runs tools/pretrain_imagenet.py, which writes a detector's backbone. Then it runs
+tools/train_net.py with the KEY VALUE pairs, which draws detections.png, training.png and
+wiring.png. Each time, it removes its earlier runs in OUTPUT/run, and trains anew. With --transfer
+it does this with three seeds, also trains the detectors from scratch, and compares the two.
 """
 
 import argparse
@@ -34,7 +34,9 @@ SEEDS = (1, 2, 3)
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of(SCRIPT, __doc__)
-    parser.add_argument("--output", type=Path, help="a folder (default output/demo or transfer)")
+    parser.add_argument(
+        "--output", type=Path, help="the folder (default: output/demo, or output/transfer)"
+    )
     parser.add_argument(
         "--config",
         default=get_config_file("faster_rcnn_randwire_shapes.yaml"),
@@ -43,7 +45,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pretrain-config",
         default=get_config_file("shapes/randwire_pretrain.yaml"),
-        help="the classifier's, with the same backbone (default: shapes/randwire_pretrain.yaml)",
+        help="the classifier's config, with the same backbone (default: "
+        "shapes/randwire_pretrain.yaml)",
     )
     parser.add_argument(
         "--pretrain-opts",

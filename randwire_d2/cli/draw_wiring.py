@@ -8,9 +8,9 @@
         --nodes 32 --output grid.png
 
 A network is drawn from the image down to the classifier; several networks are drawn side by side.
-Input nodes are blue, output nodes are red, and nodes that are both are half and half; squares are
-the extra nodes that join the stages. A grid has a row for each generator, a column for each seed,
-and no extra nodes.
+Input nodes are blue, output nodes are red, and nodes that are both are half blue, half red. Squares
+are the extra nodes that join the stages. A grid has a row for each generator, a column for each
+seed, and no extra nodes.
 """
 
 import argparse
@@ -75,12 +75,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         help="the seeds (default: the config's seed; with --grid: 1 2 3 4 5)",
     )
-    parser.add_argument("--nodes", type=int, help="the N of the graphs of --grid (default: 32)")
+    parser.add_argument(
+        "--nodes", type=int, help="N, the nodes of each random graph of --grid (default: 32)"
+    )
     parser.add_argument(
         "--layout",
         choices=("stacked", "columns"),
-        help="how the stages of a network lie: stacked, or in columns from left to right with the "
-        "indices of the nodes, for one network only (default: stacked)",
+        help="the order of a network's stages: stacked, or in columns from left to right with the "
+        "indices of the nodes, which takes only one network (default: stacked)",
     )
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="keys of the config and their new values"

@@ -4,9 +4,9 @@
     python tools/export_model.py model_best.pth backbone.pt2 --part backbone
     python tools/export_model.py output/my_classifier int8.onnx --int8 --calibration my_images/train
 
-Images may have any size, and a batch of a classifier or a backbone any number. Batch norms are
-folded into the convolutions. OUTPUT appears only once it was run beside the model: at three sizes,
-and with one and two images where it takes a batch. tools/predict.py takes OUTPUT in place of the
+Images may have any size. A classifier or a backbone takes any number of images at once. Batch norms
+are folded into the convolutions. Before OUTPUT appears, it is run beside the model at three sizes
+and, if it takes several images, with one and two. tools/predict.py takes OUTPUT instead of the
 checkpoint.
 """
 
@@ -55,12 +55,12 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "source",
         metavar="CHECKPOINT_OR_RUN",
-        help="a .pth file, or the OUTPUT_DIR of a training: its best checkpoint",
+        help="a .pth file, or the OUTPUT_DIR of a training, whose best checkpoint is used",
     )
     parser.add_argument(
         "output",
         metavar="OUTPUT",
-        help="the file to write; its suffix is .onnx, .ts or .pt for torchscript, .pt2 for torch",
+        help="the file to write: .onnx, .ts or .pt (torchscript), or .pt2 (torch)",
     )
     parser.add_argument(
         "--format", choices=list(FORMATS), help="the format (default: that of OUTPUT's suffix)"
@@ -69,21 +69,22 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--part",
         choices=PARTS,
         default="whole",
-        help="backbone: the backbone and its FPN alone, for normalised images (default: whole)",
+        help="the whole model, or its backbone with its FPN, for normalised images (default: "
+        "whole)",
     )
     parser.add_argument(
         "--images",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="files, folders or globs of images on which the file is compared with the model, "
-        "beside noise of three sizes",
+        help="files, folders or globs of images; the file is compared with the model on them, and "
+        "on noise of three sizes",
     )
     parser.add_argument(
         "--int8",
         action="store_true",
-        help="a classifier whose convolutions compute in int8, for ONNX Runtime: it is compared by "
-        f"the classes that it gives, of which {LEAST_EQUAL:.0%}% must be the same",
+        help="write a classifier whose convolutions compute in int8, for ONNX Runtime; "
+        f"at least {LEAST_EQUAL:.0%}% of the classes that it finds must be the same",
     )
     parser.add_argument(
         "--calibration",
@@ -91,7 +92,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="IMAGES",
         help=f"with --int8: files, folders or globs of at least {2 * LEAST_COMPARED} images like "
-        f"those that it is for; up to {MOST_IMAGES} calibrate it, as many are compared",
+        f"those that it will get; up to {MOST_IMAGES} calibrate it, and as many are compared",
     )
     args = parser.parse_args(argv)
     if args.int8 != bool(args.calibration):

@@ -1,8 +1,8 @@
-"""Show what a compiler makes of the Triton kernels: registers, spills, barriers, instructions.
+"""Count registers, spills, barriers and instructions of the compiled Triton kernels.
 
     python tools/inspect_kernels.py --channels 109 112 --inputs 1 4 12 [--dtype float16]
 
-It needs Triton, and no GPU. The counts are of the code, where a loop counts once.
+It needs Triton, but no GPU. It counts the instructions of the code, where a loop counts once.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the operators (default: all)",
     )
     for name, default, what in (
-        ("inputs", [1, 4], "the numbers of inputs (default: 1 4)"),
+        ("inputs", [1, 4], "the numbers of a node's inputs (default: 1 4)"),
         ("channels", [109], "the values of C (default: 109)"),
     ):
         parser.add_argument(f"--{name}", nargs="+", type=at_least(1), default=default, help=what)
@@ -46,7 +46,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--capability",
         type=at_least(70),
         default=90,
-        help="the compute capability of the GPU, 80 for 8.0; Triton's least is 70 (default: 90)",
+        help="the compute capability of the GPU: 80 for 8.0; at least 70 (default: 90)",
     )
     return parser.parse_args(argv)
 

@@ -3,7 +3,7 @@
     python tools/make_shards.py imagenet_train datasets/imagenet_shards/train
     python tools/make_shards.py my/images/val my/shards/val --images 1000
 
-A disk or a network that reads millions of small files slowly reads these fast. Train on them with
+Shards help if a disk or a network reads millions of small files slowly. Train on them with
 DATASETS.TRAIN "('imagenet_shards/train',)", or a pattern: "('shards/train-{000000..000127}.tar',)".
 """
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", metavar="FOLDER", help="a new folder")
     parser.add_argument(
-        "--images", type=int, default=10_000, help="the images of each shard (default: %(default)s)"
+        "--images", type=int, default=10_000, help="images per shard (default: %(default)s)"
     )
     args = parser.parse_args(argv)
     shards = make_shards(args.dataset, args.folder, args.images)

@@ -1,20 +1,24 @@
-"""Measure everything about a GPU, at once or in portions: what the fused operators are worth on it.
+"""Measure what the fused operators gain on a GPU, at once or in portions.
 
     make gpu [MINUTES=8]
     python tools/measure_gpu.py [--output output/gpu] [--device cuda] [--minutes 8]
 
-First the classifiers are compared at batches of 32, 128 and 256, in float32 and in mixed precision,
-with and without channels_last, and the detectors' backbones at two images, of one size and of
-several; RandWire fused, without CUDA graphs, with RECOMPUTE, plain, and plain with torch.compile,
-beside ResNet-50 and ResNeXt-50; the most telling first. Then the operators and a stage are
-examined, as by tools/check_gpu.py, and a classifier is trained fused and node by node: on CIFAR-10
-for two epochs, where DETECTRON2_DATASETS has it, else on the demo's images. Last, where there are
-the checkout's tests and pytest, `pytest -k cuda` runs, file by file.
+The parts, in this order:
 
-OUTPUT/gpu.md has one table of all times, then all tables, OUTPUT/gpu.json all numbers; both are
-written again with each part. What is interrupted goes on when the same command is given again: what
-gpu.json has is not measured again, but what failed, or was begun and not ended, is, after what was
-never begun. Another machine, PyTorch, Triton or code is refused there; --overwrite begins anew.
+- It compares RandWire (fused, without CUDA graphs, with RECOMPUTE, plain, and plain with
+  torch.compile) with ResNet-50 and ResNeXt-50, the most telling cases first: classifiers at batches
+  of 32, 128 and 256, in float32 and in mixed precision, with and without channels_last; and
+  detectors' backbones with two images, of one size and of several.
+- It examines the operators and a stage, as tools/check_gpu.py does.
+- It trains a classifier fused and node by node: on CIFAR-10 for two epochs if DETECTRON2_DATASETS
+  has it, else on the demo's images.
+- It runs `pytest -k cuda` file by file, if there are the checkout's tests and pytest.
+
+OUTPUT/gpu.md has one table of all times, then all tables; OUTPUT/gpu.json has all numbers. Both are
+written again after each part. After an interruption, give the same command again. It skips the
+parts that gpu.json has, and measures those that never began, then those that failed or were
+interrupted. It refuses an OUTPUT of another machine, PyTorch, Triton or code; --overwrite begins
+anew.
 """
 
 import argparse
@@ -145,7 +149,7 @@ def describe(device: str, quick: bool) -> dict[str, Any]:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of(SCRIPT, __doc__)
     parser.add_argument(
-        "--output", type=Path, default=Path("output/gpu"), help="a folder (default: output/gpu)"
+        "--output", type=Path, default=Path("output/gpu"), help="the folder (default: output/gpu)"
     )
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda", help="the device (default: cuda)"
@@ -153,17 +157,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="do everything once, with a tiny network: a rehearsal, whose numbers say nothing",
+        help="run everything once with a tiny network, as a rehearsal; the numbers mean nothing",
     )
     parser.add_argument(
         "--minutes",
         type=at_least(1),
         default=math.inf,
-        help="measure at least one part, but begin no other that would end after so many minutes "
-        "if it took as long as the longest of this command (a part that takes longer ends later)",
+        help="measure at least one part; begin another only if it would end within so many "
+        "minutes, should it take as long as the longest part so far",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="begin anew, whatever gpu.json in OUTPUT holds"
+        "--overwrite", action="store_true", help="begin anew, whatever gpu.json in OUTPUT contains"
     )
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():

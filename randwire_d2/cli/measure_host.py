@@ -2,8 +2,8 @@
 
     python tools/measure_host.py [--rounds 31] [--detection]
 
-It needs Triton. What stands in for the GPU, and what that leaves out, is told in
-randwire_d2/benchmark/host.py.
+It needs Triton. randwire_d2/benchmark/host.py explains what replaces the GPU, and what that leaves
+out.
 """
 
 import argparse
@@ -30,7 +30,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--rounds", type=at_least(1), default=31, help="how often each is timed (default: 31)"
     )
     parser.add_argument(
-        "--detection", action="store_true", help="a detector's backbone, with FrozenBN"
+        "--detection",
+        action="store_true",
+        help="measure a detector's backbone with FrozenBN (default: a classifier)",
     )
     return parser.parse_args(argv)
 

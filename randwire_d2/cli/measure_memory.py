@@ -1,11 +1,10 @@
-"""Find out whether a training, or prediction with its detector, needs more and more memory.
+"""Find out whether a training, or a prediction with its detector, needs more and more memory.
 
     python tools/measure_memory.py --config-file configs/faster_rcnn_randwire_shapes.yaml \\
         INPUT.MIN_SIZE_TRAIN "(64, 96, 128, 160)"
 
-It trains, with all that a training does but evaluation, then predicts, both on images of mixed
-sizes, and prints the slope of the memory of the process and the number of living tensors. It needs
-Linux.
+It trains without evaluation, then predicts, both on images of mixed sizes. It prints the slope of
+the process's memory, and the number of living tensors. It needs Linux.
 """
 
 import json
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=2000,
         help="the iterations of the training, and of the prediction (default: 2000)",
     )
-    parser.add_argument("--output", help="a JSON file for all samples")
+    parser.add_argument("--output", help="write all samples to this JSON file")
     args = parser.parse_args(argv)
     given, every = args.iterations, max(args.iterations // SAMPLES, 1)
     with tempfile.TemporaryDirectory() as folder:

@@ -3,16 +3,22 @@
     python tools/predict.py output/my_run my_images 'more/**/*.png' clip.mp4 --output predictions
     python tools/predict.py model_best.pth --dataset coco_2017_val --output predictions
 
-In the folder DIR: results.json in COCO's format (of a classifier, the five best classes of each
-image), images.json with the files that its ids name, results.csv with both, and pictures/ with what
-was found drawn into the images and videos; of a panoptic detector also panoptic.json and panoptic/,
-COCO's panoptic format. Images have the ids 1, 2, ... in the order in which they were given, frames
-of videos go on from there; those of a data set have its own. An input that can't be read or
-computed, such as one that is too large for the memory, is named and skipped; then the exit status
-is 1. After an error, Ctrl-C or SIGTERM, results.partial.json and its like hold what was found. With
---resume, the same command goes on from there, or from what SIGKILL has left: images that were
-computed are skipped, a video that was not done begins anew, and the files become those of a
-prediction that nothing has ended; job.json, of which checkpoint and inputs they are.
+The folder DIR then contains:
+
+- results.json, in COCO's format (for a classifier, the five best classes of each image)
+- images.json, the file of each image's id; and results.csv, with both
+- pictures/, the images and videos with what was found
+- for a panoptic detector, panoptic.json and panoptic/, in COCO's panoptic format
+- job.json, the checkpoint and the inputs
+
+Images get the ids 1, 2, ... in the order in which they are given, then frames of videos. Images of
+a data set keep their ids. An input that can't be read or computed, such as one that is too large
+for the memory, is named and skipped; the exit status is then 1.
+
+After an error, Ctrl-C or SIGTERM, results.partial.json and similar files contain what was found so
+far. The same command with --resume continues from there, or from what SIGKILL has left: it skips
+images that are done, begins an unfinished video anew, and ends with the same files as an
+uninterrupted prediction.
 """
 
 import argparse
@@ -88,43 +94,43 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "checkpoint",
         metavar="CHECKPOINT_OR_RUN",
         help="a .pth file, a folder of tools/publish_model.py or hf://OWNER/NAME, a file of "
-        "tools/export_model.py, or the OUTPUT_DIR of a training: its "
-        "model_best.pth, else model_final.pth, else the last one",
+        "tools/export_model.py, or the OUTPUT_DIR of a training (its model_best.pth, else "
+        "model_final.pth, else its last checkpoint)",
     )
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="*", help="images, videos, folders of them, or globs"
     )
-    parser.add_argument("--output", metavar="DIR", required=True, help="the folder for results")
+    parser.add_argument("--output", metavar="DIR", required=True, help="the folder for the results")
     parser.add_argument(
         "--dataset",
         metavar="NAME",
-        help="a registered data set in place of INPUTs; 'test' is the one the model was tested on",
+        help="a registered data set instead of INPUTs; 'test' is the one the model was tested on",
     )
     add_renamed_class(parser, "--dataset")
     parser.add_argument(
         "--score-threshold",
         type=float,
         metavar="SCORE",
-        help="the least score (0 ... 1) of what is drawn and written (default: "
-        f"{Detector.least_drawn} of the detections that are drawn; all are written)",
+        help="the least score (0 ... 1) of a detection that is drawn and written (default: "
+        f"{Detector.least_drawn} to be drawn; all are written)",
     )
     parser.add_argument(
         "--batch",
         type=at_least(1),
         default=1,
         metavar="IMAGES",
-        help="the images that are read and computed at once, a detector's if they have one size "
-        "(default: 1); results of another number differ in their last digits",
+        help="how many images are computed at once, by a detector only if they have one size "
+        "(default: 1); with another number, results differ in their last digits",
     )
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--device", help="cpu or cuda:1, say (default: a GPU if there is one)")
     parser.add_argument(
         "--runtime",
         choices=CHOICES,
         default=AUTO,
-        help="what computes: eager is PyTorch; onnx and openvino run an export of the model, on a "
-        f"CPU; auto, the default, is eager below {LEAST_IMAGES} images, and from there on, on a "
-        "CPU, whatever is installed and takes the least time for the first images. Results differ "
-        "in their last digits",
+        help="the program that computes: eager is PyTorch; onnx and openvino run an export of the "
+        f"model on a CPU. auto, the default, is eager below {LEAST_IMAGES} images and on a GPU; "
+        "for more images on a CPU, it is the one that is installed and computes the first images "
+        "fastest. Results differ in their last digits",
     )
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     existing = parser.add_mutually_exclusive_group()
@@ -134,8 +140,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     existing.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the unfinished prediction in DIR; begin one if DIR is empty; do nothing "
-        "if it is finished",
+        help="continue the unfinished prediction in DIR; begin one if DIR is empty; do nothing if "
+        "it is finished",
     )
     args = parser.parse_args(argv)
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--measure-input",
         action="store_true",
-        help="only measure the images per second that the input feeds and training consumes",
+        help="only measure how many images per second can be read, and how many training consumes",
     )
     args = parser.parse_args(argv)
     setup_logger(name="randwire_d2")

@@ -1,13 +1,13 @@
 """Write a trained model into a folder that others can use.
 
-The folder holds the weights (.safetensors), config.json, and a model card (README.md) with the
-data, the recipe, the figures and the command that its run has on record.
+The folder contains the weights (.safetensors), config.json, and a model card (README.md) with the
+data, the recipe, the figures and the command from the run's record.
 
     python tools/publish_model.py output/my_run published
     python tools/publish_model.py output/imagenet/randwire_c109_100ep/backbone.pth published
 
-randwire_d2.from_pretrained(FOLDER) is the model again. Nothing is uploaded; to do that:
-hf upload OWNER/NAME FOLDER. Then MODEL.WEIGHTS hf://OWNER/NAME starts trainings from it.
+randwire_d2.from_pretrained(FOLDER) loads the model. The tool uploads nothing; to upload the folder:
+hf upload OWNER/NAME FOLDER. Then MODEL.WEIGHTS hf://OWNER/NAME starts a training from it.
 """
 
 import argparse
@@ -32,8 +32,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "source",
         metavar="RUN_OR_CHECKPOINT",
-        help="the OUTPUT_DIR of a training (its model_best.pth, else model_final.pth, else the "
-        "last one), or a checkpoint; of a pretraining its backbone.pth, too",
+        help="the OUTPUT_DIR of a training (its model_best.pth, else model_final.pth, else its "
+        "last checkpoint), or a checkpoint, such as a pretraining's backbone.pth",
     )
     parser.add_argument("folder", metavar="FOLDER", help="a new folder")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Train or evaluate a detector whose config is Python, a LazyConfig.
+"""Train or evaluate a detector from a LazyConfig, a config in Python.
 
     python tools/lazyconfig_train_net.py --num-gpus 8 \\
         --config-file configs/lazy/mask_rcnn_randwire_c109_fpn_1x.py train.max_iter=1000

@@ -20,30 +20,30 @@ from typing import NoReturn
 # The subcommands: the script in tools/, and what it does.
 TOOLS = {
     "train": ("train_net.py", "train or evaluate a detector"),
-    "train-lazy": ("lazyconfig_train_net.py", "the same, with a config in Python, a LazyConfig"),
+    "train-lazy": ("lazyconfig_train_net.py", "train or evaluate a detector from a LazyConfig"),
     "pretrain": ("pretrain_imagenet.py", "train or evaluate a classifier"),
     "make-shards": ("make_shards.py", "write a classifier's images as tar shards"),
-    "convert": ("convert_checkpoint.py", "make a detector's backbone of a checkpoint, proved"),
+    "convert": ("convert_checkpoint.py", "convert a checkpoint into a detector's backbone"),
     "predict": ("predict.py", "predict with a checkpoint: images, folders, videos or a data set"),
-    "export": ("export_model.py", "write a trained model for ONNX Runtime, libtorch, torch.export"),
+    "export": ("export_model.py", "write a model for ONNX Runtime, libtorch or torch.export"),
     "publish": ("publish_model.py", "write a trained model into a folder with a model card"),
     "analyze-results": ("analyze_results.py", "show what a detector gets right and wrong"),
-    "browse-data": ("browse_data.py", "look at the data of a detector before it is trained"),
+    "browse-data": ("browse_data.py", "look at a detector's data before training"),
     "analyze-model": ("analyze_model.py", "count parameters and multiply-adds; Tables 1 to 4"),
-    "benchmark": ("benchmark.py", "compare what RandWire and ResNets cost: memory and time"),
+    "benchmark": ("benchmark.py", "compare the memory and time of RandWire and ResNets"),
     "draw-wiring": ("draw_wiring.py", "draw networks and random graphs"),
     "compare-generators": ("compare_generators.py", "run a sweep: Figures 3 and 6, Tables 2 to 5"),
-    "collect-results": ("collect_results.py", "tables of runs, beside the paper's numbers"),
+    "collect-results": ("collect_results.py", "write tables of runs beside the paper's numbers"),
     "damage-graph": ("damage_graph.py", "remove nodes and edges of trained networks; Figure 5"),
-    "demo": ("demo.py", "pretrain, convert and fine-tune on data that is made here"),
+    "demo": ("demo.py", "pretrain, convert and fine-tune on the built-in data"),
     "check-gpu": ("check_gpu.py", "find out whether the GPU runs the fused operators"),
-    "measure-gpu": ("measure_gpu.py", "measure everything about a GPU"),
+    "measure-gpu": ("measure_gpu.py", "measure what the fused operators gain on a GPU"),
     "measure-host": (
         "measure_host.py",
-        "measure what a training step costs the host, fused or not",
+        "measure what a training step costs the host, without a GPU",
     ),
     "measure-memory": ("measure_memory.py", "find out whether a training's memory grows"),
-    "inspect-kernels": ("inspect_kernels.py", "show what a compiler makes of the Triton kernels"),
+    "inspect-kernels": ("inspect_kernels.py", "count what the compiled Triton kernels need"),
 }
 _SUBCOMMANDS = {script: name for name, (script, _) in TOOLS.items()}
 _COMMAND = "randwire-d2"
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.error = functools.partial(refuse_usage, parser)  # type: ignore[method-assign]
-    parser.add_argument("command", metavar="COMMAND", help="one of these below")
+    parser.add_argument("command", metavar="COMMAND", help="one of the commands below")
     given = list(sys.argv[1:] if argv is None else argv)
     name = parser.parse_args(given[:1]).command
     if name not in TOOLS:

@@ -47,7 +47,7 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-from-weights",
         action="store_true",
-        help="take the wiring and the preprocessing (MODEL.RANDWIRE.SPEC, INPUT.FORMAT, "
+        help="take the wiring (MODEL.RANDWIRE.SPEC) and the preprocessing (INPUT.FORMAT, "
         "MODEL.PIXEL_MEAN, MODEL.PIXEL_STD) from the checkpoint MODEL.WEIGHTS",
     )
     add_slurm_arguments(parser)
@@ -62,14 +62,14 @@ def add_data_arguments(parser: argparse.ArgumentParser, key: str, key_val: str) 
         default="",
         metavar="PATH",
         help="a detector's data set: a folder in COCO's layout or Roboflow's, "
-        "annotations.json:images, YOLO's data.yaml, or a folder of Pascal VOC's; sets "
+        "annotations.json:images, YOLO's data.yaml, or a Pascal VOC folder; sets "
         f"{key}",
     )
     parser.add_argument(
         "--data-val",
         default="",
         metavar="PATH",
-        help=f"the same for its validation split, if --data does not hold it; sets {key_val}",
+        help=f"the validation split, if --data does not contain it; sets {key_val}",
     )
     add_renamed_class(parser, "--resume or --eval-only")
 
@@ -86,8 +86,8 @@ def add_renamed_class(parser: argparse.ArgumentParser, goes_with: str) -> None:
         action="append",
         default=[],
         metavar=("OLD", "NEW"),
-        help=f"with {goes_with}: the name of a class in the checkpoint, and that of the same class "
-        "in the data; once for each",
+        help=f"with {goes_with}: the name of a class in the checkpoint, and its corrected name in "
+        "the data; repeat it for each class",
     )
 
 

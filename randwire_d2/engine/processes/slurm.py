@@ -62,23 +62,23 @@ def add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
         "--slurm",
         type=Nodes.parse,
         metavar="NODES×GPUS",
-        help="submit this command to Slurm and return: so many nodes, with so many GPUs, or "
-        "processes on a CPU, on each (2x8); OUTPUT_DIR must be on a disk that they share. At the "
-        "time limit the job goes back into the queue, and goes on when it starts again",
+        help="submit this command to Slurm, and return; 2x8 is 2 nodes with 8 GPUs (or processes "
+        "on a CPU) each. The nodes must share the disk of OUTPUT_DIR. At the time limit the job "
+        "returns to the queue; it resumes when it starts again",
     )
     group.add_argument("--partition", help="the job's partition (default: the cluster's)")
     group.add_argument(
         "--time-limit",
         type=int,
         metavar="MINUTES",
-        help="the job's limit, from one start to the next (default: 1440)",
+        help="the time limit of each start of the job (default: 1440)",
     )
     group.add_argument(
         "--slurm-option",
         action="append",
         metavar="NAME=VALUE",
         help="another parameter of submitit's AutoExecutor, such as mem_gb=200, cpus_per_task=12 "
-        "or slurm_account=vision; may be repeated",
+        "or slurm_account=vision; repeat it for more",
     )
 
 
