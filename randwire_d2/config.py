@@ -24,106 +24,113 @@ def add_randwire_config(cfg: CfgNode) -> None:
     """
     cfg.MODEL.RANDWIRE = CfgNode()
     node = cfg.MODEL.RANDWIRE
-    # Table 1's column: "small" or "regular".
+    # The column of Table 1: "small" or "regular".
     node.REGIME = "regular"
     # C: the channels of conv2's nodes ("regular") or conv3's ("small"); later stages double them.
     node.CHANNELS = 109
     # N: the nodes of each random graph; the regular regime's conv2 has N/2.
     node.NUM_NODES = 32
-    # The random graph model: "ER", "BA", "WS", "NAS", or what a project added to GRAPH_REGISTRY.
-    # Its parameters are the node of the same name below, in upper case.
+    # The random graph model: "ER", "BA", "WS", "NAS", or one that a project added to
+    # GRAPH_REGISTRY. Its parameters are in the node of the same name, such as WS.K.
     node.GRAPH = "WS"
     # WS(K, P): neighbours of each node in the ring (even), and the probability of rewiring an edge.
     node.WS = CfgNode({"K": 4, "P": 0.75})
     # ER(P): the probability of each edge.
     node.ER = CfgNode({"P": 0.2})
-    # BA(M): the edges that each added node brings.
+    # BA(M): the number of edges that each added node brings.
     node.BA = CfgNode({"M": 5})
-    # NAS(cell_nodes): the merging nodes of a NAS-style cell.
+    # NAS(CELL_NODES): the number of merging nodes of a NAS-style cell.
     node.NAS = CfgNode({"CELL_NODES": 5})
-    # The s of g(θ, s); all stages are drawn with it.
+    # The seed s of g(θ, s), with which every stage is drawn.
     node.SEED = 1
-    # The convolution of every node: "sep_conv3x3", "conv3x3", "max_pool3x3" or "avg_pool3x3".
+    # The operation of every node: "sep_conv3x3", "conv3x3", "max_pool3x3" or "avg_pool3x3".
     node.NODE_OP = "sep_conv3x3"
-    # A network's JSON; if set, it is the network, and the keys above are not read.
+    # A network as JSON. If it is set, the keys above are not read.
     node.SPEC = ""
-    # A file with a network's JSON, in place of SPEC.
+    # A file with a network as JSON, instead of SPEC.
     node.SPEC_FILE = ""
-    # Any norm of Detectron2's. FrozenBN needs pretrained weights; from scratch: BN, SyncBN or GN.
-    # GN has as many groups, up to 32, as divide the channels: in res2 … res5 of C=109 1, 2, 4 and
-    # 8; of C=154 22, 28, 28 and 28.
+    # Any norm of Detectron2. FrozenBN needs pretrained weights; from scratch take BN, SyncBN or GN.
+    # GN has the largest number of groups, up to 32, that divides the channels: 1, 2, 4 and 8 in
+    # res2 … res5 with C=109; 22, 28, 28 and 28 with C=154.
     node.NORM = "FrozenBN"
     # The mode of the convolutions' He initialisation: "fan_in", or "fan_out" as pycls has it.
     node.INIT = "fan_in"
-    # The features handed to the FPN or the heads: any of stem, res2, res3, res4, res5.
+    # The features for the FPN or the heads: any of stem, res2, res3, res4, res5.
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Hand them out after a ReLU, as a ResNet's are. A classifier's head begins with one anyway.
+    # Whether these features pass a ReLU, as a ResNet's do. A classifier's head begins with a ReLU
+    # anyway.
     node.RELU_FEATURES = True
-    # The probability with which a training mini-batch loses one edge; the paper's ImageNet
-    # training in the regular regime has 0.1, its fine-tuning does not mention it.
+    # The probability with which a training mini-batch loses one edge. The paper has 0.1 for
+    # ImageNet in the regular regime; for fine-tuning it mentions none.
     node.EDGE_DROP_PROB = 0.0
-    # The mini-batch that loses it: "process", each process's own images lose an edge of their own,
-    # or "batch", all processes' images of an iteration lose the same edge. §4.2 may mean either.
+    # The images that lose the same edge in an iteration: those of one "process", or the whole
+    # "batch" of all processes. §4.2 may mean either.
     node.EDGE_DROP_SCOPE = "process"
-    # Fused operators for separable convolutions with batch norms, the same function with less
-    # traffic: "auto", where they work (in training by this project's tools: and are not slower);
-    # "on", or an error; "off", every node's own modules. In YAML in quotes: a bare on is True.
+    # Fused operators for separable convolutions with batch norms: the same function with less
+    # memory traffic. "auto" uses them where they work and, in trainings by this project's tools,
+    # are not slower. "on" is an error where they do not work. "off" runs every node's own modules.
+    # Quote the value in YAML: a bare on is True.
     node.FUSED = "auto"
-    # Save about half as much for the backward pass, and compute it again. Turn it on if the
-    # batch does not fit into memory.
+    # Whether to save about half as much for the backward pass, and to compute the rest again. Turn
+    # it on if the batch does not fit into memory.
     node.RECOMPUTE = False
-    # On a GPU, once a fused stage was called several times with images of a size, replay what it
-    # launches as one CUDA graph: the same results, in less of the host's time. It takes memory that
-    # a training leaves free.
+    # Whether a GPU replays a fused stage as one CUDA graph, after several calls with images of one
+    # size. The results are the same, and the host needs less time. The graphs take only memory that
+    # the training leaves free.
     node.CUDA_GRAPHS = True
-    # Of a LazyConfig's run: the detector, as ``modeling.lazy_detector`` says, if META_ARCHITECTURE
-    # is LazyDetector.
+    # The detector of a LazyConfig's run, in the form of ``modeling.lazy_detector``; read only if
+    # META_ARCHITECTURE is LazyDetector.
     cfg.MODEL.LAZY = ""
 
 
 def add_engine_config(cfg: CfgNode) -> None:
     """Add the keys that this project's trainers read; those of another project would not."""
-    # What SOLVER.AMP.ENABLED computes in: "float16" or "bfloat16".
+    # The type in which SOLVER.AMP.ENABLED computes: "float16" or "bfloat16".
     cfg.SOLVER.AMP.PRECISION = "float16"
-    # In its first iteration a training runs each fused stage node by node as well, and stops if
-    # they differ. With a period, it does so with one stage every so many iterations.
+    # In its first iteration, a training also runs each fused stage node by node, and stops if the
+    # results differ. If not 0, it repeats this with one stage every so many iterations.
     cfg.SOLVER.SHADOW_PERIOD = 0
-    # With several processes: the seconds after which an iteration that waits for images or compiles
-    # hangs, and the training ends with a line that says where; any other does after 40 s, or 20
-    # times the longest of late. 0: none does. A process that dies is noticed at once.
+    # With several processes: the seconds for which an iteration may wait for images or compile.
+    # After them the training ends with a line that says where it hangs. Any other iteration may
+    # take 40 s, or 20 times the longest of late. 0 sets no limit. A process that dies is noticed at
+    # once.
     cfg.SOLVER.HANG_TIMEOUT = 600
-    # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept; 0: all.
+    # The number of periodic checkpoints (SOLVER.CHECKPOINT_PERIOD) that are kept; 0 keeps all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
-    # A loss that is no number ends a training. If not 0, so many such steps in a row are skipped.
+    # A loss that is NaN or infinite ends a training. If not 0, so many such steps in a row are
+    # skipped first.
     cfg.SOLVER.SKIP_NONFINITE = 0
-    # A detector's data set by its path, in place of DATASETS.TRAIN and TEST: COCO's format, YOLO's
-    # or Pascal VOC's, as data/formats/layouts.py says; tools/train_net.py's --data.
+    # A detector's data set by its path, instead of DATASETS.TRAIN and TEST: COCO's format, YOLO's
+    # or Pascal VOC's (data/formats/layouts.py has the layouts). Set by --data of
+    # tools/train_net.py.
     cfg.DATASETS.PATH = ""
-    # The same for the validation split, if PATH doesn't hold it; --data-val.
+    # The path of the validation split, if PATH does not contain it. Set by --data-val.
     cfg.DATASETS.PATH_VAL = ""
-    # The share of the training images held back for validation where there is no such split: about
-    # so many, each drawn by its name and SEED (0 for a negative one), whatever others there are.
+    # The share of the training images, about, that is held back for validation if there is no such
+    # split. An image's name and SEED (0 if SEED is negative) decide, whatever other images there
+    # are.
     cfg.DATASETS.HOLD_BACK = 0.0
-    # If SIZE isn't 0, large-scale jitter of a detector's training images, as in Detectron2's
-    # new_baselines, in place of MIN_SIZE_TRAIN and CROP: an image is resized to fit into a square
-    # of SIZE pixels times a random number of the range SCALES; then what is larger than the square
-    # of SIZE is cropped, and what is smaller padded.
+    # If SIZE isn't 0, a detector's training images get large-scale jitter, as in Detectron2's
+    # new_baselines, instead of MIN_SIZE_TRAIN and CROP. An image is resized to fit into a square of
+    # SIZE pixels times a random number from the range SCALES. Then it is cropped or padded to the
+    # square of SIZE.
     cfg.INPUT.LSJ = CfgNode({"SIZE": 0, "SCALES": [0.1, 2.0]})
-    # If not 0, evaluations test an average of the weights, and checkpoints hold it beside them as
-    # "ema": in each iteration it keeps this part of itself (0.999, say), and takes the rest anew.
+    # If not 0, evaluations test an average of the weights, and checkpoints contain it as "ema". In
+    # each iteration, the average keeps this part of itself (0.999, say), and takes the rest from
+    # the weights.
     cfg.SOLVER.EMA = CfgNode({"DECAY": 0.0})
-    # If not 0, the length of the training, and MAX_ITER is computed from it: STEPS stay where they
-    # are in the config's MAX_ITER (60000 of 90000: after two thirds), and BASE_LR, WARMUP_ITERS,
-    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are those of REFERENCE_BATCH_SIZE: with another
-    # IMS_PER_BATCH the rate grows in proportion, the others shrink. WARMUP_ITERS are a quarter of
-    # the training at most. If 0, all are taken literally.
+    # If not 0, the length of the training in epochs; MAX_ITER is computed from it. STEPS keep their
+    # share of the config's MAX_ITER (60000 of 90000: after two thirds). BASE_LR, WARMUP_ITERS,
+    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are for REFERENCE_BATCH_SIZE: with a larger
+    # IMS_PER_BATCH, the rate grows in proportion, and the others shrink. WARMUP_ITERS are at most a
+    # quarter of the training. If 0, all keys are literal.
     cfg.SOLVER.EPOCHS = 0
-    # A classifier's is 256.
+    # The batch size for which the rate and the schedule are given; a classifier's is 256.
     cfg.SOLVER.REFERENCE_BATCH_SIZE = 16
-    # What model_best.pth is best in, by its name in metrics.json: the more, the better, but of a
-    # loss the less. With several test sets it begins with a set's name, or the first is meant.
+    # The metric of model_best.pth, by its name in metrics.json: a loss should be low, any other
+    # metric high. With several test sets, the name begins with a set's name, or means the first.
     cfg.SOLVER.BEST_METRIC = "bbox/AP"
-    # If not 0, so many evaluations that do not improve BEST_METRIC end the training.
+    # If not 0, the training ends after so many evaluations that do not improve BEST_METRIC.
     cfg.SOLVER.PATIENCE = 0
     # Whether a training's evaluations also write the losses of the test images, without
     # augmentation: val_total_loss and its parts.
@@ -153,17 +160,19 @@ def add_classification_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFIER = CfgNode()
     node = cfg.MODEL.CLASSIFIER
     node.NUM_CLASSES = 1000
-    # Before the fc layer; the paper's: 0.2 in the regular regime, none in the small. For RandWire.
+    # RandWire's dropout before the fc layer. The paper has 0.2 in the regular regime, none in the
+    # small.
     node.DROPOUT = 0.0
-    # A ReLU between the norm of the 1280-d layer and the pool. Table 1 has none. For RandWire.
+    # Whether RandWire has a ReLU between the norm of the 1280-d layer and the pool. Table 1 has
+    # none.
     node.HEAD_RELU = False
     node.LABEL_SMOOTHING = 0.1
     # If it has a NAME, the network is torchvision's classifier of that name, such as
     # "mobilenet_v2", and MODEL.BACKBONE.NAME is not read. OPTIONS are more arguments of its
     # builder, each name before its value: ["width_mult", 1.4].
     node.TORCHVISION = CfgNode({"NAME": "", "OPTIONS": []})
-    # Whether the network is trained through torch.compile: nodes run one by one then, for the
-    # compiler to fuse. What a checkpoint holds does not change, and tests do not compile.
+    # Whether the network is trained through torch.compile. Then nodes run one by one, and the
+    # compiler fuses them. Checkpoints stay the same, and evaluations do not compile.
     cfg.SOLVER.COMPILE = False
     cfg.SOLVER.BEST_METRIC = "classification/top1"
 
@@ -174,7 +183,7 @@ def add_classification_config(cfg: CfgNode) -> None:
     # The standard deviation of AlexNet's colour noise along ImageNet's principal components
     # (Krizhevsky et al., 2012, section 4.1; theirs is 0.1). The paper mentions none.
     cfg.INPUT.PCA_LIGHTING = 0.0
-    # RandAugment (Cubuk et al., 2020) of each training image: so many operations, each of this
+    # RandAugment (Cubuk et al., 2020) of each training image: the number of operations, and their
     # magnitude, 0 … 30. The paper has none.
     cfg.INPUT.RAND_AUGMENT = CfgNode({"NUM_OPS": 0, "MAGNITUDE": 9})
     # The α of MixUp (Zhang et al., 2018) and of CutMix (Yun et al., 2019), which mix the images of
@@ -187,11 +196,11 @@ def add_classification_config(cfg: CfgNode) -> None:
     cfg.INPUT.TEST_CROP_RATIO = 0.875
 
     cfg.SOLVER.REFERENCE_BATCH_SIZE = 256
-    # With EPOCHS, a larger batch than REFERENCE_BATCH_SIZE and WARMUP_ITERS 0: the rate grows from
-    # that of the reference to its own in so many epochs (Goyal et al., section 2.2).
+    # With EPOCHS, WARMUP_ITERS 0 and a larger batch than REFERENCE_BATCH_SIZE, the rate grows from
+    # the reference's rate to its own in so many epochs (Goyal et al., section 2.2).
     cfg.SOLVER.WARMUP_EPOCHS = 5
 
-    # Images per process in a test.
+    # The images of a batch in an evaluation, per process.
     cfg.TEST.IMS_PER_PROCESS = 100
 
 

@@ -21,17 +21,17 @@ for split in ("train", "test"):
     dataloader[split].mapper["_target_"] = PatientMapper  # waits for a disk that is away
 dataloader.evaluator.output_dir = "${train.output_dir}/inference"
 train.init_checkpoint = "output/imagenet/randwire_c109_100ep/backbone.pth"
-# What tools/lazyconfig_train_net.py adds to Detectron2's ``train``, with these values where a
-# config says nothing. A data set by its path (--data), its validation split's path if that is
-# another (--data-val), and the share of the training images that is held back where there is none:
+# The keys that tools/lazyconfig_train_net.py adds to Detectron2's ``train``, with their defaults.
+# A data set by its path (--data), the path of its validation split if that is another (--data-val),
+# and the share of the training images that is held back if there is no such split:
 train.data, train.data_val, train.hold_back = "", "", 0.0
-# A loss that is no number ends a training, but for so many steps in a row:
+# A loss that is NaN or infinite ends a training. So many such steps in a row are skipped first:
 train.skip_nonfinite = 0
-# With several processes, the seconds after which an iteration that waits for images hangs (none
-# does if it is 0):
+# With several processes, the seconds for which an iteration may wait for images or compile; 0 sets
+# no limit:
 train.hang_timeout = 600
-# What model_best.pth is best in, by its name in metrics.json; if not 0, so many evaluations that do
-# not improve it end the training:
+# The metric of model_best.pth, by its name in metrics.json; and, if not 0, the number of
+# evaluations without improvement that ends the training:
 train.best_metric = "bbox/AP"
 train.patience = 0
 # If not 0, evaluations test an average of the weights, which keeps this part of itself (0.999, say)
@@ -39,11 +39,11 @@ train.patience = 0
 train.ema = {"decay": 0.0}
 # Whether an evaluation also writes the losses of the test images:
 train.eval_loss = False
-# Whether norms are tested with the means and variances of so many batches of training images:
+# Whether evaluations give norms the means and variances of num_iter batches of training images:
 train.precise_bn = {"enabled": False, "num_iter": 200}
-# If not 0, one fused stage is run node by node as well every so many iterations, and compared:
+# If not 0, one fused stage is also run node by node every so many iterations, and compared:
 train.shadow_period = 0
-# What images, augmentation and the network draw is a function of it; -1 for a drawn one:
+# The seed of all that images, augmentation and the network draw; -1 draws a seed:
 train.seed = -1
 
 
