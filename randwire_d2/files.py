@@ -93,7 +93,7 @@ def check_folder(name: str, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{name} {os.fspath(path)!r}: {str(folder)!r} is a file; name a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(
-            f"{name} {os.fspath(path)!r}: nothing may be written into {str(folder)!r}; name "
+            f"{name} {os.fspath(path)!r}: {str(folder)!r} can't be written into; name "
             "another folder, or change its permissions"
         )
 

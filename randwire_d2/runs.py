@@ -176,7 +176,7 @@ class RunFolder:
             if not self.detector_file.is_file():
                 raise ValueError(
                     f"{path} is a LazyConfig's, which is Python and not read, and there is no "
-                    f"{self.detector_file.name} beside it: the log says why not"
+                    f"{self.detector_file.name} beside it: the training's log says why"
                 )
             path = self.detector_file
         return _read_config(str(path), path.stat().st_mtime_ns).clone()

@@ -77,7 +77,9 @@ def test_a_new_training_is_not_taken_for_an_earlier_one(folders: Path, tmp_path:
     given = [given for given in arguments(folders, output) if given != "--resume"]
     log, kill = output.with_suffix(".log"), "os.rename model_best.pth 2 group"  # 1 moves it
     weights = ("MODEL.WEIGHTS", output / "model_final.pth")
-    assert "is an earlier one's in OUTPUT_DIR" in refusal(TOOL, *given, *weights, log=log)
+    assert "belongs to an earlier training in OUTPUT_DIR" in refusal(
+        TOOL, *given, *weights, log=log
+    )
     tool = Tool(TOOL, *given, log=log, before=INVENT.format(values=[5]), kill_at=kill)
     assert tool.wait() == -signal.SIGKILL
     assert f"of an earlier training are in {output / 'earlier_1'} now" in tool.said

@@ -472,7 +472,7 @@ def test_a_broken_test_image_is_left_out_and_counted(
 
     broken = test()
     assert broken["unreadable"] == 2
-    assert "2 test images can't be read; accuracy is of the 18" in caplog.text
+    assert "2 test images can't be read; accuracy is of the other 18" in caplog.text
     for name in ("truncated.jpg", "empty.jpg"):
         (damaged / "val/a" / name).unlink()
     assert test() == {**broken, "unreadable": 0}

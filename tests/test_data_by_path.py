@@ -360,7 +360,7 @@ def test_no_run_goes_on_with_another_split(unsplit: Path, tmp_path: Path, flags:
     digest = hashlib.sha256(json.dumps([str(unsplit), "", 0.2, cfg.SEED]).encode()).hexdigest()
     older = cfg.dump().replace(cfg.DATASETS.TRAIN[0], f"{unsplit.name}_{digest[:8]}_train")
     (run / "config.yaml").write_text(older)
-    with pytest.raises(ValueError, match="it was trained on some of them") as e:
+    with pytest.raises(ValueError, match="which was trained on some of them") as e:
         load_config(parse(*flags, *given))
     assert "\n" not in str(e.value)
     load_config(parse(*flags, "--data-val", unsplit, *given))

@@ -104,7 +104,7 @@ def test_it_is_what_is_evaluated(
                    f"('{folders / 'train'}',)")  # fmt: skip
         given = arguments(folders, tmp_path / "run", *options, flags=("--eval-only",))
         said = run_tool(TOOL, *given, log=tmp_path / "log")
-        found.append("what is evaluated is the average" in said)
+        found.append("the average of the weights is evaluated" in said)
     assert found == [True, False]
     assert len(list((tmp_path / "run" / "evaluations").iterdir())) == 2
 

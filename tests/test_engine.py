@@ -255,7 +255,7 @@ def test_outputs_keep_their_classes(flags: list[str], tmp_path: Path) -> None:
     file, first = tmp_path / "model_0000001.pth", [CLASSES[1], CLASSES[0]]
     content = torch.load(file, weights_only=True)
     torch.save(content | {"class_names": [*first, *CLASSES[2:]]}, file)
-    says = f"class 0 is '{first[0]}' in the checkpoint, and '{first[1]}' in the data.* its own$"
+    says = f"class 0 is '{first[0]}' in the checkpoint, and '{first[1]}' in the data.*'s classes$"
     refused_by_both(flags, tmp_path, says)
     given = ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(file)]
     swap = ["--renamed-class", *first, "--renamed-class", *reversed(first)]
@@ -544,7 +544,7 @@ def test_the_environments_number_of_threads_is_respected(
         monkeypatch.delenv("OMP_NUM_THREADS")
         engine.share_cores()
         assert (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]) == (3, "3")
-        assert "PyTorch gets 3 of 8" in caplog.text and "OMP_NUM_THREADS" in caplog.text
+        assert "PyTorch gets 3 threads, not 8" in caplog.text and "OMP_NUM_THREADS" in caplog.text
     finally:
         monkeypatch.setenv("OMP_NUM_THREADS", "1")  # then undone
         torch.set_num_threads(before)

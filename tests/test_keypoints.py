@@ -207,7 +207,7 @@ def test_unknown_sides_are_not_flipped(coco: Path, tmp_path: Path) -> None:
         ([0, 2, 1], [1, 2, 0, 4, 3], [0, 2, 1, 4, 9], [0, 2.0, 1.0, 4, 3], 3)
     ):
         damaged = poses.write_yolo(tmp_path / str(i), coco, flip_idx=wrong)
-        with pytest.raises(ValueError, match="has flip_idx .*; it must be which of kpt_shape's 5"):
+        with pytest.raises(ValueError, match="has flip_idx .*; it must say which of kpt_shape's 5"):
             load(damaged)
 
 

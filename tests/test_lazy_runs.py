@@ -281,7 +281,7 @@ def test_the_best_is_kept_and_patience_ends_the_training(train: Callable[..., Ru
         assert [i for i, _ in run.evaluations("bbox/AP")] == iterations + more
         assert load_checkpoint(str(run.final_checkpoint))["iteration"] == 7
         assert [*run.periodic_checkpoints()] == [6, 7]
-        assert "has not improved for 2 evaluations, train.patience" in run.log_file.read_text()
+        assert "has not improved for 2 evaluations (train.patience)" in run.log_file.read_text()
         best = torch.load(run.best_checkpoint, weights_only=True)
         assert best["iteration"] == 3 and "trainer" not in best
         assert_equal(best["model"], TESTED[1])
@@ -395,7 +395,7 @@ def test_a_last_iteration_that_fails_is_not_evaluated(train: Callable[..., RunFo
     """Wrong: its error waits for an evaluation, or is lost in one that fails for the same cause; or
     it names keys that a LazyConfig has not."""
     values = f"dataloader.train.values=[{'1.0,' * 11}nan]"
-    says = "the loss of iteration 11 is not finite.* lower optimizer.lr; train.skip_nonfinite all"
+    says = "the loss of iteration 11 is not finite.* lower optimizer.lr; train.skip_nonfinite sets"
     with pytest.raises(FloatingPointError, match=says) as e:
         train([1.0] * 5, values)
     assert "\n" not in str(e.value) and "SOLVER" not in str(e.value)

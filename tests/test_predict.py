@@ -912,7 +912,9 @@ def test_a_class_may_be_renamed_as_in_an_evaluation(
     assert {r["image_id"] for r in results(out)} == {7}
     metadata.thing_classes[:2] = classes[1::-1]
     swap = ["--renamed-class", *classes[:2], "--renamed-class", *classes[1::-1]]
-    with pytest.raises(ValueError, match="of the same in another order; give data with its own$"):
+    with pytest.raises(
+        ValueError, match="with another order; give data with the checkpoint's classes$"
+    ):
         predict(*given, "--overwrite", *swap)
 
 

@@ -116,7 +116,7 @@ REFUSALS = {
         ("DETECTOR SEED 1 --resume", "--resume belongs ahead of 'MODEL.DEVICE'"),
         (
             "--renamed-class a b DETECTOR",
-            "--renamed-class goes with --resume or --eval-only: … add one of them, or leave it out",
+            "--renamed-class goes with --resume or --eval-only: … or leave out --renamed-class",
         ),
         ("--config-file IN/broken.py", "is Python: a LazyConfig is for tools/lazyconfig_train"),
         # The machine

@@ -399,7 +399,7 @@ def test_a_network_that_diverges_in_one_process_says_what_to_do(
     with pytest.raises(FloatingPointError) as e:
         train([float("inf")])
     assert str(e.value) == (
-        "iteration 0: Predicted boxes contain Inf/NaN of 0_0_a.jpg. Look at the images, lower "
+        "iteration 0: Predicted boxes contain Inf/NaN of 0_0_a.jpg. Look at the images, or lower "
         "SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True"
     )
 
@@ -616,13 +616,13 @@ def test_a_training_that_is_about_to_be_overwritten_is_named(
         (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
     check_output("KEY", str(tmp_path), Namespace(resume=False, eval_only=False), "")
     (line,) = caplog.messages
-    assert line.startswith(f"KEY '{tmp_path}' holds a training") and "--resume" in line
+    assert line.startswith(f"KEY '{tmp_path}' holds an earlier training") and "--resume" in line
     weights, below = tmp_path / "model_final.pth", tmp_path / "inference" / "x" / "model.pth"
     weights.write_text("")
     below.parent.mkdir(parents=True)
     relative = os.path.relpath(weights)
     for path in (relative, f"{relative}?matching_heuristics=True", str(below)):
-        with pytest.raises(ValueError, match=f"{re.escape(path)}', which .*: set another KEY"):
+        with pytest.raises(ValueError, match=f"{re.escape(path)}', from which .*: set another KEY"):
             given = Namespace(resume=False, eval_only=False)
             check_output("KEY", str(tmp_path), given, path)
     with pytest.raises(ValueError, match="name the weights' file by its path"):

@@ -117,7 +117,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
         found = comm.all_gather(resume and self.has_checkpoint())
         if lacking := [i for i, has in enumerate(found) if not has and any(found)]:
             raise ValueError(
-                f"--resume: {os.path.join(self.save_dir, 'last_checkpoint')} is there for some of "
+                f"--resume: {os.path.join(self.save_dir, 'last_checkpoint')} exists for some of "
                 f"{len(found)} processes, but not for {', '.join(map(str, lacking))}: all machines "
                 "need the same folder as OUTPUT_DIR, or copies of that file and of the checkpoint "
                 "that it names"
@@ -163,9 +163,9 @@ class RandWireCheckpointer(DetectionCheckpointer):
             keys = {prefix + key for key, _ in backbone.named_parameters()}
             if keys.issubset(incompatible.missing_keys):
                 raise ValueError(
-                    f"the checkpoint holds not one weight of the RandWire backbone {name!r}: "
+                    f"the checkpoint has no weight of the RandWire backbone {name!r}: "
                     "it belongs to another network, such as the ResNet whose config this was. "
-                    "Set MODEL.WEIGHTS to weights of this backbone, or to '' to start without"
+                    "Set MODEL.WEIGHTS to weights of this backbone, or to '' to start from scratch"
                 )
         return incompatible
 

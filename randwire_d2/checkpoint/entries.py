@@ -215,8 +215,9 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the checkpoint's network has the fingerprint {theirs.spec.fingerprint}, the model's "
             f"{ours.spec.fingerprint}: weights of one wiring mean nothing in another. Build the "
-            "checkpoint's own network with --config-from-weights (of YAML configs), or convert a "
-            f"checkpoint of the config's with {in_users_words('tools/convert_checkpoint.py')}."
+            "checkpoint's own network with --config-from-weights (YAML configs only), or convert a "
+            "checkpoint of the config's network with "
+            f"{in_users_words('tools/convert_checkpoint.py')}."
         )
     _check_stem(model, checkpoint)
     if None not in (ours.head_relu, theirs.head_relu) and ours.head_relu != theirs.head_relu:
@@ -242,11 +243,11 @@ def _check_stem(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         name = next((n for n in weights if n.endswith("stem.conv.weight")), "")
     if name and (value := weights[name]).shape != own.shape:
         raise ValueError(
-            f"{name} has the shape {tuple(own.shape)}, and in the checkpoint, of images of other "
-            f"channels, {tuple(value.shape)}: it is frozen, and would stay as it was drawn. Train "
-            "on images as the checkpoint's were (--config-from-weights), which may be grey: "
-            "INPUT.FORMAT RGB reads all files as RGB. Or set MODEL.BACKBONE.FREEZE_AT 0 (freeze_at "
-            "of a LazyConfig's RandWire)"
+            f"{name} has the shape {tuple(own.shape)}, but {tuple(value.shape)} in the checkpoint, "
+            "whose images had other channels: it is frozen, and would keep its random values. "
+            "Train on images like the checkpoint's (--config-from-weights; INPUT.FORMAT RGB also "
+            "reads grey files), or set MODEL.BACKBONE.FREEZE_AT 0 (freeze_at of a LazyConfig's "
+            "RandWire)"
         )
 
 

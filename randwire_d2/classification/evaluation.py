@@ -38,7 +38,9 @@ class AccuracyEvaluator(DatasetEvaluator):
             return None
         images, top1, top5, unreadable = torch.stack(counts).sum(dim=0).tolist()
         if unreadable:
-            logger.warning(f"{unreadable} test images can't be read; accuracy is of the {images}")
+            logger.warning(
+                f"{unreadable} test images can't be read; accuracy is of the other {images}"
+            )
         if not images:
             raise OSError("none of the test images can be read")
         accuracy = {"top1": 100 * top1 / images, "top5": 100 * top5 / images}

@@ -134,7 +134,7 @@ def _check_torchvision(cfg: CfgNode, network: Any) -> None:
                 ) from e
             if getattr(logits, "shape", None) != (2, number):
                 raise ValueError(
-                    f"torchvision's {node.NAME} has more outputs than logits, in training at "
-                    "least; leave them out with MODEL.CLASSIFIER.TORCHVISION.OPTIONS "
+                    f"torchvision's {node.NAME} has more outputs than logits, at least in "
+                    "training; leave out the others with MODEL.CLASSIFIER.TORCHVISION.OPTIONS "
                     "\"['aux_logits', False]\""
                 )

@@ -66,7 +66,7 @@ def make_dataset(root: str | Path, config: ShapesConfig) -> Path:
     if folder in _checked:
         return folder
     if not folder.exists():
-        logger.info(f"Making the built-in data set {folder}, or waiting for the process that does")
+        logger.info(f"Drawing the built-in data set {folder}, or waiting for the process that does")
         with file_lock(str(folder)):  # the system frees it when its holder dies
             if not folder.exists():
                 with atomic_folder(folder) as part:

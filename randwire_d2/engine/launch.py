@@ -186,7 +186,7 @@ def load_tested_weights(model: nn.Module, cfg: CfgNode) -> None:
     rest = RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
     if cfg.SOLVER.EMA.DECAY and EMA_KEY in rest:
         model.load_state_dict(rest[EMA_KEY])
-        logger.info("With EMA, what is evaluated is the average of the weights")
+        logger.info("With EMA, the average of the weights is evaluated")
 
 
 def write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:

@@ -63,8 +63,8 @@ def _sampler(cfg: CfgNode, records: Any, choose: Callable[..., dict[str, Any]]) 
 def warn_of_first_images(reason: str) -> None:
     """Say why a training has no ``TrainLoader``, and what that means."""
     logger.warning(
-        f"{reason}: a training that is resumed begins with its first images again, and so does "
-        "not end with the same bits"
+        f"{reason}: a resumed training begins with its first images again, so its weights differ "
+        "from those of an uninterrupted one"
     )
 
 

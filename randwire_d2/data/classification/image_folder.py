@@ -172,8 +172,8 @@ def _shards_of(name: str) -> Sequence[str]:
 def _local_root(name: str) -> str:
     if name not in DatasetCatalog:
         raise ValueError(
-            f"no data set {name!r} is registered, and it is no folder, neither here nor in "
-            f"{DATASETS_ROOT!r}; the environment variable DETECTRON2_DATASETS names the latter"
+            f"no data set {name!r} is registered, and there is no such folder here or in "
+            f"{DATASETS_ROOT!r} (the environment variable DETECTRON2_DATASETS)"
         )
     metadata = MetadataCatalog.get(name)
     if metadata.get("evaluator_type") != EVALUATOR_TYPE:

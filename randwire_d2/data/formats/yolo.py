@@ -78,7 +78,7 @@ def _keypoints(
     ):
         raise ValueError(
             f"{path!r} has kpt_shape {brief(shape)}; it must be the number of keypoints and the "
-            "numbers of each, 2 or 3, such as [17, 3]; of boxes or polygons leave it out"
+            "numbers of each, 2 or 3, such as [17, 3]; leave it out for boxes or polygons"
         )
     number = shape[0]
     if flip_idx is not None and not (
@@ -88,8 +88,9 @@ def _keypoints(
         and all(flip_idx[j] == i for i, j in enumerate(flip_idx))
     ):
         raise ValueError(
-            f"{path!r} has flip_idx {brief(flip_idx)}; it must be which of kpt_shape's {number} "
-            f"keypoints, 0 … {number - 1}, each becomes in a mirror image, such as [0, 2, 1]"
+            f"{path!r} has flip_idx {brief(flip_idx)}; it must say which of kpt_shape's "
+            f"{number} keypoints, 0 … {number - 1}, each becomes in a mirror image, such as "
+            "[0, 2, 1]"
         )
     names = content.get("kpt_names")
     lists = [names.get(i) if isinstance(names, dict) else None for i in range(len(classes))]

@@ -51,7 +51,9 @@ def patiently(read: Callable[[], _T], path: str) -> _T:
                     f"{path} can't be read ({reason}): its disk was away for {sum(PAUSES):.0f} s. "
                     "Bring it back, and go on with --resume"
                 ) from e
-        logger.warning(f"{path} can't be read ({reason}): its disk is away; again in {pause} s")
+        logger.warning(
+            f"{path} can't be read ({reason}): its disk is away; trying again in {pause} s"
+        )
         time.sleep(pause)
 
 

@@ -151,13 +151,13 @@ def check_output(key: str, folder: str, args: argparse.Namespace, weights: str) 
     file = Path(without_options(weights)).resolve()
     if weights and any(path.resolve() in (file, *file.parents) for path in left):
         raise ValueError(
-            f"{weights!r}, which the training starts from, is an earlier one's in {key} "
-            f"{folder!r}, whose checkpoints it would set aside: set another {key}"
+            f"{weights!r}, from which the training would start, belongs to an earlier training in "
+            f"{key} {folder!r}, whose checkpoints would be set aside: set another {key}"
         )
     if run.can_resume:
         logger.warning(
-            f"{key} {folder!r} holds a training, whose checkpoints this one sets aside; --resume "
-            "would go on with it"
+            f"{key} {folder!r} holds an earlier training, whose checkpoints are set aside; "
+            "--resume would continue it"
         )
 
 
@@ -172,8 +172,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"{late[0]} belongs ahead of {args.opts[0]!r}: keys and values come last")
     if getattr(args, "renamed_class", ()) and not (args.resume or args.eval_only):
         raise ValueError(
-            "--renamed-class goes with --resume or --eval-only: a training that begins takes the "
-            "names of its data, whatever its weights' were; add one of them, or leave it out"
+            "--renamed-class goes with --resume or --eval-only: a new training takes the names of "
+            "its data anyway; add one of the two, or leave out --renamed-class"
         )
 
 
@@ -200,8 +200,8 @@ def _take_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
     named = {"DATASETS.TRAIN", "DATASETS.TEST"}.intersection(args.opts[::2])
     if cfg.DATASETS.PATH and named:
         raise ValueError(
-            f"{min(named)} is given beside DATASETS.PATH {cfg.DATASETS.PATH!r} (--data), which "
-            "sets both; leave one out, or set DATASETS.PATH ''"
+            f"{min(named)} and DATASETS.PATH {cfg.DATASETS.PATH!r} (--data) both name the data; "
+            "leave one out, or set DATASETS.PATH ''"
         )
 
 

@@ -84,8 +84,8 @@ def check_done(done: int, max_iter: int, keys: Keys) -> None:
     if done > max_iter:
         raise ValueError(
             f"--resume: the training has done {done} iterations, and is to have {max_iter} in all: "
-            f"give it at least {done}, or begin one with an earlier checkpoint as {keys.weights} "
-            "in another output folder, without --resume"
+            f"give it at least {done}, or begin a new training from an earlier checkpoint, with "
+            f"{keys.weights} and another output folder, without --resume"
         )
 
 
@@ -103,11 +103,11 @@ def check_split(own: CfgNode | None, cfg: CfgNode) -> None:
         return
     if "val" not in find_splits(now.PATH, now.PATH_VAL):
         raise ValueError(
-            f"--resume: DATASETS.HOLD_BACK {now.HOLD_BACK} draws other images of {now.PATH!r} for "
-            f"validation than those that the training in OUTPUT_DIR {cfg.OUTPUT_DIR!r} held back "
-            f"(DATASETS.HOLD_BACK {before.HOLD_BACK}, SEED {own.SEED}; older versions drew "
-            "otherwise): it was trained on some of them. Give it a validation set of its own, "
-            "--data-val, or train anew in another OUTPUT_DIR"
+            f"--resume: DATASETS.HOLD_BACK {now.HOLD_BACK} holds back other images of {now.PATH!r} "
+            f"than the training in OUTPUT_DIR {cfg.OUTPUT_DIR!r} did (DATASETS.HOLD_BACK "
+            f"{before.HOLD_BACK}, SEED {own.SEED}; older versions drew otherwise), which was "
+            "trained on some of them. Give a separate validation set, --data-val, or train anew in "
+            "another OUTPUT_DIR"
         )
 
 

@@ -29,8 +29,9 @@ def check_solver(cfg: CfgNode) -> None:
         )
     if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
         raise ValueError(
-            f"SOLVER.PATIENCE {cfg.SOLVER.PATIENCE} is a number of evaluations, but there are none "
-            "before the last, as TEST.EVAL_PERIOD is 0; set the iterations from one to the next"
+            f"SOLVER.PATIENCE {cfg.SOLVER.PATIENCE} is a number of evaluations, but "
+            "TEST.EVAL_PERIOD is 0, which evaluates only at the end; set it to the iterations "
+            "between evaluations"
         )
 
 
@@ -94,7 +95,7 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
         logger.info(
             f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS} of {reference} images each would be "
             f"more than a quarter of this training ({iterations} iterations of {batch}); it warms "
-            f"up for {longest}"
+            f"up for {longest} iterations"
         )
         solver.WARMUP_ITERS = longest
     return scaled

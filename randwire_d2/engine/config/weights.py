@@ -118,8 +118,8 @@ def check_class_names(
     way = "" if moved else f"; or, if only names were corrected, add {one_line(options, 1000)}"
     raise ValueError(
         f"class {before.index(own)} is {one_line(own)!r} in the checkpoint, and {one_line(now)!r} "
-        "in the data: its training began with data of other classes, or of the same in another "
-        f"order; give data with its own{way}"
+        "in the data: the training began with other classes, or with another order; "
+        f"give data with the checkpoint's classes{way}"
     )
 
 

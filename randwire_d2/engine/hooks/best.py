@@ -62,7 +62,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         else:
             logger.warning(
                 f"{best} is damaged, or not of iteration {self.best_iter}, the best of "
-                f"{self._run.path}: it stays until an evaluation finds more"
+                f"{self._run.path}: it stays until a better evaluation"
             )
 
     def save(self, name: str, **state: Any) -> None:
@@ -153,7 +153,7 @@ def _is_exhausted(cfg: CfgNode, end: int, keys: Keys) -> bool:
     if since < cfg.SOLVER.PATIENCE:
         return False
     logger.info(
-        f"{metric} has not improved for {since} evaluations, {keys.patience}: the training ends "
+        f"{metric} has not improved for {since} evaluations ({keys.patience}): the training ends "
         f"after {end} iterations"
     )
     return True

@@ -141,7 +141,7 @@ class FiniteTrainer(SimpleTrainer):
             where = f"{str(e).partition('.')[0]} {self._images()}"
             if comm.get_world_size() > 1:  # the others wait for this one's gradients
                 raise FloatingPointError(
-                    f"iteration {self.iter}: {where}. Look at the images, {self.keys.lower}"
+                    f"iteration {self.iter}: {where}. Look at the images, or {self.keys.lower}"
                 ) from e
             self._skip_or_stop([where])
         finally:
@@ -207,13 +207,13 @@ class FiniteTrainer(SimpleTrainer):
             torch._foreach_copy_([*self.model.buffers()], self._buffers)
             if comm.is_main_process():
                 logger.warning(
-                    f"{what}. The step is skipped, {self._skipped} in a row of "
-                    f"{self.keys.skip} {self.skip_nonfinite}"
+                    f"{what}. The step is skipped, number {self._skipped} in a row "
+                    f"({self.keys.skip} {self.skip_nonfinite})"
                 )
             return
         raise FloatingPointError(
-            f"{what}. {last_good(self.checkpointer)}. Look at the images, {self.keys.lower}; "
-            f"{self.keys.skip} allows so many in a row"
+            f"{what}. {last_good(self.checkpointer)}. Look at the images, or {self.keys.lower}; "
+            f"{self.keys.skip} sets how many such steps in a row are skipped"
         )
 
     def _look_for_spike(self, total: float) -> None:

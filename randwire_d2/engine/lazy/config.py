@@ -161,7 +161,7 @@ def read_lazy_config(args: argparse.Namespace) -> DictConfig:
             f"--config-file {path!r} is no LazyConfig, whose name ends in .py, such as "
             "configs/lazy/mask_rcnn_randwire_c109_fpn_1x.py; YAML is for tools/train_net.py"
         )
-    logger.info(f"{path} is Python, as LazyConfig files are by nature: it runs now")
+    logger.info(f"Running {path}: a LazyConfig is Python")
     try:
         cfg = LazyConfig.load(path)
     except Exception as e:  # whatever a file does that runs

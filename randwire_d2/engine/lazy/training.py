@@ -118,8 +118,8 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
     own, obstacle = _in_yaml(own, cfg, model)
     if obstacle and comm.is_main_process():
         logger.warning(
-            f"{obstacle}: checkpoints hold weights alone, which tools/predict.py and others do not "
-            "take"
+            f"{obstacle}: checkpoints hold only weights, and tools/predict.py and others can't "
+            "load them"
         )
     make = partial(LazyTrainer, own, cfg, model)
     return train_to_the_end(make, args.resume, config)

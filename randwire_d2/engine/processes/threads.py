@@ -35,8 +35,8 @@ def share_cores(processes: int = 1) -> None:
     if threads < alone:
         logger.warning(
             f"{busy} threads of other processes use the machine's {cores} cores, so PyTorch gets "
-            f"{threads} of {alone}; the environment variable {_VARIABLE} sets another number. "
-            "Results of different numbers of threads differ in their last bits."
+            f"{threads} threads, not {alone}; the environment variable {_VARIABLE} sets another "
+            "number. Results of different numbers of threads differ in their last bits."
         )
     if processes > 1 or threads < alone:
         os.environ[_VARIABLE] = str(threads)  # for the processes to be started

@@ -81,7 +81,7 @@ class Launched:
         if int(restarts) and not args.resume and not args.eval_only:
             raise ValueError(
                 f"torchrun --max-restarts {restarts} restarts the same command, which would begin "
-                "anew: add --resume, with which a run without checkpoints begins as well"
+                "anew: add --resume; a run without checkpoints then simply begins"
             )
 
     def run(

@@ -81,8 +81,8 @@ def export_int8(
         equal = sum(same) / number
         if equal < LEAST_EQUAL:
             raise ValueError(
-                f"in int8 it gives only {equal:.1%} of {number} images the class that it gives "
-                f"them else (at least {LEAST_EQUAL:.0%}): nothing was written"
+                f"in int8, only {equal:.1%} of {number} images get the same class as before (at "
+                f"least {LEAST_EQUAL:.0%} must): nothing was written"
             )
     return Int8Proof(number, equal)
 
