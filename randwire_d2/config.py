@@ -18,9 +18,9 @@ from .yaml_tags import check_yaml, compose_yaml
 
 
 def add_randwire_config(cfg: CfgNode) -> None:
-    """Add MODEL.RANDWIRE to a Detectron2 config: all that the backbone reads, in any project.
+    """Add MODEL.RANDWIRE to a Detectron2 config: every key that the backbone reads.
 
-    The default is the paper's regular network with C=109, WS(4, 0.75), seed 1.
+    The defaults are the paper's regular network with C=109, WS(4, 0.75), seed 1.
     """
     cfg.MODEL.RANDWIRE = CfgNode()
     node = cfg.MODEL.RANDWIRE

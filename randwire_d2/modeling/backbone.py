@@ -30,38 +30,39 @@ class RandWire(PretrainedNetwork, Backbone):
     """A randomly wired network without its classifier (Table 1), for any image size.
 
     It is built from a spec, ``RandWire(spec)``, or from a config, ``RandWire(cfg, input_shape)``.
-    In a LazyConfig the spec is what a generator's call returns, as in Python:
+    In a LazyConfig, a generator's call gives the spec:
     ``L(RandWire)(spec=L(L(NetworkGenerator)(channels=109))(seed=1))``.
 
     Args:
         spec: the symbolic network.
         out_features: any of ``"stem"``, ``"res2"`` … ``"res5"``: strides 2, 4, 8, 16 and 32, the
             paper's conv1 … conv5. Stages after the last of them are not built.
-        in_channels: those of the images; from a config as many as MODEL.PIXEL_MEAN has values.
-        norm: any of Detectron2's: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, …
+        in_channels: the images' channels; from a config, the number of values of
+            MODEL.PIXEL_MEAN.
+        norm: any norm of Detectron2: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, …
         init: the mode of the convolutions' He initialisation, ``"fan_in"`` or ``"fan_out"``.
         edge_drop_prob: the probability with which a training mini-batch loses one edge whose
             target has input degree > 1 (§4.2, "Regular computation regime": 0.1).
-        edge_drop_scope: what that mini-batch is when several processes share a batch: with
-            ``"process"`` the images of one process, each of which draws an edge of its own; with
-            ``"batch"`` those of all, which drop the first process's edge. The paper's "for each
-            training mini-batch" may mean either.
+        edge_drop_scope: the mini-batch, if several processes share a batch. ``"process"``: the
+            images of one process; each process draws its own edge. ``"batch"``: the images of all
+            processes, which drop the first process's edge. The paper may mean either.
         freeze_at: see ``freeze``.
-        relu_features: hand out the features after a ReLU, as a ResNet's are. Without it they are
-            the stages' outputs, the means of what their last batch norms return. The next stage
-            reads those in either case.
-        fused: whether each stage runs as one function of fused operators, in channels_last: the
-            same function of the same weights as its nodes one by one. It can where it has separable
-            convolutions, as they were built, and batch norms, frozen or not. ``"auto"``: where it
-            can and the operators work on the device; the log says where not, and why. ``"on"``: or
-            there is a ValueError. ``"off"``: nowhere.
-        recompute: of a fused stage, save half as much for the backward pass, and compute it again.
-        cuda_graphs: on a GPU, once a fused stage was called several times with images of one size,
-            replay what it launches as one CUDA graph: the same results, in less of the host's time.
+        relu_features: whether the features pass a ReLU, as a ResNet's do. Without it, they are the
+            stages' outputs: means of the results of their last batch norms. The next stage reads
+            the outputs in either case.
+        fused: whether a stage runs as one function of fused operators, in channels_last, with the
+            same weights and results as its nodes one by one. A stage can if it has unchanged
+            separable convolutions and batch norms, frozen or not. ``"auto"``: stages that can,
+            if the operators work on the device; the log says which do not, and why. ``"on"``: a
+            stage that can't raises ValueError. ``"off"``: no stage.
+        recompute: whether a fused stage saves half as much for the backward pass, and computes the
+            rest again.
+        cuda_graphs: whether a GPU replays a fused stage as one CUDA graph, after several calls with
+            images of one size. The results are the same, and the host needs less time.
 
     Raises:
-        ValueError: for what is no spec, unknown features, norms, node operations, inits or scopes,
-            or values out of range.
+        ValueError: ``spec`` is no spec; a feature, norm, node operation, init or scope is unknown;
+            or a value is out of range.
     """
 
     @configurable

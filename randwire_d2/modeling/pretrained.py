@@ -24,7 +24,7 @@ class PretrainedNetwork:
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """The arguments beside the spec that make the network what it is, not how it runs."""
+        """The arguments besides the spec that define the network, not how it runs."""
 
     def save_pretrained(
         self,

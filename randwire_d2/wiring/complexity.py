@@ -22,7 +22,7 @@ class Complexity:
     """What a network, or a part of it, costs for one image.
 
     Attributes:
-        params: learnable parameters, those of the norms and weighted sums included.
+        params: learnable parameters, including those of norms and weighted sums.
         flops: multiply-adds of convolutions, fully connected layers, and weighted sums (one per
             element and input edge of a node that has more than one).
         activations: elements in the outputs of convolutions and fully connected layers.
@@ -65,11 +65,11 @@ def complexity(
     except those of the weighted sums, which it does not count.
 
     Args:
-        in_channels: of a backbone's images; a classifier's have 3.
+        in_channels: the channels of a backbone's images; a classifier's have 3.
 
     Raises:
-        ValueError: the height or the width is less than 1, or nobody registered the cost of the
-            spec's node operation.
+        ValueError: the height or the width is less than 1, or the cost of the spec's node
+            operation is not registered.
     """
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be at least 1; got {height}×{width}")

@@ -57,7 +57,7 @@ class NetworkSpec:
 
     Raises:
         ValueError: the regime is unknown, the number of stages is not the regime's, C < 2, or the
-            network is larger than ``limits`` says.
+            network is larger than ``limits`` allows.
     """
 
     regime: str
@@ -105,11 +105,11 @@ class NetworkSpec:
 
     @property
     def layers(self) -> tuple[ConvSpec | StageSpec, ...]:
-        """``convs`` and ``stages``, in order; layer i has stride 2^(i+1)."""
+        """``convs``, then ``stages``; layer i has stride 2^(i+1)."""
         return (*self.convs, *self.stages)
 
     def to_json(self) -> str:
-        """The canonical JSON text: same spec, same text, to the byte."""
+        """The canonical JSON text: equal specs give the same bytes."""
         spec = {
             "format": JSON_FORMAT,
             "regime": self.regime,
@@ -124,11 +124,11 @@ class NetworkSpec:
         """The inverse of ``to_json``.
 
         Args:
-            fingerprint: what is stated beside the text, if anything is.
+            fingerprint: that of the expected spec, if it is known.
 
         Raises:
-            ValueError: the text is not the JSON of a spec, or of another one than is stated, or
-                of a larger one than ``limits`` says; one line that says what is wrong.
+            ValueError: the text is not the JSON of a spec, has another fingerprint, or is larger
+                than ``limits`` allows; one line that says what is wrong.
         """
         spec = cls._parse(text)
         if fingerprint is not None and spec.fingerprint != fingerprint:
@@ -193,22 +193,22 @@ class _Parameters(dict[str, Any]):
 class NetworkGenerator:
     """The stochastic network generator g: θ is given here, the seed s with each call.
 
-    Every stage's graph is drawn with the same seed, as the paper's authors did: the parameters
-    and FLOPs of the networks so drawn match Tables 2 to 4 to the last digit.
+    Every stage's graph is drawn with the same seed, as by the paper's authors: the networks'
+    parameters and FLOPs match Tables 2 to 4 to the last digit.
 
     Attributes:
         regime: ``"small"`` or ``"regular"`` (Table 1).
         channels: C.
         num_nodes: N. The regular regime's conv2 has N/2 nodes, rounded down, but at least 1.
-        graph: a name in ``GRAPH_REGISTRY``: ``"ER"``, ``"BA"``, ``"WS"`` or a project's own, which
-            joins before the generator is made.
+        graph: a name in ``GRAPH_REGISTRY``: ``"ER"``, ``"BA"``, ``"WS"``, or your own, which must
+            be registered before the generator is made.
         graph_params: the graph model's parameters: ``{"p": …}``, ``{"m": …}``,
             ``{"k": …, "p": …}``. The generator has a copy, which can't be changed.
         node_op: the convolution of every node.
 
     Raises:
-        ValueError: the constructor refuses the regime, C, N, an unknown graph model or what is no
-            mapping, or the call gets parameters that the graph model refuses.
+        ValueError: from the constructor, if the regime, C, N or the graph model is wrong, or
+            graph_params is no mapping; from the call, if the graph model refuses the parameters.
     """
 
     regime: str = "regular"

@@ -18,7 +18,7 @@ TOP = 5  # classes that are reported of an image
 
 
 class Classifier(PretrainedModel):
-    """A classifier out of its checkpoint.
+    """A classifier from a checkpoint.
 
     Attributes:
         file: the checkpoint.
@@ -45,7 +45,7 @@ class Classifier(PretrainedModel):
         return self.predict([self.prepare(image)])[0]
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """An image as above in the form that ``predict`` takes, prepared as in its tests.
+        """An image (H, W, 3), uint8, BGR, as ``predict`` takes it, prepared as in its tests.
 
         Raises:
             ValueError: it is none; one line.

@@ -30,18 +30,18 @@ from .pretrained import PretrainedModel
 
 
 class Detector(PretrainedModel):
-    """A detector out of its checkpoint, called like Detectron2's DefaultPredictor.
+    """A detector from a checkpoint, called like Detectron2's DefaultPredictor.
 
     Attributes:
         file: the checkpoint.
         cfg: its config, frozen; MODEL.WEIGHTS is the checkpoint, for Detectron2's own tools.
         model: the Detectron2 meta-architecture, in eval mode.
         class_names: in the order of its outputs.
-        category_ids: the ids that its data set gives them, in the same order.
+        category_ids: the ids of these classes in the data set, in the same order.
         stuff: the other classes of a PanopticFPN; else None.
-        metadata: names and colours, for Detectron2's Visualizer; in no catalog.
+        metadata: names and colours for Detectron2's Visualizer; not in MetadataCatalog.
         input_format: "BGR", the channels of the images it is called with, whatever INPUT.FORMAT is.
-        least_drawn: the score from which on a detection is worth drawing, unless the user says.
+        least_drawn: the least score of a detection that is drawn by default.
     """
 
     input_format = "BGR"
@@ -67,26 +67,26 @@ class Detector(PretrainedModel):
         self._resize = T.AugmentationList(build_augmentation(cfg, is_train=False))
 
     def __call__(self, image: np.ndarray) -> dict[str, Instances]:
-        """What is in one image.
+        """Find the objects in one image.
 
         Args:
             image: (H, W, 3), uint8, BGR, as OpenCV reads it.
 
         Returns:
-            {"instances": pred_boxes (N, 4) in pixels of the image, scores, pred_classes, and of a
-            Mask R-CNN pred_masks (N, H, W), of a Keypoint R-CNN pred_keypoints (N, K, 3): x, y,
-            score}, on the model's device. Of a PanopticFPN, as Detectron2 gives them, also sem_seg
-            and panoptic_seg.
+            {"instances": Instances} on the model's device, with pred_boxes (N, 4) in pixels of the
+            image, scores (N,) and pred_classes (N,); a Mask R-CNN adds pred_masks (N, H, W), a
+            Keypoint R-CNN pred_keypoints (N, K, 3): x, y, score. A PanopticFPN also gives sem_seg
+            and panoptic_seg, as in Detectron2.
         """
         with torch.no_grad():
             outputs: list[dict[str, Instances]] = self.model([self.prepare(image)])
         return outputs[0]
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """An image as above in the form that the model takes, prepared as in its tests.
+        """An image (H, W, 3), uint8, BGR, as the model takes it, prepared as in its tests.
 
         Raises:
-            ValueError: it is none, or the model takes images of other channels; one line.
+            ValueError: it is no such image, or the model takes images of other channels; one line.
         """
         check_pixels(image)
         return self._prepare(Image.fromarray(np.ascontiguousarray(image[:, :, ::-1])))
@@ -122,8 +122,8 @@ class Detector(PretrainedModel):
     def outputs(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The instances of each image and, of a PanopticFPN, panoptic_seg, in the CPU's memory.
 
-        Those of one size are computed at once. Others are not: the padding that would make them
-        one size changes what is found.
+        Images of one size are computed at once, others one by one: the padding that would make
+        them one size changes the results.
 
         Args:
             inputs: what ``read`` or ``prepare`` gave.

@@ -16,16 +16,16 @@ from .exported import load_exported
 
 
 def load_detector(path: str | os.PathLike[str], device: str | None = None) -> Detector:
-    """The detector that a training saved, ready to be called on images.
+    """Load the detector that a training saved, ready to be called on images.
 
-    It has the weights that the training's evaluations tested: with SOLVER.EMA their average.
+    With SOLVER.EMA, it has the average of the weights, which the training's evaluations tested.
 
     Args:
-        path: a checkpoint of tools/train_net.py, or the OUTPUT_DIR of a run: then its
-            model_best.pth, else model_final.pth, else the last checkpoint. Or what its
-            ``save_pretrained`` wrote: the folder, or hf://owner/name[@revision]. Or a file of
-            tools/export_model.py, which runs on the CPU.
-        device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
+        path: one of these: a checkpoint of tools/train_net.py; the OUTPUT_DIR of a run, of which
+            model_best.pth is loaded, else model_final.pth, else the last checkpoint; a folder of
+            ``save_pretrained``, or hf://owner/name[@revision]; a file of tools/export_model.py,
+            which runs on the CPU.
+        device: "cpu" or "cuda:1", say; by default a GPU if there is one.
 
     Raises:
         FileNotFoundError: there is no such file, or no checkpoint in the folder.
@@ -38,11 +38,12 @@ def load_detector(path: str | os.PathLike[str], device: str | None = None) -> De
 
 
 def load_classifier(path: str | os.PathLike[str], device: str | None = None) -> Classifier:
-    """The classifier that a training saved, ready to be called on images.
+    """Load the classifier that a training saved, ready to be called on images.
 
     Args:
-        path: a checkpoint of tools/pretrain_imagenet.py, or as of ``load_detector``.
-        device: as of ``load_detector``.
+        path: a checkpoint of tools/pretrain_imagenet.py, or any other source that ``load_detector``
+            takes.
+        device: as for ``load_detector``.
 
     Raises:
         FileNotFoundError: there is no such file, or no checkpoint in the folder.
@@ -67,17 +68,17 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
 def from_pretrained(
     path_or_repo: str | os.PathLike[str], device: str | None = None
 ) -> RandWire | RandWireClassifier | Classifier | Detector:
-    """The model in a folder, or in a repository of the Hugging Face Hub, in eval mode.
+    """Load the model of a folder, or of a repository of the Hugging Face Hub, in eval mode.
 
-    To train a network that it returns, call its ``train()``.
+    To train a network that this returns, call its ``train()``.
 
     Args:
         path_or_repo: a folder that ``save_pretrained`` wrote, ``owner/name[@revision]`` or
             ``hf://owner/name[@revision]``.
-        device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
+        device: "cpu" or "cuda:1", say; by default a GPU if there is one.
 
     Raises:
-        ValueError: it can't be had, or is damaged; one line.
+        ValueError: the model can't be found, or is damaged; one line.
     """
     folder = read_folder(path_or_repo)
     if folder.kind in ("Classifier", "Detector"):

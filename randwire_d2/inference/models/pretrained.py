@@ -77,7 +77,7 @@ class PretrainedModel:
         Args:
             path_or_repo: its folder, or a repository of the Hugging Face Hub that holds it:
                 ``owner/name[@revision]`` or ``hf://owner/name[@revision]``.
-            device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
+            device: "cpu" or "cuda:1", say; by default a GPU if there is one.
 
         Raises:
             ValueError: it can't be had, is damaged or of another kind; one line.
