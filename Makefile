@@ -15,11 +15,11 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      pretrain, convert and fine-tune a small detector on built-in data; draw it"
+	@echo "make demo      pretrain, convert and fine-tune a small detector on the built-in data"
 	@echo "make transfer  compare detectors that start from pretrained weights and from scratch"
 	@echo "make gpu       measure and test the fused operators on a GPU; tables in output/gpu/gpu.md;"
-	@echo "               with MINUTES=8 a portion, after which the same command goes on"
-	@echo "make test      lint, then all tests but the slow ones (WORKERS=2 at a time)"
+	@echo "               MINUTES=8 measures a portion; the same command then continues"
+	@echo "make test      lint, then all tests except the slow ones (WORKERS=2 at a time)"
 	@echo "make test-all  make test, then the slow tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make venv      only set up .venv (PYTHON=... chooses the interpreter, >= 3.10)"

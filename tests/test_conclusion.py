@@ -120,7 +120,7 @@ def test_what_fails_after_the_training_does_not_fail_it(tmp_path: Path) -> None:
         "pretrain_imagenet.py", "--config-file", config, *classifier(tmp_path),
         "OUTPUT_DIR", "run", log=tmp_path / "log", before=in_folder(tmp_path) + "\n" + broken,
     )  # fmt: skip
-    assert said.count("There is no report of run: ValueError") == 1
+    assert said.count("No report of run could be drawn: ValueError") == 1
     assert said.count("run/backbone.pth was not written: no room") == 1
     expected = "Next: python tools/convert_checkpoint.py run/model_final.pth run/backbone.pth"
     assert expected in closing_line(said)

@@ -138,7 +138,7 @@ def test_difficult_objects_are_trained_on_and_ignored_in_evaluation(
         assert all([a["iscrowd"] for a in r["annotations"]] == crowds for r in split.records)
     number = len(train.records)
     summary = look({"train": train, "val": val}).summary
-    assert f"{2 * number} boxes, {number} of them difficult (evaluation ignores such)" in summary
+    assert f"{2 * number} boxes, {number} of them difficult (evaluation ignores these)" in summary
     for crowds in (True, False):
         output = tmp_path / f"found_{crowds}"
         assert average_precision(cfg, output, crowds=crowds)["bbox"] == pytest.approx(100)
@@ -355,7 +355,7 @@ def test_no_run_goes_on_with_another_split(unsplit: Path, tmp_path: Path, flags:
     leave_checkpoint(run)
     (run / "config.yaml").write_text(cfg.dump())
     load_config(parse(*flags, *given))
-    with pytest.raises(ValueError, match=r"back .DATASETS.HOLD_BACK 0.2, SEED 1; .*--data-val"):
+    with pytest.raises(ValueError, match=r"did .DATASETS.HOLD_BACK 0.2, SEED 1; .*--data-val"):
         load_config(parse(*flags, *given, "SEED", 7))
     digest = hashlib.sha256(json.dumps([str(unsplit), "", 0.2, cfg.SEED]).encode()).hexdigest()
     older = cfg.dump().replace(cfg.DATASETS.TRAIN[0], f"{unsplit.name}_{digest[:8]}_train")
@@ -418,7 +418,7 @@ def test_a_path_is_the_configs(
     assert load_config(args).DATASETS == cfg.DATASETS
     with pytest.raises(ValueError, match="needs DATASETS.PATH"):
         load_config(parse("--data-val", unsplit))
-    with pytest.raises(ValueError, match=r"DATASETS.TEST is given beside DATASETS.PATH .*unsplit"):
+    with pytest.raises(ValueError, match=r"DATASETS.TEST and DATASETS.PATH .*unsplit"):
         load_config(parse("--data", unsplit, "DATASETS.TEST", "('randwire_shapes_val',)"))
 
 

@@ -139,7 +139,7 @@ def test_good_folders(tmp_path):
 def test_unknown_name(tmp_path):
     """What is no data set and no folder: say both, and where it was looked for."""
     message = line(["train_set"])
-    assert "no data set 'train_set' is registered" in message and "no folder" in message
+    assert "no data set 'train_set' is registered" in message and "no such folder" in message
     assert str(tmp_path) in message and "DETECTRON2_DATASETS" in message
 
 

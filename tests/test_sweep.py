@@ -420,7 +420,7 @@ def test_the_tool_is_interrupted_and_goes_on(tmp_path: Path, runs: list[Run]) ->
     wait_until(lambda: starts(run) == 1)
     tool.send(signal.SIGINT)
     assert tool.wait() == 130, tool.said
-    assert "Interrupted; start it again to go on" in tool.said
+    assert "Interrupted; give the same command again to continue" in tool.said
     assert f"- {run.folder}: unfinished" in tool.said
     assert run.status().state == "unfinished"
 

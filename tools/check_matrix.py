@@ -1,11 +1,10 @@
-"""Runs the fast tests in an environment of each version that setup.py allows.
+"""Run the fast tests in an environment of each version that setup.py allows.
 
     python tools/check_matrix.py [NAME ...] [--detectron2 FOLDER] [--folder FOLDER]
 
-It needs nothing but the Pythons themselves, as `python3.12` on the PATH: each environment is made
-in --folder by tools/install.py, some 6 GB, and stays there for the next time. What can't be made or
-had is in the table as well, with the reason. The table ends in --folder as matrix.md, its figures
-in matrix.json.
+It needs only the Pythons themselves, as `python3.12` on the PATH. tools/install.py makes each
+environment in --folder, some 6 GB, where it stays for the next time. If an environment can't be
+made, the table says why. The table is written to matrix.md in --folder, its figures to matrix.json.
 """
 
 import argparse
@@ -210,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--detectron2",
         default="",
         metavar="FOLDER",
-        help="a source tree of Detectron2, which `upstream` builds; this takes minutes",
+        help="a source tree of Detectron2, which `upstream` builds in some minutes",
     )
     parser.add_argument(
         "--folder",

@@ -1,10 +1,10 @@
-"""Installs randwire_d2 and all it needs into the environment of the Python that runs this.
+"""Install randwire_d2 and all it needs into the environment of the Python that runs this script.
 
     python tools/install.py [--extras test]
 
-PyTorch and torchvision are installed only where they are missing; a build that is already there is
-never replaced. Detectron2 is built from GitHub where that can be reached; elsewhere a republished
-wheel is used. Running it again repairs what is missing and leaves the rest alone.
+It installs PyTorch and torchvision only if they are missing; it never replaces a build that is
+already there. It builds Detectron2 from GitHub or, if GitHub can't be reached, installs a
+republished wheel. Running it again installs what is missing, and leaves the rest alone.
 """
 
 import sys
@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="the extras of setup.py to install as well, such as test",
+        help="extras of setup.py that are also installed, such as test",
     )
     extras = parser.parse_args(argv).extras
 
@@ -306,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except subprocess.CalledProcessError as error:
             sys.exit(
                 f"Step {number}, {title}, failed with exit status {error.returncode}: "
-                "the reason is above. What was installed stays; run this again when it is mended."
+                "the reason is above. What was installed stays; run this again when that is mended."
             )
         if number < len(steps):
             print(f"      {done}", flush=True)

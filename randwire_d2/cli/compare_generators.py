@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             train(runs, launch, args.retry)
     except KeyboardInterrupt:
         jobs = "" if args.slurm is None else " Slurm's jobs go on by themselves."
-        print(f"Interrupted; start it again to go on.{jobs}", file=sys.stderr)
+        print(f"Interrupted; give the same command again to continue.{jobs}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     finally:
         report(args, runs)

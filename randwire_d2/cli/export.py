@@ -45,8 +45,8 @@ def _write_int8(args: argparse.Namespace) -> None:
     size = os.path.getsize(args.output) / 1e6
     print(
         f"{args.output}: {size:.1f} MB in int8, calibrated on {proof.images} images. It gives "
-        f"{proof.equal:.1%} of {proof.images} others the class that the checkpoint gives them. "
-        "What this costs on a labelled data set: python tools/predict.py, with --dataset, of both"
+        f"{proof.equal:.1%} of {proof.images} others the checkpoint's class. To compare the "
+        "accuracy on a labelled data set, run python tools/predict.py with --dataset on both"
     )
 
 

@@ -36,7 +36,7 @@ def conclude(
         write_report(output, output)
     # Whatever it is: the training went well, and its files are there.
     except Exception as e:
-        logger.warning(f"There is no report of {output}: {' '.join(f'{e!r}'.split())}")
+        logger.warning(f"No report of {output} could be drawn: {' '.join(f'{e!r}'.split())}")
     script, *arguments = next_command()
     command = command_of(script, arguments, _own_parts(model))
     logger.info(f"{_outcome(cfg, iterations)} Next: {command}")

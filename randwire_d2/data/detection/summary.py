@@ -52,7 +52,7 @@ def look(splits: Mapping[str, LabelledImages]) -> Look:
         if both:
             pairs = [a if a == b else f"{b} is {a}" for a, b in both]
             warnings.append(
-                f"images of {name} that are also in {train}, so that its AP promises too much: "
+                f"images of {name} that are also in {train}, so its AP will be too high: "
                 f"{len(both)} ({named(pairs, len(pairs))})"
             )
     lines = [_describe(name, split) for name, split in splits.items()]
@@ -78,7 +78,7 @@ def _describe(name: str, split: LabelledImages) -> str:
     areas = [a["bbox"][2] * a["bbox"][3] for r in records for a in r["annotations"]]
     low, middle, high = np.sqrt(np.percentile(areas, (5, 50, 95)))
     difficult = sum("difficult" in a for r in records for a in r["annotations"])
-    ignored = f", {difficult} of them difficult (evaluation ignores such)" if difficult else ""
+    ignored = f", {difficult} of them difficult (evaluation ignores these)" if difficult else ""
     points, names = "", split.keypoints.names
     if names:
         seen = sum(count_labelled([a]) > 0 for r in records for a in r["annotations"])
