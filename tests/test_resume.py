@@ -167,7 +167,7 @@ def test_a_stream_is_read_as_detectron2_does(
     monkeypatch.setitem(DatasetCatalog.data, cfg.DATASETS.TRAIN[0], Stream)
     loader = detection_train_loader(cfg)
     assert not isinstance(loader, TrainLoader) and len(next(iter(loader))) == 4
-    assert "can only be iterated over: a training that is resumed begins with" in caplog.text
+    assert "can only be iterated over: a resumed training begins with" in caplog.text
 
 
 # -------------------------------------------------------------------------------------------------
