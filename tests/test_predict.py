@@ -34,7 +34,7 @@ from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.data import register_folders
 from randwire_d2.engine import Trainer
 from randwire_d2.inference import Detector
-from randwire_d2.inference.inputs import _inputs, find_inputs
+from randwire_d2.inference.inputs import _inputs, files_as_inputs, find_inputs
 from randwire_d2.inference.prediction import job
 from randwire_d2.inference.prediction.output import results_writer
 
@@ -1017,6 +1017,16 @@ def test_names_of_pictures_are_different(tmp_path: Path) -> None:
     given = [tmp_path / "x", tmp_path / "y/*.jpg", tmp_path / "y/[1].jpg"]
     found = find_inputs(list(map(str, given)))
     assert [i.name for i in found] == ["a", "a_2", "[1]", "a_3"]
+
+
+@pytest.mark.parametrize("folder", ["/data/images", "images", "../images"])
+def test_pictures_of_a_data_set_stay_in_their_folder(folder: str) -> None:
+    """Wrong: a name with .. in a COCO file leads a picture out of the folder of --output."""
+    names = ("a.jpg", "../b.jpg", "../../other/../c.jpg", "more/../../d/./e.jpg")
+    found = [i.name for i in files_as_inputs([f"{folder}/{name}" for name in names])]
+    assert [os.path.basename(name) for name in found] == ["a", "b", "c", "e"]
+    assert [os.path.normpath(name) for name in found] == found
+    assert not any(name.startswith(("/", "..")) for name in found)
 
 
 def test_many_of_one_name_are_named_in_one_go_each() -> None:
