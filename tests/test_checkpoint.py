@@ -205,6 +205,15 @@ def test_a_strangers_config_runs_no_code(tmp_path: Path, text: str | int, named:
     assert "\n" not in str(e.value) and not proof.exists()
 
 
+def test_a_strangers_config_asks_for_no_file() -> None:
+    """Wrong: to load a checkpoint fetches a URL, or reads a file, that its config names."""
+    text = "MODEL: {WEIGHTS: 'http://a/b', RANDWIRE: {SPEC_FILE: 'http://a/b'}}\nOUTPUT_DIR: /a"
+    stored = stored_config({CONFIG_KEY: text})
+    assert stored is not None
+    assert not stored.MODEL.RANDWIRE.SPEC_FILE and not stored.MODEL.WEIGHTS
+    assert stored.OUTPUT_DIR == "./output"
+
+
 @pytest.mark.parametrize(
     ("key", "entry"),
     [
