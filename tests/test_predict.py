@@ -1009,6 +1009,17 @@ def test_a_name_that_is_no_utf8_is_as_good_as_any(
     assert listed["file_name"] == str(whole) and len(results(out)) == 5
 
 
+def test_a_name_says_nothing_to_the_terminal(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a broken image is named on two lines, or its name clears the screen."""
+    path = tmp_path / "a\x1b[2J\nb.png"
+    path.write_bytes(b"no image")
+    assert predict(detector, path, "--output", tmp_path / "out", "--device", "cpu") == 1
+    said = capsys.readouterr().out
+    assert f"Skipped {tmp_path}/a [2J b.png: " in said and "\x1b" not in said
+
+
 def test_names_of_pictures_are_different(tmp_path: Path) -> None:
     """Wrong: a.png of one folder is drawn over a.jpg of another."""
     for name in ("x/a.jpg", "x/a.png", "y/a.jpg", "y/[1].jpg"):
