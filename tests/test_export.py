@@ -603,9 +603,14 @@ def test_files_of_others_are_refused_in_one_line(files: Any, tmp_path: Path) -> 
     a traceback; a checkpoint that is called .pt is taken for TorchScript."""
     good = files("classifier", "whole", "onnx")
     model = onnx.load(good)
+    metadata = {entry.key: entry.value for entry in model.metadata_props if entry.key != "sha256"}
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(ValueError, match=r"lacks what tools/export_model\.py writes"):
+        load_model(tmp_path / "foreign.onnx")
+    onnx.helper.set_model_props(model, {**metadata, "outputs": "[" * 10**5})
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match=r"lacks what .* \(RecursionError: .*export it again"):
         load_model(tmp_path / "foreign.onnx")
     (tmp_path / "cut.onnx").write_bytes(good.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"cut\.onnx can't be read as onnx"):

@@ -180,7 +180,7 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
         # Older versions have neither.
         lists |= {k: json.loads(metadata.get(k, "null")) for k in (STUFF_KEY, KEYPOINTS_KEY)}
         classes = Classes.of(lists)
-    except (KeyError, ValueError) as e:
+    except (KeyError, ValueError, RecursionError) as e:
         raise ValueError(
             f"{file} lacks what tools/export_model.py writes into its metadata "
             f"({type(e).__name__}: {e}): export it again"
