@@ -30,8 +30,8 @@ def add_randwire_config(cfg: CfgNode) -> None:
     node.CHANNELS = 109
     # N: the nodes of each random graph; the regular regime's conv2 has N/2.
     node.NUM_NODES = 32
-    # The random graph model: "ER", "BA", "WS", "NAS", or one that a project added to
-    # GRAPH_REGISTRY. Its parameters are in the node of the same name, such as WS.K.
+    # The graph model: "ER", "BA", "WS", "NAS", or a project's own in GRAPH_REGISTRY. Its parameters
+    # are in the node of the same name, such as WS.K.
     node.GRAPH = "WS"
     # WS(K, P): neighbours of each node in the ring (even), and the probability of rewiring an edge.
     node.WS = CfgNode({"K": 4, "P": 0.75})
@@ -57,8 +57,7 @@ def add_randwire_config(cfg: CfgNode) -> None:
     node.INIT = "fan_in"
     # The features for the FPN or the heads: any of stem, res2, res3, res4, res5.
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Whether these features pass a ReLU, as a ResNet's do. A classifier's head begins with a ReLU
-    # anyway.
+    # Whether these features pass a ReLU, as a ResNet's do; a classifier's head begins with one.
     node.RELU_FEATURES = True
     # The probability with which a training mini-batch loses one edge. The paper has 0.1 for
     # ImageNet in the regular regime; for fine-tuning it mentions none.
@@ -71,15 +70,14 @@ def add_randwire_config(cfg: CfgNode) -> None:
     # are not slower. "on" is an error where they do not work. "off" runs every node's own modules.
     # Quote the value in YAML: a bare on is True.
     node.FUSED = "auto"
-    # Whether to save about half as much for the backward pass, and to compute the rest again. Turn
-    # it on if the batch does not fit into memory.
+    # Whether to save about half as much for the backward pass, and to compute the rest again, for a
+    # batch that does not fit into memory.
     node.RECOMPUTE = False
     # Whether a GPU replays a fused stage as one CUDA graph, after several calls with images of one
-    # size. The results are the same, and the host needs less time. The graphs take only memory that
-    # the training leaves free.
+    # size: the same results, in less of the host's time. It takes memory that a training leaves
+    # free.
     node.CUDA_GRAPHS = True
-    # The detector of a LazyConfig's run, in the form of ``modeling.lazy_detector``; read only if
-    # META_ARCHITECTURE is LazyDetector.
+    # A LazyConfig's detector (``modeling.lazy_detector``), if META_ARCHITECTURE is LazyDetector.
     cfg.MODEL.LAZY = ""
 
 

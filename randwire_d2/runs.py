@@ -197,7 +197,7 @@ class RunFolder:
             try:
                 values = json.loads(line)
                 iteration = values.pop("iteration")
-            except (ValueError, KeyError, AttributeError, TypeError):
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 continue  # cut off
             if not isinstance(iteration, int):
                 continue
@@ -259,7 +259,7 @@ class RunFolder:
         try:
             written = json.loads(self.stages_file.read_text())
             return {name: dict(modes) for name, modes in written.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
 
     def write_slower_stages(self, slower: dict[str, dict[str, str]]) -> None:

@@ -80,6 +80,16 @@ class LimitedLoader(yaml.SafeLoader):
             raise yaml.YAMLError(f"a tag's value is none of it ({type(e).__name__}: {e})") from e
 
 
+class _BaseLoader(LimitedLoader):
+    """Makes values of all that ``_check`` lets pass, but nothing of an eval."""
+
+
+_BaseLoader.add_constructor(_EVAL, lambda loader, node: None)
+_BaseLoader.add_constructor(
+    "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node))
+)
+
+
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
     """The values of a node, each alias counted as what it stands for."""
     if id(node) in known:
@@ -136,11 +146,12 @@ def check_yaml(path: str | os.PathLike[str]) -> None:
         seen.add(path)
         with PathManager.open(path, "r") as f:
             try:
-                text = f.read(MOST_CHARACTERS + 1)
-                root = compose_yaml(text)
+                root = compose_yaml(f.read(MOST_CHARACTERS + 1))
+                _check(path, root)
+                bases = _bases(root)
             except (yaml.YAMLError, UnicodeDecodeError) as e:
                 raise ValueError(f"{path} is no YAML of a config: {one_line(e)}") from e
-        waiting += [_beside(path, base) for base in _check(path, root)]
+        waiting += [_beside(path, base) for base in bases]
 
 
 def _beside(path: str, base: str) -> str:
@@ -150,8 +161,17 @@ def _beside(path: str, base: str) -> str:
     return base if is_whole else os.path.join(os.path.dirname(path), base)
 
 
-def _check(path: str, root: yaml.Node | None) -> list[str]:
-    """Look at a document; the files that it names as _BASE_."""
+def _bases(root: yaml.Node | None) -> list[str]:
+    """The files that a document which ``_check`` has passed names as _BASE_: as PyYAML reads them,
+    for a ``<<`` can hold the key, and ``!!str {=: name}`` is a text."""
+    values = root and _BaseLoader("").construct_document(root)
+    bases = values.get("_BASE_") if isinstance(values, dict) else None
+    bases = bases if isinstance(bases, list) else [bases]
+    return [base for base in bases if isinstance(base, str)]
+
+
+def _check(path: str, root: yaml.Node | None) -> None:
+    """Look at the tags of a document."""
     nodes, seen = [root] if root is not None else [], set[int]()
     while nodes:
         node = nodes.pop()
@@ -167,20 +187,13 @@ def _check(path: str, root: yaml.Node | None) -> list[str]:
                 "not read; write the value that it stands for"
             )
         nodes += _parts(node)
-    if not isinstance(root, yaml.MappingNode):
-        return []
-    bases = [value for key, value in root.value if key.value == "_BASE_"]
-    return [
-        base.value
-        for given in bases
-        for base in (given.value if isinstance(given, yaml.SequenceNode) else [given])
-        if isinstance(base.value, str)
-    ]
 
 
 def _check_expression(path: str, node: yaml.Node) -> None:
     arguments = node.value if isinstance(node, yaml.SequenceNode) else []
-    text = arguments[0].value if len(arguments) == 1 else None
+    # Of another tag, !!binary say, what is evaluated is not what is written.
+    is_text = [argument.tag for argument in arguments] == ["tag:yaml.org,2002:str"]
+    text = arguments[0].value if is_text else None
     try:
         if not isinstance(text, str):
             raise ValueError("it takes one text")

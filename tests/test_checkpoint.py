@@ -205,6 +205,15 @@ def test_a_strangers_config_runs_no_code(tmp_path: Path, text: str | int, named:
     assert "\n" not in str(e.value) and not proof.exists()
 
 
+def test_a_strangers_config_asks_for_no_file() -> None:
+    """Wrong: to load a checkpoint fetches a URL, or reads a file, that its config names."""
+    text = "MODEL: {WEIGHTS: 'http://a/b', RANDWIRE: {SPEC_FILE: 'http://a/b'}}\nOUTPUT_DIR: /a"
+    stored = stored_config({CONFIG_KEY: text})
+    assert stored is not None
+    assert not stored.MODEL.RANDWIRE.SPEC_FILE and not stored.MODEL.WEIGHTS
+    assert stored.OUTPUT_DIR == "./output"
+
+
 @pytest.mark.parametrize(
     ("key", "entry"),
     [
@@ -285,6 +294,19 @@ def test_pickles_of_arrays_load_as_detectron2_writes_them(protocol: int, tmp_pat
     RandWireCheckpointer(other).load(str(path))
     for name, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_a_pickle_says_nothing_of_a_type_but_its_order(order: str, tmp_path: Path) -> None:
+    """Wrong: numpy takes an array's numbers for the addresses of objects, and follows them; or
+    numbers in the other order are read wrong."""
+    array = np.arange(3, dtype=f"{order}i8")
+    sound = pickle.dumps({"model": {"a": array}, "__author__": ""}, 3)
+    assert sound.count(b"\xffK\0t") == 1  # the flags of its type, none
+    path = tmp_path / "model.pkl"
+    path.write_bytes(sound.replace(b"\xffK\0t", b"\xffK\1t"))  # NPY_ITEM_REFCOUNT
+    read = load_checkpoint(str(path))["model"]["a"]
+    assert read.tolist() == [0, 1, 2] and read.dtype.flags == 0
 
 
 KILLED_WHILE_SAVING = """

@@ -606,9 +606,14 @@ def test_files_of_others_are_refused_in_one_line(files: Any, tmp_path: Path) -> 
     a traceback; a checkpoint that is called .pt is taken for TorchScript."""
     good = files("classifier", "whole", "onnx")
     model = onnx.load(good)
+    metadata = {entry.key: entry.value for entry in model.metadata_props if entry.key != "sha256"}
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(ValueError, match=r"lacks what tools/export_model\.py writes"):
+        load_model(tmp_path / "foreign.onnx")
+    onnx.helper.set_model_props(model, {**metadata, "outputs": "[" * 10**5})
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match=r"lacks what .* \(RecursionError: .*export it again"):
         load_model(tmp_path / "foreign.onnx")
     (tmp_path / "cut.onnx").write_bytes(good.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"cut\.onnx can't be read as onnx"):
@@ -681,8 +686,11 @@ def test_a_damaged_file_is_refused_in_one_line(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_the_command_says_what_it_proved(detector: Path, tmp_path: Path) -> None:
-    """Wrong: the tool doesn't run, passes over --images, or says nothing of what was compared."""
+def test_the_command_says_what_it_proved(
+    detector: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: the tool doesn't run, passes over --images, or says nothing of what was compared; or
+    a program that is called as checkpoints are runs without a word."""
     images = pictures(tmp_path) / "val"  # a folder, with one image below it
     file = tmp_path / "x.pt"
     said = run_tool("export_model.py", detector, file, "--format", "torchscript",
@@ -691,3 +699,4 @@ def test_the_command_says_what_it_proved(detector: Path, tmp_path: Path) -> None
     assert re.search(r"x\.pt: [\d.]+ MB, \d+ batch norms folded\. The largest difference", line)
     assert "3×128×96, 3×96×96, 3×96×115, " in line and line.endswith(" detections")
     assert load_detector(file).class_names == list(CLASSES)
+    assert f"{file} is TorchScript, a program" in caplog.text

@@ -15,6 +15,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,15 @@ from randwire_d2.data.detection.inspection import clean
 from randwire_d2.data.formats.layouts import find_splits
 from randwire_d2.data.images.probing import probe
 from randwire_d2.data.images.reading import read_rgb
+from randwire_d2.error_analysis.report import write_analysis
+from randwire_d2.error_analysis.source import Source
 from randwire_d2.experiments.sweep import load_sweep
 from randwire_d2.export import format_of
 from randwire_d2.inference.deployment.export import export_model
 from randwire_d2.inference.inputs import Video
 from randwire_d2.inference.models.loading import load_model
-from randwire_d2.pretrained import read_folder
+from randwire_d2.inference.prediction.output import finished_inputs
+from randwire_d2.pretrained import is_pretrained, read_folder
 from randwire_d2.runs import RunFolder
 from randwire_d2.weight_files.safetensors_file import safetensors_bytes
 
@@ -212,6 +216,26 @@ TEXTS = {
         lambda folder: (folder / "model.safetensors").write_bytes(WEIGHTS),
     ),
 }
+
+BRACKETS: dict[str, Callable[[Path], object]] = {
+    "spec.json": read_spec_file,
+    "config.json": is_pretrained,
+    "metrics.json": lambda folder: RunFolder(folder).progress().last,
+    "results.json": lambda folder: RunFolder(folder).evaluation(),
+    "stages.json": lambda folder: RunFolder(folder).slower_stages(),
+    "images.json": finished_inputs,
+    "analysis.json": lambda folder: write_analysis(Source("", folder / "results.json", folder)),
+}
+
+
+@pytest.mark.parametrize("file", BRACKETS)
+def test_brackets_without_end(file: str, tmp_path: Path) -> None:
+    """Wrong: JSON that is nested deeper than Python calls itself is a bug of ours, it says."""
+    for name in (file, "results.json"):
+        (tmp_path / name).write_text("[" * 10**5)
+    with suppress(ValueError, OSError):
+        assert not BRACKETS[file](tmp_path)
+
 
 # -------------------------------------------------------------------------------------------------
 # Checkpoints

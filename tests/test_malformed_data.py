@@ -15,6 +15,7 @@ from PIL import Image
 from randwire_d2.config import detector_config
 from randwire_d2.data import labelled_images
 from randwire_d2.data.images.patience import PatientMapper
+from randwire_d2.data.images.reading import read_rgb
 from randwire_d2.engine import argument_parser, load_config
 
 SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")
@@ -77,6 +78,10 @@ def deepen(mode: str) -> Damage:
         image.save(path, "PNG" if mode == "I;16" else "TIFF")
 
     return damage
+
+
+def postscript(root: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT)).save(root / "JPEGImages" / "train1.jpg", "EPS")
 
 
 def turn(root: Path) -> None:
@@ -162,6 +167,7 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
     "an image missing": ("coco", lambda root: (root / "JPEGImages/train1.jpg").unlink(),
                          "images whose file is missing (left out): 1 (", 10),
     "a truncated JPEG": ("yolo", truncate, "images that can't be read (left out): 1 (", 10),
+    "a JPEG that is PostScript": ("coco", postscript, "train1.jpg: it is PostScript, a prog", 10),
     "an image that is text": ("voc", write("JPEGImages/train1.jpg", "not found"),
                               "train1.jpg: it is no image)", 10),
     **{f"a grey image in Pillow's mode {mode}": (kind, deepen(mode), "of more than 8 bits", 10)
@@ -183,6 +189,9 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
         segmentation=[[1, 2, 3, 4]])), "a polygon of three points", 11),
     "a polygon of text": ("coco", coco(lambda c: c["annotations"][0].update(
         segmentation=[["a"] * 6])), "masks that can't be read", 11),
+    **{f"a polygon of {far:g} pixels": ("coco", coco(lambda c, far=far: c["annotations"][0].update(
+        segmentation=[[5, 5, far, 5, 9, 9]])), "or far outside of it (left out, and", 11)
+       for far in (2e3, -1e9, 1e300)},
     "an RLE of another size": ("coco", coco(lambda c: c["annotations"][0].update(
         segmentation={"size": [2, 3], "counts": [1, 5]})), "of another size than their image", 11),
     "an RLE without size": ("coco", coco(lambda c: c["annotations"][0].update(
@@ -285,6 +294,18 @@ def test_a_set_with_a_name_has_no_white_images(mode: str, is_train: bool, tmp_pa
     assert "\n" not in str(e.value)
 
 
+def test_no_image_is_run_as_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: Pillow hands a stranger's photo to Ghostscript, which runs it."""
+    write_sound(tmp_path)
+    postscript(tmp_path)
+    image = tmp_path / "JPEGImages" / "train1.jpg"
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("it ran"))
+    record = {"file_name": str(image), "image_id": 1, "height": HEIGHT, "width": WIDTH}
+    for read in (lambda: PatientMapper(detector_config(), False)(record), lambda: read_rgb(image)):
+        with pytest.raises(ValueError, match=f"{image} can't be .*: it is PostScript.*convert"):
+            read()
+
+
 @pytest.mark.parametrize("is_train", [True, False])
 def test_an_image_that_cannot_be_resized_is_named(is_train: bool, tmp_path: Path) -> None:
     """Wrong: one strip among thousands of images ends a training with Pillow's words alone."""
@@ -383,7 +404,8 @@ def test_validation_needs_masks_too(tmp_path: Path) -> None:
 
 
 def test_linked_folders_of_yolo_are_searched(tmp_path: Path) -> None:
-    """As by Ultralytics. Wrong: their images are left out in silence."""
+    """As by Ultralytics. Wrong: their images are left out in silence; or a link that leads back has
+    each image forty times, all but one without labels."""
 
     def link(root: Path) -> None:
         for kind, suffix in (("images", "jpg"), ("labels", "txt")):
@@ -393,10 +415,11 @@ def test_linked_folders_of_yolo_are_searched(tmp_path: Path) -> None:
                 name = f"train{i}.{suffix}"
                 (folder / name).write_bytes((root / "JPEGImages" / name).read_bytes())
             (root / kind / "more").symlink_to(root.parent / "disk" / kind)
+        (root.parent / "disk" / "images" / "back").symlink_to(root / "images")
         replace("data.yaml", '"train.txt"', '"images"')(root)
 
     cfg = read(tmp_path, "yolo", link)
-    assert sum(len(record["annotations"]) for record in usable(cfg)) == 2 * TRAIN
+    assert [len(record["annotations"]) for record in usable(cfg)] == [2] * TRAIN
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,32 @@
 """Channels of zeros for tensor cores: they change no result, no checkpoint, and cost little."""
 
 import copy
+import itertools
 from functools import partial
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from helpers import assert_same, draw_spec, images, randomise
+from helpers import assert_equal, assert_same, draw_spec, images, randomise
+from recording import StandIn
 from torch import Tensor
 
-from randwire_d2 import NetworkGenerator, RandWire, complexity
+from randwire_d2 import NetworkGenerator, RandWire, RandWireClassifier, complexity
 from randwire_d2.benchmark.counting import count
 from randwire_d2.benchmark.models import Case, build, forward
-from randwire_d2.modeling import graph_state
+from randwire_d2.modeling import (
+    cuda_graphs,
+    graph_function,
+    graph_gradients,
+    graph_state,
+    stage_graphs,
+    weights,
+)
 from randwire_d2.modeling import stage as stage_module
 from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.modeling.weights import MULTIPLES, padding_of
+from randwire_d2.ops.memory_format import empty_image
 
 SPECS = draw_spec("small", "WS").stages[:2]  # 5 channels to 5, whose sizes are alike, and to 10
 
@@ -54,8 +64,106 @@ def test_they_change_nothing(spec: Any, norm: str, recompute: bool) -> None:
         assert found.keys() == expected.keys()
         for name, value in found.items():
             assert_same(value, expected[name], name)
-        assert found["output"].is_contiguous(memory_format=torch.channels_last)
+        assert found["output"].stride(1) == 1
         assert all(value.is_contiguous() for name, value in found.items() if "weight" in name)
+
+
+def test_they_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: an image is copied where one stage ends and the next begins, or its gradient is; or
+    what is beside the channels is not zero."""
+    copies = []
+
+    def note(*args: Any, **options: Any) -> Tensor:
+        copies.append(args)
+        return empty_image(*args, **options)
+
+    def wider_image(x: Tensor, padding: int) -> Tensor:
+        whole = weights.wider_image(x, padding)
+        assert not whole[:, x.shape[1] :].any()
+        return whole
+
+    monkeypatch.setattr(weights, "empty_image", note)
+    for module in (graph_function, graph_gradients):
+        monkeypatch.setattr(module, "wider_image", wider_image)
+    classifier = randomise(RandWireClassifier(draw_spec("small", "WS"), num_classes=3)).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = classifier(images().float()).square().sum()
+    assert len(copies) == 1, "but for the first convolutions' result"
+    loss.backward()
+    assert len(copies) == 1 + 1, "but for the gradient of the last stage's result"
+
+
+@pytest.mark.parametrize("relu_features", [False, True])
+def test_nobody_else_sees_them(relu_features: bool) -> None:
+    """Wrong: a feature's pixels lie further apart than others expect, it can't be written to, or
+    that is not noticed by the stage that has read it."""
+    backbone = RandWire(draw_spec("small", "WS"), relu_features=relu_features).train()
+    stage = backbone.res3
+    with mock.patch.dict(MULTIPLES, {torch.float32: 8}):
+        features = backbone(images().float().to(memory_format=torch.channels_last))
+        for x in features.values():
+            assert x.is_contiguous(memory_format=torch.channels_last)
+        sum(x.square().sum() for x in features.values()).backward()
+        x = stage(torch.randn(2, 5, 8, 8))
+        own = x.detach().clone()
+        y = backbone.res4(x)
+        x.mul_(2)
+        assert torch.equal(x, 2 * own)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+        copied = stage(torch.randn(2, 5, 8, 8)).relu_()
+        expected = backbone.res4(copied.detach().clone())
+        assert_equal(backbone.res4(copied), expected)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_they_are_handed_on_by_graphs(
+    relu: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: graphs that share memory, of inputs of several sizes, spoil each other's zeros; or
+    there are others' values where a stage, or its gradient, is read without its zeros."""
+    if device.type == "cpu":
+        monkeypatch.setattr(cuda_graphs, "recorder", StandIn())
+    for name, value in {"LATER_CALLS": 2, "MOST_TRAINING": 3}.items():
+        monkeypatch.setattr(stage_graphs, name, value)
+    stages = [RandWireStage(spec, "sep_conv3x3", "BN", fused="on") for spec in SPECS]
+    replayed = randomise(torch.nn.ModuleList(stages)).to(device)
+    launched = copy.deepcopy(replayed)
+    for stage in launched:
+        stage.cuda_graphs = False
+    with mock.patch.dict(MULTIPLES, {torch.float32: 8}):
+        for i, (size, training) in enumerate(itertools.product((8, 16, 12) * 4, (True, False))):
+            generator = torch.Generator().manual_seed(i)
+            images = torch.randn(2, 5, size, size, generator=generator).to(device)
+            results = []
+            for first, second in (replayed, launched):
+                x = images.clone().requires_grad_(training)
+                with torch.set_grad_enabled(training):
+                    y = first.train(training)(x)
+                    y = second.train(training)(y.relu() if relu or i % 7 == 0 else y)
+                    if training:
+                        y.square().sum().backward()
+                results.append([y.detach(), x.grad])
+            assert_equal(*results)
+            assert_equal(*([p.grad for p in both.parameters()] for both in (replayed, launched)))
+    assert all(len(stage.graphs._graphs) == 6 for stage in replayed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["", "res4"])
+def test_compiled_stages_make_their_own(compiled: str) -> None:
+    """Wrong: torch.compile fails or breaks the graph at an image with zeros, or takes others'
+    values for them."""
+    backbone = randomise(RandWire(draw_spec("small", "WS"))).train().double()
+    twin = copy.deepcopy(backbone)
+    torch._dynamo.reset()
+    twin.get_submodule(compiled).compile(backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with mock.patch.dict(MULTIPLES, {torch.float64: 8}):
+        for model in (backbone, twin):
+            sum(feature.square().mean() for feature in model(x).values()).backward()
+    for (name, ours), theirs in zip(backbone.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(theirs.grad, ours.grad, msg=name)
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -134,7 +242,7 @@ def test_what_they_are_for() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("detection", [False, True])
-def test_they_cost_less_than_eight_percent(training: bool, detection: bool) -> None:
+def test_they_cost_little(training: bool, detection: bool) -> None:
     """Wrong: they take more memory traffic than they can be worth."""
     case = Case(2, 800, 1344, True) if detection else Case(64)
     model = build("randwire", case)
@@ -142,4 +250,5 @@ def test_they_cost_less_than_eight_percent(training: bool, detection: bool) -> N
     step = partial(count, model, case.make_inputs, half, training)
     with mock.patch.dict(MULTIPLES, {torch.float16: 1}):
         without = step()
-    assert without.traffic < step().traffic < 1.08 * without.traffic
+    most = 1.028 if training or not detection else 1.05
+    assert without.traffic < step().traffic < most * without.traffic

@@ -34,7 +34,7 @@ from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.data import register_folders
 from randwire_d2.engine import Trainer
 from randwire_d2.inference import Detector
-from randwire_d2.inference.inputs import _inputs, find_inputs
+from randwire_d2.inference.inputs import _inputs, files_as_inputs, find_inputs
 from randwire_d2.inference.prediction import job
 from randwire_d2.inference.prediction.output import results_writer
 
@@ -1011,6 +1011,17 @@ def test_a_name_that_is_no_utf8_is_as_good_as_any(
     assert listed["file_name"] == str(whole) and len(results(out)) == 5
 
 
+def test_a_name_says_nothing_to_the_terminal(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: a broken image is named on two lines, or its name clears the screen."""
+    path = tmp_path / "a\x1b[2J\nb.png"
+    path.write_bytes(b"no image")
+    assert predict(detector, path, "--output", tmp_path / "out", "--device", "cpu") == 1
+    said = capsys.readouterr().out
+    assert f"Skipped {tmp_path}/a [2J b.png: " in said and "\x1b" not in said
+
+
 def test_names_of_pictures_are_different(tmp_path: Path) -> None:
     """Wrong: a.png of one folder is drawn over a.jpg of another."""
     for name in ("x/a.jpg", "x/a.png", "y/a.jpg", "y/[1].jpg"):
@@ -1019,6 +1030,16 @@ def test_names_of_pictures_are_different(tmp_path: Path) -> None:
     given = [tmp_path / "x", tmp_path / "y/*.jpg", tmp_path / "y/[1].jpg"]
     found = find_inputs(list(map(str, given)))
     assert [i.name for i in found] == ["a", "a_2", "[1]", "a_3"]
+
+
+@pytest.mark.parametrize("folder", ["/data/images", "images", "../images"])
+def test_pictures_of_a_data_set_stay_in_their_folder(folder: str) -> None:
+    """Wrong: a name with .. in a COCO file leads a picture out of the folder of --output."""
+    names = ("a.jpg", "../b.jpg", "../../other/../c.jpg", "more/../../d/./e.jpg")
+    found = [i.name for i in files_as_inputs([f"{folder}/{name}" for name in names])]
+    assert [os.path.basename(name) for name in found] == ["a", "b", "c", "e"]
+    assert [os.path.normpath(name) for name in found] == found
+    assert not any(name.startswith(("/", "..")) for name in found)
 
 
 def test_many_of_one_name_are_named_in_one_go_each() -> None:

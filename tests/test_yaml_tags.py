@@ -26,6 +26,7 @@ HARMFUL = {
     "eval with names of its own": "!!python/object/apply:eval {args: ['1'], kwds: {globals: {}}}",
     "a tag as a key": "{? !!python/object/apply:os.system ['true'] : 1}",
     "an import": EVAL.format("__import__('os').system('true')"),
+    "an import in base64": "!!python/object/apply:eval [!!binary '1234']",
     "an attribute": EVAL.format("[x.__class__ for x in [1]]"),
     "a function": EVAL.format("(lambda: 1)()"),
     "a text": EVAL.format("'a' * 3"),
@@ -75,6 +76,26 @@ def test_base_files(tmp_path: Path) -> None:
     (tmp_path / "circle.yaml").write_text("_BASE_: circle.yaml\n")
     with pytest.raises(ValueError, match="its own _BASE_"):
         check_yaml(tmp_path / "circle.yaml")
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "<<: {_BASE_: bad.yaml}",
+        "<<: [{A: 1}, {<<: {_BASE_: [bad.yaml]}}]",
+        "? !!str {=: _BASE_}\n: bad.yaml",
+        "_BASE_: !!str {=: bad.yaml}",
+        "_BASE_: [good.yaml, !!str {=: bad.yaml}]",
+    ],
+)
+def test_a_hidden_base_file_is_looked_at(hidden: str, tmp_path: Path) -> None:
+    """Wrong: PyYAML finds a _BASE_ where the check does not, and runs what its tags name."""
+    (tmp_path / "good.yaml").write_text("SEED: 1\n")
+    (tmp_path / "bad.yaml").write_text(f"SEED: !!python/object/apply:os.mkdir [{tmp_path}/ran]\n")
+    (tmp_path / "config.yaml").write_text(f"{hidden}\n")
+    with pytest.raises(ValueError, match=r"bad\.yaml, line 1: the tag .* may run code"):
+        merge_file(detector_config(), str(tmp_path / "config.yaml"))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_detectron2_s_own_tag_is_read() -> None:

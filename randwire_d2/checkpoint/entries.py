@@ -308,9 +308,10 @@ def portable_config(cfg: CfgNode, wiring: Wiring | None = None) -> CfgNode:
     own.defrost()
     own.MODEL.WEIGHTS = ""
     own.OUTPUT_DIR = get_cfg().OUTPUT_DIR
-    if wiring is not None and own.MODEL.RANDWIRE.SPEC_FILE:
+    if own.MODEL.RANDWIRE.SPEC_FILE:  # which may be a URL
         own.MODEL.RANDWIRE.SPEC_FILE = ""
-        set_spec(own, wiring.spec)
+        if wiring is not None:
+            set_spec(own, wiring.spec)
     return own
 
 

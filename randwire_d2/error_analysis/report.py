@@ -102,7 +102,7 @@ def _check_folder(folder: Path, source: Source) -> None:
         return
     try:
         earlier = json.loads((folder / NUMBERS).read_text())["results"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         earlier = None
     if earlier != _relative(source, folder):
         raise ValueError(

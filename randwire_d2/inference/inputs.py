@@ -71,8 +71,10 @@ def find_images(given: Sequence[str], option: str) -> list[str]:
 
 def files_as_inputs(paths: Sequence[str]) -> list[Input]:
     """The files of a data set, named below the folder that holds them all."""
-    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
-    relative = ((path, os.path.relpath(path, root or None)) for path in paths)
+    # Without the .. of the names in a data set, which else lead out of the folder of the pictures.
+    folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    root = os.path.commonpath(folders) if paths else None
+    relative = ((path, os.path.relpath(path, root)) for path in paths)
     return _inputs((path, os.path.splitext(name)[0]) for path, name in relative)
 
 

@@ -20,6 +20,7 @@ from .fused import Fused
 from .node import Init, apply_init
 from .pretrained import PretrainedNetwork
 from .stage import ConvStage, RandWireStage
+from .weights import dense_image
 
 EdgeDropScope = Literal["process", "batch"]
 
@@ -170,7 +171,7 @@ class RandWire(PretrainedNetwork, Backbone):
             stage = getattr(self, name)
             x = stage(x, kept[name]) if name in kept else stage(x)
             if name in self._out_features:
-                features[name] = F.relu(x) if self.relu_features else x
+                features[name] = F.relu(x) if self.relu_features else dense_image(x)
         if not torch.compiler.is_compiling():
             self._say_how_stages_ran()
         return features

@@ -9,6 +9,7 @@ weight has moved.
 Kernels and their order are those of ``run_fused``, and so are the results, to the bit.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -19,9 +20,10 @@ from torch import Tensor
 from torch._utils import _unflatten_dense_tensors as _unflatten
 
 from .difference import LIMITS, error, random_gradient, unchanged
-from .fused import replaced, tensors_of
+from .fused import compute_dtype, replaced, tensors_of
 from .graph_recorder import CudaRecorder, Recorder, Recording
 from .once import once_differentiable
+from .weights import narrower_image, padding_of, whole_image, zeros_of
 
 Launch = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -40,16 +42,34 @@ class Memory:
         self._largest: dict[Hashable, Tensor] = {}
         self.last: Callable[[], _Pass | None] = lambda: None  # whose input it has
 
-    def tensor(self, name: str, place: Hashable, like: Tensor) -> Tensor:
-        """One of that shape, in channels_last if it is an image, that others of that name share."""
-        key, size = (name, place, like.dtype), like.numel()
+    def tensor(self, name: str, place: Hashable, like: Tensor, size: int | None = None) -> Tensor:
+        """One of that shape, or as flat as it is long, that others of that name share."""
+        key, shape = (name, place, like.dtype), like.shape if size is None else (size,)
+        size = math.prod(shape)
         if key not in self._largest or self._largest[key].numel() < size:
             self._largest[key] = like.new_empty(size)
-        flat = self._largest[key].detach()[:size]
-        if like.dim() != 4:
-            return flat.view(like.shape)
+        return self._largest[key].detach()[:size].view(shape)
+
+    def image(self, name: str, place: Hashable, like: Tensor, zeros: int) -> Tensor:
+        """The same of images, with so many channels of zeros."""
         n, c, h, w = like.shape
-        return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+        flat = self.tensor(name, place, like, n * h * w * (c + zeros))
+        return narrower_image(flat.view(n, h, w, c + zeros).permute(0, 3, 1, 2), zeros)
+
+
+@torch.no_grad()
+def _fill(image: Tensor, x: Tensor) -> None:
+    """Copy x into it, and zeros into the channels that it has beside x's."""
+    whole = whole_image(image)
+    if zeros_of(x) == zeros_of(image):
+        whole.copy_(whole_image(x))  # which lie as close together
+    else:
+        image.copy_(x)
+        whole[:, x.shape[1] :].zero_()
+
+
+def _with_zeros(copy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return narrower_image(copy(whole_image(x)), zeros_of(x)) if zeros_of(x) else copy(x)
 
 
 class NotFinite(ValueError):
@@ -123,7 +143,9 @@ class Graph:
         place = recorder.place(x)
         self.memory.last = lambda: None
         with torch.no_grad():
-            self.x = self.memory.tensor("x", place, x).copy_(x)
+            zeros = padding_of(x.shape[1], x.dtype, x.device) if x.dtype == compute_dtype(x) else 0
+            self.x = self.memory.image("x", place, x, zeros)
+            _fill(self.x, x)
             self.kept = None if kept is None else kept.clone()
         if self.trains:
             self.x.requires_grad_(x.requires_grad)
@@ -133,7 +155,7 @@ class Graph:
         def forward() -> list[Tensor]:
             nonlocal output
             output = launch(self.x, self.kept)
-            return [output.detach()]
+            return [_with_zeros(Tensor.detach, output)]
 
         def backward(flat: Tensor | None = None) -> list[Tensor]:
             with torch.autocast(x.device.type, enabled=False):
@@ -148,7 +170,9 @@ class Graph:
             expected = forward()
             if self.trains:
                 gradient = random_gradient(*expected)
-                self.grad = self.memory.tensor("gradient", place, gradient).copy_(gradient)
+                zeros = zeros_of(*expected)
+                self.grad = self.memory.image("gradient", place, gradient, zeros)
+                _fill(self.grad, gradient)
                 expected += backward()
                 own = self.memory.tensor("parameters", place, expected[-1]) if parameters else None
                 functions.append(partial(backward, own))
@@ -202,11 +226,11 @@ class Graph:
 
     @torch.no_grad()
     def forward(self, x: Tensor, kept: Tensor | None) -> Tensor:
-        self.x.copy_(x)
+        _fill(self.x, x)
         if self.kept is not None and kept is not None:
             self.kept.copy_(kept)
         self._output.replay()
-        return self._output.results[0].clone()
+        return _with_zeros(Tensor.clone, self._output.results[0])
 
     def again(self) -> None:
         """Compute the activations of the last forward pass once more."""
@@ -216,9 +240,9 @@ class Graph:
     def backward(self, grad: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
         """The gradients of x, if there is one, and of the parameters."""
         assert self._gradients is not None, "there is a backward pass"
-        self.grad.copy_(grad)
+        _fill(self.grad, grad)
         self._gradients.replay()
-        results = [gradient.clone() for gradient in self._gradients.results]
+        results = [_with_zeros(Tensor.clone, own) for own in self._gradients.results]
         grad_x = results.pop(0) if self.x.requires_grad else None
         return grad_x, [g for flat in results for g in _unflatten(flat, self.parameters)]
 

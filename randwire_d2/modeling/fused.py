@@ -234,7 +234,8 @@ def run_fused(
         recompute: save less for the backward pass, and compute it again.
 
     Returns:
-        Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), in channels_last.
+        Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), in channels_last; with channels of zeros
+            between its pixels if nodes have some.
 
     Raises:
         ValueError: if there is but one value per channel to take a batch's statistics of, or none,
@@ -244,7 +245,7 @@ def run_fused(
     count = _count_values(x, norm)
     channels = nodes[0].conv.pointwise.out_channels
     padding, in_padding = (padding_of(c, dtype, x.device) for c in (channels, x.shape[1]))
-    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    x = x.to(dtype)
     save = wants_gradients(x, (p for node in nodes for p in node.parameters()))
     # Those who recompute want to save memory, and a CPU gains nothing.
     together = not recompute and (save or x.device.type != "cpu")

@@ -29,7 +29,7 @@ from .fused import (
 )
 from .node import Node, build_norm, conv2d
 from .stage_graphs import StageGraphs
-from .weights import padding_of
+from .weights import dense_image, padding_of
 
 
 class ConvStage(CNNBlockBase):
@@ -115,7 +115,8 @@ class RandWireStage(CNNBlockBase):
                 to be left out of its target's weighted sum; by default none is.
 
         Returns:
-            Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), the mean of the output nodes.
+            Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), the mean of the output nodes. If the
+                nodes had channels of zeros, they lie between its pixels; see ``dense_image``.
         """
         reason = self._why_plain(x)
         if not torch.compiler.is_compiling():
@@ -222,6 +223,7 @@ class RandWireStage(CNNBlockBase):
     def run_nodes(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` node by node."""
         nodes, plan = [*self.nodes], self.plan
+        x = dense_image(x)
         if self.training in self.slower:
             x = x.contiguous(memory_format=torch.channels_last)
         results: dict[int, Tensor] = {}

@@ -3,7 +3,8 @@
 A GPU loads 16 bytes at once, and 109 channels of two bytes are no multiple of that: without zeros,
 71% of the multiply-adds of the C = 109 network are in 1×1 convolutions with such rows. Zeros change
 no result, because what they meet are zeros, in the weights and in the norms. Their gradients are
-nobody's.
+nobody's. An image keeps its zeros in memory, between its pixels, so that the next stage need not
+copy it to add its own.
 """
 
 import math
@@ -18,6 +19,8 @@ from torch import Tensor
 from ..ops.memory_format import empty_image
 
 Padding = tuple[int, ...]  # of a tensor's first dimensions
+
+_ZEROS = "_randwire_zeros"  # an attribute of images
 
 # Of what channels are to be a multiple.
 MULTIPLES = {torch.float16: 8, torch.bfloat16: 8}
@@ -43,9 +46,11 @@ def as_on_cuda() -> Iterator[None]:
 
 
 def wider_image(x: Tensor, padding: int) -> Tensor:
-    """(N, C, H, W) to (N, C + padding, H, W), in channels_last."""
+    """(N, C, H, W) to (N, C + padding, H, W), in channels_last; a copy unless x has its zeros."""
     if not padding:
         return x.contiguous(memory_format=torch.channels_last)
+    if zeros_of(x) == padding:
+        return whole_image(x)
     channels = x.shape[1]
     wide = empty_image(x, channels=channels + padding)
     wide[:, channels:].zero_()
@@ -54,9 +59,34 @@ def wider_image(x: Tensor, padding: int) -> Tensor:
 
 
 def narrower_image(x: Tensor, padding: int) -> Tensor:
-    """The way back."""
-    x = x[:, :-padding] if padding else x
-    return x.contiguous(memory_format=torch.channels_last)
+    """The way back, without a copy: its zeros stay where they are, for whoever is to add some."""
+    if not padding or torch.compiler.is_compiling():
+        x = x[:, :-padding] if padding else x
+        return x.contiguous(memory_format=torch.channels_last)
+    own = x[:, :-padding].detach()  # no view, which nobody could write to
+    setattr(own, _ZEROS, padding)
+    return own
+
+
+def dense_image(x: Tensor) -> Tensor:
+    """The same without zeros between its pixels: a copy if it has some."""
+    return x.contiguous(memory_format=torch.channels_last) if zeros_of(x) else x
+
+
+def zeros_of(x: Tensor) -> int:
+    """How many channels of zeros lie in memory beside an image's own.
+
+    A copy of it has none, nor a view; and what is written to it is not written to them.
+    """
+    found: int = 0 if torch.compiler.is_compiling() else getattr(x, _ZEROS, 0)
+    return found if found and x.stride(3) == x.shape[1] + found else 0  # x.data may be another's
+
+
+def whole_image(x: Tensor) -> Tensor:
+    """An image with the zeros that it has, in the same memory, detached; itself if it has none."""
+    n, channels, h, w = x.shape
+    size = n, channels + zeros_of(x), h, w
+    return x.detach().as_strided(size, x.stride()).detach() if zeros_of(x) else x
 
 
 def wider_weights(

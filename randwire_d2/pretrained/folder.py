@@ -68,7 +68,7 @@ def is_pretrained(path_or_repo: str | os.PathLike[str]) -> bool:
         return True
     try:
         return FORMAT_KEY in json.loads((Path(path) / CONFIG).read_text())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

@@ -97,7 +97,22 @@ class ArrayUnpickler(pickle._Unpickler):
         # Python's own makes room for as many bytes as a pickle says, whatever follows.
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))  # type: ignore[attr-defined]
 
-    dispatch: ClassVar[Any] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}
+    def _load_build(self) -> None:
+        # numpy believes all that a file says of a dtype, such as that its numbers are addresses of
+        # objects. Beside the name only the order of bytes is the file's to say.
+        made, state = self.stack[-2:]  # type: ignore[attr-defined]
+        if isinstance(made, np.dtype):
+            own = made.__reduce__()[2]
+            if state[1] not in ("<", ">", "|"):
+                raise _Refusal("an array's type is not as numpy pickles it")
+            self.stack[-1] = (own[0], state[1], *own[2:])  # type: ignore[attr-defined]
+        self.load_build()  # type: ignore[attr-defined]
+
+    dispatch: ClassVar[Any] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: _load_bytearray,
+        pickle.BUILD[0]: _load_build,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         try:

@@ -27,7 +27,13 @@ EMPTY = "boxes without area (left out)"
 OUTSIDE = "boxes outside their image (left out)"
 HUGE = "boxes more than twice as wide or high as their image (left out)"
 BEYOND = "boxes that reach beyond their image (training clips them)"
-BAD_MASK = "masks that can't be read, or of another size than their image (left out, and boxes)"
+BAD_MASK = (
+    "masks that can't be read, of another size than their image, or far outside of it (left out, "
+    "and boxes)"
+)
+# Of its image's longer side, how far a polygon's points may lie from the corner: pycocotools walks
+# each edge, with memory for its length, and from 10⁸ pixels on ends the process.
+FARTHEST = 10
 MARGIN = 1.0  # pixels beyond the image that are no fault; COCO itself has them
 NOT_POINTS = "keypoints that are not three finite numbers for each name (left out, boxes are not)"
 NOT_VISIBLE = "keypoints whose visibility is not 0, 1 or 2 (left out, boxes are not)"
@@ -121,8 +127,12 @@ def _fault(annotation: Mapping[str, Any], width: int, height: int) -> str | None
 def _is_mask(segmentation: Any, width: int, height: int) -> bool:
     if isinstance(segmentation, dict):
         return not rle_fault(segmentation) and list(segmentation["size"]) == [height, width]
+    most = FARTHEST * max(width, height)
     try:
-        return all(math.isfinite(sum(polygon)) for polygon in segmentation)
+        return all(
+            math.isfinite(sum(polygon)) and -most <= min(polygon) and max(polygon) <= most
+            for polygon in segmentation
+        )
     except (TypeError, OverflowError):
         return False
 

@@ -204,9 +204,7 @@ def _images(path: str, root: object, given: object) -> list[str]:
     for name in given if isinstance(given, list) else [given]:
         place = _find(path, str(root or ""), str(name))
         if os.path.isdir(place):
-            walk = os.walk(place, followlinks=True)  # as Ultralytics' glob
-            found = (os.path.join(f, n) for f, _, names in walk for n in names)
-            images += sorted(filter(is_image_file, found))
+            images += sorted(filter(is_image_file, _below(place)))
         else:
             lines = read_text(place).split("\n")
             folder = os.path.dirname(place)
@@ -214,6 +212,24 @@ def _images(path: str, root: object, given: object) -> list[str]:
     if not images:
         raise ValueError(f"{path!r}: there are no images in {brief(given)}")
     return images
+
+
+def _below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The files in a folder and below it, links to folders followed, as by Ultralytics' glob; but
+    none to a folder that it lies in, as ``ln -s`` makes where it is called twice.
+
+    Args:
+        above: the folders that this one was found in.
+    """
+    own = os.path.realpath(folder)
+    if own in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _below(entry.path, (*above, own))
+            else:
+                yield entry.path
 
 
 def _find(path: str, root: str, name: str) -> str:

@@ -102,6 +102,18 @@ def why_deep(image: Image.Image) -> str:
     )
 
 
+def check_kind(image: Image.Image) -> None:
+    """
+    Raises:
+        ValueError: it is PostScript, whatever its name ends in; one line.
+    """
+    if image.format == "EPS":
+        raise ValueError(
+            "it is PostScript, a program, which Pillow would have Ghostscript run: convert it, "
+            "such as to PNG, where you trust it"
+        )
+
+
 def digest(path: str) -> bytes:
     """The sha256 of a file's content."""
     return hashlib.sha256(Path(path).read_bytes()).digest()
@@ -111,6 +123,7 @@ def _look(path: str, num_bytes: int) -> ImageFile:
     try:
         with open(path, "rb") as f:
             with Image.open(f) as image:
+                check_kind(image)
                 kind, size = image.format, image.size
                 if reason := why_deep(image):
                     return ImageFile(None, reason, is_deep=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ...text import one_line
-from .probing import why_deep
+from .probing import check_kind, why_deep
 
 
 def read_rgb(path: str, *, upright: bool = False) -> Image.Image:
@@ -38,9 +38,10 @@ def open_image(path: str) -> Iterator[Image.Image]:
     """An image file, not decoded yet.
 
     Raises:
-        ValueError: it has more than 8 bits per channel; one line.
+        ValueError: it has more than 8 bits per channel, or is PostScript; one line.
     """
     with PathManager.open(path, "rb") as f, Image.open(f) as image:
+        check_kind(image)
         if reason := why_deep(image):
             raise ValueError(reason)
         yield image

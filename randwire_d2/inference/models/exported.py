@@ -1,6 +1,7 @@
 """An exported file in place of a checkpoint: the same Detector or Classifier, around its graph."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ from .classifier import Classifier
 from .detector import Detector
 
 OUTPUTS_KEY = "outputs"
+
+logger = logging.getLogger(__name__)
 
 
 class ExportedDetector(nn.Module):
@@ -165,6 +168,8 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
             f"device {device!r}: an exported file runs on the CPU here; use its checkpoint there"
         )
     written_as.check()
+    if written_as.name == "torchscript":  # be it called .pt, as checkpoints are, too
+        logger.warning(f"{file} is TorchScript, a program, and runs now")
     try:
         run, metadata = written_as.read(file)
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
@@ -180,7 +185,7 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
         # Older versions have neither.
         lists |= {k: json.loads(metadata.get(k, "null")) for k in (STUFF_KEY, KEYPOINTS_KEY)}
         classes = Classes.of(lists)
-    except (KeyError, ValueError) as e:
+    except (KeyError, ValueError, RecursionError) as e:
         raise ValueError(
             f"{file} lacks what tools/export_model.py writes into its metadata "
             f"({type(e).__name__}: {e}): export it again"

@@ -359,8 +359,9 @@ class Job:
     def _say_broken(self, path: str, error: Exception, what: str = "Skipped") -> None:
         self.broken.append(path)
         said = f"{what} {path}: {one_line(error, 300) or type(error).__name__}"
-        # A name need be no UTF-8, which a terminal's stream would refuse.
-        tqdm.write(os.fsencode(said).decode(errors="replace"))
+        # A name need be no UTF-8, which a terminal's stream would refuse, and may hold characters
+        # that the terminal obeys.
+        tqdm.write(one_line(os.fsencode(said).decode(errors="replace"), 5000))
 
 
 class _Found(NamedTuple):

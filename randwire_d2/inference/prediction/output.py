@@ -227,7 +227,7 @@ def finished_inputs(folder: Path) -> set[str]:
         (folder / RESULTS).stat()
         listed = json.loads((folder / IMAGES).read_bytes())["images"]
         return {one["file_name"] for one in listed}
-    except (OSError, ValueError, LookupError, TypeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
         raise ValueError(
             f"--resume: the results in {str(folder)!r} are not whole any more ({one_line(e)}); "
             "--overwrite begins anew"
