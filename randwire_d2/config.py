@@ -74,8 +74,7 @@ def add_randwire_config(cfg: CfgNode) -> None:
     # batch that does not fit into memory.
     node.RECOMPUTE = False
     # Whether a GPU replays a fused stage as one CUDA graph, after several calls with images of one
-    # size: the same results, in less of the host's time. It takes memory that a training leaves
-    # free.
+    # size: the same results, in less of the host's time, with memory that a training leaves free.
     node.CUDA_GRAPHS = True
     # A LazyConfig's detector (``modeling.lazy_detector``), if META_ARCHITECTURE is LazyDetector.
     cfg.MODEL.LAZY = ""
