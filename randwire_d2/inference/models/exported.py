@@ -1,7 +1,6 @@
 """An exported file in place of a checkpoint: the same Detector or Classifier, around its graph."""
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,8 +32,6 @@ from .classifier import Classifier
 from .detector import Detector
 
 OUTPUTS_KEY = "outputs"
-
-logger = logging.getLogger(__name__)
 
 
 class ExportedDetector(nn.Module):
@@ -168,8 +165,6 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
             f"device {device!r}: an exported file runs on the CPU here; use its checkpoint there"
         )
     written_as.check()
-    if written_as.name == "torchscript":  # be it called .pt, as checkpoints are, too
-        logger.warning(f"{file} is TorchScript, a program, and runs now")
     try:
         run, metadata = written_as.read(file)
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
