@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -35,10 +36,11 @@ from randwire_d2.data import (
 from randwire_d2.data.detection import by_path, inspection
 from randwire_d2.data.detection.by_path import held_back
 from randwire_d2.data.detection.inspection import clean
-from randwire_d2.data.formats import coco_json, voc
+from randwire_d2.data.formats import coco_json, voc, yolo
 from randwire_d2.data.formats.coco_json import read_coco
 from randwire_d2.data.formats.labels import LabelledImages
 from randwire_d2.data.images.probing import probe_all
+from randwire_d2.data.paths import in_threads
 from randwire_d2.engine import (
     argument_parser,
     data_config,
@@ -327,6 +329,22 @@ def test_evaluations_of_more_images_than_are_trained_on_are_named(
     said = [r.message for r in caplog.records if "TEST.EVAL_PERIOD" in r.message]
     assert len(said) == warned
     assert all("the 2 validation images" in m and "every 6 iterations (" in m for m in said)
+
+
+def test_files_of_labels_are_waited_for_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: of 100,000 files on a network disk one is asked for after the other, or they are mixed
+    up."""
+    together, read = Barrier(2), yolo._text
+
+    def wait(path: str) -> str | None:
+        together.wait(timeout=10)
+        return read(path)
+
+    monkeypatch.setattr(yolo, "_text", wait)
+    load_config(parse(*write_sound(tmp_path / "data")["yolo"]))
+    assert in_threads(str, range(50)) == list(map(str, range(50)))
 
 
 def test_an_image_that_comes_or_goes_moves_no_other(unsplit: Path, tmp_path: Path) -> None:
