@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -35,17 +36,18 @@ from randwire_d2.data import (
 from randwire_d2.data.detection import by_path, inspection
 from randwire_d2.data.detection.by_path import held_back
 from randwire_d2.data.detection.inspection import clean
-from randwire_d2.data.formats import coco_json, voc
+from randwire_d2.data.formats import coco_json, voc, yolo
 from randwire_d2.data.formats.coco_json import read_coco
 from randwire_d2.data.formats.labels import LabelledImages
 from randwire_d2.data.images.probing import probe_all
+from randwire_d2.data.paths import in_threads
 from randwire_d2.engine import (
     argument_parser,
     data_config,
     load_config,
     register_data,
 )
-from randwire_d2.engine.config.datasets import settle_classes
+from randwire_d2.engine.config.datasets import log_data, settle_classes
 from randwire_d2.garbage import uncollected
 from randwire_d2.runs import EVALUATIONS, RunFolder
 
@@ -311,6 +313,38 @@ def test_a_share_that_holds_nothing_back_is_named(
     load_config(parse(*flags, "DATASETS.HOLD_BACK", 0.2))
     said = [record.message for record in caplog.records if "HOLD_BACK" in record.message]
     assert said == [f"DATASETS.HOLD_BACK 0.2 holds no image back: {why}" for why in expected]
+
+
+@pytest.mark.parametrize(
+    ("period", "iterations", "warned"),
+    [(1, 10, True), (2, 10, False), (0, 10, False), (1, 1, False)],
+)
+def test_evaluations_of_more_images_than_are_trained_on_are_named(
+    period: int, iterations: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: a period that suits a few hundred images evaluates thousands after each hundred."""
+    given = write_sound(tmp_path / "data")["coco"]
+    keys = ["SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", iterations, "TEST.EVAL_PERIOD", period]
+    log_data(load_config(parse(*given, *keys)))
+    said = [r.message for r in caplog.records if "TEST.EVAL_PERIOD" in r.message]
+    assert len(said) == warned
+    assert all("the 2 validation images" in m and "every 6 iterations (" in m for m in said)
+
+
+def test_files_of_labels_are_waited_for_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: of 100,000 files on a network disk one is asked for after the other, or they are mixed
+    up."""
+    together, read = Barrier(2), yolo._text
+
+    def wait(path: str) -> str | None:
+        together.wait(timeout=10)
+        return read(path)
+
+    monkeypatch.setattr(yolo, "_text", wait)
+    load_config(parse(*write_sound(tmp_path / "data")["yolo"]))
+    assert in_threads(str, range(50)) == list(map(str, range(50)))
 
 
 def test_an_image_that_comes_or_goes_moves_no_other(unsplit: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_start_method, set_start_method
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -205,6 +206,23 @@ def test_processes_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     args = argument_parser().parse_args(["--num-gpus", "2"])
     with mock.patch.object(launch, "launch", look), mock.patch.object(launch, "share_cores"):
         assert not launch.run_processes(print, (), args, True, timeout=0.0).parent.exists()
+
+
+def test_workers_start_as_in_a_single_process() -> None:
+    """Wrong: a process that was spawned spawns its workers, each of which imports PyTorch anew, in
+    each evaluation again."""
+    usual = get_start_method()
+
+    def spawn(main: Callable[..., Any], *_: Any, args: tuple[Any, ...], **__: Any) -> Any:
+        set_start_method("spawn", force=True)  # as Python does in the process
+        return main(*args)
+
+    args = argument_parser().parse_args(["--num-gpus", "2"])
+    try:
+        with mock.patch.object(launch, "launch", spawn), mock.patch.object(launch, "share_cores"):
+            assert launch.run_processes(get_start_method, (), args, True, timeout=0.0) == usual
+    finally:
+        set_start_method(usual, force=True)
 
 
 def test_a_full_temporary_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from multiprocessing import get_start_method, set_start_method
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -260,7 +261,7 @@ def run_processes(
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(file, main, timeout, *main_args),
+            args=(file, get_start_method(allow_none=True), main, timeout, *main_args),
         )
 
 
@@ -284,9 +285,17 @@ def _file_of_known() -> Iterator[str]:
         yield path
 
 
-def _informed(path: str | None, main: Callable[..., Any], timeout: float, *args: Any) -> Any:
-    """Call ``main(*args)``, watched, with what its parent process has read of data."""
+def _informed(
+    path: str | None, method: str | None, main: Callable[..., Any], timeout: float, *args: Any
+) -> Any:
+    """Call ``main(*args)``, watched, with what its parent process has read of data.
+
+    Args:
+        method: how the parent starts processes. One that was spawned would spawn its workers, too:
+            each then imports PyTorch for itself, again in each evaluation.
+    """
     if path is not None:
+        set_start_method(method, force=True)
         with open(path, "rb") as file, uncollected():
             take_known(pickle.load(file))
         comm.synchronize()

@@ -19,7 +19,7 @@ from torchvision.datasets.folder import is_image_file
 from ...text import brief, one_line
 from ...yaml_tags import load_yaml
 from ..images.probing import probe_all
-from ..paths import read_text
+from ..paths import in_threads, read_text
 from .keypoints import Keypoints, of_classes
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
 
@@ -118,15 +118,17 @@ def read_yolo(
         ValueError: not one label file is there, or a label has no class of ``classes``; one line.
     """
     labels = [label_file(image) for image in images]
-    if not any(map(os.path.isfile, labels)):
+    texts = in_threads(_text, labels)
+    if all(text is None for text in texts):
         raise ValueError(f"{source!r}: not one of {len(labels)} label files exists, {labels[:1]}")
     faults = Faults()
     records = []
     ids = image_ids([Path(image).stem for image in images])
-    for image, label, image_id, file in zip(images, labels, ids, probe_all(images)):
+    files = probe_all(images)
+    for image, label, text, image_id, file in zip(images, labels, texts, ids, files):
         record: dict[str, Any] = {"file_name": image, "image_id": image_id, "annotations": []}
-        if file.size is not None and os.path.isfile(label):
-            found = _labels(label, file.size, classes, shape, faults)
+        if file.size is not None and text is not None:
+            found = _labels(label, text, file.size, classes, shape, faults)
             record["annotations"] = list(found)
         records.append(record)
     category_ids = tuple(range(1, len(classes) + 1))
@@ -142,10 +144,19 @@ def label_file(image: str) -> str:
     return os.path.splitext(path)[0] + ".txt"
 
 
+def _text(path: str) -> str | None:
+    return Path(path).read_text(errors="replace") if os.path.isfile(path) else None
+
+
 def _labels(
-    path: str, size: tuple[int, int], classes: tuple[str, ...], shape: Shape, faults: Faults
+    path: str,
+    text: str,
+    size: tuple[int, int],
+    classes: tuple[str, ...],
+    shape: Shape,
+    faults: Faults,
 ) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(Path(path).read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         words, where = line.split(), f"{path}:{number}"
         if not words:
             continue

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -11,6 +10,7 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from ...text import one_line
+from ..paths import in_threads
 
 # The last bytes of a whole file; one that ends otherwise is decoded to know.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -20,7 +20,6 @@ _ORIENTATION = 0x0112  # the tag of EXIF
 # Which values should become 0 and 255 only its owner knows.
 _DEEP_MODES = ("I", "F")  # and I;16, I;16B, …
 TO_8_BITS = "such as by ImageMagick's mogrify -level 0,LARGEST -depth 8"
-_THREADS = 16  # most wait for a disk
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,7 @@ def probe_all(paths: Sequence[str]) -> list[ImageFile]:
     """``probe`` for many files at once."""
     if all(path in _told for path in paths):
         return list(map(probe, paths))
-    found: list[ImageFile] = [ImageFile(None)] * len(paths)
-    shares = [slice(i, None, _THREADS) for i in range(_THREADS)]
-    with ThreadPoolExecutor(_THREADS) as pool:  # a task for each file would take longer than it
-        for share, files in zip(shares, pool.map(lambda s: list(map(probe, paths[s])), shares)):
-            found[share] = files
-    return found
+    return in_threads(probe, paths)
 
 
 def known_files() -> dict[str, ImageFile]:

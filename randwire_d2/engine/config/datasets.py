@@ -181,6 +181,23 @@ def log_data(cfg: CfgNode) -> None:
         logger.info(f"The data:\n{found.summary}{how}")
         for line in found.warnings:
             logger.warning(line)
+        _warn_of_evaluations(cfg)
+
+
+def _warn_of_evaluations(cfg: CfgNode) -> None:
+    """Of data larger than what a config's period was written for, most time could go into them."""
+    train, test = (
+        sum(len(labelled_images(name).records) for name in names)
+        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    )
+    period, batch = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.IMS_PER_BATCH
+    if 0 < period * batch < test and period < cfg.SOLVER.MAX_ITER:
+        logger.warning(
+            f"the {test} validation images are evaluated every {period} iterations, which see "
+            f"{period * batch} images: most of the training's time may go into evaluations. Once "
+            f"an epoch is every {-(-train // batch)} iterations (TEST.EVAL_PERIOD, or a "
+            "LazyConfig's train.eval_period)"
+        )
 
 
 def forget_classes(cfg: CfgNode) -> dict[str, int]:
