@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent
 # Detectron2 is needed but can't be listed: it is not on PyPI under its own name, and it must be
 # built against the torch that is already installed. tools/install.py sees to both.
 INSTALL_REQUIRES = [
-    "torch>=2.9",  # 2.8 can't export a classifier for any size, nor tests interpret its Triton
+    "torch>=2.9",  # 2.8 can't export for variable image sizes; its Triton can't be interpreted
     "torchvision>=0.24",  # the partner of torch 2.9
     "fvcore>=0.1.5.post20221221,<0.1.6",  # the upper bounds are Detectron2's
     "iopath>=0.1.7,<0.1.10",

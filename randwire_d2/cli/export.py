@@ -4,10 +4,10 @@
     python tools/export_model.py model_best.pth backbone.pt2 --part backbone
     python tools/export_model.py output/my_classifier int8.onnx --int8 --calibration my_images/train
 
-Images may have any size. A classifier or a backbone takes any number of images at once. Batch norms
-are folded into the convolutions. Before OUTPUT appears, it is run beside the model at three sizes
-and, if it takes several images, with one and two. tools/predict.py takes OUTPUT instead of the
-checkpoint.
+Images may have any size; only for a backbone with its FPN, height and width must be multiples of
+32. A classifier or a backbone takes any number of images at once. Batch norms are folded into the
+convolutions. Before OUTPUT appears, it is run beside the model at three sizes and, if it takes
+several images, with one and two. tools/predict.py takes OUTPUT instead of the checkpoint.
 """
 
 import argparse
