@@ -116,6 +116,30 @@ def test_nobody_else_sees_them(relu_features: bool) -> None:
         assert_equal(backbone.res4(copied), expected)
 
 
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_images_of_inference_mode_are_trained_with(multiple: int) -> None:
+    """Wrong: a stage can't be trained behind one that ran in inference mode, as its nodes can."""
+    below, fused = (RandWireStage(spec, "sep_conv3x3", "BN") for spec in SPECS)
+    plain = copy.deepcopy(fused)
+    plain.fused = "off"
+    with mock.patch.dict(MULTIPLES, {torch.float64: multiple}):
+        with torch.inference_mode():
+            x = below.double()(torch.randn(2, 5, 8, 8, dtype=torch.float64))
+        for stage in (fused, plain):
+            stage.double()(x).square().sum().backward()
+    for (name, ours), theirs in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        assert_same(ours.grad, theirs.grad, name)
+
+
+def test_a_trace_does_not_depend_on_them() -> None:
+    """Wrong: a stage that is traced with a stage's result can't be, or takes no other images."""
+    first, second = (RandWireStage(spec, "sep_conv3x3", "FrozenBN").eval() for spec in SPECS)
+    with mock.patch.dict(MULTIPLES, {torch.float32: 8}), torch.no_grad():
+        x = first(torch.randn(2, 5, 8, 8))
+        traced = torch.jit.trace(second, x)  # checks itself with a copy
+        torch.testing.assert_close(traced(x), second(x))
+
+
 @pytest.mark.parametrize("relu", [False, True])
 def test_they_are_handed_on_by_graphs(
     relu: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch

@@ -43,7 +43,7 @@ class Memory:
         self.last: Callable[[], _Pass | None] = lambda: None  # whose input it has
 
     def tensor(self, name: str, place: Hashable, like: Tensor, size: int | None = None) -> Tensor:
-        """One of that shape, or as flat as it is long, that others of that name share."""
+        """One of that shape, or flat and of that size, that others of that name share."""
         key, shape = (name, place, like.dtype), like.shape if size is None else (size,)
         size = math.prod(shape)
         if key not in self._largest or self._largest[key].numel() < size:
@@ -57,12 +57,11 @@ class Memory:
         return narrower_image(flat.view(n, h, w, c + zeros).permute(0, 3, 1, 2), zeros)
 
 
-@torch.no_grad()
 def _fill(image: Tensor, x: Tensor) -> None:
     """Copy x into it, and zeros into the channels that it has beside x's."""
     whole = whole_image(image)
     if zeros_of(x) == zeros_of(image):
-        whole.copy_(whole_image(x))  # which lie as close together
+        whole.copy_(whole_image(x))  # in one launch, which reads and writes without gaps
     else:
         image.copy_(x)
         whole[:, x.shape[1] :].zero_()

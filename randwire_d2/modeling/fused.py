@@ -234,8 +234,7 @@ def run_fused(
         recompute: save less for the backward pass, and compute it again.
 
     Returns:
-        Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), in channels_last; with channels of zeros
-            between its pixels if nodes have some.
+        Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), in channels_last; see ``narrower_image``.
 
     Raises:
         ValueError: if there is but one value per channel to take a batch's statistics of, or none,

@@ -194,6 +194,9 @@ class RandWireStage(CNNBlockBase):
         """``forward`` as one function, whether or not that is possible."""
         if self.edges[0].device != x.device:  # weights were assigned there, or are gathered there
             self.edges = self._edges_on(x.device)
+        # torch saves nothing that was made in inference mode, and nodes run one by one need not.
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and x.is_inference():
+            x = x.clone()
         smallest, by_level = map(Order, (self.plan, self._plan_by_level), self.edges)
         return run_fused(smallest, by_level, [*self.nodes], x, kept, self.recompute)
 

@@ -63,7 +63,7 @@ def narrower_image(x: Tensor, padding: int) -> Tensor:
     if not padding or torch.compiler.is_compiling():
         x = x[:, :-padding] if padding else x
         return x.contiguous(memory_format=torch.channels_last)
-    own = x[:, :-padding].detach()  # no view, which nobody could write to
+    own = x[:, :-padding].detach()  # torch lets nobody write to a view that a function returns
     setattr(own, _ZEROS, padding)
     return own
 
@@ -78,15 +78,16 @@ def zeros_of(x: Tensor) -> int:
 
     A copy of it has none, nor a view; and what is written to it is not written to them.
     """
-    found: int = 0 if torch.compiler.is_compiling() else getattr(x, _ZEROS, 0)
-    return found if found and x.stride(3) == x.shape[1] + found else 0  # x.data may be another's
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # for inputs without, too
+    found: int = 0 if tracing else getattr(x, _ZEROS, 0)
+    return found if found and x.stride(3) == x.shape[1] + found else 0  # x.data may be replaced
 
 
 def whole_image(x: Tensor) -> Tensor:
     """An image with the zeros that it has, in the same memory, detached; itself if it has none."""
     n, channels, h, w = x.shape
     size = n, channels + zeros_of(x), h, w
-    return x.detach().as_strided(size, x.stride()).detach() if zeros_of(x) else x
+    return x.detach().as_strided(size, x.stride()) if zeros_of(x) else x
 
 
 def wider_weights(
