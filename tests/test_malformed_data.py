@@ -189,9 +189,13 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
         segmentation=[[1, 2, 3, 4]])), "a polygon of three points", 11),
     "a polygon of text": ("coco", coco(lambda c: c["annotations"][0].update(
         segmentation=[["a"] * 6])), "masks that can't be read", 11),
-    **{f"a polygon of {far:g} pixels": ("coco", coco(lambda c, far=far: c["annotations"][0].update(
-        segmentation=[[5, 5, far, 5, 9, 9]])), "or far outside of it (left out, and", 11)
-       for far in (2e3, -1e9, 1e300)},
+    **{f"a polygon whose outline is {what}": ("coco", coco(lambda c, p=polygon: c["annotations"][
+        0].update(segmentation=[p])), "or with an outline of more than 1000 times its lon", 11)
+       for what, polygon in {
+           "far away": [5, 5, 3e4, 5, 9, 9], "farther": [5, 5, -1e9, 5, 9, 9],
+           "infinite": [5, 5, 1e400, 5, 9, 9], "NaN": [5, 5, 1e400 - 1e400, 5, 9, 9],
+           "to and fro": [0, 0, 40, 0] * 700, "elsewhere": [1e9, 1e9, 1e9, 1e9 + 9, 1e9 + 9, 1e9],
+       }.items()},
     "an RLE of another size": ("coco", coco(lambda c: c["annotations"][0].update(
         segmentation={"size": [2, 3], "counts": [1, 5]})), "of another size than their image", 11),
     "an RLE without size": ("coco", coco(lambda c: c["annotations"][0].update(
@@ -405,7 +409,7 @@ def test_validation_needs_masks_too(tmp_path: Path) -> None:
 
 def test_linked_folders_of_yolo_are_searched(tmp_path: Path) -> None:
     """As by Ultralytics. Wrong: their images are left out in silence; or a link that leads back has
-    each image forty times, all but one without labels."""
+    each image forty times, all but one without labels; or one to itself ends it all."""
 
     def link(root: Path) -> None:
         for kind, suffix in (("images", "jpg"), ("labels", "txt")):
@@ -416,6 +420,7 @@ def test_linked_folders_of_yolo_are_searched(tmp_path: Path) -> None:
                 (folder / name).write_bytes((root / "JPEGImages" / name).read_bytes())
             (root / kind / "more").symlink_to(root.parent / "disk" / kind)
         (root.parent / "disk" / "images" / "back").symlink_to(root / "images")
+        (root / "images" / "self").symlink_to("self")
         replace("data.yaml", '"train.txt"', '"images"')(root)
 
     cfg = read(tmp_path, "yolo", link)
