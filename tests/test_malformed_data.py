@@ -16,6 +16,8 @@ from randwire_d2.config import detector_config
 from randwire_d2.data import labelled_images
 from randwire_d2.data.images.patience import PatientMapper
 from randwire_d2.data.images.reading import read_rgb
+from randwire_d2.drawing.detections import draw_results
+from randwire_d2.drawing.samples import draw_samples
 from randwire_d2.engine import argument_parser, load_config
 
 SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")
@@ -305,7 +307,14 @@ def test_no_image_is_run_as_a_program(tmp_path: Path, monkeypatch: pytest.Monkey
     image = tmp_path / "JPEGImages" / "train1.jpg"
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("it ran"))
     record = {"file_name": str(image), "image_id": 1, "height": HEIGHT, "width": WIDTH}
-    for read in (lambda: PatientMapper(detector_config(), False)(record), lambda: read_rgb(image)):
+    record["annotations"] = []
+    monkeypatch.setitem(DatasetCatalog.data, "name", lambda: [record])
+    for read in (
+        lambda: PatientMapper(detector_config(), False)(record),
+        lambda: read_rgb(image),
+        lambda: draw_results("name", [], [1], 0.5),
+        lambda: draw_samples(detector_config(), "name", 1),
+    ):
         with pytest.raises(ValueError, match=f"{image} can't be .*: it is PostScript.*convert"):
             read()
 
