@@ -45,6 +45,7 @@ LARGEST = 2**63  # a power beyond this could take any time and memory
 MOST_CHARACTERS = 2**22  # of a file; a config with the largest spec (wiring/limits.py) has fewer
 MOST_VALUES = 50_000  # of a file, aliases written out; 21,841 class names with their numbers fit
 MOST_LEVELS = 50  # of brackets in brackets
+MOST_BASES = 100  # of a config; fvcore reads each as often as it is named
 
 
 class LimitedLoader(yaml.SafeLoader):
@@ -134,16 +135,19 @@ def check_yaml(path: str | os.PathLike[str]) -> None:
         path: any that Detectron2's PathManager knows.
 
     Raises:
-        ValueError: a tag would run code, or a file is no YAML, or a too large one; one line that
-            names the file and the tag.
+        ValueError: a tag would run code, a file is no YAML, too large or its own _BASE_, or there
+            are too many; one line that names the file and the tag.
         OSError: a file can't be read.
     """
-    waiting, seen = [os.fspath(path)], set[str]()
-    while waiting:
-        path = waiting.pop()
-        if path in seen:
+    waiting: list[tuple[str, ...]] = [(os.fspath(path),)]  # each below those that name it
+    for looked in count():
+        if not waiting:
+            return
+        *above, path = line = waiting.pop()
+        if path in above:
             raise ValueError(f"{path} is its own _BASE_")
-        seen.add(path)
+        if looked > MOST_BASES:
+            raise ValueError(f"{line[0]} names more than {MOST_BASES} files as _BASE_")
         with PathManager.open(path, "r") as f:
             try:
                 root = compose_yaml(f.read(MOST_CHARACTERS + 1))
@@ -151,7 +155,7 @@ def check_yaml(path: str | os.PathLike[str]) -> None:
                 bases = _bases(root)
             except (yaml.YAMLError, UnicodeDecodeError) as e:
                 raise ValueError(f"{path} is no YAML of a config: {one_line(e)}") from e
-        waiting += [_beside(path, base) for base in bases]
+        waiting += [(*line, _beside(path, base)) for base in bases]
 
 
 def _beside(path: str, base: str) -> str:

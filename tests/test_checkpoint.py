@@ -296,6 +296,16 @@ def test_pickles_of_arrays_load_as_detectron2_writes_them(protocol: int, tmp_pat
         assert torch.equal(other.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_of_an_array_with_moved_axes_loads(protocol: int, tmp_path: Path) -> None:
+    """Wrong: a convolution whose axes a conversion has moved, as from Caffe2 or TensorFlow, is
+    refused, or the numbers are in another order."""
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(1, 0, 2)
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": array}, "__author__": ""}, protocol))
+    assert load_checkpoint(str(path))["model"]["a"].tolist() == array.tolist()
+
+
 @pytest.mark.parametrize("order", "<>")
 def test_a_pickle_says_nothing_of_a_type_but_its_order(order: str, tmp_path: Path) -> None:
     """Wrong: numpy takes an array's numbers for the addresses of objects, and follows them; or

@@ -316,19 +316,36 @@ def test_a_share_that_holds_nothing_back_is_named(
 
 
 @pytest.mark.parametrize(
-    ("period", "iterations", "warned"),
-    [(1, 10, True), (2, 10, False), (0, 10, False), (1, 1, False)],
+    ("period", "iterations", "labelled", "says"),
+    [
+        (1, 10, 6, "an epoch is 6 iterations ("),
+        (1, 10, 4, "an epoch is 4 iterations ("),
+        (1, 10, 1, "as many images are 2 iterations ("),
+        (2, 10, 6, ""),
+        (0, 10, 6, ""),
+        (1, 1, 6, ""),
+    ],
 )
 def test_evaluations_of_more_images_than_are_trained_on_are_named(
-    period: int, iterations: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    period: int,
+    iterations: int,
+    labelled: int,
+    says: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Wrong: a period that suits a few hundred images evaluates thousands after each hundred."""
+    """Wrong: a period that suits a few hundred images evaluates thousands after each hundred; or
+    the one that is named counts images without boxes, or is shorter still."""
     given = write_sound(tmp_path / "data")["coco"]
+    file = tmp_path / "data" / "train.json"
+    content = json.loads(file.read_text())
+    kept = [a for a in content["annotations"] if a["image_id"] <= labelled]
+    file.write_text(json.dumps({**content, "annotations": kept}))
     keys = ["SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", iterations, "TEST.EVAL_PERIOD", period]
     log_data(load_config(parse(*given, *keys)))
     said = [r.message for r in caplog.records if "TEST.EVAL_PERIOD" in r.message]
-    assert len(said) == warned
-    assert all("the 2 validation images" in m and "every 6 iterations (" in m for m in said)
+    assert len(said) == bool(says)
+    assert all("the 2 validation images" in m and says in m for m in said)
 
 
 def test_files_of_labels_are_waited_for_at_once(

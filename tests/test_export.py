@@ -690,7 +690,7 @@ def test_the_command_says_what_it_proved(
     detector: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Wrong: the tool doesn't run, passes over --images, or says nothing of what was compared; or
-    a program that is called as checkpoints are runs without a word."""
+    a program that is called as checkpoints are runs without a word, or its export tells of it."""
     images = pictures(tmp_path) / "val"  # a folder, with one image below it
     file = tmp_path / "x.pt"
     said = run_tool("export_model.py", detector, file, "--format", "torchscript",
@@ -698,5 +698,6 @@ def test_the_command_says_what_it_proved(
     line = said.splitlines()[-1]
     assert re.search(r"x\.pt: [\d.]+ MB, \d+ batch norms folded\. The largest difference", line)
     assert "3×128×96, 3×96×96, 3×96×115, " in line and line.endswith(" detections")
+    assert "TorchScript" not in said
     assert load_detector(file).class_names == list(CLASSES)
     assert f"{file} is TorchScript, a program" in caplog.text

@@ -16,6 +16,8 @@ from randwire_d2.config import detector_config
 from randwire_d2.data import labelled_images
 from randwire_d2.data.images.patience import PatientMapper
 from randwire_d2.data.images.reading import read_rgb
+from randwire_d2.drawing.detections import draw_results
+from randwire_d2.drawing.samples import draw_samples
 from randwire_d2.engine import argument_parser, load_config
 
 SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")
@@ -189,9 +191,13 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
         segmentation=[[1, 2, 3, 4]])), "a polygon of three points", 11),
     "a polygon of text": ("coco", coco(lambda c: c["annotations"][0].update(
         segmentation=[["a"] * 6])), "masks that can't be read", 11),
-    **{f"a polygon of {far:g} pixels": ("coco", coco(lambda c, far=far: c["annotations"][0].update(
-        segmentation=[[5, 5, far, 5, 9, 9]])), "or far outside of it (left out, and", 11)
-       for far in (2e3, -1e9, 1e300)},
+    **{f"a polygon whose outline is {what}": ("coco", coco(lambda c, p=polygon: c["annotations"][
+        0].update(segmentation=[p])), "or with an outline of more than 1000 times its lon", 11)
+       for what, polygon in {
+           "far away": [5, 5, 3e4, 5, 9, 9], "farther": [5, 5, -1e9, 5, 9, 9],
+           "infinite": [5, 5, 1e400, 5, 9, 9], "NaN": [5, 5, 1e400 - 1e400, 5, 9, 9],
+           "to and fro": [0, 0, 40, 0] * 700, "elsewhere": [1e9, 1e9, 1e9, 1e9 + 9, 1e9 + 9, 1e9],
+       }.items()},
     "an RLE of another size": ("coco", coco(lambda c: c["annotations"][0].update(
         segmentation={"size": [2, 3], "counts": [1, 5]})), "of another size than their image", 11),
     "an RLE without size": ("coco", coco(lambda c: c["annotations"][0].update(
@@ -301,7 +307,14 @@ def test_no_image_is_run_as_a_program(tmp_path: Path, monkeypatch: pytest.Monkey
     image = tmp_path / "JPEGImages" / "train1.jpg"
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("it ran"))
     record = {"file_name": str(image), "image_id": 1, "height": HEIGHT, "width": WIDTH}
-    for read in (lambda: PatientMapper(detector_config(), False)(record), lambda: read_rgb(image)):
+    record["annotations"] = []
+    monkeypatch.setitem(DatasetCatalog.data, "name", lambda: [record])
+    for read in (
+        lambda: PatientMapper(detector_config(), False)(record),
+        lambda: read_rgb(image),
+        lambda: draw_results("name", [], [1], 0.5),
+        lambda: draw_samples(detector_config(), "name", 1),
+    ):
         with pytest.raises(ValueError, match=f"{image} can't be .*: it is PostScript.*convert"):
             read()
 
@@ -405,7 +418,7 @@ def test_validation_needs_masks_too(tmp_path: Path) -> None:
 
 def test_linked_folders_of_yolo_are_searched(tmp_path: Path) -> None:
     """As by Ultralytics. Wrong: their images are left out in silence; or a link that leads back has
-    each image forty times, all but one without labels."""
+    each image forty times, all but one without labels; or one to itself ends it all."""
 
     def link(root: Path) -> None:
         for kind, suffix in (("images", "jpg"), ("labels", "txt")):
@@ -416,6 +429,7 @@ def test_linked_folders_of_yolo_are_searched(tmp_path: Path) -> None:
                 (folder / name).write_bytes((root / "JPEGImages" / name).read_bytes())
             (root / kind / "more").symlink_to(root.parent / "disk" / kind)
         (root.parent / "disk" / "images" / "back").symlink_to(root / "images")
+        (root / "images" / "self").symlink_to("self")
         replace("data.yaml", '"train.txt"', '"images"')(root)
 
     cfg = read(tmp_path, "yolo", link)

@@ -78,6 +78,19 @@ def test_base_files(tmp_path: Path) -> None:
         check_yaml(tmp_path / "circle.yaml")
 
 
+def test_two_base_files_may_share_a_third(tmp_path: Path) -> None:
+    """Wrong: it is taken for a circle; or thirty files that name the next one twice, which fvcore
+    reads 2³⁰ times, are read without end."""
+    (tmp_path / "0.yaml").write_text("SEED: 3\n")
+    for i in range(1, 31):
+        (tmp_path / f"{i}.yaml").write_text(f"_BASE_: [{i - 1}.yaml, {i - 1}.yaml]\n")
+    cfg = detector_config()
+    merge_file(cfg, str(tmp_path / "2.yaml"))
+    assert cfg.SEED == 3
+    with pytest.raises(ValueError, match=r"/30\.yaml names more than 100 files as _BASE_"):
+        merge_file(cfg, str(tmp_path / "30.yaml"))
+
+
 @pytest.mark.parametrize(
     "hidden",
     [

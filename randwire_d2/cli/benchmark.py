@@ -106,7 +106,7 @@ def add_runtimes(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=RUNTIMES,
         help="compare only inference with the backbones of RandWire and ResNet-50, and its peak "
-        "memory, in PyTorch and in these runtimes",
+        "memory, in PyTorch and in these runtimes, on the CPU",
     )
     how.add_argument(
         "--detector",

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib.figure import Figure
@@ -20,6 +19,7 @@ from matplotlib.patheffects import withStroke
 
 from .. import data  # noqa: F401 (registers the built-in data sets)
 from ..data.formats.rle import rle_fault
+from ..data.images.reading import read_rgb
 from ..text import brief
 from .style import INK, class_palette, page
 
@@ -51,9 +51,9 @@ def draw_detections(dataset_name: str, results_json_path: str | os.PathLike[str]
         results_json_path: the coco_instances_results.json that COCOEvaluator wrote for it.
 
     Raises:
-        FileNotFoundError: the results or an image do not exist.
-        ValueError: the file holds something else, or results for another data set; or the data set
-            is not registered.
+        FileNotFoundError: the results do not exist.
+        ValueError: the file holds something else, or results for another data set; the data set is
+            not registered; or an image can't be read.
     """
     results = read_results(results_json_path, dataset_name)
     ids = [record["image_id"] for record in DatasetCatalog.get(dataset_name)]
@@ -74,7 +74,7 @@ def draw_results(
         score_threshold: the least score (0 … 1) of the detections drawn.
 
     Raises:
-        FileNotFoundError: an image does not exist.
+        ValueError: an image can't be read; one line.
     """
     by_id = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
@@ -83,7 +83,7 @@ def draw_results(
     tiles = []
     for record in (by_id[image] for image in image_ids):
         found = [d for d in detections[record["image_id"]] if d["score"] >= score_threshold]
-        image = read_image(record["file_name"], "RGB")
+        image = np.asarray(read_rgb(record["file_name"], upright=True))
         tiles.append(
             [
                 draw_instances(

@@ -7,11 +7,12 @@ import numpy as np
 import pycocotools.mask
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import BoxMode, Instances
 from matplotlib.figure import Figure
 
 from ..data import training_mapper
+from ..data.images.reading import read_rgb
 from .detections import _contact_sheet, draw_instances, have_masks
 
 
@@ -24,13 +25,16 @@ def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int) -> Figure:
     Args:
         dataset_name: a registered data set with annotations.
         max_images: the largest number of images drawn, at least 1.
+
+    Raises:
+        ValueError: an image can't be read; one line.
     """
     records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
     count = min(max_images, len(records))
     tiles = []
     for record in (records[i * len(records) // count] for i in range(count)):
         masks = have_masks(record["annotations"])
-        before = read_image(record["file_name"], "RGB")
+        before = np.asarray(read_rgb(record["file_name"], upright=True))
         after, instances = _augment(cfg, record, masks)
         tiles.append(
             [

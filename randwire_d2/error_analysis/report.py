@@ -248,7 +248,7 @@ def _images(
             figure = draw_results(dataset, results, shown, analysis.threshold)
             png = _png(figure, folder / "images.png", palette=False)
             about += "Those with the most, in the order of the table:"
-        except OSError as e:
+        except (OSError, ValueError) as e:
             about += f"They can't be drawn: {e}"
     if png is None:
         (folder / "images.png").unlink(missing_ok=True)  # an earlier analysis's

@@ -28,8 +28,6 @@ _METADATA = "metadata/"  # the folder of the metadata in an archive of torch
 _SHA256 = re.compile(rb"\x06sha256\x12\x40([0-9a-f]{64})")
 _UNKNOWN = "0" * 64
 
-logger = logging.getLogger(__name__)
-
 
 class Format(ABC):
     """A file format, and what runs it.
@@ -143,8 +141,6 @@ class TorchScript(Format):
     def read(self, path: str) -> tuple[Run, dict[str, str]]:
         check_whole(path)  # which PyTorch does not look at
         files: dict[str, Any] = {_METADATA + key: "" for key in metadata_in(path)}
-        # It may be called .pt, as checkpoints are.
-        logger.warning(f"{path} is TorchScript, a program, and runs now")
         with _quiet():
             module = torch.jit.load(path, map_location="cpu", _extra_files=files)
         texts = {key.removeprefix(_METADATA): _text(value) for key, value in files.items()}

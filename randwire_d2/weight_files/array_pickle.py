@@ -51,10 +51,15 @@ class _FromBuffer:
 
     __slots__ = ()
 
-    def __call__(self, buffer: object, dtype: object, shape: Any, order: Any) -> np.ndarray:
+    def __call__(
+        self, buffer: object, dtype: object, shape: Any, order: Any, axes: Any = None
+    ) -> np.ndarray:
         if not isinstance(buffer, bytes | bytearray) or not isinstance(dtype, np.dtype):
             raise _Refusal("an array is not as numpy pickles it")
-        return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+        array = np.frombuffer(buffer, dtype)
+        if axes is not None:  # newer versions of numpy say how an array's axes were moved
+            return array.reshape(shape).transpose(axes)
+        return array.reshape(shape, order=order)
 
 
 class _Encode:

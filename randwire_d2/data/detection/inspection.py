@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
+from operator import sub
 from typing import Any
 
 from ..formats.labels import Faults, LabelledImages
@@ -27,13 +28,13 @@ EMPTY = "boxes without area (left out)"
 OUTSIDE = "boxes outside their image (left out)"
 HUGE = "boxes more than twice as wide or high as their image (left out)"
 BEYOND = "boxes that reach beyond their image (training clips them)"
+# How long the way from an image's corner along a polygon's points may be, in longer sides of the
+# image: pycocotools walks it, with 40 bytes for each pixel, and dies of a step of 10⁸ pixels.
+LONGEST = 1000
 BAD_MASK = (
-    "masks that can't be read, of another size than their image, or far outside of it (left out, "
-    "and boxes)"
+    "masks that can't be read, of another size than their image, or with an outline of more than "
+    f"{LONGEST} times its longer side (left out, and boxes)"
 )
-# Of its image's longer side, how far a polygon's points may lie from the corner: pycocotools walks
-# each edge, with memory for its length, and from 10⁸ pixels on ends the process.
-FARTHEST = 10
 MARGIN = 1.0  # pixels beyond the image that are no fault; COCO itself has them
 NOT_POINTS = "keypoints that are not three finite numbers for each name (left out, boxes are not)"
 NOT_VISIBLE = "keypoints whose visibility is not 0, 1 or 2 (left out, boxes are not)"
@@ -127,11 +128,10 @@ def _fault(annotation: Mapping[str, Any], width: int, height: int) -> str | None
 def _is_mask(segmentation: Any, width: int, height: int) -> bool:
     if isinstance(segmentation, dict):
         return not rle_fault(segmentation) and list(segmentation["size"]) == [height, width]
-    most = FARTHEST * max(width, height)
-    try:
+    most = LONGEST * max(width, height)
+    try:  # NaN and infinite numbers are no way that is short enough, either
         return all(
-            math.isfinite(sum(polygon)) and -most <= min(polygon) and max(polygon) <= most
-            for polygon in segmentation
+            sum(map(abs, map(sub, polygon, (0, 0, *polygon)))) <= most for polygon in segmentation
         )
     except (TypeError, OverflowError):
         return False

@@ -235,12 +235,11 @@ def _below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     own = os.path.realpath(folder)
     if own in above:
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _below(entry.path, (*above, own))
-            else:
-                yield entry.path
+    # os.walk, for one level: it passes over what can't be listed, and a link to itself.
+    _, folders, names = next(os.walk(folder), (folder, [], []))
+    yield from (os.path.join(folder, name) for name in names)
+    for name in folders:
+        yield from _below(os.path.join(folder, name), (*above, own))
 
 
 def _find(path: str, root: str, name: str) -> str:

@@ -35,7 +35,7 @@ from ...text import similar
 from ..processes.slurm import is_submitted
 from ..processes.torchrun import Launched, count_processes
 from .continuation import check_continuation, check_split
-from .datasets import forget_classes, settle_classes, take_data
+from .datasets import count_training_images, forget_classes, settle_classes, take_data
 from .keypoints import settle_keypoints
 from .keys import UNSET
 from .limits import LIMITS, check_images, check_limits
@@ -77,7 +77,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         check_best_metric(cfg)
         data.check_jitter(cfg)
         check_images(cfg)
-        cfg = scale_schedule(cfg, _count_training_images(cfg) if cfg.SOLVER.EPOCHS else 0)
+        cfg = scale_schedule(cfg, count_training_images(cfg) if cfg.SOLVER.EPOCHS else 0)
     cfg.freeze()
     return cfg
 
@@ -97,13 +97,6 @@ def data_config(args: argparse.Namespace) -> CfgNode:
     _check_datasets(cfg, args)
     cfg.freeze()
     return cfg
-
-
-def _count_training_images(cfg: CfgNode) -> int:
-    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    node = cfg.MODEL.ROI_KEYPOINT_HEAD
-    least = node.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    return sum(data.count_images(name, filter_empty, least) for name in cfg.DATASETS.TRAIN)
 
 
 def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from ...data import Look, absolute, labelled_images, look, register_detection_data
+from ...data import Look, absolute, count_images, labelled_images, look, register_detection_data
 from ...data.classification.listing import count_listed, known_listings, take_listings
 from ...data.detection.by_path import read_labels, take_labels
 from ...data.formats.layouts import find_splits
@@ -184,18 +184,26 @@ def log_data(cfg: CfgNode) -> None:
         _warn_of_evaluations(cfg)
 
 
+def count_training_images(cfg: CfgNode) -> int:
+    """The images of an epoch: of a detector's data sets, those that it is trained on."""
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    node = cfg.MODEL.ROI_KEYPOINT_HEAD
+    least = node.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    return sum(count_images(name, filter_empty, least) for name in cfg.DATASETS.TRAIN)
+
+
 def _warn_of_evaluations(cfg: CfgNode) -> None:
     """Of data larger than what a config's period was written for, most time could go into them."""
-    train, test = (
-        sum(len(labelled_images(name).records) for name in names)
-        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-    )
+    test = sum(len(labelled_images(name).records) for name in cfg.DATASETS.TEST)
     period, batch = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.IMS_PER_BATCH
     if 0 < period * batch < test and period < cfg.SOLVER.MAX_ITER:
+        train = count_training_images(cfg)
+        # Of a few images, an epoch can be even shorter than the period.
+        longer = "an epoch is" if train >= test else "as many images are"
         logger.warning(
             f"the {test} validation images are evaluated every {period} iterations, which see "
-            f"{period * batch} images: most of the training's time may go into evaluations. Once "
-            f"an epoch is every {-(-train // batch)} iterations (TEST.EVAL_PERIOD, or a "
+            f"{period * batch} images: most of the training's time may go into evaluations; "
+            f"{longer} {-(-max(train, test) // batch)} iterations (TEST.EVAL_PERIOD, or a "
             "LazyConfig's train.eval_period)"
         )
 

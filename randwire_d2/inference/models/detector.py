@@ -13,7 +13,6 @@ from detectron2.data.detection_utils import (
     build_augmentation,
     check_image_size,
     convert_PIL_to_numpy,
-    read_image,
 )
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
@@ -22,7 +21,7 @@ from torch import nn
 
 from ...checkpoint import Classes
 from ...data.formats.keypoints import connection_rules
-from ...data.images.reading import check_channels, check_pixels, open_image
+from ...data.images.reading import check_channels, check_pixels, open_image, read_rgb
 from ...drawing.detections import legible_visualizer
 from ...drawing.style import class_palette
 from .panoptic import Panoptic, confident, stuff_of, to_coco
@@ -113,7 +112,7 @@ class Detector(PretrainedModel):
 
     def picture(self, record: Mapping[str, Any]) -> np.ndarray:
         """The image (H, W, 3), RGB, that ``read`` reads, to draw on."""
-        return np.asarray(read_image(record["file_name"], "RGB"))
+        return np.asarray(read_rgb(record["file_name"], upright=True))
 
     def predict(self, inputs: Sequence[dict[str, Any]]) -> list[Instances]:
         """The instances of each image, in the CPU's memory; see ``outputs``."""

@@ -1,6 +1,7 @@
 """An exported file in place of a checkpoint: the same Detector or Classifier, around its graph."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ from .classifier import Classifier
 from .detector import Detector
 
 OUTPUTS_KEY = "outputs"
+
+logger = logging.getLogger(__name__)
 
 
 class ExportedDetector(nn.Module):
@@ -172,6 +175,8 @@ def load_exported(file: str, written_as: Format, device: str | None) -> Detector
         raise ValueError(
             f"{file} can't be read as {written_as.name}: {reason}; export it again"
         ) from e
+    if written_as.name == "torchscript":  # which may be called .pt, as checkpoints are
+        logger.warning(f"{file} is TorchScript, a program, and runs now")
     try:
         kind, cfg = metadata["kind"], stored_config(metadata)
         lists = {
