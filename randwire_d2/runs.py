@@ -27,7 +27,7 @@ from detectron2.config import CfgNode
 
 from .config import classifier_config, merge_file
 from .files import atomic_open, without_options
-from .text import one_line
+from .text import one_line, parse_json
 from .weight_files.reading import iteration_of, read_iteration
 
 EVALUATIONS = "evaluations"
@@ -195,9 +195,9 @@ class RunFolder:
         metrics: Metrics = {}
         for line in path.read_text(errors="replace").splitlines():
             try:
-                values = json.loads(line)
+                values = parse_json(line)
                 iteration = values.pop("iteration")
-            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            except (ValueError, KeyError, AttributeError, TypeError):
                 continue  # cut off
             if not isinstance(iteration, int):
                 continue
@@ -242,10 +242,10 @@ class RunFolder:
         """
         path = _existing(self.results_file, "results.json of an evaluation")
         try:
-            written = json.loads(path.read_text())
+            written = parse_json(path.read_text())
             results = {task: dict(values) for task, values in written["results"].items()}
             return Evaluation(str(written["weights"]), written["training"], results)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(f"{path} is damaged ({one_line(e)}); evaluate again") from e
 
     def last_evaluation(self) -> "RunFolder | None":
@@ -257,9 +257,9 @@ class RunFolder:
     def slower_stages(self) -> dict[str, dict[str, str]] | None:
         """What ``write_slower_stages`` wrote; None if that can't be read."""
         try:
-            written = json.loads(self.stages_file.read_text())
+            written = parse_json(self.stages_file.read_text())
             return {name: dict(modes) for name, modes in written.items()}
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
 
     def write_slower_stages(self, slower: dict[str, dict[str, str]]) -> None:

@@ -1,9 +1,12 @@
-"""What others wrote, as part of a message: on one line, and not longer than a reader's patience."""
+"""What others wrote: as JSON; and as part of a message, on one line, and not longer than a reader's
+patience."""
 
 import difflib
+import json
 import reprlib
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 MOST_NAMED = 3  # of many things, in one message
 _MOST = 160  # characters
@@ -50,6 +53,17 @@ def check_one_line(source: str, names: Iterable[str]) -> None:
                 f"{source!r}: the class name {brief(name)} has a line break or another control "
                 "character; rename the class"
             )
+
+
+def parse_json(text: str | bytes) -> Any:
+    """
+    Raises:
+        ValueError: it is no JSON, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as e:
+        raise ValueError(f"it is nested too deep ({e})") from e
 
 
 def no_python(json: str) -> str:

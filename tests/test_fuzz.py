@@ -43,6 +43,7 @@ from randwire_d2.checkpoint import (
     load_checkpoint,
     stored_config,
 )
+from randwire_d2.cli.measure_gpu import read_parts
 from randwire_d2.config import (
     classifier_config,
     detector_config,
@@ -224,6 +225,7 @@ BRACKETS: dict[str, Callable[[Path], object]] = {
     "results.json": lambda folder: RunFolder(folder).evaluation(),
     "stages.json": lambda folder: RunFolder(folder).slower_stages(),
     "images.json": finished_inputs,
+    "gpu.json": lambda folder: read_parts(folder, {}),
     "analysis.json": lambda folder: write_analysis(Source("", folder / "results.json", folder)),
 }
 

@@ -48,7 +48,7 @@ from ..command import in_users_words, process, program
 from ..config_files import get_config_file
 from ..files import check_folder, write_or_print
 from ..runs import RunFolder
-from ..text import one_line
+from ..text import one_line, parse_json
 from ..wiring import NetworkGenerator
 from .frame import at_least, framed, parser_of, say
 
@@ -122,7 +122,7 @@ def read_parts(folder: Path, made_with: dict[str, Any]) -> dict[str, dict[str, A
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         parts, noted = dict(content["parts"]), dict(content["made with"])
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path} is damaged, or of another tool: {way_out}") from e

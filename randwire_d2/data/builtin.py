@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import atomic_folder
+from ..text import parse_json
 from .classification.image_folder import DATASETS_ROOT, register_image_folder
 from .shapes import CLASSES, ClassificationShapesConfig, Scene, ShapesConfig, draw_scene
 
@@ -230,7 +231,7 @@ def _content_hash(folder: Path) -> str:
 
 def _check(folder: Path) -> None:
     try:
-        expected = json.loads((folder / "manifest.json").read_text())["sha256"]
+        expected = parse_json((folder / "manifest.json").read_text())["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         expected = None
     if _content_hash(folder) != expected:

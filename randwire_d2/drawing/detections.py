@@ -1,6 +1,5 @@
 """Contact sheets: images of a data set with their ground truth, and with what a detector found."""
 
-import json
 import math
 import os
 import sys
@@ -20,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from .. import data  # noqa: F401 (registers the built-in data sets)
 from ..data.formats.rle import rle_fault
 from ..data.images.reading import read_rgb
-from ..text import brief
+from ..text import brief, parse_json
 from .style import INK, class_palette, page
 
 TILE = 320  # pixels: the longer side of an image
@@ -125,7 +124,7 @@ def read_results(path: str | os.PathLike[str], dataset_name: str) -> list[dict[s
     if known is None:
         known = range(len(metadata.get("thing_classes", ())))
     try:
-        results = json.loads(path.read_text())
+        results = parse_json(path.read_text())
         if not isinstance(results, list):
             raise TypeError(f"it holds a {type(results).__name__}, no list")
         for place, result in enumerate(results):
@@ -139,7 +138,7 @@ def read_results(path: str | os.PathLike[str], dataset_name: str) -> list[dict[s
                 _check_mask(place, result["segmentation"], images[image])
     except (KeyError, TypeError) as e:
         raise ValueError(f"{path} is not what COCOEvaluator writes: {e!r}") from e
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise ValueError(f"{path}: {e}; mend the file, or evaluate this data set first") from e
     return results
 

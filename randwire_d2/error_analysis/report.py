@@ -22,6 +22,7 @@ from ..drawing.errors import (
 )
 from ..drawing.style import save_figure
 from ..files import atomic_open, check_folder
+from ..text import parse_json
 from .matching import IOU, KINDS, Task
 from .measures import CURVE_IOUS, METRICS, Analysis, ClassResult, Operation, analyze, number
 from .page import Section, render
@@ -101,8 +102,8 @@ def _check_folder(folder: Path, source: Source) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     try:
-        earlier = json.loads((folder / NUMBERS).read_text())["results"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        earlier = parse_json((folder / NUMBERS).read_text())["results"]
+    except (OSError, ValueError, KeyError, TypeError):
         earlier = None
     if earlier != _relative(source, folder):
         raise ValueError(

@@ -23,7 +23,7 @@ from ..engine import argument_parser
 from ..files import atomic_open
 from ..modeling import RandWireClassifier
 from ..runs import RunFolder
-from ..text import one_line
+from ..text import one_line, parse_json
 from ..wiring import graph_label
 from .damage import KINDS, Damage, Work, all_damages, count_correct, count_work
 
@@ -292,7 +292,7 @@ def _read_counts(run: DamageRun) -> Counts:
     if not run.state_file.is_file():
         return Counts([0] * len(run.damages))
     try:
-        state = json.loads(run.state_file.read_text())
+        state = parse_json(run.state_file.read_text())
         counts = Counts(**state["counts"])
         if state["identity"] != run.identity or len(counts.damaged) != len(run.damages):
             raise ValueError("it belongs to something else")

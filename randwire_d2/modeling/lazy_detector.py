@@ -39,7 +39,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from ..config import spec_from_config
-from ..text import brief, no_python
+from ..text import brief, no_python, parse_json
 from .backbone import RandWire
 
 LAZY_PART_REGISTRY = Registry("LAZY_PART")
@@ -101,7 +101,7 @@ def LazyDetector(cfg: CfgNode) -> nn.Module:
         ValueError: it describes no detector.
     """
     try:
-        described = json.loads(cfg.MODEL.LAZY)
+        described = parse_json(cfg.MODEL.LAZY)
     except ValueError as e:
         raise ValueError(f"MODEL.LAZY is no JSON: {e}") from e
     model = instantiate(_with_parts(described, cfg))

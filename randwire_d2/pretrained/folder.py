@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import MissingLibrary
 from ..files import atomic_folder, atomic_open
-from ..text import brief, one_line
+from ..text import brief, one_line, parse_json
 from ..weight_files.safetensors_file import read_safetensors, safetensors_bytes
 from ..wiring import NetworkSpec
 from .entries import stored_spec
@@ -67,8 +67,8 @@ def is_pretrained(path_or_repo: str | os.PathLike[str]) -> bool:
     if path.startswith(PREFIX):
         return True
     try:
-        return FORMAT_KEY in json.loads((Path(path) / CONFIG).read_text())
-    except (OSError, ValueError, TypeError, RecursionError):
+        return FORMAT_KEY in parse_json((Path(path) / CONFIG).read_text())
+    except (OSError, ValueError, TypeError):
         return False
 
 
@@ -119,12 +119,12 @@ def _locate(source: str) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG
     try:
-        config = json.loads(file.read_text())
+        config = parse_json(file.read_text())
     except FileNotFoundError as e:
         raise ValueError(
             f"{file} does not exist: a folder of save_pretrained has one, beside {WEIGHTS}"
         ) from e
-    except (OSError, ValueError, RecursionError) as e:
+    except (OSError, ValueError) as e:
         raise ValueError(f"{file} can't be read, or is damaged: {one_line(e)}") from e
     if not isinstance(config, dict) or FORMAT_KEY not in config:
         raise ValueError(f"{file} is none of randwire_d2's: it has no {FORMAT_KEY!r}")

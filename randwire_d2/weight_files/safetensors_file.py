@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import MissingLibrary
+from ..text import parse_json
 
 
 def require_safetensors() -> Any:
@@ -42,7 +43,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _from_json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:  # another project's metadata
         return text
 

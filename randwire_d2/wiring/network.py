@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..text import brief, one_line
+from ..text import brief, one_line, parse_json
 from .dag import Dag, as_integer
 from .limits import MOST_CHANNELS, MOST_CHARACTERS, MOST_NODES, MOST_WEIGHTS, check_limit
 from .random_graphs import random_graph, registered_graph
@@ -146,7 +146,7 @@ class NetworkSpec:
         way_out = "is it the JSON of a spec?"
         check_limit("the characters of a NetworkSpec's JSON", len(text), MOST_CHARACTERS, way_out)
         try:
-            spec = json.loads(text)
+            spec = parse_json(text)
             if spec["format"] != JSON_FORMAT:
                 raise ValueError(
                     f"format {brief(spec['format'])} is unknown; known is {JSON_FORMAT}"
@@ -159,8 +159,6 @@ class NetworkSpec:
             )
         except KeyError as e:
             raise ValueError(f"not the JSON of a NetworkSpec: the key {e} is missing") from None
-        except RecursionError:
-            raise ValueError("not the JSON of a NetworkSpec: it is nested too deep") from None
         except (TypeError, ValueError) as e:
             raise ValueError(f"not the JSON of a NetworkSpec: {e}") from e
 

@@ -31,7 +31,7 @@ from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from torchvision.datasets.folder import is_image_file
 
 from ...files import atomic_open
-from ...text import brief, one_line
+from ...text import brief, one_line, parse_json
 from ..paths import read_text
 
 CLASSES_FILE = "classes.txt"
@@ -148,7 +148,7 @@ def _samples(shard: str) -> list[Sample]:
 def _read_kept(path: str, state: list[Any]) -> list[Sample] | None:
     try:
         with open(path, encoding="utf-8") as f:
-            kept = json.load(f)
+            kept = parse_json(f.read())
         return [Sample(*sample) for sample in kept["samples"]] if kept["state"] == state else None
     except (OSError, ValueError, KeyError, TypeError):  # not there yet, or no more whole
         return None

@@ -6,13 +6,12 @@ supervision's DetectionDataset rounds boxes to float32 and keeps masks as pixels
 the records here are those of ``load_coco_json``, which a test compares.
 """
 
-import json
 import os
 from typing import Any
 
 import pycocotools.mask
 
-from ...text import brief, named, one_line
+from ...text import brief, named, one_line, parse_json
 from ..paths import read_text
 from .keypoints import Keypoints, of_classes
 from .labels import Faults, LabelledImages, annotation, check_classes
@@ -74,8 +73,8 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
 def _parse(json_file: str) -> dict[str, Any]:
     text = read_text(json_file)
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as e:
+        content = parse_json(text)
+    except ValueError as e:
         raise ValueError(f"{json_file!r} is no JSON: {one_line(e)}") from e
     if not isinstance(content, dict):
         raise ValueError(f"{json_file!r} is not in COCO's format: it holds no object")

@@ -20,6 +20,7 @@ from typing import IO
 from detectron2.utils import comm
 
 from ...runs import RunFolder
+from ...text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def _lock(run: RunFolder) -> IO[str]:
 
 def _holder(text: str) -> str:
     try:
-        written = json.loads(text)
+        written = parse_json(text)
         return f"process {written['pid']} on {written['host']}"
     except (ValueError, KeyError, TypeError):
         return "which has just begun"

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from ...files import atomic_open
-from ...text import one_line
+from ...text import one_line, parse_json
 from .unfinished import (
     COLUMNS,
     FINISHED,
@@ -225,9 +225,9 @@ def finished_inputs(folder: Path) -> set[str]:
     """
     try:
         (folder / RESULTS).stat()
-        listed = json.loads((folder / IMAGES).read_bytes())["images"]
+        listed = parse_json((folder / IMAGES).read_bytes())["images"]
         return {one["file_name"] for one in listed}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
+    except (OSError, ValueError, LookupError, TypeError) as e:
         raise ValueError(
             f"--resume: the results in {str(folder)!r} are not whole any more ({one_line(e)}); "
             "--overwrite begins anew"

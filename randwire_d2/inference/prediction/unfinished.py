@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...text import parse_json
+
 FINISHED, NOTE = "job.json", "job.partial.json"
 STAMPS = "stamps"  # in a note: the inputs' sizes and times
 COLUMNS = (
@@ -53,11 +55,11 @@ def read_note(folder: Path) -> Note | None:
     if not path.is_file() and not (path := folder / FINISHED).is_file():
         return None
     try:
-        note: Note = json.loads(path.read_bytes())
+        note: Note = parse_json(path.read_bytes())
         if not isinstance(note, dict) or [] in note.values():
             raise ValueError("it is no note of a prediction")
         note[STAMPS] = dict(note.get(STAMPS, {}))  # older versions have none
-    except (ValueError, TypeError, RecursionError) as e:
+    except (ValueError, TypeError) as e:
         raise ValueError(f"{path} is damaged ({e}); --overwrite begins anew") from e
     return note
 
@@ -145,7 +147,7 @@ def _values(path: Path) -> Iterator[tuple[dict[str, Any] | None, int]]:
                 yield None, start
                 return
             try:
-                value = json.loads(text)
+                value = parse_json(text)
             except ValueError:  # the rest of a line that was cut off
                 return
             yield value, start + len(text)
