@@ -9,7 +9,6 @@ weight has moved.
 Kernels and their order are those of ``run_fused``, and so are the results, to the bit.
 """
 
-import math
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -42,18 +41,17 @@ class Memory:
         self._largest: dict[Hashable, Tensor] = {}
         self.last: Callable[[], _Pass | None] = lambda: None  # whose input it has
 
-    def tensor(self, name: str, place: Hashable, like: Tensor, size: int | None = None) -> Tensor:
-        """One of that shape, or flat and of that size, that others of that name share."""
-        key, shape = (name, place, like.dtype), like.shape if size is None else (size,)
-        size = math.prod(shape)
+    def flat(self, name: str, place: Hashable, like: Tensor, size: int) -> Tensor:
+        """So many elements, of the type of ``like``, that others of that name share."""
+        key = name, place, like.dtype
         if key not in self._largest or self._largest[key].numel() < size:
             self._largest[key] = like.new_empty(size)
-        return self._largest[key].detach()[:size].view(shape)
+        return self._largest[key].detach()[:size]
 
     def image(self, name: str, place: Hashable, like: Tensor, zeros: int) -> Tensor:
-        """The same of images, with so many channels of zeros."""
+        """The same as an image of that shape, with so many channels of zeros."""
         n, c, h, w = like.shape
-        flat = self.tensor(name, place, like, n * h * w * (c + zeros))
+        flat = self.flat(name, place, like, n * h * w * (c + zeros))
         return narrower_image(flat.view(n, h, w, c + zeros).permute(0, 3, 1, 2), zeros)
 
 
@@ -173,7 +171,10 @@ class Graph:
                 self.grad = self.memory.image("gradient", place, gradient, zeros)
                 _fill(self.grad, gradient)
                 expected += backward()
-                own = self.memory.tensor("parameters", place, expected[-1]) if parameters else None
+                own = None
+                if parameters:
+                    flat = expected[-1]
+                    own = self.memory.flat("parameters", place, flat, flat.numel())
                 functions.append(partial(backward, own))
             expected_buffers = [buffer.clone() for buffer in buffers]
         # Of what is cast, the graph has a copy.

@@ -85,9 +85,11 @@ def zeros_of(x: Tensor) -> int:
 
 def whole_image(x: Tensor) -> Tensor:
     """An image with the zeros that it has, in the same memory, detached; itself if it has none."""
+    zeros = zeros_of(x)
+    if not zeros:
+        return x
     n, channels, h, w = x.shape
-    size = n, channels + zeros_of(x), h, w
-    return x.detach().as_strided(size, x.stride()) if zeros_of(x) else x
+    return x.detach().as_strided((n, channels + zeros, h, w), x.stride())
 
 
 def wider_weights(
