@@ -10,6 +10,7 @@ server may stand still for minutes, or compiles.
 """
 
 import faulthandler
+import gc
 import json
 import logging
 import os
@@ -330,9 +331,24 @@ def watched(main: Callable[..., Any], timeout: float, *args: Any) -> Any:
     hush_upstream()
     with watch(timeout):
         result = main(*args)
-    if distributed.is_initialized():  # NCCL warns where it ends with the process
-        distributed.destroy_process_group()
+    if distributed.is_initialized():
+        _end_group()
     return result
+
+
+def _end_group() -> None:
+    """End the group before the process, and its threads with it.
+
+    NCCL warns if the group ends with the process. A thread of gloo's frees the tensors of its last
+    message after the process has gone on, and needs Python's lock for that: if Python ends just
+    then, it aborts the process. The group waits for its threads once nobody refers to it.
+    """
+    distributed.destroy_process_group()
+    # Detectron2 keeps its own references, also for a group that may come after this one.
+    comm._LOCAL_PROCESS_GROUP = None
+    comm.create_local_process_group.cache_clear()
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()  # a DistributedDataParallel that is part of a circle
 
 
 def leave_iteration() -> None:
