@@ -175,6 +175,7 @@ def test_what_another_machine_or_code_measured_is_not_gone_on_with(
     assert len(stand("--overwrite")) == len(stand.parts)
 
 
+@pytest.mark.slow
 def test_the_tests_are_found_and_run_by_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

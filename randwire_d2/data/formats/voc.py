@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from torchvision.datasets.folder import is_image_file
 
 from ...text import brief, named, one_line
-from ..paths import read_text
+from ..paths import in_threads, read_text
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
 
 FOLDERS = ("Annotations", "JPEGImages")
@@ -65,7 +65,7 @@ def voc_classes(folder: str, parse: Callable[[Path], VocFile]) -> tuple[str, ...
     """The names in labelmap.txt, or those of all objects in Annotations, sorted.
 
     Args:
-        parse: ``parse_voc``, or what remembers its answers.
+        parse: ``parse_voc``, or what remembers its answers; from several threads.
 
     Raises:
         ValueError: there is none, or a file can't be read; one line.
@@ -75,8 +75,8 @@ def voc_classes(folder: str, parse: Callable[[Path], VocFile]) -> tuple[str, ...
         lines = read_text(label_map).splitlines()
         names = [line.split(":")[0].strip() for line in lines if not line.startswith("#")]
         return check_classes(str(label_map), [n for n in names if n not in ("", "background")])
-    files = sorted(Path(folder, FOLDERS[0]).glob("*.xml"))
-    found = {o.name for path in files for o in parse(path).objects}
+    paths = sorted(Path(folder, FOLDERS[0]).glob("*.xml"))
+    found = {o.name for file in in_threads(parse, paths) for o in file.objects}
     return check_classes(folder, sorted(found - {""}))
 
 
@@ -98,15 +98,16 @@ def read_voc(
               if is_image_file(f)}  # fmt: skip
     faults = Faults()
     records = []
-    for name, image_id in zip(names, image_ids(names)):
+    paths = [Path(folder, FOLDERS[0], f"{name}.xml") for name in names]
+    files = in_threads(lambda path: parse(path) if path.is_file() else None, paths)
+    for name, image_id, path, file in zip(names, image_ids(names), paths, files, strict=True):
+        if file is None:
+            faults.add(NO_FILE, str(path))
+            continue
         file_name = os.path.join(folder, FOLDERS[1], images.get(name, f"{name}.jpg"))
         record: dict[str, Any] = {"file_name": file_name, "image_id": image_id, "annotations": []}
-        path = Path(folder, FOLDERS[0], f"{name}.xml")
-        if path.is_file():
-            _take(parse(path), str(path), record, index, faults)
-            records.append(record)
-        else:
-            faults.add(NO_FILE, str(path))
+        _take(file, str(path), record, index, faults)
+        records.append(record)
     category_ids = tuple(range(1, len(classes) + 1))
     return LabelledImages(folder, records, classes, category_ids, faults, image_root=folder)
 
