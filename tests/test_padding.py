@@ -116,6 +116,27 @@ def test_nobody_else_sees_them(relu_features: bool) -> None:
         assert_equal(backbone.res4(copied), expected)
 
 
+@pytest.mark.parametrize("replayed", [False, True])
+def test_gradients_have_none_where_images_had_none(
+    replayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: the norm before the first random graph gets a gradient whose pixels lie further apart,
+    which SyncBatchNorm copies into the other layout, and torch's own batch norm of bfloat16 reads
+    by kernels for any strides; or a stage gets one that it has to copy."""
+    monkeypatch.setattr(cuda_graphs, "recorder", StandIn())
+    first, second = (RandWireStage(spec, "sep_conv3x3", "BN", fused="on") for spec in SPECS)
+    for stage in (first, second):
+        stage.cuda_graphs = replayed
+    with mock.patch.dict(MULTIPLES, {torch.float32: 8}):
+        for i in range(stage_graphs.FIRST_CALLS + 1):
+            x = torch.randn(2, 5, 8, 8, requires_grad=True)
+            between = first(x)
+            gradients = torch.autograd.grad(second(between).square().sum(), (x, between))
+            assert gradients[0].is_contiguous(memory_format=torch.channels_last)
+            assert [weights.zeros_of(image) for image in gradients] == [0, 3]
+            assert first.graphs.replayed == (replayed and i + 1 >= stage_graphs.FIRST_CALLS)
+
+
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_images_of_inference_mode_are_trained_with(multiple: int) -> None:
     """Wrong: a stage can't be trained behind one that ran in inference mode, as its nodes can."""

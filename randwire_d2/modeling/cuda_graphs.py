@@ -237,12 +237,13 @@ class Graph:
         with unchanged(self.buffers):
             self._output.replay()
 
-    def backward(self, grad: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
-        """The gradients of x, if there is one, and of the parameters."""
+    def backward(self, grad: Tensor, zeros: int) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """The gradients of x, if there is one, with zeros if x had some; and of the parameters."""
         assert self._gradients is not None, "there is a backward pass"
         _fill(self.grad, grad)
         self._gradients.replay()
-        results = [_with_zeros(Tensor.clone, own) for own in self._gradients.results]
+        copy = partial(_with_zeros, Tensor.clone) if zeros else Tensor.clone
+        results = [copy(own) for own in self._gradients.results]
         grad_x = results.pop(0) if self.x.requires_grad else None
         return grad_x, [g for flat in results for g in _unflatten(flat, self.parameters)]
 
@@ -254,7 +255,7 @@ class _Replay(torch.autograd.Function):
     def forward(
         ctx: Any, graph: Graph, x: Tensor, kept: Tensor | None, *parameters: Tensor
     ) -> Tensor:
-        ctx.graph, ctx.own = graph, graph.begin()
+        ctx.graph, ctx.own, ctx.zeros = graph, graph.begin(), zeros_of(x)
         ctx.save_for_backward(*graph.originals)  # to hear of one that was written to since
         ctx.versions = [p._version for p in graph.parameters]
         return graph.forward(x, kept)
@@ -276,7 +277,7 @@ class _Replay(torch.autograd.Function):
         if ctx.own.over:
             graph.again()
         try:
-            grad_x, gradients = graph.backward(grad_output)
+            grad_x, gradients = graph.backward(grad_output, ctx.zeros)
         finally:
             ctx.own.over = True  # not earlier: another thread may begin a pass as soon as it is
         return None, grad_x, None, *gradients
