@@ -22,7 +22,7 @@ from .difference import LIMITS, error, random_gradient, unchanged
 from .fused import compute_dtype, replaced, tensors_of
 from .graph_recorder import CudaRecorder, Recorder, Recording
 from .once import once_differentiable
-from .weights import narrower_image, padding_of, whole_image, zeros_of
+from .weights import narrower_image, padding_of, whole_image, with_zeros, zeros_of
 
 Launch = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -63,10 +63,6 @@ def _fill(image: Tensor, x: Tensor) -> None:
     else:
         image.copy_(x)
         whole[:, x.shape[1] :].zero_()
-
-
-def _with_zeros(copy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return narrower_image(copy(whole_image(x)), zeros_of(x)) if zeros_of(x) else copy(x)
 
 
 class NotFinite(ValueError):
@@ -152,7 +148,7 @@ class Graph:
         def forward() -> list[Tensor]:
             nonlocal output
             output = launch(self.x, self.kept)
-            return [_with_zeros(Tensor.detach, output)]
+            return [with_zeros(Tensor.detach, output)]
 
         def backward(flat: Tensor | None = None) -> list[Tensor]:
             with torch.autocast(x.device.type, enabled=False):
@@ -230,7 +226,7 @@ class Graph:
         if self.kept is not None and kept is not None:
             self.kept.copy_(kept)
         self._output.replay()
-        return _with_zeros(Tensor.clone, self._output.results[0])
+        return with_zeros(Tensor.clone, self._output.results[0])
 
     def again(self) -> None:
         """Compute the activations of the last forward pass once more."""
@@ -242,7 +238,7 @@ class Graph:
         assert self._gradients is not None, "there is a backward pass"
         _fill(self.grad, grad)
         self._gradients.replay()
-        copy = partial(_with_zeros, Tensor.clone) if zeros else Tensor.clone
+        copy = partial(with_zeros, Tensor.clone) if zeros else Tensor.clone
         results = [copy(own) for own in self._gradients.results]
         grad_x = results.pop(0) if self.x.requires_grad else None
         return grad_x, [g for flat in results for g in _unflatten(flat, self.parameters)]
