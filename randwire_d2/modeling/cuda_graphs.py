@@ -194,10 +194,11 @@ class Graph:
             results += recording.results
         # The kernels are the same; those that sum in no fixed order lose less than others do.
         limit = LIMITS[expected[0].dtype] / 10
-        right = [*expected, *expected_buffers]
+        right = [*map(whole_image, expected), *expected_buffers]
         if not all(value.isfinite().all() for value in right):
             raise NotFinite
-        for actual, value in zip([*results, *buffers], right, strict=True):
+        found = [*map(whole_image, results), *buffers]
+        for actual, value in zip(found, right, strict=True):
             off = error([actual], [value])
             if not off <= limit:
                 raise RuntimeError(f"a result is off by {off:.2g} of what it is without a graph")
