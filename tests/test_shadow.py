@@ -22,7 +22,7 @@ from randwire_d2.modeling import stage as stage_module
 from randwire_d2.modeling.shadow import LIMITS, Shadow, shadow
 from randwire_d2.modeling.shares import Shares
 from randwire_d2.modeling.stage import RandWireStage
-from randwire_d2.modeling.weights import MULTIPLES, whole_image
+from randwire_d2.modeling.weights import MULTIPLES, whole_image, zeros_of
 from randwire_d2.runs import RunFolder
 
 EVERYTHING = {"output", "parameters' gradients", "input's gradient"}
@@ -223,6 +223,24 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
 
     monkeypatch.setattr(shadow_steps, "shadow", look)
     yield calls
+
+
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_stages_are_looked_at_with_the_images_that_they_get(
+    synchronised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what a training hands on between its stages is not what a shadow step looks at."""
+    seen = []
+
+    def look(one: RandWireStage, x: Tensor, rounds: int) -> Shadow:
+        seen.append((len(x), zeros_of(x), x.requires_grad))
+        return Shadow({}, 1e-8, {})
+
+    monkeypatch.setattr(shadow_steps, "shadow", look)
+    monkeypatch.setattr(RandWireStage, "synchronised", synchronised)
+    monkeypatch.setitem(MULTIPLES, torch.float64, 8)
+    Training(tmp_path, images=images().repeat(3, 1, 1, 1)).step()
+    assert seen == [(2 if synchronised else 6, zeros, True) for zeros in (0, 3, 6)]
 
 
 def test_a_training_keeps_the_faster_way_and_a_resumed_one_what_it_kept(
