@@ -93,6 +93,31 @@ def test_they_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(copies) == 1 + 1, "but for the gradient of the last stage's result"
 
 
+@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("relu_features", [False, True])
+def test_they_are_written_before_they_are_read(
+    relu_features: bool, replayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: what memory held before is taken for zeros. In a new process it mostly is zeros."""
+    monkeypatch.setattr(cuda_graphs, "recorder", StandIn())
+    monkeypatch.setitem(MULTIPLES, torch.float32, 8)
+    options: Any = {"relu_features": relu_features, "cuda_graphs": replayed, "fused": "on"}
+    backbone = randomise(RandWire(draw_spec("small", "WS"), **options)).float().train()
+    found = []
+    for filled in (True, False):
+        torch.use_deterministic_algorithms(filled)  # with NaN, by ``torch.utils.deterministic``
+        try:
+            own = copy.deepcopy(backbone)
+            for _ in range(stage_graphs.FIRST_CALLS + 1):
+                features = own(images().float())
+                sum(feature.square().sum() for feature in features.values()).backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert own.res4.graphs.replayed == replayed
+        found.append([*features.values(), *(p.grad for p in own.parameters()), *own.buffers()])
+    assert_equal(*found)
+
+
 @pytest.mark.parametrize("relu_features", [False, True])
 def test_nobody_else_sees_them(relu_features: bool) -> None:
     """Wrong: a feature's pixels lie further apart than others expect, it can't be written to, or
