@@ -11,10 +11,11 @@ import pytest
 import torch
 from helpers import refusal, run_tool
 from recording import StandIn
+from torch import Tensor
 
 from randwire_d2.benchmark import health
 from randwire_d2.cli import check_gpu
-from randwire_d2.modeling import cuda_graphs, stage_graphs
+from randwire_d2.modeling import cuda_graphs, graph_function, stage_graphs, weights
 from randwire_d2.ops import native, probe
 
 TOOL = "check_gpu.py"
@@ -57,6 +58,27 @@ def test_a_wrong_operator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.randwire, "weighted_sum", wrong)
     with pytest.raises(probe.Mismatch, match="weighted_sum, result 0, of 1 inputs of 6 channels"):
         health.examine_operators("cpu", "float32", "6")
+
+
+@pytest.mark.parametrize("part", ["stage", "graphs"])
+def test_stages_are_examined_with_what_a_stage_hands_on(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: a report that says "works" of ways that no training takes: stages that make their
+    images' channels of zeros themselves."""
+    zeros = []
+
+    def note(x: Tensor, padding: int) -> Tensor:
+        zeros.append(weights.zeros_of(x))
+        return weights.wider_image(x, padding)
+
+    monkeypatch.setattr(graph_function, "wider_image", note)
+    monkeypatch.setattr(cuda_graphs, "recorder", StandIn())
+    monkeypatch.setattr(health, "_GRAPH_SIZES", (8,))
+    monkeypatch.setattr(health, "_SIZE", 8)
+    with weights.as_on_cuda():
+        getattr(health, f"examine_{part}")("cpu", "float32", "6", "2")
+    assert zeros and set(zeros) == {2}
 
 
 def test_graphs_are_examined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ from randwire_d2.modeling.graph_recorder import CudaRecorder, Recording
 from randwire_d2.modeling.shadow import shadow
 from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.modeling.stage_graphs import FIRST_CALLS
+from randwire_d2.modeling.weights import MULTIPLES, whole_image, zeros_of
 
 
 class Counted(CudaRecorder):
@@ -802,6 +803,21 @@ def test_a_graph_that_fails(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "5 channels" in record.message
     assert ("no memory" if how == "raises" else "off by 0.01") in record.message
+
+
+def test_a_replay_that_leaves_other_values_than_zeros(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: a replay is taken for right that spoils what the next stage reads of its images."""
+    stand_in = StandIn()
+    stand_in.broken = lambda result: zeros_of(result) and whole_image(result)[:, -1].fill_(1)
+    monkeypatch.setattr(cuda_graphs, "recorder", stand_in)
+    monkeypatch.setitem(MULTIPLES, torch.float32, 8)
+    pair = Pair(torch.device("cpu"))
+    for _ in range(FIRST_CALLS):
+        pair.step()
+    (record,) = caplog.records
+    assert "off by" in record.message and not pair.stage.graphs.replayed
 
 
 def test_memory_for_some_sizes(

@@ -93,6 +93,31 @@ def test_they_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(copies) == 1 + 1, "but for the gradient of the last stage's result"
 
 
+@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("relu_features", [False, True])
+def test_they_are_written_before_they_are_read(
+    relu_features: bool, replayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: what memory held before is taken for zeros. In a new process it mostly is zeros."""
+    monkeypatch.setattr(cuda_graphs, "recorder", StandIn())
+    monkeypatch.setitem(MULTIPLES, torch.float32, 8)
+    options: Any = {"relu_features": relu_features, "cuda_graphs": replayed, "fused": "on"}
+    backbone = randomise(RandWire(draw_spec("small", "WS"), **options)).float().train()
+    found = []
+    for filled in (True, False):
+        torch.use_deterministic_algorithms(filled)  # with NaN, by ``torch.utils.deterministic``
+        try:
+            own = copy.deepcopy(backbone)
+            for _ in range(stage_graphs.FIRST_CALLS + 1):
+                features = own(images().float())
+                sum(feature.square().sum() for feature in features.values()).backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert own.res4.graphs.replayed == replayed
+        found.append([*features.values(), *(p.grad for p in own.parameters()), *own.buffers()])
+    assert_equal(*found)
+
+
 @pytest.mark.parametrize("relu_features", [False, True])
 def test_nobody_else_sees_them(relu_features: bool) -> None:
     """Wrong: a feature's pixels lie further apart than others expect, it can't be written to, or
@@ -114,6 +139,27 @@ def test_nobody_else_sees_them(relu_features: bool) -> None:
         copied = stage(torch.randn(2, 5, 8, 8)).relu_()
         expected = backbone.res4(copied.detach().clone())
         assert_equal(backbone.res4(copied), expected)
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_gradients_have_none_where_images_had_none(
+    replayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: the norm before the first random graph gets a gradient whose pixels lie further apart,
+    which SyncBatchNorm copies into the other layout, and torch's own batch norm of bfloat16 reads
+    by kernels for any strides; or a stage gets one that it has to copy."""
+    monkeypatch.setattr(cuda_graphs, "recorder", StandIn())
+    first, second = (RandWireStage(spec, "sep_conv3x3", "BN", fused="on") for spec in SPECS)
+    for stage in (first, second):
+        stage.cuda_graphs = replayed
+    with mock.patch.dict(MULTIPLES, {torch.float32: 8}):
+        for i in range(stage_graphs.FIRST_CALLS + 1):
+            x = torch.randn(2, 5, 8, 8, requires_grad=True)
+            between = first(x)
+            gradients = torch.autograd.grad(second(between).square().sum(), (x, between))
+            assert gradients[0].is_contiguous(memory_format=torch.channels_last)
+            assert [weights.zeros_of(image) for image in gradients] == [0, 3]
+            assert first.graphs.replayed == (replayed and i + 1 >= stage_graphs.FIRST_CALLS)
 
 
 @pytest.mark.parametrize("multiple", [1, 8])

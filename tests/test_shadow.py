@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from randwire_d2.modeling import stage as stage_module
 from randwire_d2.modeling.shadow import LIMITS, Shadow, shadow
 from randwire_d2.modeling.shares import Shares
 from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.modeling.weights import MULTIPLES, whole_image, zeros_of
 from randwire_d2.runs import RunFolder
 
 EVERYTHING = {"output", "parameters' gradients", "input's gradient"}
@@ -142,6 +144,26 @@ def test_a_wrong_result_is_seen() -> None:
     assert errors["parameters' gradients"] == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.parametrize("spoiled", ["input", "output"])
+def test_what_lies_beside_the_channels_is_looked_at(spoiled: str) -> None:
+    """Else nothing notices that a GPU has left other values there than zeros: a shadow step has a
+    copy of the image, which nodes read as well."""
+    graph, spec = stage(), draw_spec("small", "WS").stages[0]
+    before = RandWireStage(spec, "sep_conv3x3", "BN").train()
+
+    def spoil(image: Tensor) -> Tensor:
+        whole_image(image)[:, -1] = float("nan") if spoiled == "input" else 1e3
+        return image
+
+    with mock.patch.dict(MULTIPLES, {torch.float32: 8}):
+        image = before(torch.randn(4, 5, 24, 24))
+        found = shadow(graph, image, rounds=1)
+        assert found.errors.keys() == EVERYTHING and max(found.errors.values()) < 1e-5
+        with broken(spoil) if spoiled == "output" else nullcontext(spoil(image)):
+            errors = shadow(graph, image).errors
+    assert not errors["output"] <= LIMITS[torch.float32]
+
+
 def test_a_training_that_diverges_is_no_fault_of_the_operators() -> None:
     """Else NaN in the images stops the training with a wrong explanation."""
     diverged = x().detach()
@@ -201,6 +223,24 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
 
     monkeypatch.setattr(shadow_steps, "shadow", look)
     yield calls
+
+
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_stages_are_looked_at_with_the_images_that_they_get(
+    synchronised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what a training hands on between its stages is not what a shadow step looks at."""
+    seen = []
+
+    def look(one: RandWireStage, x: Tensor, rounds: int) -> Shadow:
+        seen.append((len(x), zeros_of(x), x.requires_grad))
+        return Shadow({}, 1e-8, {})
+
+    monkeypatch.setattr(shadow_steps, "shadow", look)
+    monkeypatch.setattr(RandWireStage, "synchronised", synchronised)
+    monkeypatch.setitem(MULTIPLES, torch.float64, 8)
+    Training(tmp_path, images=images().repeat(3, 1, 1, 1)).step()
+    assert seen == [(2 if synchronised else 6, zeros, True) for zeros in (0, 3, 6)]
 
 
 def test_a_training_keeps_the_faster_way_and_a_resumed_one_what_it_kept(

@@ -25,6 +25,7 @@ from ..modeling.difference import LIMITS, error
 from ..modeling.shadow import MODES, shadow
 from ..modeling.stage import RandWireStage
 from ..modeling.stage_graphs import LATER_CALLS
+from ..modeling.weights import narrower_image, padding_of, wider_image, with_zeros
 from ..ops import probe
 from ..wiring import NetworkGenerator
 
@@ -146,7 +147,7 @@ def examine_stage(device: str, dtype: str, channels: str, batch: str) -> Report:
     """
     there, kind = torch.device(device), getattr(torch, dtype)
     stage = _stage(there, int(channels))
-    x = torch.randn(int(batch), int(channels), _SIZE, _SIZE, device=there, requires_grad=True)
+    x = _images(int(batch), int(channels), _SIZE, kind, there).requires_grad_()
     with torch.autocast(there.type, kind, enabled=kind != torch.float32):
         found = shadow(stage, x, _ROUNDS)
     found.check()
@@ -171,7 +172,7 @@ def examine_graphs(device: str, dtype: str, channels: str, batch: str) -> Report
     errors, limit = dict.fromkeys(("output", "gradients", "statistics"), 0.0), LIMITS[kind] / 10
     for _ in range(LATER_CALLS + 3):
         for size in _GRAPH_SIZES:
-            x = torch.randn(int(batch), int(channels), size, size, device=there)
+            x = _images(int(batch), int(channels), size, kind, there)
             found = [_step(stage, x, kind) for stage in (replayed, launched)]
             for name, actual, expected in zip(errors, *found, strict=True):
                 off = error(actual, expected)
@@ -187,12 +188,21 @@ def _step(
     stage: RandWireStage, x: torch.Tensor, dtype: torch.dtype
 ) -> tuple[list[torch.Tensor], ...]:
     """Output, gradients and statistics of a training step."""
-    x = x.clone().requires_grad_()
+    x = with_zeros(torch.Tensor.clone, x).requires_grad_()
     with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
         y = stage(x)
     parameters = [*stage.parameters()]
     gradients = torch.autograd.grad(y.float().square().mean(), [x, *parameters])
     return [y.detach()], [*gradients], [b for b in stage.buffers() if b.is_floating_point()]
+
+
+def _images(
+    number: int, channels: int, size: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """As a stage hands them to the next one."""
+    zeros = padding_of(channels, dtype, device)
+    x = torch.randn(number, channels, size, size, device=device).to(dtype)
+    return narrower_image(wider_image(x, zeros), zeros)
 
 
 def _stage(device: torch.device, channels: int, **options: Any) -> RandWireStage:

@@ -22,7 +22,7 @@ from .difference import LIMITS, error, random_gradient, unchanged
 from .fused import compute_dtype, replaced, tensors_of
 from .graph_recorder import CudaRecorder, Recorder, Recording
 from .once import once_differentiable
-from .weights import narrower_image, padding_of, whole_image, zeros_of
+from .weights import narrower_image, padding_of, whole_image, with_zeros, zeros_of
 
 Launch = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -63,10 +63,6 @@ def _fill(image: Tensor, x: Tensor) -> None:
     else:
         image.copy_(x)
         whole[:, x.shape[1] :].zero_()
-
-
-def _with_zeros(copy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return narrower_image(copy(whole_image(x)), zeros_of(x)) if zeros_of(x) else copy(x)
 
 
 class NotFinite(ValueError):
@@ -152,7 +148,7 @@ class Graph:
         def forward() -> list[Tensor]:
             nonlocal output
             output = launch(self.x, self.kept)
-            return [_with_zeros(Tensor.detach, output)]
+            return [with_zeros(Tensor.detach, output)]
 
         def backward(flat: Tensor | None = None) -> list[Tensor]:
             with torch.autocast(x.device.type, enabled=False):
@@ -198,10 +194,11 @@ class Graph:
             results += recording.results
         # The kernels are the same; those that sum in no fixed order lose less than others do.
         limit = LIMITS[expected[0].dtype] / 10
-        right = [*expected, *expected_buffers]
+        right = [*map(whole_image, expected), *expected_buffers]
         if not all(value.isfinite().all() for value in right):
             raise NotFinite
-        for actual, value in zip([*results, *buffers], right, strict=True):
+        found = [*map(whole_image, results), *buffers]
+        for actual, value in zip(found, right, strict=True):
             off = error([actual], [value])
             if not off <= limit:
                 raise RuntimeError(f"a result is off by {off:.2g} of what it is without a graph")
@@ -230,19 +227,20 @@ class Graph:
         if self.kept is not None and kept is not None:
             self.kept.copy_(kept)
         self._output.replay()
-        return _with_zeros(Tensor.clone, self._output.results[0])
+        return with_zeros(Tensor.clone, self._output.results[0])
 
     def again(self) -> None:
         """Compute the activations of the last forward pass once more."""
         with unchanged(self.buffers):
             self._output.replay()
 
-    def backward(self, grad: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
-        """The gradients of x, if there is one, and of the parameters."""
+    def backward(self, grad: Tensor, zeros: int) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """The gradients of x, if there is one, with zeros if x had some; and of the parameters."""
         assert self._gradients is not None, "there is a backward pass"
         _fill(self.grad, grad)
         self._gradients.replay()
-        results = [_with_zeros(Tensor.clone, own) for own in self._gradients.results]
+        copy = partial(with_zeros, Tensor.clone) if zeros else Tensor.clone
+        results = [copy(own) for own in self._gradients.results]
         grad_x = results.pop(0) if self.x.requires_grad else None
         return grad_x, [g for flat in results for g in _unflatten(flat, self.parameters)]
 
@@ -254,7 +252,7 @@ class _Replay(torch.autograd.Function):
     def forward(
         ctx: Any, graph: Graph, x: Tensor, kept: Tensor | None, *parameters: Tensor
     ) -> Tensor:
-        ctx.graph, ctx.own = graph, graph.begin()
+        ctx.graph, ctx.own, ctx.zeros = graph, graph.begin(), zeros_of(x)
         ctx.save_for_backward(*graph.originals)  # to hear of one that was written to since
         ctx.versions = [p._version for p in graph.parameters]
         return graph.forward(x, kept)
@@ -276,7 +274,7 @@ class _Replay(torch.autograd.Function):
         if ctx.own.over:
             graph.again()
         try:
-            grad_x, gradients = graph.backward(grad_output)
+            grad_x, gradients = graph.backward(grad_output, ctx.zeros)
         finally:
             ctx.own.over = True  # not earlier: another thread may begin a pass as soon as it is
         return None, grad_x, None, *gradients

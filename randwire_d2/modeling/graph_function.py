@@ -38,7 +38,7 @@ from .. import ops
 from .graph_gradients import Gradients
 from .graph_state import Run, State
 from .once import once_differentiable
-from .weights import narrower_image, narrower_weights, wider_image
+from .weights import dense_image, narrower_image, narrower_weights, wider_image, zeros_of
 
 
 class GraphFunction(torch.autograd.Function):
@@ -61,6 +61,7 @@ class GraphFunction(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         by_edge = coefficients[edges[: -len(coefficients)]]
         own_types = convolutions[0].dtype, convolutions[run.plan.num_nodes].dtype
+        zeros = zeros_of(x)
         # Saved like this: to make them again takes more launches than to cast others again does.
         x = wider_image(x, run.in_padding)
         if run.padding or run.in_padding:
@@ -69,7 +70,7 @@ class GraphFunction(torch.autograd.Function):
         output = state.forward()
         moments = [*state.moments.values()]
         if run.save:
-            ctx.run, ctx.keys = run, [list(tensors) for tensors in state.saved]
+            ctx.zeros, ctx.run, ctx.keys = zeros, run, [list(tensors) for tensors in state.saved]
             ctx.own_types = own_types
             # Not as attributes of ctx: torch frees these after the backward pass, and shows them to
             # hooks that move saved tensors elsewhere.
@@ -101,6 +102,8 @@ class GraphFunction(torch.autograd.Function):
         grad_x = None
         if need_x:
             grad_x = narrower_image(ops.weighted_sum(gradients.x, state.ones, []), run.in_padding)
+            # For a stage alone: other backward passes take their slowest way through such pixels.
+            grad_x = grad_x if ctx.zeros else dense_image(grad_x)
         grad_coefficients = gradients.coefficients()[edges[-len(coefficients) :]]
         # In the weights' own types: autograd would cast them one by one.
         return (

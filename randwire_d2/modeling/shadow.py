@@ -17,6 +17,7 @@ from . import cuda_graphs
 from .difference import LIMITS, error, exact_convolutions, random_gradient, unchanged
 from .stage import RandWireStage
 from .stage_graphs import FIRST_CALLS
+from .weights import whole_image, wider_image, with_zeros, zeros_of
 
 # By ``training``.
 MODES = {True: "training", False: "inference"}
@@ -33,8 +34,9 @@ class Shadow:
     Attributes:
         errors: of the fused stage's output, of the gradient of its input and of those of its
             parameters, the Euclidean norm of the difference to the nodes', in units of the
-            nodes'. What needs no gradient has none. Where one is above the limit, the nodes were
-            also run in PyTorch's default layout, and the smaller one counts.
+            nodes'; what lies beside the channels of images, which is to be zeros, included. What
+            needs no gradient has none. Where one is above the limit, the nodes were also run in
+            PyTorch's default layout, and the smaller one counts.
         limit: the largest error that rounding explains.
         seconds: by ``training``, those of the fused stage and of its nodes in channels_last.
     """
@@ -66,7 +68,11 @@ def shadow(stage: RandWireStage, x: Tensor, rounds: int = 0) -> Shadow:
             one, and of the parameters are compared, too.
         rounds: how often each of both is timed, in training if the stage is, and in inference.
     """
-    x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(x.requires_grad)
+    # As the stage gets it: with what lies beside its channels, from which nodes get a copy.
+    own = with_zeros(Tensor.detach, x)
+    if not zeros_of(own):
+        own = own.contiguous(memory_format=torch.channels_last)
+    x = own.requires_grad_(x.requires_grad)
     with _kept(stage):
         with exact_convolutions():
             fused = _run(stage, RUNS[0], x)
@@ -107,7 +113,11 @@ def _run(stage: RandWireStage, run: Run, x: Tensor) -> dict[str, list[Tensor]]:
         gradients = torch.autograd.grad(output, wanted, random_gradient(output))
         results["parameters' gradients"] = list(gradients[: len(parameters)])
         results["input's gradient"] = list(gradients[len(parameters) :])
-    return {what: [t.detach() for t in tensors] for what, tensors in results.items() if tensors}
+    return {
+        what: [with_zeros(Tensor.detach, t) for t in tensors]
+        for what, tensors in results.items()
+        if tensors
+    }
 
 
 def _contiguous(x: Tensor) -> Tensor:
@@ -115,7 +125,16 @@ def _contiguous(x: Tensor) -> Tensor:
 
 
 def _errors(fused: dict[str, list[Tensor]], nodes: dict[str, list[Tensor]]) -> dict[str, float]:
-    return {what: error(fused[what], nodes[what]) for what in nodes if _is_finite(nodes[what])}
+    return {
+        what: error([*map(whole_image, fused[what])], [*map(_widened, nodes[what], fused[what])])
+        for what in nodes
+        if _is_finite(nodes[what])
+    }
+
+
+def _widened(x: Tensor, like: Tensor) -> Tensor:
+    """x with the channels of zeros that the other has, or should have."""
+    return wider_image(x, zeros_of(like)) if zeros_of(like) else x
 
 
 def _is_finite(tensors: list[Tensor]) -> bool:

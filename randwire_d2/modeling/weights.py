@@ -8,7 +8,7 @@ copy it to add its own.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
@@ -90,6 +90,11 @@ def whole_image(x: Tensor) -> Tensor:
         return x
     n, channels, h, w = x.shape
     return x.detach().as_strided((n, channels + zeros, h, w), x.stride())
+
+
+def with_zeros(copy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A copy of an image with the zeros that it has."""
+    return narrower_image(copy(whole_image(x)), zeros_of(x)) if zeros_of(x) else copy(x)
 
 
 def wider_weights(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from operator import itemgetter
 
 import torch
 from detectron2.engine import HookBase
@@ -13,6 +14,7 @@ from ...command import in_users_words
 from ...errors import is_out_of_memory
 from ...modeling.shadow import MODES, Shadow, shadow
 from ...modeling.stage import RandWireStage
+from ...modeling.weights import with_zeros
 from ...runs import RunFolder
 
 ROUNDS = 3  # of timing
@@ -80,7 +82,8 @@ class ShadowSteps(HookBase):
         if stage.obstacle(x):
             return
         if stage.synchronised:
-            x, rounds = x[: -(-len(x) // SYNCHRONISED)], 0
+            some, rounds = slice(-(-len(x) // SYNCHRONISED)), 0
+            x = with_zeros(itemgetter(some), x).requires_grad_(x.requires_grad)
         try:
             self._found[name] = shadow(stage, x, rounds)
         except RuntimeError as e:
