@@ -58,14 +58,17 @@ def test_operators_are_the_native_ones(kernels: Kernels, inputs: int, affine: bo
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("channels", [(16, 109), (109, 16), (40, 218)])
-@pytest.mark.parametrize("size", [(1, 1), (3, 1), (2, 9), (5, 70), (40, 12)])
+@pytest.mark.parametrize("channels", [(16, 109), (109, 16), (40, 218), (436, 109)])
+@pytest.mark.parametrize(
+    "size", [(2, 1, 1), (2, 3, 1), (2, 2, 9), (2, 5, 70), (2, 40, 12), (9, 7, 7)]
+)
 def test_other_numbers_of_results(
-    kernels: Kernels, channels: tuple[int, int], size: tuple[int, int], stride: int
+    kernels: Kernels, channels: tuple[int, int], size: tuple[int, int, int], stride: int
 ) -> None:
-    """Else a stage's first nodes are wrong, or tiles that are narrow, or the last of a row."""
-    inputs, outputs = channels
-    x = torch.randn(2, inputs, *size, dtype=torch.double)
+    """Else a stage's first nodes are wrong, tiles that are narrow, the last of a row, images that
+    share a piece of the work, or weights' gradients of more pixels than stay in the cache."""
+    (inputs, outputs), (images, *rest) = channels, size
+    x = torch.randn(images, inputs, *rest, dtype=torch.double)
     x = x.contiguous(memory_format=torch.channels_last)
     weights = [torch.randn(inputs, 1, 3, 3).double(), torch.randn(outputs, inputs, 1, 1).double()]
     own = [1], torch.ones(1).double(), [], weights[:1], stride, weights[1:]

@@ -140,12 +140,11 @@ class Kernels:
         grad_weights = weights[0].new_empty(len(weights), *weights[0].shape)
         grad_pointwise = [torch.empty_like(weight) for weight in pointwise]
         grad_sums = [empty_image(inputs[0]) for _ in weights] if want else []
-        inner = empty_image(inputs[0], stride)
         for i, own in enumerate(pieces(degrees)):
             operands = _sum(inputs[own], coefficients[own], affines[own])
             self._call(
                 *("separable_backward", grads[i], *operands, *inputs[0].shape, weights[i], stride),
-                *(pointwise[i], len(pointwise[i]), inner, grad_sums[i] if want else None),
+                *(pointwise[i], len(pointwise[i]), grad_sums[i] if want else None),
                 *(grad_weights[i], grad_pointwise[i]),
             )
         parts = grad_weights.reshape(len(weights), 1, -1, 9).transpose(2, 3).contiguous()

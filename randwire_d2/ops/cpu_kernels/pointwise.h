@@ -16,8 +16,8 @@ constexpr int kTile = L == 16 ? 24 : 12;   // registers of a tile, at most
 template <int N>
 constexpr int kPixels = kTile / N < 8 ? kTile / N : 8;
 
-// Pixels whose weights and data stay in the cache.
-constexpr int64_t kBlock = 64;
+// Pixels whose weights and data stay in the cache; and those for which others are worth reading.
+constexpr int64_t kBlock = 64, kMany = 112;
 
 // Where a product is written: pixels of a tensor, one after another.
 struct Pixels {
@@ -59,6 +59,16 @@ inline void transpose(V (&rows)[L]) {
   if constexpr (H > 1) transpose<H / 2>(rows);
 }
 
+// f(i, n) for tiles of about the same size: the n numbers from i on; n is a constant, at most T.
+template <int T, typename F>
+inline void for_even_tiles(int64_t first, int64_t last, F f) {
+  const int64_t count = last - first, tiles = (count + T - 1) / T;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t at = count * tile / tiles;
+    as_constant<T>(count * (tile + 1) / tiles - at, [&](auto n) { f(first + at, n); });
+  }
+}
+
 // A weight as tiles read it: for each panel, a few blocks of results, by the channels summed over.
 struct Panels {
   const Blocks blocks;
@@ -94,18 +104,48 @@ struct Panels {
   V* at(int64_t panel) const { return weights + first(panel) * inputs; }
 };
 
+// What will be read from memory next, the same floats of n tensors: prefetched little by little, into
+// the second cache, while the first one is computed with.
+class Ahead {
+ public:
+  static constexpr int64_t kStep = 64;  // channels that are summed over between two steps
+
+  Ahead() = default;
+  Ahead(int64_t n, const float* const* x, int64_t first, int64_t last)
+      : x_(x), n_(first < last ? n : 0), first_(first), last_(last), at_(first) {}
+  // Not too many at once: what is computed with would wait for them.
+  void spread(int64_t steps) {
+    lines_ = std::min<int64_t>(n_ * (last_ - first_) / 16 / steps + 1, 8);
+  }
+  void step() {
+    for (int64_t line = 0; line < lines_ && n_ > 0; ++line) {
+      __builtin_prefetch(x_[n_ - 1] + at_, 0, 2);
+      if ((at_ += 16) < last_) continue;
+      at_ = first_;
+      --n_;
+    }
+  }
+
+ private:
+  const float* const* x_ = nullptr;
+  int64_t n_ = 0, first_ = 0, last_ = 0, at_ = 0, lines_ = 0;
+};
+
 // Of M pixels N blocks, to out[m] + block[n].
 template <int M, int N>
 inline void multiply_tile(const float* x, int64_t pixel, const V* weights, int64_t inputs,
-                          float* const* out, const int64_t (&block)[N]) {
+                          float* const* out, const int64_t (&block)[N], Ahead& ahead) {
   V total[M][N] = {};
-  for (int64_t i = 0; i < inputs; ++i)
+  for (int64_t i = 0; i < inputs;) {
+    ahead.step();
+    for (const int64_t last = std::min(i + Ahead::kStep, inputs); i < last; ++i)
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      const V value = x[m * pixel + i] - V{};
+      for (int m = 0; m < M; ++m) {
+        const V value = x[m * pixel + i] - V{};
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) total[m][n] += value * weights[i * N + n];
-    }
+        for (int n = 0; n < N; ++n) total[m][n] += value * weights[i * N + n];
+      }
+  }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
@@ -114,33 +154,29 @@ inline void multiply_tile(const float* x, int64_t pixel, const V* weights, int64
 
 template <int N, typename Out>
 void multiply_panel(const float* x, int64_t pixel, int64_t pixels, const Panels& weight,
-                    int64_t panel, bool fresh, const Out& out) {
-  const int64_t tiles = (pixels + kPixels<N> - 1) / kPixels<N>;
+                    int64_t panel, Ahead& ahead, const Out& out) {
   int64_t block[N];
   for (int n = 0; n < N; ++n) block[n] = out.block(weight.first(panel) + n);
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t first = pixels * tile / tiles, own = pixels * (tile + 1) / tiles - first;
-    float* to[kPixels<N>];
-    for (int64_t m = 0; m < own; ++m) {
+  for_even_tiles<kPixels<N>>(0, pixels, [&](int64_t first, auto own) {
+    float* to[own];
+    for (int m = 0; m < own; ++m) {
       to[m] = out.pixel(first + m);
       for (int n = 0; n < N; ++n) prefetch_write(to[m] + block[n]);
     }
-    // The first panel that reads these pixels prefetches the next ones.
-    const float* next = x + (first + own) * pixel;
-    for (int64_t i = 0; fresh && i < own * pixel; i += 16) prefetch(next + i);
-    as_constant<kPixels<N>>(own, [&](auto m) {
-      multiply_tile<m, N>(x + first * pixel, pixel, weight.at(panel), weight.inputs, to, block);
-    });
-  }
+    multiply_tile<own, N>(x + first * pixel, pixel, weight.at(panel), weight.inputs, to, block,
+                          ahead);
+  });
 }
 
 // The channels of some panels, at pixels that lie that many floats apart.
 template <typename Out>
 void multiply(const float* x, int64_t pixel, int64_t pixels, const Panels& weight, int64_t first,
-              int64_t last, const Out& out) {
+              int64_t last, const Out& out, Ahead ahead = {}) {
+  ahead.spread((last - first) * (pixels / kPixels<kVectors> + 1) *
+               ((weight.inputs + Ahead::kStep - 1) / Ahead::kStep));
   for (int64_t panel = first; panel < last; ++panel)
     as_constant<kVectors>(weight.size(panel), [&](auto n) {
-      multiply_panel<n>(x, pixel, pixels, weight, panel, panel == first, out);
+      multiply_panel<n>(x, pixel, pixels, weight, panel, ahead, out);
     });
 }
 
@@ -149,50 +185,39 @@ inline Buffer multiply_all(const float* x, int64_t pixels, const Panels& weight,
   const int64_t channels = weight.blocks.channels;
   Buffer out((pixels * channels + L - 1) / L, false);
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
-  for (int64_t task = 0; task < (pixels + kBlock - 1) / kBlock * weight.count; ++task) {
-    const int64_t first = task / weight.count * kBlock, panel = task % weight.count;
-    multiply(x + first * weight.inputs, weight.inputs, std::min(kBlock, pixels - first), weight,
+  for (int64_t task = 0; task < (pixels + kMany - 1) / kMany * weight.count; ++task) {
+    const int64_t first = task / weight.count * kMany, panel = task % weight.count;
+    multiply(x + first * weight.inputs, weight.inputs, std::min(kMany, pixels - first), weight,
              panel, panel + 1, Pixels{out.floats() + first * channels, weight.blocks});
   }
   return out;
 }
 
-// Adds to M rows of a weight's gradient, at N vectors of its inputs, what some pixels give.
+// Adds to M rows of a weight's gradient, at N vectors of its inputs, what some pixels give; step and
+// pixel are the floats from a pixel to the next, of grad and of x.
 template <int M, int N>
-inline void outer_tile(const float* grad, int64_t outputs, const float* x, int64_t pixel,
-                       const Blocks& blocks, int64_t first, int64_t pixels, V* out) {
+inline void outer_tile(const float* grad, int64_t step, const float* x, int64_t pixel,
+                       int64_t pixels, V* out, int64_t row) {
   V total[M][N];
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) total[m][n] = out[m * blocks.count + n];
-  for (int64_t p = 0; p < pixels; ++p) {
-    V values[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) values[n] = load(x + p * pixel + blocks.offset(first + n));
+    for (int n = 0; n < N; ++n) total[m][n] = out[m * row + n];
+  for (int64_t p = 0; p < pixels; ++p) {
+    const V* values = reinterpret_cast<const V*>(x + p * pixel);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) total[m][n] += (grad[p * outputs + m] - V{}) * values[n];
+      for (int n = 0; n < N; ++n) total[m][n] += (grad[p * step + m] - V{}) * values[n];
   }
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) out[m * blocks.count + n] = total[m][n];
-}
-
-template <int N>
-void outer_panel(const float* grad, int64_t outputs, const float* x, int64_t pixel,
-                 const Blocks& blocks, int64_t first, int64_t pixels, V* out) {
-  constexpr int M = kPixels<N>;
-  const int64_t tiles = (outputs + M - 1) / M;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t o = outputs * tile / tiles, rows = outputs * (tile + 1) / tiles - o;
-    as_constant<M>(rows, [&](auto m) {
-      outer_tile<m, N>(grad + o, outputs, x, pixel, blocks, first, pixels,
-                       out + o * blocks.count + first);
-    });
-  }
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) out[m * row + n] = total[m][n];
 }
 
 // The gradient of a 1×1 convolution's weight, (outputs, inputs): the sum over pixels of the products
-// of its output's gradient and its input, in parts that are yet to be added up.
+// of its output's gradient and its input, in parts that are yet to be added up. The input is spread.
 struct WeightGradient {
   const Blocks blocks;  // of inputs
   const int64_t outputs, parts, panels;
@@ -203,25 +228,52 @@ struct WeightGradient {
         panels((blocks.count + kVectors - 1) / kVectors),
         totals(parts * outputs * blocks.count) {}
 
-  V* part(int64_t i) const { return totals + i * outputs * blocks.count; }
-
-  // Adds some pixels to a panel of a part.
-  void add(int64_t i, int64_t panel, const float* grad, const float* x, int64_t pixel,
-           int64_t pixels) const {
-    const int64_t first = blocks.count * panel / panels;
-    as_constant<kVectors>(blocks.count * (panel + 1) / panels - first, [&](auto n) {
-      outer_panel<n>(grad, outputs, x, pixel, blocks, first, pixels, part(i));
-    });
+  int64_t first(int64_t panel) const { return blocks.count * panel / panels; }
+  int64_t size(int64_t panel) const { return first(panel + 1) - first(panel); }
+  // Where block k of a pixel is, of pixels that lie panel by panel, in vectors.
+  int64_t place(int64_t k, int64_t pixel, int64_t pixels) const {
+    const int64_t panel = ((k + 1) * panels - 1) / blocks.count;
+    return first(panel) * pixels + pixel * size(panel) + k - first(panel);
+  }
+  V* at(int64_t part, int64_t output, int64_t panel) const {
+    return totals + (part * outputs + output) * blocks.count + first(panel);
   }
 
-  // Adds pixels that lie in memory, a share of them to each part.
+  // Adds some pixels, which are in the cache, to a part.
+  void add(int64_t part, const float* grad, const float* x, int64_t pixel, int64_t pixels) const {
+    for (int64_t panel = 0; panel < panels; ++panel)
+      as_constant<kVectors>(size(panel), [&](auto n) {
+        for_even_tiles<kPixels<n>>(0, outputs, [&](int64_t o, auto m) {
+          outer_tile<m, n>(grad + o, outputs, x + first(panel) * L, pixel, pixels,
+                           at(part, o, panel), blocks.count);
+        });
+      });
+  }
+
+  // Adds pixels that lie in memory, panel by panel, a share of them to each part. A run of pixels
+  // stays in the cache, and a tile of their gradients for all panels.
   void add_all(const float* grad, const float* x, int64_t pixels, int64_t threads) const {
+    constexpr int M = kPixels<kVectors>;
+    const int64_t run = std::max<int64_t>(kBlock, (1 << 19) / (blocks.count * sizeof(V)));
+    const int64_t shares = std::min(2 * threads, outputs);
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
-    for (int64_t task = 0; task < parts * panels; ++task) {
-      const int64_t i = task / panels, last = pixels * (i + 1) / parts;
-      for (int64_t p = pixels * i / parts; p < last; p += 2 * kBlock)
-        add(i, task % panels, grad + p * outputs, x + p * blocks.channels, blocks.channels,
-            std::min(2 * kBlock, last - p));
+    for (int64_t task = 0; task < parts * shares; ++task) {
+      const int64_t part = task / shares, share = task % shares;
+      const int64_t last = pixels * (part + 1) / parts;
+      const Buffer tile((run * M + L - 1) / L, false);
+      for (int64_t p = pixels * part / parts; p < last; p += run) {
+        const int64_t some = std::min(run, last - p);
+        const int64_t from = outputs * share / shares, to = outputs * (share + 1) / shares;
+        for_even_tiles<M>(from, to, [&](int64_t o, auto m) {
+          for (int64_t q = 0; q < some; ++q)
+            for (int i = 0; i < m; ++i) tile.floats()[q * m + i] = grad[(p + q) * outputs + o + i];
+          for (int64_t panel = 0; panel < panels; ++panel)
+            as_constant<kVectors>(size(panel), [&](auto n) {
+              outer_tile<m, n>(tile.floats(), m, x + (first(panel) * pixels + p * n) * L, n * L,
+                               some, at(part, o, panel), blocks.count);
+            });
+        });
+      }
     }
   }
 
@@ -230,7 +282,7 @@ struct WeightGradient {
     for (int64_t o = 0; o < outputs; ++o)
       for (int64_t k = 0; k < blocks.count; ++k) {
         V total{};
-        for (int64_t i = 0; i < parts; ++i) total += part(i)[o * blocks.count + k];
+        for (int64_t i = 0; i < parts; ++i) total += at(i, o, 0)[k];
         store(out + o * blocks.channels + blocks.offset(k), total);
       }
   }

@@ -73,21 +73,21 @@ int64_t pieces(int64_t images, int64_t rows) {
   return std::max<int64_t>(1, std::min((15 + images) / images, rows / 8));
 }
 
-// One chunk of the rows of an image, and what of it is in the caches.
+// The rows of ReLU's result that a chunk is at: those of one image after another.
 template <int S>
 struct Window {
   const Sum& sum;
   const Shape& in;
-  const int64_t image;
   Rows rows;
-  int64_t next;  // the first row that was not computed
+  int64_t image = -1, next = 0;  // next: the first row that was not computed
 
-  Window(const Sum& sum, const Shape& in, int64_t image, int64_t first)
-      : sum(sum), in(in), image(image), rows(in.width, sum.blocks.count, 4),
-        next(std::max<int64_t>(0, S * first - 1)) {}
+  Window(const Sum& sum, const Shape& in)
+      : sum(sum), in(in), rows(in.width, sum.blocks.count, 4) {}
 
-  // The three rows of ReLU's result that output row o is made of.
-  void around(int64_t o, V* (&three)[3]) {
+  // The three rows that output row o of an image is made of.
+  void around(int64_t of, int64_t o, V* (&three)[3]) {
+    if (of != image) next = std::max<int64_t>(0, S * o - 1);
+    image = of;
     for (; next <= std::min(S * o + 1, in.height - 1); ++next) {
       V* to = rows.pixels(next);
       const int64_t line = rows.line;
@@ -98,6 +98,14 @@ struct Window {
       const int64_t row = S * o - 1 + r;
       three[r] = row < 0 || row >= in.height ? rows.zeros() : rows.padded(row);
     }
+  }
+
+  // What is yet to be read for the rows up to output row o, counted through all images.
+  Ahead ahead(int64_t o) const {
+    const int64_t height = in.strided(S).height;
+    const int64_t last = std::min(S * (o % height) + 2, in.height);
+    return {sum.n, sum.x, in.pixel(image, next) * in.channels,
+            in.pixel(o / height, last) * in.channels};
   }
 };
 
@@ -111,30 +119,27 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
   const Shape size = in.strided(S);
   const Panels panels(pointwise, outputs, in.channels, false, threads);
   const Buffer weight = spread_weight(depthwise, blocks, false);
-  // Enough chunks for the threads, but of some pixels, and of rows, since it computes those beside
-  // it, too. If they are too few, threads share a chunk, and its depthwise convolution is computed
-  // as often: beside the other one, that is little.
-  const int64_t fit = std::min(size.height / 3, size.height * size.width / 48);
-  const int64_t cuts = std::clamp<int64_t>((4 * threads + in.images - 1) / in.images, 1,
-                                           std::max<int64_t>(1, fit));
-  const int64_t chunks = in.images * cuts;
+  // Enough chunks for the threads, but of some pixels, since each reads the whole weight, and of
+  // rows, since it computes those beside it, too. If they are too few, threads share a chunk, and
+  // its depthwise convolution is computed as often: beside the other one, that is little.
+  const int64_t all = in.images * size.height, fit = std::min(all / 3, all * size.width / 96);
+  const int64_t chunks = std::clamp<int64_t>(4 * threads, 1, std::max<int64_t>(1, fit));
   const int64_t groups = std::clamp<int64_t>(2 * threads / chunks, 1, panels.count);
-  const int64_t most = rows_of(size.width);
+  const int64_t most = std::max<int64_t>(1, kMany / size.width);
   // An odd number of vectors, so that pixels do not all lie in the same places of a cache.
   const int64_t pixel = (blocks.count | 1) * L, row = size.width * pixel;
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
   for (int64_t task = 0; task < chunks * groups; ++task) {
     const int64_t chunk = task / groups, group = task % groups;
-    const int64_t image = chunk / cuts, piece = chunk % cuts;
-    const int64_t first = size.height * piece / cuts, last = size.height * (piece + 1) / cuts;
-    Window<S> window(sum, in, image, first);
+    const int64_t first = all * chunk / chunks, last = all * (chunk + 1) / chunks;
+    Window<S> window(sum, in);
     const Buffer buffer(most * row / L);
     float* inner = buffer.floats();
     for (int64_t o = first; o < last; o += most) {
       const int64_t rows = std::min(most, last - o);
       for (int64_t r = 0; r < rows; ++r) {
         V* three[3];
-        window.around(o + r, three);
+        window.around((o + r) / size.height, (o + r) % size.height, three);
         convolve_row<S>(three, window.rows.line, weight + 0, blocks.count, size.width,
                         [=](int64_t w, int64_t k, V y) {
                           store(inner + r * row + w * pixel + blocks.offset(k), y);
@@ -142,7 +147,8 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
       }
       multiply(inner, pixel, rows * size.width, panels, panels.count * group / groups,
                panels.count * (group + 1) / groups,
-               Pixels{out + size.pixel(image, o) * outputs, panels.blocks});
+               Pixels{out + o * size.width * outputs, panels.blocks},
+               window.ahead(std::min(o + rows + most, last) - 1));
     }
   }
 }
@@ -231,7 +237,9 @@ struct InnerGradient {
                      size.width, rows.pixels(next + r), rows.line);
       else
         multiply(grad + first * weight.inputs, weight.inputs, some * size.width, weight, 0,
-                 weight.count, RowPixels{rows, next, size.width});
+                 weight.count, RowPixels{rows, next, size.width},
+                 Ahead(1, &grad, size.pixel(image, next + some) * weight.inputs,
+                       size.pixel(image, std::min(next + some + most, last)) * weight.inputs));
     }
     for (int r = 0; r < 3; ++r)
       three[r] = o + r < 1 || o + r > size.height ? rows.zeros() : rows.padded(o - 1 + r);
@@ -240,7 +248,7 @@ struct InnerGradient {
 
 template <int S>
 void separable_backward(const Sum& sum, const Shape& in, const float* grad, const float* depthwise,
-                        const float* pointwise, int64_t outputs, float* inner, float* grad_sum,
+                        const float* pointwise, int64_t outputs, float* grad_sum,
                         float* grad_depthwise, float* grad_pointwise, int64_t threads) {
   const Blocks blocks = sum.blocks;
   const int64_t b = blocks.count, c = in.channels;
@@ -252,39 +260,42 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
   // added up while they are in the cache. Else they are written, and it is after them.
   const bool near = chunks * outputs <= pixels;
   const int64_t most = rows_of(size.width);
-  const int64_t pixel = near ? (b | 1) * L : c, row = size.width * pixel;
+  const int64_t pixel = (b | 1) * L;
+  const Buffer inner(near ? 0 : pixels * b, false);
   const WeightGradient products(c, outputs, near ? chunks : std::clamp<int64_t>(pixels / 512, 1, 4));
   const Buffer spread = spread_weight(depthwise, blocks, false);
   const Buffer turned = spread_weight(depthwise, blocks, true);
   const Buffer totals(chunks * 9 * b);
-  // With too few chunks for the threads, they share the multiplication first.
-  const bool few = chunks < 2 * threads;
-  const Buffer known = multiply_all(grad, few ? pixels : 0, panels, threads);
-  const float* const whole = few ? known.floats() : nullptr;
+  // With too few chunks for the threads, or too few pixels in each, they share the multiplication
+  // first.
+  const bool early = chunks < 2 * threads || size.height * size.width < kBlock;
+  const Buffer known = multiply_all(grad, early ? pixels : 0, panels, threads);
+  const float* const whole = early ? known.floats() : nullptr;
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t image = chunk / cuts, piece = chunk % cuts;
     const int64_t first = size.height * piece / cuts, last = size.height * (piece + 1) / cuts;
-    Window<S> window(sum, in, image, first);
+    Window<S> window(sum, in);
     InnerGradient grads(size, panels, grad, whole, image, std::max<int64_t>(0, first - 1),
                         std::min(size.height, last + 1));
-    const Buffer buffer(near ? most * row / L : 0);
+    const Buffer buffer(near ? most * size.width * pixel / L : 0);
     for (int64_t o = first; o < last; ++o) {
       V *three[3], *around[3];
-      window.around(o, three);
+      window.around(image, o, three);
       grads.around(o, around);
       const int64_t line = window.rows.line, grad_line = grads.rows.line;
       weight_gradient<S>(three, line, grads.rows.pixels(o), grad_line, b, size.width,
                          totals + chunk * 9 * b);
-      const int64_t r = near ? (o - first) % most : size.pixel(image, o) / size.width;
-      float* const to = (near ? buffer.floats() : inner) + r * row;
-      convolve_row<S>(three, line, spread + 0, b, size.width, [=](int64_t w, int64_t k, V y) {
-        store(to + w * pixel + blocks.offset(k), y);
+      const int64_t r = (o - first) % most, at = size.pixel(image, o);
+      convolve_row<S>(three, line, spread + 0, b, size.width, [&](int64_t w, int64_t k, V y) {
+        if (near)
+          buffer[(r * size.width + w) * pixel / L + k] = y;
+        else
+          inner[products.place(k, at + w, pixels)] = y;
       });
       if (near && (r == most - 1 || o == last - 1))
-        for (int64_t panel = 0; panel < products.panels; ++panel)
-          products.add(chunk, panel, grad + size.pixel(image, o - r) * outputs, to - r * row, pixel,
-                       (r + 1) * size.width);
+        products.add(chunk, grad + size.pixel(image, o - r) * outputs, buffer.floats(), pixel,
+                     (r + 1) * size.width);
       for (int64_t i = S * o; grad_sum && i < std::min(S * (o + 1), in.height); ++i) {
         const V* activation = window.rows.pixels(i);
         float* row = grad_sum + in.pixel(image, i) * c;
@@ -298,7 +309,7 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
     }
   }
   add_up(totals, chunks, blocks, grad_depthwise);
-  if (!near) products.add_all(grad, inner, pixels, threads);
+  if (!near) products.add_all(grad, inner.floats(), pixels, threads);
   products.write(grad_pointwise, threads);
 }
 
@@ -315,16 +326,16 @@ void randwire_separable(int64_t n, const float* const* x, const float* coefficie
                                               pointwise, outputs, out, threads);
 }
 
-// inner is for the depthwise convolution's output; grad_sum is null where it is not asked for.
+// grad_sum is null where it is not asked for.
 void randwire_separable_backward(const float* grad, int64_t n, const float* const* x,
                                  const float* coefficients, const float* const* affines,
                                  int64_t images, int64_t channels, int64_t height, int64_t width,
                                  const float* depthwise, int64_t stride, const float* pointwise,
-                                 int64_t outputs, float* inner, float* grad_sum,
-                                 float* grad_depthwise, float* grad_pointwise, int64_t threads) {
+                                 int64_t outputs, float* grad_sum, float* grad_depthwise,
+                                 float* grad_pointwise, int64_t threads) {
   const Sum sum(n, x, coefficients, affines, channels);
   (stride == 1 ? separable_backward<1> : separable_backward<2>)(
-      sum, {images, channels, height, width}, grad, depthwise, pointwise, outputs, inner, grad_sum,
+      sum, {images, channels, height, width}, grad, depthwise, pointwise, outputs, grad_sum,
       grad_depthwise, grad_pointwise, threads);
 }
 
