@@ -122,7 +122,8 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
   // Enough chunks for the threads, but of some pixels, since each reads the whole weight, and of
   // rows, since it computes those beside it, too. If they are too few, threads share a chunk, and
   // its depthwise convolution is computed as often: beside the other one, that is little.
-  const int64_t all = in.images * size.height, fit = std::min(all / 3, all * size.width / 96);
+  const int64_t all = in.images * size.height, pixels = all * size.width;
+  const int64_t fit = std::min(all / 3, pixels / (pixels < 2 * 96 * threads ? 48 : 96));
   const int64_t chunks = std::clamp<int64_t>(4 * threads, 1, std::max<int64_t>(1, fit));
   const int64_t groups = std::clamp<int64_t>(2 * threads / chunks, 1, panels.count);
   const int64_t most = std::max<int64_t>(1, kMany / size.width);
