@@ -134,7 +134,8 @@ def _errors(fused: dict[str, list[Tensor]], nodes: dict[str, list[Tensor]]) -> d
 
 def _widened(x: Tensor, like: Tensor) -> Tensor:
     """x with the channels of zeros that the other has, or should have."""
-    return wider_image(x, zeros_of(like)) if zeros_of(like) else x
+    zeros = zeros_of(like)
+    return wider_image(x, zeros) if zeros else x
 
 
 def _is_finite(tensors: list[Tensor]) -> bool:

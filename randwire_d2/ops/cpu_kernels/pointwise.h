@@ -69,21 +69,31 @@ inline void for_even_tiles(int64_t first, int64_t last, F f) {
   }
 }
 
-// A weight as tiles read it: for each panel, a few blocks of results, by the channels summed over.
+// Blocks by panels of as many as a tile is wide at most, of about the same size.
 struct Panels {
   const Blocks blocks;
-  const int64_t inputs, count;
+  const int64_t count;
+
+  explicit Panels(int64_t channels)
+      : blocks(channels), count((blocks.count + kVectors - 1) / kVectors) {}
+  int64_t first(int64_t panel) const { return blocks.count * panel / count; }
+  int64_t size(int64_t panel) const { return first(panel + 1) - first(panel); }
+  int64_t of(int64_t block) const { return ((block + 1) * count - 1) / blocks.count; }
+};
+
+// A weight as tiles read it: for each panel of results, by the channels summed over.
+struct Weight : Panels {
+  const int64_t inputs;
   const Buffer weights;
 
   // From (outputs, inputs); transposed, the results are its inputs.
-  Panels(const float* weight, int64_t outputs, int64_t inputs, bool transposed, int64_t threads)
-      : blocks(transposed ? inputs : outputs),
+  Weight(const float* weight, int64_t outputs, int64_t inputs, bool transposed, int64_t threads)
+      : Panels(transposed ? inputs : outputs),
         inputs(transposed ? outputs : inputs),
-        count((blocks.count + kVectors - 1) / kVectors),
         weights(blocks.count * this->inputs, false) {
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static)
     for (int64_t k = 0; k < blocks.count; ++k) {
-      const int64_t panel = ((k + 1) * count - 1) / blocks.count, step = size(panel);
+      const int64_t panel = of(k), step = size(panel);
       V* to = at(panel) + k - first(panel);
       const float* from = weight + blocks.offset(k) * (transposed ? 1 : inputs);
       if (transposed)
@@ -99,8 +109,6 @@ struct Panels {
     }
   }
 
-  int64_t first(int64_t panel) const { return blocks.count * panel / count; }
-  int64_t size(int64_t panel) const { return first(panel + 1) - first(panel); }
   V* at(int64_t panel) const { return weights + first(panel) * inputs; }
 };
 
@@ -153,7 +161,7 @@ inline void multiply_tile(const float* x, int64_t pixel, const V* weights, int64
 }
 
 template <int N, typename Out>
-void multiply_panel(const float* x, int64_t pixel, int64_t pixels, const Panels& weight,
+void multiply_panel(const float* x, int64_t pixel, int64_t pixels, const Weight& weight,
                     int64_t panel, Ahead& ahead, const Out& out) {
   int64_t block[N];
   for (int n = 0; n < N; ++n) block[n] = out.block(weight.first(panel) + n);
@@ -170,7 +178,7 @@ void multiply_panel(const float* x, int64_t pixel, int64_t pixels, const Panels&
 
 // The channels of some panels, at pixels that lie that many floats apart.
 template <typename Out>
-void multiply(const float* x, int64_t pixel, int64_t pixels, const Panels& weight, int64_t first,
+void multiply(const float* x, int64_t pixel, int64_t pixels, const Weight& weight, int64_t first,
               int64_t last, const Out& out, Ahead ahead = {}) {
   ahead.spread((last - first) * (pixels / kPixels<kVectors> + 1) *
                ((weight.inputs + Ahead::kStep - 1) / Ahead::kStep));
@@ -181,7 +189,7 @@ void multiply(const float* x, int64_t pixel, int64_t pixels, const Panels& weigh
 }
 
 // All channels at all pixels, tiles shared among threads.
-inline Buffer multiply_all(const float* x, int64_t pixels, const Panels& weight, int64_t threads) {
+inline Buffer multiply_all(const float* x, int64_t pixels, const Weight& weight, int64_t threads) {
   const int64_t channels = weight.blocks.channels;
   Buffer out((pixels * channels + L - 1) / L, false);
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
@@ -218,21 +226,17 @@ inline void outer_tile(const float* grad, int64_t step, const float* x, int64_t 
 
 // The gradient of a 1×1 convolution's weight, (outputs, inputs): the sum over pixels of the products
 // of its output's gradient and its input, in parts that are yet to be added up. The input is spread.
-struct WeightGradient {
-  const Blocks blocks;  // of inputs
-  const int64_t outputs, parts, panels;
+struct WeightGradient : Panels {  // of inputs
+  const int64_t outputs, parts;
   const Buffer totals;
 
   WeightGradient(int64_t inputs, int64_t outputs, int64_t parts)
-      : blocks(inputs), outputs(outputs), parts(parts),
-        panels((blocks.count + kVectors - 1) / kVectors),
+      : Panels(inputs), outputs(outputs), parts(parts),
         totals(parts * outputs * blocks.count) {}
 
-  int64_t first(int64_t panel) const { return blocks.count * panel / panels; }
-  int64_t size(int64_t panel) const { return first(panel + 1) - first(panel); }
   // Where block k of a pixel is, of pixels that lie panel by panel, in vectors.
   int64_t place(int64_t k, int64_t pixel, int64_t pixels) const {
-    const int64_t panel = ((k + 1) * panels - 1) / blocks.count;
+    const int64_t panel = of(k);
     return first(panel) * pixels + pixel * size(panel) + k - first(panel);
   }
   V* at(int64_t part, int64_t output, int64_t panel) const {
@@ -241,7 +245,7 @@ struct WeightGradient {
 
   // Adds some pixels, which are in the cache, to a part.
   void add(int64_t part, const float* grad, const float* x, int64_t pixel, int64_t pixels) const {
-    for (int64_t panel = 0; panel < panels; ++panel)
+    for (int64_t panel = 0; panel < count; ++panel)
       as_constant<kVectors>(size(panel), [&](auto n) {
         for_even_tiles<kPixels<n>>(0, outputs, [&](int64_t o, auto m) {
           outer_tile<m, n>(grad + o, outputs, x + first(panel) * L, pixel, pixels,
@@ -267,7 +271,7 @@ struct WeightGradient {
         for_even_tiles<M>(from, to, [&](int64_t o, auto m) {
           for (int64_t q = 0; q < some; ++q)
             for (int i = 0; i < m; ++i) tile.floats()[q * m + i] = grad[(p + q) * outputs + o + i];
-          for (int64_t panel = 0; panel < panels; ++panel)
+          for (int64_t panel = 0; panel < count; ++panel)
             as_constant<kVectors>(size(panel), [&](auto n) {
               outer_tile<m, n>(tile.floats(), m, x + (first(panel) * pixels + p * n) * L, n * L,
                                some, at(part, o, panel), blocks.count);

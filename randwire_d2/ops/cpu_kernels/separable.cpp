@@ -117,7 +117,7 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
                int64_t outputs, float* out, int64_t threads) {
   const Blocks blocks = sum.blocks;
   const Shape size = in.strided(S);
-  const Panels panels(pointwise, outputs, in.channels, false, threads);
+  const Weight panels(pointwise, outputs, in.channels, false, threads);
   const Buffer weight = spread_weight(depthwise, blocks, false);
   // Enough chunks for the threads, but of some pixels, since each reads the whole weight, and of
   // rows, since it computes those beside it, too. If they are too few, threads share a chunk, and
@@ -214,14 +214,14 @@ void input_gradient(int64_t i, V* const grads[3], int64_t line, const V* weight,
 // The gradient of the depthwise convolution's output: padded rows of an image, one after another.
 struct InnerGradient {
   const Shape& size;
-  const Panels& weight;
+  const Weight& weight;
   const float* grad;   // of the 1×1 convolution's output
   const float* known;  // the whole gradient, if it is there already
   const int64_t image, last, most;
   int64_t next;
   Rows rows;
 
-  InnerGradient(const Shape& size, const Panels& weight, const float* grad, const float* known,
+  InnerGradient(const Shape& size, const Weight& weight, const float* grad, const float* known,
                 int64_t image, int64_t first, int64_t last)
       : size(size), weight(weight), grad(grad), known(known), image(image), last(last),
         most(rows_of(size.width)), next(first),
@@ -256,7 +256,7 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
   const Shape size = in.strided(S);
   const int64_t cuts = pieces(in.images, size.height), chunks = in.images * cuts;
   const int64_t pixels = in.images * size.height * size.width;
-  const Panels panels(pointwise, outputs, c, true, threads);
+  const Weight panels(pointwise, outputs, c, true, threads);
   // If a chunk's part of the 1×1 convolution's weight gradient is smaller than its pixels, it is
   // added up while they are in the cache. Else they are written, and it is after them.
   const bool near = chunks * outputs <= pixels;
