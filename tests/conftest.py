@@ -4,6 +4,7 @@
 
 import logging
 import os
+import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 _datasets = tempfile.TemporaryDirectory(prefix="randwire_d2_tests_")
 os.environ["DETECTRON2_DATASETS"] = _datasets.name
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -33,6 +35,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 settings.load_profile("randwire")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """No test, nor a fixture, computes with random numbers that depend on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 NEEDS_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -183,7 +183,6 @@ def test_pca_lighting_adds_one_colour_to_all_pixels(folders: Path) -> None:
     """Wrong: noise of another scale or another one than AlexNet's; or it is on by default."""
     kinds = [type(t) for t in train_transform(config(C78, "INPUT.PCA_LIGHTING", 0.1)).transforms]
     assert kinds[-2:] == [v2.PILToTensor, PCALighting]
-    torch.manual_seed(0)
     grey = torch.full((3, 2, 2), 128, dtype=torch.uint8)
     colours = []
     for _ in range(2000):
@@ -320,7 +319,6 @@ def test_the_files_of_an_iteration_are_known(folders: Path) -> None:
 def test_an_item_is_a_function_of_seed_and_position(folders: Path) -> None:
     """Else a resumed run gets other crops; nor does augmentation touch the model's generator."""
     images = stream(folders)
-    torch.manual_seed(0)
     before = torch.get_rng_state()
     item = images[5]
     assert item["image"].shape == (3, 32, 32) and item["image"].dtype == torch.uint8
@@ -339,7 +337,6 @@ def test_batches_are_the_same_with_workers_and_from_any_start(folders: Path) -> 
         loader.start_iter = start
         return list(islice(loader, 8 - start))  # past the first epoch
 
-    torch.manual_seed(0)
     before = torch.get_rng_state()
     expected = batches(workers=0, start=0)
     assert torch.equal(torch.get_rng_state(), before)

@@ -65,7 +65,6 @@ def test_swapping_the_backbones_name_trains(
 ) -> None:
     """Else Detectron2's own configs need more than another MODEL.BACKBONE.NAME, or a part of the
     network gets no gradient."""
-    torch.manual_seed(0)
     cfg = model_zoo.get_config(config)
     add_randwire_config(cfg)
     cfg.MODEL.BACKBONE.NAME = backbone

@@ -43,11 +43,6 @@ from randwire_d2.wiring.schedule import schedule
 MB = 1e6
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def runs() -> Iterator[mock.Mock]:
     """Counts how often a stage takes the fast path."""

@@ -50,11 +50,6 @@ NAMES = ("stem", "res2", "res3", "res4", "res5")
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def config(**keys: Any) -> CfgNode:
     """A config of a small network; ``keys`` are those of MODEL.RANDWIRE, ``WS_K`` being WS.K."""
     cfg = get_cfg()
@@ -249,7 +244,6 @@ def test_frozen_bn_is_bn_in_eval_mode() -> None:
 def test_a_stage_keeps_the_scale_of_its_signal() -> None:
     """Else the initialisation is wrong: a random network's features vanish or explode without
     the help of a norm's statistics."""
-    torch.manual_seed(0)
     op = NODE_OP_REGISTRY.get("sep_conv3x3")(64, 64, 1)
     y = op(torch.relu(torch.randn(4, 64, 32, 32)))
     # E[relu(x)²] = 1/2; He's 2/fan-in doubles it; the second convolution, without a ReLU before

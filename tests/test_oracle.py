@@ -25,11 +25,6 @@ from randwire_d2 import NetworkSpec, RandWire, RandWireClassifier
 from randwire_d2.wiring import Dag, random_graph
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(
     "node_op, path",

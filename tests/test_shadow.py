@@ -89,7 +89,6 @@ def test_gradients_of_many_pixels_are_in_the_range_of_float16() -> None:
     """Wrong: gradients of weights are infinite in the node-by-node run of large images, so they are
     not compared, and there is no CUDA graph."""
     spec = NetworkGenerator("small", channels=8, num_nodes=8)(seed=1).stages[0]
-    torch.manual_seed(0)
     trained = RandWireStage(spec, "sep_conv3x3", "FrozenBN").half()
     for node in trained.nodes:
         node.norm.weight.fill_(4)
@@ -105,7 +104,6 @@ def test_the_rounding_of_channels_last_on_a_cpu_is_no_fault_of_the_operators(
     monkeypatch.setitem(LIMITS, torch.float32, 1e-4)  # with more pixels the usual limit is passed
     spec = NetworkGenerator("small", channels=16, num_nodes=8)(seed=1).stages[1]
     generator, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
-    torch.manual_seed(0)
     torch.set_num_threads(1)  # else each adds up a part of the pixels
     try:
         one = RandWireStage(spec, "sep_conv3x3", "BN").train()
