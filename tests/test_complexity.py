@@ -86,7 +86,9 @@ def test_the_default_classifier_has_1000_classes() -> None:
     assert built == complexity(spec).params
 
 
-@pytest.mark.parametrize("size", [(64, 64), (97, 131), (33, 32)])
+@pytest.mark.parametrize(
+    "size", [(97, 131), *(pytest.param(s, marks=pytest.mark.slow) for s in ((64, 64), (33, 32)))]
+)
 @pytest.mark.parametrize("node_op", NODE_OPS)
 @pytest.mark.parametrize("regime", ["small", "regular"])
 def test_fvcore_counts_the_same(regime: str, node_op: str, size: tuple[int, int]) -> None:

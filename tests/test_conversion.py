@@ -435,7 +435,10 @@ def run_detectron2_resnet(cfg: Any, state: dict[str, Tensor], prefix: str, norm:
         return network(images())
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", *(pytest.param(n, marks=pytest.mark.slow) for n in [*TORCHVISION][1:])],
+)
 def test_torchvision(tmp_path: Path, convert: Callable, name: str) -> None:
     network = randomise(getattr(torchvision.models, name)(num_classes=10))
     source, output = tmp_path / "tv.pth", tmp_path / "out.pth"

@@ -70,7 +70,7 @@ from randwire_d2.pretrained import is_pretrained, read_folder
 from randwire_d2.runs import RunFolder
 from randwire_d2.weight_files.safetensors_file import safetensors_bytes
 
-FAST, THOROUGH = 15, 300  # cases of each parser
+FAST, THOROUGH = 8, 300  # cases of each parser
 SPEC = NetworkGenerator("small", 2, 3, "WS", {"k": 2, "p": 0.75})(1)
 HOSTILE_YAML = [
     f"!!python/object/apply:os.mkdir [{CANARY}]".encode(),

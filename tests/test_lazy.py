@@ -141,8 +141,7 @@ def both(name: str) -> tuple[CfgNode, DictConfig]:
 @pytest.mark.parametrize(
     "name",
     [
-        # Two of them have what the others have.
-        pytest.param(name, marks=pytest.mark.slow if "faster" in name or "cascade" in name else ())
+        pytest.param(name, marks=() if name.startswith("mask") else pytest.mark.slow)
         for name in CONFIGS
     ],
 )

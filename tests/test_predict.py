@@ -569,7 +569,7 @@ def count_outputs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return computed
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_resumed_prediction_skips_what_is_done(
     batch: int, detector: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -922,7 +922,12 @@ PANOPTIC = "coco_2017_train_panoptic_separated"
 
 
 @pytest.mark.parametrize(
-    ("train", "stored"), [(PANOPTIC, False), ("nobody_has_it", False), ("nobody_has_it", True)]
+    ("train", "stored"),
+    [
+        pytest.param(PANOPTIC, False, marks=pytest.mark.slow),
+        pytest.param("nobody_has_it", False, marks=pytest.mark.slow),
+        ("nobody_has_it", True),
+    ],
 )
 def test_a_panoptic_model_tells_of_stuff_too(
     train: str, stored: bool, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
