@@ -1024,19 +1024,32 @@ def test_one_process_of_each_machine_compiles(
     assert done == [*["find"] * is_first, "synchronize", "find"]
 
 
-def runs_in_one_of_two(rank: int) -> list[str | None]:
+def no_triton(device: torch.device) -> str:
+    return "Triton is not installed"
+
+
+def runs_in_one_of_two(rank: int, operators: str, name: str, broken: Any) -> list[str | None]:
     """How a process runs its stages, of which the second's operators do not work."""
-    works = torch.ops.randwire.aggregate
     with (
         mock.patch.object(stage_module, "needs_probe", lambda device: True),
-        mock.patch.object(torch.ops.randwire, "aggregate", fail if rank else works),
+        mock.patch.object(fused, "needs_probe", lambda device: True),
+        mock.patch(f"{operators}.{name}", broken) if rank else contextlib.nullcontext(),
     ):
         backbone = RandWire(draw_spec("small", "WS")).double().train()
         backbone(images())
     return [backbone.get_submodule(name).plain_because for name in ("res3", "res4", "res5")]  # type: ignore[misc]
 
 
-def test_what_fails_in_one_process_is_used_in_none() -> None:
+@pytest.mark.parametrize(
+    ("operators", "name", "broken", "why"),
+    [
+        ("torch.ops.randwire", "aggregate", fail, "OSError: no C compiler"),
+        ("randwire_d2.ops", "unavailable", no_triton, "Triton is not installed"),
+    ],
+)
+def test_what_fails_in_one_process_is_used_in_none(
+    operators: str, name: str, broken: Any, why: str
+) -> None:
     """Wrong: one process runs other kernels than the rest, or they wait for each other."""
-    own, others = in_two_processes(runs_in_one_of_two)
-    assert own == others and all("OSError: no C compiler" in str(why) for why in own)
+    own, others = in_two_processes(runs_in_one_of_two, operators, name, broken)
+    assert own == others and all(why in str(reason) for reason in own)

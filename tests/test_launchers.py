@@ -18,8 +18,10 @@ from unittest import mock
 
 import pytest
 import torch
+from detectron2.utils import comm
 from helpers import ROOT, Tool, assert_equal, run_tool, wait_until
 from launching import COMMANDS, TOOL, TORCHRUN, arguments, command, final, free_port
+from torch import distributed
 from torch.distributed import HashStore
 
 from randwire_d2.classification import load_config
@@ -223,6 +225,19 @@ def test_workers_start_as_in_a_single_process() -> None:
             assert launch.run_processes(get_start_method, (), args, True, timeout=0.0) == usual
     finally:
         set_start_method(usual, force=True)
+
+
+def test_a_program_keeps_its_own_group() -> None:
+    """Wrong: a program that has a group, and calls a tool in its process, has none afterwards."""
+    args = argument_parser().parse_args([])
+    distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        with mock.patch.object(launch, "share_cores"):
+            launch.run_processes(comm.synchronize, (), args, True, timeout=0.0)
+        assert distributed.is_initialized()
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def test_a_full_temporary_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -378,3 +378,17 @@ def test_synchronised_norms_are_looked_at_by_all_processes(tmp_path: Path) -> No
         assert len(found) == 3 and not any(one.seconds for one in found)
         for one in found:
             assert one.errors.keys() == EVERYTHING and max(one.errors.values()) < 1e-10
+
+
+def resumed_in_one_of_two(rank: int, folder: Path) -> list[str | None]:
+    """How a process of a resumed training runs its stages; each has another folder."""
+    return Training(folder / str(rank), start=1).because(True)
+
+
+def test_what_the_first_process_kept_is_for_all(tmp_path: Path) -> None:
+    """Wrong: a machine with a copy of the checkpoint alone runs other kernels than the first one,
+    or all fail where some have timed their stages and some have not."""
+    first = RunFolder(tmp_path / "0")
+    first.path.mkdir()
+    first.write_slower_stages({"res3": {}, "res4": {"training": "it was slow"}, "res5": {}})
+    assert in_two_processes(resumed_in_one_of_two, tmp_path) == [["", "it was slow", ""]] * 2

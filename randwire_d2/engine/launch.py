@@ -291,14 +291,16 @@ def _informed(
     """Call ``main(*args)``, watched, with what its parent process has read of data.
 
     Args:
+        path: of that; None in the only process, where a group, if any, is the caller's to end.
         method: how the parent starts processes. One that was spawned would spawn its workers, too:
             each then imports PyTorch for itself, again in each evaluation.
     """
-    if path is not None:
-        set_start_method(method, force=True)
-        with open(path, "rb") as file, uncollected():
-            take_known(pickle.load(file))
-        comm.synchronize()
-        if comm.get_local_rank() == 0:
-            os.remove(path)
+    if path is None:
+        return main(*args)
+    set_start_method(method, force=True)
+    with open(path, "rb") as file, uncollected():
+        take_known(pickle.load(file))
+    comm.synchronize()
+    if comm.get_local_rank() == 0:
+        os.remove(path)
     return watched(main, timeout, *args)

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import ops
+from ..ops.probe import needs_probe
 from ..wiring.plan import Plan
 from .graph_function import GraphFunction
 from .graph_state import Run, aligned
@@ -62,7 +63,8 @@ def why_not(nodes: Sequence[nn.Module], built: Sequence[ConvSettings], x: Tensor
     the same, frozen or not; without hooks or another ``forward``, which it would not call; and not
     while tracing, exporting or in torch.func, which want torch's own operators.
     """
-    reason = ops.unavailable(x.device)
+    # Where they are compiled, that depends on the machine, and is for all processes to agree on.
+    reason = "" if needs_probe(x.device) else ops.unavailable(x.device)
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         reason = EXPORTING
     reason = reason or _why_not_one_function()

@@ -55,7 +55,10 @@ class ShadowSteps(HookBase):
         self._decided = False
 
     def before_train(self) -> None:
-        decided = self._folder.slower_stages() if self.trainer.start_iter else None
+        if not self.trainer.start_iter:
+            return
+        # The first one's: another machine may have a copy of the checkpoint without this file.
+        decided = comm.all_gather(self._folder.slower_stages())[0]
         if decided is not None and decided.keys() == self._stages.keys():
             self._decided = True
             self._decide(decided)
