@@ -1044,7 +1044,7 @@ def runs_in_one_of_two(rank: int, operators: str, name: str, broken: Any) -> lis
     ("operators", "name", "broken", "why"),
     [
         ("torch.ops.randwire", "aggregate", fail, "OSError: no C compiler"),
-        ("randwire_d2.ops", "unavailable", no_triton, "Triton is not installed"),
+        ("randwire_d2.ops.probe", "unavailable", no_triton, "Triton is not installed"),
     ],
 )
 def test_what_fails_in_one_process_is_used_in_none(

@@ -10,7 +10,6 @@ from detectron2.layers import CNNBlockBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from .. import ops
 from ..ops.launches import MOST_GRADS, MOST_INPUTS, shared
 from ..ops.probe import Variants, failure, needs_probe
 from ..wiring import ConvSpec, StageSpec
@@ -180,10 +179,9 @@ class RandWireStage(CNNBlockBase):
         )
         variants = Variants(in_channels, channels, *self._sizes, batch, backward)
         if torch.compiler.is_compiling():
-            return ops.unavailable(device) or failure(device, dtype, variants)
+            return failure(device, dtype, variants)
         self._failures[key] = _in_all_processes(
-            lambda: ops.unavailable(device) or failure(device, dtype, variants),
-            together=self.training,
+            lambda: failure(device, dtype, variants), together=self.training
         )
         return self._failures[key]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..text import one_line
-from . import native
+from . import native, unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,8 @@ def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str
 
     The first call compiles the stage's kernels, which takes up to minutes.
     """
+    if reason := unavailable(device):
+        return reason
     try:
         largest_errors(device, dtype, variants)
     # Whatever it is: nodes that run one by one need none of this.
