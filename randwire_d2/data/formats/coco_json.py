@@ -105,8 +105,7 @@ def _by_id(
         if key in found:
             raise ValueError(
                 f"{json_file!r}: two {what} entries, {brief(found[key][name])} and "
-                f"{brief(entry[name])}, "
-                f"have the id {key}; give each its own"
+                f"{brief(entry[name])}, have the id {key}; give each its own"
             )
         found[key] = entry
     return [found[key] for key in sorted(found)]
