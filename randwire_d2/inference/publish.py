@@ -15,7 +15,6 @@ from .models.assembly import assemble
 from .models.classifier import Classifier
 from .models.detector import Detector
 from .models.loading import find_checkpoint
-from .models.pretrained import find_network
 from .record import sections_of
 
 # What precedes a backbone's weights in the files of tools/convert_checkpoint.py.
@@ -42,10 +41,10 @@ def publish(
         return _publish_backbone(file, checkpoint, folder, overwrite)
     cfg, module, classes = assemble(file, checkpoint, "cpu")
     model = (Classifier if is_classifier(cfg) else Detector)(file, cfg, module, classes)
-    network = find_network(module)
+    wiring = Wiring.in_model(module)
     card = model_card(
         type(model).__name__,
-        None if network is None else network.spec,
+        None if wiring is None else wiring.spec,
         sections_of(file, cfg, classes.names, checkpoint.get("iteration")),
     )
     return model.save_pretrained(folder, card=card, overwrite=overwrite)
