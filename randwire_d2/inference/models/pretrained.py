@@ -25,11 +25,6 @@ class PretrainedModel:
         runtime: the one of ``deployment.runtime`` that was chosen for it; None for the usual one.
     """
 
-    file: str
-    cfg: CfgNode
-    model: nn.Module
-    class_names: list[str]
-    category_ids: list[int]
     classifies = False
     runtime: str | None = None
     stuff_entry: dict[str, Any] | None = None
