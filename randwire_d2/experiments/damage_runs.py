@@ -79,7 +79,7 @@ class DamageRun:
     @property
     def state_file(self) -> Path:
         """The file of the counts; another checkpoint, other images or damages have another one."""
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        digest = _sha256(json.dumps(self.identity, sort_keys=True).encode())
         return self.folder / f"damage_{digest[:12]}.json"
 
 
