@@ -65,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         _run(job)
     if job.broken:
-        number = len(job.broken)
-        sys.exit(f"{number} of the inputs could not be predicted: {named(job.broken, number)}")
+        sys.exit(f"{len(job.broken)} of the inputs could not be predicted: {named(job.broken)}")
 
 
 def _run(job: Job) -> None:
@@ -234,8 +233,8 @@ def _dataset_records(
     names = metadata.get("classes" if isinstance(model, Classifier) else "thing_classes") or []
     if len(names) != len(model.class_names):
         raise ValueError(
-            f"--dataset {name!r} has the classes {named(names, len(names))}, the model "
-            f"{named(model.class_names, len(model.class_names))}"
+            f"--dataset {name!r} has the classes {named(names)}, the model "
+            f"{named(model.class_names)}"
         )
     try:
         check_class_names(model.class_names, names, renamed)

@@ -200,7 +200,7 @@ def _has_image(folder: str) -> bool:
 
 
 def _quoted(items: list[str]) -> str:
-    return named(map(repr, items), len(items))
+    return named([*map(repr, items)])
 
 
 for _split in ("train", "val"):

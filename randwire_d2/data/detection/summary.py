@@ -46,14 +46,14 @@ def look(splits: Mapping[str, LabelledImages]) -> Look:
     classes = splits[train].classes
     absent = [c for i, c in enumerate(classes) if not boxes[train][i]]
     if absent:
-        warnings.append(f"classes without a box in {train}: {named(absent, len(absent))}")
+        warnings.append(f"classes without a box in {train}: {named(absent)}")
     for name in list(splits)[1:]:
         both = duplicates(splits[train].records, splits[name].records)
         if both:
             pairs = [a if a == b else f"{b} is {a}" for a, b in both]
             warnings.append(
                 f"images of {name} that are also in {train}, so its AP will be too high: "
-                f"{len(both)} ({named(pairs, len(pairs))})"
+                f"{len(both)} ({named(pairs)})"
             )
     lines = [_describe(name, split) for name, split in splits.items()]
     return Look("\n".join([*lines, _table(classes, boxes)]), tuple(warnings))
@@ -82,9 +82,7 @@ def _describe(name: str, split: LabelledImages) -> str:
     points, names = "", split.keypoints.names
     if names:
         seen = sum(count_labelled([a]) > 0 for r in records for a in r["annotations"])
-        points = (
-            f"\n  {len(names)} keypoints ({named(names, len(names), 40)}), labelled in {seen} boxes"
-        )
+        points = f"\n  {len(names)} keypoints ({named(names, most=40)}), labelled in {seen} boxes"
     return (
         f"{name}: {split.source}\n"
         f"  {len(records)} images ({shapes}), {empty} without a box\n"

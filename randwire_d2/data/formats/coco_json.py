@@ -173,7 +173,7 @@ def _annotation(
         raise ValueError(
             f"{json_file!r}: {_where(entry)} has the category_id "
             f"{brief(entry.get('category_id'))}, which is none of its {len(index)} categories "
-            f"({named(index, len(index))})"
+            f"({named(index)})"
         )
     polygons = segmentation if isinstance(segmentation, list) else []
     valid = [p for p in polygons if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6]

@@ -36,7 +36,7 @@ class Faults:
     def lines(self) -> list[str]:
         """One line for each kind: kind, number, and the first places."""
         return [
-            f"{kind}: {self._count[kind]} ({named(first, self._count[kind])})"
+            f"{kind}: {self._count[kind]} ({named(first, number=self._count[kind])})"
             for kind, first in self._first.items()
         ]
 
@@ -134,5 +134,5 @@ def check_classes(source: str, classes: Iterable[object]) -> tuple[str, ...]:
         raise ValueError(f"{source!r} names no classes")
     twice = sorted(name for name, number in Counter(names).items() if number > 1)
     if twice:
-        raise ValueError(f"{source!r} names a class twice: {named(twice, len(twice), 80)}")
+        raise ValueError(f"{source!r} names a class twice: {named(twice, most=80)}")
     return names

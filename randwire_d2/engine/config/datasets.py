@@ -259,7 +259,7 @@ def heads_of(architecture: str) -> tuple[str, ...]:
 
 
 def _short(classes: Sequence[str]) -> str:
-    return f"{len(classes)} classes ({named(classes, len(classes))})"
+    return f"{len(classes)} classes ({named(classes)})"
 
 
 def thing_classes(name: str) -> list[str]:
