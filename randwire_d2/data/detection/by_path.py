@@ -21,7 +21,7 @@ from ..formats.layouts import Reader, absolute, find_splits
 from .inspection import clean
 
 SPLITS = ("train", "val")
-# What ``held_back`` draws an image by, in the sets' names: sets of another way are others.
+# What ``held_back`` draws an image by. It is in the sets' names: drawn otherwise, sets are others.
 _DRAWN_BY = "name"
 
 
