@@ -1,7 +1,7 @@
 """Proof by running: the converted file in what it is for, beside the source's own network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,8 @@ class Verification:
 
     differences: dict[str, float]
     loaded: int
-    missing: dict[str, int] = field(default_factory=dict)
-    left: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int]
+    left: dict[str, int]
 
 
 class _Checkpointer(RandWireCheckpointer):

@@ -65,8 +65,8 @@ class Job:
     batch: int
     score_threshold: float | None
     pictures: bool
-    resume: bool = False
-    stamps: Mapping[str, Any] = field(default_factory=dict)
+    resume: bool
+    stamps: Mapping[str, Any]
     broken: list[str] = field(default_factory=list)
     labelled: int = 0
     right: tuple[int, int] = (0, 0)
