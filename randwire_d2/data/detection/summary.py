@@ -38,7 +38,10 @@ def look(splits: Mapping[str, LabelledImages]) -> Look:
 
     Files are read where their sizes and last bytes are those of another split's.
     """
-    boxes = {name: _boxes_per_class(split) for name, split in splits.items()}
+    boxes = {
+        name: Counter(a["category_id"] for r in split.records for a in r["annotations"])
+        for name, split in splits.items()
+    }
     warnings = [
         f"{name}: {line}" for name, split in splits.items() for line in split.faults.lines()
     ]
@@ -57,10 +60,6 @@ def look(splits: Mapping[str, LabelledImages]) -> Look:
             )
     lines = [_describe(name, split) for name, split in splits.items()]
     return Look("\n".join([*lines, _table(classes, boxes)]), tuple(warnings))
-
-
-def _boxes_per_class(split: LabelledImages) -> Counter[int]:
-    return Counter(a["category_id"] for r in split.records for a in r["annotations"])
 
 
 def _describe(name: str, split: LabelledImages) -> str:
