@@ -204,9 +204,9 @@ def network_table(
 def channels_table(
     generators: Sequence[NetworkGenerator],
     target: float,
-    seeds: Sequence[int] = SEEDS,
-    height: int = 224,
-    width: int = 224,
+    seeds: Sequence[int],
+    height: int,
+    width: int,
     num_classes: int = 1000,
 ) -> Table:
     """For each generator, the C with which its networks come nearest to a complexity.
