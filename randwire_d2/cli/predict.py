@@ -48,7 +48,7 @@ from ..inference.prediction.job import Job
 from ..inference.prediction.output import PICTURES, RESULTS, picture_path, segments_path
 from ..inference.prediction.unfinished import NOTE, STAMPS, check_note, read_note
 from ..malloc import keep_freed_memory
-from ..text import named
+from ..text import named, prefixed
 from .frame import at_least, framed, parser_of
 
 SCRIPT = "predict.py"
@@ -236,10 +236,8 @@ def _dataset_records(
             f"--dataset {name!r} has the classes {named(names)}, the model "
             f"{named(model.class_names)}"
         )
-    try:
+    with prefixed(f"--dataset {name!r}"):
         check_class_names(model.class_names, names, renamed)
-    except ValueError as e:
-        raise ValueError(f"--dataset {name!r}: {e}") from e
     if isinstance(model, Detector):
         model.category_ids = category_ids(metadata) or model.category_ids
     return [

@@ -17,6 +17,7 @@ from ..data.builtin import draw_image
 from ..data.images.reading import read_rgb
 from ..data.shapes import ShapesConfig
 from ..modeling import ImageClassifier
+from ..text import prefixed
 from .source import STAGES, Features, Source, some
 from .target import PREFIXES, Target
 
@@ -227,10 +228,8 @@ def read_image(path: str) -> np.ndarray:
     Raises:
         ValueError: if it can't be read or is too small.
     """
-    try:
+    with prefixed("--image"):
         image = np.asarray(read_rgb(path))
-    except ValueError as e:
-        raise ValueError(f"--image: {e}") from e
     sizes = [min(size, LARGEST) // 32 * 32 for size in image.shape[:2]]
     if min(sizes) < 64:
         raise ValueError(f"--image {path!r} must be at least 64×64; it is {image.shape[1::-1]}")

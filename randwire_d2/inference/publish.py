@@ -11,6 +11,7 @@ from ..modeling import RandWire
 from ..pretrained import PretrainedFolder, model_card
 from ..pretrained.entries import WIRING_KEY
 from ..runs import RunFolder
+from ..text import prefixed
 from .models.assembly import assemble
 from .models.classifier import Classifier
 from .models.detector import Detector
@@ -61,11 +62,9 @@ def _publish_backbone(
     norm = _norm_of(state)
     # Through the same checks as when others will load it.
     whole = PretrainedFolder(Path(file), "RandWire", {"norm": norm}, {**checkpoint, "model": state})
-    try:
+    with prefixed(file):
         Wiring.of(checkpoint)
         network = RandWire.from_folder(whole)
-    except ValueError as e:
-        raise ValueError(f"{file}: {e}") from e
     sections: dict[str, Any] = {"Options": network.options()}
     run = RunFolder(os.path.dirname(os.path.abspath(file)))
     if run.backbone.name == os.path.basename(file) and run.config_file.is_file():
