@@ -11,7 +11,7 @@ from yaml import YAMLError
 
 from .config_files import config_path
 from .ignored_keys import any_generator, ignore_keys, new_keys
-from .text import no_python, one_line
+from .text import no_python, one_line, prefixed
 from .wiring import NetworkGenerator, NetworkSpec
 from .wiring.limits import MOST_CHARACTERS
 from .yaml_tags import check_yaml, compose_yaml
@@ -349,21 +349,15 @@ def spec_from_config(cfg: CfgNode) -> NetworkSpec:
     """
     node = cfg.MODEL.RANDWIRE
     if node.SPEC:
-        try:
+        with prefixed("MODEL.RANDWIRE.SPEC"):
             return NetworkSpec.from_json(node.SPEC)
-        except ValueError as e:
-            raise ValueError(f"MODEL.RANDWIRE.SPEC: {e}") from e
     if node.SPEC_FILE:
-        try:
-            with PathManager.open(node.SPEC_FILE) as f:
-                return NetworkSpec.from_json(f.read(MOST_CHARACTERS + 1))
-        except (OSError, ValueError) as e:
-            raise ValueError(f"MODEL.RANDWIRE.SPEC_FILE {node.SPEC_FILE!r}: {e}") from e
+        subject = f"MODEL.RANDWIRE.SPEC_FILE {node.SPEC_FILE!r}"
+        with prefixed(subject, (OSError, ValueError)), PathManager.open(node.SPEC_FILE) as f:
+            return NetworkSpec.from_json(f.read(MOST_CHARACTERS + 1))
     generator = generator_from_config(cfg)
-    try:
+    with prefixed("MODEL.RANDWIRE"):
         return generator(node.SEED)
-    except ValueError as e:
-        raise ValueError(f"MODEL.RANDWIRE: {e}") from e
 
 
 def generator_from_config(cfg: CfgNode) -> NetworkGenerator:
@@ -374,7 +368,7 @@ def generator_from_config(cfg: CfgNode) -> NetworkGenerator:
     """
     node = cfg.MODEL.RANDWIRE
     params = node.get(node.GRAPH)
-    try:
+    with prefixed("MODEL.RANDWIRE"):
         return NetworkGenerator(
             regime=node.REGIME,
             channels=node.CHANNELS,
@@ -386,5 +380,3 @@ def generator_from_config(cfg: CfgNode) -> NetworkGenerator:
             else {},
             node_op=node.NODE_OP,
         )
-    except ValueError as e:
-        raise ValueError(f"MODEL.RANDWIRE: {e}") from e

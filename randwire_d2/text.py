@@ -5,7 +5,8 @@ import difflib
 import json
 import reprlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 MOST_NAMED = 3  # of many things, in one message
@@ -31,14 +32,27 @@ def one_line(text: object, most: int = _MOST) -> str:
     return line if len(line) <= most else f"{line[: most - 2]} …"
 
 
-def named(first: Iterable[object], number: int, most: int = 5000) -> str:
+def named(things: Collection[object], *, most: int = 5000, number: int | None = None) -> str:
     """The first of some things, and how many more there are.
 
     Args:
         most: characters of each; the default is for pairs of paths.
+        number: of all things, where only the first are given.
     """
-    few = [one_line(thing, most) for thing, _ in zip(first, range(MOST_NAMED))]
-    return ", ".join(few) + (f" and {number - len(few)} more" if number > len(few) else "")
+    few = [one_line(thing, most) for thing, _ in zip(things, range(MOST_NAMED))]
+    more = (number or len(things)) - len(few)
+    return ", ".join(few) + (f" and {more} more" if more else "")
+
+
+@contextmanager
+def prefixed(
+    subject: object, kinds: type[Exception] | tuple[type[Exception], ...] = ValueError
+) -> Iterator[None]:
+    """Turn an error of the block, of some kinds, into a ValueError that first says its subject."""
+    try:
+        yield
+    except kinds as e:
+        raise ValueError(f"{subject}: {e}") from e
 
 
 def check_one_line(source: str, names: Iterable[str]) -> None:

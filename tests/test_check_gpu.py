@@ -57,7 +57,7 @@ def test_a_wrong_operator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.ops.randwire, "weighted_sum", wrong)
     with pytest.raises(probe.Mismatch, match="weighted_sum, result 0, of 1 inputs of 6 channels"):
-        health.examine_operators("cpu", "float32", "6")
+        health.examine_operators(torch.device("cpu"), torch.float32, 6)
 
 
 @pytest.mark.parametrize("part", ["stage", "graphs"])
@@ -77,7 +77,7 @@ def test_stages_are_examined_with_what_a_stage_hands_on(
     monkeypatch.setattr(health, "_GRAPH_SIZES", (8,))
     monkeypatch.setattr(health, "_SIZE", 8)
     with weights.as_on_cuda():
-        getattr(health, f"examine_{part}")("cpu", "float32", "6", "2")
+        getattr(health, f"examine_{part}")(torch.device("cpu"), torch.float32, 6, 2)
     assert zeros and set(zeros) == {2}
 
 
@@ -89,17 +89,17 @@ def test_graphs_are_examined(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (health, stage_graphs):
         monkeypatch.setattr(module, "LATER_CALLS", 3)
     monkeypatch.setattr(health, "_GRAPH_SIZES", (8, 6))
-    found = health.examine_graphs("cpu", "float32", "6", "2")
+    found = health.examine_graphs(torch.device("cpu"), torch.float32, 6, 2)
     assert found == {"errors": {"output": 0, "gradients": 0, "statistics": 0}}
     assert stand_in.recorded == 2
     monkeypatch.setattr(cuda_graphs.Graph, "_check", lambda *_: None)
     for wrong in (1.01, float("nan")):
         stand_in.broken = lambda result, wrong=wrong: result.mul_(wrong)
         with pytest.raises(RuntimeError, match="a replay's output at .* is off by (0.01|nan)"):
-            health.examine_graphs("cpu", "float32", "6", "2")
+            health.examine_graphs(torch.device("cpu"), torch.float32, 6, 2)
     monkeypatch.setattr(stand_in, "record", mock.Mock(side_effect=OSError("a driver")))
     with pytest.raises(RuntimeError, match="no CUDA graph was made: a driver"):
-        health.examine_graphs("cpu", "float32", "6", "2")
+        health.examine_graphs(torch.device("cpu"), torch.float32, 6, 2)
 
 
 @pytest.mark.parametrize(

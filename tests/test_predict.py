@@ -729,14 +729,14 @@ def test_one_prediction_at_a_time_is_at_work_in_a_folder(keep: Any, tmp_path: Pa
 def test_an_image_is_in_partial_files_wholly_or_not_at_all(tmp_path: Path) -> None:
     """Wrong: an error within an image leaves half of it, or a table of another length."""
     whole = {"image_id": 1, "category_id": 7, "score": 0.5}
-    with pytest.raises(KeyError), results_writer(tmp_path, {7: "cat"}) as writer:
+    with pytest.raises(KeyError), results_writer(tmp_path, {7: "cat"}, None, {}) as writer:
         writer.add({"id": 1, "file_name": "é.jpg"}, [whole])
         writer.add({"id": 2, "file_name": "b.jpg"}, [whole, {**whole, "category_id": 8}])
     assert json.loads((tmp_path / "results.partial.json").read_text()) == [whole]
     (listed,) = json.loads((tmp_path / "images.partial.json").read_text())["images"]
     assert listed == {"id": 1, "file_name": "é.jpg"}
     assert len((tmp_path / "results.partial.csv").read_text().splitlines()) == 2
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -989,7 +989,10 @@ def test_a_full_disk_takes_nothing_of_what_was_written(tmp_path: Path) -> None:
     record = {"image_id": 1, "category_id": 7, "score": 0.5}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(OSError, match="too large"), results_writer(tmp_path, {7: "cat"}) as w:
+        with (
+            pytest.raises(OSError, match="too large"),
+            results_writer(tmp_path, {7: "cat"}, None, {}) as w,
+        ):
             w.add({"id": 1, "file_name": "a.jpg"}, [record])
             resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
             w.add({"id": 2, "file_name": "b.jpg"}, [record] * 9)

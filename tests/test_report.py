@@ -28,6 +28,7 @@ from randwire_d2.runs import RunFolder
 
 CLASSES = ["cat", "dog", "owl"]
 DATASET_IDS = {7: 0, 3: 1, 90: 2}  # neither contiguous nor in order, as in COCO
+BOX_AP = {"AP50": "bbox/AP50", "AP": "bbox/AP"}
 
 
 def line(iteration: int, **values: float) -> str:
@@ -133,7 +134,7 @@ def test_the_curves_show_the_numbers(tmp_path: Path) -> None:
     lines.append(line(3, **{"bbox/AP": float("nan"), "bbox/AP50": float("nan")}))
     lines.append(line(4, **{"bbox/AP": 20.0, "bbox/AP50": 50.0}))
     path.write_text("\n".join(lines))
-    raw, smoothed, ap50, ap = curves(plot_training(RunFolder(tmp_path).metrics()))
+    raw, smoothed, ap50, ap = curves(plot_training(RunFolder(tmp_path).metrics(), "AP", BOX_AP))
     assert raw == [(0, 5), (1, 3), (2, 4), (3, 2)]
     assert smoothed == [(0, 5), (1, 4), (2, 3), (3, 2)]
     assert (ap50, ap) == ([(4, 50)], [(4, 20)])
@@ -143,7 +144,7 @@ def test_a_run_without_evaluation_can_be_drawn(tmp_path: Path) -> None:
     """Wrong: curves only after the first evaluation."""
     path = tmp_path / "metrics.json"
     path.write_text(line(19, total_loss=2.0))
-    plot_training(RunFolder(tmp_path).metrics()).canvas.draw()
+    plot_training(RunFolder(tmp_path).metrics(), "AP", BOX_AP).canvas.draw()
 
 
 # -------------------------------------------------------------------------------------------------

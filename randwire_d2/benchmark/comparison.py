@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -105,8 +105,8 @@ class Benchmark:
     case: Case
     settings: Settings
     rows: tuple[Row, ...]
-    ceilings: Ceilings | None = None
-    machine: dict[str, str | int] = field(default_factory=dict)
+    ceilings: Ceilings | None
+    machine: dict[str, str | int]
 
 
 def run(

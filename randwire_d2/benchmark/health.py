@@ -123,32 +123,31 @@ def _outcome(report: Report, part: str, name: str) -> str:
     return f"{part:9}  {name:9}  {outcome}"
 
 
-def examine_operators(device: str, dtype: str, channels: str) -> Report:
+def examine_operators(device: torch.device, dtype: torch.dtype, channels: int) -> Report:
     """The largest error of each operator, in units of the largest element of its result.
 
     Raises:
         Exception: an operator does not work; whatever it raised, or a ``Mismatch``.
     """
-    there, kind = torch.device(device), getattr(torch, dtype)
-    _must_have_operators(there)
-    both, edges = int(channels), ((4, 2), (5, 1))
-    variants = probe.Variants(both, both, edges, edges, (2, 4), 4, 4, True, True)
+    _must_have_operators(device)
+    edges = ((4, 2), (5, 1))
+    variants = probe.Variants(channels, channels, edges, edges, (2, 4), 4, 4, True, True)
     batch, frozen = (
-        probe.largest_errors(there, kind, variants._replace(batch=batch)) for batch in (True, False)
+        probe.largest_errors(device, dtype, variants._replace(batch=batch))
+        for batch in (True, False)
     )
     return {"errors": {name: max(error, frozen[name]) for name, error in batch.items()}}
 
 
-def examine_stage(device: str, dtype: str, channels: str, batch: str) -> Report:
+def examine_stage(device: torch.device, dtype: torch.dtype, channels: int, batch: int) -> Report:
     """A shadow step of the first stage of the paper's network: its errors and times.
 
     Raises:
         RuntimeError: the errors are larger than rounding explains.
     """
-    there, kind = torch.device(device), getattr(torch, dtype)
-    stage = _stage(there, int(channels))
-    x = _images(int(batch), int(channels), _SIZE, kind, there).requires_grad_()
-    with torch.autocast(there.type, kind, enabled=kind != torch.float32):
+    stage = _stage(device, channels)
+    x = _images(batch, channels, _SIZE, dtype, device).requires_grad_()
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         found = shadow(stage, x, _ROUNDS)
     found.check()
     seconds = {
@@ -158,22 +157,21 @@ def examine_stage(device: str, dtype: str, channels: str, batch: str) -> Report:
     return {"errors": found.errors, "seconds": seconds}
 
 
-def examine_graphs(device: str, dtype: str, channels: str, batch: str) -> Report:
+def examine_graphs(device: torch.device, dtype: torch.dtype, channels: int, batch: int) -> Report:
     """The largest differences of a stage whose launches are replayed from one that launches.
 
     Raises:
         RuntimeError: there is no graph, or they differ.
     """
-    there, kind = torch.device(device), getattr(torch, dtype)
-    launched = _stage(there, int(channels), cuda_graphs=False)
+    launched = _stage(device, channels, cuda_graphs=False)
     replayed = copy.deepcopy(launched)
     replayed.cuda_graphs = True
     # The kernels are the same; those that sum in no fixed order lose less than others do.
-    errors, limit = dict.fromkeys(("output", "gradients", "statistics"), 0.0), LIMITS[kind] / 10
+    errors, limit = dict.fromkeys(("output", "gradients", "statistics"), 0.0), LIMITS[dtype] / 10
     for _ in range(LATER_CALLS + 3):
         for size in _GRAPH_SIZES:
-            x = _images(int(batch), int(channels), size, kind, there)
-            found = [_step(stage, x, kind) for stage in (replayed, launched)]
+            x = _images(batch, channels, size, dtype, device)
+            found = [_step(stage, x, dtype) for stage in (replayed, launched)]
             for name, actual, expected in zip(errors, *found, strict=True):
                 off = error(actual, expected)
                 if not off <= limit:
@@ -256,4 +254,6 @@ if __name__ == "__main__":
         "stage": examine_stage,
         "graphs": examine_graphs,
     }
-    print(json.dumps(_EXAMINE[sys.argv[1]](*sys.argv[2:])))
+    _part, _device, _dtype, *_numbers = sys.argv[1:]
+    _found = _EXAMINE[_part](torch.device(_device), getattr(torch, _dtype), *map(int, _numbers))
+    print(json.dumps(_found))

@@ -106,7 +106,7 @@ def to_json(benchmark: Benchmark, command: str, growth: Iterable[GrowthPoint] = 
         "rows": rows,
         "growth": [asdict(point) for point in growth],
     }
-    return json.dumps(content, indent=2) + "\n"
+    return json.dumps(content, indent=2)
 
 
 def overview(comparisons: Mapping[str, Any]) -> str:

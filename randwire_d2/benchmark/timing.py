@@ -53,7 +53,7 @@ def paired(
     clock: Clock,
     rounds: int,
     *,
-    warmup: int = 1,
+    warmup: int,
     before: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[float]]:
     """Run every step once in each round, forwards and backwards in turn, after a warm-up.

@@ -31,7 +31,7 @@ from ..experiments import sweep_results
 from ..experiments.sweep import load_sweep
 from ..experiments.sweep_run import Run, check_weights
 from ..experiments.trainings import Local, Slurm, Training, visible_gpus
-from ..files import atomic_open, check_folder
+from ..files import check_folder, write_or_print
 from .frame import at_least, framed, parser_of, say
 
 SCRIPT = "compare_generators.py"
@@ -133,9 +133,8 @@ def train(runs: Sequence[Run], launch: Local | Slurm, retry: bool) -> None:
 def report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     found = sweep_results.report(runs)
     print(found.table, flush=True)
-    for name, text in (("table.md", found.table + "\n"), ("results.json", found.data)):
-        with atomic_open(args.output / name) as f:
-            f.write(text)
+    write_or_print(found.table, args.output / "table.md")
+    write_or_print(found.data, args.output / "results.json")
     if found.figure is not None:
         print(f"Picture: {save_figure(found.figure, args.output / f'comparison{args.figure}')}")
 

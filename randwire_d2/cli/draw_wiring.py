@@ -33,6 +33,7 @@ from ..drawing.dag_layout import layout_dag
 from ..drawing.grid import draw_grid, draw_networks
 from ..drawing.network import draw_network
 from ..drawing.style import FORMATS, check_format, save_figure
+from ..text import prefixed
 from ..wiring import Dag, NetworkSpec, graph_label, parse_graph, random_graph
 from ..wiring.limits import MOST_CHARACTERS
 from .frame import framed, parser_of
@@ -125,19 +126,14 @@ def networks_of_config(args: argparse.Namespace) -> tuple[str, dict[str, Network
 
 
 def read_spec(path: str) -> NetworkSpec:
-    try:
-        with open(path, encoding="utf-8") as f:
-            return NetworkSpec.from_json(f.read(MOST_CHARACTERS + 1))
-    except ValueError as e:
-        raise ValueError(f"{path!r}: {e}") from e
+    with prefixed(f"{path!r}"), open(path, encoding="utf-8") as f:
+        return NetworkSpec.from_json(f.read(MOST_CHARACTERS + 1))
 
 
 def read_wiring(path: str) -> NetworkSpec:
     entries = read_checkpoint(path).rest
-    try:
+    with prefixed(f"{path!r}"):
         wiring = Wiring.of(entries)
-    except ValueError as e:
-        raise ValueError(f"{path!r}: {e}") from e
     if wiring is None:
         raise ValueError(f"{path!r} does not hold its wiring; draw its config, with --config-file")
     return wiring.spec

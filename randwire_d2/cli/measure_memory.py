@@ -16,7 +16,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.engine import HookBase, TrainerBase
+from detectron2.engine import TrainerBase, hooks
 from detectron2.utils.env import seed_all_rng
 from tabulate import tabulate
 
@@ -31,22 +31,13 @@ SAMPLES = 40  # in all iterations
 IMAGES = 50  # that are predicted over and over
 
 
-class WatchMemory(HookBase):
-    """Samples the memory after each iteration of a training, behind all other hooks."""
-
-    def __init__(self, watch: MemoryWatch) -> None:
-        self._watch = watch
-
-    def after_step(self) -> None:
-        self._watch.look(self.trainer.iter)
-
-
 def watch_training(cfg: CfgNode, every: int) -> MemoryWatch:
     """Train to the end, without evaluation; model_final.pth is in OUTPUT_DIR."""
     register_data(cfg)
     with MemoryWatch(cfg.SOLVER.MAX_ITER, every) as watch:
         trainer = Trainer(cfg)
-        trainer.register_hooks([WatchMemory(watch)])
+        look = hooks.CallbackHook(after_step=lambda trainer: watch.look(trainer.iter))
+        trainer.register_hooks([look])  # behind all others
         trainer.resume_or_load(resume=False)
         TrainerBase.train(trainer, 0, cfg.SOLVER.MAX_ITER)
     return watch

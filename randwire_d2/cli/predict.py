@@ -48,7 +48,7 @@ from ..inference.prediction.job import Job
 from ..inference.prediction.output import PICTURES, RESULTS, picture_path, segments_path
 from ..inference.prediction.unfinished import NOTE, STAMPS, check_note, read_note
 from ..malloc import keep_freed_memory
-from ..text import named
+from ..text import named, prefixed
 from .frame import at_least, framed, parser_of
 
 SCRIPT = "predict.py"
@@ -65,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         _run(job)
     if job.broken:
-        number = len(job.broken)
-        sys.exit(f"{number} of the inputs could not be predicted: {named(job.broken, number)}")
+        sys.exit(f"{len(job.broken)} of the inputs could not be predicted: {named(job.broken)}")
 
 
 def _run(job: Job) -> None:
@@ -234,13 +233,11 @@ def _dataset_records(
     names = metadata.get("classes" if isinstance(model, Classifier) else "thing_classes") or []
     if len(names) != len(model.class_names):
         raise ValueError(
-            f"--dataset {name!r} has the classes {named(names, len(names))}, the model "
-            f"{named(model.class_names, len(model.class_names))}"
+            f"--dataset {name!r} has the classes {named(names)}, the model "
+            f"{named(model.class_names)}"
         )
-    try:
+    with prefixed(f"--dataset {name!r}"):
         check_class_names(model.class_names, names, renamed)
-    except ValueError as e:
-        raise ValueError(f"--dataset {name!r}: {e}") from e
     if isinstance(model, Detector):
         model.category_ids = category_ids(metadata) or model.category_ids
     return [

@@ -98,7 +98,7 @@ def in_users_words(text: str) -> str:
     )
 
 
-def command_of(script: str, arguments: Sequence[str], parts: Sequence[str] = ()) -> str:
+def command_of(script: str, arguments: Sequence[str], parts: Sequence[str]) -> str:
     """The command line of a tool, for this user.
 
     Args:

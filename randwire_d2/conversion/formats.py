@@ -3,7 +3,7 @@
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Checkpoint:
 
     path: str
     state: dict[str, Tensor]
-    rest: dict[str, Any] = field(default_factory=dict)
+    rest: dict[str, Any]
     averaged: bool = False
 
 

@@ -268,8 +268,7 @@ def backbone_shapes(arch: ResNetArch) -> dict[str, torch.Size]:
 
 def _network(arch: ResNetArch, norm: str) -> Any:
     cfg: CfgNode = get_cfg()
-    for key, value in vars(arch).items():
-        cfg.MODEL.RESNETS[key] = value
+    cfg.MODEL.RESNETS.update(vars(arch))
     cfg.MODEL.RESNETS.NORM = norm
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.BACKBONE.FREEZE_AT = 0

@@ -225,7 +225,7 @@ def preprocessing_of(
     return chosen
 
 
-def batch_norm(keys: Keys, name: str, bias: Tensor | None = None) -> dict[str, Tensor]:
+def batch_norm(keys: Keys, name: str, bias: Tensor | None) -> dict[str, Tensor]:
     """A batch norm's four tensors, a preceding bias folded in: BN subtracts it with the mean."""
     norm = {
         part: keys(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var")

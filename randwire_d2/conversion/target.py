@@ -1,7 +1,6 @@
 """What a checkpoint is converted for: a detector's or a classifier's config, fitted to it."""
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 from ..checkpoint import Preprocessing
@@ -96,7 +95,7 @@ class Target:
 
     def stated(self, key: str) -> Any:
         """What the user says of a key; None if nothing."""
-        return self._value(key) if key in self.explicit else None
+        return dict(flat(self.cfg))[key] if key in self.explicit else None
 
     def preprocessing(self) -> Preprocessing | None:
         """What the user says of the images; None if not all of it."""
@@ -178,7 +177,8 @@ class Target:
         ours = _describe(source.network) | _describe_head(source)
         # A wiring that no keys draw may have any number of nodes.
         explicit = [k for k in ours if k in self.explicit and not k.endswith("NUM_NODES")]
-        theirs = {key: self._value(key) for key in explicit}
+        values = dict(flat(self.cfg))
+        theirs = {key: values[key] for key in explicit}
         if isinstance(source.network, NetworkSpec) and drawn_network(self.cfg):
             spec = spec_from_config(self.cfg)
             theirs |= {**_describe(spec), "fingerprint": spec.fingerprint}
@@ -197,9 +197,6 @@ class Target:
         randwire = isinstance(network, NetworkSpec)
         table = _BUILDERS if randwire else {v: k for k, v in _BUILDERS.items()}
         return table.get(name, name)
-
-    def _value(self, key: str) -> Any:
-        return reduce(lambda node, part: node[part], key.split("."), self.cfg)
 
 
 def _describe(network: NetworkSpec | ResNetArch) -> dict[str, Any]:

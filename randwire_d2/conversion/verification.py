@@ -1,7 +1,7 @@
 """Proof by running: the converted file in what it is for, beside the source's own network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..data.builtin import draw_image
 from ..data.images.reading import read_rgb
 from ..data.shapes import ShapesConfig
 from ..modeling import ImageClassifier
+from ..text import prefixed
 from .source import STAGES, Features, Source, some
 from .target import PREFIXES, Target
 
@@ -39,8 +40,8 @@ class Verification:
 
     differences: dict[str, float]
     loaded: int
-    missing: dict[str, int] = field(default_factory=dict)
-    left: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int]
+    left: dict[str, int]
 
 
 class _Checkpointer(RandWireCheckpointer):
@@ -227,10 +228,8 @@ def read_image(path: str) -> np.ndarray:
     Raises:
         ValueError: if it can't be read or is too small.
     """
-    try:
+    with prefixed("--image"):
         image = np.asarray(read_rgb(path))
-    except ValueError as e:
-        raise ValueError(f"--image: {e}") from e
     sizes = [min(size, LARGEST) // 32 * 32 for size in image.shape[:2]]
     if min(sizes) < 64:
         raise ValueError(f"--image {path!r} must be at least 64×64; it is {image.shape[1::-1]}")

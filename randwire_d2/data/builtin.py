@@ -164,12 +164,13 @@ def _write_coco(folder: Path, config: ShapesConfig) -> None:
     annotations: dict[str, list[dict]] = {split: [] for split in SPLITS}
     for name in (*SPLITS, "annotations"):
         (folder / name).mkdir()
+    size = config.image_size
     for split, index, scene in _draw_all(config):
-        image = _image_record(index, config)
-        _save(scene, folder / split / image["file_name"])
-        images[split].append(image)
+        name, image_id = _file_name(index), index + 1
+        _save(scene, folder / split / name)
+        images[split].append({"id": image_id, "file_name": name, "height": size, "width": size})
         first_id = len(annotations[split]) + 1
-        annotations[split] += coco_annotations(scene, image["id"], first_id)
+        annotations[split] += coco_annotations(scene, image_id, first_id)
     for split in SPLITS:
         content = {
             "info": {"description": "randwire_d2 shapes", "version": str(VERSION)},
@@ -187,11 +188,6 @@ def _save(scene: Scene, path: Path) -> None:
 
 def _file_name(index: int) -> str:
     return f"{index:06d}.jpg"
-
-
-def _image_record(index: int, config: ShapesConfig) -> dict:
-    size = config.image_size
-    return {"id": index + 1, "file_name": _file_name(index), "height": size, "width": size}
 
 
 def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from detectron2.utils.file_io import PathManager
 
+from ..text import prefixed
+
 _THREADS = 16  # most wait for a disk
 _Given = TypeVar("_Given")
 _Result = TypeVar("_Result")
@@ -23,10 +25,8 @@ def existing_path(name: str, path: str) -> str:
     Raises:
         ValueError: there is nothing, or it can't be made; one line.
     """
-    try:
+    with prefixed(f"{name!r}", (OSError, RuntimeError, ValueError)):
         local = str(PathManager.get_local_path(path))
-    except (OSError, RuntimeError, ValueError) as e:
-        raise ValueError(f"{name!r}: {e}") from e
     if not os.path.exists(local):
         raise ValueError(
             f"{name!r} needs {local!r}, which does not exist; set the environment variable "

@@ -14,14 +14,7 @@ from .style import BLUE, COLORS, INK, RED, plots, style_axes
 Metrics = Mapping[int, Mapping[str, float]]
 
 
-BOX_AP = {"AP50": "bbox/AP50", "AP": "bbox/AP"}
-
-
-def plot_training(
-    metrics: Metrics,
-    title: str = "Box AP on the validation set",
-    names: Mapping[str, str] = BOX_AP,
-) -> Figure:
+def plot_training(metrics: Metrics, title: str, names: Mapping[str, str]) -> Figure:
     """Plot a run's total loss, and that of its validation if there is one, and what its evaluations
     found, over its iterations.
 

@@ -28,8 +28,7 @@ def conclude(
         cfg: of the training.
         iterations: that it took.
         model: what it trained.
-        next_command: gives the tool that makes use of it, and its arguments; which may be some
-            work.
+        next_command: finds the tool to use next, and its arguments; that may take some work.
     """
     output = cfg.OUTPUT_DIR
     try:

@@ -20,7 +20,7 @@ from ..modeling import RandWire
 from .processes.random_state import random_state_kept
 from .processes.signals import guard_workers
 
-# What is otherwise in training than in a test, or counts what it sees.
+# What behaves otherwise in training than in a test, or counts what it sees.
 _AS_IN_TEST = (_BatchNorm, _DropoutNd, RandWire)
 
 

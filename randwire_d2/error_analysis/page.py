@@ -65,8 +65,8 @@ class Section:
 
     heading: str
     about: str
-    png: bytes | None = None
-    alt: str = ""
+    png: bytes | None
+    alt: str
     fit: bool = True
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()

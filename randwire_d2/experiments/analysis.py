@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from functools import cache
 from statistics import mean
 from typing import Any
 
@@ -88,7 +87,7 @@ def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
     title, networks, regime, size, flops_unit = _PAPER[number]
     rows = []
     for printed in networks:
-        costs = _count(printed.network, regime, size, tuple(seeds))
+        costs = _count(printed.network, regime, size, seeds)
         top1, top5 = printed.accuracies
         row: dict[str, Any] = {
             "network": printed.network,
@@ -117,8 +116,7 @@ def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
     return Table(f"Table {number}: {title}", rows, note)
 
 
-@cache
-def _count(network: str, regime: str, size: int, seeds: tuple[int, ...]) -> list[Complexity]:
+def _count(network: str, regime: str, size: int, seeds: Sequence[int]) -> list[Complexity]:
     """The networks of a row, if it is one that can be built here."""
     if match := re.fullmatch(r"RandWire-WS, C=(\d+)", network):
         generator = NetworkGenerator(regime, int(match[1]))
@@ -206,9 +204,9 @@ def network_table(
 def channels_table(
     generators: Sequence[NetworkGenerator],
     target: float,
-    seeds: Sequence[int] = SEEDS,
-    height: int = 224,
-    width: int = 224,
+    seeds: Sequence[int],
+    height: int,
+    width: int,
     num_classes: int = 1000,
 ) -> Table:
     """For each generator, the C with which its networks come nearest to a complexity.

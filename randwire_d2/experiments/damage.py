@@ -152,10 +152,8 @@ def _damaged(
 
 
 def _mean(results: Sequence[Tensor]) -> Tensor:
-    total, *others = results
-    for result in others:
-        total = total + result
-    return total / len(results)
+    first, *others = results
+    return sum(others, first) / len(results)
 
 
 def count_correct(

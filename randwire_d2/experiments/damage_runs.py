@@ -23,7 +23,7 @@ from ..engine import argument_parser
 from ..files import atomic_open
 from ..modeling import RandWireClassifier
 from ..runs import RunFolder
-from ..text import one_line, parse_json
+from ..text import one_line, parse_json, prefixed
 from ..wiring import graph_label
 from .damage import KINDS, Damage, Work, all_damages, count_correct, count_work
 
@@ -79,7 +79,7 @@ class DamageRun:
     @property
     def state_file(self) -> Path:
         """The file of the counts; another checkpoint, other images or damages have another one."""
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        digest = _sha256(json.dumps(self.identity, sort_keys=True).encode())
         return self.folder / f"damage_{digest[:12]}.json"
 
 
@@ -182,10 +182,8 @@ def _read_config(folder: Path, weights: Path, opts: Sequence[str]) -> CfgNode:
                 "tools/pretrain_imagenet.py has finished"
             )
     flags = ["--eval-only", "--config-file", str(config), *opts, "MODEL.WEIGHTS", str(weights)]
-    try:
+    with prefixed(folder):
         cfg = load_config(argument_parser().parse_args(flags))
-    except ValueError as e:
-        raise ValueError(f"{folder}: {e}") from e
     if len(cfg.DATASETS.TEST) != 1:
         raise ValueError(
             f"{folder}: the loss is that on one data set, but DATASETS.TEST has "

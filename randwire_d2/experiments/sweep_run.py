@@ -30,7 +30,7 @@ class Setting:
     node_op: str
     channels: int
     flops: float
-    config: str = ""
+    config: str
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Status:
     """
 
     state: State
-    progress: float = 0.0
+    progress: float
     score: float | None = None
     reason: str = ""
 

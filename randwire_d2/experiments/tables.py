@@ -87,7 +87,7 @@ class Table:
     rows: Sequence[dict[str, Any]]
     note: str = ""
 
-    def to_text(self, markdown: bool = False) -> str:
+    def to_text(self, markdown: bool) -> str:
         """The table for reading, without the columns in which every cell is empty."""
         columns = [c for c in self.rows[0] if any(row[c] is not None for row in self.rows)]
         lines = [[_cell(row[column]) for column in columns] for row in self.rows]

@@ -103,7 +103,7 @@ def _known(name: str) -> bool:
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:
-    """A name that none has; ``taken`` keeps of each which number its next namesake may get."""
+    """A name that no other has; ``taken`` has for each the number that its next namesake tries."""
     number, own = taken.get(name, 2), name
     while own in taken:
         own, number = f"{name}_{number}", number + 1

@@ -11,11 +11,11 @@ from ..modeling import RandWire
 from ..pretrained import PretrainedFolder, model_card
 from ..pretrained.entries import WIRING_KEY
 from ..runs import RunFolder
+from ..text import prefixed
 from .models.assembly import assemble
 from .models.classifier import Classifier
 from .models.detector import Detector
 from .models.loading import find_checkpoint
-from .models.pretrained import find_network
 from .record import sections_of
 
 # What precedes a backbone's weights in the files of tools/convert_checkpoint.py.
@@ -42,10 +42,10 @@ def publish(
         return _publish_backbone(file, checkpoint, folder, overwrite)
     cfg, module, classes = assemble(file, checkpoint, "cpu")
     model = (Classifier if is_classifier(cfg) else Detector)(file, cfg, module, classes)
-    network = find_network(module)
+    wiring = Wiring.in_model(module)
     card = model_card(
         type(model).__name__,
-        None if network is None else network.spec,
+        None if wiring is None else wiring.spec,
         sections_of(file, cfg, classes.names, checkpoint.get("iteration")),
     )
     return model.save_pretrained(folder, card=card, overwrite=overwrite)
@@ -62,11 +62,9 @@ def _publish_backbone(
     norm = _norm_of(state)
     # Through the same checks as when others will load it.
     whole = PretrainedFolder(Path(file), "RandWire", {"norm": norm}, {**checkpoint, "model": state})
-    try:
+    with prefixed(file):
         Wiring.of(checkpoint)
         network = RandWire.from_folder(whole)
-    except ValueError as e:
-        raise ValueError(f"{file}: {e}") from e
     sections: dict[str, Any] = {"Options": network.options()}
     run = RunFolder(os.path.dirname(os.path.abspath(file)))
     if run.backbone.name == os.path.basename(file) and run.config_file.is_file():

@@ -4,13 +4,12 @@ import ast
 import os
 import re
 import shlex
-from functools import reduce
 
 from detectron2.config import CfgNode
 
 from .. import __version__
 from ..command import in_users_words
-from ..config import family, is_classifier
+from ..config import family, flat, is_classifier
 from ..runs import EVALUATIONS, RunFolder
 
 Sections = dict[str, str | dict[str, object]]
@@ -94,8 +93,8 @@ def _recipe(cfg: CfgNode) -> dict[str, object]:
     steps = _STEPS if "Step" in cfg.SOLVER.LR_SCHEDULER_NAME else ()
     keys = (*_RECIPE, *steps, *norm, *(_CLASSIFIERS if is_classifier(cfg) else _DETECTORS))
     keys = _LAZY if cfg.MODEL.LAZY else keys
-    values = {key: reduce(lambda node, part: node[part], key.split("."), cfg) for key in keys}
-    return {"starts from": start or "random weights", **values}
+    values = dict(flat(cfg))
+    return {"starts from": start or "random weights", **{key: values[key] for key in keys}}
 
 
 def _figures(run: RunFolder, file: str, cfg: CfgNode, iteration: int | None) -> dict[str, object]:

@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import find_classes, is_image_file
 
-from ...text import check_one_line, named
+from ...text import check_one_line, named, prefixed
 from ..paths import existing_path
 from .shards import find_shards, read_shards
 
@@ -141,10 +141,8 @@ def _check(name: str) -> list[str]:
         return _check_shards(name, shards)
     classes = image_folder_classes(name)
     root = _local_root(name)
-    try:
+    with prefixed(f"{name!r}", OSError):
         empty = [c for c in classes if not _has_image(os.path.join(root, c))]
-    except OSError as e:
-        raise ValueError(f"{name!r}: {e}") from e
     if empty:
         raise ValueError(
             f"{name!r}: no images in {_quoted(empty)} of {root!r}; remove what is no class, or put "
@@ -200,7 +198,7 @@ def _has_image(folder: str) -> bool:
 
 
 def _quoted(items: list[str]) -> str:
-    return named(map(repr, items), len(items))
+    return named([*map(repr, items)])
 
 
 for _split in ("train", "val"):

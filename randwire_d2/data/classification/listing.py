@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
 from torch.utils.data import ConcatDataset
 
+from ...text import prefixed
 from .image_folder import image_folder_classes, register_folders
 
 
@@ -44,12 +45,10 @@ def listed(name: str) -> Listing:
     """
     if name not in _kept:
         register_folders([name])
-        try:
+        with prefixed(f"{name!r}", OSError):
             records = DatasetCatalog.get(name)
             # Noted by the listing; the classes of shards would be all of them read again.
             classes = MetadataCatalog.get(name).get("classes") or image_folder_classes(name)
-        except OSError as e:
-            raise ValueError(f"{name!r}: {e}") from e
         _kept[name] = Listing(DatasetFromList(records, copy=False), classes)
     return _kept[name]
 

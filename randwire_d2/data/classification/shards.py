@@ -20,7 +20,6 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
@@ -32,13 +31,12 @@ from torchvision.datasets.folder import is_image_file
 
 from ...files import atomic_open
 from ...text import brief, one_line, parse_json
-from ..paths import read_text
+from ..paths import in_threads, read_text
 
 CLASSES_FILE = "classes.txt"
 PREFIX = "tar://"
 VERSION = 1  # of what is kept
 _MOST_CLASSES = 2**20  # ImageNet's 21k are a fiftieth of it
-_THREADS = 16  # most wait for a disk
 _END = bytes(tarfile.BLOCKSIZE)  # what follows the last member
 
 logger = logging.getLogger(__name__)
@@ -90,8 +88,7 @@ def read_shards(shards: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]
     Raises:
         ValueError: a shard is missing, damaged or of another layout; one line that names it.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        samples = [*pool.map(_samples, shards)]
+    samples = in_threads(_samples, shards)
     records: list[dict[str, Any]] = [
         {"file_name": _name(os.path.abspath(shard), sample), "label": sample.label}
         for shard, found in zip(shards, samples)

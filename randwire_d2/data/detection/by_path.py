@@ -21,7 +21,7 @@ from ..formats.layouts import Reader, absolute, find_splits
 from .inspection import clean
 
 SPLITS = ("train", "val")
-# What ``held_back`` draws an image by, in the sets' names: sets of another way are others.
+# What ``held_back`` draws an image by. It is in the sets' names: drawn otherwise, sets are others.
 _DRAWN_BY = "name"
 
 
@@ -249,9 +249,7 @@ def _compare_classes(train: LabelledImages, val: LabelledImages) -> None:
         split.source: [c for c in split.classes if c not in other.classes]
         for split, other in ((train, val), (val, train))
     }
-    differences = [
-        f"only in {s!r}: {named(names, len(names), 80)}" for s, names in only.items() if names
-    ]
+    differences = [f"only in {s!r}: {named(names, most=80)}" for s, names in only.items() if names]
     raise ValueError(
         f"training and validation have different classes "
         f"({'; '.join(differences) or 'the same names in another order'}); give both the same"

@@ -7,7 +7,6 @@ Whether an image file is whole is seen by its first and last bytes (``images.pro
 import math
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from operator import sub
 from typing import Any
 
@@ -183,7 +182,6 @@ def duplicates(
     Returns:
         Pairs of file names, of the first and of the second.
     """
-    content = cache(digest)
     names = dict.fromkeys(record["file_name"] for record in first)
     others = [record["file_name"] for record in second]
     paths = [*names, *others]
@@ -200,7 +198,7 @@ def duplicates(
             found.append((name, name))
         elif alike:
             if key not in by_content:
-                by_content[key] = {content(other): other for other in reversed(alike)}
-            if (same := by_content[key].get(content(name))) is not None:
+                by_content[key] = {digest(other): other for other in reversed(alike)}
+            if (same := by_content[key].get(digest(name))) is not None:
                 found.append((same, name))
     return found

@@ -38,7 +38,10 @@ def look(splits: Mapping[str, LabelledImages]) -> Look:
 
     Files are read where their sizes and last bytes are those of another split's.
     """
-    boxes = {name: _boxes_per_class(split) for name, split in splits.items()}
+    boxes = {
+        name: Counter(a["category_id"] for r in split.records for a in r["annotations"])
+        for name, split in splits.items()
+    }
     warnings = [
         f"{name}: {line}" for name, split in splits.items() for line in split.faults.lines()
     ]
@@ -46,21 +49,17 @@ def look(splits: Mapping[str, LabelledImages]) -> Look:
     classes = splits[train].classes
     absent = [c for i, c in enumerate(classes) if not boxes[train][i]]
     if absent:
-        warnings.append(f"classes without a box in {train}: {named(absent, len(absent))}")
+        warnings.append(f"classes without a box in {train}: {named(absent)}")
     for name in list(splits)[1:]:
         both = duplicates(splits[train].records, splits[name].records)
         if both:
             pairs = [a if a == b else f"{b} is {a}" for a, b in both]
             warnings.append(
                 f"images of {name} that are also in {train}, so its AP will be too high: "
-                f"{len(both)} ({named(pairs, len(pairs))})"
+                f"{len(both)} ({named(pairs)})"
             )
     lines = [_describe(name, split) for name, split in splits.items()]
     return Look("\n".join([*lines, _table(classes, boxes)]), tuple(warnings))
-
-
-def _boxes_per_class(split: LabelledImages) -> Counter[int]:
-    return Counter(a["category_id"] for r in split.records for a in r["annotations"])
 
 
 def _describe(name: str, split: LabelledImages) -> str:
@@ -82,9 +81,7 @@ def _describe(name: str, split: LabelledImages) -> str:
     points, names = "", split.keypoints.names
     if names:
         seen = sum(count_labelled([a]) > 0 for r in records for a in r["annotations"])
-        points = (
-            f"\n  {len(names)} keypoints ({named(names, len(names), 40)}), labelled in {seen} boxes"
-        )
+        points = f"\n  {len(names)} keypoints ({named(names, most=40)}), labelled in {seen} boxes"
     return (
         f"{name}: {split.source}\n"
         f"  {len(records)} images ({shapes}), {empty} without a box\n"

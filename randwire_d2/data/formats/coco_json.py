@@ -105,15 +105,14 @@ def _by_id(
         if key in found:
             raise ValueError(
                 f"{json_file!r}: two {what} entries, {brief(found[key][name])} and "
-                f"{brief(entry[name])}, "
-                f"have the id {key}; give each its own"
+                f"{brief(entry[name])}, have the id {key}; give each its own"
             )
         found[key] = entry
     return [found[key] for key in sorted(found)]
 
 
 def _without_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict[str, Any]]:
-    """Leave out the one above the others, which Roboflow writes and nothing is annotated with."""
+    """Leave out the root category that Roboflow writes, with which nothing is annotated."""
     above = {str(category.get("supercategory")) for category in categories}
     return [
         category
@@ -125,8 +124,8 @@ def _without_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict
 
 
 def _keypoints(categories: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Keypoints:
-    """Those of the categories, one of which has the skeleton; without names, as many as the
-    annotations have, as in what Detectron2 writes."""
+    """The keypoints of the categories, one of which has the skeleton; without names, as in
+    Detectron2's own files, as many as the annotations have."""
     lists = [found for a in annotations if isinstance(found := a.get("keypoints"), list)]
     number = max((len(found) // 3 for found in lists), default=0)
     skeleton = next((c["skeleton"] for c in categories if c.get("skeleton")), None)
@@ -138,8 +137,8 @@ def _is_evaluable(
 ) -> bool:
     """Whether COCO's evaluation can take the file as it is.
 
-    To it, what was matched with an annotation of id 0 is unmatched; Roboflow's begin there. Where
-    one has keypoints, all have, and their number beside them.
+    It takes a match with the annotation of id 0 for none, and Roboflow's ids begin with 0. If one
+    annotation has keypoints, all must have them, and their number.
     """
     ids = {a.get("id") for a in annotations if isinstance(a.get("id"), int)}
     return (
@@ -174,7 +173,7 @@ def _annotation(
         raise ValueError(
             f"{json_file!r}: {_where(entry)} has the category_id "
             f"{brief(entry.get('category_id'))}, which is none of its {len(index)} categories "
-            f"({named(index, len(index))})"
+            f"({named(index)})"
         )
     polygons = segmentation if isinstance(segmentation, list) else []
     valid = [p for p in polygons if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6]

@@ -20,7 +20,7 @@ class Keypoints:
         names: in the order of an annotation's keypoints; none, if there are none for a detector.
         flips: pairs of names that change places in a mirror image; None if that isn't known.
         connections: pairs of names that a line joins.
-        why: there are none, in words that follow "has no keypoint_names"; "" if there is no label.
+        why: the reason why there are none, to follow "has no keypoint_names"; "" if none is known.
     """
 
     names: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ class Faults:
     def lines(self) -> list[str]:
         """One line for each kind: kind, number, and the first places."""
         return [
-            f"{kind}: {self._count[kind]} ({named(first, self._count[kind])})"
+            f"{kind}: {self._count[kind]} ({named(first, number=self._count[kind])})"
             for kind, first in self._first.items()
         ]
 
@@ -50,9 +50,9 @@ class LabelledImages:
         records: Detectron2's standard dicts: file_name, image_id, annotations, and height and width
             (pixels) where the labels tell them. An annotation has bbox [x, y, width, height] in
             pixels, bbox_mode XYWH_ABS, category_id (an index into classes), iscrowd, and
-            segmentation (polygons or a compressed RLE) where there is one, difficult, True, of such
-            an object of Pascal VOC's, and keypoints where the data set has them: all, in the form
-            of its reader, and from ``detection.inspection.clean`` on in Detectron2's.
+            segmentation (polygons or a compressed RLE) where there is one, difficult (True) if
+            Pascal VOC calls the object so, and keypoints where the data set has them, in the form
+            of its reader, after ``detection.inspection.clean`` in Detectron2's.
         classes: their names.
         category_ids: the ids that classes have in COCO's files, in the same order.
         faults: what was wrong with what is not among the records.
@@ -134,5 +134,5 @@ def check_classes(source: str, classes: Iterable[object]) -> tuple[str, ...]:
         raise ValueError(f"{source!r} names no classes")
     twice = sorted(name for name, number in Counter(names).items() if number > 1)
     if twice:
-        raise ValueError(f"{source!r} names a class twice: {named(twice, len(twice), 80)}")
+        raise ValueError(f"{source!r} names a class twice: {named(twice, most=80)}")
     return names

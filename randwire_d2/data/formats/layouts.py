@@ -118,7 +118,7 @@ def _coco_files(folder: Path) -> dict[str, Path]:
     for split, files in own.items():
         if len(files) > 1:
             raise ValueError(
-                f"{str(folder)!r} has several files for {split}: {named(files, len(files))}; "
+                f"{str(folder)!r} has several files for {split}: {named(files)}; "
                 "give --data annotations.json:images --data-val annotations.json:images"
             )
     return {split: files[0] for split, files in own.items() if files} if own["train"] else {}

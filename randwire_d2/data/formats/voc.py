@@ -123,7 +123,7 @@ def _take(
         if name not in index:
             raise ValueError(
                 f"{path!r} has an object of the class {brief(name)}, which is none "
-                f"of the {len(index)}: {named(index, len(index), 80)}"
+                f"of the {len(index)}: {named(index, most=80)}"
             )
         if box is None:
             faults.add(NOT_FOUR, path)

@@ -191,8 +191,8 @@ def _box(values: list[float], size: tuple[int, int]) -> list[float]:
 
 
 def _points(values: list[float], size: tuple[int, int], numbers: int) -> list[float]:
-    """Keypoints in COCO's form. Where no third number tells whether one is labelled, it is where
-    the first two are none that a label has: negative, or both 0."""
+    """Keypoints in COCO's form. Without a third number, one is not labelled if a coordinate is
+    negative or both are 0."""
     points: list[float] = []
     for i in range(0, len(values), numbers):
         x, y, *visible = values[i : i + numbers]
@@ -226,8 +226,8 @@ def _images(path: str, root: object, given: object) -> list[str]:
 
 
 def _below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The files in a folder and below it, links to folders followed, as by Ultralytics' glob; but
-    none to a folder that it lies in, as ``ln -s`` makes where it is called twice.
+    """The files in a folder and below it. Links to folders are followed, as by Ultralytics' glob,
+    but none to a folder that it lies in, which ``ln -s`` makes where it is called twice.
 
     Args:
         above: the folders that this one was found in.

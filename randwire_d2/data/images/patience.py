@@ -13,12 +13,12 @@ from .reading import open_image
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds, from one attempt to the next
 
-# What a file system says whose server or device is away.
+# What a file system says while its server or device is away.
 _AWAY = {
     errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT,
     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO, errno.ESHUTDOWN,
 }  # fmt: skip
-# What INPUT.FORMAT can be; a LazyConfig's mapper may read what a file has, by None.
+# What INPUT.FORMAT can be; a LazyConfig's mapper may have None, for what a file has.
 _OF_8_BITS = ("RGB", "BGR", "L", "YUV-BT.601")
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from ...devices import usable_device
 from ...files import check_folder, without_options
 from ...modeling.on_meta import build_on_meta
 from ...runs import RunFolder
-from ...text import similar
+from ...text import prefixed, similar
 from ..processes.slurm import is_submitted
 from ..processes.torchrun import Launched, count_processes
 from .continuation import check_continuation, check_split
@@ -305,11 +305,9 @@ def check_dataset(key: str, name: str) -> None:
     for path in (metadata.get("json_file"), metadata.get("image_root")):
         if not path or "://" in path:
             continue
-        try:
+        with prefixed(key):
             # Makes a built-in set: once, before there are processes.
             data.existing_path(name, path)
-        except ValueError as e:
-            raise ValueError(f"{key}: {e}") from e
 
 
 def _check_registered(key: str, name: str, registry: Registry) -> None:

@@ -17,14 +17,14 @@ from ...text import one_line
 from ...weight_files.reading import read_iteration
 from .keys import LAZY_KEYS, YAML_KEYS, Keys
 
-# What the optimizer's state holds, which a training that goes on takes from the checkpoint, and
-# what decides of which weights it is.
+# A resumed training takes these from the checkpoint, with the optimizer's state; the last one
+# decides which weights that state is of.
 _OPTIMIZER = (
     "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM",
     "SOLVER.WEIGHT_DECAY_BIAS", "SOLVER.BIAS_LR_FACTOR", "MODEL.BACKBONE.FREEZE_AT",
 )  # fmt: skip
-# What may differ in a group of an optimizer's parameters: which those are, of which there is only
-# the number; the rate, which is the config's (``rates_kept``); and how the same is computed.
+# What may differ in a group of an optimizer's parameters: the parameters, of which a checkpoint has
+# only numbers; the rate, which is the config's (``rates_kept``); and how a step is computed.
 _FREE = {"params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
 
 NAMED = 8  # groups, or differences, in a message; an optimizer may have hundreds
@@ -160,8 +160,8 @@ def check_groups(
 
 @contextmanager
 def rates_kept(optimizer: torch.optim.Optimizer, keys: Keys) -> Iterator[None]:
-    """Load a checkpoint's state into an optimizer, in the block, but not its learning rates: who
-    resumes with another one, after a divergence, say, wants it."""
+    """In the block, an optimizer loads a checkpoint's state; it keeps the config's learning rates,
+    which a user may have changed after a divergence, say."""
     own = [_rate(group) for group in optimizer.param_groups]
     yield
     shown = LRScheduler.get_best_param_group_id(optimizer)
@@ -175,5 +175,5 @@ def rates_kept(optimizer: torch.optim.Optimizer, keys: Keys) -> Iterator[None]:
 
 
 def _rate(group: Mapping[str, Any]) -> float:
-    """That of a group of parameters ahead of its schedule."""
+    """The learning rate of a group of parameters, ahead of its schedule."""
     return float(group.get("initial_lr", group["lr"]))

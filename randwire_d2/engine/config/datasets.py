@@ -193,7 +193,7 @@ def count_training_images(cfg: CfgNode) -> int:
 
 
 def _warn_of_evaluations(cfg: CfgNode) -> None:
-    """Of data larger than what a config's period was written for, most time could go into them."""
+    """With more data than a config's period was written for, most time could go into them."""
     test = sum(len(labelled_images(name).records) for name in cfg.DATASETS.TEST)
     period, batch = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.IMS_PER_BATCH
     if 0 < period * batch < test and period < cfg.SOLVER.MAX_ITER:
@@ -259,7 +259,7 @@ def heads_of(architecture: str) -> tuple[str, ...]:
 
 
 def _short(classes: Sequence[str]) -> str:
-    return f"{len(classes)} classes ({named(classes, len(classes))})"
+    return f"{len(classes)} classes ({named(classes)})"
 
 
 def thing_classes(name: str) -> list[str]:

@@ -83,10 +83,10 @@ def settle_keypoints(cfg: CfgNode, default: int, names: Sequence[str]) -> None:
 
 
 def keypoint_names(name: str) -> list[str]:
-    """Those of a registered data set; none where it doesn't tell."""
+    """The names of a registered data set's keypoints; none where it doesn't tell."""
     return list(MetadataCatalog.get(name).get("keypoint_names") or [])
 
 
 def default_sigmas(names: Sequence[str]) -> list[float]:
-    """Of keypoints that nobody has given one; none of COCO's, which COCO's evaluation knows."""
+    """A sigma for each keypoint; none for COCO's own, which COCO's evaluation knows."""
     return [] if tuple(names) == COCO_PERSON_KEYPOINT_NAMES else [SIGMA] * len(names)

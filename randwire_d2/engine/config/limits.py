@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import reduce
-from operator import getitem
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
+from ...config import flat
 from .keypoints import check_named
 
 
@@ -146,10 +145,10 @@ def check_limits(cfg: CfgNode, limits: Mapping[str, Limit]) -> None:
     Raises:
         ValueError: the value of a key is out of its limits; one line.
     """
+    values = dict(flat(cfg))
     for key, limit in limits.items():
-        value = reduce(getitem, key.split("."), cfg)
-        if not limit.holds(value):
-            raise ValueError(f"{key} must be {limit.wanted}; got {value!r}")
+        if not limit.holds(values[key]):
+            raise ValueError(f"{key} must be {limit.wanted}; got {values[key]!r}")
 
 
 def check_images(cfg: CfgNode) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from ...checkpoint import Classes, check_wiring, load_checkpoint
 from ...files import without_options
 from ...runs import RunFolder
-from ...text import one_line
+from ...text import one_line, prefixed
 from .continuation import NAMED
 
 
@@ -43,12 +43,10 @@ def check_weights(
     if not is_url and not os.path.exists(path):
         raise ValueError(f"{key} {weights!r} does not exist" + _ways_to(path, scratch))
     checkpoint = read_weights(key, weights)
-    try:
+    with prefixed(f"{key} {weights!r}"):
         check_wiring(model, checkpoint)
         if tested is not None:
             _check_same(model, checkpoint, tested, renamed)
-    except ValueError as e:
-        raise ValueError(f"{key} {weights!r}: {e}") from e
 
 
 def check_resumed(
@@ -69,10 +67,8 @@ def check_resumed(
         run.last_checkpoint, map_location="cpu", weights_only=True, mmap=True
     )
     check_wiring(model, file)
-    try:
+    with prefixed("--resume"):
         _check_same(model, file, classes, renamed)
-    except ValueError as e:
-        raise ValueError(f"--resume: {e}") from e
     return file
 
 
@@ -131,10 +127,8 @@ def read_weights(key: str, path: str) -> dict[str, Any]:
     """
     if os.path.isdir(path):
         raise ValueError(f"{key} {path!r} is a folder; name the file in it")
-    try:
+    with prefixed(key, (OSError, ValueError, RuntimeError)):
         return load_checkpoint(PathManager.get_local_path(without_options(path)))
-    except (OSError, ValueError, RuntimeError) as e:
-        raise ValueError(f"{key}: {e}") from e
 
 
 def _ways_to(weights: str, scratch: str) -> str:

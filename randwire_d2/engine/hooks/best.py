@@ -123,8 +123,8 @@ class Patience(hooks.HookBase):
 
 
 class EvalHook(hooks.EvalHook):
-    """Detectron2's, which evaluates neither once more the weights with which ``Patience`` ends, nor
-    those of a last iteration that has failed."""
+    """Detectron2's. At the end of a training it does not evaluate again what it evaluated before
+    ``Patience`` ended that, nor anything if the last iteration has failed."""
 
     _iterations = 0  # after which it has evaluated
 

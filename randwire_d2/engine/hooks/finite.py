@@ -262,7 +262,7 @@ class FiniteWeights(HookBase):
 
 
 def are_finite(tensors: Any) -> bool:
-    """Whether all numbers are; it waits for the device once."""
+    """Whether all numbers are finite; it waits for the device once."""
     finite = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
     return not finite or bool(torch.stack(finite).all())
 
@@ -274,5 +274,5 @@ def last_good(checkpointer: RandWireCheckpointer | None) -> str:
 
 
 def file_names(batch: Any, iteration: int) -> list[str]:
-    """Those of a detector's batch, Detectron2's list of dicts."""
+    """The files of a detector's batch, which is Detectron2's list of dicts."""
     return [str(image["file_name"]) for image in batch if "file_name" in image]

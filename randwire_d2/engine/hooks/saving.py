@@ -69,9 +69,9 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
 
 def set_earlier_aside(folder: str, resume: bool, weights: str) -> str:
-    """Have an OUTPUT_DIR without what an earlier training left, which would be taken for the work
-    of the one that begins, and does not go on from it: it becomes a run of its own, earlier_N. In
-    all processes of the new one, which has the lock, and has read and written nothing yet.
+    """Move what an earlier training left in an OUTPUT_DIR into a run of its own, earlier_N, unless
+    the new training resumes it: else it would be taken for the new one's work. All processes of the
+    new training call this, once it has the lock and before it reads or writes there.
 
     Args:
         weights: MODEL.WEIGHTS.
@@ -102,8 +102,8 @@ def set_earlier_aside(folder: str, resume: bool, weights: str) -> str:
 
 
 def resumed_config(folder: str, resume: bool) -> Contents:
-    """What ``default_setup`` is to write anew of a training that is to be resumed; in the main
-    process, else nothing."""
+    """The config of a training that is to be resumed, which ``default_setup`` will overwrite; in
+    processes other than the main one, nothing."""
     run = RunFolder(folder)
     if not (resume and run.can_resume and comm.is_main_process()):
         return {}
@@ -112,8 +112,8 @@ def resumed_config(folder: str, resume: bool) -> Contents:
 
 @contextmanager
 def config_kept(before: Contents) -> Iterator[None]:
-    """Let a folder's config be what it was while the block may refuse to go on with its training;
-    the new one follows at the end.
+    """In the block, which may refuse to resume, a folder has its earlier config; the new one is
+    written at the end.
 
     Args:
         before: a ``resumed_config``.
@@ -138,7 +138,7 @@ def _write(contents: Contents) -> None:
 
 
 def _keep_with_weights(run: RunFolder, aside: RunFolder) -> None:
-    """Have evaluations of weights that were set aside name them where they are."""
+    """Correct the paths in evaluations of weights that were set aside."""
     found = (aside.path / EVALUATIONS).glob("*/results.json")
     for path in sorted(found, key=lambda path: path.stat().st_mtime_ns):  # the last stays the last
         folder = RunFolder(path.parent)

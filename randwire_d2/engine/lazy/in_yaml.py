@@ -26,7 +26,7 @@ from ...data.formats.layouts import absolute
 from ...data.images.patience import PatientMapper
 from ...modeling import LazyDetector, RandWire, describe_lazily
 
-# What a LazyConfig's detector finds no keypoints without, and where the flips of images are.
+# Without this a LazyConfig's detector finds no keypoints; and where the flips of images are.
 KEYPOINTS = "model.roi_heads.keypoint_in_features"
 _FLIPS = "dataloader.train.mapper.augmentations"
 
@@ -112,7 +112,7 @@ def finds_coco_metrics(cfg: DictConfig) -> bool:
 
 
 def mask_key(cfg: DictConfig) -> str:
-    """What a LazyConfig's detector finds no masks without."""
+    """The key without which a LazyConfig's detector finds no masks."""
     heads = OmegaConf.select(cfg, "model.roi_heads", default={})
     is_c4 = "mask_head" in heads and "mask_in_features" not in heads  # Res5ROIHeads
     return f"model.roi_heads.{'mask_head' if is_c4 else 'mask_in_features'}"

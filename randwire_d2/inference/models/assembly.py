@@ -22,7 +22,7 @@ from ...data.detection.classes import category_ids
 from ...devices import device_here
 from ...modeling.on_meta import build_on_meta
 from ...runs import RunFolder
-from ...text import brief, one_line
+from ...text import brief, one_line, prefixed
 from ...weight_files.reading import check_state
 
 _SPARE = 1 << 28  # bytes that a model may take while it is built, beside twice its weights'
@@ -43,7 +43,7 @@ def assemble(
     """
     state = checkpoint.get(EMA_KEY, checkpoint["model"])
     check_state(file, state)
-    try:
+    with prefixed(file):
         cfg = _config(file, checkpoint)
         cfg.MODEL.WEIGHTS = os.path.abspath(file)
         cfg.MODEL.DEVICE = device_here("device", device)
@@ -56,8 +56,6 @@ def assemble(
         check_wiring(model, checkpoint)
         _load_strictly(model, state)
         classes = _classes(cfg, checkpoint)
-    except ValueError as e:
-        raise ValueError(f"{file}: {e}") from e
     return cfg, model.eval(), classes
 
 

@@ -137,8 +137,8 @@ def describe(
 
 
 def channels_of(cfg: CfgNode, normalised: bool) -> int:
-    """Of the images that a graph takes: where it normalises them itself, those of INPUT.FORMAT L
-    have one, by however many values."""
+    """The channels of the images that a graph takes: one for INPUT.FORMAT L, if the graph itself
+    normalises them, by however many values."""
     is_grey = cfg.INPUT.FORMAT == "L" and not normalised
     return 1 if is_grey else len(cfg.MODEL.PIXEL_MEAN)
 

@@ -36,7 +36,7 @@ class Stuff:
 def stuff_of(
     cfg: CfgNode, thing_ids: Sequence[int], stored: Mapping[str, Any] | None
 ) -> Stuff | None:
-    """That of the data set that a model was trained on; None if the model is not panoptic.
+    """The stuff of the data set that a model was trained on; None if the model is not panoptic.
 
     Args:
         thing_ids: those that the data set gives things; stuff of an unknown one gets the next.

@@ -7,9 +7,8 @@ from typing import Any, TypeVar
 from detectron2.config import CfgNode
 from torch import nn
 
-from ...checkpoint import Classes, entries_of
+from ...checkpoint import Classes, Wiring, entries_of
 from ...config import is_classifier
-from ...modeling.pretrained import PretrainedNetwork
 from ...pretrained import PretrainedFolder, model_card, read_folder, write_folder
 from .assembly import assemble
 
@@ -26,11 +25,6 @@ class PretrainedModel:
         runtime: the one of ``deployment.runtime`` that was chosen for it; None for the usual one.
     """
 
-    file: str
-    cfg: CfgNode
-    model: nn.Module
-    class_names: list[str]
-    category_ids: list[int]
     classifies = False
     runtime: str | None = None
     stuff_entry: dict[str, Any] | None = None
@@ -61,10 +55,9 @@ class PretrainedModel:
         classes = Classes(self.class_names, ids, self.stuff_entry, self.keypoint_entry)
         entries = entries_of(self.model, self.cfg, classes)
         if card is None:
-            network = find_network(self.model)
-            listed = ", ".join(self.class_names)
-            spec = None if network is None else network.spec
-            card = model_card(kind, spec, {"Classes": listed})
+            wiring = Wiring.in_model(self.model)
+            spec = None if wiring is None else wiring.spec
+            card = model_card(kind, spec, {"Classes": ", ".join(self.class_names)})
         state = self.model.state_dict()
         return write_folder(folder, kind, state, entries, card=card, overwrite=overwrite)
 
@@ -92,8 +85,3 @@ class PretrainedModel:
         if is_classifier(cfg) != cls.classifies:
             raise ValueError(f"{folder.path}: its config is not that of a {cls.__name__}")
         return cls(file, cfg, model, classes)
-
-
-def find_network(model: nn.Module) -> PretrainedNetwork | None:
-    """The RandWire in a model, if there is one."""
-    return next((m for m in model.modules() if isinstance(m, PretrainedNetwork)), None)

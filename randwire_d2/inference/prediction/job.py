@@ -65,8 +65,8 @@ class Job:
     batch: int
     score_threshold: float | None
     pictures: bool
-    resume: bool = False
-    stamps: Mapping[str, Any] = field(default_factory=dict)
+    resume: bool
+    stamps: Mapping[str, Any]
     broken: list[str] = field(default_factory=list)
     labelled: int = 0
     right: tuple[int, int] = (0, 0)
@@ -146,8 +146,8 @@ class Job:
         return digest(Path(self.model.file).read_bytes())
 
     def note(self) -> Note:
-        """What the results depend on; the names are those of an error's message. Where a value is
-        no word, what is shown of it, and what tells it from another."""
+        """What the results depend on, by the names that an error's message has. In place of a long
+        value there is a list: what is shown of it, and what it is compared by."""
         files = [(r["file_name"], r["image_id"]) for r in self.records]
         classes = (self.model.category_ids, self.model.class_names)
         own, paths = self._digest, self._paths

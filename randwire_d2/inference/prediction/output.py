@@ -52,8 +52,8 @@ PANOPTIC, SEGMENTS = "panoptic.json", "panoptic"
 def results_writer(
     folder: Path,
     categories: Mapping[int, str],
-    panoptic: Sequence[dict[str, Any]] | None = None,
-    note: Note | None = None,
+    panoptic: Sequence[dict[str, Any]] | None,
+    note: Note,
     keep: Callable[[list[dict[str, Any]]], int] | None = None,
 ) -> Iterator["ResultsWriter"]:
     """Results in a folder, which is there.
@@ -63,7 +63,7 @@ def results_writer(
 
     Args:
         categories: names by id.
-        panoptic: the categories of a panoptic model.
+        panoptic: the categories of a panoptic model; None of others.
         note: what the results are of, for who goes on with them.
         keep: to go on with those of an unfinished prediction in the folder: how many of the images
             stay of which it has written all.
@@ -90,9 +90,8 @@ def results_writer(
         # leaves nothing that would have to be written first.
         files = [stack.enter_context(FileIO(path, mode)) for path in partial]
         writer = ResultsWriter(files, categories, panoptic, kept, len(written))
-        if note is not None:
-            with atomic_open(folder / NOTE) as f:
-                json.dump(note, f)
+        with atomic_open(folder / NOTE) as f:
+            json.dump(note, f)
         try:
             yield writer
         except BaseException as e:
@@ -105,8 +104,7 @@ def results_writer(
         if stopped is None:
             for own, path in zip(partial, paths):
                 os.replace(own, path)
-            if note is not None:
-                os.replace(folder / NOTE, folder / FINISHED)
+            os.replace(folder / NOTE, folder / FINISHED)
             return
     results, _, images = partial[:3]
     print(
@@ -153,8 +151,8 @@ class ResultsWriter:
         files: Sequence[FileIO],
         categories: Mapping[int, str],
         panoptic: Sequence[dict[str, Any]] | None,
-        kept: Written | None = None,
-        images: int = 0,
+        kept: Written | None,
+        images: int,
     ) -> None:
         self._files = files
         self._categories = categories

@@ -26,18 +26,18 @@ Note = dict[str, Any]
 
 
 def partial_path(path: Path) -> Path:
-    """The name of a file as long as not all is in it that is to be."""
+    """The name of a file until it is complete."""
     return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
 def digest(value: bytes | object) -> str:
-    """What tells bytes, or the JSON of something else, from others."""
+    """A digest of bytes, or of the JSON of something else."""
     content = value if isinstance(value, bytes) else json.dumps(value, default=str).encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def stamp(path: str) -> list[int] | None:
-    """What a file whose content changes has another of; None of what is no file of this machine."""
+    """A file's size and time, which change with its content; None if it isn't on this machine."""
     try:
         found = os.stat(path)
     except OSError:
@@ -93,7 +93,7 @@ class Written(NamedTuple):
 
 
 def find_written(paths: Sequence[Path], categories: Mapping[int, str]) -> list[Written]:
-    """The images of which all is there, in files that get their partial names.
+    """The images of which the files have everything; the files get their partial names.
 
     The table is made anew.
 
