@@ -23,8 +23,9 @@ from unittest import mock
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, JSONWriter
+from detectron2.utils.events import EventStorage, JSONWriter, get_event_storage
 from helpers import (
     PATIENCE,
     ROOT,
@@ -404,11 +405,61 @@ def test_a_network_that_diverges_in_one_process_says_what_to_do(
     )
 
 
+def test_many_images_are_named_in_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrong: the line in which a training ends has hundreds of names, or nobody learns the last."""
+    trainer = FiniteTrainer(model := Norm(), [[]], torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer.image_names = lambda batch, iteration: map(str, range(finite.NAMED + 2))
+    bad = {"file_name": "a.jpg", "x": torch.tensor([float("nan")])}
+    trainer._data_loader_iter_obj = iter([[bad, bad]])
+    with pytest.raises(FloatingPointError, match=r"of 0, 1, 2, 3, 4, 5, 6, 7 and 2 more\."):
+        trainer.train(0, 1)
+    assert caplog.messages[0] == "The images of iteration 0: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+
+
+class Step(HookBase):
+    """What a hook finds after the backward pass, and what is written of the step."""
+
+    found: tuple[Any, ...] = ()
+
+    def after_backward(self) -> None:
+        trainer: Any = self.trainer
+        gradients = [p.grad.clone() for p in trainer.model.parameters()]
+        self.found = (gradients, [p.detach().clone() for p in trainer.model.parameters()])
+
+    def after_step(self) -> None:
+        written = get_event_storage().latest()
+        times = {name: value for name, (value, _) in written.items() if "time" in name}
+        assert "data_time" in times and all(0 <= value < 1000 for value in times.values())
+        self.found += ({name: value for name, value in written.items() if name not in times},)
+
+
+def test_a_step_is_one_of_detectron2s() -> None:
+    """Wrong: hooks see no gradients, or weights after the step; or a loss is not written, or is not
+    the number that it is elsewhere."""
+    found = []
+    for kind in (SimpleTrainer, FiniteTrainer):
+        model = Norm()
+        trainer = kind(model, batches([1.0]), torch.optim.SGD(model.parameters(), lr=0.1))
+        if kind is FiniteTrainer:
+            trainer.figures = lambda: {"train_top1": torch.tensor(0.5)}
+        trainer.register_hooks([step := Step()])
+        trainer.train(0, 1)
+        found.append(step.found)
+    (theirs, theirs_before, written), (ours, ours_before, ours_written) = found
+    assert all(map(torch.equal, theirs + theirs_before, ours + ours_before))
+    assert ours_written.pop("train_top1")[0] == 0.5
+    assert ours_written == written and "total_loss" in written
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["loss", "inside"])
-def test_a_step_that_is_skipped_leaves_no_trace(bad: float) -> None:
+def test_a_step_that_is_skipped_leaves_no_trace(
+    bad: float, caplog: pytest.LogCaptureFixture
+) -> None:
     """Wrong: its gradient is applied, or a norm's statistics are NaN from then on; or it counts
-    those that are not in a row, or allows one too many."""
+    those that are not in a row, or allows one too many; or the log says nothing of it."""
     assert_equal(train([1.0, bad, bad, 2.0, bad, 3.0], skip=2), train([1.0, 2.0, 3.0]))
+    numbers = [re.findall(r"skipped, number (\d) in a row \(\S+ 2\)", m) for m in caplog.messages]
+    assert numbers == [["1"], ["2"], ["1"]]
     with pytest.raises(FloatingPointError, match="iteration 3 is not finite"):
         train([1.0, bad, bad, bad, 2.0], skip=2)
 
