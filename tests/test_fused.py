@@ -131,7 +131,7 @@ def multiple(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("multiple")
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", ["BN", "BN eval", "FrozenBN"])
 def test_gradients_are_the_derivatives(norm: str, recompute: bool, device: torch.device) -> None:
     """Else a gradient is not that of the function that was computed; the batch's statistics, which
