@@ -1032,7 +1032,6 @@ def runs_in_one_of_two(rank: int, operators: str, name: str, broken: Any) -> lis
     """How a process runs its stages, of which the second's operators do not work."""
     with (
         mock.patch.object(stage_module, "needs_probe", lambda device: True),
-        mock.patch.object(fused, "needs_probe", lambda device: True),
         mock.patch(f"{operators}.{name}", broken) if rank else contextlib.nullcontext(),
     ):
         backbone = RandWire(draw_spec("small", "WS")).double().train()

@@ -16,7 +16,6 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import ops
-from ..ops.probe import needs_probe
 from ..wiring.plan import Plan
 from .graph_function import GraphFunction
 from .graph_state import Run, aligned
@@ -56,18 +55,15 @@ def _settings_of(conv: nn.Module) -> tuple[Any, ...]:
     )
 
 
-def why_not(nodes: Sequence[nn.Module], built: Sequence[ConvSettings], x: Tensor) -> str:
+def why_not(nodes: Sequence[nn.Module], built: Sequence[ConvSettings]) -> str:
     """Why ``run_fused`` would not compute what these nodes do; empty if it would.
 
     It does with separable convolutions as they were ``built``, followed by batch norms that all do
     the same, frozen or not; without hooks or another ``forward``, which it would not call; and not
     while tracing, exporting or in torch.func, which want torch's own operators.
     """
-    # Where they are compiled, that depends on the machine, and is for all processes to agree on.
-    reason = "" if needs_probe(x.device) else ops.unavailable(x.device)
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
-        reason = EXPORTING
-    reason = reason or _why_not_one_function()
+    exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    reason = EXPORTING if exporting else _why_not_one_function()
     for node, settings_built in zip(nodes, built, strict=True):
         reason = reason or _why_not(node, settings_built)
     kinds = {} if reason else {_kind(node._modules["norm"]): node for node in nodes}

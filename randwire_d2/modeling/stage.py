@@ -10,6 +10,7 @@ from detectron2.layers import CNNBlockBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from .. import ops
 from ..ops.launches import MOST_GRADS, MOST_INPUTS, shared
 from ..ops.probe import Variants, failure, needs_probe
 from ..wiring import ConvSpec, StageSpec
@@ -155,7 +156,7 @@ class RandWireStage(CNNBlockBase):
 
         On a GPU, the first call in training is one that all processes make together.
         """
-        return why_not([*self.nodes], self._built, x) or self._why_not(x) or self._failure(x)
+        return why_not([*self.nodes], self._built) or self._why_not(x) or self._failure(x)
 
     def _why_not(self, x: Tensor) -> str:
         """Whether torch's own operators had better say what is wrong with an input, if it is."""
@@ -167,7 +168,7 @@ class RandWireStage(CNNBlockBase):
     def _failure(self, x: Tensor) -> str:
         """Why the operators don't work for this stage on x's device; see ``ops.probe``."""
         if not needs_probe(x.device):
-            return ""
+            return ops.unavailable(x.device)
         norm: Any = self.nodes[0].norm
         device, dtype, batch = x.device, compute_dtype(x), uses_batch(norm)
         backward = wants_gradients(x, tensors_of([*self.nodes])[0])
