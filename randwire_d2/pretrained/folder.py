@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import MissingLibrary
 from ..files import atomic_folder, atomic_open
-from ..text import brief, one_line, parse_json
+from ..text import brief, one_line, parse_json, prefixed
 from ..weight_files.safetensors_file import read_safetensors, safetensors_bytes
 from ..wiring import NetworkSpec
 from .entries import stored_spec
@@ -91,10 +91,8 @@ def read_folder(path_or_repo: str | os.PathLike[str], kind: str | None = None) -
             f"{path} holds a {config['kind']}, not a {kind}: randwire_d2.from_pretrained returns "
             "whatever it is"
         )
-    try:
+    with prefixed(path / CONFIG):
         stored_spec(config["entries"])
-    except ValueError as e:
-        raise ValueError(f"{path / CONFIG}: {e}") from e
     checkpoint = _read_weights(path / WEIGHTS, config["sha256"])
     ours, theirs = config["entries"], {k: v for k, v in checkpoint.items() if k != "model"}
     different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
