@@ -59,10 +59,16 @@ CASES = {
     "two inputs, stride 2": Case(2, False, 2, (6, 4), 5, constants=SMALL),
     "five inputs": Case(5, True, 1, (4, 3), 5, constants=SMALL),
     "every want": Case(2, True, 1, (3, 2), 5, want=EVERY_WANT, only=("aggregate_backward",)),
+    "twelve inputs": Case(12, False, 1, (2, 3), 5),
     "twenty inputs": Case(20, True, 1, (3, 2), 5, only=("aggregate", "aggregate_backward")),
     "two nodes": Case(3, True, 1, (4, 2), 5, constants=SMALL, nodes=2, only=OPERATORS[1:]),
+    "two nodes, stride 2": Case(
+        *(1, False, 2, (4, 2), 5), constants=SMALL, nodes=2, only=OPERATORS[2:4]
+    ),
+    "five nodes": Case(4, False, 1, (1, 2), 5, nodes=5, only=OPERATORS[1:4]),
     "eight nodes": Case(7, False, 1, (2, 1), 5, nodes=8, only=OPERATORS[4:]),
     "float32": Case(2, True, 1, (3, 5), 5, torch.float32),
+    "float16": Case(3, True, 1, (3, 5), 5, torch.float16),
     "bfloat16": Case(2, False, 2, (3, 5), 5, torch.bfloat16),
     "large mean": Case(
         *(1, False, 1, (19, 11), 3, torch.float32),
@@ -76,12 +82,6 @@ STAGES = [("BN", True, 8)]
 SLOW_STAGES = [("BN", True, 1), ("BN", False, 1), ("BN", False, 8)]
 SLOW_STAGES += [("FrozenBN", True, 1), ("FrozenBN", True, 8)]
 SLOW_CASES = {
-    "twelve inputs": Case(12, False, 1, (2, 3), 5),
-    "five nodes": Case(4, False, 1, (1, 2), 5, nodes=5, only=OPERATORS[1:4]),
-    "float16": Case(3, True, 1, (3, 5), 5, torch.float16),
-    "two nodes, stride 2": Case(
-        *(1, False, 2, (4, 2), 5), constants=SMALL, nodes=2, only=OPERATORS[2:4]
-    ),
     "as on a GPU": Case(3, True, 1, (10, 9), 33),
     "as on a GPU, stride 2": Case(1, False, 2, (7, 9), 130, torch.float32),
     "twelve affine inputs": Case(12, True, 1, (4, 3), 33, torch.float32, constants=SMALL),
