@@ -124,7 +124,7 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
   // its depthwise convolution is computed as often: beside the other one, that is little.
   const int64_t all = in.images * size.height, pixels = all * size.width;
   const int64_t fit = std::min(all / 3, pixels / (pixels < 2 * 96 * threads ? 48 : 96));
-  const int64_t chunks = std::clamp<int64_t>(4 * threads, 1, std::max<int64_t>(1, fit));
+  const int64_t chunks = std::clamp<int64_t>(3 * threads, 1, std::max<int64_t>(1, fit));
   const int64_t groups = std::clamp<int64_t>(2 * threads / chunks, 1, panels.count);
   const int64_t most = std::max<int64_t>(1, kMany / size.width);
   // An odd number of vectors, so that pixels do not all lie in the same places of a cache.
@@ -134,7 +134,7 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
     const int64_t chunk = task / groups, group = task % groups;
     const int64_t first = all * chunk / chunks, last = all * (chunk + 1) / chunks;
     Window<S> window(sum, in);
-    const Buffer buffer(most * row / L);
+    const Buffer buffer(std::min(most, last - first) * row / L, false);
     float* inner = buffer.floats();
     for (int64_t o = first; o < last; o += most) {
       const int64_t rows = std::min(most, last - o);
@@ -279,7 +279,7 @@ void separable_backward(const Sum& sum, const Shape& in, const float* grad, cons
     Window<S> window(sum, in);
     InnerGradient grads(size, panels, grad, whole, image, std::max<int64_t>(0, first - 1),
                         std::min(size.height, last + 1));
-    const Buffer buffer(near ? most * size.width * pixel / L : 0);
+    const Buffer buffer(near ? most * size.width * pixel / L : 0, false);
     for (int64_t o = first; o < last; ++o) {
       V *three[3], *around[3];
       window.around(image, o, three);
