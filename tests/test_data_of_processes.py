@@ -21,7 +21,7 @@ from torch.distributed import HashStore
 from randwire_d2.data import labelled_images
 from randwire_d2.data.detection import by_path
 from randwire_d2.data.images import probing
-from randwire_d2.engine import argument_parser, load_config, register_data
+from randwire_d2.engine import argument_parser, launch, load_config, register_data
 from randwire_d2.engine.config import datasets
 from randwire_d2.engine.config.datasets import check_same_data
 from randwire_d2.engine.processes import torchrun
@@ -89,6 +89,18 @@ def test_what_one_process_has_seen_others_need_not_look_at(
     assert (records(cfg), looks) == (before, [])
     datasets.take_known(pickle.loads(packed))
     assert not by_path._told  # of what is registered, nothing is kept a second time
+
+
+def test_who_only_waits_for_processes_keeps_no_labels(tmp_path: Path) -> None:
+    """Wrong: gigabytes are kept of them for as long as the training lasts, beside those of the
+    processes that train."""
+    cfg = load(["--data", write_sound(tmp_path / "data")["yolo"][1]])
+    before = records(cfg)
+    with launch._file_of_known() as path:
+        assert not by_path.read_labels()
+        told = pickle.loads(Path(path).read_bytes())[1]
+    assert [told[n].records for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)] == before
+    assert records(cfg) == before
 
 
 def test_evaluations_read_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
+from ..data.detection.by_path import forget_labels
 from ..environment import variable
 from ..files import without_options
 from ..garbage import uncollected
@@ -270,7 +271,8 @@ def _file_of_known() -> Iterator[str]:
     """A file of what this process has read of data, for the processes that it starts.
 
     Arguments reach them through a pipe of 64 KiB. With more, each would be started only once the
-    one before has imported the tool and reads its own.
+    one before has imported the tool and reads its own. Labels are not kept here, too: those of
+    COCO's size take gigabytes for as long as the training lasts.
     """
     with TemporaryDirectory() as folder:
         path = os.path.join(folder, "known")
@@ -282,6 +284,7 @@ def _file_of_known() -> Iterator[str]:
                 f"the data's labels can't be written to {folder}, for the processes to be started "
                 f"({e.strerror}): make room, or name another disk in the environment's TMPDIR"
             ) from e
+        forget_labels()
         yield path
 
 

@@ -79,6 +79,13 @@ def read_labels() -> dict[str, LabelledImages]:
     return {name: r.kept for name, r in lasting.items() if r.kept is not None}
 
 
+def forget_labels() -> None:
+    """Give up what is kept of these sets; what is asked for after all is read again."""
+    for registered in DatasetCatalog.values():
+        if isinstance(registered, _Lasting):
+            registered.kept = None
+
+
 def take_labels(read: Mapping[str, LabelledImages]) -> None:
     """Take what another process has read, for ``register_detection_data`` here."""
     _told.update((name, found) for name, found in read.items() if name not in DatasetCatalog)
