@@ -197,6 +197,19 @@ def test_the_group_ends_with_what_was_called() -> None:
         assert gloo_threads() == before and comm._LOCAL_PROCESS_GROUP is None
 
 
+def test_a_fork_waits_for_what_gloo_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: before Python 3.12, one worker of thousands never starts, and the training hangs."""
+    hooks: dict[str, Callable[[], None]] = {}
+    monkeypatch.setattr(os, "register_at_fork", lambda **given: hooks.update(given))
+    watch._fork_apart_from_messages.cache_clear()
+    watched(lambda: None, 1.0)
+    assert bool(hooks) == (sys.version_info < (3, 12))
+    for wait in hooks.values():
+        began = time.perf_counter()
+        wait()
+        assert time.perf_counter() - began >= 0.01
+
+
 def test_a_failure_is_passed_on() -> None:
     judge = Judge(NAMES, timeout=600)
     said = judge([State("iteration", 3), State("failed", 3, where="ValueError: a bug")], 0.0)

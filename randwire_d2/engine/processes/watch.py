@@ -10,6 +10,7 @@ server may stand still for minutes, or compiles.
 """
 
 import faulthandler
+import functools
 import gc
 import json
 import logging
@@ -329,11 +330,24 @@ def watch(timeout: float) -> Iterator[None]:
 def watched(main: Callable[..., Any], timeout: float, *args: Any) -> Any:
     """Call ``main(*args)`` in a process of a group, watched; the group ends with it."""
     hush_upstream()
+    _fork_apart_from_messages()
     with watch(timeout):
         result = main(*args)
     if distributed.is_initialized():
         _end_group()
     return result
+
+
+@functools.cache  # what is registered stays
+def _fork_apart_from_messages() -> None:
+    """Let no process be forked right after one of gloo's messages.
+
+    Its thread enters Python then, for the tensors that it frees. A worker that is forked in that
+    moment never starts: it waits for a lock that only this thread, which it lacks, would release
+    (github.com/python/cpython/issues/112275).
+    """
+    if sys.version_info < (3, 12):
+        os.register_at_fork(before=functools.partial(time.sleep, 0.01))
 
 
 def _end_group() -> None:
