@@ -35,7 +35,7 @@ class PretrainedNetwork:
         card: str | None = None,
         overwrite: bool = False,
     ) -> Path:
-        """Write weights, spec and options into a folder, which appears whole.
+        """Write weights, spec and options into a folder; a new one appears whole.
 
         Args:
             folder: a new or an empty one.
