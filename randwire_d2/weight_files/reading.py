@@ -67,7 +67,7 @@ def read_iteration(path: str | os.PathLike[str]) -> int:
     try:
         file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return int(file["iteration"])
-    except (pickle.UnpicklingError, LookupError, TypeError) as e:
+    except (pickle.UnpicklingError, LookupError, TypeError, ValueError, RuntimeError) as e:
         raise ValueError(
             f"{path} has no iteration, as what a training saves has, and is for MODEL.WEIGHTS"
         ) from e
