@@ -1,6 +1,7 @@
 """What a wiring says about running it, before there is any tensor."""
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 
 from .dag import Dag
 from .schedule import schedule
@@ -120,11 +121,7 @@ def _runs(
 
 def _slices(lengths: Iterable[int]) -> list[slice]:
     """Where pieces of these lengths are in a vector that has them one after the other."""
-    slices, start = [], 0
-    for length in lengths:
-        slices.append(slice(start, start + length))
-        start += length
-    return slices
+    return [slice(*ends) for ends in pairwise(accumulate(lengths, initial=0))]
 
 
 def _last_uses(order: Sequence[int], reads: Sequence[Sequence[int]]) -> list[list[int]]:
