@@ -255,6 +255,13 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, suffix: str
     assert not proof.exists()
 
 
+def test_an_entry_model_in_the_metadata_of_others_is_not_the_weights(tmp_path: Path) -> None:
+    """Wrong: a .safetensors that names its model in its metadata is said to hold no weights."""
+    path = tmp_path / "theirs.safetensors"
+    path.write_bytes(safetensors_bytes({"weight": torch.ones(2)}, {"model": "theirs"}))
+    assert load_checkpoint(str(path))["model"]["weight"].sum() == 2
+
+
 @pytest.mark.parametrize("suffix", ["pth", "pkl", "pyth", "safetensors"])
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
     """Wrong: a traceback of torch or pickle, or a line without the file or the way out."""

@@ -284,6 +284,15 @@ def test_nothing_is_written_by_half(tmp_path: Path) -> None:
     assert "a file" in refusal_of(lambda: model.save_pretrained(folder / "model.safetensors"))
 
 
+def test_a_folder_that_is_a_link_to_an_empty_one_takes_a_model(tmp_path: Path) -> None:
+    """Wrong: a folder on another disk, a link or a mount, fails once the training is over."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    build_backbone().save_pretrained(tmp_path / "link")
+    assert RandWire.from_pretrained(tmp_path / "disk").spec == SPEC
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
+
+
 def test_a_network_that_was_changed_is_not_saved(tmp_path: Path) -> None:
     """Wrong: a folder is written that its own options can't load."""
     model = build_classifier_network()

@@ -187,7 +187,10 @@ def test_resume_falls_back_to_the_newest_whole_checkpoint(
 
 
 @pytest.mark.parametrize("named", ["model_0000001.pth", "model_final.pth"])
-@pytest.mark.parametrize("stranger", [{"model": {}}, [1], {"iteration": FloatingPointError}])
+@pytest.mark.parametrize(
+    "stranger",
+    [{"model": {}}, [1], {"iteration": FloatingPointError}, {"iteration": "last"}, "no torch file"],
+)
 def test_no_whole_checkpoint_is_said_in_one_line(
     named: str, stranger: object, tmp_path: Path
 ) -> None:
@@ -195,6 +198,9 @@ def test_no_whole_checkpoint_is_said_in_one_line(
     save(tmp_path, 1)
     os.truncate(tmp_path / "model_0000001.pth", 9)
     torch.save(stranger, tmp_path / "model_final.pth")  # weights under a name of ours
+    if isinstance(stranger, str):
+        with zipfile.ZipFile(tmp_path / "model_final.pth", "w") as archive:
+            archive.writestr("readme", stranger)
     (tmp_path / "last_checkpoint").write_text(named)
     expected = "has no iteration" if named == "model_final.pth" else "model_0000001.pth is"
     with pytest.raises(ValueError, match=f"{expected}.*: no checkpoint of .* is whole; train") as e:

@@ -77,11 +77,10 @@ def grow(
     for axis in values:
         for value in values[axis]:
             at = move(case, axis, value)
-            key = str(at)  # the case itself lies on every axis
-            if key not in done:
+            if at not in done:  # the case itself lies on every axis
                 progress(f"growth: {axis} {value}")
-                done[key] = run(at, training, ceilings=False, clock=clock).rows
-            for row in done[key]:
+                done[at] = run(at, training, ceilings=False, clock=clock).rows
+            for row in done[at]:
                 time = statistics.median(row.times) if row.times else None
                 points.append(
                     GrowthPoint(axis, value, row.model, row.count.saved, row.count.peak, time)

@@ -213,8 +213,7 @@ def _stage(device: torch.device, channels: int, **options: Any) -> RandWireStage
 
 
 def _must_have_operators(device: torch.device) -> None:
-    reason = ops.unavailable(device)
-    if reason:
+    if reason := ops.unavailable(device):
         raise RuntimeError(f"there are no fused operators: {reason}")
 
 

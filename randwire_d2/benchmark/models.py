@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_resnet_backbone
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 from ..modeling import RandWire, RandWireClassifier
 from ..wiring import NetworkGenerator
@@ -139,11 +139,8 @@ def build(name: str, case: Case) -> nn.Module:
         cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
         cfg.MODEL.RESNETS.update(RESNET_OPTIONS[name])
         return build_resnet_backbone(cfg, ShapeSpec(channels=3))
-    builder = {
-        "resnet50": torchvision.models.resnet50,
-        "resnext50": torchvision.models.resnext50_32x4d,
-    }[name]
-    return builder(weights=None, num_classes=case.classes)
+    name = {"resnext50": "resnext50_32x4d"}.get(name, name)  # torchvision's
+    return get_model(name, weights=None, num_classes=case.classes)
 
 
 def forward(

@@ -260,7 +260,8 @@ def _check_features(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         return
     _, backbone = find_backbone(model)
     theirs = cfg.MODEL.RANDWIRE.RELU_FEATURES
-    if backbone is not None and backbone.relu_features != theirs:
+    assert backbone is not None
+    if backbone.relu_features != theirs:
         raise ValueError(
             f"the checkpoint's detector was trained with MODEL.RANDWIRE.RELU_FEATURES {theirs}, "
             f"the model has {backbone.relu_features}: the same weights find other objects. Set "

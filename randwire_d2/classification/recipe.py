@@ -92,8 +92,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     check_output("OUTPUT_DIR", cfg.OUTPUT_DIR, args, cfg.MODEL.WEIGHTS)
     check_continuation(cfg, args)
     train = () if args.eval_only else cfg.DATASETS.TRAIN
-    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
-        if not names and not (args.eval_only and key == "TRAIN"):
+    for key in ("TEST",) if args.eval_only else ("TRAIN", "TEST"):
+        if not cfg.DATASETS[key]:
             raise ValueError(f"DATASETS.{key} is empty")
     folders = (*train, *cfg.DATASETS.TEST)
     register_folders(folders)

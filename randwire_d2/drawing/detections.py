@@ -85,13 +85,7 @@ def draw_results(
         image = np.asarray(read_rgb(record["file_name"], upright=True))
         tiles.append(
             [
-                draw_instances(
-                    image,
-                    instances,
-                    metadata,
-                    with_masks and have_masks(instances),
-                    with_keypoints,
-                )
+                draw_instances(image, instances, metadata, with_masks, with_keypoints)
                 for instances in (record.get("annotations", []), found)
             ]
         )
@@ -240,15 +234,15 @@ def draw_instances(
     image: np.ndarray,
     instances: Sequence[Mapping[str, Any]],
     metadata: Metadata,
-    has_masks: bool,
-    with_keypoints: bool,
+    with_masks: bool = True,
+    with_keypoints: bool = True,
 ) -> np.ndarray:
     """Draw instances, in the form of Detectron2's annotations, on an image.
 
     Args:
         image: RGB, (H, W, 3).
-        has_masks: whether each instance has a segmentation, which is then drawn.
-        with_keypoints: whether keypoints are drawn, where all have some.
+        with_masks: whether masks are drawn, where every instance has one.
+        with_keypoints: whether keypoints are drawn, where every instance has some.
 
     Returns:
         RGB (H, W, 3), no larger than a tile.
@@ -263,6 +257,7 @@ def draw_instances(
         palette = [tuple(channel / 255 for channel in color) for color in colors]
     else:
         palette = class_palette(len(names))
+    with_masks = with_masks and have_masks(instances)
     points = []
     if with_keypoints and all(map(_has_points, instances)):
         points = [instance["keypoints"] for instance in instances]
@@ -274,7 +269,7 @@ def draw_instances(
             names[c] + (f" {i['score']:.0%}" if "score" in i else "")
             for c, i in zip(classes, instances, strict=True)
         ],
-        masks=[i["segmentation"] for i in instances] if has_masks else None,
+        masks=[i["segmentation"] for i in instances] if with_masks else None,
         keypoints=np.reshape(points, (len(points), -1, 3)) if points else None,
         # With one color for each class, the rows differ where the detector is wrong.
         assigned_colors=[palette[c] for c in classes],

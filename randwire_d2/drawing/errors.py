@@ -26,12 +26,12 @@ def plot_confusion(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
             was found.
         names: of the K classes.
     """
-    names, parts = list(names), counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shown = _with_most(counts)
-    rows = [*shown, len(names)]
-    cell = 0.5 if len(shown) <= COUNTED else 0.17
+    rows, labels = [*shown, len(names)], [_short(names[k]) for k in shown]
+    cell, size = (0.5, 10) if len(shown) <= COUNTED else (0.17, 8)
     # Room for the names, which are at most 24 letters long.
-    letters = max(map(len, [_short(names[k]) for k in shown] + ["nothing there"]))
+    letters = max(map(len, [*labels, "nothing there"]))
     side = cell * len(rows) + 0.085 * letters + 0.9
     figure, ((ax,),) = plots(max(side, 4.5), max(side, 4.5))
     part = parts[np.ix_(rows, rows)]
@@ -46,8 +46,6 @@ def plot_confusion(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
             if count:
                 color = "white" if shades[i, j].mean() < 0.5 else INK
                 ax.text(j, i, str(count), ha="center", va="center", size=_fit(count), color=color)
-    size = 10 if len(shown) <= COUNTED else 8
-    labels = [_short(names[k]) for k in shown]
     ax.set_xticks(range(len(rows)), [*labels, "nothing found"], rotation=90, size=size)
     ax.set_yticks(range(len(rows)), [*labels, "nothing there"], size=size)
     ax.set_xticks(np.arange(len(rows) + 1) - 0.5, minor=True)

@@ -33,25 +33,18 @@ def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int) -> Figure:
     count = min(max_images, len(records))
     tiles = []
     for record in (records[i * len(records) // count] for i in range(count)):
-        masks = have_masks(record["annotations"])
         before = np.asarray(read_rgb(record["file_name"], upright=True))
-        after, instances = _augment(cfg, record, masks)
-        tiles.append(
-            [
-                draw_instances(before, record["annotations"], metadata, masks, True),
-                draw_instances(after, instances, metadata, masks and bool(instances), True),
-            ]
-        )
+        after, instances = _augment(cfg, record)
+        both = (before, record["annotations"]), (after, instances)
+        tiles.append([draw_instances(image, own, metadata) for image, own in both])
     return _contact_sheet(tiles, ["labelled", "augmented"])
 
 
-def _augment(
-    cfg: CfgNode, record: Mapping[str, Any], masks: bool
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def _augment(cfg: CfgNode, record: Mapping[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """A training image (H, W, 3), RGB, and its objects in the form of annotations."""
     own = cfg.clone()
     own.defrost()
-    own.MODEL.MASK_ON = masks
+    own.MODEL.MASK_ON = have_masks(record["annotations"])
     own.INPUT.MASK_FORMAT = "bitmask"  # for polygons and RLEs alike
     sample = training_mapper(own)(dict(record))
     image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)

@@ -159,11 +159,11 @@ def error_kinds(matches: Matches, threshold: float) -> dict[str, int]:
         ious = mask.iou(found, there, [0] * len(there))
         same = matches.detection_class[rows][:, None] == matches.object_class[objects]
         own, other = np.where(same, ious, 0), np.where(same, 0, ious)
-        for i, _ in enumerate(rows):
-            kind = _kind(own[i].max(), other[i].max())
+        for of_own, of_other in zip(own, other):
+            kind = _kind(of_own.max(), of_other.max())
             counts[kind] += 1
             if kind in ("class", "place"):
-                at_errors.add(objects[(other if kind == "class" else own)[i].argmax()])
+                at_errors.add(objects[(of_other if kind == "class" else of_own).argmax()])
     counts["missed"] = len(set(np.flatnonzero(missed)) - at_errors)
     return counts
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
@@ -189,7 +189,7 @@ def _class_result(
 def _mean(precision: NDArray) -> float:
     """AP as COCOEvaluator computes it for a class: it takes the mean of what is there."""
     there = precision[~np.isnan(precision)]
-    return float(np.mean(there) * 100) if there.size else float("nan")
+    return float(np.mean(there) * 100) if there.size else nan
 
 
 def _operation(score: NDArray, true: NDArray, objects: int, threshold: float) -> Operation:
@@ -200,7 +200,6 @@ def _operation(score: NDArray, true: NDArray, objects: int, threshold: float) ->
 
 def _rates(hits: float, found: float, objects: float) -> tuple[float, float, float]:
     """Precision, recall, and F1."""
-    nan = float("nan")
     return (
         hits / found if found else nan,
         hits / objects if objects else nan,
@@ -211,7 +210,7 @@ def _rates(hits: float, found: float, objects: float) -> tuple[float, float, flo
 def _best(score: NDArray, true: NDArray, objects: int) -> Operation:
     """At the score with the largest F1; of several, the highest. nan if each F1 is 0."""
     if not true.any():
-        return Operation(*[float("nan")] * 4)
+        return Operation(nan, nan, nan, nan)
     order = np.argsort(-score, kind="stable")
     hits = np.cumsum(true[order])
     f1 = 2 * hits / (np.arange(len(hits)) + 1 + objects)

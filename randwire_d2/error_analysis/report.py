@@ -74,9 +74,8 @@ def write_analysis(
     ]
     with atomic_open(folder / NUMBERS) as f:
         json.dump(_numbers(analysis, source, folder), f)
-    title = (
-        f"Analysis of {'boxes' if task == 'bbox' else 'masks'} in {source.data or source.dataset}"
-    )
+    what = "boxes" if task == "bbox" else "masks"
+    title = f"Analysis of {what} in {source.data or source.dataset}"
     cards = {name: number(value) for name, value in analysis.metrics.items()}
     page = render(title, str(source.results), _lead(analysis), cards, sections)
     with atomic_open(folder / PAGE) as f:

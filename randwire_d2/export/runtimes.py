@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -63,9 +64,7 @@ def installed_runtimes() -> list[str]:
     """The names of those whose packages are here."""
     found = []
     for name in RUNTIMES:
-        try:
+        with suppress(ValueError):
             check_runtime(name)
-        except ValueError:
-            continue
-        found.append(name)
+            found.append(name)
     return found

@@ -25,7 +25,7 @@ _PREFIXES = ("backbone.bottom_up.", "backbone.")
 def publish(
     source: str | os.PathLike[str], folder: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Path:
-    """Write a model and its card into a folder, which appears whole.
+    """Write a model and its card into a folder; a new one appears whole.
 
     Args:
         source: the OUTPUT_DIR of a run, a checkpoint of its, or a converted RandWire backbone.

@@ -66,7 +66,7 @@ def _fill(image: Tensor, x: Tensor) -> None:
 
 
 class NotFinite(ValueError):
-    """What is launched gives NaN or infinity, so nothing can be held against it."""
+    """The launches give NaN or infinity, so that a replay can't be compared with them."""
 
 
 class _Pass:
@@ -108,15 +108,15 @@ class Graph:
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(trains),
-            # What is cast once for several calls would be cast, or not, in one that is recorded.
+            # Without autocast's cache: a recording needs its own casts, not an earlier call's.
             torch.autocast(
                 *(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)),
                 cache_enabled=False,
             ),
             unchanged(buffers),
         ):
-            # Not the parameters: whose hooks would be recorded as well, and what adds up their
-            # gradients may be alive from an earlier step, and then waits on that one's stream.
+            # Not the parameters themselves: their hooks would be recorded as well. And what adds up
+            # their gradients may be left from an earlier step, and would wait on its stream.
             aliases = {p: p.detach().requires_grad_() for p in self.parameters}
 
             def launch_aliases(x: Tensor, kept: Tensor | None) -> Tensor:

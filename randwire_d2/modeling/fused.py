@@ -1,7 +1,7 @@
 """The fast path of a stage: the same function of the same weights, with less memory traffic.
 
-Here stands when it applies, and what it takes from a stage's modules and leaves in them; what is
-computed, and its gradients, stand in ``graph_function``.
+This file says when it applies, reads a stage's modules and updates their running statistics.
+``graph_function`` computes the result and its gradients.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -52,7 +52,7 @@ class Gradients:
         self.pointwise: list[Tensor | None] = [None] * plan.num_nodes
 
     def nodes(self, number: int) -> None:
-        """Those of a group's nodes."""
+        """Compute the gradients of a group's nodes."""
         state, run, plan = self.state, self.state.run, self.state.run.plan
         group = plan.groups[number]
         grads = {}
@@ -90,7 +90,7 @@ class Gradients:
     # with c, but at the one that is read, because these operators are the ones that have y_v.
 
     def readers(self, nodes: Sequence[int]) -> tuple[int, tuple[list[Tensor], list[int], Tensor]]:
-        """Where nodes' reads begin; the gradients, how many there are of each, the coefficients."""
+        """Where nodes' reads begin; their gradients, how many each node has, the coefficients."""
         places = self.state.run.plan.reader_coefficients
         first, last = places[nodes[0]].start, places[nodes[-1]].stop
         reads = [self.reads(v) for v in nodes]
@@ -99,7 +99,7 @@ class Gradients:
         return first, (grads, [len(some) for some in reads], coefficients)
 
     def fixed_norms(self, nodes: Sequence[int]) -> list[Tensor]:
-        """From ∂s of nodes' readers to their ∂z."""
+        """Nodes' ∂z from ∂s of their readers, where statistics are fixed."""
         state, run, plan = self.state, self.state.run, self.state.run.plan
         first, readers = self.readers(nodes)
         # An output node's result need not be there: nobody asks for its products.
@@ -113,7 +113,7 @@ class Gradients:
         return grads
 
     def batch_norms(self, number: int) -> list[Tensor]:
-        """The same of a group's nodes, through their means and variances."""
+        """∂z of a group's nodes from ∂s of their readers, through means and variances."""
         state, run, plan = self.state, self.state.run, self.state.run.plan
         group = plan.groups[number]
         first, readers = self.readers(group)
@@ -132,7 +132,7 @@ class Gradients:
     def synchronise(
         self, number: int, grads: list[Tensor], norm_gradients: Tensor, shares: Shares
     ) -> list[Tensor]:
-        """From ∂z by this process's sums of ∂y and of ∂y · x̂ to that by all processes'."""
+        """∂z by all processes' sums of ∂y and of ∂y · x̂, from that by this process's sums."""
         state, plan = self.state, self.state.run.plan
         weight, _ = state.norms[plan.places[number]].unbind(1)
         grad_weight, grad_bias = norm_gradients.unbind(1)
@@ -148,7 +148,7 @@ class Gradients:
         ]
 
     def convolutions(self, nodes: Sequence[int], grads: dict[int, Tensor]) -> list[Tensor]:
-        """From ∂z of nodes, which are taken out of ``grads``, to their ∂s, if anybody needs it."""
+        """Nodes' ∂s, if anybody needs it, from their ∂z, which are taken out of ``grads``."""
         state = self.state
         need_sum = self.need_x or bool(state.run.plan.predecessors[nodes[0]])
         pointwise = [state.pointwise[v] for v in nodes]

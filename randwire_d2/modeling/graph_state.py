@@ -1,4 +1,4 @@
-"""The forward pass of a random graph of separable convolutions, and what it leaves for the other.
+"""The forward pass of a random graph of separable convolutions, and what it saves for backward.
 
 See ``graph_function`` for the names.
 """
@@ -129,8 +129,8 @@ class State:
         return self.inner, self.results, affines, self.moments
 
     def operands(self, nodes: Sequence[int]) -> tuple[Any, ...]:
-        """Those of ``ops.aggregate``, for nodes that the order has side by side: all of them read
-        the stage's input, or none."""
+        """The operands of ``ops.aggregate`` for nodes that are side by side in the order. All of
+        them read the stage's input, or none does."""
         plan, results, affines = self.run.plan, self.results, self.affines
         coefficients = self.coefficients[plan.inputs[nodes[0]].start : plan.inputs[nodes[-1]].stop]
         weights = [self.depthwise[v] for v in nodes]
@@ -161,7 +161,7 @@ class State:
         self.results.update(zip(nodes, results, strict=True))
 
     def drop(self, nodes: Iterable[int]) -> None:
-        """Those whose results nobody will read."""
+        """Forget the results of nodes that nobody will read any more."""
         for v in nodes:
             self.results.pop(v, None)
 

@@ -39,7 +39,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from ..config import spec_from_config
-from ..text import brief, no_python, parse_json
+from ..text import brief, no_python, parse_json, prefixed
 from .backbone import RandWire
 
 LAZY_PART_REGISTRY = Registry("LAZY_PART")
@@ -100,10 +100,8 @@ def LazyDetector(cfg: CfgNode) -> nn.Module:
         KeyError: it names a part that is not registered.
         ValueError: it describes no detector.
     """
-    try:
+    with prefixed("MODEL.LAZY is no JSON"):
         described = parse_json(cfg.MODEL.LAZY)
-    except ValueError as e:
-        raise ValueError(f"MODEL.LAZY is no JSON: {e}") from e
     model = instantiate(_with_parts(described, cfg))
     if not isinstance(model, GeneralizedRCNN | DenseDetector):
         raise ValueError(f"MODEL.LAZY describes a {type(model).__name__}, which is no detector")

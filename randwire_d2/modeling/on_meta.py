@@ -42,8 +42,8 @@ def build_on_meta(build: Callable[[], nn.Module], most: float = math.inf) -> nn.
 
 
 class _Bounded(TorchDispatchMode):
-    """Ends what makes tensors of more bytes than it may; memory is not used before it is written
-    to, which is after it was counted."""
+    """Raises once the tensors made in it have more bytes than ``most``. That is in time: memory is
+    used when it is written to, and by then it was counted."""
 
     def __init__(self, most: float) -> None:
         super().__init__()

@@ -14,8 +14,8 @@ _REFUSED = (
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """torch's takes a gradient for a constant of all that it was computed from: who asks for a
-    second derivative with allow_unused gets none, or zeros, without a word."""
+    """In place of torch's, to which a gradient is a constant: a second derivative, asked for with
+    allow_unused, would be None or zeros, without an error."""
 
     @functools.wraps(backward)
     def once(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

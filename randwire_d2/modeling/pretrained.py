@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..pretrained import PretrainedFolder, model_card, read_folder, write_folder
 from ..pretrained.entries import CLASS_NAMES_KEY, PREPROCESSING_KEY, WIRING_KEY, wiring_entry
-from ..text import one_line
+from ..text import one_line, prefixed
 from ..wiring import NetworkSpec
 
 _T = TypeVar("_T", bound="PretrainedNetwork")
@@ -35,7 +35,7 @@ class PretrainedNetwork:
         card: str | None = None,
         overwrite: bool = False,
     ) -> Path:
-        """Write weights, spec and options into a folder, which appears whole.
+        """Write weights, spec and options into a folder; a new one appears whole.
 
         Args:
             folder: a new or an empty one.
@@ -104,10 +104,8 @@ class PretrainedNetwork:
         """As ``from_pretrained``, of what ``read_folder`` read."""
         if folder.spec is None:
             raise ValueError(f"{folder.path} holds no wiring (the entry {WIRING_KEY!r})")
-        try:
+        with prefixed(f"{folder.path}: its options build no {cls.__name__}", TypeError):
             network = cls(folder.spec, **{**folder.options, **options})  # type: ignore[call-arg]
-        except TypeError as e:
-            raise ValueError(f"{folder.path}: its options build no {cls.__name__}: {e}") from e
         assert isinstance(network, nn.Module)
         ours = network.state_dict()
         # A norm that was frozen, or is now, counts no batches.

@@ -81,7 +81,8 @@ def shadow(stage: RandWireStage, x: Tensor, rounds: int = 0) -> Shadow:
             # On a CPU, PyTorch's batch norm adds up all pixels in float32 in channels_last, and
             # more exactly in the other layout. A kernel that is wrong differs from both.
             if not stage.synchronised and not all(off <= limit for off in errors.values()):
-                other = _errors(fused, _run(stage, RUNS[1], _contiguous(x)))
+                contiguous = x.detach().contiguous().requires_grad_(x.requires_grad)
+                other = _errors(fused, _run(stage, RUNS[1], contiguous))
                 errors = {what: min(off, other.get(what, off)) for what, off in errors.items()}
         del fused
         seconds = {}
@@ -120,15 +121,12 @@ def _run(stage: RandWireStage, run: Run, x: Tensor) -> dict[str, list[Tensor]]:
     }
 
 
-def _contiguous(x: Tensor) -> Tensor:
-    return x.detach().contiguous().requires_grad_(x.requires_grad)
-
-
 def _errors(fused: dict[str, list[Tensor]], nodes: dict[str, list[Tensor]]) -> dict[str, float]:
     return {
         what: error([*map(whole_image, fused[what])], [*map(_widened, nodes[what], fused[what])])
         for what in nodes
-        if _is_finite(nodes[what])
+        # A training that diverges says nothing about the operators.
+        if all(t.isfinite().all() for t in nodes[what])
     }
 
 
@@ -136,11 +134,6 @@ def _widened(x: Tensor, like: Tensor) -> Tensor:
     """x with the channels of zeros that the other has, or should have."""
     zeros = zeros_of(like)
     return wider_image(x, zeros) if zeros else x
-
-
-def _is_finite(tensors: list[Tensor]) -> bool:
-    """A training that diverges says nothing about the operators."""
-    return all(bool(t.isfinite().all()) for t in tensors)
 
 
 def _times(stage: RandWireStage, x: Tensor, rounds: int) -> tuple[float, float]:

@@ -60,7 +60,7 @@ class Shares:
     def correct(
         self, sums: Tensor, products: Tensor, moments: Tensor, weight: Tensor, eps: float
     ) -> Tensor:
-        """What is missing in a norm's backward that knows the sums of this process's share alone.
+        """What to add to a norm's backward that knows only the sums of this process's share.
 
         With x̂ = (x − mean) · r, it gives γ · r · (∂y − s − x̂ · t), s and t being the sums of ∂y and
         of ∂y · x̂ divided by the number of values. What other sums change is affine in x.

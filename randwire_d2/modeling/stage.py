@@ -160,8 +160,7 @@ class RandWireStage(CNNBlockBase):
 
     def _why_not(self, x: Tensor) -> str:
         """Whether torch's own operators had better say what is wrong with an input, if it is."""
-        fits = x.dim() == 4 and x.shape[1] == self.in_channels and (x.numel() or self.synchronised)
-        if fits:
+        if x.dim() == 4 and x.shape[1] == self.in_channels and (x.numel() or self.synchronised):
             return ""
         return f"the input is {tuple(x.shape)}, and not (N > 0, {self.in_channels}, H, W)"
 

@@ -30,9 +30,9 @@ FIRST_CALLS = 3
 LATER_CALLS = 10
 MOST_TRAINING = 16
 MOST_INFERENCE = 8
-# Who has all graphs that there can be, and is called with another key so often in a row, gets new
-# ones; and one more recording is allowed for as many replays. What drops graphs, as precise batch
-# norms do at each evaluation, which replace buffers, may do so as often as this in a stage's life.
+# A stage that has as many graphs as it may gets new ones after so many calls in a row with another
+# key. As many replays allow one more recording, beside MOST_RECORDINGS: precise batch norms replace
+# buffers at each evaluation, which drops the graphs.
 MANY_CALLS = 50
 MOST_RECORDINGS = 50
 # Seconds that a thread waits for another's replay, which takes less than launches of its own. Not
@@ -41,7 +41,7 @@ WAIT = 0.01
 _ALL_STAGES = object()  # compute in one pool, without a backward pass
 
 logger = logging.getLogger(__name__)
-# Of all forward passes: some share their memory, and each is more than one launch.
+# Held during a forward pass: some passes share their memory, and each is more than one launch.
 _lock = threading.RLock()
 _all: weakref.WeakSet["StageGraphs"] = weakref.WeakSet()
 
@@ -96,10 +96,10 @@ class StageGraphs:
         try:
             return launch(x, kept)
         except torch.OutOfMemoryError as e:
-            # Who sends messages can't: the other processes would get them twice.
+            # Not a stage that sends messages: the other processes would get them twice.
             if settings(nodes[0].norm).group is not None or not _give_up_all(e):
                 raise
-        # Outside of the block, in which the error would keep what it has seen.
+        # After the block: in it, the error would keep the tensors that its traceback sees.
         return launch(x, kept)
 
     @property
@@ -128,7 +128,7 @@ class StageGraphs:
             self._read, self._state = read, state  # no other tensor gets their ids
         own = settings(nodes[0].norm)
         backward = wants_gradients(x, parameters)
-        # Who moves saved tensors, or computes them again, could not.
+        # Hooks that move saved tensors, or compute them again, would not get those of a graph.
         hooked = backward and torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
         if hooked or own.group is not None:
             return None

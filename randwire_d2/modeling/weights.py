@@ -141,7 +141,7 @@ def narrower_weights(
 def _cast_those_that_stay(
     weights: Sequence[Any], paddings: Sequence[Padding], dtype: torch.dtype
 ) -> list[Tensor]:
-    """All weights, those that do not grow in another type."""
+    """All weights; those that do not grow are in another type."""
     found = [*weights]
     same = [i for i, padding in enumerate(paddings) if not any(padding)]
     for i, weight in zip(same, cast([weights[i] for i in same], dtype), strict=True):
@@ -161,9 +161,9 @@ def _alike(
 
 
 def cast(tensors: Sequence[Any], dtype: torch.dtype) -> Sequence[Any]:
-    """All of them in another type, in one launch."""
+    """Tensors in another type, in one launch."""
     if all(tensor.dtype == dtype for tensor in tensors):
         return tensors
-    cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
-    torch._foreach_copy_(cast, list(tensors))
-    return cast
+    results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(results, list(tensors))
+    return results

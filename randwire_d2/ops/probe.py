@@ -174,12 +174,11 @@ def _compile_ahead(device: torch.device, dtype: torch.dtype, variants: Variants)
                     getattr(torch.ops.randwire, operator)(*arguments)
 
 
-def cases(dtype: torch.dtype, variants: Variants) -> Iterator[Case]:
+def cases(dtype: torch.dtype, stage: Variants) -> Iterator[Case]:
     """One, two and three inputs that have affines, and whatever else the stage asks for.
 
     Without gradients, only the operators that need none: the others take longer to compile.
     """
-    stage = variants
     only: tuple[str, ...]
     sums, sums_backward, norms = OPERATORS[:1], OPERATORS[1:2], OPERATORS[4:]
     read = OPERATORS[2:4] if stage.backward else OPERATORS[2:3]

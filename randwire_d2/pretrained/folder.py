@@ -188,7 +188,7 @@ def write_folder(
     card: str,
     overwrite: bool = False,
 ) -> Path:
-    """Write a model that ``read_folder`` reads; the folder appears whole.
+    """Write a model that ``read_folder`` reads; a new folder appears whole.
 
     Args:
         kind: one of ``KINDS``.
@@ -206,8 +206,7 @@ def write_folder(
         raise ValueError(f"{folder} is a file; name a folder")
     if not state:
         raise ValueError("the model holds no weights; save the one that it was exported from")
-    occupied = folder.is_dir() and any(folder.iterdir())
-    if occupied and not overwrite:
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(
             f"{folder} is not empty: name another folder, or overwrite it (--overwrite, or "
             "save_pretrained's overwrite=True)"
@@ -223,8 +222,9 @@ def write_folder(
     }
     card = f"{card.rstrip()}\n\n`{WEIGHTS}`: {len(weights):,} bytes, sha256 `{digest}`\n"
     contents = (weights, card.encode(), f"{json.dumps(config, indent=1)}\n".encode())
-    with nullcontext(folder) if occupied else atomic_folder(folder) as place:
-        # While new and old ones are mixed, config.json states another sha256: they are refused.
+    # A folder that is there may be a link or a mount, which no other can take the place of.
+    with nullcontext(folder) if folder.is_dir() else atomic_folder(folder) as place:
+        # As long as config.json is missing, or states the sha256 of older weights, all are refused.
         for name, content in zip(FILES, contents):
             with atomic_open(place / name, "wb") as f:
                 f.write(content)

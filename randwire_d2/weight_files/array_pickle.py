@@ -63,8 +63,8 @@ class _FromBuffer:
 
 
 class _Encode:
-    """codecs.encode, of what Python 3 makes of bytes for protocols 0 to 2, in which Python 2 reads
-    them: as many characters."""
+    """codecs.encode, with which Python 3 pickles bytes in protocols 0 to 2, so that Python 2 reads
+    them: as a text of as many characters."""
 
     __slots__ = ()
 

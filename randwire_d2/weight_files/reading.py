@@ -67,7 +67,7 @@ def read_iteration(path: str | os.PathLike[str]) -> int:
     try:
         file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return int(file["iteration"])
-    except (pickle.UnpicklingError, LookupError, TypeError) as e:
+    except (pickle.UnpicklingError, LookupError, TypeError, ValueError, RuntimeError) as e:
         raise ValueError(
             f"{path} has no iteration, as what a training saves has, and is for MODEL.WEIGHTS"
         ) from e
@@ -134,19 +134,18 @@ def _read(path: str) -> Any:
     if path.endswith(".safetensors"):
         return read_safetensors(path)
     with open(path, "rb") as f:
+        if path.endswith(".pkl"):
+            # From memory: a file's read(n) makes room for n bytes, whatever it holds.
+            return ArrayUnpickler(io.BytesIO(f.read()), encoding="latin1").load()
         head = f.read(16)
-        if head.startswith(b"PK") and not path.endswith(".pkl"):
+        if head.startswith(b"PK"):
             _check_archive(path)
             check_whole(path)
-        elif not head.startswith(b"\x80") and not path.endswith(".pkl"):
+        elif not head.startswith(b"\x80"):
             raise _Refused(
                 f"is no checkpoint: it begins with {head!r}, not as torch.save or pickle begin "
                 f"a file; {_AGAIN}, or name another"
             )
-        if path.endswith(".pkl"):
-            f.seek(0)
-            # From memory: a file's read(n) makes room for n bytes, whatever it holds.
-            return ArrayUnpickler(io.BytesIO(f.read()), encoding="latin1").load()
         _refuse_bytearray(f)
     # map_location: a file saved on a GPU must load where there is none.
     if head.startswith(b"PK"):

@@ -38,7 +38,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         # Copies: else whoever writes into the file would write into the weights.
         weights = {name: f.get_tensor(name).clone() for name in names}
         texts = {k: v for k, v in (f.metadata() or {}).items() if k != "format"}
-    return {"model": weights, **{key: _from_json(text) for key, text in texts.items()}}
+    # The weights last: another project's metadata may have an entry "model", such as its name.
+    return {**{key: _from_json(text) for key, text in texts.items()}, "model": weights}
 
 
 def _from_json(text: str) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..text import brief, one_line, parse_json
+from ..text import brief, one_line, parse_json, prefixed
 from .dag import Dag, as_integer
 from .limits import MOST_CHANNELS, MOST_CHARACTERS, MOST_NODES, MOST_WEIGHTS, check_limit
 from .random_graphs import random_graph, registered_graph
@@ -130,37 +130,33 @@ class NetworkSpec:
             ValueError: the text is not the JSON of a spec, has another fingerprint, or is larger
                 than ``limits`` allows; one line that says what is wrong.
         """
-        spec = cls._parse(text)
-        if fingerprint is not None and spec.fingerprint != fingerprint:
-            raise ValueError(
-                f"its spec has the fingerprint {spec.fingerprint}, but it states "
-                f"{one_line(fingerprint, 80)}: one of the two was changed"
-            )
-        return spec
-
-    @classmethod
-    def _parse(cls, text: str) -> "NetworkSpec":
         if not isinstance(text, str):
             raise ValueError(f"not the JSON of a NetworkSpec: got {brief(text)}")
         # Before it is parsed; whoever reads a file reads no more than one character more.
         way_out = "is it the JSON of a spec?"
         check_limit("the characters of a NetworkSpec's JSON", len(text), MOST_CHARACTERS, way_out)
         try:
-            spec = parse_json(text)
-            if spec["format"] != JSON_FORMAT:
+            content = parse_json(text)
+            if content["format"] != JSON_FORMAT:
                 raise ValueError(
-                    f"format {brief(spec['format'])} is unknown; known is {JSON_FORMAT}"
+                    f"format {brief(content['format'])} is unknown; known is {JSON_FORMAT}"
                 )
-            return cls(
-                regime=spec["regime"],
-                channels=spec["channels"],
-                node_op=spec["node_op"],
-                dags=tuple(Dag(s["num_nodes"], tuple(s["edges"])) for s in spec["stages"]),
+            spec = cls(
+                regime=content["regime"],
+                channels=content["channels"],
+                node_op=content["node_op"],
+                dags=tuple(Dag(s["num_nodes"], tuple(s["edges"])) for s in content["stages"]),
             )
         except KeyError as e:
             raise ValueError(f"not the JSON of a NetworkSpec: the key {e} is missing") from None
         except (TypeError, ValueError) as e:
             raise ValueError(f"not the JSON of a NetworkSpec: {e}") from e
+        if fingerprint is not None and spec.fingerprint != fingerprint:
+            raise ValueError(
+                f"its spec has the fingerprint {spec.fingerprint}, but it states "
+                f"{one_line(fingerprint, 80)}: one of the two was changed"
+            )
+        return spec
 
     @cached_property
     def fingerprint(self) -> str:
@@ -238,11 +234,9 @@ class NetworkGenerator:
         dags = []
         for name, _, fraction in REGIMES[self.regime]:
             num_nodes = max(1, int(self.num_nodes * fraction))
-            try:
+            half = f", with half of num_nodes {self.num_nodes} (§3.2)" if fraction < 1 else ""
+            with prefixed(f"{name} of the {self.regime} regime{half}"):
                 graph = random_graph(self.graph, num_nodes, seed, **self.graph_params)
-            except ValueError as e:
-                half = f", with half of num_nodes {self.num_nodes} (§3.2)" if fraction < 1 else ""
-                raise ValueError(f"{name} of the {self.regime} regime{half}: {e}") from e
             dags.append(Dag.from_graph(graph))
         return NetworkSpec(self.regime, self.channels, self.node_op, tuple(dags))
 

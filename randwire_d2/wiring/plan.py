@@ -1,6 +1,7 @@
 """What a wiring says about running it, before there is any tensor."""
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 
 from .dag import Dag
 from .schedule import schedule
@@ -45,8 +46,7 @@ class Plan:
         self.predecessors = dag.predecessors
         self.successors = dag.successors
         self.output_nodes = dag.output_nodes
-        order = schedule(dag).order if not by_level else ()
-        self.groups = _levels(dag) if by_level else _runs(order, dag.predecessors)
+        self.groups = _levels(dag) if by_level else _runs(schedule(dag).order, dag.predecessors)
         self.order = tuple(v for group in self.groups for v in group)
         self.places = _slices(map(len, self.groups))
         self.done = _last_uses(self.order, dag.predecessors)
@@ -121,11 +121,7 @@ def _runs(
 
 def _slices(lengths: Iterable[int]) -> list[slice]:
     """Where pieces of these lengths are in a vector that has them one after the other."""
-    slices, start = [], 0
-    for length in lengths:
-        slices.append(slice(start, start + length))
-        start += length
-    return slices
+    return [slice(*ends) for ends in pairwise(accumulate(lengths, initial=0))]
 
 
 def _last_uses(order: Sequence[int], reads: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -39,7 +39,7 @@ class PretrainedModel:
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False
     ) -> Path:
-        """Write weights, config and classes into a folder, which appears whole.
+        """Write weights, config and classes into a folder; a new one appears whole.
 
         Args:
             folder: a new or an empty one.
