@@ -1,5 +1,6 @@
 """Data sets that are not as they should be: each is one clear line, or a fault that is counted."""
 
+import codecs
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, DatasetMapper
 from helpers import ROOT
-from label_formats import HEIGHT, TRAIN, VAL, WIDTH, write_sound
+from label_formats import FORMATS, HEIGHT, TRAIN, VAL, WIDTH, write_sound
 from PIL import Image
 
 from randwire_d2.config import detector_config
@@ -414,6 +415,22 @@ def test_validation_needs_masks_too(tmp_path: Path) -> None:
     arguments = ["--config-file", SHAPES, *given, "MODEL.MASK_ON", "True"]
     with pytest.raises(ValueError, match=r"4 of 4 boxes of '.*/val.json' have no p.*MASK_ON F"):
         load_config(argument_parser().parse_args(arguments))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_byte_order_marks_are_no_part_of_labels(kind: str, tmp_path: Path) -> None:
+    """Windows programs begin a text file with one. Wrong: the first box of each file or the first
+    image of a list is left out, or an evaluation fails in COCO's own reader."""
+
+    def mark(root: Path) -> None:
+        for path in root.rglob("*.*"):
+            if path.suffix != ".jpg":
+                path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+
+    cfg = read(tmp_path, kind, mark)
+    train, val = (labelled_images(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    assert not train.faults and train.num_boxes == 2 * TRAIN
+    assert not val.faults and val.num_boxes == 2 * VAL and val.json_file is None
 
 
 def test_linked_folders_of_yolo_are_searched(tmp_path: Path) -> None:
