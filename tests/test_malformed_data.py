@@ -116,6 +116,11 @@ STOPS: dict[str, tuple[str, Damage, list[str]]] = {
                  ["train.json", "UTF-8"]),
     "no list of annotations": ("coco", coco(lambda c: c.pop("annotations")), ["'annotations'"]),
     "no annotation": ("coco", coco(lambda c: c.update(annotations=[])), ["one of its 6 images"]),
+    "crowds alone": ("coco", coco(lambda c: [a.update(iscrowd=1) for a in c["annotations"]]),
+                     ["of its 6 images has a box but 12 crowds (iscrowd 1)"]),
+    "boxes that are fractions": ("coco", coco(lambda c: [
+        a.update(bbox=[0.25, 0.5, 0.3, 0.2]) for a in c["annotations"]]),
+        ["train.json", "not one of its 12 boxes", "[0.25, 0.5, 0.3, 0.2]", "in pixels"]),
     "no image": ("coco", coco(lambda c: c.update(images=[])), ["train.json", "has no images"]),
     "no categories": ("coco", coco(lambda c: c.update(categories=[])), ["category_id 1", "none"]),
     "two images with one id": ("coco", coco(lambda c: c["images"][1].update(id=1)),
