@@ -125,6 +125,8 @@ STOPS: dict[str, tuple[str, Damage, list[str]]] = {
     "no categories": ("coco", coco(lambda c: c.update(categories=[])), ["category_id 1", "none"]),
     "two images with one id": ("coco", coco(lambda c: c["images"][1].update(id=1)),
                                ["train1.jpg", "train2.jpg", "the id 1"]),
+    "a category whose id is text": ("coco", coco(lambda c: c["categories"][1].update(id="2")), [
+        "category 'dog' has the id '2', which is no integer; number each category"]),
     "an image without a name": ("coco", coco(lambda c: c["images"][0].pop("file_name")),
                                 ["image 1", "'file_name'"]),
     "unknown category": ("coco", coco(lambda c: c["annotations"][3].update(category_id=9)),

@@ -108,10 +108,12 @@ def _by_id(
     found: dict[int, dict[str, Any]] = {}
     for entry in entries:
         key = entry.get("id")
-        if not isinstance(key, int) or name not in entry:
+        if name not in entry:
+            raise ValueError(f"{json_file!r}: {what} {brief(key)} has no {name!r}")
+        if not isinstance(key, int):
             raise ValueError(
-                f"{json_file!r}: {what} {brief(entry.get(name, key))} has no number as its id, "
-                f"or no {name!r}"
+                f"{json_file!r}: {what} {brief(entry[name])} has the id {brief(key)}, which is no "
+                f"integer; number each {what}, and refer to the numbers in the annotations"
             )
         if key in found:
             raise ValueError(
