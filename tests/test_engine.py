@@ -486,6 +486,18 @@ def test_epochs_are_of_the_images_with_objects(tmp_path: Path) -> None:
         load("SOLVER.EPOCHS", -1)
 
 
+@pytest.mark.parametrize(("iterations", "warns"), [(1000, True), (1001, False)])
+def test_a_warm_up_that_never_ends_is_named(
+    iterations: int, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: a short training with a long one's config has a fraction of the rate that was set."""
+    cfg = detector_config()
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_ITERS = iterations, 0.02, 1000
+    scale_schedule(cfg, 0)
+    said = "".join(r.message for r in caplog.records)
+    assert ("MAX_ITER 1000: the rate" in said and "BASE_LR 0.02;" in said) if warns else not said
+
+
 @pytest.mark.parametrize(
     ("images", "batch", "warm_up"),
     [(15, 8, 9), (1, 8, 0), (78, 8, 48), (80, 8, 50), (1000, 8, 50), (15, 16, 4)],

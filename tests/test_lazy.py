@@ -433,6 +433,26 @@ def load_with_data(name: str, root: Path, *args: str) -> DictConfig:
     )
 
 
+@pytest.mark.parametrize("masks", ["of one object", "of all"])
+def test_masks_are_read_for_a_detector_that_finds_some(masks: str, tmp_path: Path) -> None:
+    """Detectron2's configs read COCO's masks, whatever the detector finds. Wrong: a training of
+    boxes ends in its mapper, which takes no masks of only some objects, nor RLE for polygons; or a
+    Mask R-CNN gets none."""
+    data = write_sound(tmp_path / "data")["coco"]
+    for split in ("train", "val"):
+        labels = tmp_path / "data" / f"{split}.json"
+        content = json.loads(labels.read_text())
+        for found in content["annotations"][: 1 if masks == "of one object" else None]:
+            found["segmentation"] = [[5, 7, 9, 7, 9, 9]]
+        labels.write_text(json.dumps(content))
+    options = [NO_MASKS] if masks == "of one object" else []
+    cfg = load_lazy_config(parse("mask_rcnn_randwire_c109_fpn_1x", *data, *SMALL, *options))
+    loader = cfg.dataloader.train
+    mapper = instantiate(loader.mapper)
+    samples = [mapper(record) for record in DatasetCatalog.get(loader.dataset.names)]
+    assert {s["instances"].has("gt_masks") for s in samples} == {masks == "of all"}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_data_by_path_settle_names_and_classes(name: str, tmp_path: Path) -> None:
     """Wrong: a loader or the evaluator reads COCO, or a head tells COCO's 80 classes apart."""

@@ -1,5 +1,6 @@
 """Data sets that are not as they should be: each is one clear line, or a fault that is counted."""
 
+import codecs
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, DatasetMapper
 from helpers import ROOT
-from label_formats import HEIGHT, TRAIN, VAL, WIDTH, write_sound
+from label_formats import FORMATS, HEIGHT, TRAIN, VAL, WIDTH, write_sound
 from PIL import Image
 
 from randwire_d2.config import detector_config
@@ -115,10 +116,17 @@ STOPS: dict[str, tuple[str, Damage, list[str]]] = {
                  ["train.json", "UTF-8"]),
     "no list of annotations": ("coco", coco(lambda c: c.pop("annotations")), ["'annotations'"]),
     "no annotation": ("coco", coco(lambda c: c.update(annotations=[])), ["one of its 6 images"]),
+    "crowds alone": ("coco", coco(lambda c: [a.update(iscrowd=1) for a in c["annotations"]]),
+                     ["of its 6 images has a box but 12 crowds (iscrowd 1)"]),
+    "boxes that are fractions": ("coco", coco(lambda c: [
+        a.update(bbox=[0.25, 0.5, 0.3, 0.2]) for a in c["annotations"]]),
+        ["train.json", "not one of its 12 boxes", "[0.25, 0.5, 0.3, 0.2]", "in pixels"]),
     "no image": ("coco", coco(lambda c: c.update(images=[])), ["train.json", "has no images"]),
     "no categories": ("coco", coco(lambda c: c.update(categories=[])), ["category_id 1", "none"]),
     "two images with one id": ("coco", coco(lambda c: c["images"][1].update(id=1)),
                                ["train1.jpg", "train2.jpg", "the id 1"]),
+    "a category whose id is text": ("coco", coco(lambda c: c["categories"][1].update(id="2")), [
+        "category 'dog' has the id '2', which is no integer; number each category"]),
     "an image without a name": ("coco", coco(lambda c: c["images"][0].pop("file_name")),
                                 ["image 1", "'file_name'"]),
     "unknown category": ("coco", coco(lambda c: c["annotations"][3].update(category_id=9)),
@@ -414,6 +422,22 @@ def test_validation_needs_masks_too(tmp_path: Path) -> None:
     arguments = ["--config-file", SHAPES, *given, "MODEL.MASK_ON", "True"]
     with pytest.raises(ValueError, match=r"4 of 4 boxes of '.*/val.json' have no p.*MASK_ON F"):
         load_config(argument_parser().parse_args(arguments))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_byte_order_marks_are_no_part_of_labels(kind: str, tmp_path: Path) -> None:
+    """Windows programs begin a text file with one. Wrong: the first box of each file or the first
+    image of a list is left out, or an evaluation fails in COCO's own reader."""
+
+    def mark(root: Path) -> None:
+        for path in root.rglob("*.*"):
+            if path.suffix != ".jpg":
+                path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+
+    cfg = read(tmp_path, kind, mark)
+    train, val = (labelled_images(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    assert not train.faults and train.num_boxes == 2 * TRAIN
+    assert not val.faults and val.num_boxes == 2 * VAL and val.json_file is None
 
 
 def test_linked_folders_of_yolo_are_searched(tmp_path: Path) -> None:

@@ -1030,6 +1030,18 @@ def test_a_name_says_nothing_to_the_terminal(
     assert f"Skipped {tmp_path}/a [2J b.png: " in said and "\x1b" not in said
 
 
+def test_what_is_hidden_in_a_folder_is_no_image(tmp_path: Path) -> None:
+    """Wrong: each photo that a Mac has copied comes with a file that can't be read; or a folder
+    that is itself hidden, and named, is empty."""
+    for name in ("a.jpg", "._a.jpg", ".trash/b.jpg", "sub/._c.png", "sub/d.mp4"):
+        (tmp_path / ".photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".photos" / name).write_bytes(b"")
+    found = find_inputs([str(tmp_path / ".photos")])
+    assert [i.name for i in found] == ["a", "sub/d"]
+    alone = str(tmp_path / ".photos" / "._a.jpg")
+    assert [i.path for i in find_inputs([alone])] == [alone]
+
+
 def test_names_of_pictures_are_different(tmp_path: Path) -> None:
     """Wrong: a.png of one folder is drawn over a.jpg of another."""
     for name in ("x/a.jpg", "x/a.png", "y/a.jpg", "y/[1].jpg"):

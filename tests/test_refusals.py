@@ -106,6 +106,10 @@ REFUSALS = {
         ("DETECTOR MODEL.ROI_HEADS.NAME X", "can't be built: No object named 'X' … 'ROI_HEADS'"),
         ("DETECTOR MODEL.ROI_BOX_HEAD.POOLER_TYPE X", "can't be built: Unknown pooler type: X"),
         ("DETECTOR MODEL.RPN.IN_FEATURES \"['res9']\"", "can't be built: there is no 'res9'"),
+        (
+            "DETECTOR MODEL.META_ARCHITECTURE RetinaNet",
+            "no 'p7' (MODEL.BACKBONE.NAME build_randwire_fpn_backbone; MODEL.RETINANET.IN_FEATURES",
+        ),
         ("DETECTOR MODEL.RANDWIRE.WS.K 3", "MODEL.RANDWIRE … WS needs an even K … got K=3"),
         ("DETECTOR MODEL.RANDWIRE.SPEC_FILE IN/broken.json", "SPEC_FILE '…/broken.json': not the"),
         ("DETECTOR MODEL.KEYPOINT_ON True", "has no keypoint_names; … MODEL.KEYPOINT_ON False"),

@@ -36,13 +36,13 @@ def existing_path(name: str, path: str) -> str:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a file in UTF-8.
+    """The text of a file in UTF-8, without the byte order mark that some Windows programs write.
 
     Raises:
         ValueError: it can't be read; one line.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else f"it is no text in UTF-8: {e}"
         raise ValueError(f"{os.fspath(path)!r} can't be read: {reason}") from e

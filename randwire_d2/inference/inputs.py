@@ -36,7 +36,8 @@ class Input:
 def find_inputs(given: Sequence[str], option: str = "INPUT") -> list[Input]:
     """The images and videos of files, globs and folders (with those below), each once, in order.
 
-    A file that is given by its own name is taken for an image whatever its suffix is.
+    A file that is given by its own name is taken for an image whatever its suffix is. What is
+    hidden in a folder is left out, as by globs: macOS's ``._photo.jpg``, which is no image, say.
 
     Args:
         option: by which they were given, for the error.
@@ -95,7 +96,12 @@ def _files(text: str) -> list[tuple[str, str]]:
 
 def _below(folder: str) -> list[tuple[str, str]]:
     paths = sorted(p for p in Path(folder).rglob("*") if p.is_file() and _known(p.name))
-    return [(str(p), str(p.relative_to(folder).with_suffix(""))) for p in paths]
+    names = [p.relative_to(folder) for p in paths]
+    return [
+        (str(path), str(name.with_suffix("")))
+        for path, name in zip(paths, names)
+        if not any(part.startswith(".") for part in name.parts)
+    ]
 
 
 def _known(name: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from operator import sub
 from typing import Any
 
+from ...text import brief
 from ..formats.labels import Faults, LabelledImages
 from ..formats.rle import rle_fault
 from ..images.probing import TO_8_BITS, ImageFile, digest, probe_all
@@ -47,7 +48,8 @@ def clean(split: LabelledImages) -> LabelledImages:
     Every image gets the height and width of its file. Records are changed in place.
 
     Raises:
-        ValueError: most images can't be used, or no box is left; one line.
+        ValueError: most images can't be used, no box is left but crowds, or all are smaller than a
+            pixel; one line.
     """
     faults, before = split.faults, len(split.records)
     records = []
@@ -68,15 +70,27 @@ def clean(split: LabelledImages) -> LabelledImages:
             f"{split.source!r}: {unusable} of {before} images can't be used; "
             f"{'; '.join(faults.lines())}"
         )
-    if not split.num_boxes:
-        what = f": {'; '.join(faults.lines())}" if faults else ""
-        raise ValueError(
-            f"{split.source!r}: not one of its {before} images has a box{what}; label some, "
-            "or name another split"
-        )
+    _check_boxes(split)
     if faults.count() > faults.count(HARMLESS):  # then the file has more than the records
         split.json_file = None
     return split
+
+
+def _check_boxes(split: LabelledImages) -> None:
+    annotations = [a for record in split.records for a in record["annotations"]]
+    if all(a.get("iscrowd", 0) for a in annotations):
+        crowds = f" but {len(annotations)} crowds (iscrowd 1)" if annotations else ""
+        what = f": {'; '.join(split.faults.lines())}" if split.faults else ""
+        raise ValueError(
+            f"{split.source!r}: not one of its {len(split.records)} images has a box{crowds}{what}"
+            "; label some, or name another split"
+        )
+    if all(max(a["bbox"][2:]) <= 1 for a in annotations):
+        raise ValueError(
+            f"{split.source!r}: not one of its {len(annotations)} boxes is larger than a pixel, as "
+            f"if they were fractions of the image ({brief(annotations[0]['bbox'])}); give x, y, "
+            "width and height in pixels"
+        )
 
 
 def _check_file(record: dict[str, Any], file: ImageFile, faults: Faults) -> bool:

@@ -6,6 +6,7 @@ supervision's DetectionDataset rounds boxes to float32 and keeps masks as pixels
 the records here are those of ``load_coco_json``, which a test compares.
 """
 
+import codecs
 import os
 from typing import Any
 
@@ -57,7 +58,11 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
             if keypoints.names:
                 found["keypoints"] = entry.get("keypoints")
             records[image_id]["annotations"].append(found)
-    evaluable = len(categories) == before and _is_evaluable(images, annotations, keypoints)
+    evaluable = (
+        len(categories) == before
+        and not _has_mark(json_file)
+        and _is_evaluable(images, annotations, keypoints)
+    )
     return LabelledImages(
         json_file,
         list(records.values()),
@@ -81,6 +86,12 @@ def _parse(json_file: str) -> dict[str, Any]:
     return content
 
 
+def _has_mark(json_file: str) -> bool:
+    """Whether a file begins with a byte order mark, which COCO's own reader refuses."""
+    with open(json_file, "rb") as f:
+        return f.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+
+
 def _list(json_file: str, content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     found = content.get(key)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
@@ -97,10 +108,12 @@ def _by_id(
     found: dict[int, dict[str, Any]] = {}
     for entry in entries:
         key = entry.get("id")
-        if not isinstance(key, int) or name not in entry:
+        if name not in entry:
+            raise ValueError(f"{json_file!r}: {what} {brief(key)} has no {name!r}")
+        if not isinstance(key, int):
             raise ValueError(
-                f"{json_file!r}: {what} {brief(entry.get(name, key))} has no number as its id, "
-                f"or no {name!r}"
+                f"{json_file!r}: {what} {brief(entry[name])} has the id {brief(key)}, which is no "
+                f"integer; number each {what}, and refer to the numbers in the annotations"
             )
         if key in found:
             raise ValueError(

@@ -145,7 +145,9 @@ def label_file(image: str) -> str:
 
 
 def _text(path: str) -> str | None:
-    return Path(path).read_text(errors="replace") if os.path.isfile(path) else None
+    if not os.path.isfile(path):
+        return None
+    return Path(path).read_text(encoding="utf-8-sig", errors="replace")
 
 
 def _labels(

@@ -375,5 +375,10 @@ def _build(cfg: CfgNode) -> nn.Module:
     except (AssertionError, KeyError, ValueError) as e:  # how Detectron2 refuses a value
         reason = str(e.args[0]) if e.args else traceback.extract_tb(e.__traceback__)[-1].line
         if isinstance(e, KeyError) and " " not in str(reason):
-            reason = f"there is no {reason!r}"
+            keys = [k for k, v in flat(cfg) if isinstance(v, list | tuple) and reason in v]
+            where = [
+                f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}",
+                *(f"{k} names it" for k in keys),
+            ]
+            reason = f"there is no {reason!r} ({'; '.join(where)})"
         raise ValueError(f"the config's network can't be built: {reason}") from e

@@ -56,7 +56,7 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     """The config with its schedule in iterations of IMS_PER_BATCH images, and EPOCHS 0.
 
     WARMUP_ITERS that are more than a quarter of the training become a quarter; a line in the log
-    says so.
+    says so, or, without EPOCHS, that the warm-up is the whole training.
 
     Args:
         cfg: one with ``SOLVER.EPOCHS`` and the other keys for ``SOLVER.REFERENCE_BATCH_SIZE``.
@@ -68,6 +68,7 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH_SIZE
     images = cfg.SOLVER.EPOCHS * num_images
     if not images:
+        _warn_of_warm_up(cfg.SOLVER)
         return cfg
     scaled = cfg.clone()
     scaled.defrost()
@@ -99,6 +100,16 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
         )
         solver.WARMUP_ITERS = longest
     return scaled
+
+
+def _warn_of_warm_up(solver: CfgNode) -> None:
+    """A config's keys for 90,000 iterations are literal in a training of a few hundred, too."""
+    if 0 < solver.MAX_ITER <= solver.WARMUP_ITERS:
+        logger.warning(
+            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is not less than SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER}: the rate warms up to the end, and never reaches SOLVER.BASE_LR "
+            f"{solver.BASE_LR}; set fewer, or SOLVER.EPOCHS, with which the warm-up shrinks"
+        )
 
 
 def _warm_up(solver: CfgNode, num_images: int) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 from detectron2.config import LazyConfig
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
+from detectron2.modeling.meta_arch import FCOS, RetinaNet
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
 from omegaconf import DictConfig, OmegaConf
 
 from ..config.datasets import register_data, thing_classes
 from ..config.keypoints import default_sigmas, keypoint_names
-from .in_yaml import KEYPOINTS, finds_coco_metrics, yaml_config
+from .in_yaml import KEYPOINTS, finds_coco_metrics, mask_key, target_of, yaml_config
 
 # Where Detectron2's detectors have the number of their classes: ahead of others what those refer
 # to, and last what has another number, 1, if one mask is for all classes.
@@ -21,6 +23,9 @@ _NUMBERS = (
     "model.roi_heads.mask_head.num_classes",
 )
 _NUM_KEYPOINTS = "model.roi_heads.keypoint_head.num_keypoints"
+_MASKS = "dataloader.train.mapper.use_instance_mask"
+# Of these it is known that they read masks for their ``mask_key`` alone.
+_DETECTORS = (CascadeROIHeads, FCOS, Res5ROIHeads, RetinaNet, StandardROIHeads)
 
 
 def use_data(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -52,6 +57,7 @@ def use_data(cfg: DictConfig, overrides: Sequence[str]) -> None:
             OmegaConf.update(cfg, key, len(thing_classes(train)))
     if OmegaConf.select(cfg, KEYPOINTS) is not None:
         _use_keypoints(cfg, train)
+    _leave_out_masks(cfg)
     given = [t for t in overrides if "num_classes=" in t or "num_keypoints=" in t]
     LazyConfig.apply_overrides(cfg, given)
 
@@ -66,6 +72,20 @@ def _use_keypoints(cfg: DictConfig, train: str) -> None:
         cfg.dataloader.train.dataset.min_keypoints = 1
     if finds_coco_metrics(cfg):
         cfg.dataloader.evaluator.setdefault("kpt_oks_sigmas", default_sigmas(names))
+
+
+def _leave_out_masks(cfg: DictConfig) -> None:
+    """Have training images read without masks for a detector that finds none: Detectron2's configs
+    read COCO's, but its mapper takes neither RLE for polygons, nor masks of only some objects."""
+    detector = target_of(OmegaConf.select(cfg, "model.roi_heads", default=cfg.model))
+    of_boxes = OmegaConf.select(cfg, "dataloader.train.mapper.recompute_boxes")
+    if (
+        detector in _DETECTORS
+        and OmegaConf.select(cfg, mask_key(cfg)) is None
+        and OmegaConf.select(cfg, _MASKS)
+        and not of_boxes
+    ):
+        OmegaConf.update(cfg, _MASKS, False)
 
 
 def check_classes(cfg: DictConfig, name: str) -> None:
