@@ -596,7 +596,7 @@ def test_augmented_boxes_stay_on_their_objects(tmp_path: Path) -> None:
     flipped = set()
     for seed in range(6):
         np.random.seed(seed)
-        image, (found,) = samples._augment(cfg, record, masks=True)
+        image, (found,) = samples._augment(cfg, record)
         x0, y0, x1, y1 = map(round, found["bbox"])
         assert image[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2].min() > 200
         assert image[:, : x0 - 4].max(initial=0) < 50 > image[:, x1 + 4 :].max(initial=0)
