@@ -19,6 +19,9 @@ constexpr int kPixels = kTile / N < 8 ? kTile / N : 8;
 // Pixels whose weights and data stay in the cache; and those for which others are worth reading.
 constexpr int64_t kBlock = 64, kMany = 112;
 
+// Fewer pixels are not worth a weight's way into panels.
+constexpr int64_t kFew = 96;
+
 // Where a product is written: pixels of a tensor, one after another.
 struct Pixels {
   float* data;
@@ -111,6 +114,49 @@ struct Weight : Panels {
 
   V* at(int64_t panel) const { return weights + first(panel) * inputs; }
 };
+
+// The sums of the lanes of L vectors, one for each.
+template <int H = L / 2>
+inline V lane_sums(V (&rows)[L]) {
+#pragma GCC unroll 8
+  for (int l = 0; l < H; ++l) {
+    exchange<H>(rows[l], rows[l + H], std::make_integer_sequence<int, L>());
+    rows[l] += rows[l + H];
+  }
+  if constexpr (H > 1) return lane_sums<H / 2>(rows);
+  return rows[0];
+}
+
+// All channels of few pixels: a weight that is read once is read as it is, (outputs, inputs), and
+// sums are by lanes first. Pixels are spread, with zeros for what the last block has a second time.
+inline void multiply_few(const float* x, int64_t pixel, int64_t pixels, const float* weight,
+                         const Blocks& inputs, float* out, int64_t outputs, int64_t threads) {
+  constexpr int M = L / 2;  // results of two pixels are a vector
+  const int64_t tiles = (outputs + M - 1) / M;
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static)
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t o = std::min(tile * M, outputs - M);
+    const float* rows = weight + o * inputs.channels;
+    for (int64_t p = 0; p < pixels; p += 2) {
+      const int64_t second = std::min(p + 1, pixels - 1);
+      V total[L] = {};
+      for (int64_t k = 0; k < inputs.count; ++k) {
+        const V one = load(x + p * pixel + k * L), two = load(x + second * pixel + k * L);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          const V row = load(rows + m * inputs.channels + inputs.offset(k));
+          total[m] += one * row;
+          total[m + M] += two * row;
+        }
+      }
+      const V sums = lane_sums(total);
+      for (int m = 0; m < M; ++m) {
+        out[p * outputs + o + m] = sums[m];
+        out[second * outputs + o + m] = sums[m + M];
+      }
+    }
+  }
+}
 
 // What will be read from memory next, the same floats of n tensors: prefetched little by little, into
 // the second cache, while the first one is computed with.

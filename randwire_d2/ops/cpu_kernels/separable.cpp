@@ -109,16 +109,54 @@ struct Window {
   }
 };
 
+// Calls write(pixel from 0, block, value) for output rows of the depthwise convolution.
+template <int S, typename Write>
+void convolve(Window<S>& window, const V* weight, int64_t first, int64_t last, Write write) {
+  const Shape size = window.in.strided(S);
+  for (int64_t o = first; o < last; ++o) {
+    V* three[3];
+    window.around(o / size.height, o % size.height, three);
+    convolve_row<S>(
+        three, window.rows.line, weight, window.sum.blocks.count, size.width,
+        [=](int64_t w, int64_t k, V y) { write((o - first) * size.width + w, k, y); });
+  }
+}
+
 // How many rows are multiplied at once.
 int64_t rows_of(int64_t width) { return std::max<int64_t>(1, kBlock / width); }
+
+// What separable computes, for few pixels: all are convolved before they are multiplied.
+template <int S>
+void separable_few(const Sum& sum, const Shape& in, const V* depthwise, const float* pointwise,
+                   int64_t outputs, float* out, int64_t threads) {
+  const Blocks blocks = sum.blocks;
+  const Shape size = in.strided(S);
+  const int64_t all = in.images * size.height, pixel = (blocks.count | 1) * L;
+  const Buffer buffer(all * size.width * pixel / L, false);
+  float* inner = buffer.floats();
+  V own;  // lanes of the last block that the one before lacks
+  for (int l = 0; l < L; ++l) own[l] = l >= blocks.count * L - blocks.channels;
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static)
+  for (int64_t chunk = 0; chunk < threads; ++chunk) {
+    Window<S> window(sum, in);
+    convolve(window, depthwise, all * chunk / threads, all * (chunk + 1) / threads,
+             [=](int64_t p, int64_t k, V y) {
+               store(inner + (all * chunk / threads * size.width + p) * pixel + k * L,
+                     k + 1 < blocks.count ? y : y * own);
+             });
+  }
+  multiply_few(inner, pixel, all * size.width, pointwise, blocks, out, outputs, threads);
+}
 
 template <int S>
 void separable(const Sum& sum, const Shape& in, const float* depthwise, const float* pointwise,
                int64_t outputs, float* out, int64_t threads) {
   const Blocks blocks = sum.blocks;
   const Shape size = in.strided(S);
-  const Weight panels(pointwise, outputs, in.channels, false, threads);
   const Buffer weight = spread_weight(depthwise, blocks, false);
+  if (in.images * size.height * size.width < kFew)
+    return separable_few<S>(sum, in, weight + 0, pointwise, outputs, out, threads);
+  const Weight panels(pointwise, outputs, in.channels, false, threads);
   // Enough chunks for the threads, but of some pixels, since each reads the whole weight, and of
   // rows, since it computes those beside it, too. If they are too few, threads share a chunk, and
   // its depthwise convolution is computed as often: beside the other one, that is little.
@@ -138,14 +176,9 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
     float* inner = buffer.floats();
     for (int64_t o = first; o < last; o += most) {
       const int64_t rows = std::min(most, last - o);
-      for (int64_t r = 0; r < rows; ++r) {
-        V* three[3];
-        window.around((o + r) / size.height, (o + r) % size.height, three);
-        convolve_row<S>(three, window.rows.line, weight + 0, blocks.count, size.width,
-                        [=](int64_t w, int64_t k, V y) {
-                          store(inner + r * row + w * pixel + blocks.offset(k), y);
-                        });
-      }
+      convolve(window, weight + 0, o, o + rows, [=](int64_t p, int64_t k, V y) {
+        store(inner + p * pixel + blocks.offset(k), y);
+      });
       multiply(inner, pixel, rows * size.width, panels, panels.count * group / groups,
                panels.count * (group + 1) / groups,
                Pixels{out + o * size.width * outputs, panels.blocks},
