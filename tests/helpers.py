@@ -10,12 +10,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+import pytest
 import torch
 from detectron2.utils import comm
 from hypothesis import strategies as st
@@ -246,6 +248,16 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
+
+
+@contextmanager
+def raises_one_line(
+    error: type[BaseException], match: str | None = None
+) -> Iterator[pytest.ExceptionInfo[BaseException]]:
+    """As ``pytest.raises``, of an exception whose text is one line."""
+    with pytest.raises(error, match=match) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
