@@ -38,11 +38,17 @@ settings.load_profile("randwire")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """No test, nor a fixture, computes with random numbers that depend on the tests before it."""
+def pytest_fixture_setup() -> None:
+    """No fixture computes with random numbers that depend on what came before it."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Nor does a test; that it is a module's first, which makes the fixtures, is no difference."""
+    pytest_fixture_setup()
 
 
 NEEDS_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
