@@ -14,7 +14,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.structures import BoxMode
-from helpers import ROOT, last_metrics, leave_checkpoint, raises_one_line, run_tool
+from helpers import PATIENCE, ROOT, last_metrics, leave_checkpoint, raises_one_line, run_tool
 from label_formats import (
     FORMATS,
     Content,
@@ -355,7 +355,7 @@ def test_files_of_labels_are_waited_for_at_once(
     together, read = Barrier(2), yolo._text
 
     def wait(path: str) -> str | None:
-        together.wait(timeout=10)
+        together.wait(PATIENCE)
         return read(path)
 
     monkeypatch.setattr(yolo, "_text", wait)

@@ -25,7 +25,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import assert_same, randomise
+from helpers import PATIENCE, assert_same, randomise
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is not installed")
 
@@ -359,7 +359,7 @@ def test_kernels_are_compiled_ahead_on_all_cores(monkeypatch: pytest.MonkeyPatch
     afterwards = [lambda _: None] * (takes - 3)
 
     def compile_one() -> SimpleNamespace:
-        both.wait(timeout=60)  # for the other: one alone never gets past
+        both.wait(PATIENCE)  # for the other: one alone never gets past
         return SimpleNamespace(src="source", metadata="metadata")
 
     def fail() -> None:
