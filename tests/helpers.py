@@ -250,6 +250,14 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
     return done.stdout
 
 
+def output_of(code: str, **environment: str) -> str:
+    """What Python code, which must succeed, prints in a process of its own."""
+    env = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @contextmanager
 def raises_one_line(
     error: type[BaseException], match: str | None = None

@@ -17,7 +17,7 @@ import detectron2
 import pytest
 import torch
 from detectron2.config import get_cfg
-from helpers import ROOT, draw_image_folders, raises_one_line, run_tool
+from helpers import ROOT, draw_image_folders, output_of, raises_one_line, run_tool
 
 from randwire_d2 import command, get_config_file
 from randwire_d2.command import TOOLS, in_users_words, process, program
@@ -80,9 +80,7 @@ def test_the_command_waits_for_no_library() -> None:
         "try: main(['--help'])\n"
         "finally: print(*{'torch', 'detectron2', 'numpy', 'randwire_d2'}.intersection(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    *listing, loaded = done.stdout.splitlines()
+    *listing, loaded = output_of(code).splitlines()
     assert not loaded
     assert all(any(line.startswith(f"  {name} ") for line in listing) for name in TOOLS)
 
