@@ -397,11 +397,9 @@ def registered(tmp_path):
 
 
 def test_evaluator_before_loader(registered, tmp_path):
-    """Evaluation alone, on a fresh machine, builds the evaluator maybe before the loader.
-
-    Ground truth given as predictions must score 100; less says that boxes, masks or category ids
-    do not survive the way through Detectron2 and pycocotools.
-    """
+    """On a fresh machine, an evaluation may build the evaluator before the loader. Ground truth
+    given as predictions must score 100: less says that boxes, masks or category ids do not survive
+    the way through Detectron2 and pycocotools."""
     name = registered[1]
     assert MetadataCatalog.get(name).evaluator_type == "coco"
     evaluator = COCOEvaluator(name, ("bbox", "segm"), distributed=False)

@@ -569,9 +569,9 @@ def test_a_resumed_prediction_skips_what_is_done(
     batch: int, detector: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Wrong: an image or a whole video is computed twice, a batch in other parts; a frame's id is
-    another; a broken input is forgotten; or results of another model, threshold or set of inputs
-    are mixed with these, or of an image that is another now."""
+    """Wrong: an image or a whole video is computed twice, or a batch in other parts; a frame gets
+    another id; a broken input is forgotten. Or old results are mixed with those of another model,
+    threshold or set of inputs, or kept for an image that has changed."""
     inputs, whole, out = tmp_path / "inputs", tmp_path / "whole", tmp_path / "out"
     another = tmp_path / "x.pth"
     torch.save({**torch.load(detector, weights_only=True), "iteration": 9}, another)
