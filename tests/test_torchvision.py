@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, draw_image_folders, last_metrics, raises_one_line, run_tool
+from helpers import ROOT, last_metrics, raises_one_line, run_tool
 from torch import Tensor, nn
 
 from randwire_d2 import NetworkGenerator, RandWireClassifier
@@ -25,13 +25,6 @@ MOBILENET = ROOT / "configs/imagenet/mobilenet_v2_w1.4_250ep.yaml"
 SHUFFLENET = ROOT / "configs/imagenet/shufflenet_v2_x2_250ep.yaml"
 NAME = "MODEL.CLASSIFIER.TORCHVISION.NAME"
 OPTIONS = "MODEL.CLASSIFIER.TORCHVISION.OPTIONS"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("images")
-    draw_image_folders(root, train=6, val=3)
-    return root
 
 
 def arguments(file: Path, folders: Path, output: Path, *options: object) -> list[str]:
