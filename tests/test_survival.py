@@ -295,19 +295,24 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path) -> None:
         save_on_a_full_disk(tmp_path)
 
 
-@pytest.mark.slow
-def test_a_full_file_system_leaves_the_older_checkpoint(tmp_path: Path) -> None:
-    code = "import sys, test_survival as t; t.save_on_a_full_disk(t.Path(sys.argv[1]))"
-    command = f'mount -t tmpfs -o size={FULL} tmpfs "$0" && {sys.executable} -c "{code}" "$0"'
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+def run_on_a_small_disk(
+    code: str, folder: str | Path, size: int | str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code, whose argument is a folder, where a file system of this size is mounted."""
+    command = f'mount -t tmpfs -o size={size} tmpfs "$0" && {sys.executable} -c "$CODE" "$0"'
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CODE": code}
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", command, tmp_path],
-        env=environment,
-        capture_output=True,
-        text=True,
+        ["unshare", "-m", "sh", "-c", command, folder], env=env, capture_output=True, text=True
     )
     if "permitted" in done.stderr or "permission" in done.stderr:
         pytest.skip("only root may mount a file system")
+    return done
+
+
+@pytest.mark.slow
+def test_a_full_file_system_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    code = "import sys, test_survival as t; t.save_on_a_full_disk(t.Path(sys.argv[1]))"
+    done = run_on_a_small_disk(code, tmp_path, FULL)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -642,7 +647,7 @@ def test_a_second_training_is_refused_until_the_first_one_ends(tmp_path: Path) -
     config = str(ROOT / "configs/faster_rcnn_randwire_shapes.yaml")
     args = argument_parser().parse_args(["--config-file", config, "OUTPUT_DIR", str(tmp_path)])
     cfg = load_config(args)
-    first = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path,))
+    first = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path,), daemon=True)
     first.start()
     assert first.pid is not None
     worker = tmp_path / "worker"
@@ -772,13 +777,7 @@ except ChildProcessError as e:
 
 @pytest.mark.slow
 def test_full_shared_memory_is_explained() -> None:
-    command = f'mount -t tmpfs -o size=2m tmpfs /dev/shm && {sys.executable} -c "$CODE"'
-    environment = {**os.environ, "CODE": WITH_LITTLE_SHARED_MEMORY}
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", command], env=environment, capture_output=True, text=True
-    )
-    if "permitted" in done.stderr or "permission" in done.stderr:
-        pytest.skip("only root may mount a file system")
+    done = run_on_a_small_disk(WITH_LITTLE_SHARED_MEMORY, "/dev/shm", "2m")
     assert "a worker has no room in /dev/shm" in done.stdout, done.stderr
     assert "--shm-size" in done.stdout and "lower DATALOADER.NUM_WORKERS 1" in done.stdout
 
