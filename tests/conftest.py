@@ -12,6 +12,12 @@ from pathlib import Path
 # Ahead of torch, and for all processes that tests start. Tensors are small: a second thread costs
 # more than it brings, and sums keep their order.
 os.environ["OMP_NUM_THREADS"] = "1"
+# What a job or torchrun tells its processes, and what shows tracebacks, would change what tools do.
+for name in list(os.environ):
+    if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in (
+        "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANDWIRE_D2_TRACEBACK",
+    ):  # fmt: skip
+        del os.environ[name]
 # Ahead of randwire_d2, which reads it once.
 _datasets = tempfile.TemporaryDirectory(prefix="randwire_d2_tests_")
 os.environ["DETECTRON2_DATASETS"] = _datasets.name
