@@ -12,6 +12,12 @@ from pathlib import Path
 # Ahead of torch, and for all processes that tests start. Tensors are small: a second thread costs
 # more than it brings, and sums keep their order.
 os.environ["OMP_NUM_THREADS"] = "1"
+# What a job or torchrun tells its processes, and what shows tracebacks, would change what tools do.
+for name in list(os.environ):
+    if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in (
+        "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANDWIRE_D2_TRACEBACK",
+    ):  # fmt: skip
+        del os.environ[name]
 # Ahead of randwire_d2, which reads it once.
 _datasets = tempfile.TemporaryDirectory(prefix="randwire_d2_tests_")
 os.environ["DETECTRON2_DATASETS"] = _datasets.name
@@ -38,11 +44,17 @@ settings.load_profile("randwire")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """No test, nor a fixture, computes with random numbers that depend on the tests before it."""
+def pytest_fixture_setup() -> None:
+    """No fixture computes with random numbers that depend on what came before it."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Nor does a test; that it is a module's first, which makes the fixtures, is no difference."""
+    pytest_fixture_setup()
 
 
 NEEDS_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,12 +10,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+import pytest
 import torch
 from detectron2.utils import comm
 from hypothesis import strategies as st
@@ -246,6 +248,24 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
+
+
+def output_of(code: str, **environment: str) -> str:
+    """What Python code, which must succeed, prints in a process of its own."""
+    env = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@contextmanager
+def raises_one_line(
+    error: type[BaseException], match: str | None = None
+) -> Iterator[pytest.ExceptionInfo[BaseException]]:
+    """As ``pytest.raises``, of an exception whose text is one line."""
+    with pytest.raises(error, match=match) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

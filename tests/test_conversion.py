@@ -473,9 +473,9 @@ MSRA = ["MODEL.RESNETS.STRIDE_IN_1X1", True, "INPUT.FORMAT", "BGR", "MODEL.PIXEL
 def test_caffes_resnet_under_torchvisions_names(
     tmp_path: Path, convert: Callable, options: list[Any]
 ) -> None:
-    """Wrong: mmdetection's resnet50_msra, whose bottlenecks have their stride in the first 1×1
-    convolution, whose images are BGR, and whose stem has a bias, is taken for torchvision's though
-    the user says what it is; or what the file does not say is assumed without a word."""
+    """Wrong: mmdetection's resnet50_msra is taken for torchvision's though the user says what it is
+    (its bottlenecks have their stride in the first 1×1 convolution, its images are BGR, and its
+    stem has a bias); or what the file does not say is assumed without a word."""
     network = randomise(torchvision.models.resnet50(width_per_group=4))
     network.conv1.bias = nn.Parameter(torch.linspace(-1, 1, 64))
     state = {k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}

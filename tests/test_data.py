@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ from detectron2.data import (
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.file_io import PathManager
-from helpers import PATIENCE
+from helpers import PATIENCE, output_of
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -363,18 +361,12 @@ def test_registered_under_detectron2_datasets(tmp_path):
         "    assert n in DatasetCatalog\n"
         "    print(MetadataCatalog.get(n).image_root)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    said = output_of(code, DETECTRON2_DATASETS=str(tmp_path))
     folder = builtin.dataset_folder(tmp_path, ShapesConfig())
     expected = [folder / "annotations" / f"instances_{split}.json" for split in builtin.SPLITS]
     folder = builtin.dataset_folder(tmp_path, ClassificationShapesConfig())
     expected += [folder / split for split in builtin.SPLITS]
-    assert run.stdout.split() == [str(path) for path in expected]
+    assert said.split() == [str(path) for path in expected]
     assert not list(tmp_path.iterdir()), "drawn before it was needed"
 
 
@@ -405,11 +397,9 @@ def registered(tmp_path):
 
 
 def test_evaluator_before_loader(registered, tmp_path):
-    """Evaluation alone, on a fresh machine, builds the evaluator maybe before the loader.
-
-    Ground truth given as predictions must score 100; less says that boxes, masks or category ids
-    do not survive the way through Detectron2 and pycocotools.
-    """
+    """On a fresh machine, an evaluation may build the evaluator before the loader. Ground truth
+    given as predictions must score 100: less says that boxes, masks or category ids do not survive
+    the way through Detectron2 and pycocotools."""
     name = registered[1]
     assert MetadataCatalog.get(name).evaluator_type == "coco"
     evaluator = COCOEvaluator(name, ("bbox", "segm"), distributed=False)

@@ -1,12 +1,10 @@
 """Folders of images as Detectron2 data sets: what is listed, and every line a user may get."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from helpers import output_of, raises_one_line
 from torchvision.datasets import ImageFolder
 
 from randwire_d2.data import builtin
@@ -36,9 +34,8 @@ def touch(folder, *names):
 def line(train, test=()):
     """The one line that refuses these data sets."""
     register_folders([*train, *test])
-    with pytest.raises(ValueError) as e:
+    with raises_one_line(ValueError) as e:
         check_image_folders(train, test)
-    assert "\n" not in str(e.value)
     return str(e.value)
 
 
@@ -71,15 +68,9 @@ def test_imagenet(tmp_path):
         "print(*f.check_image_folders(['imagenet_train'], ['imagenet_val']), sep='\\n')"
     )
     touch(tmp_path, *(f"imagenet/{s}/{c}/1.JPEG" for s in ("train", "val") for c in ("n02", "n01")))
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    said = output_of(code, DETECTRON2_DATASETS=str(tmp_path))
     roots = [str(tmp_path / "imagenet" / split) for split in ("train", "val")]
-    assert run.stdout.split() == [*roots, "n01", "n02"]
+    assert said.split() == [*roots, "n01", "n02"]
 
 
 def test_folders_are_names(tmp_path, monkeypatch):

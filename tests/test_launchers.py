@@ -19,7 +19,7 @@ from unittest import mock
 import pytest
 import torch
 from detectron2.utils import comm
-from helpers import ROOT, Tool, assert_equal, run_tool, wait_until
+from helpers import ROOT, Tool, assert_equal, raises_one_line, run_tool, wait_until
 from launching import COMMANDS, TOOL, TORCHRUN, arguments, command, final, free_port
 from torch import distributed
 from torch.distributed import HashStore
@@ -160,9 +160,8 @@ def test_the_command_line_must_agree_with_torchrun(
         monkeypatch.setattr(Launched, "share", lambda launched, name, make: make())
         load_config(args)
         return
-    with pytest.raises(ValueError, match=expected) as error:
+    with raises_one_line(ValueError, match=expected):
         load_config(args)
-    assert "\n" not in str(error.value)
 
 
 # -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from detectron2.data import DatasetCatalog
+from helpers import raises_one_line
 from launching import C78, LAUNCHERS, arguments, run_in_two, small
 
 from randwire_d2.classification import ClassificationTrainer, load_config
@@ -125,10 +126,10 @@ def test_machines_with_other_images_are_refused(
     check_same_data(cfg)
     listing._kept[cfg.DATASETS.TRAIN[0]] = listing._kept[cfg.DATASETS.TEST[0]]
     monkeypatch.setattr(datasets.comm, "all_gather", lambda mine: [*first, mine])
-    with pytest.raises(ValueError, match="a data set is not the same for all processes") as e:
+    with raises_one_line(ValueError, match="a data set is not the same for all processes") as e:
         check_same_data(cfg)
     assert f"sees {TRAIN} images of '{folders}/train'" in str(e.value)
-    assert f"sees {VAL} images of '{folders}/train'" in str(e.value) and "\n" not in str(e.value)
+    assert f"sees {VAL} images of '{folders}/train'" in str(e.value)
 
 
 # Each Python process with this on its path writes which folders torchvision lists.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, DatasetMapper
-from helpers import ROOT
+from helpers import ROOT, raises_one_line
 from label_formats import FORMATS, HEIGHT, TRAIN, VAL, WIDTH, write_sound
 from PIL import Image
 
@@ -272,9 +272,8 @@ def read(tmp_path: Path, kind: str, damage: Damage) -> Any:
 @pytest.mark.parametrize("name", STOPS)
 def test_what_cannot_be_used_is_one_line(name: str, tmp_path: Path) -> None:
     kind, damage, says = STOPS[name]
-    with pytest.raises(ValueError) as e:
+    with raises_one_line(ValueError) as e:
         read(tmp_path, kind, damage)
-    assert "\n" not in str(e.value)
     for words in says:
         assert words in str(e.value)
 
@@ -301,11 +300,8 @@ def test_a_set_with_a_name_has_no_white_images(mode: str, is_train: bool, tmp_pa
     mapper = PatientMapper(cfg, is_train=is_train)
     assert mapper(record)["image"].shape[0] == 3
     deepen(mode)(root)
-    with pytest.raises(
-        ValueError, match=rf"{image} can't be .*8 bits .*mode {mode[0]}.*convert"
-    ) as e:
+    with raises_one_line(ValueError, match=rf"{image} can't be .*8 bits .*mode {mode[0]}.*convert"):
         mapper(record)
-    assert "\n" not in str(e.value)
 
 
 def test_no_image_is_run_as_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,9 +473,8 @@ def test_a_path_that_names_no_data_is_one_line(
     write_sound(tmp_path / "data")
     (tmp_path / "empty").mkdir()
     arguments = ["--config-file", SHAPES, *(part.format(tmp=tmp_path) for part in given)]
-    with pytest.raises(ValueError) as e:
+    with raises_one_line(ValueError) as e:
         load_config(argument_parser().parse_args(arguments))
-    assert "\n" not in str(e.value)
     for words in says:
         assert words in str(e.value)
 

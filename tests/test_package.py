@@ -17,7 +17,7 @@ import detectron2
 import pytest
 import torch
 from detectron2.config import get_cfg
-from helpers import ROOT, draw_image_folders, run_tool
+from helpers import ROOT, draw_image_folders, output_of, raises_one_line, run_tool
 
 from randwire_d2 import command, get_config_file
 from randwire_d2.command import TOOLS, in_users_words, process, program
@@ -60,9 +60,9 @@ def test_configs_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_unknown_configs_are_named_with_what_is_near(name: str, near: str) -> None:
     """Wrong: a stack trace, a guess, or a file from outside."""
-    with pytest.raises(ValueError, match="has no config") as error:
+    with raises_one_line(ValueError, match="has no config") as error:
         get_config_file(name)
-    assert near in str(error.value) and "\n" not in str(error.value)
+    assert near in str(error.value)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -80,9 +80,7 @@ def test_the_command_waits_for_no_library() -> None:
         "try: main(['--help'])\n"
         "finally: print(*{'torch', 'detectron2', 'numpy', 'randwire_d2'}.intersection(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    *listing, loaded = done.stdout.splitlines()
+    *listing, loaded = output_of(code).splitlines()
     assert not loaded
     assert all(any(line.startswith(f"  {name} ") for line in listing) for name in TOOLS)
 

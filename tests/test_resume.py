@@ -21,7 +21,7 @@ from detectron2.modeling.meta_arch import retinanet
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from fvcore.nn import sigmoid_focal_loss
-from helpers import ROOT, assert_equal, draw_boxes
+from helpers import ROOT, assert_equal, draw_boxes, raises_one_line
 from torch.utils.data import IterableDataset
 
 from randwire_d2.data.detection import augmentation
@@ -226,9 +226,9 @@ RETINANET = (
 def test_a_stopped_training_ends_with_the_same_bits(
     data: str, tmp_path: Path, seed: int, options: tuple[object, ...]
 ) -> None:
-    """Wrong: weights, momentum, average, RetinaNet's normaliser, a seed that was drawn, or what
-    metrics.json says are others than without the stop, or with other workers; or a loss is rounded
-    otherwise once TorchScript has seen it a few times."""
+    """Wrong: after a stop, or with other workers, the weights, the momentum, the average,
+    RetinaNet's normaliser, a seed that was drawn or the content of metrics.json differ; or a loss
+    is rounded otherwise once TorchScript has seen it a few times."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     given = ("SEED", seed, *options)
     expected = train(config(data, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", whole, *given), 5)
@@ -244,8 +244,8 @@ def test_a_stopped_training_ends_with_the_same_bits(
 
 
 def test_a_schedule_is_that_of_its_batch(data: str, tmp_path: Path) -> None:
-    """Wrong: a training in epochs that is resumed with another batch goes on at the iteration and
-    the rate of its first one; or what may be changed is refused: the length alone, the batch of a
+    """Wrong: a training in epochs is resumed with another batch, and goes on at the iteration and
+    the rate of its first one. Or what may change is refused: the length alone, the batch of a
     schedule in iterations, whatever an older version wrote."""
 
     def resume(*options: object) -> Quiet:
@@ -283,9 +283,9 @@ def test_a_schedule_is_that_of_its_batch(data: str, tmp_path: Path) -> None:
 def test_who_is_refused_can_go_on_as_before(
     data: str, other: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """Wrong: a training that is shortened to less than it has done ends with that many iterations
-    to its name; the config.yaml is that of a command that was refused, so that later ones are
-    compared with it; or a training that goes on keeps an old one."""
+    """Wrong: a training that is shortened to less than it has done is said to have ended there; the
+    config.yaml is that of a refused command, and later commands are compared with it; or a training
+    that goes on keeps an old one."""
     args = argparse.Namespace(resume=True, eval_only=False)
     run = ("OUTPUT_DIR", tmp_path)
     first = Quiet(config(data, *run))
@@ -315,10 +315,10 @@ def test_a_trainer_that_nobody_holds_is_gone(data: str, tmp_path: Path) -> None:
 def test_a_training_goes_on_at_the_rate_of_its_config(
     data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Wrong: who resumes with a lower rate, after a divergence, trains at the checkpoint's without
-    a word; or has another schedule in one iteration only, such as the rate 0 of one that had ended;
-    or an optimizer that its state doesn't fit is taken, once config.yaml, which was compared, is
-    another training's."""
+    """Wrong: someone lowers the rate after a divergence, and the training goes on at the
+    checkpoint's rate without a word; one iteration has another schedule, such as the rate 0 of a
+    training that had ended; or an optimizer is taken whose state does not fit, as config.yaml is by
+    now another training's."""
 
     def resume(*options: object) -> Quiet:
         trainer = Quiet(config(data, "OUTPUT_DIR", tmp_path, "SOLVER.WARMUP_FACTOR", 0.5, *options))
@@ -351,6 +351,5 @@ def test_a_training_goes_on_at_the_rate_of_its_config(
         (("SOLVER.MOMENTUM", 0.5, *other), r"momentum 0.9 \(now 0.5\)"),
         ((), r"weights in 4 groups, .*\(now 2, .*, which its state fixes"),
     ):
-        with pytest.raises(ValueError, match=says) as e:
+        with raises_one_line(ValueError, match=says):
             resume("SOLVER.BASE_LR", 0.5, *options)
-        assert "\n" not in str(e.value)

@@ -135,9 +135,9 @@ def test_a_run_killed_at_random_moments_ends_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does_killed_or_not(tmp_path: Path) -> None:
-    """Wrong: as above, of two gloo processes; or their first step is not that of one process with
-    the same images: they augment them otherwise, sample other regions, or weigh their gradients in
-    another way. (Later, rounding may swap proposals of nearly the same score.)"""
+    """Wrong: as above, of two gloo processes; or their first step differs from one process's with
+    the same images: they augment the images otherwise, sample other regions, or weigh their
+    gradients in another way. (Later, rounding may swap proposals of nearly the same score.)"""
     kills = max(1, KILLS // 4)
     whole, resumed, alone = (tmp_path / name for name in ("whole", "resumed", "alone"))
     two = ["--num-gpus", 2, "--dist-url", "auto"]
@@ -188,10 +188,10 @@ LAZY = [
 
 @pytest.mark.slow
 def test_a_lazy_config_killed_anywhere_ends_the_same(tmp_path: Path) -> None:
-    """Wrong: a bit of the weights, momentum, average, best checkpoint, losses or evaluations is
-    another, if the training of a LazyConfig was killed, with or without workers, when it wrote a
-    checkpoint, or in the evaluation after one; or its seed, which was drawn, is not taken from the
-    checkpoint."""
+    """A LazyConfig's training is killed as it writes a checkpoint, or in the evaluation after one,
+    with or without workers. Wrong: it ends with another bit in the weights, the momentum, the
+    average, the best checkpoint, the losses or the evaluations; or its seed, which was drawn, does
+    not come from the checkpoint."""
     tool, whole, resumed = "lazyconfig_train_net.py", tmp_path / "whole", tmp_path / "resumed"
     data, workers = draw_boxes(tmp_path / "boxes"), "dataloader.train.num_workers={}".format
     before, given = REGISTER.format(folder=data), [*LAZY, workers(0), f"train.output_dir={whole}"]

@@ -117,9 +117,9 @@ def test_least_peaks_by_hand(dag: Dag, peak: int) -> None:
 
 
 def test_depth_first_beats_breadth_first() -> None:
-    """Else one chain isn't run to its end before the next begins: of k chains, ascending order
-    (all first nodes, then all second ones) holds k results beside the one that comes, and running
-    one after the other holds the sum of those that have ended and one result."""
+    """Else the next chain begins before the one before has ended. In ascending order (all first
+    nodes, then all second ones) k chains hold k results beside the one that comes; one chain after
+    the other holds one result, and the sum of the chains that have ended."""
     assert played(THREE_CHAINS, range(9)) == 4
     assert played(THREE_CHAINS, (0, 3, 6, 1, 4, 7, 2, 5, 8)) == 3
     assert schedule(THREE_CHAINS).peak == 3

@@ -40,10 +40,10 @@ def arguments(
 def test_the_guides_script_trains_what_it_registers(
     processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong: a generator or a node operation of one's own can't be trained with the tools, its key
-    has no default, or the guide's script is none; or who reads the detector needs the generator, or
-    is not told that it needs the operation; or the last line and the card name a tool, which has
-    none."""
+    """Wrong: the guide's script is none; the tools can't train a generator or a node operation of
+    one's own, or its key has no default. Or who reads the detector needs the generator, or is not
+    told that the operation is needed. Or the last line and the card name one of the tools in place
+    of such a script."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "GUIDE.md").read_text(), re.DOTALL)
     (script,) = [block for block in blocks if "train.main()" in block]
     (tmp_path / "my_train.py").write_text(script)

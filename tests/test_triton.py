@@ -25,7 +25,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import assert_same, randomise
+from helpers import PATIENCE, assert_same, randomise
 
 pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is not installed")
 
@@ -345,9 +345,9 @@ def test_nan_is_not_hidden_on_cuda() -> None:
 
 
 def test_kernels_are_compiled_ahead_on_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong: a first step waits minutes for one kernel after the other, or for what launches them;
-    a kernel runs that is not compiled yet, or none does in another thread, or afterwards; what a
-    compiler says is lost, or all that is compiled later meets a closed pool."""
+    """Wrong: a first step waits minutes, as kernels, or what launches them, are compiled one after
+    the other. A kernel runs before it is compiled; none runs in another thread, or afterwards. What
+    a compiler says is lost, or later compilations meet a closed pool."""
     launched: list[bool] = []
     launchers: list[tuple[Any, Any]] = []
     driver = SimpleNamespace(launcher_cls=lambda src, metadata: launchers.append((src, metadata)))
@@ -359,7 +359,7 @@ def test_kernels_are_compiled_ahead_on_all_cores(monkeypatch: pytest.MonkeyPatch
     afterwards = [lambda _: None] * (takes - 3)
 
     def compile_one() -> SimpleNamespace:
-        both.wait(timeout=60)  # for the other: one alone never gets past
+        both.wait(PATIENCE)  # for the other: one alone never gets past
         return SimpleNamespace(src="source", metadata="metadata")
 
     def fail() -> None:

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError, asdict, replace
@@ -18,7 +15,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from fvcore.common.registry import Registry
-from helpers import GOLDEN, ROOT, SEEDS, ba, er, ws
+from helpers import GOLDEN, ROOT, SEEDS, ba, er, output_of, ws
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -389,15 +386,7 @@ assert not heavy, f"randwire_d2.wiring imports {heavy}"
         for regime in ("small", "regular")
     ]
     for hash_seed in ("0", "1234"):
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == here
+        assert output_of(script, PYTHONHASHSEED=hash_seed).split() == here
 
 
 GENERATOR = {"regime": "regular", "channels": 8, "num_nodes": 16}
