@@ -153,14 +153,14 @@ void separable(const Sum& sum, const Shape& in, const float* depthwise, const fl
                int64_t outputs, float* out, int64_t threads) {
   const Blocks blocks = sum.blocks;
   const Shape size = in.strided(S);
+  const int64_t all = in.images * size.height, pixels = all * size.width;
   const Buffer weight = spread_weight(depthwise, blocks, false);
-  if (in.images * size.height * size.width < kFew)
+  if (pixels < kFew)
     return separable_few<S>(sum, in, weight + 0, pointwise, outputs, out, threads);
   const Weight panels(pointwise, outputs, in.channels, false, threads);
   // Enough chunks for the threads, but of some pixels, since each reads the whole weight, and of
   // rows, since it computes those beside it, too. If they are too few, threads share a chunk, and
   // its depthwise convolution is computed as often: beside the other one, that is little.
-  const int64_t all = in.images * size.height, pixels = all * size.width;
   const int64_t fit = std::min(all / 3, pixels / (pixels < 2 * 96 * threads ? 48 : 96));
   const int64_t chunks = std::clamp<int64_t>(3 * threads, 1, std::max<int64_t>(1, fit));
   const int64_t groups = std::clamp<int64_t>(2 * threads / chunks, 1, panels.count);
