@@ -1,5 +1,6 @@
 """The Triton kernels do what the operators' native implementation does.
 
+They access no memory but that of their tensors, and none that another program writes.
 Without a GPU, Triton's interpreter runs them on the CPU. It must be chosen before Triton is first
 imported, so this file runs itself in another process: ``python test_triton.py interpret CASE...``
 writes what was wrong in each case, as JSON. ``compile CAPABILITY`` and ``well`` run the compiler
@@ -11,6 +12,7 @@ import inspect
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -30,6 +32,7 @@ from helpers import PATIENCE, assert_same, randomise
 pytest.importorskip("triton", reason="Triton, which comes with torch for CUDA, is not installed")
 
 import triton
+import triton.language as tl
 
 from randwire_d2 import NetworkGenerator, ops
 from randwire_d2.modeling.stage import RandWireStage
@@ -51,6 +54,24 @@ class Case(probe.Case):
     constants: dict[str, int] = field(default_factory=dict)
 
 
+def drawn_case(seed: int) -> Case:
+    draw = random.Random(seed)
+    stride = draw.choice((1, 2))
+    constants = {name: draw.choice((value, 4 * value)) for name, value in SMALL.items()}
+    return Case(
+        inputs=draw.randint(1, 8),
+        affine=draw.random() < 0.5,
+        stride=stride,
+        size=(draw.randint(1, 9), draw.randint(1, 9)),
+        channels=draw.choice((1, 2, 4, 7, 16, 33)),
+        dtype=draw.choice((torch.float64, torch.float32, torch.float16, torch.bfloat16)),
+        only=OPERATORS if stride == 1 else OPERATORS[2:4],
+        contiguous=draw.random() < 0.2,
+        nodes=draw.randint(1, 4),
+        constants=constants if draw.random() < 0.7 else {},
+    )
+
+
 CASES = {
     "one pixel": Case(1, False, 1, (1, 1), 1),
     "one input": Case(1, False, 1, (5, 4), 5, constants=SMALL),
@@ -70,6 +91,7 @@ CASES = {
     "float32": Case(2, True, 1, (3, 5), 5, torch.float32),
     "float16": Case(3, True, 1, (3, 5), 5, torch.float16),
     "bfloat16": Case(2, False, 2, (3, 5), 5, torch.bfloat16),
+    "nothing above 0": Case(1, False, 1, (2, 3), 5, mean=-9, only=OPERATORS[2:4]),
     "large mean": Case(
         *(1, False, 1, (19, 11), 3, torch.float32),
         constants=SMALL | {"PROGRAMS": 20},
@@ -95,11 +117,46 @@ SLOW_CASES = {
         only=OPERATORS[4:],
     ),
 }
+# Sizes that nobody has thought of, as many as the environment says.
+DRAWN = int(os.environ.get("RANDWIRE_DRAWN_CASES", "4"))
+SLOW_CASES |= {f"drawn, {seed}": drawn_case(seed) for seed in range(DRAWN)}
 CUDA_CASES = {
     "stage 1": Case(2, True, 1, (56, 56), 109, torch.float32, want=EVERY_WANT),
     "stage 2, its input": Case(1, False, 2, (56, 56), 109, torch.float16),
     "stage 4": Case(4, True, 1, (7, 7), 872, torch.float32),
 }
+
+
+# What is wrong with an access, and what the sanitizer says of it.
+FAULTS = {
+    "reads the tail": "reads what is in no tensor",
+    "writes the tail": "writes what is in no tensor",
+    "writes gaps": "writes what is in no tensor",
+    "writes in pairs": "writes an element twice",
+    "writes the same": "writes what another program has written",
+    "reads its own": "reads what it has written",
+    "reads the last": "reads what another program has written",
+    "reads the next": "writes what another program has read",
+}
+
+
+@triton.jit
+def _faulty_kernel(x, y, count, FAULT: tl.constexpr):
+    place = tl.program_id(0) * 4 + tl.arange(0, 4)
+    exists = place < count
+    value = tl.load(x + place, exists | (FAULT == "reads the tail"), other=0.0)
+    if FAULT == "reads the next":
+        value += tl.load(y + place + 4, place + 4 < count, other=0.0)
+    target = place
+    if FAULT == "writes in pairs":
+        target = place // 2
+    if FAULT == "writes the same":
+        target = tl.arange(0, 4)
+    tl.store(y + target, value, exists | (FAULT == "writes the tail"))
+    if FAULT == "reads its own":
+        tl.store(x + place, tl.load(y + place, exists, other=0.0), exists)
+    if FAULT == "reads the last":
+        value = tl.load(y + place - 4, exists & (place >= 4), other=0.0)
 
 
 @contextmanager
@@ -127,6 +184,12 @@ def check_nan(device: str = "cpu") -> None:
     assert result.isnan().all(), "lost in aggregate"
     (grad,), _, _ = triton_kernels.aggregate_backward([x], *read, (True, False))
     assert grad.isnan().all(), "lost in its backward"
+
+
+def check_fault(fault: str) -> None:
+    y = torch.zeros(20)
+    y = y[::2] if fault == "writes gaps" else y[:10]
+    _faulty_kernel[(3,)](torch.zeros(10), y, 10, fault)
 
 
 def check_stage(norm: str, training: bool, multiple: int) -> None:
@@ -172,10 +235,14 @@ def spread_comparisons_as_masks() -> None:
 
 def interpret(names: list[str]) -> dict[str, str]:
     """What is wrong in each case, in Triton's interpreter."""
+    from sanitizer import sanitized  # for which interpreted Triton must be imported
+
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # what was never written is NaN
     spread_comparisons_as_masks()
     wrong = {}
     checks: dict[str, Callable[[], None]] = {"NaN": check_nan}
+    checks |= {f"fault/{fault}": partial(check_fault, fault) for fault in ("", *FAULTS)}
     for kind, stages in (("stage", STAGES), ("other stage", SLOW_STAGES)):
         for stage in stages:
             checks[f"{kind}/{stage}"] = partial(check_stage, *stage)
@@ -187,7 +254,8 @@ def interpret(names: list[str]) -> dict[str, str]:
     for key, run in checks.items():
         if key.split("/")[0] in names:
             try:
-                run()
+                with sanitized():
+                    run()
                 wrong[key] = ""
             except Exception as error:
                 wrong[key] = f"{type(error).__name__}: {error}"
@@ -253,6 +321,10 @@ def elsewhere(*arguments: str) -> dict[str, str]:
     return wrong
 
 
+FAST = ("interpret", "NaN", "fault", "stage", *CASES)
+SLOW = ("interpret", "other stage", *SLOW_CASES)
+
+
 def each(cases: dict[str, Case]) -> Any:
     pairs = [(name, operator) for name, case in cases.items() for operator in case.only]
     return pytest.mark.parametrize("name, operator", pairs)
@@ -262,33 +334,45 @@ def each(cases: dict[str, Case]) -> Any:
 def test_operators(name: str, operator: str) -> None:
     """If it failed, a network would compute something else on a GPU than on a CPU: other borders,
     other tails of blocks, an affine or a coefficient left out, statistics that cancel."""
-    assert not elsewhere("interpret", "NaN", "stage", *CASES)[f"{name}/{operator}"]
+    assert not elsewhere(*FAST)[f"{name}/{operator}"]
 
 
 @pytest.mark.slow
 @each(SLOW_CASES)
 def test_operators_of_larger_operands(name: str, operator: str) -> None:
     """As ``test_operators``: wrong only with many inputs, or with the tiles that a GPU gets."""
-    assert not elsewhere("interpret", "other stage", *SLOW_CASES)[f"{name}/{operator}"]
+    assert not elsewhere(*SLOW)[f"{name}/{operator}"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_accesses_are_found(fault: str) -> None:
+    """Wrong: the other tests in the interpreter pass, but kernels read what is behind a tensor, or
+    race: on a GPU they would end a training, or change its results from run to run."""
+    assert FAULTS[fault] in elsewhere(*FAST)[f"fault/{fault}"]
+
+
+def test_right_accesses_are_not_refused() -> None:
+    """If it failed, the test above would pass whatever the sanitizer looks at."""
+    assert not elsewhere(*FAST)["fault/"]
 
 
 def test_nan_is_not_hidden() -> None:
     """If it failed, a ReLU would turn NaNs into zeros, and a diverged training would go on."""
-    assert not elsewhere("interpret", "NaN", "stage", *CASES)["NaN"]
+    assert not elsewhere(*FAST)["NaN"]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=str)
 def test_a_stage(stage: tuple[str, bool, int]) -> None:
     """If it failed, the operators would not fit together: a group's nodes in another order, parts
     of sums that are not added up, slices whose strides a kernel does not know."""
-    assert not elsewhere("interpret", "NaN", "stage", *CASES)[f"stage/{stage}"]
+    assert not elsewhere(*FAST)[f"stage/{stage}"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", SLOW_STAGES, ids=str)
 def test_another_stage(stage: tuple[str, bool, int]) -> None:
     """As ``test_a_stage``."""
-    assert not elsewhere("interpret", "other stage", *SLOW_CASES)[f"other stage/{stage}"]
+    assert not elsewhere(*SLOW)[f"other stage/{stage}"]
 
 
 def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
