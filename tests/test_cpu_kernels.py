@@ -1,8 +1,12 @@
 """The compiled operators do what the native ones do, and where they can't, the native ones run."""
 
 import logging
+import os
+import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -233,3 +237,42 @@ def test_processes_compile_once(
         paths = {future.result() for future in [pool.submit(build.built) for _ in range(3)]}
     assert len(paths) == 1 and len([c for c in commands if "-shared" in c]) == 1
     assert sorted(p.suffix for p in (afresh / "randwire_d2").iterdir()) == ["", ".so"]
+
+
+@pytest.mark.slow
+def test_no_access_is_outside_of_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what lies beside a tensor is read, or overwritten, and the tests above pass: what is
+    read may be used for nothing, and what is overwritten needed by nobody just then."""
+    compiler = shutil.which(os.environ.get("CXX") or "c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler here")
+    # Python is not compiled so, and has to load them ahead of all else.
+    libraries = [
+        Path(subprocess.check_output([compiler, f"-print-file-name={name}.so"], text=True).strip())
+        for name in ("libasan", "libubsan", "libstdc++")
+    ]
+    # Some are a text that tells a linker where the library is.
+    if not all(path.is_file() and path.read_bytes()[:4] == b"\x7fELF" for path in libraries):
+        pytest.skip("the C++ compiler has no sanitizers that can be preloaded")
+    # Optimized less, it compiles in a quarter of the time.
+    flags = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+    (tmp_path / "c++").write_text(f'#!/bin/sh\nexec {shlex.quote(compiler)} "$@" {flags}\n')
+    (tmp_path / "c++").chmod(0o700)
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    build.built()  # here, because the compiler would take longer with what is preloaded
+
+    # An access that is off by a row is to hit guarded memory, too. Python leaks when it ends.
+    monkeypatch.setenv("ASAN_OPTIONS", "redzone=1024:detect_leaks=0")
+    monkeypatch.setenv("LD_PRELOAD", " ".join(map(str, libraries)))
+    cases = (
+        *(test_operators_are_the_native_ones, test_other_numbers_of_results),
+        *(test_threads_change_no_bit, test_nan_is_not_hidden),
+    )
+    # Not captured: a report ends the process.
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider"]
+    command += [f"{__file__}::{case.__name__}" for case in cases]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    report = re.search(r"(Sanitizer: |runtime error: ).{,3000}", done.stdout, re.DOTALL)
+    assert done.returncode == 0, report[0] if report else done.stdout[-3000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-3000:]
