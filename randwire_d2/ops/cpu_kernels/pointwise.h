@@ -150,7 +150,8 @@ inline void multiply_few(const float* x, int64_t pixel, int64_t pixels, const fl
         }
       }
       const V sums = lane_sums(total);
-      for (int m = 0; m < M; ++m) {
+      // Not what the tile before has too: that may be another thread's.
+      for (int m = static_cast<int>(tile * M - o); m < M; ++m) {
         out[p * outputs + o + m] = sums[m];
         out[second * outputs + o + m] = sums[m + M];
       }
