@@ -1,6 +1,7 @@
 """Folders of images as Detectron2 data sets: what is listed, and every line a user may get."""
 
 import re
+from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -125,6 +126,18 @@ def test_good_folders(tmp_path):
     assert check_image_folders(["train"], ["val"]) == ["a", "b"]
     assert check_image_folders([], ["val"]) == ["a", "b"]
     assert check_image_folders(["train", "val"], ["val"]) == ["a", "b"]
+
+
+def test_photos_that_cannot_be_read(tmp_path, caplog):
+    """A class of an iPhone's photos looks empty, or half of one is left out without a word."""
+    touch(tmp_path, "t/a/x/1.HEIC", "t/b/1.jpg", "t/b/1.heic", "t/b/2.gif")
+    assert line(["t"]).endswith("; 1 .heic can't be read here: convert to JPEG")
+    touch(tmp_path, "t/a/2.avif")
+    assert check_image_folders(["t"], []) == ["a", "b"]
+    names = [Path(image["file_name"]).name for image in DatasetCatalog.get("t")]
+    assert names == ["2.avif", "1.jpg", "2.gif"]
+    (said,) = caplog.messages
+    assert said == "'t' has images that are left out: 2 .heic can't be read here: convert to JPEG"
 
 
 def test_unknown_name(tmp_path):

@@ -56,6 +56,11 @@ def truncate(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
+def as_heic(root: Path) -> None:
+    (root / "JPEGImages" / "train1.jpg").rename(root / "JPEGImages" / "train1.HEIC")
+    (root / "JPEGImages" / "train1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+
+
 def no_images(root: Path) -> None:
     for path in (root / "JPEGImages").glob("*.jpg"):
         path.unlink()
@@ -172,12 +177,18 @@ STOPS: dict[str, tuple[str, Damage, list[str]]] = {
                                               ["train1.xml", "'wolf'", "cat, dog"]),
 }  # fmt: skip
 
+NO_HEIC = "train1.HEIC: .heic can't be read here: convert to JPEG)"
 COUNTS: dict[str, tuple[str, Damage, str, int]] = {
     # What is counted, and the boxes that are left of the 12 in the training images.
     "an image missing": ("coco", lambda root: (root / "JPEGImages/train1.jpg").unlink(),
                          "images whose file is missing (left out): 1 (", 10),
     "a truncated JPEG": ("yolo", truncate, "images that can't be read (left out): 1 (", 10),
     "a JPEG that is PostScript": ("coco", postscript, "train1.jpg: it is PostScript, a prog", 10),
+    "HEIC that a COCO file names": ("coco", lambda root: [as_heic(root), coco(
+        lambda c: c["images"][0].update(file_name="train1.HEIC"))(root)], NO_HEIC, 10),
+    "HEIC in YOLO's folder": ("yolo", lambda root: [as_heic(root), write(
+        "data.yaml", "names: [cat, dog]\ntrain: JPEGImages\nval: val.txt\n")(root)], NO_HEIC, 14),
+    "HEIC in VOC's folder": ("voc", as_heic, NO_HEIC, 10),
     "an image that is text": ("voc", write("JPEGImages/train1.jpg", "not found"),
                               "train1.jpg: it is no image)", 10),
     **{f"a grey image in Pillow's mode {mode}": (kind, deepen(mode), "of more than 8 bits", 10)

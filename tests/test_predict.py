@@ -32,6 +32,7 @@ from randwire_d2.classification import ClassificationTrainer
 from randwire_d2.cli.predict import main
 from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.data import register_folders
+from randwire_d2.data.images.reading import open_image, read_rgb
 from randwire_d2.engine import Trainer
 from randwire_d2.inference import Detector
 from randwire_d2.inference.inputs import _inputs, files_as_inputs, find_inputs
@@ -1034,6 +1035,31 @@ def test_what_is_hidden_in_a_folder_is_no_image(tmp_path: Path) -> None:
     assert [i.name for i in found] == ["a", "sub/d"]
     alone = str(tmp_path / ".photos" / "._a.jpg")
     assert [i.path for i in find_inputs([alone])] == [alone]
+
+
+def test_photos_that_cannot_be_read_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: 40 photos of an iPhone are passed over without a word, or called no image; or pictures
+    that Pillow reads are passed over."""
+    tmp_path.joinpath("more").mkdir()
+    for name in ("1.HEIC", "more/2.heic", "._3.heic", "4.dng", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    said = "2 .heic, 1 .dng can't be read here: convert to JPEG"
+    for given in (tmp_path, tmp_path / "**"):
+        with raises_one_line(ValueError, f"matches no image and no video; {said}"):
+            find_inputs([str(given)])
+    for name in ("a.avif", "b.gif", "c.jfif", "d.jp2"):
+        Image.new("RGB", (8, 6), "red").save(tmp_path / name)
+        with open_image(str(tmp_path / name)) as image:
+            assert image.size == (8, 6)
+    caplog.clear()
+    assert [i.name for i in find_inputs([str(tmp_path)])] == ["a", "b", "c", "d"]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"INPUT {str(tmp_path)!r} has images that are left out: {said}"
+    ]
+    with raises_one_line(ValueError, "1.HEIC can't be read: .heic can't be read here: convert to"):
+        read_rgb(str(tmp_path / "1.HEIC"))
 
 
 def test_names_of_pictures_are_different(tmp_path: Path) -> None:

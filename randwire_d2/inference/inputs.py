@@ -1,5 +1,6 @@
 """What is predicted: images and videos out of files, globs and folders; the frames of a video."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from ..data.images.names import is_image_file, unreadable
 
 VIDEO_EXTENSIONS = (
     ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
 )  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ def find_inputs(given: Sequence[str], option: str = "INPUT") -> list[Input]:
 
     A file that is given by its own name is taken for an image whatever its suffix is. What is
     hidden in a folder is left out, as by globs: macOS's ``._photo.jpg``, which is no image, say.
+    A warning tells of images in formats that can't be read.
 
     Args:
         option: by which they were given, for the error.
@@ -47,13 +52,17 @@ def find_inputs(given: Sequence[str], option: str = "INPUT") -> list[Input]:
     """
     found: dict[str, str] = {}
     for text in given:
-        files = _files(text)
-        if not files:
-            raise ValueError(
-                f"{option} {text!r} matches no image and no video; give files, folders, or globs "
-                "such as 'images/**/*.jpg'"
-            )
-        for path, name in files:
+        files: dict[str, str] = {}  # a folder below another is matched by ** itself, too
+        for path, name in _files(text):
+            files.setdefault(path, name)
+        known = {path: name for path, name in files.items() if path == text or _known(path)}
+        passed_over = unreadable(path for path in files if path not in known)
+        if not known:
+            way_out = passed_over or "give files, folders, or globs such as 'images/**/*.jpg'"
+            raise ValueError(f"{option} {text!r} matches no image and no video; {way_out}")
+        if passed_over:
+            logger.warning(f"{option} {text!r} has images that are left out: {passed_over}")
+        for path, name in known.items():
             found.setdefault(path, name)
     return _inputs(found.items())
 
@@ -90,12 +99,12 @@ def _files(text: str) -> list[tuple[str, str]]:
     if os.path.isdir(text):
         return _below(text)
     matches = sorted(glob(text, recursive=True))
-    alone = [(m, Path(m).stem) for m in matches if os.path.isfile(m) and _known(m)]
+    alone = [(m, Path(m).stem) for m in matches if os.path.isfile(m)]
     return alone + [file for m in matches if os.path.isdir(m) for file in _below(m)]
 
 
 def _below(folder: str) -> list[tuple[str, str]]:
-    paths = sorted(p for p in Path(folder).rglob("*") if p.is_file() and _known(p.name))
+    paths = sorted(p for p in Path(folder).rglob("*") if p.is_file())
     names = [p.relative_to(folder) for p in paths]
     return [
         (str(path), str(name.with_suffix("")))
@@ -105,7 +114,7 @@ def _below(folder: str) -> list[tuple[str, str]]:
 
 
 def _known(name: str) -> bool:
-    return name.lower().endswith((*IMG_EXTENSIONS, *VIDEO_EXTENSIONS))
+    return is_image_file(name) or name.lower().endswith(VIDEO_EXTENSIONS)
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:

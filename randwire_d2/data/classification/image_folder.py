@@ -6,24 +6,28 @@ Importing this module registers ``imagenet_train`` and ``imagenet_val``, which l
 once, on import, as Detectron2 does). The listing is torchvision's ``ImageFolder``.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import find_classes, is_image_file
+from torchvision.datasets.folder import find_classes
 
 from ...text import check_one_line, named, prefixed
+from ..images.names import is_image_file, is_unreadable, unreadable
 from ..paths import existing_path
 from .shards import find_shards, read_shards
 
 DATASETS_ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 EVALUATOR_TYPE = "image_folder"
 
+logger = logging.getLogger(__name__)
+
 
 def register_image_folder(name: str, root: str) -> None:
-    """Register ``root/<class>/**/*.jpg`` (any of torchvision's image types) as a data set.
+    """Register ``root/<class>/**/*.jpg`` (any of ``names.READABLE``) as a data set.
 
     Nothing is read before the data set is asked for; then ``DatasetCatalog.get(name)`` is a list
     of ``{"file_name": str, "label": int}`` in torchvision's order, a label being an index into the
@@ -35,7 +39,16 @@ def register_image_folder(name: str, root: str) -> None:
 
 
 def _load(name: str, root: str) -> list[dict]:
-    listing = ImageFolder(PathManager.get_local_path(root))
+    passed_over: list[str] = []
+
+    def is_read(path: str) -> bool:
+        if is_unreadable(path):
+            passed_over.append(path)
+        return is_image_file(path)
+
+    listing = ImageFolder(PathManager.get_local_path(root), is_valid_file=is_read)
+    if passed_over:
+        logger.warning(f"{name!r} has images that are left out: {unreadable(passed_over)}")
     MetadataCatalog.get(name).classes = listing.classes
     return [{"file_name": file_name, "label": label} for file_name, label in listing.samples]
 
@@ -144,10 +157,9 @@ def _check(name: str) -> list[str]:
     with prefixed(f"{name!r}", OSError):
         empty = [c for c in classes if not _has_image(os.path.join(root, c))]
     if empty:
-        raise ValueError(
-            f"{name!r}: no images in {_quoted(empty)} of {root!r}; remove what is no class, or put "
-            "its images there"
-        )
+        there = (f for c in empty for _, _, names in os.walk(os.path.join(root, c)) for f in names)
+        way_out = unreadable(there) or "remove what is no class, or put its images there"
+        raise ValueError(f"{name!r}: no images in {_quoted(empty)} of {root!r}; {way_out}")
     return classes
 
 

@@ -27,10 +27,10 @@ from typing import IO, Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
-from torchvision.datasets.folder import is_image_file
 
 from ...files import atomic_open
 from ...text import brief, one_line, parse_json
+from ..images.names import is_image_file
 from ..paths import in_threads, read_text
 
 CLASSES_FILE = "classes.txt"

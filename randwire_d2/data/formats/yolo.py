@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torchvision.datasets.folder import is_image_file
 
 from ...text import brief, one_line
 from ...yaml_tags import load_yaml
+from ..images.names import is_image_file, is_unreadable
 from ..images.probing import probe_all
 from ..paths import in_threads, read_text
 from .keypoints import Keypoints, of_classes
@@ -217,7 +217,7 @@ def _images(path: str, root: object, given: object) -> list[str]:
     for name in given if isinstance(given, list) else [given]:
         place = _find(path, str(root or ""), str(name))
         if os.path.isdir(place):
-            images += sorted(filter(is_image_file, _below(place)))
+            images += sorted(f for f in _below(place) if is_image_file(f) or is_unreadable(f))
         else:
             lines = read_text(place).split("\n")
             folder = os.path.dirname(place)

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ...text import one_line
 from ..paths import in_threads
+from .names import why_no_image
 
 # The last bytes of a whole file; one that ends otherwise is decoded to know.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -128,7 +129,7 @@ def _look(path: str, num_bytes: int) -> ImageFile:
                 with Image.open(f) as image:
                     image.load()
     except UnidentifiedImageError:
-        return ImageFile(None, "it is no image")
+        return ImageFile(None, why_no_image(path))
     # Pillow raises SyntaxError and others for what is broken.
     except Exception as e:
         return ImageFile(None, one_line(e) or type(e).__name__)

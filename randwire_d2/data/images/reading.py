@@ -7,11 +7,12 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import _apply_exif_orientation
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 
 from ...text import one_line
+from .names import why_no_image
 from .probing import check_kind, why_deep
 
 
@@ -38,13 +39,18 @@ def open_image(path: str) -> Iterator[Image.Image]:
     """An image file, not decoded yet.
 
     Raises:
-        ValueError: it has more than 8 bits per channel, or is PostScript; one line.
+        ValueError: it is no image, has more than 8 bits per channel, or is PostScript; one line.
     """
-    with PathManager.open(path, "rb") as f, Image.open(f) as image:
-        check_kind(image)
-        if reason := why_deep(image):
-            raise ValueError(reason)
-        yield image
+    with PathManager.open(path, "rb") as f:
+        try:
+            opened = Image.open(f)
+        except UnidentifiedImageError as e:
+            raise ValueError(why_no_image(path)) from e
+        with opened as image:
+            check_kind(image)
+            if reason := why_deep(image):
+                raise ValueError(reason)
+            yield image
 
 
 def check_pixels(image: object) -> None:

@@ -1,0 +1,42 @@
+"""Which files are images by their names; and photos in formats that Pillow does not read.
+
+A folder is searched for both, so that nobody's photos are passed over without a word.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+# Pillow reads the others, too; of a GIF the first picture.
+READABLE = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif", ".jp2")
+UNREADABLE = (
+    ".heic", ".heif", ".jxl",
+    ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2",
+)  # fmt: skip
+_WAY_OUT = "can't be read here: convert to JPEG"
+
+
+def is_image_file(name: str) -> bool:
+    return name.lower().endswith(READABLE)
+
+
+def is_unreadable(name: str) -> bool:
+    return name.lower().endswith(UNREADABLE)
+
+
+def unreadable(names: Iterable[str]) -> str:
+    """What to say of the images among these that can't be read: "40 .heic can't …"; or ""."""
+    counts = Counter(_suffix(name) for name in names if is_unreadable(name))
+    kinds = ", ".join(f"{number} {suffix}" for suffix, number in counts.most_common())
+    return f"{kinds} {_WAY_OUT}" if kinds else ""
+
+
+def why_no_image(path: str) -> str:
+    """Of a file in which Pillow sees no image."""
+    return f"{_suffix(path)} {_WAY_OUT}" if is_unreadable(path) else "it is no image"
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
