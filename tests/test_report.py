@@ -241,7 +241,9 @@ def test_results_that_are_none_of_this_data_set_are_refused(
         draw_detections(dataset, written(tmp_path / "r.json", results))
 
 
-def test_half_written_results_and_unknown_data_sets_are_named(dataset: str, tmp_path: Path) -> None:
+def test_half_written_results_and_unknown_data_sets_are_named(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wrong: errors without the file, the value or the way out."""
     path = tmp_path / "r.json"
     path.write_text('[{"image_id": 1')
@@ -249,6 +251,9 @@ def test_half_written_results_and_unknown_data_sets_are_named(dataset: str, tmp_
         draw_detections(dataset, path)
     with pytest.raises(ValueError, match="no_such_set"):
         draw_detections("no_such_set", path)
+    monkeypatch.setitem(DatasetCatalog.data, "nothing", list)
+    with pytest.raises(ValueError, match="'nothing' has no images to draw"):
+        draw_detections("nothing", written(path, []))
 
 
 # -------------------------------------------------------------------------------------------------

@@ -52,10 +52,12 @@ def draw_detections(dataset_name: str, results_json_path: str | os.PathLike[str]
     Raises:
         FileNotFoundError: the results do not exist.
         ValueError: the file holds something else, or results for another data set; the data set is
-            not registered; or an image can't be read.
+            not registered, or has no images; or an image can't be read.
     """
     results = read_results(results_json_path, dataset_name)
     ids = [record["image_id"] for record in DatasetCatalog.get(dataset_name)]
+    if not ids:
+        raise ValueError(f"the data set {dataset_name!r} has no images to draw; name another")
     count = min(IMAGES, len(ids))
     shown = [ids[i * len(ids) // count] for i in range(count)]
     return draw_results(dataset_name, results, shown, 0.5)
