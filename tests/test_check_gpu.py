@@ -31,6 +31,7 @@ def test_a_device_that_works(tmp_path: Path) -> None:
     assert report["works"] and torch.__version__ in report["environment"]
     assert report["operators"]["float32"]["errors"].keys() == set(probe.OPERATORS)
     assert report["stage"].keys() == set(health.DTYPES)
+    assert "sanitizer" not in said, "CUDA's examines no CPU"
     assert report["stage"]["float32"]["seconds"].keys() == {"training", "inference"}
     assert report["compiler"].keys() >= {"compiler", "Python.h", "cache can be written"}
 

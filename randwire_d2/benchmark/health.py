@@ -72,7 +72,7 @@ def examine(
         **{part: {} for part in PARTS},
     }
     # On a CPU the operators sum in the type of their inputs: what is expected of a GPU's is not
-    # of them. Nor has it graphs.
+    # of them. Nor has it graphs, or a sanitizer.
     on_gpu = torch.device(device).type == "cuda"
     for part, options, dtypes in (
         ("operators", [channels], DTYPES if on_gpu else DTYPES[:1]),
@@ -84,8 +84,8 @@ def examine(
             report[part][dtype] = _elsewhere([], part, device, dtype, *options)
             progress(_outcome(report, part, dtype))
     installed = shutil.which(_SANITIZER)
-    for tool in SANITIZERS:
-        if installed is None or not device.startswith("cuda"):
+    for tool in SANITIZERS if on_gpu else ():
+        if installed is None:
             report["sanitizer"][tool] = {"skipped": f"there is no {_SANITIZER}"}
             continue
         progress(f"operators under {_SANITIZER}, {tool} ...")
