@@ -209,7 +209,8 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
             read, and one has none. Or if that convolution would stay as it was drawn.
     """
     ours, theirs = Wiring.in_model(model), Wiring.of(checkpoint)
-    if ours is None or theirs is None:
+    prefix, backbone = find_backbone(model)
+    if ours is None or theirs is None or backbone is None:
         return
     if theirs.spec != ours.spec:
         raise ValueError(
@@ -219,7 +220,7 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
             "checkpoint of the config's network with "
             f"{in_users_words('tools/convert_checkpoint.py')}."
         )
-    _check_stem(model, checkpoint)
+    _check_stem(prefix, backbone, checkpoint)
     if None not in (ours.head_relu, theirs.head_relu) and ours.head_relu != theirs.head_relu:
         raise ValueError(
             f"the checkpoint's classifier was trained with MODEL.CLASSIFIER.HEAD_RELU "
@@ -228,13 +229,11 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
             "--config-from-weights"
         )
     if ours.head_relu is None:
-        _check_features(model, checkpoint)
+        _check_features(backbone, checkpoint)
 
 
-def _check_stem(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+def _check_stem(prefix: str, backbone: RandWire, checkpoint: Mapping[str, Any]) -> None:
     """Where it is trained, it starts anew, with a warning of Detectron2's."""
-    prefix, backbone = find_backbone(model)
-    assert backbone is not None
     own = dict(backbone.named_parameters()).get("stem.conv.weight")  # unless it was replaced
     if own is None or own.requires_grad:
         return
@@ -251,16 +250,14 @@ def _check_stem(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         )
 
 
-def _check_features(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+def _check_features(backbone: RandWire, checkpoint: Mapping[str, Any]) -> None:
     try:
         cfg = stored_config(checkpoint)
     except ValueError:  # of a project with keys of its own; who needs it says so
         return
     if cfg is None or is_classifier(cfg):
         return
-    _, backbone = find_backbone(model)
     theirs = cfg.MODEL.RANDWIRE.RELU_FEATURES
-    assert backbone is not None
     if backbone.relu_features != theirs:
         raise ValueError(
             f"the checkpoint's detector was trained with MODEL.RANDWIRE.RELU_FEATURES {theirs}, "

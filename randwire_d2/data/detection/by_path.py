@@ -75,15 +75,18 @@ _told: dict[str, LabelledImages] = {}
 
 def read_labels() -> dict[str, LabelledImages]:
     """What is kept of the sets that are registered here by their path, for ``take_labels``."""
-    lasting = {name: r for name, r in DatasetCatalog.items() if isinstance(r, _Lasting)}
-    return {name: r.kept for name, r in lasting.items() if r.kept is not None}
+    return {name: kept for name, r in _lasting().items() if (kept := r.kept) is not None}
 
 
 def forget_labels() -> None:
     """Give up what is kept of these sets; what is asked for after all is read again."""
-    for registered in DatasetCatalog.values():
-        if isinstance(registered, _Lasting):
-            registered.kept = None
+    for registered in _lasting().values():
+        registered.kept = None
+
+
+def _lasting() -> dict[str, "_Lasting"]:
+    """The sets that are registered here by their path."""
+    return {name: r for name, r in DatasetCatalog.items() if isinstance(r, _Lasting)}
 
 
 def take_labels(read: Mapping[str, LabelledImages]) -> None:

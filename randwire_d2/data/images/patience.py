@@ -18,8 +18,8 @@ _AWAY = {
     errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT,
     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO, errno.ESHUTDOWN,
 }  # fmt: skip
-# What INPUT.FORMAT can be; a LazyConfig's mapper may have None, for what a file has.
-_OF_8_BITS = ("RGB", "BGR", "L", "YUV-BT.601")
+# What INPUT.FORMAT can be, all of 8 bits; a LazyConfig's mapper may have None, for what a file has.
+INPUT_FORMATS = ("RGB", "BGR", "L", "YUV-BT.601")
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -90,7 +90,7 @@ class PatientMapper(DatasetMapper):
         call, path = super().__call__, str(dataset_dict["file_name"])
 
         def read() -> Any:
-            if self.image_format in _OF_8_BITS:
+            if self.image_format in INPUT_FORMATS:
                 with open_image(path):
                     pass
             return call(dataset_dict)

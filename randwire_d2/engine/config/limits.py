@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 
 from ...config import flat
+from ...data.images.patience import INPUT_FORMATS
 from .keypoints import check_named
 
 
@@ -64,7 +65,7 @@ _RESULTS = Limit(
 LIMITS = {
     "SEED": Limit(lambda seed: seed < 2**32, "less than 2**32, which is numpy's limit"),
     "DATALOADER.NUM_WORKERS": at_least(0),
-    "INPUT.FORMAT": one_of("RGB", "BGR", "L", "YUV-BT.601"),
+    "INPUT.FORMAT": one_of(*INPUT_FORMATS),
     "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TEST": at_least(0),
     "INPUT.MAX_SIZE_TEST": at_least(1),
