@@ -318,7 +318,8 @@ def test_a_training_goes_on_with_its_own_optimizer_or_not_at_all(tmp_path: Path)
     own += ["MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.WEIGHTS", ""]
     leave_checkpoint(tmp_path)
     load_config(parse(C109, "--resume", *own))  # there is no config.yaml to compare
-    text = "SOLVER: {WEIGHT_DECAY_BIAS: null}\nVERSION: 2\n"  # the rest is Detectron2's defaults
+    # The rest is Detectron2's defaults.
+    text = "SOLVER: {WEIGHT_DECAY_BIAS: null}\nMODEL: {RANDWIRE: {NORM: BN}}\nVERSION: 2\n"
     (tmp_path / "config.yaml").write_text(text)
     with raises_one_line(ValueError) as e:
         load_config(parse(C109, "--resume", *own, "SOLVER.NESTEROV", "True"))
@@ -336,6 +337,7 @@ def test_a_training_goes_on_with_its_own_optimizer_or_not_at_all(tmp_path: Path)
     ("changed", "says"),
     [
         ("MODEL.BACKBONE.FREEZE_AT 2", "has MODEL.BACKBONE.FREEZE_AT 0 .now 2., which .* go on"),
+        ("MODEL.RANDWIRE.NORM FrozenBN", "has MODEL.RANDWIRE.NORM BN .now FrozenBN., which .* go"),
         ("SOLVER.MOMENTUM 0.5", "has SOLVER.MOMENTUM 0.9 .now 0.5., which the state .* go on"),
         ("SOLVER.MAX_ITER 1", "has done 2 iterations, and is to have 1 in all: give it at least 2"),
         ("train.max_iter=1", "has done 2 iterations, and is to have 1 in all: give it at least 2"),

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine.hooks import LRScheduler
 
-from ...config import flat
+from ...config import family, flat
 from ...data.formats.layouts import find_splits
 from ...runs import RunFolder
 from ...text import one_line
@@ -114,6 +114,9 @@ def check_split(own: CfgNode | None, cfg: CfgNode) -> None:
 def _check_optimizer(own: CfgNode, cfg: CfgNode) -> None:
     before, now = dict(flat(own)), dict(flat(cfg))
     changed = [key for key in _OPTIMIZER if before[key] != now[key]]
+    norm = f"MODEL.{family(cfg)}.NORM"  # which has no weights to train where it is frozen
+    if norm in now and (before[norm] == "FrozenBN") != (now[norm] == "FrozenBN"):
+        changed.append(norm)
     if changed:
         differences = ", ".join(f"{key} {before[key]} (now {now[key]})" for key in changed)
         raise ValueError(
