@@ -67,6 +67,18 @@ def test_they_change_nothing(spec: Any, norm: str, recompute: bool) -> None:
         assert all(value.is_contiguous() for name, value in found.items() if "weight" in name)
 
 
+def test_zeros_are_not_divided_by_their_variance() -> None:
+    """Wrong: norms with an eps of 0, which PyTorch's own refuse to train, give NaN."""
+    stage = RandWireStage(SPECS[0], "sep_conv3x3", "BN").eval()
+    randomise(stage.double())
+    for node in stage.nodes:
+        node.norm.eps = 0.0
+    x = torch.randn(2, stage.in_channels, 9, 6, dtype=torch.float64)
+    with torch.no_grad(), mock.patch.dict(MULTIPLES, {torch.float64: 8}):
+        assert stage(x).isfinite().all() and stage.plain_because == ""
+        assert "the eps of the norms is 0" in stage.train().obstacle(x)
+
+
 def test_they_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong: an image is copied where one stage ends and the next begins, or its gradient is; or
     what is beside the channels is not zero."""
