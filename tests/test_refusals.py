@@ -105,6 +105,10 @@ REFUSALS = {
         ("DETECTOR MODEL.BACKBONE.NAME build_randwire", "no 'build_randwire' is … did you mean"),
         ("DETECTOR MODEL.ROI_HEADS.NAME X", "can't be built: No object named 'X' … 'ROI_HEADS'"),
         ("DETECTOR MODEL.ROI_BOX_HEAD.POOLER_TYPE X", "can't be built: Unknown pooler type: X"),
+        (
+            "DETECTOR MODEL.FPN.OUT_CHANNELS 10000000000",
+            "the config's network can't be built: Storage size … sizes=[10000000000,",
+        ),
         ("DETECTOR MODEL.RPN.IN_FEATURES \"['res9']\"", "can't be built: there is no 'res9'"),
         (
             "DETECTOR MODEL.META_ARCHITECTURE RetinaNet",

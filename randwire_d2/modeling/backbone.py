@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import spec_from_config
 from ..wiring import NetworkSpec, StageSpec
+from ..wiring.dag import as_integer
 from .fused import Fused
 from .node import Init, apply_init
 from .pretrained import PretrainedNetwork
@@ -94,6 +95,8 @@ class RandWire(PretrainedNetwork, Backbone):
         unknown = [name for name in out_features if name not in names]
         if unknown or not out_features:
             raise ValueError(f"out_features must name some of {names}; got {list(out_features)}")
+        in_channels = as_integer("in_channels", in_channels)
+        freeze_at = as_integer("freeze_at", freeze_at)
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1; got {in_channels}")
         if not 0 <= edge_drop_prob <= 1:

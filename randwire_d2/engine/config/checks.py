@@ -372,7 +372,8 @@ def _check_untrained(cfg: CfgNode, node: str | None, eval_only: bool) -> None:
 def _build(cfg: CfgNode) -> nn.Module:
     try:
         return build_on_meta(lambda: META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg))
-    except (AssertionError, KeyError, ValueError) as e:  # how Detectron2 refuses a value
+    # How Detectron2 refuses a value, and PyTorch a size.
+    except (AssertionError, KeyError, RuntimeError, ValueError) as e:
         reason = str(e.args[0]) if e.args else traceback.extract_tb(e.__traceback__)[-1].line
         if isinstance(e, KeyError) and " " not in str(reason):
             keys = [k for k, v in flat(cfg) if isinstance(v, list | tuple) and reason in v]

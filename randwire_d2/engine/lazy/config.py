@@ -20,6 +20,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import build_batch_data_loader, build_detection_train_loader
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import GeneralizedRCNN
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -75,6 +76,7 @@ _TRAIN: dict[str, Any] = {
 }  # fmt: skip
 _NODES = [key for key, value in _TRAIN.items() if isinstance(value, dict)]
 
+_REFUSALS = (AssertionError, OmegaConfBaseException, TypeError, ValueError)
 _PERIOD = at_least(1)
 _BOTTOM_UP = "model.backbone.bottom_up"
 _SCRATCH = f"train.init_checkpoint='' {_BOTTOM_UP}.norm=BN {_BOTTOM_UP}.freeze_at=0"
@@ -191,11 +193,21 @@ def read_lazy_config(args: argparse.Namespace) -> DictConfig:
 
 @contextmanager
 def building(key: str) -> Iterator[None]:
-    """Around what builds a part of the config: its error names that."""
+    """Around what builds a part of the config: its error names that.
+
+    What is built refuses a value, if it looks at it; others fail with it, in whatever way.
+    """
     try:
         yield
-    except (AssertionError, OmegaConfBaseException, TypeError, ValueError) as e:
-        raise ValueError(f"{key}: {one_line(e, 1000)}") from e
+    except _REFUSALS as e:
+        raise ValueError(f"{key}: {one_line(e, 1000) or _failed_line(e)}") from e
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError) as e:
+        said = f"{type(e).__name__}: {one_line(e, 1000)}, in {_failed_line(e)!r}"
+        raise ValueError(f"{key} can't be built: {said}; mend the value that came there") from e
+
+
+def _failed_line(error: Exception) -> str:
+    return traceback.extract_tb(error.__traceback__)[-1].line or type(error).__name__
 
 
 def _check_arguments(node: Any, where: str) -> None:
@@ -234,12 +246,12 @@ def _check_solver_parts(cfg: DictConfig, model: nn.Module, resumed: dict[str, An
     """
     with building("lr_multiplier"):
         instantiate(cfg.lr_multiplier)
-    try:
-        with building("optimizer"):
+    with building("optimizer"):
+        try:
             optimizer = build_optimizer(copy.deepcopy(cfg.optimizer), model)
-    except (NotImplementedError, RuntimeError) as e:  # of weights that have no values
-        logger.info(f"The optimizer is compared with the checkpoint's later: {one_line(e)}")
-        return
+        except RuntimeError as e:  # of weights that have no values
+            logger.info(f"The optimizer is compared with the checkpoint's later: {one_line(e)}")
+            return
     if resumed is not None:
         state = resumed["trainer"]
         saved = state.get("_trainer", state)["optimizer"]["param_groups"]  # see LazyTrainer
@@ -252,6 +264,9 @@ def _check_model(
     """The model, without values, and the checkpoint to go on from, if there is one."""
     with building("model"):
         model = build_on_meta(lambda: instantiate(cfg.model))
+    for part in ("backbone", "roi_heads") if isinstance(model, GeneralizedRCNN) else ():
+        if not isinstance(built := getattr(model, part), nn.Module):
+            raise ValueError(f"model.{part} must be a LazyCall of a network's part; got {built!r}")
     names = datasets_of(cfg, "test" if args.eval_only else "train")
     has_classes = names and heads_of(type(model).__name__)
     classes = thing_classes(names[0]) if has_classes else []

@@ -113,8 +113,9 @@ def finds_coco_metrics(cfg: DictConfig) -> bool:
 
 def mask_key(cfg: DictConfig) -> str:
     """The key without which a LazyConfig's detector finds no masks."""
-    heads = OmegaConf.select(cfg, "model.roi_heads", default={})
-    is_c4 = "mask_head" in heads and "mask_in_features" not in heads  # Res5ROIHeads
+    heads = OmegaConf.select(cfg, "model.roi_heads")
+    keys = heads.keys() if isinstance(heads, DictConfig) else ()
+    is_c4 = "mask_head" in keys and "mask_in_features" not in keys  # Res5ROIHeads
     return f"model.roi_heads.{'mask_head' if is_c4 else 'mask_in_features'}"
 
 
