@@ -20,6 +20,7 @@ from randwire_d2.data.images.reading import read_rgb
 from randwire_d2.drawing.detections import draw_results
 from randwire_d2.drawing.samples import draw_samples
 from randwire_d2.engine import argument_parser, load_config
+from randwire_d2.engine.train_loader import detection_train_loader
 
 SHAPES = str(ROOT / "configs" / "faster_rcnn_randwire_shapes.yaml")
 Damage = Callable[[Path], Any]
@@ -313,6 +314,18 @@ def test_a_set_with_a_name_has_no_white_images(mode: str, is_train: bool, tmp_pa
     deepen(mode)(root)
     with raises_one_line(ValueError, match=rf"{image} can't be .*8 bits .*mode {mode[0]}.*convert"):
         mapper(record)
+
+
+def test_a_set_with_a_name_of_crowds_alone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: it ends the training as if that were a bug of this project's."""
+    crowd = {"bbox": [0, 0, 5, 5], "bbox_mode": 1, "category_id": 0, "iscrowd": 1}
+    record = {"file_name": "a.jpg", "image_id": 1, "height": 9, "width": 9, "annotations": [crowd]}
+    cfg = detector_config()
+    cfg.DATASETS.TRAIN = ("crowds",)
+    for records, said in (([record], "No valid data found in crowds."), ([], "'crowds' is empty!")):
+        monkeypatch.setitem(DatasetCatalog.data, "crowds", lambda records=records: records)
+        with raises_one_line(ValueError, match=f"DATASETS.TRAIN .'crowds',. can't .*{said} An ima"):
+            detection_train_loader(cfg)
 
 
 def test_no_image_is_run_as_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ that it has had, which takes seconds, and reads no image for them.
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -22,6 +23,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..data import training_mapper
+from ..text import one_line
 from .processes.random_state import mix_seeds, random_state_kept, run_seed, seed_all
 from .processes.signals import guard_workers
 
@@ -36,7 +38,7 @@ def detection_train_loader(cfg: CfgNode) -> Any:
     """The ``TrainLoader`` of a config; Detectron2's own of data that can only be iterated over."""
     mapper, seed = training_mapper(cfg), run_seed(cfg.SEED)
     choose = partial(build_detection_train_loader.from_config, cfg, mapper=mapper)
-    with random_state_kept():
+    with random_state_kept(), _with_images(cfg):
         seed_all(seed)
         options = choose(sampler=())  # TrainLoader makes one of each seed
     if not isinstance(options["dataset"], IterableDataset):
@@ -51,6 +53,19 @@ def detection_train_loader(cfg: CfgNode) -> Any:
         )
     warn_of_first_images(f"{cfg.DATASETS.TRAIN[0]!r} can only be iterated over")
     return guard_workers(build_detection_train_loader(**choose(dataset=options["dataset"])))
+
+
+@contextmanager
+def _with_images(cfg: CfgNode) -> Iterator[None]:
+    """Around Detectron2's reading of data sets: what it asserts of them, who registered them can
+    mend."""
+    try:
+        yield
+    except AssertionError as e:
+        raise ValueError(
+            f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} can't be trained on: {one_line(e)} An "
+            "image counts if it has a box that is no crowd (iscrowd 1): label some, or name another"
+        ) from e
 
 
 def _sampler(cfg: CfgNode, records: Any, choose: Callable[..., dict[str, Any]]) -> Any:
