@@ -14,6 +14,7 @@ from datetime import timedelta
 from functools import partialmethod
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -92,6 +93,14 @@ def test_an_iteration_that_hangs_names_who_is_behind(caplog: pytest.LogCaptureFi
     same = State("iteration", 8, where="image.py:3, read")
     assert NAMES[0] not in judged(Judge(NAMES, 600), waits, same, until=700)
     assert judged(Judge(NAMES, 600), waits, waits, until=700).count("all_reduce") == 2
+
+
+def test_who_does_not_know_of_all_does_not_say_who_hangs(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrong: the one that hangs takes the first process, which waits for it, for that; and ends
+    before the first has said who it is."""
+    waits = State("iteration", 7, where="all_reduce", waits=True)
+    assert judged(Judge(NAMES[:1], 600, of_all=False), waits, until=700) == ""
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -221,21 +230,40 @@ def test_a_failure_is_passed_on() -> None:
 # -------------------------------------------------------------------------------------------------
 
 
+class Limits(NamedTuple):
+    """What decides, from the mishap on, that a process is dead, or hangs; seconds.
+
+    Ahead of it and after it nothing does: on a busy machine the living would be taken for dead.
+    """
+
+    silence: float = 60.0
+    iteration: float = 0.0  # as long as it likes
+
+    def apply(self) -> None:
+        watch.SILENCE, watch.LOST = self.silence, self.silence / 2
+        if watch._current is not None:
+            watch._current._judge._timeout = self.iteration
+
+
 class Loop(TrainerBase):
     """Ten iterations, each with an all-reduce, and in the fourth a mishap.
 
     Args:
+        limits: of the time of the mishap.
         checkpoint: where SIGTERM leaves one.
     """
 
-    def __init__(self, mishap: str, checkpoint: Path) -> None:
+    def __init__(self, mishap: str, limits: Limits, checkpoint: Path) -> None:
         super().__init__()
         self.register_hooks([ReportProgress(), StopOnSignal(), Evaluation(mishap)])
-        self._mishap = mishap
+        self._mishap, self._limits = mishap, limits
         self.checkpointer = SlowCheckpointer(checkpoint)
 
     def run_step(self) -> None:
+        if self.iter == 5:  # the other one may evaluate until then
+            Limits().apply()
         if self.iter == 3:
+            self._limits.apply()
             if self._mishap.startswith("SIG"):
                 os.kill(os.getpid(), signal.Signals[self._mishap])
             elif self._mishap == "hangs":
@@ -255,7 +283,9 @@ class Evaluation(HookBase):
 
     def after_step(self) -> None:
         if self._is_slow and self.trainer.iter == 3:
-            time.sleep(1)
+            assert watch._current is not None
+            while watch._current._shown != "between":
+                time.sleep(0.01)
             ctypes.PyDLL(None).sleep(12)  # which keeps the lock of all threads
 
 
@@ -267,30 +297,30 @@ class SlowCheckpointer:
 
     def save(self, name: str, iteration: int) -> None:
         if comm.is_main_process():
-            time.sleep(6)
+            time.sleep(10)
             self._path.write_text(name)
 
 
-def _loop(mishap: str, checkpoint: Path) -> None:
+def _loop(mishap: str, limits: Limits, checkpoint: Path) -> None:
     try:
-        Loop(mishap, checkpoint).train(0, 10)
+        Loop(mishap, limits, checkpoint).train(0, 10)
     except Interrupted as e:
         end_interrupted(e.number)
 
 
-def _process(rank: int, port: int, mishap: str, log: Path) -> None:
+def _process(rank: int, port: int, mishap: str, limits: Limits, log: Path) -> None:
     with open(log, "ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    watch.BEAT, watch.LOST = 0.1, 1.0
-    watch.SILENCE = 6.0 if mishap == "evaluates" else 2.0
+    watch.BEAT = 0.1
+    Limits().apply()
     url = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
     comm.create_local_process_group(2)
     if "slow store" in mishap:
         watch.Watch._look = partialmethod(_look_slowly, watch.Watch._look)  # type: ignore
-    with suppress(KeyboardInterrupt), watch.watch(4.0):
-        _loop(mishap, log.with_name("checkpoint"))
+    with suppress(KeyboardInterrupt), watch.watch(0.0):
+        _loop(mishap, limits, log.with_name("checkpoint"))
     assert "watch" not in [thread.name for thread in threading.enumerate()]
 
 
@@ -300,13 +330,15 @@ def _look_slowly(self: watch.Watch, look: Callable[[watch.Watch], str]) -> str:
     return look(self)
 
 
-def run_two(mishaps: tuple[str, str], folder: Path, victim: int = -1) -> tuple[list[int], str]:
+def run_two(
+    mishaps: tuple[str, str], folder: Path, limits: Limits | None = None, victim: int = -1
+) -> tuple[list[int], str]:
     """The exit statuses of two processes, and what those said that are no victim."""
     port = free_port()
     logs = [folder / f"log{rank}" for rank in range(2)]
     processes = [
-        FORK_SERVER.Process(target=_process, args=(rank, port, mishaps[rank], logs[rank]))
-        for rank in range(2)
+        FORK_SERVER.Process(target=_process, args=(rank, port, mishap, limits or Limits(), log))
+        for rank, (mishap, log) in enumerate(zip(mishaps, logs, strict=True))
     ]
     for process in processes:
         process.start()
@@ -328,7 +360,7 @@ def run_two(mishaps: tuple[str, str], folder: Path, victim: int = -1) -> tuple[l
 def test_the_others_end_and_say_who(mishap: str, victim: int, tmp_path: Path) -> None:
     """Wrong: they wait for half an hour, or say that a connection was closed by some peer."""
     mishaps = ("", mishap) if victim else (mishap, "")
-    statuses, said = run_two(mishaps, tmp_path, victim)
+    statuses, said = run_two(mishaps, tmp_path, Limits(2.0, 4.0), victim)
     assert statuses[1 - victim] == 1
     name = f"process {victim} of 2 ({socket.gethostname()})"
     assert f"{name} " in said or f"{name}, or its launcher, " in said, said
@@ -348,7 +380,7 @@ def test_no_thread_is_left_in_the_store(mishap: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_slow_evaluation_is_waited_for(tmp_path: Path) -> None:
     """Wrong: a first process whose threads all stand still while it evaluates is taken for dead."""
-    statuses, said = run_two(("evaluates", ""), tmp_path)
+    statuses, said = run_two(("evaluates", ""), tmp_path, Limits(8.0, 8.0))
     assert statuses == [0, 0], said
 
 
@@ -356,6 +388,6 @@ def test_a_slow_evaluation_is_waited_for(tmp_path: Path) -> None:
 def test_a_slow_checkpoint_is_waited_for(tmp_path: Path) -> None:
     """Wrong: a signal costs the checkpoint, if writing it takes longer than a process may be
     silent: the first one, which writes, takes the others for dead, and ends."""
-    statuses, said = run_two(("SIGTERM", ""), tmp_path)
+    statuses, said = run_two(("SIGTERM", ""), tmp_path, Limits(8.0, 8.0))
     assert statuses == [-signal.SIGTERM] * 2, said
     assert (tmp_path / "checkpoint").read_text() == "model_0000003"

@@ -81,10 +81,11 @@ class Judge:
     Args:
         names: of the processes.
         timeout: the seconds that any iteration may take; 0: as long as it likes.
+        of_all: whether these are all processes. Else one that waits for another would hang.
     """
 
-    def __init__(self, names: Sequence[str], timeout: float) -> None:
-        self._names = names
+    def __init__(self, names: Sequence[str], timeout: float, of_all: bool = True) -> None:
+        self._names, self._of_all = names, of_all
         self._timeout = timeout
         self._usual: deque[float] = deque(maxlen=100)  # seconds from a move to the next
         self._last: list[State] = []
@@ -111,7 +112,7 @@ class Judge:
         for state, name in zip(states, self._names):
             if state.phase == "failed":
                 return f"{name} has failed: {state.where}"
-        return self._silent(now) or self._hanging(now)
+        return self._silent(now) or (self._hanging(now) if self._of_all else "")
 
     def _silent(self, now: float) -> str:
         lost = any(state.phase == "lost" for state in self._last)
@@ -162,7 +163,8 @@ class Watch:
         self._names = [f"process {i} of {size} ({host})" for i, (host, _) in enumerate(found)]
         # torchrun's store outlives a restart, and so does what was written into it.
         self._store = distributed.PrefixStore(found[0][1], store)
-        self._judge = Judge(self._names if self._rank == 0 else self._names[:1], timeout)
+        is_first = self._rank == 0
+        self._judge = Judge(self._names if is_first else self._names[:1], timeout, is_first)
         self._state, self._beat = State(), 0
         self._since, self._shown = time.monotonic(), ""
         self._looked, self._slept, self._looks = time.monotonic(), 0.0, 0
