@@ -67,8 +67,8 @@ def why_not(nodes: Sequence[nn.Module], built: Sequence[ConvSettings]) -> str:
     for node, settings_built in zip(nodes, built, strict=True):
         reason = reason or _why_not(node, settings_built)
     kinds = {} if reason else {_kind(node._modules["norm"]): node for node in nodes}
-    norms = {settings(node.norm) for node in kinds.values()}
-    if len(norms) > 1:
+    norms = [settings(node.norm) for node in kinds.values()]
+    if len(set(norms)) > 1:
         reason = "some of the norms are in another mode, or have another momentum or eps"
     elif any(norm.batch and norm.eps == 0 for norm in norms):
         reason = "the eps of the norms is 0, and channels of zeros, which vary by 0, would be NaN"
