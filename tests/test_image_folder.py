@@ -137,7 +137,7 @@ def test_photos_that_cannot_be_read(tmp_path, caplog):
     names = [Path(image["file_name"]).name for image in DatasetCatalog.get("t")]
     assert names == ["2.avif", "1.jpg", "2.gif"]
     (said,) = caplog.messages
-    assert said == "'t' has images that are left out: 2 .heic can't be read here: convert to JPEG"
+    assert said == "'t' has images that are left out: 1 .heic can't be read here: convert to JPEG"
 
 
 def test_unknown_name(tmp_path):

@@ -60,6 +60,7 @@ def truncate(root: Path) -> None:
 def as_heic(root: Path) -> None:
     (root / "JPEGImages" / "train1.jpg").rename(root / "JPEGImages" / "train1.HEIC")
     (root / "JPEGImages" / "train1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (root / "JPEGImages" / "train2.heic").write_bytes(b"")  # has been converted
 
 
 def no_images(root: Path) -> None:

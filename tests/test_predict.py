@@ -1049,12 +1049,13 @@ def test_photos_that_cannot_be_read_are_counted(
     for given in (tmp_path, tmp_path / "**"):
         with raises_one_line(ValueError, f"matches no image and no video; {said}"):
             find_inputs([str(given)])
-    for name in ("a.avif", "b.gif", "c.jfif", "d.jp2"):
+    (tmp_path / "e.heic").write_bytes(b"")  # has been converted
+    for name in ("a.avif", "b.gif", "c.jfif", "d.jp2", "e.jpg"):
         Image.new("RGB", (8, 6), "red").save(tmp_path / name)
         with open_image(str(tmp_path / name)) as image:
             assert image.size == (8, 6)
     caplog.clear()
-    assert [i.name for i in find_inputs([str(tmp_path)])] == ["a", "b", "c", "d"]
+    assert [i.name for i in find_inputs([str(tmp_path)])] == ["a", "b", "c", "d", "e"]
     assert [r.getMessage() for r in caplog.records] == [
         f"INPUT {str(tmp_path)!r} has images that are left out: {said}"
     ]

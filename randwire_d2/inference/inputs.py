@@ -56,7 +56,7 @@ def find_inputs(given: Sequence[str], option: str = "INPUT") -> list[Input]:
         for path, name in _files(text):
             files.setdefault(path, name)
         known = {path: name for path, name in files.items() if path == text or _known(path)}
-        passed_over = unreadable(path for path in files if path not in known)
+        passed_over = unreadable(path for path in files if path != text)
         if not known:
             way_out = passed_over or "give files, folders, or globs such as 'images/**/*.jpg'"
             raise ValueError(f"{option} {text!r} matches no image and no video; {way_out}")

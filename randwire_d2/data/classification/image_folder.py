@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import find_classes
 
 from ...text import check_one_line, named, prefixed
-from ..images.names import is_image_file, is_unreadable, unreadable
+from ..images.names import is_image_file, unreadable
 from ..paths import existing_path
 from .shards import find_shards, read_shards
 
@@ -39,16 +39,15 @@ def register_image_folder(name: str, root: str) -> None:
 
 
 def _load(name: str, root: str) -> list[dict]:
-    passed_over: list[str] = []
+    paths: list[str] = []
 
     def is_read(path: str) -> bool:
-        if is_unreadable(path):
-            passed_over.append(path)
+        paths.append(path)
         return is_image_file(path)
 
     listing = ImageFolder(PathManager.get_local_path(root), is_valid_file=is_read)
-    if passed_over:
-        logger.warning(f"{name!r} has images that are left out: {unreadable(passed_over)}")
+    if passed_over := unreadable(paths):
+        logger.warning(f"{name!r} has images that are left out: {passed_over}")
     MetadataCatalog.get(name).classes = listing.classes
     return [{"file_name": file_name, "label": label} for file_name, label in listing.samples]
 

@@ -17,7 +17,7 @@ import yaml
 
 from ...text import brief, one_line
 from ...yaml_tags import load_yaml
-from ..images.names import is_image_file, is_unreadable
+from ..images.names import is_image_file, unconverted
 from ..images.probing import probe_all
 from ..paths import in_threads, read_text
 from .keypoints import Keypoints, of_classes
@@ -217,7 +217,8 @@ def _images(path: str, root: object, given: object) -> list[str]:
     for name in given if isinstance(given, list) else [given]:
         place = _find(path, str(root or ""), str(name))
         if os.path.isdir(place):
-            images += sorted(f for f in _below(place) if is_image_file(f) or is_unreadable(f))
+            below = list(_below(place))
+            images += sorted([*filter(is_image_file, below), *unconverted(below)])
         else:
             lines = read_text(place).split("\n")
             folder = os.path.dirname(place)

@@ -26,9 +26,17 @@ def is_unreadable(name: str) -> bool:
     return name.lower().endswith(UNREADABLE)
 
 
+def unconverted(names: Iterable[str]) -> list[str]:
+    """The images among these that can't be read, but for those that have been converted: beside
+    these is one of the same name with another suffix."""
+    names = list(names)
+    converted = {os.path.splitext(name)[0] for name in names if is_image_file(name)}
+    return [x for x in names if is_unreadable(x) and os.path.splitext(x)[0] not in converted]
+
+
 def unreadable(names: Iterable[str]) -> str:
-    """What to say of the images among these that can't be read: "40 .heic can't …"; or ""."""
-    counts = Counter(_suffix(name) for name in names if is_unreadable(name))
+    """What to say of what is ``unconverted`` among these: "40 .heic can't …"; or ""."""
+    counts = Counter(map(_suffix, unconverted(names)))
     kinds = ", ".join(f"{number} {suffix}" for suffix, number in counts.most_common())
     return f"{kinds} {_WAY_OUT}" if kinds else ""
 
