@@ -132,10 +132,10 @@ def test_photos_that_cannot_be_read(tmp_path, caplog):
     """A class of an iPhone's photos looks empty, or half of one is left out without a word."""
     touch(tmp_path, "t/a/x/1.HEIC", "t/b/1.jpg", "t/b/1.heic", "t/b/2.gif")
     assert line(["t"]).endswith("; 1 .heic can't be read here: convert to JPEG")
-    touch(tmp_path, "t/a/2.avif")
+    touch(tmp_path, "t/a/2.jp2")
     assert check_image_folders(["t"], []) == ["a", "b"]
     names = [Path(image["file_name"]).name for image in DatasetCatalog.get("t")]
-    assert names == ["2.avif", "1.jpg", "2.gif"]
+    assert names == ["2.jp2", "1.jpg", "2.gif"]
     (said,) = caplog.messages
     assert said == "'t' has images that are left out: 1 .heic can't be read here: convert to JPEG"
 

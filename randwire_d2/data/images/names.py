@@ -6,13 +6,15 @@ A folder is searched for both, so that nobody's photos are passed over without a
 import os
 from collections import Counter
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+_READS_AVIF = find_spec("PIL._avif") is not None  # from Pillow 11.3 on
 # Pillow reads the others, too; of a GIF the first picture.
-READABLE = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif", ".jp2")
+READABLE = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jp2", *([".avif"] if _READS_AVIF else []))
 UNREADABLE = (
-    ".heic", ".heif", ".jxl",
+    *([] if _READS_AVIF else [".avif"]), ".heic", ".heif", ".jxl",
     ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2",
 )  # fmt: skip
 _WAY_OUT = "can't be read here: convert to JPEG"
