@@ -32,8 +32,9 @@ def unconverted(names: Iterable[str]) -> list[str]:
     """The images among these that can't be read, but for those that have been converted: beside
     these is one of the same name with another suffix."""
     names = list(names)
-    converted = {os.path.splitext(name)[0] for name in names if is_image_file(name)}
-    return [x for x in names if is_unreadable(x) and os.path.splitext(x)[0] not in converted]
+    found = [name for name in names if is_unreadable(name)]
+    stems = {os.path.splitext(name)[0] for name in names if is_image_file(name)} if found else ()
+    return [name for name in found if os.path.splitext(name)[0] not in stems]
 
 
 def unreadable(names: Iterable[str]) -> str:
