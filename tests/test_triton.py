@@ -118,7 +118,7 @@ SLOW_CASES = {
     ),
 }
 # Sizes that nobody has thought of, as many as the environment says.
-DRAWN = int(os.environ.get("RANDWIRE_DRAWN_CASES", "4"))
+DRAWN = int(os.environ.get("RANDWIRE_DRAWN_CASES", "3"))
 SLOW_CASES |= {f"drawn, {seed}": drawn_case(seed) for seed in range(DRAWN)}
 CUDA_CASES = {
     "stage 1": Case(2, True, 1, (56, 56), 109, torch.float32, want=EVERY_WANT),
