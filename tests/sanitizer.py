@@ -76,9 +76,7 @@ class Launch:
         self.starts = np.array([memory.start for memory in self.memories], np.uint64)
 
     def access(self, what: str, program: int, addresses: np.ndarray, itemsize: int) -> None:
-        """Raises:
-        AssertionError: what is wrong with it.
-        """
+        """Raise an ``AssertionError`` if something is wrong with it."""
         owners = np.searchsorted(self.starts, addresses, "right") - 1
         assert (owners >= 0).all(), f"{self.kernel} {what}s ahead of all tensors"
         for owner in np.unique(owners):

@@ -1,6 +1,7 @@
 """The Triton kernels do what the operators' native implementation does.
 
 They access no memory but that of their tensors, and none that another program writes.
+
 Without a GPU, Triton's interpreter runs them on the CPU. It must be chosen before Triton is first
 imported, so this file runs itself in another process: ``python test_triton.py interpret CASE...``
 writes what was wrong in each case, as JSON. ``compile CAPABILITY`` and ``well`` run the compiler
