@@ -531,7 +531,8 @@ def test_a_training_of_before_nesterov_goes_on_without(folders: Path, tmp_path: 
     given = ["--resume", *tiny(folders, "OUTPUT_DIR", tmp_path)]
     leave_checkpoint(tmp_path)
     solver = "SOLVER: {NESTEROV: false, WEIGHT_DECAY: 0.00005}"
-    (tmp_path / "config.yaml").write_text(f"{solver}\nMODEL: {{BACKBONE: {{FREEZE_AT: 0}}}}")
+    network = "MODEL: {BACKBONE: {FREEZE_AT: 0}, RANDWIRE: {NORM: BN}}"
+    (tmp_path / "config.yaml").write_text(f"{solver}\n{network}")
     with pytest.raises(ValueError, match="add to the command SOLVER.NESTEROV False;"):
         load_config(parse(C78, *given))
     assert not load_config(parse(C78, *given, "SOLVER.NESTEROV", False)).SOLVER.NESTEROV

@@ -29,9 +29,9 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(listing, "_kept", {})
     list_folder, read_shards = image_folder.ImageFolder, image_folder.read_shards
 
-    def folder(root: str) -> Any:
+    def folder(root: str, **options: Any) -> Any:
         done.append(Path(root).name)
-        return list_folder(root)
+        return list_folder(root, **options)
 
     def shards(files: list[str]) -> Any:
         done.append(Path(files[0]).parent.name)
@@ -106,7 +106,7 @@ def test_a_disk_that_fails_is_one_line(
 ) -> None:
     """Which ``Launched.share`` raises in all processes. Wrong: an error that some have alone."""
 
-    def fail(root: str) -> None:
+    def fail(root: str, **_: Any) -> None:
         raise OSError(5, "Input/output error", root)
 
     monkeypatch.setattr(image_folder, "ImageFolder", fail)
