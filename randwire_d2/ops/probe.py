@@ -238,10 +238,11 @@ def compare(
             size = reference.abs()  # of the moments' and the affine's rows, one by one
             rows = operator == "batch_norm_statistics"
             size = size.amax(-1, keepdim=True) if rows else size.max()
+            least = torch.finfo(torch.float64).tiny  # all may be 0: a ReLU's result
             if not image and operator in ("weighted_sum_backward", "batch_norm_backward"):
                 # Sums over pixels, which may cancel by chance; their rounding errors do not.
-                size = size.clamp_min(math.sqrt(2 * math.prod(case.size)))
-            size = size.clamp_min(torch.finfo(torch.float64).tiny)  # all may be 0: a ReLU's result
+                least = math.sqrt(2 * math.prod(case.size))
+            size = size.clamp_min(least)
             error = float(((result.cpu().double() - reference).abs() / size).max())
             if not error <= TOLERANCE[case.dtype]:
                 raise Mismatch(f"{where}: off by {error:.1e} of its largest element")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from ...text import brief, named, one_line
-from ..images.names import is_image_file, is_unreadable
+from ..images.names import images_of
 from ..paths import in_threads, read_text
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
 
@@ -93,11 +93,7 @@ def read_voc(
     """
     classes = voc_classes(of_classes, parse)
     index = {name: i for i, name in enumerate(classes)}
-    found = sorted(os.listdir(os.path.join(folder, FOLDERS[1])))
-    # One that can be read goes ahead of what it was converted from.
-    images = {
-        Path(f).stem: f for known in (is_unreadable, is_image_file) for f in found if known(f)
-    }
+    images = {Path(f).stem: f for f in images_of(os.listdir(os.path.join(folder, FOLDERS[1])))}
     faults = Faults()
     records = []
     paths = [Path(folder, FOLDERS[0], f"{name}.xml") for name in names]

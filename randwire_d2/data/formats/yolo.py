@@ -17,7 +17,7 @@ import yaml
 
 from ...text import brief, one_line
 from ...yaml_tags import load_yaml
-from ..images.names import is_image_file, unconverted
+from ..images.names import images_of
 from ..images.probing import probe_all
 from ..paths import in_threads, read_text
 from .keypoints import Keypoints, of_classes
@@ -217,8 +217,7 @@ def _images(path: str, root: object, given: object) -> list[str]:
     for name in given if isinstance(given, list) else [given]:
         place = _find(path, str(root or ""), str(name))
         if os.path.isdir(place):
-            below = list(_below(place))
-            images += sorted([*filter(is_image_file, below), *unconverted(below)])
+            images += images_of(_below(place))
         else:
             lines = read_text(place).split("\n")
             folder = os.path.dirname(place)

@@ -37,6 +37,12 @@ def unconverted(names: Iterable[str]) -> list[str]:
     return [name for name in found if os.path.splitext(name)[0] not in stems]
 
 
+def images_of(names: Iterable[str]) -> list[str]:
+    """The images among these, sorted, and those that are ``unconverted``."""
+    names = list(names)
+    return sorted([*filter(is_image_file, names), *unconverted(names)])
+
+
 def unreadable(names: Iterable[str]) -> str:
     """What to say of what is ``unconverted`` among these: "40 .heic can't …"; or ""."""
     counts = Counter(map(_suffix, unconverted(names)))
