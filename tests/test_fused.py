@@ -32,6 +32,7 @@ from randwire_d2.benchmark.counting import count
 from randwire_d2.benchmark.models import Case, build, forward
 from randwire_d2.modeling import fused, graph_state
 from randwire_d2.modeling import stage as stage_module
+from randwire_d2.modeling.node import Node, SepConv3x3
 from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.modeling.weights import MULTIPLES
 from randwire_d2.ops import native, probe
@@ -534,6 +535,22 @@ def test_hooks_of_all_modules_are_called(runs: mock.Mock) -> None:
         hook.remove()
     assert torch.equal(hooked, expected) and not runs.called
     assert not torch.allclose(hooked, stage(x)) and runs.called
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [(Node, "aggregate"), (Node, "forward"), (SepConv3x3, "forward"), (nn.BatchNorm2d, "forward")],
+)
+def test_what_replaces_a_method_of_a_class_is_called(
+    kind: Any, name: str, runs: mock.Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: who replaces the weighted sum of all nodes, as a study of it may, gets the old one."""
+    stage = RandWireStage(draw_spec("small", "WS").stages[0], "sep_conv3x3", "BN").eval()
+    x, own = torch.randn(2, 5, 8, 8), getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda *args: 2 * own(*args))
+    replaced, expected = stage(x), stage.run_nodes(x)
+    assert torch.equal(replaced, expected) and not runs.called
+    assert stage.plain_because == f"somebody replaced the {name} of {kind.__name__}"
 
 
 def test_what_asks_for_each_operations_derivative(runs: mock.Mock) -> None:

@@ -28,8 +28,15 @@ Fused = Literal["auto", "on", "off"]
 EXPORTING = "the model is traced or exported"
 
 _NO_PARAMETER = (
-    "a weight is no parameter of its convolution, as with DataParallel, or with "
+    "a weight is no parameter of its convolution, as with pruning, with DataParallel, or with "
     "FullyShardedDataParallel without use_orig_params"
+)
+
+# What a project may replace for all modules of a class at once.
+_KINDS = (Node, SepConv3x3, Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+_METHODS = (
+    *((kind, "forward", kind.forward) for kind in _KINDS),
+    (Node, "aggregate", Node.aggregate),
 )
 
 ConvSettings = tuple[tuple[Any, ...], ...]  # of a node's two convolutions
@@ -78,6 +85,9 @@ def why_not(nodes: Sequence[nn.Module], built: Sequence[ConvSettings]) -> str:
 def _why_not_one_function() -> str:
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func or forward-mode differentiation asks for each operation's derivative"
+    for kind, name, built in _METHODS:
+        if getattr(kind, name) is not built:
+            return f"somebody replaced the {name} of {kind.__name__}"
     return "all modules have a hook" if _has_any_global_hook() else ""
 
 
