@@ -28,6 +28,7 @@ from helpers import (
     run_tool,
 )
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from randwire_d2 import (
     NetworkSpec,
@@ -299,6 +300,40 @@ def test_a_folder_that_is_a_link_to_an_empty_one_takes_a_model(tmp_path: Path) -
     build_backbone().save_pretrained(tmp_path / "link")
     assert RandWire.from_pretrained(tmp_path / "disk").spec == SPEC
     assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
+
+
+def dilate(model: RandWire) -> None:
+    conv = model.get_submodule("res5.nodes.0.conv.depthwise")
+    conv.dilation = conv.padding = (2, 2)
+
+
+def add_an_activation(model: RandWire) -> None:
+    model.get_submodule("res5.nodes.0.conv").add_module("act", nn.GELU())
+
+
+@pytest.mark.parametrize(
+    "change, where", [(dilate, "nodes.0.conv.depthwise"), (add_an_activation, "nodes.0.conv.act")]
+)
+def test_a_network_that_computes_something_else_is_not_saved(
+    change: Callable[[RandWire], None], where: str, tmp_path: Path
+) -> None:
+    """Wrong: a dilated backbone comes back without its dilation, and without a word."""
+    model = build_backbone()
+    change(model)
+    assert f"'res5.{where}'" in refusal_of(lambda: model.save_pretrained(tmp_path / "model"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrap", [nn.SyncBatchNorm.convert_sync_batchnorm, checkpoint_wrapper])
+def test_a_network_that_was_prepared_for_training_is_saved(
+    wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    """Wrong: it is refused, though it computes what the one that is built computes."""
+    model = build_backbone()
+    model.res4 = wrap(model.res4)
+    model.save_pretrained(tmp_path / "model")
+    expected, found = model(X), RandWire.from_pretrained(tmp_path / "model")(X)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_a_network_that_was_changed_is_not_saved(tmp_path: Path) -> None:

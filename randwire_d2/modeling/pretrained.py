@@ -3,6 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,12 @@ from ..text import one_line, prefixed
 from ..wiring import NetworkSpec
 
 _T = TypeVar("_T", bound="PretrainedNetwork")
+
+# What modules compute with beside their weights, if a project may change it.
+_SETTINGS = (
+    *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "activation"),
+    *("eps", "num_groups"),
+)
 
 
 class PretrainedNetwork:
@@ -74,10 +81,13 @@ class PretrainedNetwork:
             for name in {**state, **theirs}
             if name not in state or name not in theirs or state[name].shape != theirs[name].shape
         ]
+        pairs = zip_longest(_leaves(self), _leaves(again), fillvalue=("",))  # type: ignore[arg-type]
+        changed += [ours[0] or built[0] for ours, built in pairs if ours[1:] != built[1:]]
         if changed:
             raise ValueError(
                 f"this {type(self).__name__} was changed after it was built, in {changed[0]!r}: "
-                f"{self.options()} give another, so that nobody could load it"
+                f"from_pretrained would build another from {self.options()}; save its "
+                "state_dict(), and change the network that you load it into"
             )
 
     @classmethod
@@ -123,3 +133,12 @@ class PretrainedNetwork:
             ) from e
         network.eval()
         return network
+
+
+def _leaves(network: nn.Module) -> list[tuple[Any, ...]]:
+    """The name and the settings of each module that has no others: wrappers have some."""
+    return [
+        (name, *(getattr(module, setting, None) for setting in _SETTINGS))
+        for name, module in network.named_modules()
+        if not any(True for _ in module.children())
+    ]
