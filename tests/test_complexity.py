@@ -1,12 +1,14 @@
 """Parameters, multiply-adds and activations: the paper's, the built modules', fvcore's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
 import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+from helpers import raises_one_line
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, RandWireClassifier, complexity
 from randwire_d2.wiring import Complexity, find_channels
@@ -129,6 +131,27 @@ def test_impossible_sizes_are_refused(size: tuple[int, int]) -> None:
     """Else the complexity of no image is a number."""
     with pytest.raises(ValueError, match=f"at least 1; got {size[0]}×{size[1]}"):
         complexity(draw_spec("small"), *size)
+
+
+@pytest.mark.parametrize(
+    "numbers, says",
+    [
+        ({"height": 224.5}, "height must be an integer; got 224.5"),
+        ({"num_classes": 0}, "num_classes must be at least 1; got 0"),
+        ({"in_channels": -1}, "in_channels must be at least 1; got -1"),
+    ],
+)
+def test_impossible_numbers_are_refused(numbers: dict[str, Any], says: str) -> None:
+    """Wrong: a network of -1 channels has fewer parameters than its convolutions."""
+    with pytest.raises(ValueError, match=says):
+        complexity(draw_spec("small"), **numbers)
+
+
+@pytest.mark.parametrize("build", [complexity, RandWire, RandWireClassifier])
+def test_a_generator_is_no_network(build: Callable[[Any], object]) -> None:
+    """Wrong: who forgets the seed learns that a generator has no attribute 'convs'."""
+    with raises_one_line(ValueError, match=r"NetworkGenerator.*generator\(seed=1\)"):
+        build(NetworkGenerator())
 
 
 def mean_flops(

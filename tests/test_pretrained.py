@@ -164,11 +164,14 @@ def test_a_model_is_the_same_to_the_bit_at_the_other_end(kind: str, saved: dict[
 
 
 def test_options_take_the_place_of_those_it_was_saved_with(saved: dict[str, Path]) -> None:
-    """Wrong: a backbone that was trained can't be loaded for fine-tuning, which freezes it."""
+    """Wrong: a backbone that was trained can't be loaded for fine-tuning, which freezes it, or for
+    a head that reads fewer features."""
     frozen = RandWire.from_pretrained(saved["RandWire"], norm="FrozenBN", out_features=["res5"])
     assert list(frozen.output_shape()) == ["res5"]
     weights = build_backbone().state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in frozen.state_dict().items())
+    few = RandWire.from_pretrained(saved["RandWire"], out_features=["res3"])
+    assert torch.equal(few(X)["res3"], build_backbone()(X)["res3"])
     load = RandWireClassifier.from_pretrained
     assert "size mismatch" in refusal_of(lambda: load(saved["RandWireClassifier"], num_classes=3))
     assert "'wide'" in refusal_of(lambda: load(saved["RandWireClassifier"], wide=3))

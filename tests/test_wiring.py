@@ -398,6 +398,8 @@ GENERATOR = {"regime": "regular", "channels": 8, "num_nodes": 16}
         ({"graph_params": 4}, ["graph_params", "mapping", "4"]),
         ({"graph_params": {"k": 3, "p": 0.5}}, ["WS", "even", "K=3"]),
         ({"graph_params": {"k": 0, "p": 0.5}}, ["0 < K", "K=0"]),
+        ({"graph_params": {"k": 4.0, "p": 0.5}}, ["WS's K must be an integer; got 4.0"]),
+        ({"graph": "BA", "graph_params": {"m": "2"}}, ["BA's M must be an integer; got '2'"]),
         ({"graph_params": {"k": -2, "p": 0.5}}, ["0 < K", "K=-2"]),
         (
             {"graph_params": {"k": 8, "p": 0.5}},

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..config import spec_from_config
 from ..wiring import NetworkSpec, StageSpec
-from ..wiring.dag import as_integer
+from ..wiring.dag import as_integer, as_positive
+from ..wiring.network import check_spec
 from .fused import Fused
 from .node import Init, apply_init
 from .pretrained import PretrainedNetwork
@@ -85,20 +86,13 @@ class RandWire(PretrainedNetwork, Backbone):
         cuda_graphs: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(spec, NetworkSpec):
-            raise ValueError(
-                f"RandWire is built from a NetworkSpec; got {type(spec).__name__}. A generator "
-                "draws one from a seed, generator(seed=1); in a LazyConfig: "
-                "L(RandWire)(spec=L(L(NetworkGenerator)(channels=109))(seed=1))"
-            )
+        check_spec("RandWire is built from", spec)
         names = [layer.name for layer in spec.layers]
         unknown = [name for name in out_features if name not in names]
         if unknown or not out_features:
             raise ValueError(f"out_features must name some of {names}; got {list(out_features)}")
-        in_channels = as_integer("in_channels", in_channels)
+        in_channels = as_positive("in_channels", in_channels)
         freeze_at = as_integer("freeze_at", freeze_at)
-        if in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1; got {in_channels}")
         if not 0 <= edge_drop_prob <= 1:
             raise ValueError(f"edge_drop_prob must be within 0 … 1; got {edge_drop_prob}")
         for argument, value, known in (

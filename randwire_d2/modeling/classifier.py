@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..wiring import NetworkSpec
-from ..wiring.network import HEAD_CHANNELS
+from ..wiring.dag import as_positive
+from ..wiring.network import HEAD_CHANNELS, check_spec
 from .backbone import EdgeDropScope, RandWire
 from .fused import Fused
 from .node import Init, apply_init, build_norm, conv2d
@@ -29,6 +30,9 @@ class RandWireClassifier(PretrainedNetwork, nn.Module):
         dropout: before the fc layer; by default the paper's 0.2 in the regular regime, else none.
         edge_drop_prob: see ``RandWire``; by default the paper's 0.1 in the regular regime, else 0.
         edge_drop_scope, fused, recompute, cuda_graphs: see ``RandWire``.
+
+    Raises:
+        ValueError: as ``RandWire``, or num_classes or dropout is out of range.
     """
 
     def __init__(
@@ -47,9 +51,9 @@ class RandWireClassifier(PretrainedNetwork, nn.Module):
         cuda_graphs: bool = True,
     ) -> None:
         super().__init__()
+        check_spec("RandWireClassifier is built from", spec)
         self.spec = spec
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1; got {num_classes}")
+        num_classes = as_positive("num_classes", num_classes)
         regular = spec.regime == "regular"
         if dropout is None:
             dropout = 0.2 if regular else 0.0

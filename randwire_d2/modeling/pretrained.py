@@ -118,11 +118,14 @@ class PretrainedNetwork:
             network = cls(folder.spec, **{**folder.options, **options})  # type: ignore[call-arg]
         assert isinstance(network, nn.Module)
         ours = network.state_dict()
-        # A norm that was frozen, or is now, counts no batches.
+        # A norm that was frozen, or is now, counts no batches; and fewer features may be asked for.
+        built = {name for name, _ in network.named_children()}
+        unbuilt = {layer.name for layer in folder.spec.layers} - built
         state = {
             name: value
             for name, value in folder.checkpoint["model"].items()
-            if name in ours or not name.endswith("num_batches_tracked")
+            if name in ours
+            or not (name.endswith("num_batches_tracked") or name.partition(".")[0] in unbuilt)
         }
         try:
             network.load_state_dict(state, assign=True)  # with their own dtype

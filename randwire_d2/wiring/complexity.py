@@ -8,7 +8,8 @@ from statistics import mean
 
 from fvcore.common.registry import Registry
 
-from .network import HEAD_CHANNELS, NetworkGenerator, NetworkSpec, StageSpec
+from .dag import as_integer, as_positive
+from .network import HEAD_CHANNELS, NetworkGenerator, NetworkSpec, StageSpec, check_spec
 
 NODE_OP_COMPLEXITY_REGISTRY = Registry("NODE_OP_COMPLEXITY")
 NODE_OP_COMPLEXITY_REGISTRY.__doc__ = """
@@ -68,11 +69,15 @@ def complexity(
         in_channels: the channels of a backbone's images; a classifier's have 3.
 
     Raises:
-        ValueError: the height or the width is less than 1, or the cost of the spec's node
-            operation is not registered.
+        ValueError: a number is no integer or less than 1, ``spec`` is no spec, or the cost of its
+            node operation is not registered.
     """
+    check_spec("complexity is counted of", spec)
+    height, width = as_integer("height", height), as_integer("width", width)
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be at least 1; got {height}×{width}")
+    num_classes = as_positive("num_classes", num_classes)
+    in_channels = as_positive("in_channels", in_channels)
     stages: dict[str, Complexity] = {}
     for conv_spec in spec.convs:
         height, width = halve(height), halve(width)

@@ -92,6 +92,14 @@ def as_integer(name: str, value: Any) -> int:
         raise ValueError(f"{name} must be an integer; got {brief(value)}") from None
 
 
+def as_positive(name: str, value: Any) -> int:
+    """``as_integer`` of what must be at least 1."""
+    value = as_integer(name, value)
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")
+    return value
+
+
 def _as_edge(edge: Any) -> tuple[int, int]:
     try:
         u, v = edge

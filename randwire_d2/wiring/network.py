@@ -164,6 +164,22 @@ class NetworkSpec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
+def check_spec(doing: str, spec: Any) -> None:
+    """
+    Args:
+        doing: what is done with it, for the error.
+
+    Raises:
+        ValueError: ``spec`` is no spec; a generator, say.
+    """
+    if not isinstance(spec, NetworkSpec):
+        raise ValueError(
+            f"{doing} a NetworkSpec; got {type(spec).__name__}. A generator draws one from a seed, "
+            "generator(seed=1); in a LazyConfig: "
+            "L(RandWire)(spec=L(L(NetworkGenerator)(channels=109))(seed=1))"
+        )
+
+
 class _Parameters(dict[str, Any]):
     """A graph model's parameters: a dict that can be hashed, and not changed."""
 

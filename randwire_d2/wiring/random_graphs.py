@@ -16,6 +16,7 @@ import networkx as nx
 from fvcore.common.registry import Registry
 
 from ..text import brief
+from .dag import as_integer
 from .limits import MOST_NODES, check_limit
 
 GRAPH_REGISTRY = Registry("GRAPH")
@@ -129,6 +130,7 @@ def ER(num_nodes: int, seed: int, p: float) -> nx.Graph:
 def BA(num_nodes: int, seed: int, m: int) -> nx.Graph:
     """Barabási-Albert: nodes join one by one, each with ``m`` edges to existing nodes, preferring
     those of high degree; exactly M·(N-M) edges."""
+    m = as_integer("BA's M", m)
     if not 1 <= m < num_nodes:
         raise ValueError(f"BA needs 1 <= M < N; got M={brief(m)}, N={num_nodes}")
     graph = nx.barabasi_albert_graph(num_nodes, m, seed=seed)
@@ -142,6 +144,7 @@ def BA(num_nodes: int, seed: int, m: int) -> nx.Graph:
 def WS(num_nodes: int, seed: int, k: int, p: float) -> nx.Graph:
     """Watts-Strogatz: a ring in which each node is joined to its ``k`` nearest ones, and each edge
     is rewired with probability ``p``; exactly N·K/2 edges (the paper's "N·K" counts each twice)."""
+    k = as_integer("WS's K", k)
     if k % 2 or not 0 < k < num_nodes:
         raise ValueError(f"WS needs an even K with 0 < K < N; got K={brief(k)}, N={num_nodes}")
     _check_probability("WS", p)
