@@ -367,13 +367,28 @@ def test_folded_norms_are_gone_and_change_nothing(norm: str, node_op: str) -> No
     assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+class Standardised(nn.Conv2d):
+    """A node operation of a project's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight / self.weight.std(dim=(1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight, None, self.stride, self.padding)
+
+
 def test_what_is_no_batch_norm_stays() -> None:
     """Wrong: a group norm is folded, or one whose convolution nobody knows."""
     spec = NetworkGenerator("small", 6, 5, "WS", {"k": 2, "p": 0.5}, "conv3x3")(1)
     assert fold_batch_norms(RandWire(spec, norm="GN")) == 0
     unknown: Any = RandWire(spec)
     unknown.res5.nodes[0].conv = nn.Sequential(unknown.res5.nodes[0].conv, nn.MaxPool2d(1))
-    assert fold_batch_norms(unknown) == 2 + 3 * 5 - 1
+    own = unknown.res5.nodes[1].conv
+    unknown.res5.nodes[1].conv = Standardised(own.in_channels, 24, 3, own.stride, 1, bias=False)
+    unknown.res5.nodes[2].conv.activation = nn.functional.gelu
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = trained(unknown).eval()(x)["res5"]
+        assert fold_batch_norms(unknown) == 2 + 3 * 5 - 3
+        assert torch.allclose(unknown(x)["res5"], expected, atol=1e-4)
 
 
 def test_nodes_are_in_the_order_that_needs_least_memory(files: Any, classifier: Path) -> None:

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -344,6 +345,9 @@ def test_a_network_that_was_changed_is_not_saved(tmp_path: Path) -> None:
     model = build_classifier_network()
     model.fc = nn.Linear(1280, 7, bias=False)
     assert "'fc.bias'" in refusal_of(lambda: model.save_pretrained(tmp_path / "model"))
+    norm: Any = partial(nn.GroupNorm, 1)  # Detectron2 takes functions, too
+    odd = RandWire(SPEC, norm=norm)
+    assert "options of this RandWire" in refusal_of(lambda: odd.save_pretrained(tmp_path / "odd"))
     assert not list(tmp_path.iterdir())
 
 

@@ -51,5 +51,6 @@ def _pairs(model: nn.Module) -> Iterator[tuple[Any, nn.Conv2d, nn.Module | None]
             last: Any = module.conv
             if isinstance(last, (SepConv3x3, PoolConv)):
                 last = last.pointwise
-            if isinstance(last, nn.Conv2d):
+            # Another class may do something to its weight: standardise it, say.
+            if type(last) in (nn.Conv2d, Conv2d) and getattr(last, "activation", None) is None:
                 yield module, last, nn.Identity()

@@ -1,5 +1,6 @@
 """``save_pretrained`` and ``from_pretrained`` of the networks that are built from a spec."""
 
+import json
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,8 @@ class PretrainedNetwork:
         )
 
     def _check_rebuilt(self, state: Mapping[str, Tensor]) -> None:
+        with prefixed(f"the options of this {type(self).__name__} can't be saved", TypeError):
+            json.dumps(self.options())
         with torch.device("meta"):
             again = type(self)(self.spec, **self.options())  # type: ignore[call-arg]
         theirs = again.state_dict()  # type: ignore[attr-defined]
