@@ -15,7 +15,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from fvcore.common.registry import Registry
-from helpers import GOLDEN, ROOT, SEEDS, ba, er, output_of, ws
+from helpers import GOLDEN, ROOT, SEEDS, ba, er, output_of, raises_one_line, ws
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -450,6 +450,12 @@ def test_a_seed_is_an_integer(seed: Any) -> None:
         NetworkGenerator()(seed)
 
 
+def test_a_seed_is_not_negative() -> None:
+    """Else -1, which Detectron2's SEED takes for a random one, silently draws seed 1's network."""
+    with raises_one_line(ValueError, match=r"^seed \(s\) must be at least 0; got -1, .* seed 1$"):
+        NetworkGenerator()(-1)
+
+
 @pytest.mark.parametrize(
     "num_nodes, says",
     [(0, "at least one node; got num_nodes=0"), (1025, "at most 1,024; got 1,025")],
@@ -489,6 +495,8 @@ def test_an_unknown_node_op_is_refused(node_op: str) -> None:
         (lambda s: s["stages"][0].update(num_nodes=0), ["num_nodes=0"]),
         (lambda s: s["stages"][0].update(num_nodes="12"), ["num_nodes", "integer", "'12'"]),
         (lambda s: s.update(stages=None), ["NetworkSpec"]),
+        (lambda s: s.update(num_nodes=32), ["'num_nodes' is unknown", "known are format, regime"]),
+        (lambda s: s["stages"][0].update(channels=9), ["'channels' is unknown; known are num_nod"]),
     ],
 )
 def test_json_of_no_network_is_refused(change: Callable[[dict], Any], says: list[str]) -> None:
@@ -576,12 +584,20 @@ def test_a_multigraph_has_the_edges_that_it_has() -> None:
         ("WS(2, 0)", "WS", {"k": 2, "p": 0}),
         ("BA(5)", "BA", {"m": 5}),
         ("ER(0.2)", "ER", {"p": 0.2}),
+        ("ER(0.12345678)", "ER", {"p": 0.12345678}),
+        ("BA(1234567)", "BA", {"m": 1234567}),
     ],
 )
 def test_a_generators_label_says_what_it_is(label: str, model: str, params: dict) -> None:
     """Else a figure's column is of another generator than its name."""
     assert parse_graph(label) == (model, params) == parse_graph(label.replace(" ", ""))
     assert graph_label(model, params) == label
+
+
+def test_a_label_has_parameters_of_any_kind() -> None:
+    """Else tables and pictures of a user's own generator end in an error of its formatting."""
+    with registered(GRAPH_REGISTRY, LINE):
+        assert graph_label("LINE", {"step": "wide"}) == "LINE('wide')"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 from ..text import brief, one_line, parse_json, prefixed
 from .dag import Dag, as_integer
 from .limits import MOST_CHANNELS, MOST_CHARACTERS, MOST_NODES, MOST_WEIGHTS, check_limit
-from .random_graphs import random_graph, registered_graph
+from .random_graphs import check_seed, random_graph, registered_graph
 
 # Table 1, conv2 to conv5, as (name, channels / C, nodes / N). conv1 is a single convolution with
 # C/2 channels in both regimes, and so is conv2, with C channels, in the small one.
@@ -141,6 +141,9 @@ class NetworkSpec:
                 raise ValueError(
                     f"format {brief(content['format'])} is unknown; known is {JSON_FORMAT}"
                 )
+            _check_keys(content, ("format", "regime", "channels", "node_op", "stages"))
+            for stage in content["stages"]:
+                _check_keys(stage, ("num_nodes", "edges"))
             spec = cls(
                 regime=content["regime"],
                 channels=content["channels"],
@@ -178,6 +181,11 @@ def check_spec(doing: str, spec: Any) -> None:
             "generator(seed=1); in a LazyConfig: "
             "L(RandWire)(spec=L(L(NetworkGenerator)(channels=109))(seed=1))"
         )
+
+
+def _check_keys(content: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    if unknown := sorted(set(content) - set(known)):
+        raise ValueError(f"the key {brief(unknown[0])} is unknown; known are {', '.join(known)}")
 
 
 class _Parameters(dict[str, Any]):
@@ -247,6 +255,7 @@ class NetworkGenerator:
     def __call__(self, seed: int) -> NetworkSpec:
         """Draw the network n = g(θ, s)."""
         seed = as_integer("seed (s)", seed)  # None would draw another network each time
+        check_seed(seed)
         dags = []
         for name, _, fraction in REGIMES[self.regime]:
             num_nodes = max(1, int(self.num_nodes * fraction))

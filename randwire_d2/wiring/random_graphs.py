@@ -31,7 +31,7 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
     Args:
         model: a name in ``GRAPH_REGISTRY``, such as ``"WS"``.
         num_nodes: N, without the extra input and output nodes of §3.2.
-        seed: the s of g(θ, s).
+        seed: the s of g(θ, s), at least 0.
         params: the model's own parameters, such as ``k=4, p=0.75``.
 
     Raises:
@@ -42,6 +42,7 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
     if num_nodes < 1:
         raise ValueError(f"a graph needs at least one node; got num_nodes={num_nodes}")
     check_limit("num_nodes (N)", num_nodes, MOST_NODES, "choose a smaller N")
+    check_seed(seed)
     try:
         graph = draw(num_nodes, seed, **params)
     except TypeError as e:
@@ -56,6 +57,17 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
     return graph
 
 
+def check_seed(seed: int) -> None:
+    """
+    Raises:
+        ValueError: the seed is negative; Python and networkx would take it for its absolute value.
+    """
+    if seed < 0:
+        raise ValueError(
+            f"seed (s) must be at least 0; got {seed}, which would draw the graphs of seed {-seed}"
+        )
+
+
 def graph_label(model: str, params: Mapping[str, Any]) -> str:
     """The paper's name for a model with its parameters: ``"WS(4, 0.75)"``.
 
@@ -65,7 +77,14 @@ def graph_label(model: str, params: Mapping[str, Any]) -> str:
     names = _parameters(model)
     if set(names) != set(params):
         raise ValueError(f"{model} takes the parameters {names}; got {brief(dict(params))}")
-    return f"{model}({', '.join(f'{params[name]:g}' for name in names)})" if names else model
+    return f"{model}({', '.join(_written(params[name]) for name in names)})" if names else model
+
+
+def _written(value: Any) -> str:
+    """A parameter as the paper writes it: 0.75, and 0 for 0.0; but never another number's name."""
+    if not isinstance(value, (int, float)):
+        return brief(value)  # of a generator of one's own
+    return short if float(short := f"{value:g}") == value else repr(value)
 
 
 def parse_graph(label: str) -> tuple[str, dict[str, Any]]:
