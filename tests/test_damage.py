@@ -23,6 +23,7 @@ from helpers import (
     draw_spec,
     er,
     images,
+    raises_one_line,
     randomise,
     run,
     ws,
@@ -384,6 +385,19 @@ def test_counts_of_something_else_are_not_mixed_in(
     first.state_file.rename(others[0].state_file)
     with pytest.raises(ValueError, match="remove this file"):
         experiment.evaluate(others[0])
+
+
+def test_only_networks_of_one_kind_are_pooled(ws_run: Path, folders: Path, tmp_path: Path) -> None:
+    """Wrong: a column of the figure mixes operations, or counts one network twice."""
+    seed_2 = make_run(tmp_path / "seed2", folders, "MODEL.RANDWIRE.SEED", "2")
+    dense = make_run(tmp_path / "dense", folders, "MODEL.RANDWIRE.NODE_OP", "conv3x3")
+    runs = [experiment.load_run(folder) for folder in (ws_run, seed_2, dense)]
+    labels = [run.label for run in experiment.tell_apart(runs)]
+    assert labels == ["WS(4, 0.75), sep_conv3x3"] * 2 + ["WS(4, 0.75), conv3x3"]
+    assert [run.label for run in experiment.tell_apart(runs[:2])] == ["WS(4, 0.75)"] * 2
+    shutil.copytree(ws_run, tmp_path / "copy")
+    with raises_one_line(ValueError, match=f"copy has the same weights and images as {ws_run}: "):
+        experiment.tell_apart([*runs, experiment.load_run(tmp_path / "copy")])
 
 
 def outcome(label: str, losses: dict[Damage, int]) -> experiment.Damaged:

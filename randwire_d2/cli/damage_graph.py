@@ -12,6 +12,9 @@ A node that loses an input has one term less in its weighted sum. If it loses it
 computes with zeros, and sends out the constant that its norm makes of their convolution. A removed
 output node leaves the mean that is the stage's output. If it was the only one, the output is zero.
 
+Runs of one generator share a column, such as its five seeds; if they differ in regime, N, node
+operation or test set, each kind has its own.
+
 The work before a damage is shared. After every batch, the results are kept in RUN/damage_*.json.
 The same command continues from there; when all is done, it draws the figure at once.
 """
@@ -25,7 +28,7 @@ from ..drawing.style import FORMATS, check_format, save_figure
 from ..engine import share_cores, split_pairs
 from ..experiments.damage import KINDS
 from ..experiments.damage_report import plot_damage, to_json, to_markdown
-from ..experiments.damage_runs import evaluate, load_run
+from ..experiments.damage_runs import evaluate, load_run, tell_apart
 from ..files import check_file, write_or_print
 from ..malloc import keep_freed_memory
 from .frame import command_line, framed, parser_of
@@ -94,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         loaded = [
             load_run(run, args.opts, args.weights, args.kinds, args.images) for run in args.runs
         ]
-        outcomes = [evaluate(run) for run in loaded]
+        outcomes = [evaluate(run) for run in tell_apart(loaded)]
         print(to_markdown(outcomes))
         if args.json:
             write_or_print(to_json(outcomes, command), args.json)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,6 +169,42 @@ def load_run(
         images=Subset(images, [i * len(images) // count for i in range(count)]),
         work=count_work(spec, damages, size, size, cfg.MODEL.CLASSIFIER.NUM_CLASSES),
         identity=identity,
+    )
+
+
+def tell_apart(runs: Sequence[DamageRun]) -> list[DamageRun]:
+    """The runs, with labels that are equal only for networks of one kind, which one column of the
+    figure may pool: with the same regime, N, operation and test set. C may differ.
+
+    Raises:
+        ValueError: two are the same weights on the same images, which would count twice.
+    """
+    folders: dict[str, Path] = {}
+    for run in runs:
+        first = folders.setdefault(run.state_file.name, run.folder)
+        if first is not run.folder:
+            raise ValueError(
+                f"{run.folder} has the same weights and images as {first}: give only one"
+            )
+    kinds = {run.folder: _kind(run) for run in runs}
+    labelled = []
+    for run in runs:
+        alike = [kinds[other.folder] for other in runs if other.label == run.label]
+        differ = [own for own, *all_ in zip(kinds[run.folder], *alike) if len({*all_}) > 1]
+        labelled.append(replace(run, label=", ".join([run.label, *differ])))
+    return labelled
+
+
+def _kind(run: DamageRun) -> tuple[str, ...]:
+    network: Any = run.model.network
+    spec = network.backbone.spec
+    return (
+        spec.regime,
+        f"N={max(dag.num_nodes for dag in spec.dags)}",
+        spec.node_op,
+        str(run.identity["dataset"]),
+        # Files of two networks may have one name.
+        spec.fingerprint[:12] if drawn_network(run.cfg) else "",
     )
 
 
