@@ -175,6 +175,9 @@ def test_multiply_adds_find_the_channels_of_each_generator(tmp_path: Path) -> No
         ({"multiply_adds": 1e6}, "exclude each other"),
         ({"node_ops": ["conv5x5"]}, "unknown node operation 'conv5x5'; known are"),
         ({"config": str(ROOT / "configs/imagenet/R_50_100ep.yaml")}, "a sweep is of RandWires"),
+        ({"options": {"SEED": 7}}, "SEED is given by the sweep's seeds; change that"),
+        ({"options": {"MODEL.RANDWIRE.CHANNELS": 9}}, "CHANNELS is given by the sweep's channels"),
+        ({"options": {"OUTPUT_DIR": "out"}}, "OUTPUT_DIR is given by the sweep's --output"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(

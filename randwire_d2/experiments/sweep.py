@@ -63,6 +63,14 @@ TYPES: dict[str, tuple[type, ...]] = {
 KEYS = (*TYPES, "evaluate")
 # What compares generators; without them, a sweep is of its configs' own networks.
 OF_GENERATORS = ("node_ops", "channels", "multiply_adds")
+# The keys of configs that a sweep gives each run, by what gives them; the last three only if there.
+GIVEN = {
+    "seeds": ("SEED", "MODEL.RANDWIRE.SEED"),
+    "--output": ("OUTPUT_DIR",),
+    "node_ops": ("MODEL.RANDWIRE.NODE_OP",),
+    "channels": ("MODEL.RANDWIRE.CHANNELS",),
+    "multiply_adds": ("MODEL.RANDWIRE.CHANNELS",),
+}
 # The keys by which a detector is verified with the weights that it will start from.
 DESCRIBES = re.compile(r"INPUT\..+|MODEL\.(?!WEIGHTS$|DEVICE$|CLASSIFIER\.).+")
 
@@ -86,6 +94,10 @@ def load_sweep(
     sweep = _read(path)
     for key, value in (sweep.get("options") or {}).items():
         options = [key, str(value), *options]
+    for source in ("--output", *sweep):
+        for key in GIVEN.get(source, ()):
+            if key in options[::2]:
+                raise ValueError(f"{path}: {key} is given by the sweep's {source}; change that")
     pretrained = None
     if "pretrained" in sweep:
         pretrained = _Pretrained(path.parent / str(sweep["pretrained"]), output.parent)
