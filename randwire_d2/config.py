@@ -12,7 +12,7 @@ from yaml import YAMLError
 from .config_files import config_path
 from .ignored_keys import any_generator, ignore_keys, new_keys
 from .text import no_python, one_line, prefixed
-from .wiring import NetworkGenerator, NetworkSpec
+from .wiring import GRAPH_REGISTRY, NetworkGenerator, NetworkSpec
 from .wiring.limits import MOST_CHARACTERS
 from .yaml_tags import check_yaml, compose_yaml
 
@@ -339,6 +339,16 @@ def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:
             reason = "it is no mapping of keys to values"
         text = one_line(reason, 300) or type(e).__name__
         raise ValueError(text if text.startswith(source) else f"{source}: {text}") from e
+
+
+def forget_other_generators(cfg: CfgNode) -> None:
+    """Leave out the parameters of generators of one's own, but for GRAPH's: tools that don't know
+    them would refuse the run's config.yaml."""
+    node, ours = cfg.MODEL.RANDWIRE, CfgNode({"MODEL": CfgNode()})
+    add_randwire_config(ours)
+    for name, _ in GRAPH_REGISTRY:
+        if name in node and name not in (*ours.MODEL.RANDWIRE, node.GRAPH):
+            del node[name]
 
 
 def spec_from_config(cfg: CfgNode) -> NetworkSpec:

@@ -20,6 +20,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, add_randwire_config, complexity
+from randwire_d2.config import detector_config, merge_text
+from randwire_d2.engine import argument_parser, read_config
 from randwire_d2.wiring import GRAPH_REGISTRY, Dag, graph_label, parse_graph, random_graph
 
 # Imports randwire_d2.wiring alone: the package's own __init__ needs torch and Detectron2.
@@ -556,6 +558,17 @@ def test_a_users_graph_model_is_reachable_from_a_config() -> None:
         with pytest.raises(ValueError, match=r"LINE takes the parameters \['step'\]"):
             random_graph("LINE", 5, 1, stride=2)
     assert "LINE" not in GRAPH_REGISTRY
+
+
+def test_a_run_names_its_own_generator_alone() -> None:
+    """Else no tool reads the run of a script that registers two, even if it drew from WS."""
+    with registered(GRAPH_REGISTRY, LINE, ONE_SHORT):
+        cfg = detector_config()
+        cfg.MODEL.RANDWIRE.update({"LINE": CfgNode({"STEP": 2}), "ONE_SHORT": CfgNode()})
+        cfg = read_config(argument_parser().parse_args(["MODEL.RANDWIRE.GRAPH", "LINE"]), cfg)
+    text = cfg.dump()
+    merge_text(cfg := detector_config(), text, "config.yaml")
+    assert cfg.MODEL.RANDWIRE.LINE.STEP == 2
 
 
 @pytest.mark.parametrize("model", [ONE_SHORT, DIRECTED, NOTHING])

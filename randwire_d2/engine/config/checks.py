@@ -20,6 +20,7 @@ from ...config import (
     detector_config,
     family,
     flat,
+    forget_other_generators,
     is_classifier,
     merge_config,
     merge_in_one_line,
@@ -116,6 +117,7 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
         merge_config(cfg, args.config_file, args.opts)
     except ValueError as e:
         raise ValueError(f"{e}{_way_out(str(e), cfg)}") from e
+    forget_other_generators(cfg)
     if not args.eval_only:
         check_length(cfg, args.opts)
     _take_flags(cfg, args)

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ...checkpoint import find_preprocessing
-from ...config import detector_config, flat, set_spec
+from ...config import detector_config, flat, forget_other_generators, set_spec
 from ...data.formats.layouts import absolute
 from ...data.images.patience import PatientMapper
 from ...modeling import LazyDetector, RandWire, describe_lazily
@@ -64,6 +64,7 @@ def yaml_config(cfg: DictConfig) -> CfgNode:
     """The training of a LazyConfig: schedule, evaluations, checkpoints, folder and data sets, but
     not the detector, learning rate or augmentation. No value is checked."""
     own = detector_config()
+    forget_other_generators(own)
     for lazy, key in _KEYS.items():
         if (value := OmegaConf.select(cfg, lazy)) is not None:
             *nodes, name = key.split(".")
