@@ -2,20 +2,24 @@
 
 import fcntl
 import json
+import os
 import runpy
 import shutil
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from statistics import correlation, mean
 
+import networkx
 import pytest
 import yaml
 from fake_slurm import FakeSlurm
-from helpers import ROOT, Tool, run_tool, wait_until
+from helpers import ROOT, Tool, raises_one_line, run_tool, wait_until
 
 from randwire_d2 import NetworkGenerator, complexity
+from randwire_d2.cli import compare_generators
 from randwire_d2.config import classifier_config, spec_from_config
 from randwire_d2.engine.processes.slurm import Queue
 from randwire_d2.experiments.sweep import load_sweep
@@ -30,7 +34,7 @@ from randwire_d2.experiments.sweep_results import (
 )
 from randwire_d2.experiments.sweep_run import Run
 from randwire_d2.experiments.trainings import Local, Slurm, Training, visible_gpus
-from randwire_d2.wiring import parse_graph
+from randwire_d2.wiring import GRAPH_REGISTRY, parse_graph
 
 SWEEPS = ROOT / "configs" / "sweeps"
 TOOL = ROOT / "tools" / "compare_generators.py"
@@ -199,6 +203,33 @@ def test_a_folder_of_another_sweep_is_not_mixed_in(tmp_path: Path, runs: list[Ru
         changed[0].check()
     # The machine may change.
     load_sweep(write_sweep(tmp_path), tmp_path / "out", ["MODEL.DEVICE", "cuda"])[0].check()
+
+
+def test_a_generator_of_ones_own_is_trained_through_its_script(
+    tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: the trainings don't know what the script of the sweep has registered, and all fail."""
+
+    def RING(num_nodes: int, seed: int, hops: int) -> networkx.Graph:
+        return networkx.circulant_graph(num_nodes, range(1, hops + 1))
+
+    script = tmp_path / "my_sweep.py"
+    script.touch()
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setitem(GRAPH_REGISTRY._obj_map, "RING", RING)
+    (run,) = {replace(runs[0], setting=replace(runs[0].setting, generator="RING(2)"))}
+    command = compare_generators.training(run).command
+    assert command == ("env", "RANDWIRE_D2_TOOL=pretrain", sys.executable, str(script))
+    assert str(script) not in compare_generators.training(runs[0]).command
+    called = []
+    monkeypatch.setattr("randwire_d2.cli.pretrain.main", lambda: called.append("pretrain"))
+    monkeypatch.setenv("RANDWIRE_D2_TOOL", "pretrain")
+    with pytest.raises(SystemExit):
+        compare_generators.main(["none.yaml"])
+    assert called == ["pretrain"] and "RANDWIRE_D2_TOOL" not in os.environ
+    script.unlink()
+    with raises_one_line(ValueError, match="RING is your own.* in a script that registers it"):
+        compare_generators.training(run)
 
 
 # -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ the finished runs. --report does only that.
 """
 
 import argparse
+import importlib
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..command import process, program
+from ..command import TOOLS, own_script, process, program
 from ..config_files import config_path
 from ..drawing.style import FORMATS, save_figure
 from ..engine.processes.slurm import Queue, parse_parameters
@@ -32,9 +33,14 @@ from ..experiments.sweep import load_sweep
 from ..experiments.sweep_run import Run, check_weights
 from ..experiments.trainings import Local, Slurm, Training, visible_gpus
 from ..files import check_folder, write_or_print
+from ..modeling import NODE_OP_REGISTRY
+from ..wiring import GRAPH_REGISTRY, parse_graph
 from .frame import at_least, framed, parser_of, say
 
 SCRIPT = "compare_generators.py"
+# Of a process that runs the user's own script, which calls ``main``: the module of the tool that
+# the sweep wants in its place, with what the script registers.
+TOOL = "RANDWIRE_D2_TOOL"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -83,8 +89,32 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def training(run: Run) -> Training:
     conversion = run.weights.conversion if run.weights is not None else ()
-    convert = (*process("convert_checkpoint.py"), *conversion)
-    return Training(run, tuple(process(run.tool)), convert if conversion else ())
+    convert = (*process_of(run, "convert_checkpoint.py"), *conversion)
+    return Training(run, tuple(process_of(run, run.tool)), convert if conversion else ())
+
+
+def process_of(run: Run, script: str) -> list[str]:
+    """The command that starts a tool for a run; through the user's own script, if that registers
+    the run's generator or node operation.
+
+    Raises:
+        ValueError: no script registers it.
+    """
+    model, node_op = parse_graph(run.setting.generator)[0], run.setting.node_op
+    parts = {model: GRAPH_REGISTRY.get(model)}
+    if node_op in NODE_OP_REGISTRY:
+        parts[node_op] = NODE_OP_REGISTRY.get(node_op)
+    own = [n for n, part in parts.items() if part.__module__.split(".")[0] != "randwire_d2"]
+    if not own:
+        return process(script)
+    started = own_script()
+    if started is None or not hasattr(sys.modules["__main__"], "__file__"):  # a notebook
+        raise ValueError(
+            f"{own[0]} is your own, and the trainings of a sweep are processes of their own: call "
+            "randwire_d2.cli.compare_generators.main() in a script that registers it"
+        )
+    (tool,) = (name for name, (known, _) in TOOLS.items() if known == script)
+    return ["env", f"{TOOL}={tool.replace('-', '_')}", sys.executable, os.path.abspath(started)]
 
 
 def launcher(args: argparse.Namespace, runs: Sequence[Run]) -> Local | Slurm:
@@ -141,6 +171,9 @@ def report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
+    if tool := os.environ.pop(TOOL, ""):
+        importlib.import_module(f"randwire_d2.cli.{tool}").main()
+        sys.exit()
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     check_folder("--output", args.output)
@@ -150,6 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     launch = None
     if not args.report:
         check_weights(runs)
+        for run in runs:
+            training(run)  # can it be started?
         launch = launcher(args, runs)
     os.makedirs(args.output, exist_ok=True)
     try:

@@ -227,7 +227,10 @@ class _Experiment:
         for node_op in self.sweep.get("node_ops") or [own.node_op]:
             if node_op not in NODE_OP_COMPLEXITY_REGISTRY:
                 known = sorted(name for name, _ in NODE_OP_COMPLEXITY_REGISTRY)
-                raise ValueError(f"unknown node operation {brief(node_op)}; known are {known}")
+                raise ValueError(
+                    f"unknown node operation {brief(node_op)}; known are {known}; the cost of one "
+                    "of your own must be in NODE_OP_COMPLEXITY_REGISTRY"
+                )
             for label in self.sweep["generators"]:
                 graph, params = parse_graph(label)
                 generator = replace(own, graph=graph, graph_params=params)
