@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import runpy
 import shutil
@@ -545,6 +546,29 @@ def test_bars_are_the_means_and_points_the_series(finished: list[Run]) -> None:
             assert y == pytest.approx(mean(result.scores))
     first = ax.lines[0].get_ydata()
     assert list(first) == sorted(first, reverse=True), "sorted by the first series"
+
+
+def test_a_detector_that_finds_nothing_is_left_out_of_the_picture(tmp_path: Path) -> None:
+    """Wrong: its AP, which is NaN, ends the sweep with a traceback, or makes a correlation NaN."""
+    generators = ["WS(4, 0.75)", "BA(1)", "ER(0.2)", "ER(0.5)"]
+    for node_ops in (["sep_conv3x3"], ["sep_conv3x3", "conv3x3"]):
+        sweep = write_sweep(tmp_path, generators=generators, node_ops=node_ops)
+        runs = load_sweep(sweep, tmp_path / str(len(node_ops)))
+        for i, run in enumerate(runs):
+            finish(run, 60 + i % 4 if i else math.nan)
+        found = report(runs)
+        assert "| –" in found.table and "nan over" not in found.table
+        assert found.figure is not None
+        labels = [text.get_text() for text in found.figure.axes[0].get_xticklabels()]
+        assert len(labels) == 3 or len(node_ops) == 2
+    assert "over 3 generators" in found.table
+
+
+def test_channels_need_no_network_of_the_configs_own(tmp_path: Path) -> None:
+    """Wrong: with N=4, they are refused because the config's WS(4, 0.75) has no such graph."""
+    options = {"MODEL.RANDWIRE.REGIME": "small", "MODEL.RANDWIRE.NUM_NODES": 4}
+    sweep = write_sweep(tmp_path, generators=["BA(1)", "ER(0.5)"], options=options)
+    assert len(load_sweep(sweep, tmp_path / "out")) == 4
 
 
 def test_nothing_finished_has_a_table_and_no_picture(runs: list[Run]) -> None:

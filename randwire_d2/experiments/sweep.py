@@ -222,7 +222,6 @@ class _Experiment:
         own = generator_from_config(self.cfg)
         if "generators" not in self.sweep:
             return [self._setting(own, self.path.stem)]
-        target = self.sweep.get("multiply_adds", self._flops(own))
         settings = []
         for node_op in self.sweep.get("node_ops") or [own.node_op]:
             if node_op not in NODE_OP_COMPLEXITY_REGISTRY:
@@ -234,18 +233,24 @@ class _Experiment:
             for label in self.sweep["generators"]:
                 graph, params = parse_graph(label)
                 generator = replace(own, graph=graph, graph_params=params)
-                settings.append(self._setting(self._adjusted(generator, node_op, target)))
+                settings.append(self._setting(self._adjusted(generator, node_op)))
         return settings
 
-    def _adjusted(
-        self, generator: NetworkGenerator, node_op: str, target: float
-    ) -> NetworkGenerator:
+    @cached_property
+    def _target(self) -> float:
+        given = self.sweep.get("multiply_adds")
+        # The config's own generator, which may have no network of another N, is asked last.
+        return self._flops(generator_from_config(self.cfg)) if given is None else given
+
+    def _adjusted(self, generator: NetworkGenerator, node_op: str) -> NetworkGenerator:
         """A generator with an operation, and the C that makes it comparable with the others."""
         if "channels" in self.sweep:
             generator = replace(generator, channels=self.sweep["channels"])
             if node_op == generator.node_op:
                 return generator
             target = self._flops(generator)
+        else:
+            target = self._target
         generator = replace(generator, node_op=node_op)
         channels = find_channels(generator, target, self.seeds, **self._shape)
         return replace(generator, channels=channels)

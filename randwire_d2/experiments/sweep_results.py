@@ -1,6 +1,7 @@
 """What a sweep found: Figure 3's bars and Figure 6's series, or the rows of Tables 2 to 5."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -46,7 +47,7 @@ def report(runs: Sequence[Run]) -> Report:
         return Report(table, runs_to_json(rows), None)
     results = collect(runs)
     figure = None
-    if any(result.scores for result in results):
+    if any(result.is_drawn for result in results):
         several = len({result.setting.node_op for result in results}) > 1
         figure = (plot_operations if several else plot_bars)(results)
     return Report(to_markdown(results), to_json(results), figure)
@@ -67,6 +68,11 @@ class Result:
     def scores(self) -> list[float]:
         """The accuracies, or APs, of the finished runs, in %."""
         return [status.score for _, status in self.runs if status.score is not None]
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is a mean: a detector that finds nothing has no AP, but NaN."""
+        return bool(self.scores) and all(map(math.isfinite, self.scores))
 
     @property
     def classifies(self) -> bool:
@@ -176,7 +182,7 @@ def pearson(results: Sequence[Result]) -> list[tuple[str, str, float, int]]:
 def _series(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     series: dict[str, dict[str, float]] = {}
     for result in results:
-        if result.scores:
+        if result.is_drawn:
             of_op = series.setdefault(result.setting.node_op, {})
             of_op[result.setting.generator] = mean(result.scores)
     return series
@@ -189,9 +195,9 @@ def _score(results: Sequence[Result]) -> str:
 def plot_bars(results: Sequence[Result]) -> Figure:
     """Figure 3: a bar per setting, mean and standard deviation, tagged with P, M or (K, P).
 
-    Every run is a dot beside it. The settings must have one operation, and a finished run.
+    Every run is a dot beside it. The settings must have one operation, and one of them a mean.
     """
-    drawn = [result for result in results if result.scores]
+    drawn = [result for result in results if result.is_drawn]
     figure, ax = _figure(max(6.0, 1.5 + 0.62 * len(drawn)))
     groups = list(dict.fromkeys(result.group for result in drawn))
     lowest = min(min(result.scores) for result in drawn)
@@ -243,7 +249,7 @@ def _tag(generator: str) -> str:
 def plot_operations(results: Sequence[Result]) -> Figure:
     """Figure 6: a column per generator, sorted by the first operation, a point per operation.
 
-    At least one run must be finished.
+    At least one setting must have a mean.
     """
     series = _series(results)
     first = next(iter(series.values()))
