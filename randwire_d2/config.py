@@ -338,6 +338,8 @@ def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:
         if isinstance(e, AttributeError | TypeError):
             reason = "it is no mapping of keys to values"
         text = one_line(reason, 300) or type(e).__name__
+        if "(<class 'float'> vs. <class 'int'>)" in text:
+            text += "; write the number with a point, such as 1.0"
         raise ValueError(text if text.startswith(source) else f"{source}: {text}") from e
 
 

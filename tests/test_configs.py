@@ -23,7 +23,7 @@ from detectron2.utils.events import EventStorage
 from helpers import raises_one_line
 from PIL import Image
 
-from randwire_d2.config import detector_config, merge_file
+from randwire_d2.config import detector_config, merge_config, merge_file
 from randwire_d2.data import training_mapper
 from randwire_d2.engine import Trainer, argument_parser, check_model, load_config
 
@@ -206,6 +206,13 @@ def test_a_file_may_have_the_parameters_of_its_own_generator(
     with pytest.raises(ValueError, match=f": Non-existent config key: {error}$"):
         merge_file(cfg, str(path))
     assert set(cfg.MODEL.RANDWIRE) == known
+
+
+def test_a_whole_probability_is_written_with_a_point() -> None:
+    """Wrong: who tries P=1, or P=0, reads of Python's types, and not how to write it."""
+    with raises_one_line(ValueError, match=r"RANDWIRE.ER.P; write the number with a point"):
+        merge_config(detector_config(), "", ["MODEL.RANDWIRE.ER.P", "1"])
+    merge_config(detector_config(), "", ["MODEL.RANDWIRE.ER.P", "1.0"])
 
 
 def test_sync_bn_is_refused_on_a_cpu_wherever_it_is() -> None:
