@@ -356,6 +356,7 @@ def test_errors_are_one_line(argv: list[str], message: str) -> None:
     "argv",
     [
         ["--tables", "1", "--target", "4B"],
+        ["--tables", "3", "--seeds", "1", "1"],
         ["--size", "0", "--target", "4B"],
         ["--size", "1", "2", "3", "--target", "4B"],
         ["--size", "320"],

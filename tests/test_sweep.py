@@ -16,6 +16,8 @@ from statistics import correlation, mean
 import networkx
 import pytest
 import yaml
+from detectron2.config import CfgNode
+from detectron2.config.defaults import _C
 from fake_slurm import FakeSlurm
 from helpers import ROOT, Tool, raises_one_line, run_tool, wait_until
 
@@ -231,6 +233,16 @@ def test_a_generator_of_ones_own_is_trained_through_its_script(
     script.unlink()
     with raises_one_line(ValueError, match="RING is your own.* in a script that registers it"):
         compare_generators.training(run)
+
+
+def test_another_generator_of_ones_own_changes_no_run(
+    tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: who registers one more has to train the others again."""
+    runs[0].claim()
+    monkeypatch.setitem(GRAPH_REGISTRY._obj_map, "RING", networkx.circulant_graph)
+    monkeypatch.setitem(_C.MODEL.RANDWIRE, "RING", CfgNode({"HOPS": 2}))
+    load_sweep(write_sweep(tmp_path), tmp_path / "out")[0].check()
 
 
 # -------------------------------------------------------------------------------------------------

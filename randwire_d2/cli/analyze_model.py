@@ -151,6 +151,8 @@ def wrong_usage(args: argparse.Namespace) -> str:
         return f"--config-file: no file before {args.opts[0]}"
     if args.size is not None and len(args.size) > 2:
         return f"--size takes one or two numbers; got {len(args.size)}"
+    if args.seeds and len(set(args.seeds)) < len(args.seeds):
+        return f"--seeds must differ; got {' '.join(map(str, args.seeds))}"
     if args.tables and (args.config_file or args.target):
         return "--tables are the paper's: no --config-file, no --target"
     if args.size and not args.config_file and not args.target:

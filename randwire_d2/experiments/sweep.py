@@ -37,6 +37,7 @@ from ..config import (
     detector_config,
     drawn_network,
     family,
+    forget_other_generators,
     generator_from_config,
     is_classifier,
     merge_config,
@@ -301,6 +302,7 @@ class _Experiment:
         cfg = self.cfg.clone()
         cfg.merge_from_list(["OUTPUT_DIR", "", "MODEL.DEVICE", "", "DATALOADER.NUM_WORKERS", 0])
         del cfg.SOLVER["HANG_TIMEOUT"]
+        forget_other_generators(cfg)  # each run has the parameters of its own
         start = [key for key in ("pretrained", "evaluate") if key in self.sweep]
         return "\n".join([*(f"{key}: {self.sweep[key]}" for key in start), cfg.dump()])
 
