@@ -193,11 +193,12 @@ def test_resuming_a_run_needs_no_weights(tmp_path: Path) -> None:
 KNOWN = [["--resume"], ["--resume", "--eval-only"], ["--eval-only"]]
 
 
-def refused_by_both(flags: list[str], folder: Path, says: str) -> None:
+def refused_by_both(flags: list[str], folder: Path, says: str, norm: str = "BN") -> None:
     """Either tool refuses a folder's checkpoint; a new training may start from it."""
     weights = str(folder / "model_0000001.pth")
-    given = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", weights]
+    given = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", weights, "MODEL.RANDWIRE.NORM", norm]
     lazy = [f"train.output_dir={folder}", f"train.init_checkpoint={weights}"]
+    lazy.append(f"model.backbone.bottom_up.norm={norm}")
     for load in (
         lambda: load_config(parse(SHAPES, *flags, *given)),
         lambda: load_lazy_config(parse_lazy(FASTER, *flags, *DATA, *SMALL, *lazy)),
@@ -217,6 +218,21 @@ def test_a_network_of_other_shapes_goes_on_with_nothing(flags: list[str], tmp_pa
     name = "roi_heads.box_predictor.cls_score.weight"
     leave_checkpoint(tmp_path, **{name: torch.zeros(3, 64)})
     refused_by_both(flags, tmp_path, rf"{name} has the .*\(7, .*\(3, 64\): .*--data")
+
+
+@pytest.mark.parametrize("flags", KNOWN)
+@pytest.mark.parametrize("theirs", ["BN", "GN"])
+def test_weights_stay_under_their_norm(flags: list[str], theirs: str, tmp_path: Path) -> None:
+    """Wrong: a training goes on with a batch norm's weights under another norm, or the other way
+    round, where they mean nothing; or such a network gets an AP."""
+    norm = "backbone.bottom_up.stem.norm"
+    weights = {f"{norm}.weight": torch.ones(4)}
+    if theirs == "BN":
+        weights[f"{norm}.running_mean"] = torch.zeros(4)
+    leave_checkpoint(tmp_path, **weights)
+    own = {"BN": "GN", "GN": "BN"}[theirs]
+    says = rf"{norm} is a (batch )?norm.*, and in the checkpoint a (batch )?norm.*: .*NORM"
+    refused_by_both(flags, tmp_path, says, norm=own)
 
 
 class _Downloads(PathHandler):

@@ -78,16 +78,34 @@ def _check_same(
     classes: Sequence[str],
     renamed: Sequence[Sequence[str]],
 ) -> None:
-    """Refuse weights of other shapes, and outputs that stand for other classes; what a checkpoint
-    lacks is another matter, of which Detectron2 warns."""
-    for name, value in model.state_dict().items():
-        if (saved := checkpoint["model"].get(name, value)).shape != value.shape:
+    """Refuse weights of other shapes or under other norms, and outputs that stand for other
+    classes; what else a checkpoint lacks is another matter, of which Detectron2 warns."""
+    own, weights = model.state_dict(), checkpoint["model"]
+    _check_norms(own, weights)
+    for name, value in own.items():
+        if (saved := weights.get(name, value)).shape != value.shape:
             raise ValueError(
                 f"{name} has the shape {tuple(value.shape)}, and in the checkpoint "
                 f"{tuple(saved.shape)}: the training began with another network, images of other "
                 "channels, or data with another number of classes (--data); give the same"
             )
     check_class_names(Classes.of(checkpoint).names, classes, renamed)
+
+
+def _check_norms(own: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Norms of different kinds have parameters of the same names, but not the same statistics."""
+    for name in own:
+        norm = name.removesuffix(".weight")
+        statistics = f"{norm}.running_mean"
+        if norm == name or name not in weights or (statistics in own) == (statistics in weights):
+            continue
+        kinds = "a batch norm", "a norm without batch statistics, such as GN"
+        ours, theirs = kinds if statistics in own else kinds[::-1]
+        raise ValueError(
+            f"{norm} is {ours}, and in the checkpoint {theirs}: its weights mean nothing there. "
+            "Give the norm that they were trained with (MODEL.RANDWIRE.NORM, say, or a "
+            "LazyConfig's norm)"
+        )
 
 
 def check_class_names(
