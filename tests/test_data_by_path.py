@@ -413,6 +413,13 @@ def test_no_run_goes_on_with_another_split(unsplit: Path, tmp_path: Path, flags:
     with raises_one_line(ValueError, match="which was trained on some of them"):
         load_config(parse(*flags, *given))
     load_config(parse(*flags, "--data-val", unsplit, *given))
+    (run / "config.yaml").write_text(cfg.dump())
+    linked = tmp_path / "linked"
+    linked.symlink_to(unsplit)
+    given[1] = linked  # the same images by another path
+    load_config(parse(*flags, *given))
+    with raises_one_line(ValueError, match="which was trained on some of them"):
+        load_config(parse(*flags, *given, "SEED", 7))
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,14 @@ def check_split(own: CfgNode | None, cfg: CfgNode) -> None:
     if own is None:
         return
     before, now = own.DATASETS, cfg.DATASETS
-    names = [(*node.TRAIN, *node.TEST) for node in (before, now)]
-    if not now.HOLD_BACK or before.PATH != now.PATH or names[0] == names[1]:
+    # A path may be another one of the same images, of which a set's name does not tell.
+    drawn = [
+        (*node.TRAIN, *node.TEST)
+        if before.PATH == now.PATH
+        else (node.HOLD_BACK, max(config.SEED, 0))
+        for config, node in ((own, before), (cfg, now))
+    ]
+    if not now.HOLD_BACK or drawn[0] == drawn[1]:
         return
     if "val" not in find_splits(now.PATH, now.PATH_VAL):
         raise ValueError(
