@@ -80,7 +80,7 @@ def test_it_is_what_is_evaluated(
     averaged: tuple[Path, dict[str, Any]], folders: Path, tmp_path: Path
 ) -> None:
     """Wrong: the best checkpoint, an evaluation of the last one, or the backbone has the weights of
-    one iteration, which nobody tested."""
+    one iteration, which nobody tested; or an evaluation of those does not say so."""
     output, files = averaged
     best = files["model_best"]
     source = f"model_{best['iteration']:07}" if best["iteration"] < 6 else "model_final"
@@ -105,6 +105,7 @@ def test_it_is_what_is_evaluated(
         given = arguments(folders, tmp_path / "run", *options, flags=("--eval-only",))
         said = run_tool(TOOL, *given, log=tmp_path / "log")
         found.append("the average of the weights is evaluated" in said)
+        assert ("to evaluate that, set SOLVER.EMA.DECAY" in said) != found[-1]
     assert found == [True, False]
     assert len(list((tmp_path / "run" / "evaluations").iterdir())) == 2
 

@@ -186,9 +186,16 @@ def load_tested_weights(model: nn.Module, cfg: CfgNode) -> None:
     """Load MODEL.WEIGHTS as a training's own evaluations tested them: with SOLVER.EMA the
     average."""
     rest = RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
-    if cfg.SOLVER.EMA.DECAY and EMA_KEY in rest:
+    if EMA_KEY not in rest:
+        return
+    if cfg.SOLVER.EMA.DECAY:
         model.load_state_dict(rest[EMA_KEY])
         logger.info("With EMA, the average of the weights is evaluated")
+    else:
+        logger.warning(
+            f"{cfg.MODEL.WEIGHTS} also holds the average of its weights, which its training "
+            "evaluated: to evaluate that, set SOLVER.EMA.DECAY (train.ema.decay) above 0"
+        )
 
 
 def write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
