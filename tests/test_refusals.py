@@ -173,7 +173,9 @@ REFUSALS = {
         ("CLASSIFIER DATASETS.TRAIN \"('IN/empty_folder',)\"", "has no class folders; an image"),
         ("DETECTOR", "MODEL.META_ARCHITECTURE must be 'ImageClassifier'"),
         ("--measure-input --num-gpus -2 CLASSIFIER", "--num-gpus must be at least 0; got -2"),
-        ("--data IN CLASSIFIER", "--data is a detector's; a classifier's data sets are folders"),
+        ("--data IN CLASSIFIER", "--data (DATASETS.PATH) is a detector's; a classifier's data"),
+        ("CLASSIFIER DATASETS.PATH IN", "--data (DATASETS.PATH) is a detector's; a classifier's"),
+        ("CLASSIFIER DATASETS.HOLD_BACK 0.1", "HOLD_BACK must be 0: it is for detectors; name"),
     ],
     "lazyconfig_train_net.py": [
         ("--config-file IN/broken.yaml", "is no LazyConfig, whose name ends in .py"),

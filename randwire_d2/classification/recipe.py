@@ -34,6 +34,9 @@ _OF_RGB = Limit(
 )
 LIMITS = {
     **ENGINE_LIMITS,
+    "DATASETS.HOLD_BACK": Limit(
+        lambda share: share == 0, "0: it is for detectors; name a folder in DATASETS.TEST"
+    ),
     "INPUT.CUTMIX_ALPHA": at_least(0),
     "INPUT.FORMAT": one_of("RGB", "BGR"),
     "INPUT.MIXUP_ALPHA": at_least(0),

@@ -185,11 +185,12 @@ def _way_out(error: str, cfg: CfgNode) -> str:
 
 def _take_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
     for flag, key in (("data", "PATH"), ("data_val", "PATH_VAL")):
-        if given := getattr(args, flag):
+        if given := getattr(args, flag) or cfg.DATASETS[key]:
             if is_classifier(cfg):
                 raise ValueError(
-                    f"--{flag.replace('_', '-')} is a detector's; a classifier's data sets are "
-                    "folders with one folder per class, such as DATASETS.TRAIN \"('my/train',)\""
+                    f"--{flag.replace('_', '-')} (DATASETS.{key}) is a detector's; a classifier's "
+                    "data sets are folders with one folder per class, such as DATASETS.TRAIN "
+                    "\"('my/train',)\""
                 )
             cfg.DATASETS[key] = given
     named = {"DATASETS.TRAIN", "DATASETS.TEST"}.intersection(args.opts[::2])
