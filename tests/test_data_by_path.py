@@ -317,9 +317,9 @@ def test_a_share_that_holds_nothing_back_is_named(
 @pytest.mark.parametrize(
     ("period", "iterations", "labelled", "says"),
     [
-        (1, 10, 6, "an epoch is 6 iterations ("),
-        (1, 10, 4, "an epoch is 4 iterations ("),
-        (1, 10, 1, "as many images are 2 iterations ("),
+        (1, 10, 6, "an epoch is 6 iterations of 1 ("),
+        (1, 10, 4, "an epoch is 4 iterations of 1 ("),
+        (1, 10, 1, "as many images are 2 iterations of 1 ("),
         (2, 10, 6, ""),
         (0, 10, 6, ""),
         (1, 1, 6, ""),

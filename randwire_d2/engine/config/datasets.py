@@ -203,8 +203,8 @@ def _warn_of_evaluations(cfg: CfgNode) -> None:
         logger.warning(
             f"the {test} validation images are evaluated every {period} iterations, which see "
             f"{period * batch} images: most of the training's time may go into evaluations; "
-            f"{longer} {-(-max(train, test) // batch)} iterations (TEST.EVAL_PERIOD, or a "
-            "LazyConfig's train.eval_period)"
+            f"{longer} {-(-max(train, test) // batch)} iterations of {batch} (TEST.EVAL_PERIOD, or "
+            "a LazyConfig's train.eval_period)"
         )
 
 
