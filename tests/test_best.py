@@ -176,6 +176,18 @@ def test_a_killed_run_keeps_the_best_of_what_counts(
     assert_best_is(output, *best)
 
 
+@pytest.mark.parametrize(("later", "best"), [(40, (12, 50)), (60, (14, 60))])
+def test_a_longer_training_keeps_the_best_of_the_shorter_one(
+    folders: Path, tmp_path: Path, later: float, best: tuple[int, float]
+) -> None:
+    """Wrong: a training that had ended is made longer, and its last evaluation, which was the best,
+    is forgotten: a worse one takes its place in model_best.pth."""
+    output = tmp_path / "run"
+    train(folders, output, [10, 20, 10, 10, 10, 50])
+    train(folders, output, [later], "SOLVER.MAX_ITER", 14)
+    assert_best_is(output, *best)
+
+
 @pytest.mark.slow
 def test_patience_is_remembered_and_shared(folders: Path, tmp_path: Path) -> None:
     """Wrong: a resumed run begins to count anew, or one of two processes waits for the other."""

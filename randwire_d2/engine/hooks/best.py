@@ -4,6 +4,7 @@ import copy
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -48,14 +49,18 @@ class BestCheckpointer(hooks.BestCheckpointer):
         start = self.trainer.start_iter
         if not start:
             return
-        found = best_evaluation(self._run, self._val_metric, start)
+        # A training that had ended was evaluated as of the iteration after its last. One that goes
+        # on from there does not redo that.
+        resumed = Path(self.trainer.checkpointer.newest).name
+        longer = resumed == self._run.final_checkpoint.name and start < self.trainer.max_iter
+        found = best_evaluation(self._run, self._val_metric, start + longer)
         best = self._run.best_checkpoint
         if found is None:
             return
         self.best_iter, self.best_metric = found
         if iteration_of(best) == self.best_iter:
             return
-        if self.best_iter == start - 1:  # killed before it was saved
+        if self.best_iter >= start - 1:  # killed before it was saved
             self.save(best.stem, iteration=self.best_iter)
         elif iteration_of(self._before) == self.best_iter:
             os.replace(self._before, best)
