@@ -233,6 +233,11 @@ def test_weights_stay_under_their_norm(flags: list[str], theirs: str, tmp_path: 
     own = {"BN": "GN", "GN": "BN"}[theirs]
     says = rf"{norm} is a (batch )?norm.*, and in the checkpoint a (batch )?norm.*: .*NORM"
     refused_by_both(flags, tmp_path, says, norm=own)
+    layer = "backbone.fpn_lateral3"
+    leave_checkpoint(tmp_path, **{f"{layer}.weight": torch.ones(4)})
+    given = ["OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", tmp_path / "model_0000001.pth"]
+    with raises_one_line(ValueError, match=f"{layer} is a layer with a norm, .* a layer without"):
+        load_config(parse(SHAPES, *flags, *map(str, given), "MODEL.FPN.NORM", "GN"))
 
 
 class _Downloads(PathHandler):

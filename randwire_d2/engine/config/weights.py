@@ -95,17 +95,20 @@ def _check_same(
 def _check_norms(own: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
     """Norms of different kinds have parameters of the same names, but not the same statistics."""
     for name in own:
-        norm = name.removesuffix(".weight")
-        statistics = f"{norm}.running_mean"
-        if norm == name or name not in weights or (statistics in own) == (statistics in weights):
-            continue
-        kinds = "a batch norm", "a norm without batch statistics, such as GN"
-        ours, theirs = kinds if statistics in own else kinds[::-1]
-        raise ValueError(
-            f"{norm} is {ours}, and in the checkpoint {theirs}: its weights mean nothing there. "
-            "Give the norm that they were trained with (MODEL.RANDWIRE.NORM, say, or a "
-            "LazyConfig's norm)"
-        )
+        layer = name.removesuffix(".weight")
+        for part, *kinds in (
+            ("running_mean", "a batch norm", "a norm without batch statistics, such as GN"),
+            ("norm.weight", "a layer with a norm", "a layer without"),  # of Detectron2's Conv2d
+        ):
+            has, had = (f"{layer}.{part}" in names for names in (own, weights))
+            if layer == name or name not in weights or has == had:
+                continue
+            ours, theirs = kinds if has else kinds[::-1]
+            raise ValueError(
+                f"{layer} is {ours}, and in the checkpoint {theirs}: its weights mean nothing "
+                "there. Give the norm that they were trained with (MODEL.RANDWIRE.NORM or "
+                "MODEL.FPN.NORM, say, or a LazyConfig's norm)"
+            )
 
 
 def check_class_names(
