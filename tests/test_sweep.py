@@ -219,6 +219,7 @@ def test_a_generator_of_ones_own_is_trained_through_its_script(
     script = tmp_path / "my_sweep.py"
     script.touch()
     monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     monkeypatch.setitem(GRAPH_REGISTRY._obj_map, "RING", RING)
     (run,) = {replace(runs[0], setting=replace(runs[0].setting, generator="RING(2)"))}
     command = compare_generators.training(run).command
