@@ -467,6 +467,79 @@ def test_a_run_on_data_by_path(tmp_path: Path) -> None:
     assert analysis.metrics["AP"] == pytest.approx(50, abs=1)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    {
+        "nothing": ("", ""),
+        "an image is new": ("b.xml", "image 2, 'b.jpg', was 'c.jpg'"),
+        "the last image is new": ("d.xml", "image 3, 'd.jpg', was not there"),
+        "a class is new": ("ant", "class 1, 'cell', is 2 now"),
+    }.values(),
+)  # fmt: skip
+def test_data_that_have_changed_since_are_refused(
+    change: str, message: str, tmp_path: Path
+) -> None:
+    """Wrong: detections are compared with the objects of other images, or classes, whose ids are
+    places among names."""
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / "voc" / folder).mkdir(parents=True)
+
+    def label(*names: str, kind: str = "cell") -> None:
+        for name in names:
+            Image.new("RGB", (64, 48)).save(tmp_path / "voc" / "JPEGImages" / f"{name}.jpg")
+            (tmp_path / "voc" / "Annotations" / f"{name}.xml").write_text(
+                f"<annotation><object><name>{kind}</name><bndbox><xmin>5</xmin><ymin>6</ymin>"
+                "<xmax>34</xmax><ymax>25</ymax></bndbox></object></annotation>"
+            )
+        there = sorted(path.stem for path in (tmp_path / "voc" / "Annotations").iterdir())
+        for split in ("train", "val"):
+            listed = tmp_path / "voc" / "ImageSets" / "Main" / f"{split}.txt"
+            listed.write_text("\n".join(there))
+
+    label("a", "c")
+    cfg = detector_config()
+    cfg.DATASETS.PATH = str(tmp_path / "voc")
+    train, (name,) = register_data(cfg)
+    run = run_of(name, tmp_path / "run", None, cfg)
+    evaluator = COCOEvaluator(name, distributed=False, output_dir=str(run.detections_file.parent))
+    evaluator.reset()
+    evaluator.process([{"image_id": 1}], [{"instances": Instances(
+        (48, 64), pred_boxes=Boxes(torch.tensor([[4.0, 5, 34, 25]])), scores=torch.ones(1),
+        pred_classes=torch.zeros(1, dtype=torch.int64))}])  # fmt: skip
+    evaluator.evaluate()
+    if change.endswith(".xml"):
+        label(change.removesuffix(".xml"))
+    elif change:
+        label("c", kind=change)
+    for registered in (*train, name):
+        DatasetCatalog.remove(registered)
+        MetadataCatalog.remove(registered)
+    source = source_of_run(run.path)
+    if message:
+        with raises_one_line(ValueError, message):
+            write_analysis(source)
+    else:
+        assert write_analysis(source)[0].errors["missed"] == 1
+
+
+def test_predictions_of_other_images_are_refused(dataset: str, tmp_path: Path) -> None:
+    """Wrong: the ids 1, 2, … of images in a folder are taken for a data set's."""
+    run = run_of(dataset, tmp_path / "run", perfect(dataset))
+    listed = [{"id": r["image_id"], "file_name": f"photos/{Path(r['file_name']).name}"}
+              for r in DatasetCatalog.get(dataset)]  # fmt: skip
+    beside = run.detections_file.parent / "images.json"
+    classes = [{"id": i, "name": name} for i, name in zip(IDS, ["kitten", *CLASSES[1:]])]
+    beside.write_text(json.dumps({"categories": classes, "images": listed}))
+    write_analysis(source_of_run(run.path))
+    listed[0]["file_name"], listed[1]["file_name"] = "1.png", "0.png"
+    beside.write_text(json.dumps({"categories": classes, "images": listed}))
+    with raises_one_line(ValueError, "image 100, '0.png', was '1.png'"):
+        write_analysis(source_of_run(run.path))
+    beside.write_text('{"images": 7}')
+    with raises_one_line(ValueError, "images.json is damaged"):
+        write_analysis(source_of_run(run.path))
+
+
 def test_only_an_analysis_of_the_same_run_is_replaced(dataset: str, tmp_path: Path) -> None:
     """Wrong: files overwritten that nobody gave up; or an analysis, once made, can't be repeated,
     as after the run was moved."""

@@ -26,7 +26,7 @@ from ..text import parse_json
 from .matching import IOU, KINDS, Task
 from .measures import CURVE_IOUS, METRICS, Analysis, ClassResult, Operation, analyze, number
 from .page import Section, render
-from .source import Source, ground_truth
+from .source import Source, check_ids, ground_truth
 
 PAGE, NUMBERS = "index.html", "analysis.json"
 SHOWN = 8  # images on the contact sheet
@@ -52,7 +52,8 @@ def write_analysis(
 
     Raises:
         FileNotFoundError: the detections, or files of the data set, do not exist.
-        ValueError: they do not hold what they should, or the folder holds something else.
+        ValueError: they do not hold what they should, are not of what the data set has now, or the
+            folder holds something else.
     """
     folder = Path(source.folder if folder is None else folder)
     if not 0 <= threshold <= 1:
@@ -61,7 +62,9 @@ def write_analysis(
     results = read_results(source.results, source.dataset)
     if task == "segm" and not all(result.get("segmentation") for result in results):
         raise ValueError(f"{source.results} holds no masks; analyse its boxes (bbox)")
-    analysis = analyze(ground_truth(source.dataset), results, task, threshold)
+    truth = ground_truth(source.dataset)
+    check_ids(source, truth)
+    analysis = analyze(truth, results, task, threshold)
 
     folder.mkdir(parents=True, exist_ok=True)
     sections = [

@@ -3,8 +3,10 @@
 import contextlib
 import io
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
@@ -14,6 +16,7 @@ from pycocotools.coco import COCO
 from ..config import is_classifier
 from ..engine import register_data
 from ..runs import RunFolder
+from ..text import brief, one_line, parse_json
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,41 @@ def ground_truth(dataset: str) -> COCO:
     if not truth.anns:
         raise ValueError(f"the data set {dataset!r} has no annotations to compare detections with")
     return truth
+
+
+def check_ids(source: Source, truth: COCO) -> None:
+    """Compare ids with the list of images and classes that lies beside the detections, if one does:
+    COCOEvaluator's of a data set that no COCO file is, or tools/predict.py's images.json.
+
+    An id of YOLO's or VOC's labels may be a place among names, which moves as files come and go.
+
+    Raises:
+        ValueError: an id is of another image or class now, or an image is new; one line.
+    """
+    for name in (f"{source.dataset}_coco_format.json", "images.json"):
+        path = source.results.parent / name
+        if not path.is_file():
+            continue
+        try:
+            listed = parse_json(path.read_bytes())
+            images = {one["id"]: _base(one) for one in listed["images"]}
+            classes = {one["id"]: str(one["name"]) for one in listed["categories"]}
+        except (ValueError, LookupError, TypeError) as e:
+            raise ValueError(f"{path} is damaged ({one_line(e)}): evaluate or predict again") from e
+        # A class that has a new name is the same one; a name that has another id is not.
+        named = {str(one["name"]): i for i, one in truth.cats.items()}
+        moved = [f"class {i}, {brief(c)}, is {named[c]} now" for i, c in classes.items()
+                 if named.get(c, i) != i]  # fmt: skip
+        now = {i: _base(one) for i, one in truth.imgs.items()}
+        moved += [f"image {i}, {brief(n)}, was {brief(images[i]) if i in images else 'not there'}"
+                  for i, n in now.items() if images.get(i) != n]  # fmt: skip
+        if moved:
+            raise ValueError(
+                f"{source.results} is not of what the data set {source.dataset!r} has now: "
+                f"{moved[0]}, as {path} says; evaluate again, or predict with --dataset"
+            )
+
+
+def _base(image: Mapping[str, Any]) -> str:
+    """The name of an image, wherever it lies."""
+    return os.path.basename(str(image["file_name"]))
