@@ -210,6 +210,14 @@ def test_unknown_sides_are_not_flipped(coco: Path, tmp_path: Path) -> None:
             load(damaged)
 
 
+def test_vertical_flips_leave_no_left_for_right(coco: Path, tmp_path: Path) -> None:
+    """Wrong: they mirror an image, too, and Detectron2 leaves its keypoints their names."""
+    with raises_one_line(ValueError, match="FLIP is vertical.*'left_hand', 'right_hand'.*or none"):
+        load(coco, "INPUT.RANDOM_FLIP", "vertical")
+    load(poses.write_yolo(tmp_path / "y", coco, flip_idx=[*range(5)]), "INPUT.RANDOM_FLIP",
+         "vertical")  # fmt: skip
+
+
 def test_pairs_of_numbers_in_yolo(coco: Path, tmp_path: Path) -> None:
     """Wrong: where YOLO's labels have no visibility, keypoints that are missing are at 0, 0."""
     data = poses.write_yolo(tmp_path / "y", coco, kpt_shape=[2, 2], flip_idx=[0, 1])

@@ -60,8 +60,17 @@ def settle_keypoints(cfg: CfgNode, default: int, names: Sequence[str]) -> None:
         names: of the registered data sets, at least one.
 
     Raises:
-        ValueError: the number of them, or of sigmas, was set to another; one line.
+        ValueError: the number of them, or of sigmas, was set to another, or a flip would leave left
+            and right as they were; one line.
     """
+    if cfg.MODEL.KEYPOINT_ON and cfg.INPUT.RANDOM_FLIP == "vertical":
+        for name in names:
+            if pairs := list(MetadataCatalog.get(name).get("keypoint_flip_map") or ()):
+                raise ValueError(
+                    "INPUT.RANDOM_FLIP is vertical, and Detectron2 makes left keypoints right ones "
+                    f"({brief(pairs[0])} of {name!r}) in horizontal flips alone: set horizontal or "
+                    "none"
+                )
     node = cfg.MODEL.ROI_KEYPOINT_HEAD
     of_data = keypoint_names(names[0]) if cfg.MODEL.KEYPOINT_ON else []
     number = len(of_data)
