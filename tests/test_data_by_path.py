@@ -38,7 +38,7 @@ from randwire_d2.data.detection.by_path import held_back
 from randwire_d2.data.detection.inspection import clean
 from randwire_d2.data.formats import coco_json, voc, yolo
 from randwire_d2.data.formats.coco_json import read_coco
-from randwire_d2.data.formats.labels import LabelledImages
+from randwire_d2.data.formats.labels import LabelledImages, image_ids
 from randwire_d2.data.images.probing import probe_all
 from randwire_d2.data.paths import in_threads
 from randwire_d2.engine import (
@@ -106,6 +106,14 @@ def test_three_formats_are_one_data_set(kind: str, polygons: bool, tmp_path: Pat
     assert all(("segmentation" in a) == polygons for r in records for a in r["annotations"])
     for name in formats:
         assert found[name] == found["coco"], name
+
+
+@pytest.mark.parametrize("name, ids", [("9223372036854775807", [2**63 - 1, 7]),
+                                       ("20231015123456789012", [1, 2])])  # fmt: skip
+def test_ids_are_numbers_that_numpy_has(name: str, ids: list[int]) -> None:
+    """Wrong: a time to the microsecond in a name, which COCO's evaluation makes a float of."""
+    assert image_ids([name, "007"]) == ids
+    assert np.array(ids).dtype == np.int64
 
 
 def test_three_formats_have_the_same_ap(tmp_path: Path) -> None:

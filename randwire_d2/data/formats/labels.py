@@ -111,13 +111,14 @@ def annotation(bbox: list[float], category: int, iscrowd: int = 0) -> dict[str, 
 def image_ids(stems: list[str]) -> list[int]:
     """The ids of images in formats that have none: the numbers in their names, as COCO's have.
 
-    Where the names are not all different positive numbers, their positions, from 1 on.
+    Where the names are not all different positive numbers that COCO's evaluation can hold, their
+    positions, from 1 on.
 
     Args:
         stems: the names without folder and extension, in their order.
     """
     numbers = [int(stem) if stem.isdecimal() else 0 for stem in stems]
-    if all(numbers) and len(set(numbers)) == len(numbers):
+    if all(0 < n < 2**63 for n in numbers) and len(set(numbers)) == len(numbers):
         return numbers
     return list(range(1, len(stems) + 1))
 
