@@ -206,6 +206,8 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
     "a huge box": ("coco", box(-9e6, 0, 1e7, 10), "twice as wide or high", 11),
     "a box outside": ("coco", box(WIDTH + 1, 0, 5, 5), "boxes outside their image (left", 11),
     "a box partly outside": ("coco", box(40, 4, 20, 5), "reach beyond their image (training", 12),
+    "a box twice": ("coco", coco(lambda c: c["annotations"].append(
+        {**c["annotations"][0], "id": 99})), "boxes that come again in their image, of the", 13),
     "a box of three numbers": ("coco", box(1, 2, 3), "not four numbers (left out): 1 (ann", 11),
     "a box of text": ("coco", box("1", 2, 3, 4), "not four numbers (left out): 1 (ann", 11),
     "a polygon of two points": ("coco", coco(lambda c: c["annotations"][0].update(

@@ -28,9 +28,13 @@ EMPTY = "boxes without area (left out)"
 OUTSIDE = "boxes outside their image (left out)"
 HUGE = "boxes more than twice as wide or high as their image (left out)"
 BEYOND = "boxes that reach beyond their image (training clips them)"
+TWICE = "boxes that come again in their image, of the same class (evaluation wants each found)"
 # How long the way from an image's corner along a polygon's points may be, in longer sides of the
 # image: pycocotools walks it, with 40 bytes for each pixel, and dies of a step of 10⁸ pixels.
 LONGEST = 1000
+TWICE = (
+    "boxes that come again in their image, of the same class (evaluation wants each to be found)"
+)
 BAD_MASK = (
     "masks that can't be read, of another size than their image, or with an outline of more than "
     f"{LONGEST} times its longer side (left out, and boxes)"
@@ -39,7 +43,7 @@ MARGIN = 1.0  # pixels beyond the image that are no fault; COCO itself has them
 NOT_POINTS = "keypoints that are not three finite numbers for each name (left out, boxes are not)"
 NOT_VISIBLE = "keypoints whose visibility is not 0, 1 or 2 (left out, boxes are not)"
 POINTS_OUTSIDE = "objects with keypoints outside their image (training leaves those points out)"
-HARMLESS = (BEYOND, POINTS_OUTSIDE)
+HARMLESS = (BEYOND, TWICE, POINTS_OUTSIDE)
 
 
 def clean(split: LabelledImages) -> LabelledImages:
@@ -58,6 +62,9 @@ def clean(split: LabelledImages) -> LabelledImages:
         if _check_file(record, file, faults):
             kept = [a for a in record["annotations"] if _check(a, record, faults)]
             record["annotations"] = kept
+            boxes = {(a["category_id"], *a["bbox"]) for a in kept}
+            for _ in range(len(kept) - len(boxes)):
+                faults.add(TWICE, record["file_name"])
             for annotation in kept if split.keypoints.names else ():
                 _settle_keypoints(annotation, record, len(split.keypoints.names), faults)
             records.append(record)
