@@ -322,7 +322,7 @@ def test_images_folders_and_globs(detector: Path, images: Path, tmp_path: Path) 
     """Wrong: an image is lost, found twice, or drawn over another of its name; a camera's
     orientation is ignored; the table says something else than the JSON."""
     out = tmp_path / "out"
-    given = [images / "b.jpg", images, str(images / "**" / "*.jpg")]
+    given = [images / "b.jpg", images, str(images / "**" / "*.jpg"), f"{images}/./a.png"]
     assert predict(detector, *given, "--output", out, "--device", "cpu") == 0
     listed = json.loads((out / "images.json").read_text())["images"]
     names = [Path(i["file_name"]).relative_to(images).as_posix() for i in listed]
@@ -892,7 +892,8 @@ def test_a_class_may_be_renamed_as_in_an_evaluation(
     detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong: who corrects a name in the labels can't predict them; what the line says to add is
-    refused; or one class's name may stand for another's."""
+    refused; one class's name may stand for another's; or classes have the model's ids where the
+    data set has none."""
     out, classes = tmp_path / "out", load_detector(detector, "cpu").class_names
     given = [detector, "--dataset", "corrected", "--output", out, "--device", "cpu"]
     record = {"file_name": str(tmp_path / "a.png"), "image_id": 7}
@@ -906,6 +907,8 @@ def test_a_class_may_be_renamed_as_in_an_evaluation(
     assert not out.exists()
     assert predict(*given, *shlex.split(str(e.value).split(" add ")[1])) == 0
     assert {r["image_id"] for r in results(out)} == {7}
+    listed = json.loads((out / "images.json").read_text())["categories"]
+    assert [c["id"] for c in listed] == [*range(len(classes))], "not those of an evaluation"
     metadata.thing_classes[:2] = classes[1::-1]
     swap = ["--renamed-class", *classes[:2], "--renamed-class", *classes[1::-1]]
     with pytest.raises(

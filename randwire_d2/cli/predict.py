@@ -111,7 +111,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         metavar="SCORE",
         help="the least score (0 ... 1) of a detection that is drawn and written (default: "
-        f"{Detector.least_drawn} to be drawn; all are written)",
+        f"{Detector.least_drawn} to be drawn; all are written). What lies below the model's own "
+        "SCORE_THRESH_TEST, 0.05 by default, is not found at all",
     )
     parser.add_argument(
         "--batch",
@@ -239,7 +240,7 @@ def _dataset_records(
     with prefixed(f"--dataset {name!r}"):
         check_class_names(model.class_names, names, renamed)
     if isinstance(model, Detector):
-        model.category_ids = category_ids(metadata) or model.category_ids
+        model.category_ids = category_ids(metadata) or list(range(len(names)))
     return [
         {**record, "image_id": record.get("image_id", n)} for n, record in enumerate(records, 1)
     ]

@@ -50,7 +50,7 @@ def find_inputs(given: Sequence[str], option: str = "INPUT") -> list[Input]:
     Raises:
         ValueError: one of them is nothing, or has neither image nor video in it; one line.
     """
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
     for text in given:
         files: dict[str, str] = {}  # a folder below another is matched by ** itself, too
         for path, name in _files(text):
@@ -62,9 +62,9 @@ def find_inputs(given: Sequence[str], option: str = "INPUT") -> list[Input]:
             raise ValueError(f"{option} {text!r} matches no image and no video; {way_out}")
         if passed_over:
             logger.warning(f"{option} {text!r} has images that are left out: {passed_over}")
-        for path, name in known.items():
-            found.setdefault(path, name)
-    return _inputs(found.items())
+        for path, name in known.items():  # photos/a.jpg is ./photos/a.jpg
+            found.setdefault(os.path.abspath(path), (path, name))
+    return _inputs(found.values())
 
 
 def find_images(given: Sequence[str], option: str) -> list[str]:
