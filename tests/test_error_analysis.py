@@ -624,6 +624,11 @@ def test_a_mask_that_is_missing_is_no_mask(dataset: str, tmp_path: Path) -> None
     results[7]["segmentation"] = []
     with pytest.raises(ValueError, match="holds no masks"):
         write_analysis(written(dataset, tmp_path / "results", results), task="segm")
+    results[7]["segmentation"] = mask_of(HEIGHT, WIDTH)
+    source = written(dataset, tmp_path / "results", results)
+    DatasetCatalog.get(dataset)[2]["annotations"][0].pop("segmentation")
+    with raises_one_line(ValueError, match="1 of 66 objects of the data set .* have no mask"):
+        write_analysis(source, task="segm")
 
 
 def test_what_is_taken_for_a_mask_pycocotools_reads_alike() -> None:

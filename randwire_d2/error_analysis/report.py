@@ -64,6 +64,11 @@ def write_analysis(
         raise ValueError(f"{source.results} holds no masks; analyse its boxes (bbox)")
     truth = ground_truth(source.dataset)
     check_ids(source, truth)
+    if task == "segm" and (bare := sum(not a.get("segmentation") for a in truth.anns.values())):
+        raise ValueError(
+            f"{bare} of {len(truth.anns)} objects of the data set {source.dataset!r} have no mask; "
+            "analyse their boxes (bbox)"
+        )
     analysis = analyze(truth, results, task, threshold)
 
     folder.mkdir(parents=True, exist_ok=True)
