@@ -44,7 +44,7 @@ from randwire_d2.cli.publish import main
 from randwire_d2.config import classifier_config, detector_config, set_spec
 from randwire_d2.engine import argument_parser, load_config
 from randwire_d2.inference import Classifier, Detector
-from randwire_d2.inference.record import sections_of
+from randwire_d2.inference.record import _results, sections_of
 
 SPEC = draw_spec("small", "WS")
 NAMES = ["dog", "cat", "bird", "cow", "pig", "emu"]
@@ -532,3 +532,11 @@ def test_what_is_no_model_is_not_published(tmp_path: Path) -> None:
         said = str(caught.value)
         assert said.startswith("publish_model.py: error: ") and word in said and "\n" not in said
     assert not (tmp_path / "published").exists()
+
+
+def test_a_card_has_no_figures_of_single_classes() -> None:
+    """Wrong: AP of a class whose name has a slash is taken for one of the whole."""
+    whole = {"bbox/AP": 1.0, "my-set/segm/AP50": 2.0, "classification/top1": 3.0}
+    others = {"bbox/AP-nut/bolt": 4.0, "bbox/AP-cat": 5.0, "my-set/bbox/AP-a-b": 6.0, "lr": 7.0,
+              "bbox_TTA/AP": 8.0}  # fmt: skip
+    assert _results(whole | others) == whole

@@ -32,7 +32,8 @@ _CLASSIFIERS = (
     "MODEL.CLASSIFIER.DROPOUT",
 )  # fmt: skip
 # The tasks of Detectron2's evaluators and this project's, as metrics.json names them.
-_TASKS = {"bbox", "segm", "keypoints", "sem_seg", "panoptic_seg", "classification"}
+_TASKS = "bbox|segm|keypoints|sem_seg|panoptic_seg|classification"
+_WHOLE = re.compile(rf"(.*/)?({_TASKS})/[^/-]+", re.DOTALL)
 # As the table of Detectron2's collect_env_info names them.
 _LIBRARIES = "Python|PyTorch|torchvision|detectron2|GPU 0|CUDA_HOME"
 
@@ -123,12 +124,8 @@ def _figures(run: RunFolder, file: str, cfg: CfgNode, iteration: int | None) -> 
 
 
 def _results(values: dict[str, float]) -> dict[str, float]:
-    """Those of a task as a whole: AP, not AP-person."""
-    return {
-        name: value
-        for name, value in values.items()
-        if _TASKS.intersection(name.split("/")[:-1]) and "-" not in name.rsplit("/", 1)[-1]
-    }
+    """Those of a task as a whole: AP, not AP-person, nor AP-nut/bolt."""
+    return {name: value for name, value in values.items() if _WHOLE.fullmatch(name)}
 
 
 def _command(log: str, cfg: CfgNode) -> str:
