@@ -110,7 +110,10 @@ def check_ids(source: Source, truth: COCO) -> None:
             images = {one["id"]: _base(one) for one in listed["images"]}
             classes = {one["id"]: str(one["name"]) for one in listed["categories"]}
         except (ValueError, LookupError, TypeError) as e:
-            raise ValueError(f"{path} is damaged ({one_line(e)}): evaluate or predict again") from e
+            raise ValueError(
+                f"{path} is damaged ({one_line(e)}): evaluate or predict again, or move it away if "
+                "it is another program's"
+            ) from e
         # A class that has a new name is the same one; a name that has another id is not.
         named = {str(one["name"]): i for i, one in truth.cats.items()}
         moved = [f"class {i}, {brief(c)}, is {named[c]} now" for i, c in classes.items()
