@@ -13,7 +13,8 @@ from launching import C78, TOOL, small
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from randwire_d2 import NetworkGenerator, RandWire
-from randwire_d2.engine.hooks.ema import AveragedWeights
+from randwire_d2.engine.hooks.ema import AveragedWeights, AverageWeights
+from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.runs import RunFolder
 
 DECAY = 0.75
@@ -117,6 +118,18 @@ def test_two_processes_have_one_average(folders: Path, tmp_path: Path) -> None:
     file = train(folders, tmp_path / "run", flags=flags)["model_final"]
     assert list(file["ema"]) == list(file["model"])
     assert not equal(file["ema"], file["model"])
+
+
+def test_what_a_resumed_training_evaluates_first_runs_as_before() -> None:
+    """Wrong: until an iteration is done, the average's stages do not run the way that was the
+    faster one in the training, and round otherwise."""
+    spec = NetworkGenerator("small", 8, 12, "WS", {"k": 4, "p": 0.75})(1)
+    model = RandWire(spec, norm="BN", fused="auto")
+    hook = AverageWeights(average := AveragedWeights(model, 0.5), model)
+    stages = [[m for m in n.modules() if isinstance(m, RandWireStage)] for n in (model, average)]
+    stages[0][0].slower = {False: "that takes 0.5 of the time in inference"}  # as ShadowSteps does
+    hook.before_train()
+    assert [s.slower for s in stages[1]] == [s.slower for s in stages[0]]
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["SOLVER.EMA", "torch's with use_buffers"])

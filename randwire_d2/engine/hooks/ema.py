@@ -60,11 +60,16 @@ class AverageWeights(HookBase):
     def __init__(self, average: AveragedWeights, model: nn.Module) -> None:
         self._average, self._model = average, model
 
+    def before_train(self) -> None:
+        self._run_as_trained()  # what a resumed training evaluates first, too
+
     def after_step(self) -> None:
         self._average.update_parameters(self._model)
-        if self.trainer.iter > self.trainer.start_iter:
-            return
-        # From the first iteration on, its stages run as those that were timed.
+        if self.trainer.iter == self.trainer.start_iter:
+            self._run_as_trained()
+
+    def _run_as_trained(self) -> None:
+        """Run the average's stages as those that were timed."""
         for module, trained in zip(self._average.module.modules(), self._model.modules()):
             if isinstance(module, RandWireStage) and isinstance(trained, RandWireStage):
                 module.slower = trained.slower
