@@ -442,11 +442,12 @@ def test_a_broken_training_image_is_replaced_by_the_next(damaged: Path) -> None:
 
 
 def test_broken_training_images_are_counted(damaged: Path, tmp_path: Path) -> None:
-    """In metrics.json as training goes, in the log at its end; the same for any workers."""
-    args = parse(
-        C78, *tiny(damaged, "SOLVER.MAX_ITER", 102, "OUTPUT_DIR", tmp_path / "run", "SEED", 1)
-    )
-    train_or_evaluate(load_config(args), args, ClassificationTrainer)
+    """In metrics.json as training goes, in the log at its end; the same for any workers, and where
+    it was resumed."""
+    for length in (30, 102):
+        given = ("SOLVER.MAX_ITER", length, "OUTPUT_DIR", tmp_path / "run", "SEED", 1)
+        args = parse(C78, "--resume", *tiny(damaged, *given))
+        train_or_evaluate(load_config(args), args, ClassificationTrainer)
     images = stream(damaged)
     counts = [images[position]["broken"] for position in range(102 * 8)]
     lines = (tmp_path / "run/metrics.json").read_text().splitlines()

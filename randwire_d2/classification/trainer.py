@@ -124,6 +124,13 @@ class WatchInput(HookBase):
                 "iterations' time: raise DATALOADER.NUM_WORKERS, or put the images on a faster disk"
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"broken": self._loader.broken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if comm.is_main_process():  # whose number it is
+            self._loader.broken = state["broken"]
+
     def after_train(self) -> None:
         if self.trainer.iter < self.trainer.max_iter:  # it failed; so may the others have
             return
