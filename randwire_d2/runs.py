@@ -230,7 +230,10 @@ class RunFolder:
         except (OSError, ValueError):
             return Progress(0.0, {})
         last, end = max(metrics), solver.MAX_ITER - 1
-        ended = last >= end or (solver.PATIENCE and self.final_checkpoint.is_file())
+        # An older model_final.pth is of a shorter training.
+        ended = last >= end or (
+            solver.PATIENCE and iteration_of(self.final_checkpoint) in (last - 1, last)
+        )
         return Progress(1.0 if ended else last / end, metrics[last])
 
     def evaluation(self) -> "Evaluation":

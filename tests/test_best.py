@@ -208,6 +208,18 @@ def test_patience_is_remembered_and_shared(folders: Path, tmp_path: Path) -> Non
     assert RunFolder(tmp_path / "killed").progress().done == 1
 
 
+def test_a_longer_training_is_not_at_its_end(tmp_path: Path) -> None:
+    """Wrong: with SOLVER.PATIENCE, the model_final.pth of a shorter training passes for its own,
+    and a sweep takes its figures amid the training for its result."""
+    cfg, run = classifier_config(), RunFolder(tmp_path)
+    cfg.SOLVER.PATIENCE, cfg.SOLVER.MAX_ITER = 3, 101
+    run.config_file.write_text(cfg.dump())
+    torch.save({"model": {}, "iteration": 7}, run.final_checkpoint)
+    for last, done in ((7, 1.0), (8, 1.0), (50, 0.5)):
+        run.metrics_file.write_text(f'{{"iteration": {last}, "total_loss": 1.0}}\n')
+        assert run.progress().done == done
+
+
 def test_an_unknown_metric_is_refused_with_those_there_are() -> None:
     """Wrong: it comes out when the training ends, or a test set's own metric is refused."""
     cfg = detector_config()

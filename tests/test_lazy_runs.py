@@ -290,6 +290,21 @@ def test_the_best_is_kept_and_patience_ends_the_training(train: Callable[..., Ru
         load_detector(run.path)
 
 
+def test_a_longer_training_ends_with_its_own_weights(train: Callable[..., RunFolder]) -> None:
+    """Wrong: a longer training is killed ahead of its model_final.pth, and is resumed: that of the
+    shorter one passes for it."""
+    run = train([10.0], "train.eval_period=0")
+    shorter = run.final_checkpoint.read_bytes()
+    longer = ["--resume", "train.eval_period=0", "train.max_iter=14"]
+    train([20.0], *longer)
+    run.final_checkpoint.write_bytes(shorter)
+    (run.path / "last_checkpoint").write_text("model_0000013.pth")
+    train([20.0], *longer)
+    final, last = (torch.load(run.path / f"model_{n}.pth") for n in ("final", "0000013"))
+    assert final["iteration"] == 13
+    assert_equal(final["model"], last["model"])
+
+
 @pytest.mark.parametrize("kind", ["SGD", "AdamW"])
 def test_another_rate_counts_and_another_optimizer_is_refused(
     train: Callable[..., RunFolder], kind: str, tmp_path: Path

@@ -22,6 +22,7 @@ from ...checkpoint import RandWireCheckpointer
 from ...files import atomic_open, megabytes
 from ...runs import EVALUATIONS, RunFolder
 from ...weight_files.checksum import is_whole
+from ...weight_files.reading import iteration_of
 
 Contents = Mapping[Path, bytes | None]  # of files; None of one that isn't there
 
@@ -151,9 +152,10 @@ def _keep_with_weights(run: RunFolder, aside: RunFolder) -> None:
 
 
 def save_end(checkpointer: RandWireCheckpointer, start_iter: int, max_iter: int) -> None:
-    """Write model_final.pth of a resumed training that was killed just ahead of it."""
+    """Write model_final.pth of a resumed training that was killed just ahead of it; the one that is
+    there may be damaged, or of a shorter training."""
     final = RunFolder(checkpointer.save_dir).final_checkpoint
-    if start_iter >= max_iter and not is_whole(final):
+    if start_iter >= max_iter and iteration_of(final) != start_iter - 1:
         checkpointer.save("model_final", iteration=start_iter - 1)
 
 
