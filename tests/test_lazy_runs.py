@@ -305,6 +305,26 @@ def test_a_longer_training_ends_with_its_own_weights(train: Callable[..., RunFol
     assert_equal(final["model"], last["model"])
 
 
+def test_the_end_of_a_shorter_training_counts_if_its_file_is_lost(
+    train: Callable[..., RunFolder],
+) -> None:
+    """Wrong: the longer one goes on from the periodic checkpoint of the same iteration, and forgets
+    the best evaluation."""
+    run = train([10.0, 20.0, 10.0, 10.0, 10.0, 50.0])
+    run.final_checkpoint.write_bytes(b"damaged")
+    train([40.0], "--resume", "train.max_iter=14")
+    assert torch.load(run.best_checkpoint)["iteration"] == 12
+
+
+def test_patience_counts_the_evaluation_of_the_shorter_trainings_end(
+    train: Callable[..., RunFolder],
+) -> None:
+    """Wrong: its last evaluation is the best, and yet the longer training ends at once."""
+    train([30.0, 20.0, 20.0, 20.0, 20.0, 50.0])
+    run = train([60.0, 10.0], "--resume", "train.max_iter=16", "train.patience=4")
+    assert [i for i, _ in run.evaluations("bbox/AP")] == [1, 3, 5, 7, 9, 12, 13, 16]
+
+
 @pytest.mark.parametrize("kind", ["SGD", "AdamW"])
 def test_another_rate_counts_and_another_optimizer_is_refused(
     train: Callable[..., RunFolder], kind: str, tmp_path: Path

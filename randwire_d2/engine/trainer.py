@@ -47,7 +47,7 @@ from .hooks.best import TrainingStopped, is_exhausted
 from .hooks.ema import AveragedWeights
 from .hooks.finite import FiniteTrainer
 from .hooks.order import training_hooks
-from .hooks.saving import save_end
+from .hooks.saving import end_of_what_counts, save_end
 from .processes.random_state import random_state_kept
 from .processes.signals import guard_workers
 from .train_loader import TrainLoader, detection_train_loader
@@ -165,6 +165,7 @@ class Trainer(DefaultTrainer):
         log_period: the iterations from one line of metrics to the next.
         ddp: options of DistributedDataParallel in place of ``parallel_options``.
         average: of the weights, with SOLVER.EMA.
+        earlier_max_iter: the length that the training was to have as its checkpoint was written.
         last_evaluation: what the last evaluation found, by its names in metrics.json; in the main
             process.
     """
@@ -174,6 +175,7 @@ class Trainer(DefaultTrainer):
     ddp: Mapping[str, Any] = {}
     average: AveragedWeights | None
     iter: int
+    earlier_max_iter = 0
     last_evaluation: dict[str, float]
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -299,7 +301,7 @@ class Trainer(DefaultTrainer):
         if self.average is not None:
             self.average.begin(self.checkpointer.model)
         patience, start = self.cfg.SOLVER.PATIENCE, self.start_iter
-        if start and patience and is_exhausted(self.cfg, start, self.keys):
+        if start and patience and is_exhausted(self.cfg, end_of_what_counts(self), self.keys):
             self.max_iter = start
         save_end(self.checkpointer, start, self.max_iter)
 

@@ -147,6 +147,7 @@ class KeepSchedule(HookBase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         own, batch, keys = self._own, state["batch_size"], self.trainer.keys
         if own["batch_size"] == batch or own["max_iter"] == state["max_iter"]:
+            self.trainer.earlier_max_iter = state["max_iter"]
             return
         raise ValueError(
             f"--resume: the checkpoint's schedule is {state['max_iter']} iterations of {batch} "

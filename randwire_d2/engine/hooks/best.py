@@ -4,7 +4,6 @@ import copy
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -16,6 +15,7 @@ from ...runs import RunFolder
 from ...weight_files.reading import iteration_of
 from ..config.keys import Keys
 from ..config.metric import best_evaluation, best_metric, is_loss
+from .saving import end_of_what_counts
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +49,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         start = self.trainer.start_iter
         if not start:
             return
-        # A training that had ended was evaluated as of the iteration after its last. One that goes
-        # on from there does not redo that.
-        resumed = Path(self.trainer.checkpointer.newest).name
-        longer = resumed == self._run.final_checkpoint.name and start < self.trainer.max_iter
-        found = best_evaluation(self._run, self._val_metric, start + longer)
+        found = best_evaluation(self._run, self._val_metric, end_of_what_counts(self.trainer))
         best = self._run.best_checkpoint
         if found is None:
             return

@@ -151,6 +151,15 @@ def _keep_with_weights(run: RunFolder, aside: RunFolder) -> None:
                 folder.write_evaluation(replace(evaluation, weights=weights, training=training))
 
 
+def end_of_what_counts(trainer: Any) -> int:
+    """Below which iteration the evaluations of a run count that goes on; it does the others anew.
+
+    One that had ended was evaluated as of the iteration after its last, which a longer one keeps.
+    """
+    start = int(trainer.start_iter)
+    return start + (trainer.earlier_max_iter == start < trainer.max_iter)
+
+
 def save_end(checkpointer: RandWireCheckpointer, start_iter: int, max_iter: int) -> None:
     """Write model_final.pth of a resumed training that was killed just ahead of it; the one that is
     there may be damaged, or of a shorter training."""
