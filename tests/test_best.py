@@ -188,6 +188,25 @@ def test_a_longer_training_keeps_the_best_of_the_shorter_one(
     assert_best_is(output, *best)
 
 
+def test_a_training_that_has_ended_is_resumed_in_silence(folders: Path, tmp_path: Path) -> None:
+    """Wrong: if its last evaluation was the best, the log takes model_best.pth for damaged."""
+    output = tmp_path / "run"
+    train(folders, output, [10, 20, 10, 10, 10, 50])
+    assert "is damaged" not in train(folders, output, [50])
+    assert_best_is(output, 12, 50)
+
+
+def test_the_end_names_no_other_evaluations_checkpoint(folders: Path, tmp_path: Path) -> None:
+    """Wrong: SOLVER.BEST_METRIC is another one since --resume, and model_best.pth, which is of the
+    best by the first one, is said to hold the best by the second."""
+    output = tmp_path / "run"
+    said = train(folders, output, [10, 20, 10, 10, 10, 10])
+    assert f"the best, 20.0 at iteration 3, is {RunFolder(output).best_checkpoint}." in said
+    metric = ("SOLVER.BEST_METRIC", "classification/top5", "SOLVER.MAX_ITER", 13)
+    said = train(folders, output, [10], *metric)
+    assert "the best, 100.0 at iteration 1, is in no checkpoint." in said
+
+
 @pytest.mark.slow
 def test_patience_is_remembered_and_shared(folders: Path, tmp_path: Path) -> None:
     """Wrong: a resumed run begins to count anew, or one of two processes waits for the other."""

@@ -10,6 +10,7 @@ from torch import nn
 from ..command import command_of
 from ..modeling import NODE_OP_REGISTRY, RandWire
 from ..runs import RunFolder
+from ..weight_files.reading import iteration_of
 from .config.metric import best_evaluation, best_metric
 from .report import write_report
 
@@ -47,10 +48,9 @@ def _outcome(cfg: CfgNode, iterations: int) -> str:
     best = best_evaluation(run, metric)
     if best is not None:
         _, last = run.evaluations(metric)[-1]
-        outcome += (
-            f": {metric} {last:.1f}; the best, {best[1]:.1f} at iteration {best[0]}, is "
-            f"{run.best_checkpoint}"
-        )
+        outcome += f": {metric} {last:.1f}; the best, {best[1]:.1f} at iteration {best[0]}, is "
+        is_kept = iteration_of(run.best_checkpoint) == best[0]
+        outcome += str(run.best_checkpoint) if is_kept else "in no checkpoint"
     return f"{outcome}."
 
 

@@ -56,6 +56,9 @@ class BestCheckpointer(hooks.BestCheckpointer):
         self.best_iter, self.best_metric = found
         if iteration_of(best) == self.best_iter:
             return
+        ended = start >= self.trainer.max_iter
+        if ended and iteration_of(best) == start:  # of the end, which is evaluated again
+            return
         if self.best_iter >= start - 1:  # killed before it was saved
             self.save(best.stem, iteration=self.best_iter)
         elif iteration_of(self._before) == self.best_iter:
