@@ -325,6 +325,19 @@ def test_patience_counts_the_evaluation_of_the_shorter_trainings_end(
     assert [i for i, _ in run.evaluations("bbox/AP")] == [1, 3, 5, 7, 9, 12, 13, 16]
 
 
+def test_an_evaluation_that_failed_is_done_on_resumption(train: Callable[..., RunFolder]) -> None:
+    """Wrong: it is missing for good, and with it perhaps the best weights; a kill was told from it,
+    as that leaves no line of its iteration."""
+    with pytest.raises(IndexError):
+        train([10.0, 20.0])
+    for _ in range(2):  # it fails again as the training is resumed
+        with pytest.raises(IndexError):
+            train([], "--resume")
+    run = train([50.0, 20.0, 10.0, 10.0], "--resume")
+    assert [i for i, _ in run.evaluations("bbox/AP")] == [1, 3, 5, 7, 9, 12]
+    assert torch.load(run.best_checkpoint)["iteration"] == 5
+
+
 @pytest.mark.parametrize("kind", ["SGD", "AdamW"])
 def test_another_rate_counts_and_another_optimizer_is_refused(
     train: Callable[..., RunFolder], kind: str, tmp_path: Path

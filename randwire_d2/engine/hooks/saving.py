@@ -182,11 +182,22 @@ class PeriodicWriter(hooks.PeriodicWriter):
         self._eval_period = eval_period
 
     def after_step(self) -> None:
-        if self._eval_period and (self.trainer.iter + 1) % self._eval_period == 0:
+        if self._evaluates():
             for writer in self._writers:
                 writer.write()
         else:
             super().after_step()
+
+    def after_train(self) -> None:
+        # Without an evaluation that has failed, its iteration gets no line: --resume does it again.
+        if self.trainer.iter < self.trainer.max_iter and self._evaluates():
+            for writer in self._writers:
+                writer.close()
+        else:
+            super().after_train()
+
+    def _evaluates(self) -> bool:
+        return bool(self._eval_period) and (self.trainer.iter + 1) % self._eval_period == 0
 
 
 class _Tolerant(EventWriter):
