@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 
 Metrics = dict[int, dict[str, float]]
 
+# Of a line of metrics.json: what stands above it of this iteration and later ones, a resumed
+# training does anew.
+ANEW = "done_anew"
+
 
 class RunFolder:
     """The OUTPUT_DIR of a training, or the folder of an evaluation.
@@ -201,13 +205,22 @@ class RunFolder:
                 continue  # cut off
             if not isinstance(iteration, int):
                 continue
-            values = {name: v for name, v in values.items() if isinstance(v, int | float)}
-            if metrics and iteration < next(reversed(metrics)):
+            if ANEW in values or (metrics and iteration < next(reversed(metrics))):
                 metrics = {i: kept for i, kept in metrics.items() if i < iteration}
+            if ANEW in values:
+                continue
+            values = {name: v for name, v in values.items() if isinstance(v, int | float)}
             metrics.setdefault(iteration, {}).update(values)
         if not metrics:
             raise ValueError(f"{path} holds no line of Detectron2's metrics.json: train first")
         return metrics
+
+    def iterations(self) -> list[int]:
+        """Those that ``metrics`` tells of; none where there is no metrics.json yet."""
+        try:
+            return [*self.metrics()]
+        except (OSError, ValueError):
+            return []
 
     def evaluations(self, metric: str, end: int | None = None) -> list[tuple[int, float]]:
         """What the training's evaluations found, those of iterations below ``end``: (iteration,

@@ -338,6 +338,21 @@ def test_an_evaluation_that_failed_is_done_on_resumption(train: Callable[..., Ru
     assert torch.load(run.best_checkpoint)["iteration"] == 5
 
 
+def test_what_is_done_anew_does_not_count(train: Callable[..., RunFolder]) -> None:
+    """Wrong: a training goes on from an earlier checkpoint with a longer EVAL_PERIOD; an evaluation
+    that it does not repeat, of weights that are gone, is the best, and loses it its patience."""
+    run = train([10.0, 20.0, 10.0, 10.0, 90.0, 10.0], "train.log_period=100")
+    run.final_checkpoint.unlink()
+    (run.path / "last_checkpoint").write_text("model_0000007.pth")
+    given = ["--resume", "train.log_period=100", "train.eval_period=4"]
+    train([30.0], *given)
+    assert run.evaluations("bbox/AP") == [(1, 10), (3, 20), (5, 10), (7, 10), (12, 30)]
+    assert torch.load(run.best_checkpoint)["iteration"] == 12
+    train([30.0], *given)
+    # The best of what counts had a later one's file; the new best has its own.
+    assert run.log_file.read_text().count("is damaged, or not of iteration") == 1
+
+
 @pytest.mark.parametrize("kind", ["SGD", "AdamW"])
 def test_another_rate_counts_and_another_optimizer_is_refused(
     train: Callable[..., RunFolder], kind: str, tmp_path: Path

@@ -342,6 +342,34 @@ def test_figures_that_cannot_be_written_end_no_training(
         hook.after_train()
 
 
+def test_a_value_of_an_earlier_iteration_leaves_the_last_evaluation(tmp_path: Path) -> None:
+    """Wrong: a step without a loss, as SKIP_NONFINITE has it, or without objects is evaluated; the
+    line of an older loss, behind that of the evaluation, passes for a training that was resumed
+    there, which has it all before it."""
+    for start in (0, 4):  # the second one was resumed
+        hook = PeriodicWriter([JSONWriter(str(tmp_path / "metrics.json"))], 4, 4)
+        hook.trainer = SimpleNamespace(
+            start_iter=start, max_iter=9, cfg=SimpleNamespace(OUTPUT_DIR=str(tmp_path)),
+            earlier_max_iter=9,
+        )  # fmt: skip
+        with EventStorage(start) as storage:
+            if start:
+                for i in range(3):
+                    storage.put_scalar("loss", 1.0, cur_iter=i)  # as KeepMedians does
+            hook.before_train()
+            for hook.trainer.iter in range(start, start + 4):
+                storage.iter = hook.trainer.iter
+                storage.put_scalar("anchors", 1.0)
+                if hook.trainer.iter < 3:
+                    storage.put_scalar("loss", 1.0)
+                if hook.trainer.iter % 4 == 3:
+                    storage.put_scalar("bbox/AP", 40.0, smoothing_hint=False)
+                hook.after_step()
+            hook.after_train()
+    assert [*RunFolder(tmp_path).metrics()] == [2, 3, 7]
+    assert RunFolder(tmp_path).evaluations("bbox/AP") == [(3, 40.0), (7, 40.0)]
+
+
 # -------------------------------------------------------------------------------------------------
 # Losses that are no number
 # -------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ These hooks belong ahead of those that save. Their state is in the checkpoint's 
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import count, dropwhile
 from typing import Any, Protocol, runtime_checkable
 
@@ -200,9 +200,7 @@ class FinishIteration(HookBase):
         trainer.iter = trainer.storage.iter = trainer.start_iter
 
     def _is_written(self, iteration: int) -> bool:
-        written = False
-        with suppress(FileNotFoundError, ValueError):  # there is no line yet
-            written = comm.is_main_process() and iteration in self._run.metrics()
+        written = comm.is_main_process() and iteration in self._run.iterations()
         return bool(comm.all_gather(written)[0])
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Without a checkpoint a training ends, as the later ones would be lost too; witho
 on.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -16,11 +17,11 @@ from typing import Any
 
 from detectron2.engine import hooks
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
 
 from ...checkpoint import RandWireCheckpointer
 from ...files import atomic_open, megabytes
-from ...runs import EVALUATIONS, RunFolder
+from ...runs import ANEW, EVALUATIONS, RunFolder
 from ...weight_files.checksum import is_whole
 from ...weight_files.reading import iteration_of
 
@@ -169,8 +170,8 @@ def save_end(checkpointer: RandWireCheckpointer, start_iter: int, max_iter: int)
 
 
 class PeriodicWriter(hooks.PeriodicWriter):
-    """Detectron2's, which would write only the last of the evaluations within its period, and end
-    the training if it can't write.
+    """Detectron2's, which would write only the last of the evaluations within its period, end the
+    training if it can't write, and leave what a resumed training does anew in metrics.json.
 
     Args:
         eval_period: each so many iterations there is an evaluation; 0 for none.
@@ -180,6 +181,16 @@ class PeriodicWriter(hooks.PeriodicWriter):
     def __init__(self, writers: Sequence[EventWriter], eval_period: int, period: int = 20) -> None:
         super().__init__([_Tolerant(writer) for writer in writers], period)
         self._eval_period = eval_period
+        self._json = [writer for writer in writers if isinstance(writer, JSONWriter)]
+
+    def before_train(self) -> None:
+        super().before_train()
+        start, end = self.trainer.start_iter, end_of_what_counts(self.trainer)
+        written = RunFolder(self.trainer.cfg.OUTPUT_DIR).iterations() if start else []
+        for writer in self._json if written else ():
+            writer._last_write = max((i for i in written if i < start), default=-1)
+            if start < self.trainer.max_iter and any(i >= end for i in written):
+                writer._file_handle.write(json.dumps({"iteration": end, ANEW: True}) + "\n")
 
     def after_step(self) -> None:
         if self._evaluates():
@@ -201,13 +212,20 @@ class PeriodicWriter(hooks.PeriodicWriter):
 
 
 class _Tolerant(EventWriter):
-    """A writer that says, once, that it can't write."""
+    """A writer that says, once, that it can't write, and gets the oldest values first.
+
+    In metrics.json, an iteration below the one before it is where a resumed training began.
+    """
 
     def __init__(self, writer: EventWriter) -> None:
         self._writer = writer
         self._failed = False
 
     def write(self) -> None:
+        latest = get_event_storage().latest()
+        in_order = sorted(latest.items(), key=lambda item: item[1][1])
+        latest.clear()
+        latest.update(in_order)
         self._try(self._writer.write)
 
     def close(self) -> None:
