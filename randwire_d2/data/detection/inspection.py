@@ -28,7 +28,6 @@ EMPTY = "boxes without area (left out)"
 OUTSIDE = "boxes outside their image (left out)"
 HUGE = "boxes more than twice as wide or high as their image (left out)"
 BEYOND = "boxes that reach beyond their image (training clips them)"
-TWICE = "boxes that come again in their image, of the same class (evaluation wants each found)"
 # How long the way from an image's corner along a polygon's points may be, in longer sides of the
 # image: pycocotools walks it, with 40 bytes for each pixel, and dies of a step of 10⁸ pixels.
 LONGEST = 1000
