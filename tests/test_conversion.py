@@ -304,13 +304,14 @@ def assert_same_logits(found: Tensor, expected: Tensor) -> None:
 def test_own_classifier_stays_one(
     tmp_path: Path, convert: Callable, suffix: str, relu: bool
 ) -> None:
-    """Wrong: the logits are not those of the network that was trained, or HEAD_RELU is lost; or
-    what was written can't be converted again."""
+    """Wrong: the logits are not those of the network that was trained, or HEAD_RELU is lost, or the
+    names of the classes, with which --eval-only compares those of the data; or what was written
+    can't be converted again."""
     classifier = randomise(RandWireClassifier(SPECS["small"], 10, head_relu=relu))
     folder, output = tmp_path / "run", tmp_path / f"out.{suffix}"
     folder.mkdir()
-    network = nn.ModuleDict({"network": classifier})
-    RandWireCheckpointer(network, str(folder), save_to_disk=True).save(
+    network, names = nn.ModuleDict({"network": classifier}), list("badcfehgji")
+    RandWireCheckpointer(network, str(folder), class_names=names, save_to_disk=True).save(
         "model_final", preprocessing=IMAGENET
     )
     out, error = convert(folder / "model_final.pth", output, "--to", "classifier")
@@ -326,7 +327,9 @@ def test_own_classifier_stays_one(
     out, error = convert(text, tmp_path / "last.pth", "--to", "classifier")
     assert not error
     assert_same_logits(run_classifier(out), expected)
+    assert read_checkpoint(tmp_path / "last.pth").rest["class_names"] == names
     assert not convert(tmp_path / "last.pth", tmp_path / "backbone.pth", "--to", "fpn")[1]
+    assert "class_names" not in read_checkpoint(tmp_path / "backbone.pth").rest
 
 
 def test_a_classifier_that_does_not_tell_its_relu(own: Path, convert: Callable) -> None:
@@ -582,6 +585,26 @@ def test_pretrained_resnet_of_this_project(tmp_path: Path, convert: Callable) ->
     assert not error
     assert "INPUT.FORMAT BGR" in out
     assert "classifier head (2 keys)" in out
+
+
+@pytest.mark.parametrize("part", ["network", "backbone.bottom_up"])
+def test_the_stride_that_a_checkpoints_config_tells(
+    tmp_path: Path, convert: Callable, part: str
+) -> None:
+    """Wrong: a ResNet that was trained with the other stride gets that of configs/imagenet: the
+    weights are the same, so nothing fails, and the features are others."""
+    cfg, network = small_resnet(DEPTH=50, STRIDE_IN_1X1=True)
+    state = {f"{part}.{k}": v for k, v in network.state_dict().items()}
+    own = classifier_config()
+    own.MODEL.RESNETS = cfg.MODEL.RESNETS
+    own.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    source, output = tmp_path / "own.pth", tmp_path / "out.pth"
+    torch.save({"model": state, "preprocessing": IMAGENET, "config": own.dump()}, source)
+    out, error = convert(source, output)
+    assert not error
+    assert "MODEL.RESNETS.STRIDE_IN_1X1 True" in out
+    _, error = convert(source, output, "MODEL.RESNETS.STRIDE_IN_1X1", False)
+    assert "MODEL.RESNETS.STRIDE_IN_1X1 is False, the checkpoint's True" in error
 
 
 def test_detectron2s_conversion_of_torchvision(tmp_path: Path, convert: Callable) -> None:

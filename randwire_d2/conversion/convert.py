@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ..checkpoint import PREPROCESSING_KEY, WIRING_KEY, Preprocessing, Wiring
+from ..checkpoint import CLASS_NAMES_KEY, PREPROCESSING_KEY, WIRING_KEY, Preprocessing, Wiring
 from ..files import check_file, make_folder_of, write_or_print
 from ..wiring import NetworkSpec
 from . import public, randwire, resnet
@@ -142,6 +142,8 @@ def _write(
 ) -> Verification | None:
     """Write the files, once the image, if there is one, has proved the weights."""
     entries: dict[str, object] = {PREPROCESSING_KEY: source.preprocessing.to_dict()}
+    if source.head is not None and source.head.class_names:
+        entries[CLASS_NAMES_KEY] = source.head.class_names
     if isinstance(source.network, NetworkSpec):
         head_relu = None if source.head is None else source.head.relu
         entries[WIRING_KEY] = Wiring(source.network, head_relu).to_dict()

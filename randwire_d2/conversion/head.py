@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checkpoint import Classes
 from ..wiring.network import HEAD_CHANNELS
 from .source import Head, Keys, batch_norm, finish, run_conv, run_norm
 
@@ -43,4 +44,9 @@ def read_head(keys: Keys, channels: int, *, conv: str, norm: str, fc: str, relu:
         x = (F.relu(x) if relu else x).mean(dim=(2, 3))
         return F.linear(x, state[f"{fc}.weight"].float(), state[f"{fc}.bias"].float())
 
-    return Head(finish(keys, weights, shapes), relu, logits)
+    try:
+        names = Classes.of(keys.checkpoint.rest).names
+    except ValueError as e:
+        raise keys.error(str(e)) from e
+    named = names if len(names) == classes else []
+    return Head(finish(keys, weights, shapes), relu, logits, named)

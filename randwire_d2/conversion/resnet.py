@@ -1,6 +1,7 @@
 """ResNe(X)t in torchvision's layout and in Detectron2's, with PyTorch's and with Caffe2's names."""
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import Bottleneck
 
-from ..checkpoint import PREPROCESSING_KEY, Preprocessing
+from ..checkpoint import CONFIG_KEY, PREPROCESSING_KEY, Preprocessing, stored_config
+from ..config import family
 from .formats import RESNETS_KEY, Checkpoint
 from .randwire import DETECTOR, find_prefix
 from .source import (
@@ -217,8 +219,13 @@ def _stride_in_1x1(
         stated = arch.NUM_GROUPS == 1
     elif rest.get("__author__") == "torchvision":
         stated = False
+    elif CONFIG_KEY in rest:
+        with suppress(ValueError):  # of another project
+            cfg = stored_config(rest)
+            if cfg is not None and family(cfg) == "RESNETS":
+                stated = cfg.MODEL.RESNETS.STRIDE_IN_1X1
     elif given is None and prefix == "network." and PREPROCESSING_KEY in rest:
-        stated = False  # configs/imagenet of this project
+        stated = False  # of an older version, with configs/imagenet
     if stated is None and given is None:
         raise keys.error(
             "the weights do not tell where its bottlenecks have their stride; say so with "

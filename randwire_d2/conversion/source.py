@@ -45,11 +45,14 @@ class Head:
         relu: whether a ReLU lies between its norm and its pool.
         logits: res5 (N, C, H, W) to logits (N, classes), computed by the original network from the
             file's own weights.
+        class_names: those that the file holds, in the order of the logits; none if they are
+            unknown.
     """
 
     weights: dict[str, Tensor]
     relu: bool
     logits: Callable[[Tensor], Tensor]
+    class_names: list[str]
 
     @property
     def num_classes(self) -> int:
