@@ -59,6 +59,25 @@ def test_listing_is_torchvisions(tmp_path):
     assert metadata.classes == image_folder_classes("listing") == ["B", "a", "b"]
 
 
+def test_a_class_that_was_added_is_there(tmp_path):
+    """Wrong: in a notebook, a second training on a folder that has changed ends in a traceback."""
+    register_image_folder("grows", str(tmp_path))
+    for name in "ab":
+        touch(tmp_path, f"{name}/1.jpg")
+        assert DatasetCatalog.get("grows")[-1]["label"] == len(image_folder_classes("grows")) - 1
+        assert MetadataCatalog.get("grows").classes[-1] == name
+
+
+def test_what_macos_leaves_is_no_image(tmp_path):
+    """Wrong: on a disk that came from a Mac, half of an epoch's images are broken."""
+    touch(tmp_path, "a/1.jpg", "a/._1.jpg", "b/._1.jpg")
+    register_image_folder("from_a_mac", str(tmp_path))
+    assert "no images in 'b'" in line(["from_a_mac"])
+    touch(tmp_path, "b/2.jpg")
+    names = [Path(record["file_name"]).name for record in DatasetCatalog.get("from_a_mac")]
+    assert names == ["1.jpg", "2.jpg"]
+
+
 def test_imagenet(tmp_path):
     """ImageNet must lie where DETECTRON2_DATASETS says, and its import must not look for it."""
     code = (

@@ -138,14 +138,23 @@ def test_webdataset_reads_what_is_written(source: Path) -> None:
 
 def test_shards_of_others(tmp_path: Path) -> None:
     """Wrong: what users have can't be read: json beside the images, keys with folders and dots,
-    numbers for classes, shards of several series in one folder."""
+    macOS's notes amid a sample, numbers for classes, shards of several series in one folder."""
     write(
         tmp_path / "set/train-08.tar",
         sample("some.where/0", b"1\n", json=b"{}", **{"seg.png": b"mask"}),
         {"__key__": "notes", "txt": b"no sample"},
         {"__key__": "x/1", "jpeg": b"other", "cls": b"0"},
     )
-    write(tmp_path / "set/train-09.tar", sample("2", b"2"))
+    with tarfile.open(tmp_path / "set/train-09.tar", "w") as out:  # as macOS's own tar writes it
+        for name, data in {
+            "._2.cls": b"",
+            "2.cls": b"2",
+            "._2.jpg": b"",
+            "2.jpg": b"image",
+        }.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            out.addfile(member, io.BytesIO(data))
     write(tmp_path / "set/val-0.tar", *(sample(str(i), b"%d" % i) for i in range(3)))
     train, val = "set/train-{08..09}.tar", "set/val-0.tar"
     register_folders([train, val])

@@ -48,7 +48,7 @@ def _load(name: str, root: str) -> list[dict]:
     listing = ImageFolder(PathManager.get_local_path(root), is_valid_file=is_read)
     if passed_over := unreadable(paths):
         logger.warning(f"{name!r} has images that are left out: {passed_over}")
-    MetadataCatalog.get(name).classes = listing.classes
+    _note_classes(name, listing.classes)
     return [{"file_name": file_name, "label": label} for file_name, label in listing.samples]
 
 
@@ -64,8 +64,13 @@ def register_shards(name: str, shards: Sequence[str]) -> None:
 
 def _load_shards(name: str, shards: Sequence[str]) -> list[dict]:
     records, classes = read_shards(shards)
-    MetadataCatalog.get(name).classes = classes
+    _note_classes(name, classes)
     return records
+
+
+def _note_classes(name: str, classes: list[str]) -> None:
+    # Not by ``set``, which refuses others than before: a folder may have changed in between.
+    vars(MetadataCatalog.get(name))["classes"] = classes
 
 
 def register_folders(names: Iterable[str]) -> None:

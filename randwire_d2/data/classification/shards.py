@@ -154,7 +154,8 @@ def _read_kept(path: str, state: list[Any]) -> list[Sample] | None:
 def _scan(shard: str) -> list[Sample]:
     try:
         with tarfile.open(shard, "r:") as archive, open(shard, "rb") as f:
-            members = [m for m in archive if m.isfile()]
+            # The others, such as macOS's ._key.jpg, may stand between those of a sample.
+            members = [m for m in archive if m.isfile() and _split(m.name)[0]]
             # tarfile takes a damaged header, and the end of a file that was cut off, for the end.
             f.seek(archive.offset)
             if f.read(len(_END)) != _END:
@@ -171,7 +172,7 @@ def _group(members: Sequence[tarfile.TarInfo], f: IO[bytes]) -> Iterator[Sample]
         group = [*neighbours]
         parts = {_split(member.name)[1]: member for member in group}
         images = [kind for kind in parts if is_image_file(f".{kind}") and "." not in kind]
-        if not key or (not images and "cls" not in parts):
+        if not images and "cls" not in parts:
             continue  # a note of webdataset's or the user's own
         if len(images) != 1 or "cls" not in parts or len(parts) < len(group):
             kinds = ", ".join(sorted(_split(member.name)[1] for member in group))

@@ -21,7 +21,8 @@ _WAY_OUT = "can't be read here: convert to JPEG"
 
 
 def is_image_file(name: str) -> bool:
-    return name.lower().endswith(READABLE)
+    """macOS's notes on a file, such as ._photo.jpg on foreign disks, are named as it, and none."""
+    return name.lower().endswith(READABLE) and not os.path.basename(name).startswith("._")
 
 
 def is_unreadable(name: str) -> bool:
