@@ -22,7 +22,7 @@ from pycocotools import mask as rles
 
 from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.data.formats.rle import rle_fault
-from randwire_d2.drawing.errors import MOST, plot_class_ap, plot_confusion
+from randwire_d2.drawing.errors import MOST, plot_class_ap, plot_confusion, plot_precision_recall
 from randwire_d2.drawing.style import BLUE, RED
 from randwire_d2.engine import register_data
 from randwire_d2.error_analysis import (
@@ -282,6 +282,21 @@ def test_the_matrix_shows_the_counts() -> None:
     texts = {tuple(map(int, t.get_position())): t.get_text() for t in ax.texts}
     assert texts == {(0, 0): "8", (0, 1): "3", (1, 1): "1"}
     assert [t.get_text() for t in ax.get_xticklabels()] == ["cat", "dog", "nothing found"]
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    """Wrong: a name with two $ is taken for a formula, and ends the analysis, or one that begins
+    with _ is left out of a legend."""
+    names = ["$$", "_background_"]
+    figures = [
+        plot_confusion(np.eye(3, dtype=np.int64), names),
+        plot_precision_recall(np.ones((1, 11, 2)), [0.5], names),
+        plot_class_ap(names, [1.0, 2.0], [1.0, 2.0]),
+    ]
+    for figure in figures:
+        figure.canvas.draw()
+    texts = figures[1].axes[0].get_legend().get_texts()
+    assert [t.get_text().split("  ")[1] for t in texts] == [r"\$\$", "_background_", "mean of 2"]
 
 
 def test_many_classes_stay_on_a_page() -> None:

@@ -34,6 +34,7 @@ from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.data import register_folders
 from randwire_d2.data.images.names import is_image_file
 from randwire_d2.data.images.reading import open_image, read_rgb
+from randwire_d2.drawing.detections import draw_instances
 from randwire_d2.engine import Trainer
 from randwire_d2.inference import Detector
 from randwire_d2.inference.inputs import _inputs, files_as_inputs, find_inputs
@@ -382,6 +383,20 @@ def test_a_threshold_is_of_all_that_is_written(
     assert (nothing == model.draw(image, found[:0], 0)).all()
     changed = [(drawn != nothing).any(axis=2).mean() for drawn in (few, all_)]
     assert 0.01 < changed[0] < changed[1]
+
+
+def test_names_are_drawn_as_they_are(detector: Path, classifier: Path, images: Path) -> None:
+    """Wrong: a name with two $ is taken for a formula, which fails."""
+    image = cv2.imread(str(images / "a.png"))
+    model = load_detector(detector, "cpu")
+    model = Detector(model.file, model.cfg, model.model, Classes([f"{i} $$" for i in range(6)]))
+    found = model(image)["instances"]
+    assert len(found) == 5 and model.draw(image, found, 0).any()
+    instances = [{**record, "bbox_mode": 1, "category_id": 0} for record in model.records(found, 1)]
+    assert draw_instances(image, instances, Metadata(thing_classes=["$$"])).any()
+    labels = load_classifier(classifier, "cpu")
+    labels.class_names = ["$$"] * 7
+    assert labels.draw(image, labels(image), 0).any()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from .. import data  # noqa: F401 (registers the built-in data sets)
 from ..data.formats.rle import rle_fault
 from ..data.images.reading import read_rgb
 from ..text import brief, parse_json
-from .style import INK, class_palette, page
+from .style import INK, class_palette, literal, page
 
 TILE = 320  # pixels: the longer side of an image
 GAP = 8  # pixels between images
@@ -268,7 +268,7 @@ def draw_instances(
             [BoxMode.convert(i["bbox"], i["bbox_mode"], BoxMode.XYXY_ABS) for i in instances]
         ).reshape(-1, 4),
         labels=[
-            names[c] + (f" {i['score']:.0%}" if "score" in i else "")
+            literal(names[c]) + (f" {i['score']:.0%}" if "score" in i else "")
             for c, i in zip(classes, instances, strict=True)
         ],
         masks=[i["segmentation"] for i in instances] if with_masks else None,

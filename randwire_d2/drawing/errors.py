@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .style import BLUE, COLORS, DPI, GREEN, GREY, INK, LINE, RED, plots, style_axes
+from .style import BLUE, COLORS, DPI, GREEN, GREY, INK, LINE, RED, literal, plots, style_axes
 
 MOST = 100  # classes that a picture shows
 FEW = len(COLORS)  # from so many classes on, they have no colour of their own; one is the mean
@@ -72,13 +72,14 @@ def plot_precision_recall(
         style_axes(ax, f"IoU ≥ {iou:g}")
         there = np.flatnonzero(~np.isnan(values[0]))
         for k, color in zip(there.tolist(), COLORS[1:] if len(there) < FEW else ()):
-            label = f"{_short(names[k])}  AP {100 * values[:, k].mean():.1f}"
+            # The name last: a legend leaves out what begins with "_".
+            label = f"AP {100 * values[:, k].mean():.1f}  {_short(names[k])}"
             ax.plot(recall, values[:, k], color=color, linewidth=1.2, label=label)
         if len(there) >= FEW:
             ax.plot(recall, values[:, there], color=GREY, linewidth=0.6, alpha=0.6)
         if len(there):
             mean = values[:, there].mean(axis=1)
-            label = f"mean of {len(there)}  AP {100 * mean.mean():.1f}"
+            label = f"AP {100 * mean.mean():.1f}  mean of {len(there)}"
             ax.plot(recall, mean, color=BLUE, linewidth=3, label=label)
             ax.legend(frameon=False, fontsize=9)
         _unit(ax, "recall", "precision")
@@ -177,7 +178,7 @@ def _fit(count: int) -> float:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
+    return literal(name if len(name) <= 24 else f"{name[:23]}…")
 
 
 def _unit(ax: Axes, x: str, y: str) -> None:

@@ -110,6 +110,11 @@ def _towards(start: Point, end: Point, distance: float) -> Point:
     return start[0] + part * dx, start[1] + part * dy
 
 
+def literal(text: str) -> str:
+    """A text for matplotlib to write as it is: what lies between two $ would be a formula."""
+    return text.replace("$", r"\$")
+
+
 def put_text(
     ax: Axes,
     x: float,

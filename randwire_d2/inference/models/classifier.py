@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...checkpoint import Classes
 from ...data.images.reading import center_crop, check_pixels, order_channels, read_rgb
 from ...drawing.detections import legible_visualizer
+from ...drawing.style import literal
 from .pretrained import PretrainedModel
 
 TOP = 5  # classes that are reported of an image
@@ -91,7 +92,8 @@ class Classifier(PretrainedModel):
         size = visualizer._default_font_size
         shown = [r for r in self.records(found, 0) if r["score"] >= score_threshold]
         for line, record in enumerate(shown):
-            text = f"{self.class_names[record['category_id']]} {record['score']:.0%}"
+            name = literal(self.class_names[record["category_id"]])
+            text = f"{name} {record['score']:.0%}"
             visualizer.draw_text(
                 text, (2, 2 + 1.6 * size * line), font_size=size, horizontal_alignment="left"
             )

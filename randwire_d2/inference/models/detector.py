@@ -23,7 +23,7 @@ from ...checkpoint import Classes
 from ...data.formats.keypoints import connection_rules
 from ...data.images.reading import check_channels, check_pixels, open_image, read_rgb
 from ...drawing.detections import legible_visualizer
-from ...drawing.style import class_palette
+from ...drawing.style import class_palette, literal
 from .panoptic import Panoptic, confident, stuff_of, to_coco
 from .pretrained import PretrainedModel
 
@@ -38,7 +38,8 @@ class Detector(PretrainedModel):
         class_names: in the order of its outputs.
         category_ids: the ids of these classes in the data set, in the same order.
         stuff: the other classes of a PanopticFPN; else None.
-        metadata: names and colours for Detectron2's Visualizer; not in MetadataCatalog.
+        metadata: names, ``literal``, and colours for Detectron2's Visualizer; not in
+            MetadataCatalog.
         input_format: "BGR", the channels of the images it is called with, whatever INPUT.FORMAT is.
         least_drawn: the least score of a detection that is drawn by default.
     """
@@ -50,12 +51,14 @@ class Detector(PretrainedModel):
         super().__init__(file, cfg, model, classes)
         palette = class_palette(len(self.class_names))
         colors = [[round(255 * c) for c in color] for color in palette]
-        self.metadata = Metadata(thing_classes=self.class_names, thing_colors=colors)
+        names = list(map(literal, self.class_names))
+        self.metadata = Metadata(thing_classes=names, thing_colors=colors)
         self.stuff = stuff_of(cfg, self.category_ids, classes.stuff)
         if self.stuff is not None:
             if self.stuff.known:
                 self.stuff_entry = {"names": self.stuff.names, "ids": self.stuff.ids}
-            self.metadata.set(stuff_classes=self.stuff.names, stuff_colors=self.stuff.colors)
+            names = list(map(literal, self.stuff.names))
+            self.metadata.set(stuff_classes=names, stuff_colors=self.stuff.colors)
         keypoints = classes.keypoints
         if cfg.MODEL.KEYPOINT_ON and keypoints is not None:
             self.keypoint_entry = dict(keypoints)
