@@ -391,6 +391,8 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
         (["train.device=cuda:0", "--num-gpus=2"], "device is 'cuda:0', .* with train.device=cuda"),
         (["--num-gpus=3"], "dataloader.train.total_batch_size 2 is the batch of all 3 processes"),
         (["train.amp.enabled=True"], "train.amp.enabled needs a GPU"),
+        (["train.amp.precision=float32"], "train.amp.precision is float16 or bfloat16; got 'float"),
+        (["train.amp.opt_level=O1"], "train.amp.opt_level is unknown"),
         (["dataloader.train.dataset.names=randwire_shape_train"], "names: .*'randwire_shapes_trai"),
         (["model.roi_heads.num_classes=80"], "model.roi_heads.num_classes is 80, but .* has 6 cl"),
         (["model.roi_heads.box_predictor.num_classes=7"], "box_predictor.num_classes is 7, but"),

@@ -41,6 +41,8 @@ train.ema = {"decay": 0.0}
 train.eval_loss = False
 # Whether evaluations give norms the means and variances of num_iter batches of training images:
 train.precise_bn = {"enabled": False, "num_iter": 200}
+# What train.amp.enabled=True computes in, float16 or bfloat16:
+train.amp.precision = "float16"
 # If not 0, one fused stage is also run node by node every so many iterations, and compared:
 train.shadow_period = 0
 # The seed of all that images, augmentation and the network draw; -1 draws a seed:

@@ -98,6 +98,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     stock = model_zoo.get_config("common/train.py").train
     for node, keys in (
         ("train", {*stock, *_TRAIN}),
+        ("train.amp", {*stock.amp, "precision"}),
         ("train.checkpointer", stock.checkpointer),
         *((f"train.{key}", _TRAIN[key]) for key in _NODES),
     ):

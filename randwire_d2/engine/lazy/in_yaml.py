@@ -36,6 +36,7 @@ _KEYS = {
     "dataloader.train.num_workers": "DATALOADER.NUM_WORKERS",
     "dataloader.train.total_batch_size": "SOLVER.IMS_PER_BATCH",
     "train.amp.enabled": "SOLVER.AMP.ENABLED",
+    "train.amp.precision": "SOLVER.AMP.PRECISION",
     "train.best_metric": "SOLVER.BEST_METRIC",
     "train.checkpointer.max_to_keep": "SOLVER.CHECKPOINTS_TO_KEEP",
     "train.checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
