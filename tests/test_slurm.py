@@ -11,7 +11,7 @@ from helpers import ROOT, assert_equal, raises_one_line, run_tool, wait_until
 from launching import TOOL, arguments, command, final
 
 from randwire_d2.cli import pretrain, train, train_lazy
-from randwire_d2.engine.processes.slurm import FOLDER, Queue, Task
+from randwire_d2.engine.processes.slurm import FOLDER, Queue, Task, parse_parameters
 
 Submitted = Callable[..., tuple[dict[str, object], Task]]
 
@@ -97,6 +97,17 @@ def test_what_submits_needs_no_gpu(
     given = ["--config-file", ROOT / "configs" / config, "--slurm", "1x8", *options]
     parameters, _ = submitted(main, *given)
     assert parameters["gpus_per_node"] == parameters["tasks_per_node"] == 8
+
+
+def test_submitits_parameters_have_their_types() -> None:
+    """Wrong: "False" is true, an account loses its zeros, or a list is its letters."""
+    read = {
+        "mem_gb=200": 200, "slurm_use_srun=False": False, "slurm_account=007": "007",
+        "slurm_exclude=3,4": "3,4", "slurm_time=1-00:00": "1-00:00", "slurm_constraint=a&b": "a&b",
+        "slurm_setup=['module load cuda']": ["module load cuda"],
+        "slurm_additional_parameters={'gres': 'gpu:a100:2'}": {"gres": "gpu:a100:2"},
+    }  # fmt: skip
+    assert list(parse_parameters(read).values()) == list(read.values())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ has the training leave its checkpoint and end, and has the job put back into the
 """
 
 import argparse
+import ast
 import logging
 import os
 import re
@@ -124,7 +125,8 @@ def is_submitted(args: argparse.Namespace) -> bool:
 
 
 def parse_parameters(given: Iterable[str]) -> dict[str, Any]:
-    """Parameters of ``submitit.AutoExecutor``, of NAME=VALUE each.
+    """Parameters of ``submitit.AutoExecutor``, of NAME=VALUE each: a number, a truth value or a
+    list as Python writes it, or else a text.
 
     Raises:
         ValueError: there is no "=".
@@ -134,7 +136,11 @@ def parse_parameters(given: Iterable[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"a parameter of Slurm's is NAME=VALUE; got {text!r}")
-        parameters[name] = int(value) if value.isdigit() else value
+        parameters[name] = value
+        with suppress(ValueError, SyntaxError):
+            read = ast.literal_eval(value)
+            if isinstance(read, bool | int | float | list | dict):  # nodes 3,4 are no tuple
+                parameters[name] = read
     return parameters
 
 
