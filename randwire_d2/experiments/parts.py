@@ -3,6 +3,7 @@
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import FPN, Backbone, ROIHeads, build_model
 from detectron2.utils.analysis import FlopCountAnalysis, parameter_count
+from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
 
 from ..config import is_classifier, spec_from_config
@@ -21,7 +23,8 @@ from ..text import one_line
 from ..wiring import Complexity, NetworkSpec, StageSpec, complexity
 
 # fvcore's names of convolutions, fc layers and matrix products.
-COUNTED = ("conv", "linear", "addmm", "mm", "bmm", "matmul", "einsum")
+ATTENTION = "scaled_dot_product_attention"  # of which fvcore knows no formula
+COUNTED = ("conv", "linear", "addmm", "mm", "bmm", "matmul", "einsum", ATTENTION)
 LEARNED = (nn.modules.conv._ConvNd, nn.Linear)
 # Every proposal and every detection that the config has room for comes through.
 KEEP_ALL = (
@@ -185,10 +188,11 @@ def _run(model: nn.Module, inputs: Any) -> _Run:
     modules = dict(model.named_modules())
     for name, module in modules.items():
         module.register_forward_hook(partial(record, name))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _attention_in_parts():
         warnings.simplefilter("ignore")  # of tracing
         analysis = FlopCountAnalysis(model, inputs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.set_op_handle(f"aten::{ATTENTION}", _attention)
         # FlopCountAnalysis wraps the model into an adapter, whose only child it is.
         operators = {
             name.removeprefix("model").removeprefix("."): counts
@@ -201,6 +205,22 @@ def _run(model: nn.Module, inputs: Any) -> _Run:
             for owner in _owners(name):
                 params[owner] += 2 * module.num_features
     return _Run(modules, shapes, operators, params)
+
+
+def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    query, key, value = map(get_shape, inputs[:3])
+    return torch.Size(query[:-1]).numel() * key[-2] * (query[-1] + value[-1])
+
+
+@contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Without PyTorch's one operator for a whole layer of attention, of which fvcore counts 0."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _part(seen: _Run, title: str, names: Sequence[str], cost: Complexity) -> Part:
