@@ -164,6 +164,20 @@ def test_a_model_is_the_same_to_the_bit_at_the_other_end(kind: str, saved: dict[
             assert again.class_names == NAMES and again.category_ids == model.category_ids
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_a_classifier_computes_in_the_type_that_it_was_saved_in(
+    kind: torch.dtype, tmp_path: Path
+) -> None:
+    """Wrong: it comes back in float32, which gives other outputs; or bfloat16 can't be saved."""
+    model = build_classifier()
+    model.model.to(kind)
+    state, outputs = state_and_outputs(model)
+    again = from_pretrained(model.save_pretrained(tmp_path / "model"), device="cpu")
+    its_state, its_outputs = state_and_outputs(again)
+    assert its_outputs[0].dtype == kind and torch.equal(its_outputs[0], outputs[0])
+    assert all(torch.equal(its_state[name], value) for name, value in state.items())
+
+
 def test_options_take_the_place_of_those_it_was_saved_with(saved: dict[str, Path]) -> None:
     """Wrong: a backbone that was trained can't be loaded for fine-tuning, which freezes it, or for
     a head that reads fewer features."""
@@ -491,6 +505,14 @@ def test_a_card_names_data_by_path_as_their_owner_does() -> None:
     cfg.DATASETS.PATH = "/home/me/coco"
     data = sections_of("x.pth", cfg, None, None)["Data"]
     assert (data["trained on"], data["tested on"]) == ("coco (train)", "coco (val)")
+
+
+def test_a_card_names_a_folder_that_ends_in_a_slash() -> None:
+    """Wrong: the card says that the model was trained on nothing."""
+    cfg = classifier_config()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("my/train/",), ("my/val",)
+    data = sections_of("nowhere/model.pth", cfg, None, None)["Data"]
+    assert isinstance(data, dict) and (data["trained on"], data["tested on"]) == ("train", "val")
 
 
 def test_a_card_names_the_command_and_the_config_as_its_reader_has_them(

@@ -275,7 +275,7 @@ def find_preprocessing(model: nn.Module) -> Preprocessing | None:
     except AttributeError:
         return None
     # As few digits as name the float32: what the config said.
-    mean, std = (tuple(float(str(v)) for v in b.cpu().numpy().ravel()) for b in buffers)
+    mean, std = (tuple(float(str(v)) for v in b.float().cpu().numpy().ravel()) for b in buffers)
     return Preprocessing(str(input_format), mean, std)
 
 

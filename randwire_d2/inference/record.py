@@ -81,7 +81,7 @@ def _data(cfg: CfgNode) -> dict[str, object]:
 def _names(cfg: CfgNode, sets: tuple[str, ...]) -> str:
     # One that was given by its path is called after it: where it lay is nobody's business, nor is
     # the digest of that which a detector's is registered with.
-    names = [os.path.basename(name) for name in sets]
+    names = [os.path.basename(name.rstrip("/")) for name in sets]
     if cfg.DATASETS.PATH:
         names = [re.sub(r"_[0-9a-f]{8}_(train|val)$", r" (\1)", name) for name in names]
     return ", ".join(names)

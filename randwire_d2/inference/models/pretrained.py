@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -84,4 +85,8 @@ class PretrainedModel:
         cfg, model, classes = assemble(file, folder.checkpoint, device)
         if is_classifier(cfg) != cls.classifies:
             raise ValueError(f"{folder.path}: its config is not that of a {cls.__name__}")
+        state = folder.checkpoint["model"]
+        kinds = {value.dtype for value in state.values() if value.is_floating_point()}
+        if len(kinds) == 1 and kinds != {torch.float32}:  # as it computed when it was saved
+            model.to(*kinds).load_state_dict(state)
         return cls(file, cfg, model, classes)
