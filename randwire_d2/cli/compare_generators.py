@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..command import TOOLS, own_script, process, program
+from ..command import module_of, own_script, process, program
 from ..config_files import config_path
 from ..drawing.style import FORMATS, save_figure
 from ..engine.processes.slurm import Queue, parse_parameters
@@ -113,8 +113,7 @@ def process_of(run: Run, script: str) -> list[str]:
             f"{own[0]} is your own, and the trainings of a sweep are processes of their own: call "
             "randwire_d2.cli.compare_generators.main() in a script that registers it"
         )
-    (tool,) = (name for name, (known, _) in TOOLS.items() if known == script)
-    return ["env", f"{TOOL}={tool.replace('-', '_')}", sys.executable, os.path.abspath(started)]
+    return ["env", f"{TOOL}={module_of(script)}", sys.executable, os.path.abspath(started)]
 
 
 def launcher(args: argparse.Namespace, runs: Sequence[Run]) -> Local | Slurm:

@@ -106,10 +106,14 @@ def command_of(script: str, arguments: Sequence[str], parts: Sequence[str]) -> s
             call that such a script makes.
     """
     if parts:
-        module = _SUBCOMMANDS[script].replace("-", "_")
-        call = f"randwire_d2.cli.{module}.main({[*arguments]})"
+        call = f"randwire_d2.cli.{module_of(script)}.main({[*arguments]})"
         return f"{call}, in a script that registers {', '.join(parts)}"
     return in_users_words(shlex.join(["python", f"tools/{script}", *arguments]))
+
+
+def module_of(script: str) -> str:
+    """The name of a tool's module in randwire_d2/cli."""
+    return _SUBCOMMANDS[script].replace("-", "_")
 
 
 def program(script: str) -> str:

@@ -28,12 +28,12 @@ EMPTY = "boxes without area (left out)"
 OUTSIDE = "boxes outside their image (left out)"
 HUGE = "boxes more than twice as wide or high as their image (left out)"
 BEYOND = "boxes that reach beyond their image (training clips them)"
-# How long the way from an image's corner along a polygon's points may be, in longer sides of the
-# image: pycocotools walks it, with 40 bytes for each pixel, and dies of a step of 10⁸ pixels.
-LONGEST = 1000
 TWICE = (
     "boxes that come again in their image, of the same class (evaluation wants each to be found)"
 )
+# How long the way from an image's corner along a polygon's points may be, in longer sides of the
+# image: pycocotools walks it, with 40 bytes for each pixel, and dies of a step of 10⁸ pixels.
+LONGEST = 1000
 BAD_MASK = (
     "masks that can't be read, of another size than their image, or with an outline of more than "
     f"{LONGEST} times its longer side (left out, and boxes)"
