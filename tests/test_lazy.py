@@ -138,6 +138,7 @@ def both(name: str) -> tuple[CfgNode, DictConfig]:
     return cfg, lazy
 
 
+@torch.jit.optimized_execution(False)  # a focal loss rounds its first call unlike later ones
 @pytest.mark.parametrize(
     "name",
     [
@@ -186,7 +187,7 @@ def test_yaml_and_lazy_are_one_detector(name: str) -> None:
         mean_losses(detection_losses(model), islice(loader, 3))
         for model, loader in zip(models, tests)
     ]
-    assert found[0] == pytest.approx(found[1], rel=1e-6)  # TorchScript rounds its third call anew
+    assert found[0] == found[1]
     assert ("val_loss_mask" in found[0]) == ("mask" in name)
 
 
