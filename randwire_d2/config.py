@@ -41,7 +41,7 @@ def add_randwire_config(cfg: CfgNode) -> None:
     node.BA = CfgNode({"M": 5})
     # NAS(CELL_NODES): the number of merging nodes of a NAS-style cell.
     node.NAS = CfgNode({"CELL_NODES": 5})
-    # The seed s of g(θ, s), with which every stage is drawn.
+    # The seed s of g(θ, s). Every stage's graph is drawn with it.
     node.SEED = 1
     # The operation of every node: "sep_conv3x3", "conv3x3", "max_pool3x3" or "avg_pool3x3".
     node.NODE_OP = "sep_conv3x3"
@@ -49,53 +49,52 @@ def add_randwire_config(cfg: CfgNode) -> None:
     node.SPEC = ""
     # A file with a network as JSON, instead of SPEC.
     node.SPEC_FILE = ""
-    # Any norm of Detectron2. FrozenBN needs pretrained weights; from scratch take BN, SyncBN or GN.
-    # GN has the largest number of groups, up to 32, that divides the channels: 1, 2, 4 and 8 in
-    # res2 … res5 with C=109; 22, 28, 28 and 28 with C=154.
+    # Any norm of Detectron2. FrozenBN needs pretrained weights; from scratch use BN, SyncBN or GN.
+    # GN's number of groups is the largest, up to 32, that divides the number of channels: 1, 2, 4
+    # and 8 in res2 … res5 with C=109; 22, 28, 28 and 28 with C=154.
     node.NORM = "FrozenBN"
-    # The mode of the convolutions' He initialisation: "fan_in", or "fan_out" as pycls has it.
+    # The mode of the convolutions' He initialisation: "fan_in", or "fan_out" as in pycls.
     node.INIT = "fan_in"
     # The features for the FPN or the heads: any of stem, res2, res3, res4, res5.
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Whether these features pass a ReLU, as a ResNet's do; a classifier's head begins with one.
+    # Whether a ReLU follows these features, as in a ResNet. (A classifier's head always has one.)
     node.RELU_FEATURES = True
     # The probability with which a training mini-batch loses one edge. The paper has 0.1 for
     # ImageNet in the regular regime; for fine-tuning it mentions none.
     node.EDGE_DROP_PROB = 0.0
-    # The images that lose the same edge in an iteration: those of one "process", or the whole
-    # "batch" of all processes. §4.2 may mean either.
+    # Which images of an iteration lose the same edge: those of one "process", or the whole "batch"
+    # of all processes. §4.2 may mean either.
     node.EDGE_DROP_SCOPE = "process"
     # Fused operators for separable convolutions with batch norms: the same function with less
     # memory traffic. "auto" uses them where they work and, in trainings by this project's tools,
-    # are not slower. "on" is an error where they do not work. "off" runs every node's own modules.
-    # Quote the value in YAML: a bare on is True.
+    # are not slower. "on" raises an error where they do not work. "off" runs the modules of the
+    # nodes one by one. In YAML, quote the value: on without quotes is True.
     node.FUSED = "auto"
-    # Whether to save about half as much for the backward pass, and to compute the rest again, for a
-    # batch that does not fit into memory.
+    # Whether to save about half as much for the backward pass and compute the rest again, for
+    # batches that do not fit into memory.
     node.RECOMPUTE = False
-    # Whether a GPU replays a fused stage as one CUDA graph, after several calls with images of one
-    # size: the same results, in less of the host's time, with memory that a training leaves free.
+    # Whether a GPU replays a fused stage as a CUDA graph, after several calls with images of one
+    # size. The results are the same; the host needs less time, and the graphs use free GPU memory.
     node.CUDA_GRAPHS = True
-    # A LazyConfig's detector (``modeling.lazy_detector``), if META_ARCHITECTURE is LazyDetector.
+    # The JSON of a LazyConfig's detector (``modeling.lazy_detector``), for LazyDetector.
     cfg.MODEL.LAZY = ""
 
 
 def add_engine_config(cfg: CfgNode) -> None:
-    """Add the keys that this project's trainers read; those of another project would not."""
-    # The type in which SOLVER.AMP.ENABLED computes: "float16" or "bfloat16".
+    """Add the keys that only this project's trainers read."""
+    # The data type of mixed precision (SOLVER.AMP.ENABLED True): "float16" or "bfloat16".
     cfg.SOLVER.AMP.PRECISION = "float16"
     # In its first iteration, a training also runs each fused stage node by node, and stops if the
     # results differ. If not 0, it repeats this with one stage every so many iterations.
     cfg.SOLVER.SHADOW_PERIOD = 0
-    # With several processes: the seconds for which an iteration may wait for images or compile.
-    # After them the training ends with a line that says where it hangs. Any other iteration may
-    # take 40 s, or 20 times the longest of late. 0 sets no limit. A process that dies is noticed at
-    # once.
+    # With several processes: the seconds for which an iteration may wait for images or compile;
+    # then the training ends, and the error says where it hangs. An iteration that does neither may
+    # take 40 s or 20 times the longest recent iteration, whichever is longer. 0 sets no limit.
     cfg.SOLVER.HANG_TIMEOUT = 600
     # The number of periodic checkpoints (SOLVER.CHECKPOINT_PERIOD) that are kept; 0 keeps all.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0
-    # A loss that is NaN or infinite ends a training. If not 0, so many such steps in a row are
-    # skipped first.
+    # A loss that is NaN or infinite ends a training, unless this is n > 0: then up to n such steps
+    # in a row are skipped first.
     cfg.SOLVER.SKIP_NONFINITE = 0
     # A detector's data set by its path, instead of DATASETS.TRAIN and TEST: COCO's format, YOLO's
     # or Pascal VOC's (data/formats/layouts.py has the layouts). Set by --data of
@@ -103,44 +102,45 @@ def add_engine_config(cfg: CfgNode) -> None:
     cfg.DATASETS.PATH = ""
     # The path of the validation split, if PATH does not contain it. Set by --data-val.
     cfg.DATASETS.PATH_VAL = ""
-    # The share of the training images, about, that is held back for validation if there is no such
-    # split. An image's name and SEED (0 if SEED is negative) decide, whatever other images there
-    # are.
+    # About this share of the training images is held back for validation if PATH has no validation
+    # split. Only an image's name and SEED (0 if SEED is negative) decide whether it is held back.
     cfg.DATASETS.HOLD_BACK = 0.0
-    # If SIZE isn't 0, a detector's training images get large-scale jitter, as in Detectron2's
-    # new_baselines, instead of MIN_SIZE_TRAIN and CROP. An image is resized to fit into a square of
-    # SIZE pixels times a random number from the range SCALES. Then it is cropped or padded to the
-    # square of SIZE.
+    # If SIZE is not 0, a detector's training images get large-scale jitter, as in Detectron2's
+    # new_baselines, instead of MIN_SIZE_TRAIN and CROP: an image is resized to fit into a square
+    # whose side is SIZE times a random number from the range SCALES, then cropped or padded to
+    # SIZE × SIZE.
     cfg.INPUT.LSJ = CfgNode({"SIZE": 0, "SCALES": [0.1, 2.0]})
-    # If not 0, evaluations test an average of the weights, and checkpoints contain it as "ema". In
-    # each iteration, the average keeps this part of itself (0.999, say), and takes the rest from
-    # the weights.
+    # If DECAY is not 0, evaluations test an exponential moving average of the weights, and
+    # checkpoints contain it as "ema". In each iteration, average = DECAY · average + (1 - DECAY) ·
+    # weights; 0.999 is usual.
     cfg.SOLVER.EMA = CfgNode({"DECAY": 0.0})
     # If not 0, the length of the training in epochs; MAX_ITER is computed from it. STEPS keep their
     # share of the config's MAX_ITER (60000 of 90000: after two thirds). BASE_LR, WARMUP_ITERS,
     # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are for REFERENCE_BATCH_SIZE: with a larger
-    # IMS_PER_BATCH, the rate grows in proportion, and the others shrink. WARMUP_ITERS are at most a
-    # quarter of the training. If 0, all keys are literal.
+    # IMS_PER_BATCH, the learning rate grows in proportion, and the others shrink. WARMUP_ITERS is
+    # at most a quarter of the training. If 0, all keys are taken literally.
     cfg.SOLVER.EPOCHS = 0
-    # The batch size for which the rate and the schedule are given; a classifier's is 256.
+    # The batch size for which learning rate and schedule are given; 256 for a classifier.
     cfg.SOLVER.REFERENCE_BATCH_SIZE = 16
-    # The metric of model_best.pth, by its name in metrics.json: a loss should be low, any other
-    # metric high. With several test sets, the name begins with a set's name, or means the first.
+    # The metric that chooses model_best.pth, by its name in metrics.json. A loss is better if it is
+    # lower, any other metric if it is higher. With several test sets, put the name of a set before
+    # it; otherwise it is the first set's.
     cfg.SOLVER.BEST_METRIC = "bbox/AP"
-    # If not 0, the training ends after so many evaluations that do not improve BEST_METRIC.
+    # If not 0, the training ends after this many evaluations in a row without a better BEST_METRIC.
     cfg.SOLVER.PATIENCE = 0
-    # Whether a training's evaluations also write the losses of the test images, without
+    # Whether evaluations during training also write the losses of the test images, without
     # augmentation: val_total_loss and its parts.
     cfg.TEST.LOSS = False
 
 
 def extend_detectron2_defaults() -> None:
-    """Have what Detectron2's ``get_cfg`` returns read this project's config files for detectors.
+    """Make the configs of Detectron2's ``get_cfg`` accept this project's detector configs.
 
-    An import of randwire_d2 calls it. Detectron2's own tools, and other people's, call ``get_cfg``
-    and merge a file, and have no place where ``add_randwire_config`` could be called; it still may
-    be. The keys of ``add_engine_config``, which stand in the config.yaml of every run, are ignored
-    with a warning, unless the config has them: others' trainers do not read them.
+    ``import randwire_d2`` calls this, because Detectron2's own tools and other projects' call
+    ``get_cfg`` and merge a file at once, without a chance to call ``add_randwire_config``. (To call
+    that as well does no harm.) The config.yaml of every run also has the keys of
+    ``add_engine_config``, which other trainers do not read: a config without these keys ignores
+    them with a warning.
     """
     add_randwire_config(_C)
     ours = get_cfg()
@@ -157,8 +157,8 @@ def add_classification_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFIER = CfgNode()
     node = cfg.MODEL.CLASSIFIER
     node.NUM_CLASSES = 1000
-    # RandWire's dropout before the fc layer. The paper has 0.2 in the regular regime, none in the
-    # small.
+    # RandWire's dropout before the fc layer. The paper has 0.2 in the regular regime, and none in
+    # the small one.
     node.DROPOUT = 0.0
     # Whether RandWire has a ReLU between the norm of the 1280-d layer and the pool. Table 1 has
     # none.
@@ -168,8 +168,8 @@ def add_classification_config(cfg: CfgNode) -> None:
     # "mobilenet_v2", and MODEL.BACKBONE.NAME is not read. OPTIONS are more arguments of its
     # builder, each name before its value: ["width_mult", 1.4].
     node.TORCHVISION = CfgNode({"NAME": "", "OPTIONS": []})
-    # Whether the network is trained through torch.compile. Then nodes run one by one, and the
-    # compiler fuses them. Checkpoints stay the same, and evaluations do not compile.
+    # Whether training uses torch.compile. Then nodes run one by one, and the compiler fuses them.
+    # Checkpoints stay the same; evaluations are not compiled.
     cfg.SOLVER.COMPILE = False
     cfg.SOLVER.BEST_METRIC = "classification/top1"
 
@@ -193,11 +193,11 @@ def add_classification_config(cfg: CfgNode) -> None:
     cfg.INPUT.TEST_CROP_RATIO = 0.875
 
     cfg.SOLVER.REFERENCE_BATCH_SIZE = 256
-    # With EPOCHS, WARMUP_ITERS 0 and a larger batch than REFERENCE_BATCH_SIZE, the rate grows from
-    # the reference's rate to its own in so many epochs (Goyal et al., section 2.2).
+    # With EPOCHS, WARMUP_ITERS 0 and a batch larger than REFERENCE_BATCH_SIZE, the learning rate
+    # grows from BASE_LR to its own value in this many epochs (Goyal et al., section 2.2).
     cfg.SOLVER.WARMUP_EPOCHS = 5
 
-    # The images of a batch in an evaluation, per process.
+    # The batch size of evaluations, per process.
     cfg.TEST.IMS_PER_PROCESS = 100
 
 
@@ -293,8 +293,8 @@ def merge_text(cfg: CfgNode, text: str, source: str) -> None:
 
 
 def _merge_values(cfg: CfgNode, merge: Callable[[], Any]) -> None:
-    """Merge, but no None, as which YAML reads a key without a value, unless it is Detectron2's
-    default: yacs takes it for any type."""
+    """Merge, and refuse keys without a value. YAML reads these as None, which yacs accepts for any
+    type. None is allowed only where it is Detectron2's default."""
     before = _without_value(cfg) | _without_value(_C)
     with any_generator(cfg.MODEL.RANDWIRE):
         merge()
@@ -344,8 +344,8 @@ def merge_in_one_line(source: str, merge: Callable[[], Any]) -> None:
 
 
 def forget_other_generators(cfg: CfgNode) -> None:
-    """Leave out the parameters of generators of one's own, but for GRAPH's: tools that don't know
-    them would refuse the run's config.yaml."""
+    """Delete the parameters of a user's own graph models, except GRAPH's: tools that don't know
+    these models would refuse the run's config.yaml."""
     node, ours = cfg.MODEL.RANDWIRE, CfgNode({"MODEL": CfgNode()})
     add_randwire_config(ours)
     for name, _ in GRAPH_REGISTRY:
