@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, safe to load, and know their wiring, images, config and classes."""
+"""Checkpoints: complete files, safe to load, with wiring, preprocessing, config and classes."""
 
 from ..pretrained.entries import (
     CATEGORY_IDS_KEY,

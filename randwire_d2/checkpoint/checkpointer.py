@@ -1,4 +1,4 @@
-"""The checkpointer: files that are whole, run no code, and fit the model they are loaded into."""
+"""The checkpointer: its files are complete, run no code, and fit the model that loads them."""
 
 import os
 import shutil
@@ -27,39 +27,38 @@ from .entries import (
     find_backbone,
 )
 
-# The key under which it holds, with SOLVER.EMA, the average of the weights, in the form of "model":
-# what evaluations test.
+# With SOLVER.EMA, a checkpoint has the averaged weights under this key, in the form of "model".
+# Evaluations test them.
 EMA_KEY = "ema"
 
 
 class RandWireCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, with six promises added.
+    """Detectron2's checkpointer, with six guarantees added.
 
-    - A file appears under its name only when it is complete, so a killed run resumes from the last
-      complete checkpoint.
-    - It carries a checksum: a file that was damaged afterwards is not loaded, and a run resumes
-      from the newest one that is whole.
-    - Files are loaded without running code that they contain (``load_checkpoint``): ``.pth`` with
-      ``weights_only``, Detectron2's ``.pkl`` with nothing but arrays and containers allowed.
-    - A checkpoint holds the spec of the RandWire network in the model, if there is one; loading it
-      into another wiring raises a ValueError that names both fingerprints. The same shapes fit many
-      wirings, so nothing else would notice. So does loading a classifier into one whose head has
-      another ReLU, a detector into one whose features have another, and loading what has no weight
-      for the backbone.
-    - It also holds the preprocessing of the model's images; loading it into a model with another
-      one logs a warning.
-    - It holds what else makes it a whole model, if that is given: config and class names.
+    - A file gets its name only when it is complete, so a killed run resumes from the last complete
+      checkpoint.
+    - A file has a checksum: if it was damaged later, it is not loaded, and a run resumes from the
+      newest undamaged one.
+    - Loading a file never runs code in it (``load_checkpoint``): ``.pth`` is loaded with
+      ``weights_only``; in Detectron2's ``.pkl``, only arrays and containers are allowed.
+    - A checkpoint contains the spec of the model's RandWire, if it has one. The same shapes fit
+      many wirings, so loading it into another wiring raises a ValueError that names both
+      fingerprints. Other ValueErrors: a classifier whose head differs in its ReLU, a detector whose
+      features differ in theirs, and a checkpoint without weights for the backbone.
+    - A checkpoint contains the preprocessing of the images. If the model that loads it has another
+      one, a warning says so.
+    - A checkpoint contains the config and the class names, if they are given: a whole model.
 
     Args:
         cfg: the config of the model.
-        class_names: of the model's classes, in the order of its outputs.
-        category_ids: the ids that the data set gives them, where they have any, as COCO's do.
-        stuff: of a panoptic data set, what is under ``STUFF_KEY``.
-        keypoints: of a data set with keypoints, what is under ``KEYPOINTS_KEY``.
-        checkpointables: as Detectron2's.
+        class_names: the names of the model's classes, in the order of its outputs.
+        category_ids: the ids of the classes in the data set, if it has ids, as COCO has.
+        stuff: for a panoptic data set, the entry ``STUFF_KEY``.
+        keypoints: for a data set with keypoints, the entry ``KEYPOINTS_KEY``.
+        checkpointables: as in Detectron2.
 
     Attributes:
-        newest: the file that a training was resumed from, or has saved since; "" if there is none.
+        newest: the file that this training was resumed from or saved last; "" if there is none.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
         self.newest = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As Detectron2's; what was there stays if it can't be written.
+        """As Detectron2's; if the file can't be written, an earlier one of that name stays.
 
         Raises:
             OSError: the disk is full, or read-only; one line.
@@ -102,17 +101,17 @@ class RandWireCheckpointer(DetectionCheckpointer):
             ) from e
 
     def size(self) -> int:
-        """About how many bytes a checkpoint takes now: those of its tensors."""
+        """The bytes of a checkpoint's tensors: about its size."""
         states = [part.state_dict() for part in (self.model, *self.checkpointables.values())]
         tensors = [leaf for leaf in tree_leaves(states) if isinstance(leaf, Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As Detectron2's; but all processes go on from the checkpoint that the first one finds
+        """As Detectron2's, but all processes resume from the checkpoint that the first one finds
         (``RunFolder.last_checkpoint``).
 
         Raises:
-            ValueError: none is whole, or not all processes have one; one line.
+            ValueError: all are damaged, or some processes have none; one line.
         """
         found = comm.all_gather(resume and self.has_checkpoint())
         if lacking := [i for i, has in enumerate(found) if not has and any(found)]:
@@ -171,7 +170,7 @@ class RandWireCheckpointer(DetectionCheckpointer):
 
 
 def _is_bare(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether it is a RandWire's own, as its ``save_pretrained`` writes it, in no other model."""
+    """Whether it contains a bare RandWire, as ``RandWire.save_pretrained`` writes it."""
     wiring = Wiring.of(checkpoint)
     if wiring is None:
         return False
@@ -180,15 +179,15 @@ def _is_bare(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:
-    """What a checkpoint file holds, in Detectron2's form, without running code that it contains.
+    """The content of a checkpoint file, in Detectron2's form, without running code in it.
 
     Args:
-        path: of a local file: ``.pkl`` of Detectron2 or the original Detectron, ``.pyth`` of pycls,
-            ``.safetensors``, else what ``torch.save`` wrote.
+        path: a local file: ``.pkl`` of Detectron2 or the original Detectron, ``.pyth`` of pycls,
+            ``.safetensors``, or any file of ``torch.save``.
 
     Raises:
-        ValueError: it is missing, empty, cut off or damaged, holds code, or is no checkpoint; one
-            line that names the file and the way out.
+        ValueError: it is missing, empty, cut off or damaged, contains code, or is no checkpoint;
+            one line that names the file and the way out.
     """
     data = read_entries(path)
     if path.endswith(".pyth"):
@@ -208,8 +207,8 @@ def load_checkpoint(path: str) -> dict[str, Any]:
 
 
 class _AtomicPathManager:
-    """Detectron2's PathManager, except that local files it opens for writing appear whole, those
-    of ``torch.save`` with a checksum."""
+    """Detectron2's PathManager, except that a local file gets its name only when it is complete,
+    and a file of ``torch.save`` gets a checksum."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(PathManager, name)

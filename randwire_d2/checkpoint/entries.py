@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What was done to the images that a network was trained on.
+    """The preprocessing of the images that a network was trained on.
 
     Attributes:
         input_format: the channels, such as "RGB" or "L" (INPUT.FORMAT).
@@ -85,8 +85,8 @@ class Wiring:
 
     Attributes:
         spec: the symbolic network.
-        head_relu: whether its classifier has the ReLU of MODEL.CLASSIFIER.HEAD_RELU, which no
-            weight tells; None of a network without a classifier, and where it is not known.
+        head_relu: whether its classifier has the ReLU of MODEL.CLASSIFIER.HEAD_RELU, which the
+            weights do not show; None if the network has no classifier, or if it is not known.
     """
 
     spec: NetworkSpec
@@ -94,10 +94,10 @@ class Wiring:
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> "Wiring | None":
-        """That of a checkpoint, if it holds one.
+        """The wiring in a checkpoint, if there is one.
 
         Raises:
-            ValueError: it is damaged, or its fingerprint is another network's.
+            ValueError: it is damaged, or does not fit its fingerprint.
         """
         spec = stored_spec(checkpoint)
         if spec is None:
@@ -111,7 +111,7 @@ class Wiring:
 
     @classmethod
     def in_model(cls, model: nn.Module) -> "Wiring | None":
-        """That of the RandWire inside a model; None if the model has none."""
+        """The wiring of the RandWire in a model; None if there is no RandWire."""
         _, backbone = find_backbone(model)
         if backbone is None:
             return None
@@ -129,13 +129,13 @@ def find_backbone(model: nn.Module) -> tuple[str, RandWire | None]:
 
 
 class Classes(NamedTuple):
-    """What is known of a model's classes.
+    """The classes of a model.
 
     Attributes:
-        names: in the order of its outputs; none where they are unknown.
-        ids: those that its data set gives them, where it has any, as COCO's do.
-        stuff: of a panoptic data set, the "names" and "ids" of a semantic segmentation's outputs.
-        keypoints: of a data set that has some, their "names", and "connections", pairs of these.
+        names: in the order of its outputs; empty if they are unknown.
+        ids: their ids in the data set, if it has ids, as COCO has.
+        stuff: for a panoptic data set, the "names" and "ids" of a semantic segmentation's outputs.
+        keypoints: for a data set with keypoints, their "names", and "connections", pairs of names.
     """
 
     names: list[str]
@@ -145,7 +145,7 @@ class Classes(NamedTuple):
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> "Classes":
-        """Those that a checkpoint holds.
+        """The classes in a checkpoint.
 
         Raises:
             ValueError: they are damaged; one line.
@@ -182,11 +182,11 @@ class Classes(NamedTuple):
 def entries_of(
     model: nn.Module, cfg: CfgNode | None = None, classes: Classes | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint of a model holds beside its weights; of types that ``weights_only`` loads.
+    """The entries of a model's checkpoint besides weights, in types that ``weights_only`` loads.
 
     Args:
-        cfg: the model's config.
-        classes: the model's.
+        cfg: the config of the model.
+        classes: the classes of the model.
     """
     entries: dict[str, Any] = {}
     wiring, preprocessing = Wiring.in_model(model), find_preprocessing(model)
@@ -200,13 +200,15 @@ def entries_of(
 
 
 def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another wiring than the model's, of another head or other features, or
-    of images of other channels, if the first convolution is frozen.
+    """Refuse a checkpoint that has another wiring, another head or other features than the model.
+
+    Also refuse one for images with another number of channels, if the first convolution is frozen.
+    What model or checkpoint does not say is not compared.
 
     Raises:
-        ValueError: if both know their wiring and the two differ; it names both fingerprints. Or if
-            both know the ReLU of their classifiers' heads, or of the features that their detectors
-            read, and one has none. Or if that convolution would stay as it was drawn.
+        ValueError: the wirings differ (it names both fingerprints); or only one of the two has a
+            ReLU in its classifier's head, or after its detector's features; or the frozen
+            convolution would keep its random weights.
     """
     ours, theirs = Wiring.in_model(model), Wiring.of(checkpoint)
     prefix, backbone = find_backbone(model)
@@ -233,7 +235,7 @@ def check_wiring(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
 
 
 def _check_stem(prefix: str, backbone: RandWire, checkpoint: Mapping[str, Any]) -> None:
-    """Where it is trained, it starts anew, with a warning of Detectron2's."""
+    """If the convolution is trained, it starts from random weights, and Detectron2 warns."""
     own = dict(backbone.named_parameters()).get("stem.conv.weight")  # unless it was replaced
     if own is None or own.requires_grad:
         return
@@ -253,7 +255,7 @@ def _check_stem(prefix: str, backbone: RandWire, checkpoint: Mapping[str, Any]) 
 def _check_features(backbone: RandWire, checkpoint: Mapping[str, Any]) -> None:
     try:
         cfg = stored_config(checkpoint)
-    except ValueError:  # of a project with keys of its own; who needs it says so
+    except ValueError:  # a project's own keys, say; a tool that needs the config reports it
         return
     if cfg is None or is_classifier(cfg):
         return
@@ -293,14 +295,13 @@ def compare_preprocessing(model: nn.Module, checkpoint: Mapping[str, Any]) -> No
 
 
 def portable_config(cfg: CfgNode, wiring: Wiring | None = None) -> CfgNode:
-    """A config without the files of the machine that trained with it; a copy.
+    """A copy of a config without paths of the machine that trained with it.
 
-    MODEL.WEIGHTS is empty, OUTPUT_DIR is Detectron2's default, and a network in a SPEC_FILE is in
-    SPEC. What DATASETS says stays: it tells what the model was trained on, and nothing reads it
-    but who asks for that data set.
+    MODEL.WEIGHTS becomes empty, OUTPUT_DIR becomes Detectron2's default, and the network of a
+    SPEC_FILE moves to SPEC. DATASETS stays: it tells what the model was trained on.
 
     Args:
-        wiring: of the model.
+        wiring: that of the model.
     """
     own = cfg.clone()
     own.defrost()
@@ -314,12 +315,12 @@ def portable_config(cfg: CfgNode, wiring: Wiring | None = None) -> CfgNode:
 
 
 def stored_config(checkpoint: Mapping[str, Any]) -> CfgNode | None:
-    """The config that a checkpoint holds, if it holds one, with the checkpoint's own wiring.
+    """The config in a checkpoint, if there is one, with the checkpoint's own wiring.
 
-    It may be a stranger's: no tag in it runs code, and ``portable_config`` is applied again.
+    It may come from a stranger: no YAML tag in it runs code, and ``portable_config`` is applied.
 
     Raises:
-        ValueError: it is damaged, or none of this project's; one line.
+        ValueError: it is damaged, or not a config of this project; one line.
     """
     text = checkpoint.get(CONFIG_KEY)
     if text is None:

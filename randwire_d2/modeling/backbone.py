@@ -40,28 +40,28 @@ class RandWire(PretrainedNetwork, Backbone):
         spec: the symbolic network.
         out_features: any of ``"stem"``, ``"res2"`` … ``"res5"``: strides 2, 4, 8, 16 and 32, the
             paper's conv1 … conv5. Stages after the last of them are not built.
-        in_channels: the images' channels; from a config, the number of values of
-            MODEL.PIXEL_MEAN.
+        in_channels: the channels of the images; from a config, as many as MODEL.PIXEL_MEAN has
+            values.
         norm: any norm of Detectron2: ``"BN"``, ``"SyncBN"``, ``"FrozenBN"``, ``"GN"``, …
         init: the mode of the convolutions' He initialisation, ``"fan_in"`` or ``"fan_out"``.
         edge_drop_prob: the probability with which a training mini-batch loses one edge whose
             target has input degree > 1 (§4.2, "Regular computation regime": 0.1).
-        edge_drop_scope: the mini-batch, if several processes share a batch. ``"process"``: the
+        edge_drop_scope: what a mini-batch is if several processes share a batch. ``"process"``: the
             images of one process; each process draws its own edge. ``"batch"``: the images of all
-            processes, which drop the first process's edge. The paper may mean either.
+            processes; all drop the edge that the first one draws. The paper may mean either.
         freeze_at: see ``freeze``.
-        relu_features: whether the features pass a ReLU, as a ResNet's do. Without it, they are the
-            stages' outputs: means of the results of their last batch norms. The next stage reads
-            the outputs in either case.
+        relu_features: whether a ReLU is applied to the features, as in a ResNet. Without it, they
+            are the outputs of the stages: means of batch norms' outputs. The next stage reads the
+            output without the ReLU in either case.
         fused: whether a stage runs as one function of fused operators, in channels_last, with the
-            same weights and results as its nodes one by one. A stage can if it has unchanged
-            separable convolutions and batch norms, frozen or not. ``"auto"``: stages that can,
-            if the operators work on the device; the log says which do not, and why. ``"on"``: a
+            same weights and results as its nodes run one by one. This needs unchanged separable
+            convolutions, and batch norms (frozen or not). ``"auto"``: every stage that can, if the
+            operators work on the device; the log says which stages do not, and why. ``"on"``: a
             stage that can't raises ValueError. ``"off"``: no stage.
-        recompute: whether a fused stage saves half as much for the backward pass, and computes the
+        recompute: whether a fused stage saves half as much for the backward pass and computes the
             rest again.
-        cuda_graphs: whether a GPU replays a fused stage as one CUDA graph, after several calls with
-            images of one size. The results are the same, and the host needs less time.
+        cuda_graphs: whether a GPU replays a fused stage as a CUDA graph, after several calls with
+            images of one size. The results are the same; the host needs less time.
 
     Raises:
         ValueError: ``spec`` is no spec; a feature, norm, node operation, init or scope is unknown;
@@ -214,14 +214,14 @@ class RandWire(PretrainedNetwork, Backbone):
         logger.log(logging.WARNING if failed else logging.INFO, f"RandWire runs {said}")
 
     def _draw_kept_edges(self, device: torch.device) -> dict[str, Tensor]:
-        """For each stage that may lose an edge, which edges it keeps; see ``RandWireStage``.
+        """For each stage that can lose an edge, which edges it keeps; see ``RandWireStage``.
 
-        With probability ``edge_drop_prob`` it is all but one, drawn uniformly over all stages:
-        §4.2's "one edge" may as well be one of each random graph. They are data, not control flow:
-        torch.compile would compile a network for each edge.
+        With probability ``edge_drop_prob``, one edge of the network is dropped, drawn uniformly
+        over all stages. (§4.2's "one edge" may also mean one edge of each random graph.) The result
+        is a mask, not control flow: otherwise torch.compile would compile a network for each edge.
 
         The draw comes from torch's CPU generator, whose state a seed or a checkpoint restores. With
-        the scope "batch" all processes must call this together: it is the first one's draw.
+        the scope "batch", all processes must call this together, and use the first one's draw.
         """
         droppable = self._count_droppable_edges()
         total = sum(droppable.values())
@@ -229,15 +229,16 @@ class RandWire(PretrainedNetwork, Backbone):
             return {}
         drops = torch.rand((), device="cpu") < self.edge_drop_prob
         edge = torch.where(drops, torch.randint(total, (), device="cpu"), total)
-        # Processes whose draw is not used draw all the same: their dropout stays that of the scope
-        # "process".
+        # Processes draw even if their draw is not used, so that their dropout is the same with
+        # either scope.
         if self.edge_drop_scope == "batch":
             edge = comm.all_gather(edge)[0]
         kept = torch.arange(total, device=device) != edge.to(device, non_blocking=True)
         return dict(zip(droppable, kept.split([*droppable.values()]), strict=True))
 
     def _count_droppable_edges(self) -> dict[str, int]:
-        """Of each stage that is trained; asked anew, since stages can be frozen one by one."""
+        """For each stage that is trained, how many edges can be dropped. Not cached, because a
+        project may freeze stages later."""
         return {
             name: len(stage.plan.learned)
             for name, stage in self._random_graphs().items()
@@ -245,8 +246,8 @@ class RandWire(PretrainedNetwork, Backbone):
         }
 
     def _random_graphs(self) -> dict[str, Any]:
-        """The randomly wired stages, by name; of one that was wrapped (for activation checkpoints,
-        by FSDP, by torch.compile) the wrapper, which hands out the stage's attributes."""
+        """The randomly wired stages by name. If a stage was wrapped (for activation checkpointing,
+        by FSDP, by torch.compile), this is the wrapper, which forwards the stage's attributes."""
         stages = {name: getattr(self, name) for name in self._stage_names}
         return {name: stage for name, stage in stages.items() if hasattr(stage, "plan")}
 
@@ -264,9 +265,9 @@ class RandWire(PretrainedNetwork, Backbone):
     def freeze(self, freeze_at: int = 0) -> "RandWire":
         """Freeze the first stages: 1 freezes the stem, 2 also res2, and so on; 0 freezes nothing.
 
-        A frozen stage gets no gradients, its batch norms become FrozenBN, and no edge of it is
-        dropped. The same meaning as ``MODEL.BACKBONE.FREEZE_AT`` has for Detectron2's ResNet: more
-        stages than there are freeze all, and a negative number none.
+        A frozen stage gets no gradients, its batch norms become FrozenBN, and none of its edges is
+        dropped. ``freeze_at`` means the same as ``MODEL.BACKBONE.FREEZE_AT`` for Detectron2's
+        ResNet: a number larger than that of the stages freezes all, a negative number none.
 
         Returns:
             RandWire: itself.
@@ -279,7 +280,8 @@ class RandWire(PretrainedNetwork, Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every feature that ``forward`` returns.
 
-        The strides are what the convolutions have now: a project may have dilated a stage.
+        The strides are those of the convolutions as they are now: a project may have dilated a
+        stage.
         """
         shapes, stride = {}, 1
         for layer in self.spec.layers[: len(self._stage_names)]:
@@ -290,7 +292,7 @@ class RandWire(PretrainedNetwork, Backbone):
 
 
 def _largest_stride(stage: torch.nn.Module) -> int:
-    """Of what is in it, be it torch's or another's; 1 of a node operation that tells none."""
+    """The largest stride of a stage's modules; 1 if none of them has the attribute ``stride``."""
     own = (getattr(m, "stride", 1) for m in stage.modules() if m is not stage)
     return max(s if isinstance(s, int) else s[0] for s in own)
 

@@ -17,17 +17,18 @@ from .pretrained import PretrainedNetwork
 class RandWireClassifier(PretrainedNetwork, nn.Module):
     """A randomly wired network with its classifier, for images of three channels.
 
-    ReLU, 1×1 conv to 1280 channels, BN, global average pool, dropout, fc. The loss applies
-    the softmax. Table 1 has no ReLU between BN and pool: ``head_relu`` puts one there. The network
-    has exactly ``complexity(spec, num_classes=num_classes).params`` parameters.
+    The head is ReLU, 1×1 conv to 1280 channels, BN, global average pool, dropout, fc. The loss
+    applies the softmax. Table 1 has no ReLU between BN and pool; ``head_relu`` adds one. The
+    network has exactly ``complexity(spec, num_classes=num_classes).params`` parameters.
 
     Args:
         spec: the symbolic network.
         num_classes: the number of classes.
         norm: any norm of Detectron2.
         init: see ``RandWire``.
-        head_relu: put a ReLU between the 1280 channels' norm and the pool.
-        dropout: before the fc layer; by default the paper's 0.2 in the regular regime, else none.
+        head_relu: whether a ReLU follows the norm of the 1280 channels.
+        dropout: its probability, before the fc layer; by default the paper's 0.2 in the regular
+            regime, else 0.
         edge_drop_prob: see ``RandWire``; by default the paper's 0.1 in the regular regime, else 0.
         edge_drop_scope, fused, recompute, cuda_graphs: see ``RandWire``.
 
@@ -94,7 +95,7 @@ class RandWireClassifier(PretrainedNetwork, nn.Module):
         return self.head(self.backbone(x)["res5"])
 
     def head(self, x: Tensor) -> Tensor:
-        """The head alone: res5 (N, C, H, W) to logits (N, num_classes)."""
+        """Only the head: res5 (N, C, H, W) to logits (N, num_classes)."""
         x = self.norm(self.conv(F.relu(x)))
         if self.head_relu:
             x = F.relu(x)

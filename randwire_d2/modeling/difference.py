@@ -1,4 +1,4 @@
-"""How far one way of running a stage is from another, and how to try one and leave no trace."""
+"""How much two ways of running a stage differ, and how to run one without side effects."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The largest relative errors that rounding explains; what gradients lose on the way grows with the
-# depth of the graph. Of float32 they are those of convolutions in float32: see below.
+# The largest relative errors that rounding explains. The errors of gradients grow with the depth of
+# the graph. The limit for float32 is for convolutions without TF32: see ``exact_convolutions``.
 LIMITS = {torch.float64: 1e-8, torch.float32: 1e-2, torch.float16: 0.25, torch.bfloat16: 0.5}
 
 
 @contextmanager
 def unchanged(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """After the block, tensors have the values that they have now."""
+    """After the block, restore the values that these tensors had before."""
     before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
@@ -28,8 +28,8 @@ def unchanged(tensors: Iterable[Tensor]) -> Iterator[None]:
 def exact_convolutions() -> Iterator[None]:
     """In the block, cuDNN's convolutions of float32 compute in float32.
 
-    By default they use TF32, whose mantissa is float16's: of a stage's gradients, both ways of
-    running it then lose up to 4%, as an error in a kernel might.
+    By default they use TF32, whose mantissa is that of float16. Then the gradients of a stage have
+    errors of up to 4% either way, as large as those of a wrong kernel.
     """
     convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = convolutions.fp32_precision
@@ -41,10 +41,10 @@ def exact_convolutions() -> Iterator[None]:
 
 
 def random_gradient(output: Tensor) -> Tensor:
-    """The same each time; no random number is drawn from torch's own generators.
+    """A random gradient, the same each time; it does not touch torch's default generators.
 
-    A weight's gradient is larger than a pixel's by the root of their number. So that neither leaves
-    float16's range, pixels are smaller by half of that.
+    With n pixels, the gradient of a weight is √n times that of a pixel. The values are divided by
+    n^(1/4), so that both stay in float16's range.
     """
     generator = torch.Generator(output.device).manual_seed(0)
     values = torch.randn(output.shape, generator=generator, device=output.device)
@@ -53,7 +53,7 @@ def random_gradient(output: Tensor) -> Tensor:
 
 
 def error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The Euclidean norm of the difference, in units of what is expected."""
+    """The Euclidean norm of the difference, divided by that of what is expected."""
     reference = _flat(expected)
     return float((_flat(actual) - reference).norm() / reference.norm().clamp_min(1e-30))
 

@@ -32,7 +32,7 @@ _NO_PARAMETER = (
     "FullyShardedDataParallel without use_orig_params"
 )
 
-# What a project may replace for all modules of a class at once.
+# The classes whose ``forward`` a project may replace for all modules at once.
 _KINDS = (Node, SepConv3x3, Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 _METHODS = (
     *((kind, "forward", kind.forward) for kind in _KINDS),
@@ -43,7 +43,7 @@ ConvSettings = tuple[tuple[Any, ...], ...]  # of a node's two convolutions
 
 
 def conv_settings(node: Any) -> ConvSettings:
-    """What a node's convolutions do beside their tensors; empty of another operation."""
+    """The settings of a node's two convolutions; empty for another node operation."""
     return tuple(map(_settings_of, node.conv)) if type(node.conv) is SepConv3x3 else ()
 
 
@@ -63,11 +63,11 @@ def _settings_of(conv: nn.Module) -> tuple[Any, ...]:
 
 
 def why_not(nodes: Sequence[nn.Module], built: Sequence[ConvSettings]) -> str:
-    """Why ``run_fused`` would not compute what these nodes do; empty if it would.
+    """Why ``run_fused`` would not compute what these nodes compute; empty if it would.
 
-    It does with separable convolutions as they were ``built``, followed by batch norms that all do
-    the same, frozen or not; without hooks or another ``forward``, which it would not call; and not
-    while tracing, exporting or in torch.func, which want torch's own operators.
+    It needs separable convolutions with the settings of ``built``, and batch norms, frozen or not,
+    that all have the same settings. It would not call hooks or a replaced ``forward``, so there
+    must be none. Tracing, exporting and torch.func need torch's own operators.
     """
     exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
     reason = EXPORTING if exporting else _why_not_one_function()
@@ -103,7 +103,7 @@ def _why_not(node: nn.Module, built: ConvSettings) -> str:
     for conv in convs:
         if type(conv) is not Conv2d or conv._parameters["bias"] is not None or conv._modules:
             return "somebody changed a convolution"
-        # Who asks for parameters, to see what wants a gradient, would not find it.
+        # Otherwise ``parameters()`` would not find the weight, and no gradient be asked for it.
         if conv._parameters.get("weight") is None:
             return _NO_PARAMETER
     if tuple(map(_settings_of, convs)) != built:
@@ -149,7 +149,7 @@ def uses_batch(norm: nn.Module) -> bool:
 
 
 def sharing(norm: nn.Module) -> Any:
-    """The processes with which a synchronised norm shares a batch; None of any other."""
+    """The processes with which a synchronised norm shares a batch; None for other norms."""
     if not (isinstance(norm, nn.SyncBatchNorm) and norm.training):
         return None
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -159,13 +159,13 @@ def sharing(norm: nn.Module) -> Any:
 
 
 def _kind(norm: Any) -> tuple[Any, ...]:
-    """What its ``settings`` depend on, in a fifth of their time."""
+    """What ``settings`` depends on, read in a fifth of its time."""
     own = norm.__dict__
     return type(norm), own["training"], own["eps"], own.get("momentum"), own.get("process_group")
 
 
 class Settings(NamedTuple):
-    """What a norm does beside its tensors, with ``momentum`` and ``group`` if ``batch``."""
+    """The settings of a norm; ``momentum`` and ``group`` are None unless ``batch`` is true."""
 
     eps: float
     batch: bool
@@ -189,7 +189,7 @@ def tensors_of(nodes: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What a stage computes in: autocast's type, which float64 is never cast to, or its input's."""
+    """The type that a stage computes in: autocast's (never for float64), or that of its input."""
     device = x.device.type
     casts = x.dtype != torch.float64 and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if casts else x.dtype
@@ -220,7 +220,7 @@ def _modules_of(nodes: Sequence[Any]) -> Iterator[Any]:
 
 
 class Order(NamedTuple):
-    """A plan, and its ``by_…`` as one tensor, on the stage's device."""
+    """A plan, and its ``edges`` (see ``RandWireStage``)."""
 
     plan: Plan
     edges: Tensor
@@ -237,9 +237,9 @@ def run_fused(
     """Run a whole random graph, and update its running statistics as its nodes would.
 
     Args:
-        smallest, by_level: the order that holds the fewest results at once, and one that takes more
-            memory, fewer launches, and fewer messages of synchronised norms.
-        nodes: its nodes; they must be fusable.
+        smallest: the order that holds the fewest results at once.
+        by_level: one that takes more memory, but fewer launches and messages between processes.
+        nodes: its nodes, for which ``why_not`` is empty.
         x: the stage's input (N, in_channels, H, W).
         kept: see ``RandWireStage``.
         recompute: save less for the backward pass, and compute it again.
@@ -248,8 +248,8 @@ def run_fused(
         Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), in channels_last; see ``narrower_image``.
 
     Raises:
-        ValueError: if there is but one value per channel to take a batch's statistics of, or none,
-            or weights are on another device than x.
+        ValueError: a batch has at most one value per channel to compute statistics of, or weights
+            are on another device than x.
     """
     dtype, norm = compute_dtype(x), settings(nodes[0].norm)
     count = _count_values(x, norm)
@@ -257,7 +257,7 @@ def run_fused(
     padding, in_padding = (padding_of(c, dtype, x.device) for c in (channels, x.shape[1]))
     x = x.to(dtype)
     save = wants_gradients(x, (p for node in nodes for p in node.parameters()))
-    # Those who recompute want to save memory, and a CPU gains nothing.
+    # By level takes more memory, which recomputation is to save; in inference, a CPU gains nothing.
     together = not recompute and (save or x.device.type != "cpu")
     by_levels = norm.group is not None or together or (norm.batch and not recompute)
     plan, edges = by_level if by_levels else smallest
@@ -277,7 +277,7 @@ def run_fused(
         joined=ops.joins(x.device, dtype, channels),
         together=together,
     )
-    # What is not of autocast's type by now is not for autocast to change.
+    # All casts are done: autocast must change no other type.
     with torch.autocast(x.device.type, enabled=False):
         output, *moments = GraphFunction.apply(run, edges, x, coefficients, affine, *convolutions)
     if norm.batch:
@@ -289,7 +289,7 @@ def run_fused(
 
 
 def _count_values(x: Tensor, norm: Settings) -> int:
-    """How many values per channel a node's norm has from a stage's input ``x``."""
+    """How many values per channel a node's norm sees, for a stage's input ``x``."""
     count = x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2)
     if norm.batch and count == 1 and norm.group is None:
         raise ValueError(
@@ -305,7 +305,8 @@ def _count_values(x: Tensor, norm: Settings) -> int:
 
 
 def wants_gradients(x: Tensor, parameters: Iterable[Tensor]) -> bool:
-    """Asked outside of the autograd function, in which gradients are always off."""
+    """Whether any gradient is needed. Call it outside of the autograd function, where gradients are
+    always off."""
     return torch.is_grad_enabled() and (
         x.requires_grad or any(parameter.requires_grad for parameter in parameters)
     )
@@ -319,9 +320,8 @@ def _tensors(
     x: Tensor,
     padding: int,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """What ``GraphFunction`` reads of nodes: coefficients, norms and convolutions."""
-    # What is computed for a whole channel is so in single precision at least, whatever the weights'
-    # type: of a model that was cast to bfloat16, too.
+    """The tensors of the nodes for ``GraphFunction``: coefficients, norms and convolutions."""
+    # Values per channel are in single precision at least, even if the model was cast to bfloat16.
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     affine = (_parameters if batch else _as_affine)([nodes[v].norm for v in plan.order], wide)
     if padding:
@@ -330,7 +330,7 @@ def _tensors(
     convolutions = [conv.depthwise.weight for conv in convs]
     convolutions += [conv.pointwise.weight for conv in convs]
     coefficients = _coefficients(plan, nodes, kept, wide)
-    # Operators ask for one device; what was not loaded may be on "meta" still.
+    # Operators need one device; weights that were not loaded may still be on "meta".
     if any(t.device != x.device for t in (coefficients, affine, *convolutions)):
         raise ValueError(f"a stage's input is on {x.device}, and not all of its weights are")
     return coefficients, affine, convolutions
@@ -339,7 +339,7 @@ def _tensors(
 def _coefficients(
     plan: Plan, nodes: Sequence[Any], kept: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """σ(w) of all learned edges, those of a node's inputs side by side; the plan's constants."""
+    """σ(w) of all learned edges, grouped by target node; then the plan's constants."""
     weights = [node.weight for node in nodes if node.weight is not None]
     some = nodes[0].conv.depthwise.weight
     ones = some.new_ones(plan.share - plan.one, dtype=dtype)
@@ -355,13 +355,13 @@ def _coefficients(
 
 
 def _parameters(norms: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    """(nodes, 2, C): of each norm weight and bias."""
+    """(nodes, 2, C): the weight and bias of each norm."""
     both = torch.stack([parameter for norm in norms for parameter in (norm.weight, norm.bias)])
     return both.to(dtype).unflatten(0, (-1, 2))
 
 
 def _as_affine(norms: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    """(nodes, 2, C): scale and shift of each norm, where statistics are fixed."""
+    """(nodes, 2, C): the scale and shift of each norm with fixed statistics."""
     names = ("weight", "bias", "running_mean", "running_var")
     both = torch.stack([getattr(norm, name) for name in names for norm in norms]).to(dtype)
     weight, bias, mean, var = both.unflatten(0, (4, -1))

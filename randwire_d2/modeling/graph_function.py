@@ -1,8 +1,8 @@
 """A random graph of separable convolutions as one autograd function, with its gradients.
 
-It is made of the operators of ``randwire_d2.ops``. As one function, because much of the memory
-traffic is between the nodes: autograd would write a gradient for every edge and then add them up,
-where one pass over the gradients of a node's readers will do.
+It calls the operators of ``randwire_d2.ops``. It is one function because much of the memory traffic
+is between the nodes: autograd would write a gradient for every edge and then add them up, while one
+pass over the gradients of a node's readers is enough.
 
 Node v (§3.2) computes, from the y_u of its predecessors, or from the stage's input with c = 1,
 
@@ -11,22 +11,22 @@ Node v (§3.2) computes, from the y_u of its predecessors, or from the stage's i
     z_v = P_v · d_v            the 1×1 convolution; ``results``
     y_v = a_v · z_v + b_v      the batch norm, an affine function of each channel
 
-and the stage returns the mean of y_v over its output nodes. Of these, d_v and z_v are written; s_v
-and y_v exist only inside the operators that read them. Nor is d_v written on a CPU, where both
-convolutions are one operator: a few rows of it stay in the cache. A GPU's 1×1 convolution is
-cuDNN's.
+and the stage returns the mean of y_v over its output nodes. Only d_v and z_v are written to memory;
+s_v and y_v exist only inside the operators that read them. On a CPU, both convolutions are one
+operator, and d_v is not written either: a few rows of it stay in the cache. On a GPU, cuDNN does
+the 1×1 convolution.
 
 With U the size of a node's result, a training step reads and writes, per node,
 
     forward    aggregate 3 U, 1×1 convolution 2 U, statistics 1 U
     backward   norm 4 U, or 2 U if statistics are fixed, 1×1 convolution 3 U, aggregate 4 U
 
-and saves two tensors, d_v and z_v. On a CPU that is 2 U less forward, and d_v is computed again. To
-save memory, only z_v are kept, and not all of them.
+and saves two tensors, d_v and z_v. On a CPU, the forward pass takes 2 U less, and the backward pass
+computes d_v again. With ``recompute``, only some z_v are saved.
 
-With synchronised norms, whose statistics are those of all processes' images, nodes that do not need
-each other send theirs in one message. Their backward pass takes 3 U more: the operators know this
-process's sums alone, and what those of all change in ∂z_v, an affine function of z_v, is added.
+Synchronised norms have the statistics of all processes' images. Nodes that do not depend on each
+other send theirs in one message. The backward pass takes 3 U more: the operators know only this
+process's sums; an affine function of z_v then corrects ∂z_v for the sums of all processes.
 """
 
 from typing import Any
@@ -44,9 +44,9 @@ from .weights import dense_image, narrower_image, narrower_weights, wider_image,
 class GraphFunction(torch.autograd.Function):
     """(run, edges, x, coefficients, norms, *convolutions) -> (output, *moments of groups).
 
-    ``edges`` is the plan's ``by_target``, ``by_source`` and ``by_coefficient``, side by side.
-    ``convolutions`` are D and P of all nodes, one list after the other: autograd gives gradients to
-    arguments that are tensors, and does not look into lists.
+    ``edges`` has the plan's ``by_target``, ``by_source`` and ``by_coefficient``, one after the
+    other. ``convolutions`` has D of all nodes, then P of all nodes, as single arguments, because
+    autograd computes no gradients for tensors in lists.
     """
 
     @staticmethod
@@ -62,7 +62,7 @@ class GraphFunction(torch.autograd.Function):
         by_edge = coefficients[edges[: -len(coefficients)]]
         own_types = convolutions[0].dtype, convolutions[run.plan.num_nodes].dtype
         zeros = zeros_of(x)
-        # Saved like this: to make them again takes more launches than to cast others again does.
+        # The padded input is saved: to pad it again would take more launches.
         x = wider_image(x, run.in_padding)
         if run.padding or run.in_padding:
             convolutions = tuple(run.wider(convolutions))
@@ -72,8 +72,8 @@ class GraphFunction(torch.autograd.Function):
         if run.save:
             ctx.zeros, ctx.run, ctx.keys = zeros, run, [list(tensors) for tensors in state.saved]
             ctx.own_types = own_types
-            # Not as attributes of ctx: torch frees these after the backward pass, and shows them to
-            # hooks that move saved tensors elsewhere.
+            # Not as attributes of ctx: torch frees saved tensors after the backward pass, and lets
+            # hooks move them elsewhere.
             saved = [tensor for tensors in state.saved for tensor in tensors.values()]
             own = edges, x, coefficients, by_edge, norms
             ctx.save_for_backward(*own, *convolutions, *saved)
@@ -102,7 +102,7 @@ class GraphFunction(torch.autograd.Function):
         grad_x = None
         if need_x:
             grad_x = narrower_image(ops.weighted_sum(gradients.x, state.ones, []), run.in_padding)
-            # For a stage alone: other backward passes take their slowest way through such pixels.
+            # If the previous layer does not pad, its backward pass would be slow with padding.
             grad_x = grad_x if ctx.zeros else dense_image(grad_x)
         grad_coefficients = gradients.coefficients()[edges[-len(coefficients) :]]
         # In the weights' own types: autograd would cast them one by one.

@@ -23,23 +23,23 @@ from .classifier import RandWireClassifier
 
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):
-    """Images in, with the values that they have in their files; losses or logits out.
+    """A classifier of raw images (values 0 … 255) that returns losses or logits.
 
     Args:
-        network: (N, 3, H, W) to logits (N, num_classes), or to a dict of them alone, as
-            Detectron2's ResNet.
+        network: (N, 3, H, W) to logits (N, num_classes), or to a dict that contains only these, as
+            Detectron2's ResNet returns.
         input_format: the order of the images' channels, "RGB" or "BGR".
         pixel_mean: subtracted from each channel, whose values are 0 … 255.
         pixel_std: each channel is then divided by it.
         label_smoothing: the part of the target that is spread over all classes.
-        mix: what mixes the images and labels of a training batch, such as torchvision's MixUp:
-            (N, 3, H, W) and (N,) to the same images and (N, num_classes). It draws from torch's
-            CPU generator, whose state a seed or a checkpoint restores.
+        mix: mixes the images and labels of a training batch, such as torchvision's MixUp:
+            (N, 3, H, W) and (N,) to images of the same shape and targets (N, num_classes). It draws
+            from torch's CPU generator, whose state a seed or a checkpoint restores.
 
     Attributes:
-        train_top1: the accuracy of the last training batch, in per cent, on the device: who reads
-            it waits for the device. Of a mixed image the class with the largest part counts. None
-            before the first batch.
+        train_top1: the accuracy of the last training batch in per cent, a tensor on the device; to
+            read it waits for the device. For a mixed image, the class with the largest part counts.
+            None before the first batch.
     """
 
     pixel_mean: Tensor
@@ -82,7 +82,7 @@ class ImageClassifier(nn.Module):
         return self.pixel_mean.device
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W), of any type, values 0 … 255, as the network takes them."""
+        """Normalise images (N, 3, H, W) of any type, values 0 … 255, for the network."""
         images = images.to(self.device, non_blocking=True)
         return (images - self.pixel_mean) / self.pixel_std
 
@@ -130,11 +130,13 @@ def _mix(cfg: CfgNode) -> nn.Module | None:
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
-    """torchvision's MODEL.CLASSIFIER.TORCHVISION, if there is one, else a RandWireClassifier or
-    Detectron2's ResNet, as MODEL.BACKBONE.NAME says.
+    """The network of a classifier's config.
+
+    If MODEL.CLASSIFIER.TORCHVISION has a NAME, it is torchvision's network of that name. Otherwise
+    MODEL.BACKBONE.NAME chooses a RandWireClassifier or Detectron2's ResNet.
 
     Raises:
-        ValueError: the config describes none.
+        ValueError: the config describes no network.
     """
     num_classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
@@ -149,7 +151,8 @@ def build_network(cfg: CfgNode) -> nn.Module:
         )
     backbone = build_resnet_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
     for block in (block for stage in backbone.stages for block in stage):
-        # As in the recipe of Table 3's ResNets (Goyal et al., 2017, §5.1): a block is the identity.
+        # As in the recipe of Table 3's ResNets (Goyal et al., 2017, §5.1): each block starts as the
+        # identity.
         last = block.conv2 if isinstance(block, BasicBlock) else block.conv3
         nn.init.zeros_(last.norm.weight)
     return ResNet(backbone.stem, backbone.stages, num_classes)

@@ -1,7 +1,7 @@
-"""A detector that is described as a LazyConfig's calls are, in JSON: names of parts and arguments.
+"""A LazyConfig's detector as JSON: the names of its parts (classes), and their arguments.
 
-A LazyConfig is Python, and whatever it names is called. Here that is what stands in
-``LAZY_PART_REGISTRY``, and nothing is imported: a stranger's checkpoint may hold such a text.
+A LazyConfig is Python, and calls whatever it names. This JSON may come from a stranger's
+checkpoint, so only parts in ``LAZY_PART_REGISTRY`` are called, and nothing is imported.
 """
 
 import json
@@ -44,8 +44,8 @@ from .backbone import RandWire
 
 LAZY_PART_REGISTRY = Registry("LAZY_PART")
 LAZY_PART_REGISTRY.__doc__ = """
-What a detector in a checkpoint of a LazyConfig may be made of: it builds modules and does nothing
-else, with any arguments. A project's own parts join with a decorator.
+The parts that a detector in a checkpoint of a LazyConfig may have. With any arguments, a part must
+only build modules. ``@LAZY_PART_REGISTRY.register()`` adds your own.
 """
 # Those of Detectron2's common/models, on this project's backbone.
 for _part in (
@@ -58,11 +58,11 @@ for _part in (
 
 
 def describe_lazily(model: DictConfig) -> str:
-    """What MODEL.LAZY says of the ``model`` of a LazyConfig, all but the RandWire's spec.
+    """The JSON for MODEL.LAZY of a LazyConfig's ``model``, without the RandWire's spec.
 
     Raises:
-        ValueError: it has a part that is not registered, or an argument that JSON has not; one
-            line that names it.
+        ValueError: a part is not registered, or an argument can't be written as JSON; one line that
+            names it.
     """
     return no_python(json.dumps(_described(model, "model")))
 
@@ -94,7 +94,7 @@ def _part_name(target: Any, where: str) -> str:
 
 @META_ARCH_REGISTRY.register()
 def LazyDetector(cfg: CfgNode) -> nn.Module:
-    """The detector that MODEL.LAZY describes, on the RandWire that MODEL.RANDWIRE does.
+    """The detector that MODEL.LAZY describes, with the RandWire that MODEL.RANDWIRE describes.
 
     Raises:
         KeyError: it names a part that is not registered.

@@ -13,8 +13,8 @@ NODE_OP_REGISTRY = Registry("NODE_OP")
 NODE_OP_REGISTRY.__doc__ = """
 Node operations: ``(in_channels, out_channels, stride) -> nn.Module`` without bias, norm or
 activation, mapping (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
-A project's own operation also joins ``NODE_OP_COMPLEXITY_REGISTRY``, under the same name, if its
-complexity shall be counted.
+To count the complexity of your own operation, also register its cost under the same name in
+``NODE_OP_COMPLEXITY_REGISTRY``.
 """
 
 
@@ -27,7 +27,7 @@ def conv2d(
 ) -> Conv2d:
     """A convolution without bias, padded so that only the stride changes the size.
 
-    Its weights are He's, of fan-in.
+    Its weights have He's initialisation with fan-in.
     """
     conv = Conv2d(
         in_channels,
@@ -38,17 +38,17 @@ def conv2d(
         groups=groups,
         bias=False,
     )
-    # Fan-in alone gives a depthwise convolution the right scale: its fan-out, in torch and pycls,
-    # counts the outputs of all channels, though a weight reaches those of its own only.
+    # Only fan-in gives a depthwise convolution the right scale: in torch and pycls, its fan-out
+    # counts the outputs of all channels, although a weight contributes only to its own channel.
     nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
     return conv
 
 
 def apply_init(module: nn.Module, init: Init) -> None:
-    """Draw the weights of a module's convolutions again, unless they are ``init``'s already.
+    """Initialise the convolutions of a module, which ``conv2d`` has built with fan-in.
 
     Args:
-        init: ``"fan_in"``, as ``conv2d`` has drawn them, or ``"fan_out"``.
+        init: ``"fan_in"``, which leaves the weights as they are, or ``"fan_out"``.
     """
     if init != "fan_in":
         for conv in module.modules():
@@ -91,8 +91,8 @@ def max_pool3x3(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 
 @NODE_OP_REGISTRY.register()
 def avg_pool3x3(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    # The paper says neither that the pool has the stride nor what it takes of the padding, which is
-    # no data: at the border the mean is over the pixels that exist.
+    # The paper says neither that the pool has the stride, nor whether its mean counts the padding.
+    # Here, at the border, the mean is over the pixels that exist.
     pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
     return PoolConv(pool, in_channels, out_channels)
 
@@ -113,10 +113,10 @@ def build_node_op(name: str, in_channels: int, out_channels: int, stride: int) -
 
 
 def build_norm(norm: str, channels: int) -> nn.Module:
-    """Any norm of Detectron2's ``get_norm``; ``""`` is none.
+    """Any norm of Detectron2's ``get_norm``; ``""`` is no norm.
 
-    ``"GN"`` has 32 groups where the channels are a multiple of 32, else as many as divide them:
-    109 have no divisor but 1, and one group is a layer norm.
+    For ``"GN"``, the number of groups is the largest, up to 32, that divides the number of
+    channels. With 109 channels, a prime number, it is 1, which makes a layer norm.
 
     Raises:
         ValueError: if Detectron2 does not know the norm.
@@ -134,7 +134,7 @@ def build_norm(norm: str, channels: int) -> nn.Module:
 
 
 class Node(nn.Module):
-    """Aggregation and transformation; distribution is up to the stage.
+    """Aggregation and transformation (§3.2). The stage does the distribution.
 
     Args:
         in_degree: the number of input edges; a node that reads the stage's input has one.
@@ -155,8 +155,8 @@ class Node(nn.Module):
     ) -> None:
         super().__init__()
         # "Applying sigmoid on unrestricted weights ensures they are positive" (footnote 3).
-        # A sum of one has no weight: a norm by its input's own statistics, as BN's in training or
-        # GN's, would undo it. FrozenBN would not.
+        # A single input has no weight: a norm that uses the statistics of its input (BN in
+        # training, GN) would undo it. FrozenBN would not.
         self.weight = nn.Parameter(torch.zeros(in_degree)) if in_degree > 1 else None
         self.conv = build_node_op(node_op, in_channels, out_channels, stride)
         self.norm = build_norm(norm, out_channels)
@@ -165,8 +165,8 @@ class Node(nn.Module):
         """
         Args:
             inputs: one tensor (N, in_channels, H, W) for each input edge.
-            kept: (in_degree,), False for an input to leave out of the weighted sum; by default none
-                is.
+            kept: (in_degree,), False for each input that is left out of the weighted sum; by
+                default all are kept.
 
         Returns:
             Tensor: (N, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -174,13 +174,13 @@ class Node(nn.Module):
         return self.norm(self.conv(F.relu(self.aggregate(inputs, kept))))
 
     def aggregate(self, inputs: Sequence[Tensor], kept: Tensor | None = None) -> Tensor:
-        """The weighted sum of the inputs, weights being sigmoid(w)."""
+        """The sum of the inputs, weighted by sigmoid(w)."""
         if self.weight is None:
             return inputs[0]
         weights = torch.sigmoid(self.weight)
         if kept is not None:
-            # A zero, not a shorter sum: DistributedDataParallel waits for the gradient of every
-            # parameter, so the edge's weight and what it hangs on must still get one.
+            # The weight becomes zero; the sum is not shortened. DistributedDataParallel waits for
+            # the gradient of every parameter, so the dropped edge must still give (zero) gradients.
             weights = weights * kept
         # Under autocast the inputs are of lower precision than the weights.
         first, *rest = weights.to(inputs[0].dtype).unbind()

@@ -1,4 +1,4 @@
-"""Networks that are built to be looked at, without memory or time."""
+"""Networks that are built only to be inspected, without memory for their weights."""
 
 import logging
 import math
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_on_meta(build: Callable[[], nn.Module], most: float = math.inf) -> nn.Module:
-    """What ``build`` returns, on the device "meta".
+    """What ``build`` returns, built on the device "meta".
 
-    On the CPU, if a part computes with its tensors while it is built, as Detectron2's ViT and Swin
-    do: on "meta" they have no values.
+    If a module computes with its tensors while it is built, as Detectron2's ViT and Swin do, it is
+    built on the CPU instead, because tensors on "meta" have no values.
 
     Args:
-        most: how many bytes it may take there.
+        most: how many bytes it may take on the CPU.
 
     Raises:
         ValueError: it takes more.
@@ -42,8 +42,8 @@ def build_on_meta(build: Callable[[], nn.Module], most: float = math.inf) -> nn.
 
 
 class _Bounded(TorchDispatchMode):
-    """Raises once the tensors made in it have more bytes than ``most``. That is in time: memory is
-    used when it is written to, and by then it was counted."""
+    """Raises an error once the tensors made in it have more than ``most`` bytes. Linux provides
+    memory only when it is written to, so the error comes in time."""
 
     def __init__(self, most: float) -> None:
         super().__init__()

@@ -14,8 +14,11 @@ _REFUSED = (
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """In place of torch's, to which a gradient is a constant: a second derivative, asked for with
-    allow_unused, would be None or zeros, without an error."""
+    """Make a backward pass raise an error if its gradients are to be differentiated again.
+
+    torch's decorator of this name treats the gradients as constants: with allow_unused, a second
+    derivative would be None or zeros, without an error.
+    """
 
     @functools.wraps(backward)
     def once(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -23,7 +26,7 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
             raise RuntimeError(
                 _REFUSED.format("differentiated again (create_graph), as a gradient penalty does")
             )
-        # Whoever calls backward() in a block with autocast would have it cast what is summed up.
+        # If backward() is called under autocast, autocast would change the type of sums.
         device = next((g.device.type for g in grads if g is not None), "cpu")
         try:
             with torch.autocast(device, enabled=False):

@@ -1,7 +1,6 @@
-"""A shadow step: a stage runs both ways on one input, for their difference and their times.
+"""A shadow step: a stage runs fused and node by node on one input, to compare results and times.
 
-That shows what no test can: what the kernels do on this machine, with these images, in the middle
-of this training.
+Unlike a test, it checks the kernels on this machine, with these images, during this training.
 """
 
 import statistics
@@ -32,13 +31,14 @@ class Shadow:
     """What a shadow step found.
 
     Attributes:
-        errors: of the fused stage's output, of the gradient of its input and of those of its
-            parameters, the Euclidean norm of the difference to the nodes', in units of the
-            nodes'; what lies beside the channels of images, which is to be zeros, included. What
-            needs no gradient has none. Where one is above the limit, the nodes were also run in
-            PyTorch's default layout, and the smaller one counts.
+        errors: the relative errors of the fused stage's output and, as far as they are needed, of
+            the gradients of its input and of its parameters: the Euclidean norm of the difference
+            to the node-by-node result, divided by that of the latter. The padding of images is
+            compared, too; it must be zeros. If an error is above the limit, the nodes were also run
+            in PyTorch's default memory format, and the smaller error counts.
         limit: the largest error that rounding explains.
-        seconds: by ``training``, those of the fused stage and of its nodes in channels_last.
+        seconds: for training (True) and inference (False), the times of the fused stage and of its
+            nodes one by one, in channels_last.
     """
 
     errors: dict[str, float]
@@ -59,16 +59,17 @@ class Shadow:
 
 
 def shadow(stage: RandWireStage, x: Tensor, rounds: int = 0) -> Shadow:
-    """Run a stage fused and node by node; it stays as it is, and no random number is drawn.
+    """Run a stage fused and node by node, without changing it or drawing a random number.
 
     Args:
-        stage: one without an ``obstacle`` to run fused. Where its norms are synchronised, it is run
-            so in all processes, and each has its own images and errors.
-        x: its input (N, in_channels, H, W). If gradients are on, those of the input, if it requires
-            one, and of the parameters are compared, too.
-        rounds: how often each of both is timed, in training if the stage is, and in inference.
+        stage: one that can run fused (its ``obstacle`` is empty). If its norms are synchronised,
+            all processes must call this; each has its own images and errors.
+        x: its input (N, in_channels, H, W). If gradients are on, those of the parameters and of the
+            input (if it requires one) are compared, too.
+        rounds: how often each way is timed, in inference and, if the stage is in training mode, in
+            training.
     """
-    # As the stage gets it: with what lies beside its channels, from which nodes get a copy.
+    # As the stage gets it, with its padding; the nodes get a copy without.
     own = with_zeros(Tensor.detach, x)
     if not zeros_of(own):
         own = own.contiguous(memory_format=torch.channels_last)
@@ -94,7 +95,7 @@ def shadow(stage: RandWireStage, x: Tensor, rounds: int = 0) -> Shadow:
 
 @contextmanager
 def _kept(stage: RandWireStage) -> Iterator[None]:
-    """Leave buffers and modes as they are."""
+    """Restore buffers and modes after the block."""
     modes = [(module, module.training) for module in stage.modules()]
     try:
         with unchanged(stage.buffers()):
@@ -131,7 +132,7 @@ def _errors(fused: dict[str, list[Tensor]], nodes: dict[str, list[Tensor]]) -> d
 
 
 def _widened(x: Tensor, like: Tensor) -> Tensor:
-    """x with the channels of zeros that the other has, or should have."""
+    """x, padded with as many channels of zeros as ``like`` has."""
     zeros = zeros_of(like)
     return wider_image(x, zeros) if zeros else x
 
@@ -139,8 +140,8 @@ def _widened(x: Tensor, like: Tensor) -> Tensor:
 def _times(stage: RandWireStage, x: Tensor, rounds: int) -> tuple[float, float]:
     """The median seconds of both ways, which take turns.
 
-    Fused, it is what a stage comes to whose images are all of this size: if CUDA graphs are on, and
-    there can be one, the replay of a graph that is recorded before the first of these times.
+    If CUDA graphs are on and possible, the fused way is the replay of a graph, which is recorded
+    before the first timing, as it is in a training whose images have one size.
     """
     times: dict[Run, list[float]] = {run: [] for run in TIMED}
     with torch.set_grad_enabled(stage.training and torch.is_grad_enabled()):

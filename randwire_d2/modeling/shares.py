@@ -1,7 +1,6 @@
-"""A batch of which several processes have a share each, and its statistics: synchronised norms.
+"""Synchronised norms: statistics of a batch of which each process has a share.
 
-Statistics come as (nodes, 2, C), for nodes that do not need each other: one message is for all of
-them.
+Statistics are (nodes, 2, C), for nodes that do not depend on each other, sent in one message.
 """
 
 from dataclasses import dataclass
@@ -40,11 +39,11 @@ class Shares:
     def normalise(
         self, own: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Moments of the whole batch, and the affine functions that the norms are with them.
+        """The moments of the whole batch, and the norms as affine functions of each channel.
 
         Args:
-            own: the moments of this process's share, mean above biased variance.
-            weight, bias: (nodes, C), the norms'.
+            own: (nodes, 2, C), the mean and biased variance of this process's share.
+            weight, bias: (nodes, C), of the norms.
 
         Returns:
             tuple: both (nodes, 2, C); see ``randwire_d2.ops``.
@@ -60,10 +59,11 @@ class Shares:
     def correct(
         self, sums: Tensor, products: Tensor, moments: Tensor, weight: Tensor, eps: float
     ) -> Tensor:
-        """What to add to a norm's backward that knows only the sums of this process's share.
+        """The correction of a norm's gradient that was computed with this process's sums only.
 
-        With x̂ = (x − mean) · r, it gives γ · r · (∂y − s − x̂ · t), s and t being the sums of ∂y and
-        of ∂y · x̂ divided by the number of values. What other sums change is affine in x.
+        With x̂ = (x − mean) · r, the gradient is γ · r · (∂y − s − x̂ · t), where s and t are the
+        sums of ∂y and of ∂y · x̂, divided by the number of values. With the sums of all processes
+        instead, the difference is an affine function of x.
 
         Args:
             sums, products: (nodes, C), this process's Σ ∂y and Σ ∂y · x̂.

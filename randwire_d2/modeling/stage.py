@@ -48,26 +48,28 @@ class ConvStage(CNNBlockBase):
 
 
 class RandWireStage(CNNBlockBase):
-    """A random graph as a stage: its input nodes have stride 2, its output is their mean.
+    """A random graph as a stage: input nodes have stride 2; the output is the output nodes' mean.
 
     Args:
         spec: the wiring and the channels.
         node_op: a name in ``NODE_OP_REGISTRY``.
         norm: see ``build_norm``.
-        fused: whether the nodes run as one function of fused operators: ``"auto"``, where that is
-            possible and the operators work; ``"on"``, there or not at all; ``"off"``, nowhere.
+        fused: whether the nodes run as one function of fused operators: ``"auto"``, if that is
+            possible and the operators work; ``"on"``, always (an error if it is impossible);
+            ``"off"``, never.
         recompute: save less for the backward pass of that function, and compute it again.
-        cuda_graphs: on a GPU, once shapes repeat, replay what that function launches as one graph.
+        cuda_graphs: on a GPU, once shapes repeat, replay that function as a CUDA graph.
 
     Attributes:
-        slower: by ``training``, why nodes are run one by one with ``"auto"`` though they need not
-            be: somebody timed both. They are in channels_last then.
-        plain_because: why the last pass ran the nodes one by one; empty if it was fused, None if
-            there was none.
-        padding: how many channels of zeros the nodes had beside their own in that pass.
-        edges: of each plan all three ``by_…``, side by side, on the stage's device. They are no
-            buffers: those are averaged with the weights by whoever averages buffers, which would
-            make other edges of them, and left without values by ``to_empty``.
+        slower: for training (True) and inference (False), the reason to run nodes one by one with
+            ``"auto"`` although fused is possible: a timing found it slower. An absent key means
+            that it is not. The nodes then run in channels_last.
+        plain_because: why the last pass ran the nodes one by one; empty if it ran fused, None
+            before the first pass.
+        padding: how many channels of zeros padded the nodes' results in that pass.
+        edges: for each plan, its ``by_target``, ``by_source`` and ``by_coefficient`` in one tensor
+            on the stage's device. They are not buffers: averaging a model's buffers would change
+            them, and ``to_empty`` would leave them without values.
     """
 
     def __init__(
@@ -113,11 +115,12 @@ class RandWireStage(CNNBlockBase):
         Args:
             x: (N, in_channels, H, W).
             kept: for each edge that has a weight, in the order of ``plan.learned``, False if it is
-                to be left out of its target's weighted sum; by default none is.
+                left out of its target's weighted sum; by default all are kept.
 
         Returns:
             Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), the mean of the output nodes. If the
-                nodes had channels of zeros, they lie between its pixels; see ``dense_image``.
+                nodes were padded, the padding lies in memory between its pixels (``dense_image``
+                removes it).
         """
         reason = self._why_plain(x)
         if not torch.compiler.is_compiling():
@@ -129,10 +132,10 @@ class RandWireStage(CNNBlockBase):
         return self.run_nodes(x, kept) if reason else self.run_replayed(x, kept)
 
     def _why_plain(self, x: Tensor) -> str:
-        """Why to run the nodes one by one; empty if they are to run fused.
+        """The reason to run the nodes one by one; empty to run them fused.
 
         Raises:
-            ValueError: they must run fused, and can't.
+            ValueError: ``fused`` is "on", and the nodes can't run fused.
         """
         if self.fused == "off":
             return "MODEL.RANDWIRE.FUSED is off"
@@ -147,19 +150,19 @@ class RandWireStage(CNNBlockBase):
 
     @property
     def synchronised(self) -> bool:
-        """Whether other processes' images are in its norms' statistics."""
+        """Whether the statistics of its norms include the images of other processes."""
         norm: Any = self.nodes[0].norm
         return sharing(norm) is not None
 
     def obstacle(self, x: Tensor) -> str:
-        """Why the nodes can't run fused on this input, or had better not; empty if they can.
+        """Why the nodes can't run fused on this input; empty if they can.
 
-        On a GPU, the first call in training is one that all processes make together.
+        On a GPU, all processes must make the first call in training together.
         """
         return why_not([*self.nodes], self._built) or self._why_not(x) or self._failure(x)
 
     def _why_not(self, x: Tensor) -> str:
-        """Whether torch's own operators had better say what is wrong with an input, if it is."""
+        """What is wrong with an input, if anything; then torch's operators raise the error."""
         if x.dim() == 4 and x.shape[1] == self.in_channels and (x.numel() or self.synchronised):
             return ""
         return f"the input is {tuple(x.shape)}, and not (N > 0, {self.in_channels}, H, W)"
@@ -191,17 +194,18 @@ class RandWireStage(CNNBlockBase):
         return any(self._failures.values())
 
     def run_fused(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        """``forward`` as one function, whether or not that is possible."""
-        if self.edges[0].device != x.device:  # weights were assigned there, or are gathered there
+        """``forward`` as one function. The caller must know that the stage can run fused."""
+        if self.edges[0].device != x.device:  # weights were moved without _apply, as by FSDP
             self.edges = self._edges_on(x.device)
-        # torch saves nothing that was made in inference mode, and nodes run one by one need not.
+        # torch can't save tensors of inference mode for a backward pass; the nodes' own modules
+        # don't need to save this one.
         if not torch.compiler.is_compiling() and torch.is_grad_enabled() and x.is_inference():
             x = x.clone()
         smallest, by_level = map(Order, (self.plan, self._plan_by_level), self.edges)
         return run_fused(smallest, by_level, [*self.nodes], x, kept, self.recompute)
 
     def run_replayed(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        """``run_fused``, as a CUDA graph where there is one or can be."""
+        """``run_fused``, as the replay of a CUDA graph if possible."""
         if not self.cuda_graphs or torch.compiler.is_compiling():
             return self.run_fused(x, kept)
         return self.graphs.run(self.run_fused, [*self.nodes], x, kept)
@@ -250,7 +254,7 @@ class RandWireStage(CNNBlockBase):
 def _sharing(
     plans: Iterable[Plan], edges: Sequence[Sequence[int]], most: int
 ) -> tuple[tuple[int, int], ...]:
-    """Of each kernel that nodes can share, the most edges that one has, and how many they are."""
+    """The kernels that nodes share, each as (the most edges of one node, the number of nodes)."""
     numbers = [len(own) for own in edges]
     found = {(n, 1) for n in numbers}
     for group in (group for plan in plans for group in plan.groups):
@@ -260,10 +264,10 @@ def _sharing(
 
 
 def _in_all_processes(find: Callable[[], str], *, together: bool) -> str:
-    """The first thing that any process finds.
+    """The first reason that any process finds; empty if none finds one.
 
-    One process of each machine comes first, and the others find in the cache what it has compiled.
-    Not ``together``, as in a test, which not all processes need take part in: this process alone.
+    One process of each machine starts, and the others then find its compiled kernels in the cache.
+    With ``together`` False (in inference, where a process may be alone), only this process looks.
     """
     if not together or comm.get_world_size() == 1:
         return find()

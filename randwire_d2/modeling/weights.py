@@ -1,10 +1,10 @@
-"""A stage's weights as they compute: in a lower type, and with channels of zeros beside their own.
+"""A stage's weights and images as it computes with them: in a lower type, padded with zeros.
 
-A GPU loads 16 bytes at once, and 109 channels of two bytes are no multiple of that: without zeros,
-71% of the multiply-adds of the C = 109 network are in 1×1 convolutions with such rows. Zeros change
-no result, because what they meet are zeros, in the weights and in the norms. Their gradients are
-nobody's. An image keeps its zeros in memory, between its pixels, so that the next stage need not
-copy it to add its own.
+A GPU loads 16 bytes at once, but 109 channels of two bytes are no multiple of 16 bytes: without
+padding, 71% of the multiply-adds of the C = 109 network would be in 1×1 convolutions with such
+rows. Padding changes no result, because padded channels only meet zeros in weights and norms; their
+gradients are dropped. An image keeps its padding in memory, between its pixels, so that the next
+stage can use it without a copy.
 """
 
 import math
@@ -22,20 +22,20 @@ Padding = tuple[int, ...]  # of a tensor's first dimensions
 
 _ZEROS = "_randwire_zeros"  # an attribute of images
 
-# Of what channels are to be a multiple.
+# The number of channels is padded to a multiple of these.
 MULTIPLES = {torch.float16: 8, torch.bfloat16: 8}
 MULTIPLES_ON_CUDA = {torch.float32: 4}  # for a CPU, zeros are work
 
 
 def padding_of(channels: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many channels of zeros images of a stage have beside their own."""
+    """How many channels of zeros are added to an image with so many channels."""
     more = MULTIPLES_ON_CUDA if device.type == "cuda" else {}
     return -channels % (MULTIPLES | more).get(dtype, 1)
 
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """In the block, images on a CPU have the channels of zeros that they would have on CUDA."""
+    """In the block, images on a CPU are padded as on CUDA."""
     before = MULTIPLES.copy()
     MULTIPLES.update(MULTIPLES_ON_CUDA)
     try:
@@ -46,7 +46,7 @@ def as_on_cuda() -> Iterator[None]:
 
 
 def wider_image(x: Tensor, padding: int) -> Tensor:
-    """(N, C, H, W) to (N, C + padding, H, W), in channels_last; a copy unless x has its zeros."""
+    """(N, C, H, W) to (N, C + padding, H, W), in channels_last; no copy if x is padded already."""
     if not padding:
         return x.contiguous(memory_format=torch.channels_last)
     if zeros_of(x) == padding:
@@ -59,7 +59,7 @@ def wider_image(x: Tensor, padding: int) -> Tensor:
 
 
 def narrower_image(x: Tensor, padding: int) -> Tensor:
-    """The way back, without a copy: its zeros stay where they are, for whoever is to add some."""
+    """The inverse of ``wider_image``, as a view: the padding stays in memory for the next stage."""
     if not padding or torch.compiler.is_compiling():
         x = x[:, :-padding] if padding else x
         return x.contiguous(memory_format=torch.channels_last)
@@ -69,22 +69,20 @@ def narrower_image(x: Tensor, padding: int) -> Tensor:
 
 
 def dense_image(x: Tensor) -> Tensor:
-    """The same without zeros between its pixels: a copy if it has some."""
+    """The image without padding in memory: a copy if it has some, else itself."""
     return x.contiguous(memory_format=torch.channels_last) if zeros_of(x) else x
 
 
 def zeros_of(x: Tensor) -> int:
-    """How many channels of zeros lie in memory beside an image's own.
+    """How many channels of padding an image has in memory; a copy or a view of it has none."""
 
-    A copy of it has none, nor a view; and what is written to it is not written to them.
-    """
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # for inputs without, too
     found: int = 0 if tracing else getattr(x, _ZEROS, 0)
     return found if found and x.stride(3) == x.shape[1] + found else 0  # x.data may be replaced
 
 
 def whole_image(x: Tensor) -> Tensor:
-    """An image with the zeros that it has, in the same memory, detached; itself if it has none."""
+    """An image with its padding, detached, in the same memory; itself if it has no padding."""
     zeros = zeros_of(x)
     if not zeros:
         return x
@@ -93,17 +91,17 @@ def whole_image(x: Tensor) -> Tensor:
 
 
 def with_zeros(copy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A copy of an image with the zeros that it has."""
+    """A copy of an image, with its padding."""
     return narrower_image(copy(whole_image(x)), zeros_of(x)) if zeros_of(x) else copy(x)
 
 
 def wider_weights(
     weights: Sequence[Tensor], paddings: Sequence[Padding], dtype: torch.dtype
 ) -> list[Tensor]:
-    """Weights in another type, with zeros, in a few launches.
+    """Weights in another type, padded, in a few launches.
 
     Args:
-        paddings: of each weight, by how much its first dimensions grow.
+        paddings: for each weight, by how much its first dimensions grow.
     """
     found = _cast_those_that_stay(weights, paddings, dtype)
     alike = _alike(weights, paddings)
@@ -114,7 +112,7 @@ def wider_weights(
         for (padding, shape), group in alike.items()
     ]
     lengths = [math.prod(size) for size in wide]
-    # One after the other, each begins at a multiple of 16 bytes, as its first dimension does.
+    # In one buffer; each weight begins at a multiple of 16 bytes.
     zeros = flat.new_zeros(sum(lengths), dtype=dtype).split(lengths)
     values = flat.split([math.prod(size) for size in own])
     for i, group in enumerate(alike.values()):
@@ -128,7 +126,7 @@ def wider_weights(
 def narrower_weights(
     weights: Sequence[Any], paddings: Sequence[Padding], dtype: torch.dtype
 ) -> Sequence[Tensor]:
-    """The way back: what is no padding, in another type."""
+    """The inverse of ``wider_weights``: weights without padding, in another type."""
     found = _cast_those_that_stay(weights, paddings, dtype)
     for (padding, shape), group in _alike(weights, paddings).items():
         own = slice(None), *(slice(n - more) for n, more in zip(shape, padding, strict=False))
@@ -141,7 +139,7 @@ def narrower_weights(
 def _cast_those_that_stay(
     weights: Sequence[Any], paddings: Sequence[Padding], dtype: torch.dtype
 ) -> list[Tensor]:
-    """All weights; those that do not grow are in another type."""
+    """All weights; those without padding are cast to the type."""
     found = [*weights]
     same = [i for i, padding in enumerate(paddings) if not any(padding)]
     for i, weight in zip(same, cast([weights[i] for i in same], dtype), strict=True):
@@ -152,7 +150,7 @@ def _cast_those_that_stay(
 def _alike(
     weights: Sequence[Tensor], paddings: Sequence[Padding]
 ) -> dict[tuple[Padding, torch.Size], list[int]]:
-    """The places of weights that grow, by how they do and their shape."""
+    """The places of the weights that are padded, grouped by padding and shape."""
     groups: dict[tuple[Padding, torch.Size], list[int]] = {}
     for i, (weight, padding) in enumerate(zip(weights, paddings, strict=True)):
         if any(padding):

@@ -3,28 +3,28 @@
 A node (§3.2) is a weighted sum, ReLU, a depthwise and a 1×1 convolution, and a batch norm. Written
 with torch's own operators, that moves three times the bytes of a ResNet of the same FLOPs. Here:
 
-- A batch norm whose statistics are known is an affine function of each channel. It is never
-  written: what travels between the nodes is the *raw* output of the 1×1 convolution, and whoever
-  reads it applies the scale and the shift (its ``affine``) on the fly.
-- Weighted sum, ReLU and depthwise convolution are one operator, which writes its result alone.
-- The gradients of a node's readers are summed where they are read, by the backward of its norm.
+- A batch norm with known statistics is an affine function of each channel, and its output is never
+  written to memory. Nodes write the output of the 1×1 convolution; the operators that read it
+  apply the scale and the shift (its ``affine``).
+- Weighted sum, ReLU and depthwise convolution are one operator, which writes only its result.
+- The backward operator of a node's norm reads and sums the gradients from the node's readers.
 - On a CPU, both convolutions are one operator, too (``separable``); elsewhere the 1×1 convolution
   is torch's.
 
 ``modeling.graph_function`` puts the operators together, with the gradients.
 
-``native``, ``cpu_kernels`` and ``triton_kernels`` are implementations of one interface: in torch's
-operators, for a CPU with a C++ compiler, and for CUDA; so the same signatures stand in all of them.
-``native`` says what each operator computes, and its type hints are the operators' schemas.
+Three modules implement the same interface: ``native`` with torch's operators, ``cpu_kernels`` for a
+CPU with a C++ compiler, and ``triton_kernels`` for CUDA. ``native`` says what each operator
+computes, and its type hints are the operators' schemas.
 
-Tensors are (N, C, H, W) in channels_last, whose rows are pixels. ``coefficients`` is (n,) for n
-inputs; an ``affine`` is (2, C), scale above shift, and ``affines`` has one for each input, or none
-at all. All but ``weighted_sum`` do the same for several nodes, which do not need each other:
-``inputs``, ``coefficients`` and ``affines`` are then those of the first node, of which there are
-``degrees[0]``, before those of the next; ``grads`` likewise with ``readers``. ``parameters`` are
-(nodes, 2, C), weight above bias, and ``moments``, mean above biased variance.
-Affines, moments, coefficients and the parameters of norms are float32 (float64 for float64) where
-the activations are of lower precision.
+Tensors are (N, C, H, W) in channels_last. ``coefficients`` is (n,) for n inputs. An ``affine`` is
+(2, C): scale, then shift; ``affines`` has one for each input, or is empty. All operators but
+``weighted_sum`` compute several nodes that do not depend on each other. Then ``inputs``,
+``coefficients`` and ``affines`` first have the ``degrees[0]`` entries of the first node, then those
+of the next; likewise ``grads`` with ``readers``. ``parameters`` are (nodes, 2, C): weight, then
+bias; ``moments`` are (nodes, 2, C): mean, then biased variance.
+Affines, moments, coefficients and the parameters of norms are float32 (float64 for float64), even
+if the activations have a lower precision.
 """
 
 import functools
@@ -67,9 +67,9 @@ def _unavailable_on_cuda(device: torch.device) -> str:
 
 @torch.compiler.assume_constant_result
 def joins(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
-    """Whether ``separable`` is to be used there: where what it saves is a way to memory."""
+    """Whether to use ``separable`` on this device, because it saves memory traffic there."""
     if device.type != "cpu" or torch._C._len_torch_dispatch_stack():
-        return False  # who looks at each operation sees those of a GPU
+        return False  # a dispatch mode, as of the counters, sees the operators of a GPU
     from . import cpu_kernels
 
     return cpu_kernels.join(dtype, channels)

@@ -13,14 +13,14 @@ from .network import HEAD_CHANNELS, NetworkGenerator, NetworkSpec, StageSpec, ch
 
 NODE_OP_COMPLEXITY_REGISTRY = Registry("NODE_OP_COMPLEXITY")
 NODE_OP_COMPLEXITY_REGISTRY.__doc__ = """
-What a node operation costs without its norm: under the operation's name, a function ``(in_channels,
-out_channels, height, width) -> Complexity``. Height and width are those of the operation's output.
+The costs of node operations, without their norm. Under the operation's name, a function
+``(in_channels, out_channels, height, width) -> Complexity``; height and width are the output's.
 """
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a network, or a part of it, costs for one image.
+    """The cost of a network, or of a part of it, for one image.
 
     Attributes:
         params: learnable parameters, including those of norms and weighted sums.
@@ -43,10 +43,10 @@ class Complexity:
 
 @dataclass(frozen=True)
 class NetworkComplexity(Complexity):
-    """The totals of a network and the parts they are made of.
+    """The cost of a network, and of its parts.
 
     Attributes:
-        stages: what ``"stem"``, ``"res2"`` … ``"res5"`` and ``"head"`` cost.
+        stages: the cost of each of ``"stem"``, ``"res2"`` … ``"res5"`` and ``"head"``.
     """
 
     stages: Mapping[str, Complexity] = field(default_factory=dict)
@@ -59,11 +59,11 @@ def complexity(
     num_classes: int = 1000,
     in_channels: int = 3,
 ) -> NetworkComplexity:
-    """Count what the classifier of a spec costs for one image of height × width pixels.
+    """Count the cost of a spec's classifier for one image of height × width pixels.
 
     The counts reproduce the FLOPs and parameters of Tables 2 to 4. ``RandWireClassifier(spec,
-    num_classes)`` has exactly ``params`` parameters; fvcore's counter finds the same multiply-adds
-    except those of the weighted sums, which it does not count.
+    num_classes)`` has exactly ``params`` parameters. fvcore's counter finds the same multiply-adds,
+    except that it does not count those of the weighted sums.
 
     Args:
         in_channels: the channels of a backbone's images; a classifier's have 3.
@@ -107,13 +107,13 @@ def find_channels(
     width: int = 224,
     num_classes: int = 1000,
 ) -> int:
-    """The C with which a generator's networks come nearest to a number of multiply-adds.
+    """The C for which a generator's networks come nearest to a number of multiply-adds.
 
     "We set N=32, and then set C to the nearest integer such that target model complexity is met"
     (§4, "Architecture details").
 
     Args:
-        generator: what draws the networks; the search begins at its own C.
+        generator: draws the networks; the search starts at its C.
         flops: the multiply-adds that the networks should have on average over the seeds.
         seeds: the seeds of these networks.
         height, width, num_classes: as for ``complexity``.
@@ -126,7 +126,7 @@ def find_channels(
     """
     if not seeds:
         raise ValueError("the multiply-adds are averaged over seeds; got no seeds")
-    specs = [generator(seed) for seed in seeds]  # C changes nothing of their graphs
+    specs = [generator(seed) for seed in seeds]  # their graphs do not depend on C
 
     @cache
     def cost(channels: int) -> float:
@@ -138,7 +138,7 @@ def find_channels(
         raise ValueError(
             f"no C has {flops:,.0f} multiply-adds; the least, C={low}, has {cost(low):,.0f}"
         )
-    # Multiply-adds grow about as C², so the search begins near its end.
+    # Multiply-adds grow about as C², so this is near the result.
     near = int(generator.channels * math.sqrt(flops / cost(generator.channels)))
     low, high, step = max(low, near), max(low, near), 1
     while cost(low) > flops:
@@ -155,7 +155,7 @@ def node_complexities(stage: StageSpec, node_op: str, height: int, width: int) -
     """The cost of each node of a stage whose output is height × width.
 
     Raises:
-        ValueError: nobody registered the cost of the operation.
+        ValueError: the cost of the operation is not registered.
     """
     if node_op not in NODE_OP_COMPLEXITY_REGISTRY:
         known = sorted(name for name, _ in NODE_OP_COMPLEXITY_REGISTRY)
@@ -183,14 +183,15 @@ def halve(size: int) -> int:
 def conv(
     kernel: int, in_channels: int, out_channels: int, height: int, width: int, groups: int = 1
 ) -> Complexity:
-    """What a convolution without bias costs whose output is height × width."""
+    """The cost of a convolution without bias whose output is height × width."""
     weights = kernel * kernel * (in_channels // groups) * out_channels
     pixels = height * width
     return Complexity(weights, weights * pixels, out_channels * pixels)
 
 
 def norm(channels: int) -> Complexity:
-    """What a batch norm costs: two parameters per channel; folded away, it needs no work."""
+    """The cost of a batch norm: two parameters per channel, no multiply-adds, since inference can
+    fold it into the convolution."""
     return Complexity(params=2 * channels)
 
 

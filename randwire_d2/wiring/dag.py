@@ -85,7 +85,7 @@ class Dag:
 
 
 def as_integer(name: str, value: Any) -> int:
-    """A plain int, from whatever integer type: equal values must have equal JSON."""
+    """Any integer as a plain int, so that equal values have equal JSON."""
     try:
         return int(operator.index(value))  # True's is True
     except TypeError:
@@ -93,7 +93,7 @@ def as_integer(name: str, value: Any) -> int:
 
 
 def as_positive(name: str, value: Any) -> int:
-    """``as_integer`` of what must be at least 1."""
+    """``as_integer`` of a value that must be at least 1."""
     value = as_integer(name, value)
     if value < 1:
         raise ValueError(f"{name} must be at least 1; got {value}")

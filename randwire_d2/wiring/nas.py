@@ -22,14 +22,14 @@ def NAS(num_nodes: int, seed: int, cell_nodes: int) -> nx.Graph:
       ``cell_nodes``: the inputs of the cell or earlier nodes of it, each pair equally likely.
     - "All nodes that have no output in a cell are concatenated by an extra node": here that node
       adds them up with learned weights, as §3.2's nodes do, so that all nodes have C channels. It
-      is an ordinary node, with the convolution that NASNet applies to what a cell receives.
+      is an ordinary node; its convolution is the one that NASNet applies to the inputs of a cell.
 
-    With five nodes per cell, N = 2 + 5·(5 + 1) = 32 makes five whole cells. What is left of another
-    N is the beginning of a cell, whose loose ends are among the stage's outputs.
+    With five nodes per cell, N = 2 + 5·(5 + 1) = 32 makes five complete cells. With another N, the
+    last cell may be incomplete; its nodes without successors are outputs of the stage.
 
-    The space is small: every node that merges has input degree 2, and there are 1·3·6·10·15 = 2700
+    The space is small: every merging node has input degree 2, and there are 1·3·6·10·15 = 2700
     cells of five nodes, all equally likely, because the pairs are drawn independently. (The paper
-    also speaks of an "output degree 1". It does not follow from the three rules, and is no rule
+    also mentions an "output degree 1". It does not follow from the three rules, and is no rule
     here: any number of nodes may read a node, as in NASNet.)
     """
     if cell_nodes < 1:

@@ -87,7 +87,7 @@ class NetworkSpec:
     @cached_property
     def convs(self) -> tuple[ConvSpec, ...]:
         """conv1 as ``"stem"``, followed in the small regime by conv2 as ``"res2"``."""
-        # An RGB image's 3: what a network is built for, as its number of classes, is no part of it.
+        # 3 for RGB. Like the number of classes, other input channels are no part of a spec.
         stem = ConvSpec("stem", 3, self.channels // 2)
         if self.regime == "regular":
             return (stem,)
@@ -132,7 +132,7 @@ class NetworkSpec:
         """
         if not isinstance(text, str):
             raise ValueError(f"not the JSON of a NetworkSpec: got {brief(text)}")
-        # Before it is parsed; whoever reads a file reads no more than one character more.
+        # Before it is parsed; callers that read a file stop one character after this limit.
         way_out = "is it the JSON of a spec?"
         check_limit("the characters of a NetworkSpec's JSON", len(text), MOST_CHARACTERS, way_out)
         try:

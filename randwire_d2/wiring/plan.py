@@ -1,4 +1,4 @@
-"""What a wiring says about running it, before there is any tensor."""
+"""How to run a wiring: the order of its nodes, and where their coefficients are. No tensors."""
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
@@ -8,37 +8,35 @@ from .schedule import schedule
 
 
 class Plan:
-    """Orders, lifetimes, and places in vectors.
+    """The order of a stage's nodes, the lifetimes of their results, and the places of coefficients.
 
-    The learned coefficients σ(w) of a stage are one vector: one sigmoid for all of them. The
-    forward pass wants those of a node's inputs side by side, in the order of ``dag.predecessors``;
-    the backward pass those of its readers, in the order of ``dag.successors``: two more vectors, of
-    which an operator gets those of its nodes as a slice, without a copy.
+    The coefficients of a stage are one vector: first σ(w) of all learned edges, then a 1 for each
+    input node, then 1 / (number of output nodes) for each output node. For the forward pass, a
+    second vector has the coefficients of each node's inputs next to each other, in the order of
+    ``dag.predecessors``. For the backward pass, a third vector has those of each node's readers, in
+    the order of ``dag.successors``. So an operator gets its nodes' coefficients without a copy.
 
     Attributes:
-        num_nodes, predecessors, successors, output_nodes: the wiring's. (Its own are properties,
-            which torch.compile can't look into.)
-        order: the order of the nodes, the one that holds the fewest results at once.
-        groups: the same order, in groups of nodes that do not need each other. With ``by_level``
-            the order is another one, and there are as few groups as there can be.
-        places: where each group is in the order.
-        done: for each node, those whose results nobody reads after it.
-        done_backward: the same for gradients, which readers leave to what they read.
-        learned: the edges whose coefficients are learned: those of a node with more than one input.
-            One that is alone has a coefficient of 1.
-        coefficients: where each node's inputs are among them.
-        inputs: where the inputs of each node are among all, those of the order's nodes one after
-            the other; a node that reads the stage's input has one.
-        by_target: for each of these inputs, the place of its coefficient.
-        reads: what reads each node, and leaves it a gradient: nodes, or None for the output's mean.
-        reader_coefficients: where the reads of each node are among all, those of the order's nodes
-            one after the other.
-        by_source: for each of these reads, the place of its coefficient.
-        by_coefficient: for each coefficient, the read that leaves its gradient; any, of those of
-            which nobody wants one.
-        one, share: where, after the learned coefficients, as many 1 are as there are input nodes,
-            and as many shares of the mean as there are output nodes.
-        forgettable: nodes whose results had better be computed again than be saved.
+        num_nodes, predecessors, successors, output_nodes: those of the wiring, copied, because
+            torch.compile can't look into the wiring's properties.
+        order: the order of the nodes: the one that holds the fewest results at once or, with
+            ``by_level``, the one with the fewest groups.
+        groups: the same order, in groups of nodes that do not depend on each other.
+        places: for each group, its slice of the order.
+        done: for each node, the nodes whose results are not read after it.
+        done_backward: the same for gradients in the backward pass.
+        learned: the edges with learned coefficients: those into nodes with more than one input.
+        coefficients: for each node, the slice of the learned edges that are its inputs.
+        inputs: for each node, the slice of its inputs in the second vector. A node that reads the
+            stage's input has one input.
+        by_target: for each entry of the second vector, its place in the first.
+        reads: for each node, its readers: nodes, or None for the mean that is the stage's output.
+        reader_coefficients: for each node, the slice of its readers in the third vector.
+        by_source: for each entry of the third vector, its place in the first.
+        by_coefficient: for each coefficient, the entry of the third vector where its gradient is;
+            any entry for a coefficient that needs no gradient.
+        one, share: where the 1s, and the shares of the mean, begin in the first vector.
+        forgettable: the nodes whose results are computed again when memory is to be saved.
     """
 
     def __init__(self, dag: Dag, *, by_level: bool = False) -> None:
@@ -82,14 +80,14 @@ class Plan:
         self.forgettable = self._forgettable()
 
     def _forgettable(self) -> frozenset[int]:
-        """No two of them adjacent, so that each needs nothing but saved results; and at most a
-        quarter of all, which costs a twelfth of the work: a node's forward pass is a third.
+        """At most a quarter of the nodes. Computing them again takes a twelfth of a step,
+        whose forward pass is a third. No two are adjacent, so that all they need is saved.
 
-        No output nodes: a result is computed again when the first of its readers needs it, and
-        theirs have none.
+        Output nodes are left out: a result is computed again when its first reader needs it, and an
+        output node has no reader.
         """
         chosen: set[int] = set()
-        # To look at predecessors is enough: when a successor's turn comes, it looks at this node.
+        # It is enough to look at predecessors: each successor later looks at this node.
         for v in self.order:
             few = 4 * (len(chosen) + 1) <= self.num_nodes
             if few and self.successors[v] and chosen.isdisjoint(self.predecessors[v]):
@@ -110,7 +108,7 @@ def _levels(dag: Dag) -> tuple[tuple[int, ...], ...]:
 def _runs(
     order: Sequence[int], predecessors: Sequence[Sequence[int]]
 ) -> tuple[tuple[int, ...], ...]:
-    """Pieces of an order, as long as they can be, of nodes that do not need each other."""
+    """An order, cut into the longest pieces of nodes that do not depend on each other."""
     runs: list[list[int]] = []
     for v in order:
         if not runs or not set(runs[-1]).isdisjoint(predecessors[v]):
@@ -120,11 +118,11 @@ def _runs(
 
 
 def _slices(lengths: Iterable[int]) -> list[slice]:
-    """Where pieces of these lengths are in a vector that has them one after the other."""
+    """The slices of consecutive pieces of these lengths in a vector."""
     return [slice(*ends) for ends in pairwise(accumulate(lengths, initial=0))]
 
 
 def _last_uses(order: Sequence[int], reads: Sequence[Sequence[int]]) -> list[list[int]]:
-    """For each node, which of those it reads nobody reads after it."""
+    """For each node, those nodes that it reads and no later node reads."""
     last = {u: v for v in order for u in reads[v]}
     return [[u for u, reader in last.items() if reader == v] for v in range(len(reads))]

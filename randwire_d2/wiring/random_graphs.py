@@ -60,7 +60,7 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
 def check_seed(seed: int) -> None:
     """
     Raises:
-        ValueError: the seed is negative; Python and networkx would take it for its absolute value.
+        ValueError: the seed is negative; Python's random would use its absolute value instead.
     """
     if seed < 0:
         raise ValueError(
@@ -81,7 +81,7 @@ def graph_label(model: str, params: Mapping[str, Any]) -> str:
 
 
 def _written(value: Any) -> str:
-    """A parameter as the paper writes it: 0.75, and 0 for 0.0; but never another number's name."""
+    """A parameter as the paper writes it: 0.75, and 0 for 0.0, but without rounding it."""
     if not isinstance(value, (int, float)):
         return brief(value)  # of a generator of one's own
     return short if float(short := f"{value:g}") == value else repr(value)

@@ -19,12 +19,12 @@ LIMIT = 200_000
 
 @dataclass(frozen=True)
 class Schedule:
-    """An order of a stage's nodes, and what it takes.
+    """An order of a stage's nodes, and the memory that it takes.
 
     Attributes:
         order: every node once, each after its predecessors.
-        peak: the most memory at any moment, in results of one node.
-        optimal: True if no order has a lower peak; False where the search was given up.
+        peak: the most memory at any moment; the unit is the size of one node's result.
+        optimal: True if no order has a lower peak; False if the search was given up.
     """
 
     order: tuple[int, ...]
@@ -36,12 +36,11 @@ class Schedule:
 def schedule(dag: Dag) -> Schedule:
     """The order with the least peak of all orders; the ascending one if that is among the best.
 
-    Held between two nodes are the results that are still to be read, and the sum of the output
-    nodes' results from the first one on (later ones are added into it). The stage's input belongs
-    to the caller. A node first writes its aggregation beside all that, the size of one result; then
-    the inputs that nobody else reads are freed; then it needs its result and a workspace of the
-    same size, as the result of the depthwise convolution is there until that of the 1×1
-    convolution is.
+    The model of memory: between two nodes, memory holds the results that later nodes read, and the
+    running sum of the output nodes' results. (The stage's input belongs to the caller.) A node
+    first writes its aggregation, which is as large as one result. Then the inputs that no later
+    node reads are freed. Then it needs two more results at a time: the output of the depthwise
+    convolution, and that of the 1×1 convolution.
 
     The search is exact, and so at worst exponential in the number of nodes that can run side by
     side: it takes a fraction of a second for the paper's generators with 32 nodes. For far larger
