@@ -1,12 +1,11 @@
-"""A stage as a CUDA graph: what it launches is recorded once, and replayed by one launch.
+"""A stage as a CUDA graph: its kernels are recorded once, and replayed by one launch.
 
-A step through a stage of 32 nodes launches some three hundred kernels, which takes the host longer
-than a fast GPU needs to run them, unless the batch is large. A graph has the addresses of all that
-it reads and writes. So a call copies its input to where the graph reads it, and its results from
-where the graph has written them: the next call writes there, too. And a graph is dropped when a
-weight has moved.
+A step through a stage of 32 nodes launches some three hundred kernels. Unless the batch is large,
+that takes the host longer than a fast GPU needs to run them. A graph contains the addresses of all
+tensors that it reads and writes. So each call copies its input to the place that the graph reads,
+and copies the results, which the next call will overwrite. If a weight moves, the graph is dropped.
 
-Kernels and their order are those of ``run_fused``, and so are the results, to the bit.
+The kernels and their order are those of ``run_fused``, so the results are equal to the bit.
 """
 
 import weakref
@@ -30,10 +29,10 @@ recorder: Recorder = CudaRecorder()  # tests have one for CPUs
 
 
 class Memory:
-    """What graphs of a stage share, of which one is busy at a time.
+    """Memory that the graphs of a stage share; only one of them may be busy at a time.
 
     Args:
-        pool: where they compute: see ``Recorder``. By default nobody else does.
+        pool: the memory pool that they compute in, see ``Recorder``; by default their own.
     """
 
     def __init__(self, pool: object = None) -> None:
@@ -42,52 +41,52 @@ class Memory:
         self.last: Callable[[], _Pass | None] = lambda: None  # whose input it has
 
     def flat(self, name: str, place: Hashable, like: Tensor, size: int) -> Tensor:
-        """So many elements, of the type of ``like``, that others of that name share."""
+        """``size`` elements of the type of ``like``; all calls with the same name share them."""
         key = name, place, like.dtype
         if key not in self._largest or self._largest[key].numel() < size:
             self._largest[key] = like.new_empty(size)
         return self._largest[key].detach()[:size]
 
     def image(self, name: str, place: Hashable, like: Tensor, zeros: int) -> Tensor:
-        """The same as an image of that shape, with so many channels of zeros."""
+        """``flat`` as an image of the shape of ``like``, with so many channels of padding."""
         n, c, h, w = like.shape
         flat = self.flat(name, place, like, n * h * w * (c + zeros))
         return narrower_image(flat.view(n, h, w, c + zeros).permute(0, 3, 1, 2), zeros)
 
 
 def _fill(image: Tensor, x: Tensor) -> None:
-    """Copy x into it, and zeros into the channels that it has beside x's."""
+    """Copy x into an image, and zeros into its padding."""
     whole = whole_image(image)
     if zeros_of(x) == zeros_of(image):
-        whole.copy_(whole_image(x))  # in one launch, which reads and writes without gaps
+        whole.copy_(whole_image(x))  # one launch on contiguous memory
     else:
         image.copy_(x)
         whole[:, x.shape[1] :].zero_()
 
 
 class NotFinite(ValueError):
-    """The launches give NaN or infinity, so that a replay can't be compared with them."""
+    """The operators gave NaN or infinity, so a replay can't be compared with them."""
 
 
 class _Pass:
-    """A forward pass, as long as its backward pass is to come."""
+    """A forward pass; ``over`` once its backward pass is done."""
 
     over = False
 
 
 class Graph:
-    """A stage's launches for one kind of call, held against the same launched one by one.
+    """The graph of a stage for one kind of call, compared with the same operators without a graph.
 
     Args:
-        launch: what runs the stage, with (x, kept).
-        nodes: the stage's.
-        x, kept: of the call.
+        launch: runs the stage, with (x, kept).
+        nodes: the nodes of the stage.
+        x, kept: the arguments of the call.
         trains: whether there is a backward pass.
-        memory: no other graph that has it may be busy.
+        memory: its memory; no other graph with this memory may be busy.
 
     Raises:
-        NotFinite: in this call; another one may be.
-        RuntimeError: a replay is not what is launched; or whatever a recording raises.
+        NotFinite: this call's results are not finite; another call's may be.
+        RuntimeError: a replay gives other results, or the recording fails.
     """
 
     def __init__(
@@ -115,8 +114,8 @@ class Graph:
             ),
             unchanged(buffers),
         ):
-            # Not the parameters themselves: their hooks would be recorded as well. And what adds up
-            # their gradients may be left from an earlier step, and would wait on its stream.
+            # Aliases, because the parameters' hooks would be recorded, and their accumulation nodes
+            # may be left from an earlier step, and would synchronise with its stream.
             aliases = {p: p.detach().requires_grad_() for p in self.parameters}
 
             def launch_aliases(x: Tensor, kept: Tensor | None) -> Tensor:
@@ -153,7 +152,7 @@ class Graph:
         def backward(flat: Tensor | None = None) -> list[Tensor]:
             with torch.autocast(x.device.type, enabled=False):
                 gradients = [*torch.autograd.grad(output, wanted, self.grad)]
-            # Those of parameters as one tensor, of which a copy takes one launch.
+            # The gradients of parameters as one tensor, so that one launch copies them.
             others = len(wanted) - len(parameters)
             rows = [gradient.contiguous().view(-1) for gradient in gradients[others:]]
             return gradients[:others] + ([torch.cat(rows, out=flat)] if rows else [])
@@ -173,7 +172,7 @@ class Graph:
                     own = self.memory.flat("parameters", place, flat, flat.numel())
                 functions.append(partial(backward, own))
             expected_buffers = [buffer.clone() for buffer in buffers]
-        # Of what is cast, the graph has a copy.
+        # The graph reads these parameters in place; it has its own copies of those that it casts.
         dtype = expected[0].dtype
         self.originals = [p for p in self.parameters if p.dim() == 4 and p.dtype == dtype]
         self.places = [p.data_ptr() for p in self.originals]
@@ -192,7 +191,7 @@ class Graph:
         for recording in filter(None, (self._output, self._gradients)):
             recording.replay()
             results += recording.results
-        # The kernels are the same; those that sum in no fixed order lose less than others do.
+        # The kernels are the same. Only sums in no fixed order differ, by less than other rounding.
         limit = LIMITS[expected[0].dtype] / 10
         right = [*map(whole_image, expected), *expected_buffers]
         if not all(value.isfinite().all() for value in right):
@@ -205,7 +204,7 @@ class Graph:
 
     @property
     def busy(self) -> bool:
-        """Whether its activations are still needed."""
+        """Whether its activations are still needed for a backward pass."""
         last = self._pending()
         return last is not None and not last.over
 
@@ -216,7 +215,7 @@ class Graph:
         return self.forward(x, kept)
 
     def begin(self) -> _Pass:
-        """A forward pass, which is over when its backward pass is, or nobody holds it."""
+        """Begin a forward pass. It ends with its backward pass, or when it is garbage-collected."""
         begun = _Pass()
         self._pending = self.memory.last = weakref.ref(begun)
         return begun
@@ -230,12 +229,12 @@ class Graph:
         return with_zeros(Tensor.clone, self._output.results[0])
 
     def again(self) -> None:
-        """Compute the activations of the last forward pass once more."""
+        """Compute the activations of the last forward pass again."""
         with unchanged(self.buffers):
             self._output.replay()
 
     def backward(self, grad: Tensor, zeros: int) -> tuple[Tensor | None, Sequence[Tensor]]:
-        """The gradients of x, if there is one, with zeros if x had some; and of the parameters."""
+        """The gradients of x (None if it needs none; padded if x was) and of the parameters."""
         assert self._gradients is not None, "there is a backward pass"
         _fill(self.grad, grad)
         self._gradients.replay()
@@ -253,7 +252,7 @@ class _Replay(torch.autograd.Function):
         ctx: Any, graph: Graph, x: Tensor, kept: Tensor | None, *parameters: Tensor
     ) -> Tensor:
         ctx.graph, ctx.own, ctx.zeros = graph, graph.begin(), zeros_of(x)
-        ctx.save_for_backward(*graph.originals)  # to hear of one that was written to since
+        ctx.save_for_backward(*graph.originals)  # torch then notices writes to them
         ctx.versions = [p._version for p in graph.parameters]
         return graph.forward(x, kept)
 
@@ -261,7 +260,7 @@ class _Replay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Any) -> tuple[Tensor | None, ...]:
         graph: Graph = ctx.graph
-        # What gathers weights for each pass, as FSDP does, may gather them elsewhere.
+        # FSDP gathers the weights for each pass, perhaps at other addresses.
         moved = [weight.data_ptr() for weight in ctx.saved_tensors] != graph.places
         written = ctx.versions != [p._version for p in graph.parameters]
         gone = ctx.own.over and (written or graph.memory.last() is not ctx.own)

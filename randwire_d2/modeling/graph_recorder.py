@@ -1,4 +1,4 @@
-"""What records a CUDA graph, and what shares its memory."""
+"""Recording CUDA graphs, and sharing their memory."""
 
 import gc
 import weakref
@@ -13,29 +13,29 @@ Function = Callable[[], list[Tensor]]
 
 
 class Recording(NamedTuple):
-    """What ``replay`` does again, and where it leaves its results."""
+    """A recorded graph: ``replay`` runs it again, and writes into ``results``."""
 
     results: list[Tensor]
     replay: Callable[[], object]
 
 
 class Recorder(Protocol):
-    """What records; tests have one for CPUs."""
+    """The interface of a recorder; tests have one for CPUs."""
 
     def place(self, x: Tensor) -> Hashable:
-        """Where a call with this input would be replayed; None if it can't be."""
+        """The device and stream on which a call with this input would be replayed, or None."""
 
     def aside(self, x: Tensor) -> AbstractContextManager[object]:
-        """For a first run of what will be recorded."""
+        """A context for the first run, before the recording."""
 
     def record(self, x: Tensor, functions: Sequence[Function], pool: object) -> list[Recording]:
         """
         Args:
             x: a tensor on the device.
-            functions: what each of them launches is recorded; they may run. The second may read
-                what the first leaves in memory.
-            pool: recordings with the same one share memory. What one leaves there lasts until
-                another of them is replayed, or recorded.
+            functions: each one's launches become a recording. The second function may read what
+                the first has left in memory.
+            pool: recordings with the same pool share memory: results last until another of these
+                recordings is made or replayed.
         """
 
 
@@ -44,11 +44,11 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        # By place and pool, the graphs that have it. (CUDA's pools end with their graphs.)
+        # For each place and pool, its graphs. (CUDA frees a pool with its last graph.)
         self._sharing: dict[Hashable, weakref.WeakSet[Any]] = {}
 
     def place(self, x: Tensor) -> Hashable:
-        # What looks at each operator would see none.
+        # Under a dispatch mode, which must see each operator, there is no replay.
         if x.device.type != "cuda" or torch._C._len_torch_dispatch_stack():
             return None
         if torch.cuda.is_current_stream_capturing():
@@ -80,11 +80,10 @@ class CudaRecorder:
                     results = function()
                 found.append(Recording(results, graph.replay))
             free, total = torch.cuda.mem_get_info()
-            # So that what has fitted into memory so far still does, and some larger images, of
-            # which a detector finds more.
+            # So much must stay free that the peak so far still fits, and a larger image, too.
             needed += max(total // 20, peak // 4)
             if free < needed:
-                torch.cuda.empty_cache()  # what graphs that were dropped had, too
+                torch.cuda.empty_cache()  # also frees the memory of dropped graphs
                 free, _ = torch.cuda.mem_get_info()
         if free < needed:
             raise torch.OutOfMemoryError(
@@ -101,7 +100,7 @@ class CudaRecorder:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """In the block, Python looks for no cycles: a graph in one, if destroyed, ends a recording."""
+    """In the block, no garbage collection: if it destroyed a graph, the recording would fail."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -113,22 +112,22 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def _recording(graph: Any, pool: Any, stream: torch.cuda.Stream) -> Iterator[None]:
-    """Leaves stream, allocator and random generator as they were, even if its end raises."""
+    """Record, and restore stream, allocator and random generator even if the recording fails."""
     before, begun = torch.cuda.current_stream(), False
     try:
-        # With "global", what other threads do meanwhile (an allocation, a query of NCCL's watchdog
-        # or of a data loader) would fail, and end the recording; with "relaxed", what this one does
-        # aside would pass, and no replay do it (CUDA's runtime API on
+        # With "global", calls of other threads (an allocation, a query of NCCL's watchdog or of a
+        # data loader) would fail and end the recording. With "relaxed", unrecorded work of this
+        # thread would pass, and be missing in replays (CUDA's runtime API,
         # cudaThreadExchangeStreamCaptureMode). In no mode may another thread synchronise the device
-        # (its programming guide, "Prohibited and Unhandled Operations").
+        # (CUDA's programming guide, "Prohibited and Unhandled Operations").
         with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
             begun = True
             yield
     except BaseException:
         torch.cuda.set_stream(before)
-        # Else the allocator would go on as if something were recorded, and free less; and the
-        # graph's memory would be nobody's for ever. PyTorch 2.13 does the first at the end of a
-        # recording, but not the second in a reset; from 2.14 on, a reset does both.
+        # Otherwise the allocator would stay in recording mode and free less, and the graph's memory
+        # would leak. PyTorch 2.13 leaves that mode at the end of a recording, but a reset does not
+        # free the memory; from 2.14 on, a reset does both.
         held = begun and torch.__version__.startswith("2.13.")
         with suppress(Exception):
             graph.pool()  # raises if the recording did not end well
@@ -141,7 +140,8 @@ def _recording(graph: Any, pool: Any, stream: torch.cuda.Stream) -> Iterator[Non
         if held:
             with suppress(Exception):
                 torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
-        # Nor would the random generator draw, as for dropout. The end of another one ends that.
+        # The random generator would stay in recording mode, too, and dropout fail. The end of
+        # another recording resets it.
         with suppress(Exception):
             zero = torch.zeros(1, device="cuda")
             with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):

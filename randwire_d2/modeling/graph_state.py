@@ -1,6 +1,6 @@
 """The forward pass of a random graph of separable convolutions, and what it saves for backward.
 
-See ``graph_function`` for the names.
+``graph_function`` explains the names.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,23 +19,23 @@ from .weights import Padding, cast, narrower_image, wider_weights
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of one pass through a graph, beside its tensors.
+    """The settings of one pass through a graph.
 
     Attributes:
         plan: the plan of the graph.
         batch: whether norms use the statistics of the batch.
         shares: for synchronised norms, how the batch is shared.
-        eps: the norms'.
-        dtype: what activations are in, and the weights of the convolutions are cast to.
-        padding, in_padding: how many channels of zeros nodes have beside their own, and the stage's
+        eps: that of the norms.
+        dtype: the type of activations, and of the convolutions' weights after a cast.
+        padding, in_padding: how many channels of zeros pad the nodes' results, and the stage's
             input; see ``weights``.
         save: whether there will be a backward pass.
         recompute: whether to save less for it.
-        affine: whether the norms' own gradients are wanted though their statistics are fixed.
-        joined: whether both convolutions of a node are one operator, as on a CPU. Nothing is saved
-            of what is between them: to compute it again costs little.
-        together: whether the convolutions of nodes that do not need each other run together, which
-            takes memory for all of them.
+        affine: whether the norms' parameters need gradients although their statistics are fixed.
+        joined: whether both convolutions of a node are one operator, as on a CPU. Then the result
+            between them is not saved; computing it again costs little.
+        together: whether the convolutions of nodes that do not depend on each other run together,
+            which takes memory for all of them.
     """
 
     plan: Plan
@@ -52,7 +52,8 @@ class Run:
     together: bool
 
     def saves_result(self, v: int) -> bool:
-        """Nobody but its batch norm reads an output node's result in the backward pass."""
+        """Whether z of node v is saved. In the backward pass, only the norm of an output node reads
+        its z, so it is not saved if the norm needs none."""
         read = self.batch or self.affine or bool(self.plan.successors[v])
         return self.save and read and not (self.recompute and v in self.plan.forgettable)
 
@@ -62,15 +63,15 @@ class Run:
 
     @property
     def adds_up(self) -> bool:
-        """Whether output nodes are added up one by one, so that all take one tensor."""
+        """Whether output nodes are added up one by one, in one tensor."""
         return not (self.together or self.batch or self.save)
 
     def parts(self, group: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
-        """A group's nodes, those together whose convolutions run together."""
+        """A group, split into the nodes whose convolutions run together."""
         return (group,) if self.together else [(v,) for v in group]
 
     def padding_read(self, v: int) -> int:
-        """How many channels of zeros there are in what node v reads."""
+        """How many channels of zeros pad what node v reads."""
         return self.padding if self.plan.predecessors[v] else self.in_padding
 
     @property
@@ -85,17 +86,17 @@ class Run:
 
 
 class State:
-    """The tensors of one pass; those of nodes by their number.
+    """The tensors of one pass; the keys of dicts are nodes.
 
     Attributes:
         depthwise, pointwise: D and P.
         coefficients, reader_coefficients: c of all inputs, in the plan's orders ``by_target`` and
             ``by_source``.
-        ones, shares: those of input nodes, and those of output nodes in the mean.
-        norms: in the plan's order, of the norms γ and β, or a and b if statistics are fixed.
-        inner, results: d and z, as long as somebody will read them.
-        affines: the functions that the batch norms are; see ``randwire_d2.ops``.
-        moments: the batch norms', by the number of a group. Empty if statistics are fixed.
+        ones, shares: the coefficients of input nodes, and of output nodes in the mean.
+        norms: in the plan's order, γ and β of each norm, or a and b if statistics are fixed.
+        inner, results: d and z, until they have been read for the last time.
+        affines: the batch norms as affine functions; see ``randwire_d2.ops``.
+        moments: by the number of a group, the moments of its norms. Empty if statistics are fixed.
     """
 
     def __init__(
@@ -124,13 +125,13 @@ class State:
 
     @property
     def saved(self) -> tuple[dict[int, Tensor], ...]:
-        """What the backward pass needs of the forward pass, beside its arguments."""
+        """What the forward pass saves for the backward pass, besides its arguments."""
         affines = self.affines if self.run.batch else {}
         return self.inner, self.results, affines, self.moments
 
     def operands(self, nodes: Sequence[int]) -> tuple[Any, ...]:
-        """The operands of ``ops.aggregate`` for nodes that are side by side in the order. All of
-        them read the stage's input, or none does."""
+        """The operands of ``ops.aggregate`` for nodes that are consecutive in the order. Either all
+        or none of them read the stage's input."""
         plan, results, affines = self.run.plan, self.results, self.affines
         coefficients = self.coefficients[plan.inputs[nodes[0]].start : plan.inputs[nodes[-1]].stop]
         weights = [self.depthwise[v] for v in nodes]
@@ -148,7 +149,7 @@ class State:
         )
 
     def compute(self, nodes: Sequence[int], done: Iterable[int] = ()) -> None:
-        """Run both convolutions of nodes, the last to read the results of ``done``."""
+        """Run both convolutions of nodes; drop the results of ``done``, which they read last."""
         pointwise = [self.pointwise[v] for v in nodes]
         if self.run.joined:
             results = ops.separable(*self.operands(nodes), pointwise)
@@ -161,7 +162,7 @@ class State:
         self.results.update(zip(nodes, results, strict=True))
 
     def drop(self, nodes: Iterable[int]) -> None:
-        """Forget the results of nodes that nobody will read any more."""
+        """Drop the results of nodes, which will not be read again."""
         for v in nodes:
             self.results.pop(v, None)
 
@@ -187,7 +188,7 @@ class State:
         return narrower_image(mean, run.padding)
 
     def add(self, total: Tensor | None, v: int) -> Tensor:
-        """The mean of the output nodes as far as it is known, with node v, in place."""
+        """Add node v to the mean of the output nodes, in place."""
         outputs = self.run.plan.output_nodes
         own = self.shares[outputs.index(v)] * self.affines[v]
         scale, shift = own.to(self.run.dtype)[..., None, None]
@@ -197,7 +198,7 @@ class State:
         return total.addcmul_(result, scale).add_(shift)
 
     def normalise(self, number: int) -> None:
-        """Take the statistics of a group's nodes."""
+        """Compute the statistics of a group's nodes."""
         run, group = self.run, self.run.plan.groups[number]
         own = self.norms[run.plan.places[number]]
         affines, moments = ops.batch_norm_statistics([self.results[v] for v in group], own, run.eps)
@@ -210,9 +211,9 @@ class State:
 
 
 def aligned(affines: Tensor) -> Tensor:
-    """The same (nodes, 2, C), each at a multiple of 16 bytes.
+    """The same (nodes, 2, C), with each node at a multiple of 16 bytes.
 
-    Triton compiles a kernel for each pattern of inputs whose addresses are, and whose are not.
+    Triton compiles a kernel for each pattern of aligned and unaligned inputs.
     """
     nodes, _, channels = affines.shape
     padded = F.pad(affines.flatten(1), (0, -2 * channels % 4))

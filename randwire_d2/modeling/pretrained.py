@@ -18,7 +18,7 @@ from ..wiring import NetworkSpec
 
 _T = TypeVar("_T", bound="PretrainedNetwork")
 
-# What modules compute with beside their weights, if a project may change it.
+# The settings of modules that a project may change.
 _SETTINGS = (
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "activation"),
     *("eps", "num_groups"),
@@ -26,13 +26,13 @@ _SETTINGS = (
 
 
 class PretrainedNetwork:
-    """Beside a Module, whose constructor takes a spec and the options."""
+    """A mixin for a Module whose constructor takes a spec and ``options``."""
 
     spec: NetworkSpec
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """The arguments besides the spec that define the network, not how it runs."""
+        """The constructor's arguments, besides the spec, that define what the network computes."""
 
     def save_pretrained(
         self,
@@ -43,14 +43,14 @@ class PretrainedNetwork:
         card: str | None = None,
         overwrite: bool = False,
     ) -> Path:
-        """Write weights, spec and options into a folder; a new one appears whole.
+        """Write weights, spec and options into a folder; a new folder gets its name at the end.
 
         Args:
-            folder: a new or an empty one.
-            preprocessing: what was done to the images that it was trained on, kept for readers:
+            folder: a new or empty folder.
+            preprocessing: the preprocessing of the training images, to be saved with the network:
                 "input_format", "pixel_mean" and "pixel_std", as in ``checkpoint.Preprocessing``.
             class_names: in the order of the outputs.
-            card: its README.md; by default one that describes the network.
+            card: the text of README.md; by default it describes the network.
             overwrite: replace an earlier model in a folder that is not empty.
 
         Raises:
@@ -97,31 +97,31 @@ class PretrainedNetwork:
     def from_pretrained(cls: type[_T], path_or_repo: str | os.PathLike[str], **options: Any) -> _T:
         """The network that ``save_pretrained`` wrote, on the CPU, in eval mode.
 
-        As Hugging Face's: it computes at once what it did, and no call changes its statistics. To
-        train it, call ``train()``, as every trainer does.
+        Eval mode is what Hugging Face's libraries use, too: batch statistics do not change. To
+        train the network, call ``train()``, as every trainer does.
 
         Args:
-            path_or_repo: its folder, or a repository of the Hugging Face Hub that holds it:
+            path_or_repo: its folder, or its repository on the Hugging Face Hub:
                 ``owner/name[@revision]`` or ``hf://owner/name[@revision]``.
-            options: of the constructor, in place of those it was saved with, such as
+            options: arguments of the constructor that replace the saved ones, such as
                 ``norm="FrozenBN", freeze_at=2``.
 
         Raises:
-            ValueError: it can't be had, is damaged or of another kind, or its weights don't fit the
-                options; one line.
+            ValueError: it can't be found, is damaged or of another kind, or its weights don't fit
+                the options; one line.
         """
         return cls.from_folder(read_folder(path_or_repo, cls.__name__), **options)
 
     @classmethod
     def from_folder(cls: type[_T], folder: PretrainedFolder, **options: Any) -> _T:
-        """As ``from_pretrained``, of what ``read_folder`` read."""
+        """``from_pretrained`` for a folder that ``read_folder`` has read."""
         if folder.spec is None:
             raise ValueError(f"{folder.path} holds no wiring (the entry {WIRING_KEY!r})")
         with prefixed(f"{folder.path}: its options build no {cls.__name__}", TypeError):
             network = cls(folder.spec, **{**folder.options, **options})  # type: ignore[call-arg]
         assert isinstance(network, nn.Module)
         ours = network.state_dict()
-        # A norm that was frozen, or is now, counts no batches; and fewer features may be asked for.
+        # FrozenBN has no num_batches_tracked, and with fewer features, later stages are not built.
         built = {name for name, _ in network.named_children()}
         unbuilt = {layer.name for layer in folder.spec.layers} - built
         state = {
@@ -142,7 +142,7 @@ class PretrainedNetwork:
 
 
 def _leaves(network: nn.Module) -> list[tuple[Any, ...]]:
-    """The name and the settings of each module that has no others: wrappers have some."""
+    """The name and the settings of each module without submodules."""
     return [
         (name, *(getattr(module, setting, None) for setting in _SETTINGS))
         for name, module in network.named_modules()

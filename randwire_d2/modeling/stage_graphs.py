@@ -1,9 +1,9 @@
-"""Which of a stage's calls are replayed as a CUDA graph; the others are launched as ever.
+"""Decides which calls of a stage are replayed as a CUDA graph; the others are launched as usual.
 
-What ``torch.cuda.make_graphed_callables`` leaves to its caller is seen to here and in
-``cuda_graphs``: a forward pass while another one's backward pass is still to come is launched,
-because a graph keeps the activations of one; gradients share no memory with the next; a weight that
-has moved is noticed; and nothing is replayed that was not compared.
+Here and in ``cuda_graphs``, four things are handled that ``torch.cuda.make_graphed_callables``
+leaves to its caller. A graph keeps the activations of one forward pass, so another forward pass
+before its backward pass is launched as usual. Gradients are copied out of the graph's memory. A
+weight that has moved is noticed. No graph is used that was not compared with the operators.
 """
 
 import logging
@@ -23,41 +23,41 @@ from . import cuda_graphs
 from .cuda_graphs import Graph, Launch, Memory, NotFinite
 from .fused import compute_dtype, settings, tensors_of, wants_gradients
 
-# A graph is recorded at the third call with the same key. In training, once there were other keys,
-# as where a detector's images have many sizes: at the tenth, and for so many of them. They share
-# their memory, which is as much as a training step of the largest takes; and so only one is busy.
+# A graph is recorded at the third call with the same key. If a training has several keys, as a
+# detector's images have several sizes, it is recorded at the tenth call, for at most MOST_TRAINING
+# keys. These graphs share the memory of the largest, so only one can be busy at a time.
 FIRST_CALLS = 3
 LATER_CALLS = 10
 MOST_TRAINING = 16
 MOST_INFERENCE = 8
-# A stage that has as many graphs as it may gets new ones after so many calls in a row with another
-# key. As many replays allow one more recording, beside MOST_RECORDINGS: precise batch norms replace
-# buffers at each evaluation, which drops the graphs.
+# If a stage has all the graphs that it may have, this many calls in a row with another key replace
+# them. There are MOST_RECORDINGS recordings, and one more for each MANY_CALLS replays, because
+# precise batch norms replace buffers at each evaluation, which drops the graphs.
 MANY_CALLS = 50
 MOST_RECORDINGS = 50
-# Seconds that a thread waits for another's replay, which takes less than launches of its own. Not
-# until a recording is over: it waits for autograd's threads, which may be the ones that wait here.
+# Seconds that a thread waits for another thread's replay, which is faster than its own launches. It
+# does not wait for a recording, because that waits for autograd's threads, perhaps this one.
 WAIT = 0.01
-_ALL_STAGES = object()  # compute in one pool, without a backward pass
+_ALL_STAGES = object()  # the pool that all stages share in inference
 
 logger = logging.getLogger(__name__)
-# Held during a forward pass: some passes share their memory, and each is more than one launch.
+# Held during a forward pass, which is several launches: passes of several threads share memory.
 _lock = threading.RLock()
 _all: weakref.WeakSet["StageGraphs"] = weakref.WeakSet()
 
 
 class StageGraphs:
-    """The graphs of a stage; a copy of them, or what is pickled, is empty.
+    """The graphs of a stage. Copies and pickles of it are empty.
 
     Attributes:
-        replayed: whether any call was, of those that are counted.
-        failure: why there are fewer than there might be, or none; empty if nothing has failed.
+        replayed: whether any call was replayed since the graphs were last dropped.
+        failure: why a graph could not be recorded or kept; empty if nothing has failed.
     """
 
     def __init__(self) -> None:
         self.failure = ""
         self._recordings = self._replays = 0
-        # By whether there is a backward pass: how many there can be, and of what size.
+        # With (True) and without (False) a backward pass: the most graphs, and their largest size.
         self._most = {True: MOST_TRAINING, False: MOST_INFERENCE}
         self._too_large = {True: math.inf, False: math.inf}
         self.drop()
@@ -67,7 +67,7 @@ class StageGraphs:
         return StageGraphs, ()
 
     def drop(self) -> None:
-        """Forget the graphs, and the calls that were counted."""
+        """Drop all graphs, and reset the counts of calls."""
         self.replayed = False
         self._read: list[Tensor] = []
         self._state: Sequence[Hashable] = ()
@@ -80,7 +80,7 @@ class StageGraphs:
         self._several = False  # keys, in training
 
     def run(self, launch: Launch, nodes: Sequence[Any], x: Tensor, kept: Tensor | None) -> Tensor:
-        """What ``launch`` returns, which runs these nodes fused."""
+        """Run the nodes fused, as ``launch`` does, by a replay if possible."""
         place = cuda_graphs.recorder.place(x) if any(self._most.values()) else None
         if place is None:
             return launch(x, kept)
@@ -96,10 +96,10 @@ class StageGraphs:
         try:
             return launch(x, kept)
         except torch.OutOfMemoryError as e:
-            # Not a stage that sends messages: the other processes would get them twice.
+            # A stage with synchronised norms can't be run again: it would send messages twice.
             if settings(nodes[0].norm).group is not None or not _give_up_all(e):
                 raise
-        # After the block: in it, the error would keep the tensors that its traceback sees.
+        # Outside of the block, because in it the error's traceback keeps tensors alive.
         return launch(x, kept)
 
     @property
@@ -108,7 +108,7 @@ class StageGraphs:
         return len(self._graphs)
 
     def give_up(self, why: str) -> None:
-        """Have no graphs from now on."""
+        """Drop all graphs, and record no new ones."""
         self.failure, self._most = why, dict.fromkeys(self._most, 0)
         self.drop()
 
@@ -125,10 +125,10 @@ class StageGraphs:
         state = [(id(t), t.data_ptr(), t.dtype, t.requires_grad) for t in read]
         if state != self._state:
             self.drop()
-            self._read, self._state = read, state  # no other tensor gets their ids
+            self._read, self._state = read, state  # keeps the tensors, so that ids stay unique
         own = settings(nodes[0].norm)
         backward = wants_gradients(x, parameters)
-        # Hooks that move saved tensors, or compute them again, would not get those of a graph.
+        # Hooks on saved tensors (offloading, checkpointing) would not see a graph's tensors.
         hooked = backward and torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
         if hooked or own.group is not None:
             return None
@@ -146,7 +146,7 @@ class StageGraphs:
                 self._graphs[key] = Graph(launch, nodes, x, kept, backward, memory)
             except NotFinite:
                 self._calls[key] = 0
-            # Whatever a driver, or memory, makes of it: training goes on.
+            # Training goes on after any error of the driver, or for want of memory.
             except Exception as e:
                 self._fail(e, x, backward, nodes[0].norm.num_features)
         return self._graphs.get(key)
@@ -182,7 +182,7 @@ class StageGraphs:
         return [graph for graph in self._graphs.values() if graph.trains == trains]
 
     def _due(self, key: Hashable, trains: bool, x: Tensor) -> bool:
-        """Count a call; whether a graph is to be recorded in it, for which there is room then."""
+        """Count a call, and decide whether to record a graph now; if so, make room for it."""
         if len(self._calls) > 1000:
             self._calls.clear()
         self._calls[key] += 1
@@ -204,19 +204,19 @@ class StageGraphs:
             return not full
         if full and self._row[1] < MANY_CALLS:
             return False
-        # A larger one would find no room among what the others have, but they do in what it has: so
-        # it comes first, and they again after it.
+        # Graphs share the memory of the largest. If this one is larger than all others, they are
+        # dropped, and later recorded again in its memory.
         if full or all(x.numel() > graph.x.numel() for graph in held):
             self._drop_kind(trains)
         return True
 
 
 def _give_up_all(error: Exception) -> bool:
-    """Free the memory of all graphs, for the rest of the process; whether there were any."""
+    """Free all graphs, and record none in this process any more; return whether there were any."""
     if not _lock.acquire(timeout=WAIT):
         return False
     try:
-        # Where there are none, they are not to blame: whoever tries less next may have some.
+        # Without graphs, the batch alone is too large: graphs stay possible for smaller batches.
         if not any(graphs.held for graphs in _all):
             return False
         for graphs in _all:

@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# More inputs than these, and a thread has no registers left for all of them (counted in the code
-# for sm_90, C=109, by tools/inspect_kernels.py): they are summed up first, or taken in groups. That
-# also bounds the number of kernels that there are to compile.
+# With more inputs or gradients, a thread runs out of registers (counted by
+# tools/inspect_kernels.py for sm_90, C=109): inputs are then summed up first, and gradients
+# computed in groups. This also limits the number of kernels to compile.
 MOST_INPUTS = 16
 MOST_GRADS = 6
-MOST_NODES = 8  # that one kernel knows
+MOST_NODES = 8  # in one kernel
 
 
 def pieces(numbers: Iterable[int]) -> list[slice]:
-    """Where each node's are in a list that has so many of each node, one after the other."""
+    """The slice of each node in a list that has so many entries for each node in turn."""
     slices, start = [], 0
     for number in numbers:
         slices.append(slice(start, start + number))
@@ -21,7 +21,7 @@ def pieces(numbers: Iterable[int]) -> list[slice]:
 
 
 def shared(numbers: Sequence[int], most: int) -> list[slice]:
-    """The nodes that share a kernel, one with more inputs than ``most`` being alone.
+    """The nodes that share a kernel; a node with more than ``most`` inputs has its own.
 
     Args:
         numbers: how many inputs each node has.
@@ -41,11 +41,11 @@ def shared(numbers: Sequence[int], most: int) -> list[slice]:
 def launches(name: str, args: Sequence[Any]) -> int:
     """How many kernels an operator of that name launches on CUDA, with these arguments."""
     if name == "batch_norm_statistics":
-        # What sums over pixels needs two: one adds up the sums of the other's programs.
+        # A sum over pixels takes two kernels: the second adds up the sums of the first's programs.
         return 2 * _groups(len(args[0]), MOST_NODES)
     if name == "batch_norm_backward":
         _, readers, _, inputs, *_ = args
-        # Those of all nodes, a sum of all programs' sums, and what needs that.
+        # The sums over pixels, one kernel that adds up all programs' sums, and the gradients.
         sums = len(shared(readers, MOST_GRADS))
         summed_first = sum(_groups(n, MOST_GRADS) + 1 for n in readers if n > MOST_GRADS)
         return sums + summed_first + 1 + _groups(len(inputs), MOST_NODES)

@@ -1,10 +1,10 @@
-"""The operators in torch's own, in place where that saves a pass: what a CPU runs uncompiled.
+"""The operators written with torch's own operators: what runs on a CPU without a C++ compiler.
 
 In channels_last, depthwise convolutions and batch norms run two to nine times as fast here as in
 torch's default format, and the 1×1 convolutions as fast.
 
-The functions without an underscore are the operators; the schema that torch knows each by is
-inferred from its type hints. See ``randwire_d2.ops`` for the arguments' shapes.
+The functions without an underscore are the operators; their schemas are inferred from their type
+hints. ``randwire_d2.ops`` explains the shapes of the arguments.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ def weighted_sum_backward(
     inputs: Sequence[Tensor],
     affines: Sequence[Tensor],
 ) -> tuple[list[Tensor], Tensor]:
-    """Of each node's output y, an affine function, what the weighted sums that read it give back.
+    """The gradients of weighted sums, for nodes whose outputs y = scale · x + shift they read.
 
-    ``grads`` are those of the sums that read y = scale · x + shift. Returned are for each x scale ·
-    the sum over i of coefficients[i] · grads[i], and ⟨grads[i], y⟩ for each i, as (parts, n): sums
-    over parts of the pixels, which are yet to be added up.
+    ``grads`` are the gradients of these sums. Returned are, for each x, scale · (the sum over i of
+    coefficients[i] · grads[i]); and ⟨grads[i], y⟩ for each i, as (parts, n): sums over parts of the
+    pixels, which the caller adds up.
     """
     results, products = [], []
     for own, x, affine in zip(pieces(readers), inputs, affines, strict=True):
@@ -57,7 +57,7 @@ def aggregate(
     weights: Sequence[Tensor],
     stride: int,
 ) -> list[Tensor]:
-    """Of each node ReLU of the weighted sum, then the 3×3 depthwise convolution."""
+    """For each node: the weighted sum, ReLU, and the 3×3 depthwise convolution."""
     results = []
     for own, weight in zip(pieces(degrees), weights, strict=True):
         factor, data = _activation(inputs[own], coefficients[own], affines[own])
@@ -75,12 +75,12 @@ def aggregate_backward(
     stride: int,
     want: Sequence[bool],
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """The gradients of the weighted sums and of the weights, and ``aggregate``'s, once more.
+    """The gradients of the weighted sums, those of the weights, and the result of ``aggregate``.
 
-    The weights' are (nodes, parts, 9, C), in float32 at least: sums over parts of the pixels, which
-    are yet to be added up, once for all nodes of a stage. Not the gradients of the inputs: their
-    own nodes gather them, by ``weighted_sum_backward``. ``want`` says which of the first and the
-    last are asked for; of what is not there are none.
+    The weights' gradients are (nodes, parts, 9, C), in float32 at least: sums over parts of the
+    pixels, which the caller adds up for all nodes of a stage at once. The gradients of the inputs
+    are not computed here, but by their own nodes, with ``weighted_sum_backward``. ``want`` says
+    whether the first and the last result are needed; one that is not is an empty list.
     """
     grad_sums, parts, results = [], [], []
     for grad, own, weight in zip(grads, pieces(degrees), weights, strict=True):
@@ -102,7 +102,7 @@ def aggregate_backward(
         if want[1]:
             results.append(_depthwise(data, weight * factor, stride))
         if want[0]:
-            # ReLU's: where it let through, its result is positive.
+            # The gradient of ReLU: it passes where the result is positive.
             torch.ops.aten.threshold_backward.grad_input(grad_data, data, 0, grad_input=grad_data)
             grad_sums.append(grad_data)
     return grad_sums, torch.stack(parts).contiguous(), results
@@ -117,7 +117,7 @@ def separable(
     stride: int,
     pointwise: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Of each node ``aggregate``, then the 1×1 convolution."""
+    """For each node: ``aggregate``, then the 1×1 convolution."""
     inner = aggregate(inputs, degrees, coefficients, affines, weights, stride)
     return [F.conv2d(x, weight) for x, weight in zip(inner, pointwise, strict=True)]
 
@@ -133,8 +133,8 @@ def separable_backward(
     pointwise: Sequence[Tensor],
     want: bool,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """``aggregate_backward``'s of the weighted sums, if they are wanted, and of the weights; the
-    gradients of ``pointwise``. Of the forward pass, this needs its operands alone."""
+    """The gradients of the weighted sums (if ``want``), of ``weights``, both as from
+    ``aggregate_backward``, and of ``pointwise``. Only operands of the forward pass are needed."""
     inner = aggregate(inputs, degrees, coefficients, affines, weights, stride)
     grads_inner, grads_pointwise = zip(*map(conv1x1_backward, grads, inner, pointwise), strict=True)
     grad_sums, parts, _ = aggregate_backward(
@@ -146,7 +146,7 @@ def separable_backward(
 def conv1x1_backward(
     grad: Tensor, x: Tensor, weight: Tensor, want: tuple[bool, bool] = (True, True)
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of a 1×1 convolution's input and weight, those that are wanted."""
+    """The gradients of a 1×1 convolution's input and weight, as far as ``want`` says."""
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, (*want, False)
     )
@@ -156,7 +156,7 @@ def conv1x1_backward(
 def batch_norm_statistics(
     inputs: Sequence[Tensor], parameters: Tensor, eps: float
 ) -> tuple[list[Tensor], Tensor]:
-    """The affine functions that batch norms are for this batch, and the batch's moments."""
+    """The batch norms as affine functions for this batch, and the moments of the batch."""
     moments = torch.stack(
         [torch.stack(torch.batch_norm_update_stats(_wide(x), None, None, 0.0)) for x in inputs]
     )
@@ -173,9 +173,9 @@ def batch_norm_backward(
     moments: Tensor,
     eps: float,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Of each norm ``weighted_sum_backward``, then the norm's own backward.
+    """For each norm: ``weighted_sum_backward``, then the backward pass of the norm.
 
-    Returned are the gradients of the inputs, of the coefficients, and of the parameters.
+    Returns the gradients of the inputs, of the coefficients, and of the parameters.
     """
     grad_inputs, products, grad_parameters = [], [], []
     for x, own, m, edges in zip(inputs, parameters, moments, pieces(readers), strict=True):
@@ -211,7 +211,7 @@ def _batch_norm_backward(
         eps,
         [True, True, True],
     )
-    if len(grads) == 1:  # then both sums over pixels are there already
+    if len(grads) == 1:  # then both sums over pixels are already known
         grad_coefficients = (grad_weight @ weight + grad_bias @ bias)[None]
     else:
         affine = _affine(parameters, moments, eps)
@@ -236,8 +236,8 @@ def _activation(
 def _factored_sum(inputs: Sequence[Tensor], coefficients: Tensor) -> tuple[float, Tensor]:
     """A factor and a tensor; their product is the weighted sum.
 
-    To factor a coefficient out saves a pass over memory: two inputs are one addition, and a single
-    one is returned as it is. It is the largest, so that no quotient exceeds 1.
+    Factoring out a coefficient saves a pass over memory: two inputs need one addition, and a single
+    input is returned as it is. The largest coefficient is chosen, so that no quotient exceeds 1.
     """
     weights = coefficients.tolist()
     factor = max(weights, key=abs)
@@ -245,7 +245,7 @@ def _factored_sum(inputs: Sequence[Tensor], coefficients: Tensor) -> tuple[float
     total = inputs[first]
     for i, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
         if i != first:
-            # Where all are 0, so is the product.
+            # If all coefficients are 0, so is the product.
             ratio = weight / factor if factor else 0.0
             total = (
                 total.add(x, alpha=ratio) if total is inputs[first] else total.add_(x, alpha=ratio)
@@ -273,7 +273,7 @@ def _depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """At least float32: statistics of half precision tensors are worth nothing."""
+    """In float32 at least, because statistics in half precision are too inexact."""
     return x if x.dtype == torch.float64 else x.float()
 
 

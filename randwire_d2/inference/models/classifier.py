@@ -26,8 +26,8 @@ class Classifier(PretrainedModel):
         cfg: its config, frozen.
         model: the ``ImageClassifier``, in eval mode.
         class_names: in the order of its outputs.
-        category_ids: that order: 0, 1, …
-        least_drawn: as of ``Detector``.
+        category_ids: the positions in that order: 0, 1, …
+        least_drawn: the least probability of a class that is drawn by default.
     """
 
     least_drawn = 0.0
@@ -38,7 +38,7 @@ class Classifier(PretrainedModel):
         self._crop = center_crop(cfg.INPUT.TEST_CROP_SIZE, cfg.INPUT.TEST_CROP_RATIO)
 
     def __call__(self, image: np.ndarray) -> Tensor:
-        """The probability of each class (K,), in the CPU's memory.
+        """The probability of each class (K,), on the CPU.
 
         Args:
             image: (H, W, 3), uint8, BGR, as OpenCV reads it.
@@ -46,18 +46,19 @@ class Classifier(PretrainedModel):
         return self.predict([self.prepare(image)])[0]
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """An image (H, W, 3), uint8, BGR, as ``predict`` takes it, prepared as in its tests.
+        """Prepare an image (H, W, 3), uint8, BGR, for ``predict``, as in the model's evaluation.
 
         Raises:
-            ValueError: it is none; one line.
+            ValueError: it is no such image; one line.
         """
         check_pixels(image)
         return self._prepare(Image.fromarray(np.ascontiguousarray(image[:, :, ::-1])))
 
     def read(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The file of a record in that form.
+        """Read and prepare the image of a record.
 
-        A data set's, which has a label, is read as its tests read it; another as OpenCV reads it.
+        An image with a label, from a data set, is read as in evaluations: its EXIF is ignored. Any
+        other image is rotated as its EXIF says, as OpenCV does.
 
         Raises:
             ValueError: it can't be read.
@@ -73,7 +74,7 @@ class Classifier(PretrainedModel):
         return {"image": tensor, "height": image.height, "width": image.width}
 
     def predict(self, inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
-        """The probabilities (K,) of each image, in the CPU's memory."""
+        """The probabilities (K,) of each image, on the CPU."""
         with torch.no_grad():
             logits = self.model({"image": torch.stack([i["image"] for i in inputs])})
         return list(logits.softmax(dim=1).cpu())
@@ -87,7 +88,7 @@ class Classifier(PretrainedModel):
         ]
 
     def draw(self, image: np.ndarray, found: Tensor, score_threshold: float) -> np.ndarray:
-        """An RGB image (H, W, 3) with those of the five that have at least a score (0 … 1)."""
+        """Write the best classes with at least this score (0 … 1), up to five, on an RGB image."""
         visualizer = legible_visualizer(image)
         size = visualizer._default_font_size
         shown = [r for r in self.records(found, 0) if r["score"] >= score_threshold]

@@ -38,9 +38,8 @@ class Detector(PretrainedModel):
         class_names: in the order of its outputs.
         category_ids: the ids of these classes in the data set, in the same order.
         stuff: the other classes of a PanopticFPN; else None.
-        metadata: names, ``literal``, and colours for Detectron2's Visualizer; not in
-            MetadataCatalog.
-        input_format: "BGR", the channels of the images it is called with, whatever INPUT.FORMAT is.
+        metadata: names and colours for Detectron2's Visualizer; it is not in MetadataCatalog.
+        input_format: "BGR": the detector is called with BGR images, whatever INPUT.FORMAT is.
         least_drawn: the least score of a detection that is drawn by default.
     """
 
@@ -85,10 +84,10 @@ class Detector(PretrainedModel):
         return outputs[0]
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """An image (H, W, 3), uint8, BGR, as the model takes it, prepared as in its tests.
+        """Prepare an image (H, W, 3), uint8, BGR, for the model, as in its evaluation.
 
         Raises:
-            ValueError: it is no such image, or the model takes images of other channels; one line.
+            ValueError: it is no such image, or PIXEL_MEAN does not fit INPUT.FORMAT; one line.
         """
         check_pixels(image)
         return self._prepare(Image.fromarray(np.ascontiguousarray(image[:, :, ::-1])))
@@ -101,7 +100,7 @@ class Detector(PretrainedModel):
         return {"image": tensor, "height": image.height, "width": image.width}
 
     def read(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The file of a data set's record in that form, as by the mapper of Detectron2's tests.
+        """Read and prepare the image of a data set's record, as Detectron2's test mapper does.
 
         Raises:
             ValueError: it has more than 8 bits per channel; one line.
@@ -118,17 +117,17 @@ class Detector(PretrainedModel):
         return np.asarray(read_rgb(record["file_name"], upright=True))
 
     def predict(self, inputs: Sequence[dict[str, Any]]) -> list[Instances]:
-        """The instances of each image, in the CPU's memory; see ``outputs``."""
+        """The instances of each image, on the CPU; see ``outputs``."""
         return [found["instances"] for found in self.outputs(inputs)]
 
     def outputs(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The instances of each image and, of a PanopticFPN, panoptic_seg, in the CPU's memory.
+        """The instances of each image and, from a PanopticFPN, panoptic_seg, on the CPU.
 
-        Images of one size are computed at once, others one by one: the padding that would make
-        them one size changes the results.
+        Images of one size form a batch. Images of different sizes are not batched, because the
+        padding that this needs changes the results.
 
         Args:
-            inputs: what ``read`` or ``prepare`` gave.
+            inputs: returned by ``read`` or ``prepare``.
         """
         by_size: dict[torch.Size, list[int]] = {}
         for i, one in enumerate(inputs):
@@ -163,9 +162,9 @@ class Detector(PretrainedModel):
         return to_coco(shown, self.category_ids, self.stuff.ids)
 
     def draw(self, image: np.ndarray, found: Instances, score_threshold: float) -> np.ndarray:
-        """An RGB image (H, W, 3) with the instances of at least a score (0 … 1).
+        """Draw the instances with at least this score (0 … 1) on an RGB image (H, W, 3).
 
-        A small one is enlarged, so that the names are legible and hide less.
+        A small image is enlarged, so that the names are legible and hide less.
         """
         visualizer = legible_visualizer(image, self.metadata)
         shown = found[found.scores >= score_threshold]
@@ -175,7 +174,7 @@ class Detector(PretrainedModel):
     def draw_panoptic(
         self, image: np.ndarray, panoptic: Panoptic, score_threshold: float
     ) -> np.ndarray:
-        """As ``draw``, of a PanopticFPN's panoptic_seg: things of at least a score, and stuff."""
+        """Draw a PanopticFPN's panoptic_seg: things with at least this score, and stuff."""
         visualizer = legible_visualizer(image, self.metadata)
         shown = confident(panoptic, score_threshold)
         return np.asarray(visualizer.draw_panoptic_seg_predictions(*shown).get_image())

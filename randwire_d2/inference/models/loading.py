@@ -1,4 +1,4 @@
-"""A checkpoint, the best of a run, or what ``save_pretrained`` wrote, as the model that it is."""
+"""Load a model from a checkpoint, a run, an exported file, or a folder of ``save_pretrained``."""
 
 import os
 
@@ -18,18 +18,18 @@ from .exported import load_exported
 def load_detector(path: str | os.PathLike[str], device: str | None = None) -> Detector:
     """Load the detector that a training saved, ready to be called on images.
 
-    With SOLVER.EMA, it has the average of the weights, which the training's evaluations tested.
+    With SOLVER.EMA, it has the averaged weights, which the training's evaluations tested.
 
     Args:
-        path: one of these: a checkpoint of tools/train_net.py; the OUTPUT_DIR of a run, of which
-            model_best.pth is loaded, else model_final.pth, else the last checkpoint; a folder of
-            ``save_pretrained``, or hf://owner/name[@revision]; a file of tools/export_model.py,
+        path: one of these: a checkpoint of tools/train_net.py; the OUTPUT_DIR of a run, from which
+            model_best.pth is loaded, or else model_final.pth, or else the last checkpoint; a folder
+            of ``save_pretrained``, or hf://owner/name[@revision]; a file of tools/export_model.py,
             which runs on the CPU.
         device: "cpu" or "cuda:1", say; by default a GPU if there is one.
 
     Raises:
         FileNotFoundError: there is no such file, or no checkpoint in the folder.
-        ValueError: it is no whole detector; one line that names the way out.
+        ValueError: the file does not contain a complete detector; one line that names the way out.
     """
     model = load_model(path, device)
     if not isinstance(model, Detector):
@@ -47,7 +47,7 @@ def load_classifier(path: str | os.PathLike[str], device: str | None = None) -> 
 
     Raises:
         FileNotFoundError: there is no such file, or no checkpoint in the folder.
-        ValueError: it is no whole classifier; one line that names the way out.
+        ValueError: the file contains no complete classifier; one line that names the way out.
     """
     model = load_model(path, device)
     if not isinstance(model, Classifier):
@@ -68,9 +68,9 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Detec
 def from_pretrained(
     path_or_repo: str | os.PathLike[str], device: str | None = None
 ) -> RandWire | RandWireClassifier | Classifier | Detector:
-    """Load the model of a folder, or of a repository of the Hugging Face Hub, in eval mode.
+    """Load a model from a folder, or from a repository of the Hugging Face Hub, in eval mode.
 
-    To train a network that this returns, call its ``train()``.
+    To train the network that this returns, call its ``train()``.
 
     Args:
         path_or_repo: a folder that ``save_pretrained`` wrote, ``owner/name[@revision]`` or

@@ -17,13 +17,14 @@ _T = TypeVar("_T", bound="PretrainedModel")
 
 
 class PretrainedModel:
-    """A model with its config and classes, out of a file.
+    """A model from a file, with its config and classes.
 
     Attributes:
-        classifies: whether it is a classifier, whose ids of classes are their order.
-        stuff_entry: of a panoptic model whose stuff has names, what is under ``STUFF_KEY``.
-        keypoint_entry: of a Keypoint R-CNN whose keypoints have names, that of ``KEYPOINTS_KEY``.
-        runtime: the one of ``deployment.runtime`` that was chosen for it; None for the usual one.
+        classifies: whether it is a classifier; the ids of its classes are then 0, 1, …
+        stuff_entry: for a panoptic model whose stuff has names, the entry ``STUFF_KEY``.
+        keypoint_entry: for a Keypoint R-CNN whose keypoints have names, the entry
+            ``KEYPOINTS_KEY``.
+        runtime: the runtime that ``deployment.runtime`` chose for it; None for the usual one.
     """
 
     classifies = False
@@ -40,11 +41,11 @@ class PretrainedModel:
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, card: str | None = None, overwrite: bool = False
     ) -> Path:
-        """Write weights, config and classes into a folder; a new one appears whole.
+        """Write weights, config and classes into a folder; a new folder gets its name at the end.
 
         Args:
-            folder: a new or an empty one.
-            card: its README.md; by default one that describes the model. tools/publish_model.py
+            folder: a new or empty folder.
+            card: the text of README.md; by default it describes the model. tools/publish_model.py
                 writes it from the run's own record.
             overwrite: replace an earlier model in a folder that is not empty.
 
@@ -69,18 +70,18 @@ class PretrainedModel:
         """The model that ``save_pretrained`` wrote, ready to be called on images.
 
         Args:
-            path_or_repo: its folder, or a repository of the Hugging Face Hub that holds it:
+            path_or_repo: its folder, or its repository on the Hugging Face Hub:
                 ``owner/name[@revision]`` or ``hf://owner/name[@revision]``.
             device: "cpu" or "cuda:1", say; by default a GPU if there is one.
 
         Raises:
-            ValueError: it can't be had, is damaged or of another kind; one line.
+            ValueError: it can't be found, is damaged or of another kind; one line.
         """
         return cls.from_folder(read_folder(path_or_repo, cls.__name__), device)
 
     @classmethod
     def from_folder(cls: type[_T], folder: PretrainedFolder, device: str | None = None) -> _T:
-        """As ``from_pretrained``, of what ``read_folder`` read."""
+        """``from_pretrained`` for a folder that ``read_folder`` has read."""
         file = str(folder.weights)
         cfg, model, classes = assemble(file, folder.checkpoint, device)
         if is_classifier(cfg) != cls.classifies:
