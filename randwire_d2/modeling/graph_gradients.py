@@ -15,28 +15,28 @@ from .weights import wider_image
 class Gradients:
     """The backward pass, node by node, the last one first.
 
-    With ∂t for the gradient of the loss by t, and the names of ``graph_function``'s docstring, it
-    computes at node v, in this order:
+    With ∂t for the gradient of the loss with respect to t, and the names of ``graph_function``'s
+    docstring, it computes at node v, in this order:
 
-        ∂y_v = Σ_w c_vw · ∂s_w                over its readers w; at an output node, the share
-                                              of ∂output that a mean gives it
-        ∂c_vw = ⟨∂s_w, y_v⟩                   of each reader, since s_w = … + c_vw · y_v + …
-        ∂z_v, ∂γ_v, ∂β_v                      from ∂y_v, by the batch norm's own backward, which
-                                              goes through mean and variance too
+        ∂y_v = Σ_w c_vw · ∂s_w                over its readers w; for an output node, ∂output
+                                              divided by the number of output nodes
+        ∂c_vw = ⟨∂s_w, y_v⟩                   for each reader w, since s_w = … + c_vw · y_v + …
+        ∂z_v, ∂γ_v, ∂β_v                      from ∂y_v, by the backward pass of the batch norm,
+                                              which includes mean and variance
         ∂d_v = P_vᵀ · ∂z_v
         ∂P_v = Σ ∂z_v · d_vᵀ                  over all pixels
-        ∂s_v = [s_v > 0] · (D_v' * ∂d_v)      where D_v' is D_v turned by half a circle
+        ∂s_v = [s_v > 0] · (D_v' * ∂d_v)      where D_v' is D_v rotated by 180°
         ∂D_v = Σ ∂d_v · ReLU(s_v)             over all pixels, for each shift of the kernel
 
     With fixed statistics ∂z_v = a_v · ∂y_v, and the gradients of a and b are those of an affine
-    function. What sums over pixels comes in parts, and is added up at the end for all nodes.
+    function. Sums over pixels are computed in parts, which are added up at the end for all nodes.
 
     Attributes:
-        sums: ∂s of nodes whose predecessors have not all read it.
-        x: the gradients that input nodes leave to the stage's input.
-        products: parts of ∂c, by where the first is in the order of ``by_source``.
-        norm_gradients: those of ``State.norms``, in the same order.
-        depthwise_parts: by nodes, parts of their ∂D.
+        sums: ∂s of each node, until all of its predecessors have read it.
+        x: the gradients of the stage's input, one from each input node.
+        products: parts of ∂c; the key is the place of the first in the order of ``by_source``.
+        norm_gradients: the gradients of ``State.norms``, with the same keys.
+        depthwise_parts: for tuples of nodes, parts of their ∂D.
         pointwise: for each node, ∂P.
     """
 
@@ -63,9 +63,9 @@ class Gradients:
             if not run.batch:
                 grads.update(zip(nodes, self.fixed_norms(nodes), strict=True))
                 self.free(nodes)
-            # The gradients of the convolutions want the node's inputs. Those that were forgotten
-            # are computed again here, not earlier, so that few are there at once. What they are
-            # computed from was saved, and is still there, because its own turn comes later.
+            # The gradients of the convolutions need the node's inputs. Inputs that were not saved
+            # are computed again only now, so that few are held at once. Their own inputs were saved
+            # and are still held, because their gradients come later.
             for u in plan.predecessors[nodes[0]]:
                 if u not in state.results:
                     state.compute((u,))
@@ -76,21 +76,22 @@ class Gradients:
                 self.x += grad_sums
 
     def free(self, nodes: Sequence[int]) -> None:
-        """Drop what nobody reads any more: its memory is for what the convolutions will write."""
+        """Drop what is not read again, so that the convolutions can use its memory."""
         for v in nodes:
             self.state.results.pop(v, None)
             for w in self.state.run.plan.done_backward[v]:
                 del self.sums[w]
 
     def reads(self, v: int) -> list[Tensor]:
-        """The gradients that those who read node v have left."""
+        """The gradients from the readers of node v."""
         return [self.output if w is None else self.sums[w] for w in self.state.run.plan.reads[v]]
 
-    # The norms' operators return ∂c of the edges to the readers, too: not at the node that reads
-    # with c, but at the one that is read, because these operators are the ones that have y_v.
+    # The backward operators of the norms also return ∂c of the edges to the readers, because they
+    # compute y_v.
 
     def readers(self, nodes: Sequence[int]) -> tuple[int, tuple[list[Tensor], list[int], Tensor]]:
-        """Where nodes' reads begin; their gradients, how many each node has, the coefficients."""
+        """The place of the nodes' first reader; the readers' gradients, their number for each node,
+        and their coefficients."""
         places = self.state.run.plan.reader_coefficients
         first, last = places[nodes[0]].start, places[nodes[-1]].stop
         reads = [self.reads(v) for v in nodes]
@@ -99,10 +100,10 @@ class Gradients:
         return first, (grads, [len(some) for some in reads], coefficients)
 
     def fixed_norms(self, nodes: Sequence[int]) -> list[Tensor]:
-        """Nodes' ∂z from ∂s of their readers, where statistics are fixed."""
+        """∂z of nodes from ∂s of their readers, for fixed statistics."""
         state, run, plan = self.state, self.state.run, self.state.run.plan
         first, readers = self.readers(nodes)
-        # An output node's result need not be there: nobody asks for its products.
+        # The result of an output node may be missing: its products are not needed.
         inputs = [
             state.results[v] if plan.successors[v] or run.affine else self.output for v in nodes
         ]

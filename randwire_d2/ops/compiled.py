@@ -1,7 +1,7 @@
-"""What a compiler makes of the Triton kernels, for a GPU that need not be there.
+"""The compiled code of the Triton kernels, for a GPU that need not be present.
 
-Registers decide how many threads a GPU holds at once; spills are memory traffic that nobody wrote;
-barriers and shuffles are threads that wait for each other.
+Registers decide how many threads a GPU holds at once. Spills are additional memory traffic. At
+barriers and shuffles, threads wait for each other.
 """
 
 import math
@@ -25,9 +25,9 @@ class Compiled(NamedTuple):
     Attributes:
         operator: the operator that launches it.
         kernel: its name.
-        registers: those of a thread.
+        registers: the registers of a thread.
         spills: the bytes that a thread keeps in memory for want of registers.
-        barriers, shuffles, loads, instructions: how many stand in the code; loops count once.
+        barriers, shuffles, loads, instructions: how many are in the code; loops count once.
         waits: the barriers and shuffles in loops, where threads wait for each other in every round.
         per_element: the instructions in loops, for each element of an image that a thread computes
             in a round; without a loop, all instructions.
@@ -46,7 +46,7 @@ class Compiled(NamedTuple):
 
 
 def replace_driver(capability: int) -> None:
-    """Have Triton compile for a GPU that need not be there; in this process none can run any more.
+    """Make Triton compile for a GPU that need not be present; this process can't run kernels then.
 
     Args:
         capability: the GPU's compute capability, 80 for 8.0.
@@ -100,7 +100,7 @@ def _elements(kernel: str, constants: dict[str, int]) -> float:
 
 
 def _examine(cubin: bytes, elements: float) -> tuple[Any, ...]:
-    """The numbers of ``Compiled``, as NVIDIA's tools, which come with Triton, tell them."""
+    """The numbers of ``Compiled``, from NVIDIA's tools, which come with Triton."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)

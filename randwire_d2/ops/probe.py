@@ -1,8 +1,8 @@
-"""Whether the operators work on a device: each is held against ``native`` in double precision.
+"""Whether the operators work on a device: each is compared with ``native`` in double precision.
 
-Kernels that are compiled where they run can fail there for reasons of that machine alone: there is
-no C compiler or no Python.h, the cache folder can't be written, the driver is old, a new compiler
-translates something wrongly. A training that is about to use them asks ``failure`` first.
+Kernels that are compiled where they run can fail on one machine only: there may be no C compiler or
+no Python.h, the cache folder may be read-only, the driver old, or a new compiler wrong. So a
+training calls ``failure`` before it uses them.
 """
 
 import errno
@@ -23,7 +23,7 @@ from . import native, unavailable
 
 logger = logging.getLogger(__name__)
 
-# Why a file can't be written, as where Triton keeps what it compiles.
+# Why a file can't be written, in Triton's cache, say.
 _NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
 OPERATORS = (
@@ -33,8 +33,8 @@ OPERATORS = (
 # The largest error of an element, in units of the largest element.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 EVERY_WANT = ((False, False), (False, True), (True, False), (True, True))
-# Images with odd sides, and some whose pixels are a multiple of 16: Triton compiles other code for
-# these, and what a network computes with is most often the latter. Both are as wide as a strip.
+# Images with odd sides, and images with a multiple of 16 pixels, which most networks have: Triton
+# compiles different code for them. Both fit into the width of a strip.
 SIZES = ((7, 5), (8, 8))
 
 
@@ -53,11 +53,11 @@ class Case:
         size: height and width of the inputs, of which there are two images.
         channels: C.
         dtype: that of the activations.
-        want: the values of ``aggregate_backward``'s argument.
-        mean: the activations'; their standard deviation is 1.
+        want: the values of the argument of ``aggregate_backward``.
+        mean: the mean of the activations; their standard deviation is 1.
         only: the operators that are called.
-        contiguous: whether the last input is, in place of channels_last.
-        nodes: how many there are; each has an input less than the one before, but for one.
+        contiguous: whether the last input is contiguous instead of channels_last.
+        nodes: the number of nodes; each has one input less than the one before, but at least one.
     """
 
     inputs: int
@@ -81,12 +81,12 @@ class Case:
 
 
 class Variants(NamedTuple):
-    """What a stage asks of the operators; Triton compiles kernels for each of these numbers.
+    """The properties of a stage for which Triton compiles its own kernels.
 
     Attributes:
-        in_channels, channels: those of the stage's input and of its nodes.
-        inputs, readers: for nodes that share a kernel, how many the first in this respect has, and
-            how many nodes they are.
+        in_channels, channels: the channels of the stage's input and of its nodes.
+        inputs, readers: for each kernel that nodes share, the largest number of inputs (readers) of
+            a node, and the number of nodes.
         groups: how many nodes are normalised together.
         input_nodes, output_nodes: how many there are.
         batch: whether norms use the statistics of the batch.
@@ -112,7 +112,7 @@ def needs_probe(device: torch.device) -> bool:
 @torch.compiler.assume_constant_result
 @functools.cache
 def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str:
-    """Why a stage had better not use the operators there: one line, empty if they work.
+    """Why a stage can't use the operators on a device: one line, empty if they work.
 
     The first call compiles the stage's kernels, which takes up to minutes.
     """
@@ -120,7 +120,7 @@ def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str
         return reason
     try:
         largest_errors(device, dtype, variants)
-    # Whatever it is: nodes that run one by one need none of this.
+    # After any error, nodes can still run one by one.
     except Exception as e:
         reason = one_line(e, 300)
         if isinstance(e, OSError) and e.errno in _NO_PLACE:
@@ -132,7 +132,7 @@ def failure(device: torch.device, dtype: torch.dtype, variants: Variants) -> str
 def largest_errors(
     device: torch.device, dtype: torch.dtype, variants: Variants
 ) -> dict[str, float]:
-    """Each operator's, by ``compare``, in all that a stage asks for; kernels are compiled first.
+    """The largest error of each operator, by ``compare``, in all cases that a stage needs.
 
     Raises:
         Exception: an operator does not work; whatever it raised, or a ``Mismatch``.
@@ -150,8 +150,8 @@ def largest_errors(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """For PyTorch on the CPU. What is computed there is tiny, and compilers and other GPUs'
-    processes need the cores: threads that share an operation would wait for one another."""
+    """Limit PyTorch on the CPU to one thread: the operands are tiny, and compilers and other
+    processes need the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -175,9 +175,9 @@ def _compile_ahead(device: torch.device, dtype: torch.dtype, variants: Variants)
 
 
 def cases(dtype: torch.dtype, stage: Variants) -> Iterator[Case]:
-    """One, two and three inputs that have affines, and whatever else the stage asks for.
+    """One, two and three inputs with affines, and all other cases that the stage needs.
 
-    Without gradients, only the operators that need none: the others take longer to compile.
+    Without gradients, the backward operators are left out, because they take long to compile.
     """
     only: tuple[str, ...]
     sums, sums_backward, norms = OPERATORS[:1], OPERATORS[1:2], OPERATORS[4:]
@@ -207,11 +207,11 @@ def cases(dtype: torch.dtype, stage: Variants) -> Iterator[Case]:
 def compare(
     case: Case, operator: str, function: Callable[..., Any], device: torch.device | str = "cpu"
 ) -> float:
-    """Hold an operator against ``native`` with the same values in double precision.
+    """Compare an operator with ``native`` on the same values in double precision.
 
     Returns:
-        float: the largest error of a result's element, in units of its largest element, or of what
-            a sum over the pixels can be expected to be.
+        float: the largest error of an element, divided by the result's largest element or, for a
+            sum over pixels, by the expected size of such a sum if that is larger.
 
     Raises:
         Mismatch: a result has another value, type, size or memory format.
@@ -235,7 +235,7 @@ def compare(
                 continue
             if image and not result.is_contiguous(memory_format=torch.channels_last):
                 raise Mismatch(f"{where}: not in channels_last")
-            size = reference.abs()  # of the moments' and the affine's rows, one by one
+            size = reference.abs()  # the rows of moments and affines are compared one by one
             rows = operator == "batch_norm_statistics"
             size = size.amax(-1, keepdim=True) if rows else size.max()
             least = torch.finfo(torch.float64).tiny  # all may be 0: a ReLU's result
@@ -251,7 +251,7 @@ def compare(
 
 
 def _whole(operator: str, results: Sequence[Any]) -> list[Tensor]:
-    """An operator's results, lists as their elements, sums of parts added up."""
+    """The results of an operator as a flat list, with sums over parts of the pixels added up."""
     if operator in ("weighted_sum_backward", "aggregate_backward", "separable_backward"):
         first, parts, *others = results
         results = first, parts.sum(0 if parts.dim() == 2 else 1), *others
@@ -277,7 +277,7 @@ def operands(
     n, c, stride, nodes = case.inputs, case.channels, case.stride, case.nodes
     numbers = [max(n - i, 1) for i in range(nodes)] if operator != "weighted_sum" else [n]
     inputs, coefficients = [image() for _ in range(sum(numbers))], draw(sum(numbers))
-    # What a product is of is large beside its rounding errors.
+    # So that products are large compared with their rounding errors.
     outputs = [inputs[0] + image(), *(image() + image() for _ in range(1, nodes))]
     if case.contiguous:
         inputs[-1] = inputs[-1].contiguous()

@@ -1,9 +1,10 @@
-"""The operators on a CPU, as the C++ beside this computes them; as ``native`` does, where it can't.
+"""The operators on a CPU, in C++ if possible, else with ``native``.
 
-The kernels are a library of plain C functions, compiled for this machine by its C++ compiler when
-an operator is first called; that takes seconds, once, because the library is kept in a cache. They
-take float32 in channels_last, of at least as many channels as a vector has. Everything else is
-``native``'s, and so is everything where there is no compiler, or what it made computes wrongly.
+The kernels are a library of plain C functions. This machine's C++ compiler compiles it when an
+operator is first called; that takes seconds, once, because the library is cached. The kernels take
+float32 in channels_last, with at least as many channels as a vector has elements. ``native``
+computes everything else; it computes all if there is no compiler, or if the library computes
+wrongly.
 """
 
 import ctypes
@@ -38,13 +39,13 @@ def run(name: str, *args: Any) -> Any:
 
 
 def join(dtype: torch.dtype, channels: int) -> bool:
-    """Whether they compute ``separable``, of nodes with so many channels."""
+    """Whether the kernels compute ``separable`` for nodes with so many channels."""
     kernels = _kernels() if dtype == torch.float32 else None
     return kernels is not None and channels >= kernels.lanes
 
 
 def _fit(args: Sequence[Any]) -> bool:
-    """Whether all tensors are as the kernels take them; of images, one is enough to have none."""
+    """Whether the kernels can take all these tensors: float32, not empty, in the right layout."""
     for arg in args:
         if isinstance(arg, (list, tuple)):
             if not _fit(arg):
@@ -61,8 +62,8 @@ def _fit(args: Sequence[Any]) -> bool:
 
 
 class Kernels:
-    """Of the operators those that are faster so. See ``native`` for what they compute, and ``_fit``
-    for what they take."""
+    """The operators that are faster in C++. ``native`` says what they compute, and ``_fit`` what
+    they take."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library

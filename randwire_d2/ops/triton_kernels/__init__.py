@@ -1,9 +1,9 @@
 """The operators as Triton kernels: what runs on CUDA.
 
-To these kernels a batch of images is a matrix, with a row for each pixel and a column for each
-channel (channels_last). They are bound by memory, so they read and write as few tensors as the
-dependencies allow. Sums over pixels are deterministic: every program writes sums of its own, which
-are added up later, in a fixed order and for several nodes at once.
+For these kernels a batch of images is a matrix with a row for each pixel and a column for each
+channel (channels_last). Memory limits their speed, so they read and write as few tensors as the
+dependencies allow. Sums over pixels are deterministic: every program writes its own sums, which are
+added up later, in a fixed order and for several nodes at once.
 """
 
 from .common import compiling_ahead

@@ -1,4 +1,4 @@
-"""What all kernels share: how they are launched, and how they read a weighted sum."""
+"""Functions of all kernels: to launch them, and to read a weighted sum."""
 
 # mypy: disable-error-code="assignment"
 # (In kernels, tuples grow in loops, which Triton unrolls.)
@@ -39,9 +39,9 @@ def workspace(like: Tensor, *size: int) -> Tensor:
 
 
 def padded(tensors: Sequence[Tensor], own: Sequence[slice]) -> tuple[Tensor, ...]:
-    """The inputs of several nodes, as many of each as one of them has: its first one once more.
+    """The inputs of several nodes, each padded to the same number with copies of its first input.
 
-    A kernel then has all that it is compiled for, however few a node has; ``packed`` says how many.
+    So one kernel fits nodes with fewer inputs, too; ``packed`` tells it the real numbers.
     """
     most = max(some.stop - some.start for some in own)
     return tuple(
@@ -52,11 +52,11 @@ def padded(tensors: Sequence[Tensor], own: Sequence[slice]) -> tuple[Tensor, ...
 
 
 def packed(numbers: Sequence[int]) -> int:
-    """Numbers of less than 128 as one: of those in a tuple, Triton would compile in which are 1."""
+    """Pack numbers below 128 into one, because Triton would specialise on each 1 in a tuple."""
     return sum(number << (8 * i) for i, number in enumerate(numbers))
 
 
-# Whether kernels are compiled alone: by this thread, beside which others may launch.
+# Whether this thread only compiles kernels; other threads may launch theirs meanwhile.
 _ahead: ContextVar[bool] = ContextVar("ahead", default=False)
 
 
@@ -77,8 +77,8 @@ class _Compilers(ThreadPoolExecutor):
 
 @contextmanager
 def compiling_ahead() -> Iterator[None]:
-    """In the block, operators return what was never computed: their kernels are compiled, on all
-    cores at once, and are there when the block is left. One after the other takes minutes."""
+    """In the block, operators only compile their kernels, on all cores at once, and return
+    uninitialised results. All kernels are ready at the end of the block."""
     try:
         with _Compilers(len(os.sched_getaffinity(0))) as pool, triton.AsyncCompileMode(pool):
             before = _ahead.set(True)
