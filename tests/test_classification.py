@@ -276,7 +276,7 @@ def test_a_scaled_config_is_not_scaled_again(tmp_path: Path, batch: int, length:
 def test_epochs_are_of_the_images_that_there_are(folders: Path) -> None:
     """42 images: two epochs are 10.5 batches of 8; without EPOCHS, keys are taken literally."""
     options = ["SOLVER.EPOCHS", 2, "SOLVER.REFERENCE_BATCH_SIZE", 16]
-    cfg = load_config(parse(C78, *tiny(folders, *options)))
+    cfg = load_config(parse(C78, *small(folders), *options))
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (11, 0.005)
     assert cfg.SOLVER.IMS_PER_BATCH == 8 and cfg.is_frozen()
     cfg = load_config(parse(C78, *tiny(folders)))

@@ -497,6 +497,9 @@ def test_epochs_are_of_the_images_with_objects(tmp_path: Path) -> None:
     assert load("SOLVER.EPOCHS", 4500, "SOLVER.IMS_PER_BATCH", 4).SOLVER.WARMUP_ITERS == 2000
     cfg = load("SOLVER.EPOCHS", 9000, "SOLVER.IMS_PER_BATCH", 16000)
     assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD) == (12, 1)
+    # Of a schedule of few iterations, no step is the end, of which Detectron2 makes no rate.
+    solver = load("SOLVER.EPOCHS", 1, "SOLVER.IMS_PER_BATCH", 8).SOLVER
+    assert (solver.MAX_ITER, solver.STEPS) == (3, (2,))
     every = ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SOLVER.EPOCHS", 900)
     assert -(-900 * len(records) // 16) == load(*every).SOLVER.MAX_ITER
     with pytest.raises(ValueError, match="SOLVER.EPOCHS must be at least 0; got -1"):

@@ -273,8 +273,11 @@ def test_the_length_counts_images_with_keypoints(coco: Path, tmp_path: Path) -> 
             if a["image_id"] < 3:
                 a.update(keypoints=[0] * 15, num_keypoints=0)
 
-    given = ("SOLVER.EPOCHS", 1, "SOLVER.REFERENCE_BATCH_SIZE", 2, "SOLVER.MAX_ITER", 10)
-    cfg = load(changed(tmp_path, coco, first_image), *given)
+    given = ("SOLVER.EPOCHS", 1, "SOLVER.REFERENCE_BATCH_SIZE", 2)
+    args = parse(changed(tmp_path, coco, first_image), *given)
+    length = args.opts.index("SOLVER.MAX_ITER")
+    del args.opts[length : length + 2]
+    cfg = load_config(args)
     assert cfg.SOLVER.MAX_ITER == 3
     assert len(Trainer.build_train_loader(cfg)._records) == 6
 

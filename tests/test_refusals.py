@@ -65,7 +65,17 @@ REFUSALS = {
         ("DETECTOR SOLVER.MAX_ITER -5", "SOLVER.MAX_ITER must be at least 1; got -5"),
         (
             "--config-file faster_rcnn_randwire_own_images.yaml SOLVER.MAX_ITER 5",
-            "MAX_ITER 5 has no effect … SOLVER.EPOCHS 20; set SOLVER.EPOCHS … or to 0",
+            "MAX_ITER 5 has no effect … SOLVER.EPOCHS 20; leave it out, or set SOLVER.EPOCHS 0",
+        ),
+        ("DETECTOR SOLVER.EPOCHS 2 SOLVER.MAX_ITER 5", "MAX_ITER 5 has no effect … EPOCHS 2;"),
+        (
+            "DETECTOR SOLVER.LR_SCHEDULER_NAME WarmupMultiStepLR SOLVER.STEPS (500,1000)",
+            "SOLVER.STEPS (500, 1000) must be less than SOLVER.MAX_ITER 1000 … leave 1000 out",
+        ),
+        ("DETECTOR SOLVER.BASE_LR_END 1.0", "SOLVER.BASE_LR_END must be at most SOLVER.BASE_LR 0"),
+        (
+            "DETECTOR SOLVER.REFERENCE_WORLD_SIZE 3",
+            "the batch of all SOLVER.REFERENCE_WORLD_SIZE 3 processes … such as 9",
         ),
         ("DETECTOR SOLVER.STEPS (30,20)", "SOLVER.STEPS must be … increasing order; got (30, 20)"),
         ("DETECTOR SOLVER.MOMENTUM 1.0", "SOLVER.MOMENTUM must be … less than 1; got 1.0"),

@@ -43,9 +43,9 @@ def config(data: str, *options: object) -> CfgNode:
     given = [
         "--config-file", SHAPES, "--data", data, "MODEL.RANDWIRE.CHANNELS", 8,
         "MODEL.RANDWIRE.NUM_NODES", 6, "MODEL.RANDWIRE.FUSED", "on", "SOLVER.IMS_PER_BATCH", 4,
-        "SOLVER.WARMUP_ITERS", 2, "SOLVER.MAX_ITER", ITERATIONS, "TEST.EVAL_PERIOD", 0,
-        "SOLVER.CHECKPOINT_PERIOD", STOP, "INPUT.MIN_SIZE_TRAIN", "(48, 64, 80)",
-        "INPUT.MAX_SIZE_TRAIN", 120, "SEED", 3, *options,
+        "SOLVER.WARMUP_ITERS", 2, "TEST.EVAL_PERIOD", 0, "SOLVER.CHECKPOINT_PERIOD", STOP,
+        "INPUT.MIN_SIZE_TRAIN", "(48, 64, 80)", "INPUT.MAX_SIZE_TRAIN", 120, "SEED", 3,
+        *(() if "SOLVER.EPOCHS" in options else ("SOLVER.MAX_ITER", ITERATIONS)), *options,
     ]  # fmt: skip
     cfg = load_config(argument_parser().parse_args([*map(str, given)]))
     cfg.defrost()

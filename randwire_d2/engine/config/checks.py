@@ -274,11 +274,13 @@ def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ValueError(
             f"SOLVER.AMP.PRECISION is float16 or bfloat16; got {cfg.SOLVER.AMP.PRECISION!r}"
         )
-    batch = cfg.SOLVER.IMS_PER_BATCH
-    if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and batch % max(processes, 1):
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    number = reference or max(processes, 1)
+    if batch % number:
+        key = "SOLVER.REFERENCE_WORLD_SIZE " if reference else ""
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH {batch} is the batch of all {processes} processes together, and "
-            f"must be a multiple of their number, such as {-(-batch // processes) * processes}"
+            f"SOLVER.IMS_PER_BATCH {batch} is the batch of all {key}{number} processes together, "
+            f"and must be a multiple of their number, such as {-(-batch // number) * number}"
         )
 
 

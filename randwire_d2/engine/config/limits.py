@@ -51,8 +51,8 @@ POSITIVE = Limit(lambda value: 0 < value < math.inf, "greater than 0, and finite
 _FINITE = Limit(math.isfinite, "finite")
 _NONE_OR_0 = Limit(lambda value: value is None or 0 <= value < math.inf, "None, or at least 0")
 _INCREASING = Limit(
-    lambda steps: all(0 <= a < b for a, b in zip(steps, [*steps[1:], math.inf])),
-    "iterations in increasing order",
+    lambda steps: all(0 < a < b for a, b in zip(steps, [*steps[1:], math.inf])),
+    "iterations above 0, in increasing order",
 )
 
 _LOSSES = one_of("smooth_l1", "giou", "diou", "ciou")
@@ -123,6 +123,7 @@ TRAINING_LIMITS = {
     ),
     "SOLVER.MAX_ITER": at_least(1),
     "SOLVER.MOMENTUM": within(0, 1, open_end=True),
+    "SOLVER.NUM_DECAYS": at_least(1),
     "SOLVER.PATIENCE": at_least(0),
     "SOLVER.REFERENCE_BATCH_SIZE": at_least(1),
     "SOLVER.REFERENCE_WORLD_SIZE": at_least(0),

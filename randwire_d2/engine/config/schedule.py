@@ -27,6 +27,11 @@ def check_solver(cfg: CfgNode) -> None:
             f"SOLVER.NESTEROV True needs a SOLVER.MOMENTUM above 0; got {cfg.SOLVER.MOMENTUM}: set "
             "it to False"
         )
+    if cfg.SOLVER.BASE_LR_END > cfg.SOLVER.BASE_LR:
+        raise ValueError(
+            f"SOLVER.BASE_LR_END must be at most SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}; got "
+            f"{cfg.SOLVER.BASE_LR_END}"
+        )
     if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
         raise ValueError(
             f"SOLVER.PATIENCE {cfg.SOLVER.PATIENCE} is a number of evaluations, but "
@@ -41,14 +46,13 @@ def check_length(cfg: CfgNode, opts: Sequence[str]) -> None:
         opts: the keys and values of the command line.
 
     Raises:
-        ValueError: it sets MAX_ITER, but the config the EPOCHS, which decide.
+        ValueError: it sets MAX_ITER beside EPOCHS, which decide: it would only move the STEPS.
     """
-    keys = opts[::2]
-    if cfg.SOLVER.EPOCHS and "SOLVER.MAX_ITER" in keys and "SOLVER.EPOCHS" not in keys:
+    if cfg.SOLVER.EPOCHS > 0 and "SOLVER.MAX_ITER" in opts[::2]:
         raise ValueError(
-            f"SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} has no effect on the length, which the config "
-            f"gives as SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}; set SOLVER.EPOCHS instead, or to 0 for a "
-            "length in iterations"
+            f"SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} has no effect on the length, which is "
+            f"SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}; leave it out, or set SOLVER.EPOCHS 0 for a length "
+            "in iterations"
         )
 
 
@@ -63,11 +67,12 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
         num_images: the images in an epoch.
 
     Raises:
-        ValueError: WARMUP_EPOCHS is not less than EPOCHS.
+        ValueError: WARMUP_EPOCHS is not less than EPOCHS; or, without these, a step is the end.
     """
     batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH_SIZE
     images = cfg.SOLVER.EPOCHS * num_images
     if not images:
+        _check_steps(cfg.SOLVER)
         _warn_of_warm_up(cfg.SOLVER)
         return cfg
     scaled = cfg.clone()
@@ -85,7 +90,9 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     solver.REFERENCE_WORLD_SIZE = cfg.SOLVER.REFERENCE_WORLD_SIZE
     solver.REFERENCE_BATCH_SIZE = batch
     whole = max(cfg.SOLVER.MAX_ITER, 1)
-    solver.STEPS = tuple(round(step * iterations / whole) for step in cfg.SOLVER.STEPS)
+    steps = {round(step * iterations / whole) for step in cfg.SOLVER.STEPS}
+    # Of a few iterations, two steps may be the same, and the last one the end, as rounded.
+    solver.STEPS = tuple(sorted(steps - {0, iterations}))
     solver.MAX_ITER = iterations
     solver.EPOCHS = 0
     # Of a large batch, half an iteration is none.
@@ -100,6 +107,15 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
         )
         solver.WARMUP_ITERS = longest
     return scaled
+
+
+def _check_steps(solver: CfgNode) -> None:
+    """Detectron2 leaves out the steps behind the end, and fails of one that is the end."""
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.MAX_ITER in solver.STEPS:
+        raise ValueError(
+            f"SOLVER.STEPS {tuple(solver.STEPS)} must be less than SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER}, with which the training ends; leave {solver.MAX_ITER} out"
+        )
 
 
 def _warn_of_warm_up(solver: CfgNode) -> None:
