@@ -105,7 +105,7 @@ class RunFolder:
             FileNotFoundError: there is no file last_checkpoint.
             ValueError: no checkpoint is whole; one line.
         """
-        name = (self.path / "last_checkpoint").read_text(errors="replace").strip()
+        name = self._last
         try:
             if not name:
                 raise ValueError(f"{self.path / 'last_checkpoint'} is empty")
@@ -120,6 +120,10 @@ class RunFolder:
         raise ValueError(
             f"{reason}: no checkpoint of {self.path} is whole; train anew, without --resume"
         )
+
+    @property
+    def _last(self) -> str:
+        return (self.path / "last_checkpoint").read_text(errors="replace").strip()
 
     def _resumable(self) -> list[Path]:
         """The newest one first, by iteration: a clock may be set, and copies have other times."""
@@ -153,14 +157,17 @@ class RunFolder:
         return [path for path in found if path.exists()]
 
     def checkpoint(self) -> Path:
-        """The one to use: the best, else the final, else the last one.
+        """The one to use: the best, else the final, else the last one, as where a longer training
+        goes on from the final one.
 
         Raises:
             FileNotFoundError: there is none.
         """
-        for path in (self.best_checkpoint, self.final_checkpoint):
-            if path.is_file():
-                return path
+        final = self.final_checkpoint
+        if self.best_checkpoint.is_file():
+            return self.best_checkpoint
+        if final.is_file() and not (self.can_resume and self._last != final.name):
+            return final
         if not self.can_resume:
             raise FileNotFoundError(
                 f"{self.path} holds no checkpoint (model_best.pth, model_final.pth or "

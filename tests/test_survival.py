@@ -187,6 +187,19 @@ def test_resume_falls_back_to_the_newest_whole_checkpoint(
     assert f"the newest checkpoint that is whole is {tmp_path}/model_000000{found}" in caplog.text
 
 
+def test_the_checkpoint_to_use_is_of_the_longer_training(tmp_path: Path) -> None:
+    """Wrong: a prediction amid a training takes the weights of the shorter one before it."""
+    checkpointer, run = RandWireCheckpointer(save(tmp_path, 1), str(tmp_path)), RunFolder(tmp_path)
+    checkpointer.save("model_final", iteration=2)
+    assert run.checkpoint() == run.final_checkpoint
+    save(tmp_path, 3)
+    assert run.checkpoint().name == "model_0000003.pth"
+    checkpointer.save("model_final", iteration=4)
+    assert run.checkpoint() == run.final_checkpoint
+    (tmp_path / "last_checkpoint").unlink()  # someone's copy
+    assert run.checkpoint() == run.final_checkpoint
+
+
 @pytest.mark.parametrize("named", ["model_0000001.pth", "model_final.pth"])
 @pytest.mark.parametrize(
     "stranger",
