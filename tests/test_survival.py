@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -543,6 +544,17 @@ def test_only_float16_needs_its_gradients_scaled(
     assert second.grad_scaler.get_scale() == (8.0 if after == torch.float16 else 1.0)
 
 
+def test_float16_whose_gradients_are_never_finite_ends_the_training() -> None:
+    """Wrong: it goes on to its end without a step, as the scaler skips all of them in silence."""
+    model = Norm()
+    model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+    values = batches([1.0] * (finite.WINDOW + 1))
+    trainer = FiniteTrainer(model, values, torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer.grad_scaler = GradScaler("cpu", init_scale=2.0**-100)  # after 116 such steps
+    with raises_one_line(FloatingPointError, match="up to iteration 100, were finite in float16"):
+        trainer.train(0, len(values))
+
+
 class Cube(nn.Module):
     """Its loss notes the backward pass; in autocast's type."""
 
@@ -665,6 +677,30 @@ def test_a_spike_of_the_loss_is_one_line(caplog: pytest.LogCaptureFixture) -> No
         train([1.0] * 30 + [40.0, 40.0] + [1.0] * 9, lr=0.0)
     (line,) = caplog.messages
     assert line.startswith("The loss of iteration 30 is ") and line.endswith("of 30_0_a.jpg")
+
+
+def test_what_came_before_counts_after_an_interruption(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrong: a resumed training skips more steps in a row than are allowed, or notices no spike of
+    its first iterations; or an older version's checkpoint is refused."""
+
+    def trainer(values: list[float], state: dict[str, Any] | None = None) -> FiniteTrainer:
+        made = FiniteTrainer(model := Norm(), batches(values), torch.optim.SGD(model.parameters()))
+        made.skip_nonfinite = 2
+        if state is not None:
+            made.load_state_dict(state)
+        return made
+
+    before = trainer([1.0] * 30)
+    before.train(0, 30)
+    older = {"iteration": 29, "optimizer": before.optimizer.state_dict()}
+    for state, spikes in ((before.state_dict(), 1), (older, 0)):
+        caplog.clear()
+        trainer([40.0], state).train(30, 31)
+        assert len([m for m in caplog.messages if "times the median of the 30" in m]) == spikes
+    before = trainer([1.0, math.nan, math.nan])
+    before.train(0, 3)
+    with pytest.raises(FloatingPointError, match="iteration 3 is not finite"):
+        trainer([math.nan], before.state_dict()).train(3, 4)
 
 
 # -------------------------------------------------------------------------------------------------

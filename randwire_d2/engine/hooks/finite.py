@@ -114,7 +114,8 @@ class FiniteTrainer(SimpleTrainer):
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = super().state_dict()
         scaler = {} if self.precision is None else {"grad_scaler": self.grad_scaler.state_dict()}
-        return {**state, **scaler}
+        spikes = {"totals": [*self._totals], "quiet_until": self._quiet_until}
+        return {**state, **scaler, "skipped": self._skipped, **spikes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As Detectron2's, of any precision; the optimizer must be the checkpoint's, but for its
@@ -129,6 +130,10 @@ class FiniteTrainer(SimpleTrainer):
             super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        # An older version's checkpoint has none of these.
+        self._skipped = state_dict.get("skipped", 0)
+        self._totals.extend(state_dict.get("totals", ()))
+        self._quiet_until = state_dict.get("quiet_until", 0)
 
     def run_step(self) -> None:
         if self.skip_nonfinite:
@@ -165,6 +170,17 @@ class FiniteTrainer(SimpleTrainer):
         self._look_at(*on_the_way.read(), data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        if self.iter % WINDOW == 0:
+            self._check_scale()
+
+    def _check_scale(self) -> None:
+        """A scaler halves its factor for each step that it skips; with 0 it takes none any more."""
+        if self.grad_scaler.get_scale() == 0:
+            raise FloatingPointError(
+                f"no gradients of late, up to iteration {self.iter}, were finite in float16, so no "
+                f"step was taken. {last_good(self.checkpointer)}. To go on, compute in bfloat16, "
+                f"or {self.keys.lower}"
+            )
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision is None:
