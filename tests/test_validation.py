@@ -144,6 +144,18 @@ def test_a_classifiers_losses_are_those_of_its_logits(folders: Path) -> None:
     assert last["val_loss_cls"] == last["val_total_loss"]
 
 
+def test_what_is_drawn_of_an_image_is_the_same_in_each_process() -> None:
+    """Wrong: a detector's validation loss depends on the number of processes, as each samples other
+    anchors of an image: a run that goes on on fewer GPUs compares its best with another measure."""
+
+    def losses(batch: float) -> tuple[dict[str, torch.Tensor], int]:
+        return {"loss": batch * torch.rand(())}, 1
+
+    images = [1.0, 2.0, 6.0]
+    of_each = [mean_losses(losses, [image])["val_loss"] for image in images]
+    assert mean_losses(losses, images)["val_loss"] == pytest.approx(sum(of_each) / 3)
+
+
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(folders: Path) -> None:
     """Wrong: the mean of one process's images, or each process's mean counts as much."""

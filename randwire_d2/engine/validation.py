@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..data.images.patience import PatientMapper
 from ..modeling import RandWire
-from .processes.random_state import random_state_kept
+from .processes.random_state import random_state_kept, seed_torch
 from .processes.signals import guard_workers
 
 # What behaves otherwise in training than in a test, or counts what it sees.
@@ -51,7 +51,8 @@ def mean_losses(
     training, and their sum, val_total_loss.
 
     Neither gradients nor a trace in the training's random numbers or records is left. What is drawn
-    at random, such as a detector's anchors, is the same each time.
+    at random, such as a detector's anchors, is the same of a batch each time, whichever process has
+    it.
 
     Args:
         losses: of a batch: the means of its images' losses, and how many they are.
@@ -61,8 +62,8 @@ def mean_losses(
     images = 0
     # The models write into the record that is open.
     with random_state_kept(), torch.no_grad(), EventStorage():
-        torch.manual_seed(0)
         for batch in loader:
+            seed_torch(0)
             means, size = losses(batch)
             images += size
             for name, value in means.items():
