@@ -272,11 +272,11 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunF
 
 def test_the_best_is_kept_and_patience_ends_the_training(train: Callable[..., RunFolder]) -> None:
     """Wrong: a later or worse evaluation replaces it, the training ends too early or too late, goes
-    on when it is resumed, as every run of a sweep is, or does not where its patience is lifted."""
-    told, iterations = [20.0, 30.0, math.nan, 29.0], [1, 3, 5, 7]
-    for found, flags, more in ((told, (), []), (told[-1:], ("--resume",), [8])):
+    on or evaluates again when it is resumed, as every run of a sweep is, or ends where its patience
+    is lifted."""
+    for found, flags in (([20.0, 30.0, math.nan, 29.0], ()), ([], ("--resume",))):
         run = train(found, *flags, "train.patience=2", "train.checkpointer.max_to_keep=2")
-        assert [i for i, _ in run.evaluations("bbox/AP")] == iterations + more
+        assert [i for i, _ in run.evaluations("bbox/AP")] == [1, 3, 5, 7]
         assert load_checkpoint(str(run.final_checkpoint))["iteration"] == 7
         assert [*run.periodic_checkpoints()] == [6, 7]
         assert "has not improved for 2 evaluations (train.patience)" in run.log_file.read_text()

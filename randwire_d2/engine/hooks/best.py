@@ -128,9 +128,17 @@ class Patience(hooks.HookBase):
 
 class EvalHook(hooks.EvalHook):
     """Detectron2's. At the end of a training it does not evaluate again what it evaluated before
-    ``Patience`` ended that, nor anything if the last iteration has failed."""
+    ``Patience`` ended that, be it resumed since, nor anything if the last iteration has failed."""
 
     _iterations = 0  # after which it has evaluated
+
+    def before_train(self) -> None:
+        cfg, start = self.trainer.cfg, self.trainer.start_iter
+        # TEST.EXPECTED_RESULTS are compared with what this process has found.
+        if start == self.trainer.max_iter < cfg.SOLVER.MAX_ITER and not cfg.TEST.EXPECTED_RESULTS:
+            found = dict(RunFolder(cfg.OUTPUT_DIR).evaluations(best_metric(cfg)))
+            done = self._period and start - 1 in found
+            self._iterations = start if comm.all_gather(done)[0] else 0
 
     def _do_eval(self) -> None:
         super()._do_eval()
