@@ -81,6 +81,20 @@ def test_a_lost_connection_names_the_other_end_sooner() -> None:
     assert judge(states, watch.LOST + 1).startswith(NAMES[1])
 
 
+def test_who_was_ended_with_the_first_is_not_named_alone() -> None:
+    """Wrong: of the processes that a launcher ended, as another one had died, the first in order is
+    taken for that one, whose own log or GPU nobody looks at then."""
+    judge = Judge([f"process {i} of 4 (a)" for i in range(4)], timeout=600)
+    lost, works = State("lost", 7, where="gloo"), State("iteration", 7)
+    judge([lost, works, works, works], 0.0)
+    alive = State("iteration", 7, beat=1)
+    assert judge([lost, works, alive, alive], watch.BEAT) == ""  # seen a beat later
+    later = [State("lost", 7, beat=2), works, alive, State("iteration", 7, beat=2)]
+    assert judge(later, watch.LOST) == ""
+    said = judge(later, watch.LOST + 1)
+    assert said.startswith("process 1 of 4 (a), process 2 of 4 (a) have given no sign of life for")
+
+
 def test_an_iteration_that_hangs_names_who_is_behind(caplog: pytest.LogCaptureFixture) -> None:
     """Wrong: the one that waits is blamed, or nobody knows for ten minutes that it hangs."""
     waits = State("iteration", 8, where="all_reduce", waits=True)

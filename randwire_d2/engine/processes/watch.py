@@ -116,12 +116,18 @@ class Judge:
 
     def _silent(self, now: float) -> str:
         lost = any(state.phase == "lost" for state in self._last)
+        found = []
         for state, name, alive in zip(self._last, self._names, self._alive):
             usual = SILENCE if state.phase == "iteration" else PATIENCE
-            silence = now - alive
-            if state.phase not in ("done", "lost") and silence > (LOST if lost else usual):
-                return f"{name} has given no sign of life for {silence:.0f} s: dead, or stopped"
-        return ""
+            if state.phase not in ("done", "lost"):
+                silence = now - alive
+                found.append((silence - (LOST if lost else usual), silence, name))
+        if max(found, default=(0,))[0] <= 0:
+            return ""
+        # A launcher ends those whom the first to die has left: they are silent almost as long.
+        named = [(silence, name) for beyond, silence, name in found if beyond > -2 * BEAT]
+        who = f"{', '.join(name for _, name in named)} {'have' if len(named) > 1 else 'has'}"
+        return f"{who} given no sign of life for {max(named)[0]:.0f} s: dead, or stopped"
 
     def _hanging(self, now: float) -> str:
         seconds = now - self._moved
