@@ -197,6 +197,9 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
        for mode, kind in (("I;16", "coco"), ("I", "yolo"), ("F", "voc"))},
     "an image of another size": ("coco", resize, f"{WIDTH} × {HEIGHT + 1}, not {WIDTH} × {HEIGHT}",
                                  10),
+    "an image of another size than 48.0 × 32.0": ("coco", lambda root: [resize(root), coco(
+        lambda c: [i.update(width=48.0, height=32.0) for i in c["images"]])(root)],
+        f"{WIDTH} × {HEIGHT + 1}, not {WIDTH} × {HEIGHT}", 10),
     "an image of the size before EXIF turned it": (
         "coco", tag_as_turned, f"{HEIGHT} × {WIDTH}, as EXIF turns it, not {WIDTH} × {HEIGHT}", 10),
     "a box with NaN": ("coco", box(float("nan"), 1, 2, 3), "NaN or infinite numbers (left", 11),
@@ -411,6 +414,7 @@ def test_what_is_unusual_works(name: str, tmp_path: Path) -> None:
         {"area": None},
         {"area": "large"},
         {"iscrowd": None},
+        {"height": str(HEIGHT)},
         {"id": 9, "name": "pets", "supercategory": "none"},  # Roboflow's root category
     ],
     ids=lambda change: str(change),
@@ -418,8 +422,8 @@ def test_what_is_unusual_works(name: str, tmp_path: Path) -> None:
 def test_cocos_evaluation_reads_no_file_that_it_cannot(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Wrong: the first evaluation, hours later, compares None with a number, or finds a class that
-    the detector has not."""
+    """Wrong: the first evaluation, hours later, compares None with a number, draws a mask of "480"
+    lines, or finds a class that the detector has not."""
     sound = {"area": 5.0, "iscrowd": 0}
     for name, first in (("sound", {}), ("damaged", change)):
 
@@ -430,7 +434,7 @@ def test_cocos_evaluation_reads_no_file_that_it_cannot(
                 content["categories"][0]["supercategory"] = first["name"]
                 content["categories"].append(first)
             else:
-                content["annotations"][0].update(first)
+                content["images" if "height" in first else "annotations"][0].update(first)
 
         (tmp_path / name).mkdir()
         cfg = read(tmp_path / name, "coco", coco(update, "val.json"))

@@ -47,7 +47,7 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
             "image_id": image["id"],
             "annotations": [],
         }
-        record.update({k: image[k] for k in ("height", "width") if isinstance(image.get(k), int)})
+        record |= {k: int(image[k]) for k in ("height", "width") if _is_whole(image.get(k))}
         records[image["id"]] = record
     for entry in annotations:
         image_id = _key(entry, "image_id")
@@ -158,7 +158,7 @@ def _is_evaluable(
         0 not in ids
         and len(ids) == len(annotations)
         and all(_is_number(a.get("area")) and a.get("iscrowd") in (0, 1) for a in annotations)
-        and all("height" in image and "width" in image for image in images)
+        and all(isinstance(image.get(k), int) for image in images for k in ("height", "width"))
         and (not keypoints.names or all(map(_counts_keypoints, annotations)))
     )
 
@@ -208,6 +208,10 @@ def _annotation(
 def _is_number(value: object) -> bool:
     # JSON's integers can be larger than a float.
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and value % 1 == 0  # some programs write 640.0
 
 
 def _key(entry: dict[str, Any], name: str) -> Any:
