@@ -469,7 +469,8 @@ def test_byte_order_marks_are_no_part_of_labels(kind: str, tmp_path: Path) -> No
 
 def test_linked_folders_of_yolo_are_searched(tmp_path: Path) -> None:
     """As by Ultralytics. Wrong: their images are left out in silence; or a link that leads back has
-    each image forty times, all but one without labels; or one to itself ends it all."""
+    each image forty times, all but one without labels; or one to itself ends it all; or thumbnails
+    that a program has hidden there are images without objects."""
 
     def link(root: Path) -> None:
         for kind, suffix in (("images", "jpg"), ("labels", "txt")):
@@ -481,6 +482,9 @@ def test_linked_folders_of_yolo_are_searched(tmp_path: Path) -> None:
             (root / kind / "more").symlink_to(root.parent / "disk" / kind)
         (root.parent / "disk" / "images" / "back").symlink_to(root / "images")
         (root / "images" / "self").symlink_to("self")
+        for name in (".thumbnails/train1.jpg", ".train1.jpg"):
+            (root / "images" / name).parent.mkdir(exist_ok=True)
+            (root / "images" / name).write_bytes((root / "images" / "train3.jpg").read_bytes())
         replace("data.yaml", '"train.txt"', '"images"')(root)
 
     cfg = read(tmp_path, "yolo", link)

@@ -1046,12 +1046,17 @@ def test_a_name_says_nothing_to_the_terminal(
 
 def test_what_is_hidden_in_a_folder_is_no_image(tmp_path: Path) -> None:
     """Wrong: each photo that a Mac has copied comes with a file that can't be read; or a folder
-    that is itself hidden, and named, is empty."""
+    that is itself hidden, and named, is empty; or photos in a folder that is linked there are
+    passed over without a word, though a glob finds them."""
     for name in ("a.jpg", "._a.jpg", ".trash/b.jpg", "sub/._c.png", "sub/d.mp4"):
         (tmp_path / ".photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / ".photos" / name).write_bytes(b"")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "e.jpg").write_bytes(b"")
+    (tmp_path / ".photos" / "linked").symlink_to(tmp_path / "disk")
+    (tmp_path / ".photos" / "sub" / "back").symlink_to("..")
     found = find_inputs([str(tmp_path / ".photos")])
-    assert [i.name for i in found] == ["a", "sub/d"]
+    assert [i.name for i in found] == ["a", "linked/e", "sub/d"]
     alone = str(tmp_path / ".photos" / "._a.jpg")
     assert [i.path for i in find_inputs([alone])] == [alone]
 

@@ -1,7 +1,7 @@
 """Where a data set's files are on this machine, and reading many of them."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -46,6 +46,26 @@ def read_text(path: str | os.PathLike[str]) -> str:
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else f"it is no text in UTF-8: {e}"
         raise ValueError(f"{os.fspath(path)!r} can't be read: {reason}") from e
+
+
+def files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The files in a folder and below it, but those that are hidden, or in a hidden folder there.
+
+    Links to folders are followed, as by Python's and so by Ultralytics' glob, but none to a folder
+    that it lies in, which ``ln -s`` makes where it is called twice.
+
+    Args:
+        above: the folders that this one was found in.
+    """
+    own = os.path.realpath(folder)
+    if own in above:
+        return
+    # os.walk, for one level: it passes over what can't be listed, and a link to itself.
+    _, folders, names = next(os.walk(folder), (folder, [], []))
+    yield from (os.path.join(folder, name) for name in names if name[0] != ".")
+    for name in folders:
+        if name[0] != ".":
+            yield from files_below(os.path.join(folder, name), (*above, own))
 
 
 def in_threads(read: Callable[[_Given], _Result], files: Sequence[_Given]) -> list[_Result]:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from ..data.images.names import is_image_file, unreadable
+from ..data.paths import files_below
 
 VIDEO_EXTENSIONS = (
     ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
@@ -104,13 +105,8 @@ def _files(text: str) -> list[tuple[str, str]]:
 
 
 def _below(folder: str) -> list[tuple[str, str]]:
-    paths = sorted(p for p in Path(folder).rglob("*") if p.is_file())
-    names = [p.relative_to(folder) for p in paths]
-    return [
-        (str(path), str(name.with_suffix("")))
-        for path, name in zip(paths, names)
-        if not any(part.startswith(".") for part in name.parts)
-    ]
+    paths = sorted(p for p in map(Path, files_below(folder)) if p.is_file())
+    return [(str(p), str(p.relative_to(folder).with_suffix(""))) for p in paths]
 
 
 def _known(name: str) -> bool:

@@ -19,7 +19,7 @@ from ...text import brief, one_line
 from ...yaml_tags import load_yaml
 from ..images.names import images_of
 from ..images.probing import probe_all
-from ..paths import in_threads, read_text
+from ..paths import files_below, in_threads, read_text
 from .keypoints import Keypoints, of_classes
 from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
 
@@ -217,7 +217,7 @@ def _images(path: str, root: object, given: object) -> list[str]:
     for name in given if isinstance(given, list) else [given]:
         place = _find(path, str(root or ""), str(name))
         if os.path.isdir(place):
-            images += images_of(_below(place))
+            images += images_of(files_below(place))
         else:
             lines = read_text(place).split("\n")
             folder = os.path.dirname(place)
@@ -225,23 +225,6 @@ def _images(path: str, root: object, given: object) -> list[str]:
     if not images:
         raise ValueError(f"{path!r}: there are no images in {brief(given)}")
     return images
-
-
-def _below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The files in a folder and below it. Links to folders are followed, as by Ultralytics' glob,
-    but none to a folder that it lies in, which ``ln -s`` makes where it is called twice.
-
-    Args:
-        above: the folders that this one was found in.
-    """
-    own = os.path.realpath(folder)
-    if own in above:
-        return
-    # os.walk, for one level: it passes over what can't be listed, and a link to itself.
-    _, folders, names = next(os.walk(folder), (folder, [], []))
-    yield from (os.path.join(folder, name) for name in names)
-    for name in folders:
-        yield from _below(os.path.join(folder, name), (*above, own))
 
 
 def _find(path: str, root: str, name: str) -> str:
