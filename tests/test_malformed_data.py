@@ -102,6 +102,12 @@ def turn(root: Path) -> None:
     tag_as_turned(root)
 
 
+def turn_tiff(root: Path) -> None:
+    path = root / "JPEGImages" / "train1.jpg"
+    with Image.open(path) as image:
+        image.save(path, "TIFF", tiffinfo={0x0112: 3})
+
+
 def tag_as_turned(root: Path) -> None:
     path = root / "JPEGImages" / "train1.jpg"
     with Image.open(path) as image:
@@ -202,6 +208,7 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
         f"{WIDTH} × {HEIGHT + 1}, not {WIDTH} × {HEIGHT}", 10),
     "an image of the size before EXIF turned it": (
         "coco", tag_as_turned, f"{HEIGHT} × {WIDTH}, as EXIF turns it, not {WIDTH} × {HEIGHT}", 10),
+    "a TIFF that would be turned twice": ("coco", turn_tiff, "Detectron2 turns it again: conv", 10),
     "a box with NaN": ("coco", box(float("nan"), 1, 2, 3), "NaN or infinite numbers (left", 11),
     "an infinite box": ("coco", box(1, 1, float("inf"), 3), "NaN or infinite numbers (left", 11),
     "an empty box": ("coco", box(4, 4, 0, 3), "boxes without area (left out): 1 (", 11),
@@ -320,6 +327,17 @@ def test_a_set_with_a_name_has_no_white_images(mode: str, is_train: bool, tmp_pa
     deepen(mode)(root)
     with raises_one_line(ValueError, match=rf"{image} can't be .*8 bits .*mode {mode[0]}.*convert"):
         mapper(record)
+
+
+def test_a_tiff_is_turned_once(tmp_path: Path) -> None:
+    """Wrong: a scan is predicted and drawn upside down, because Pillow and Detectron2 both turn it;
+    or, in a set with a name, trained on so."""
+    path = tmp_path / "a.tif"
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    Image.fromarray(pixels).save(path, tiffinfo={0x0112: 3})
+    np.testing.assert_array_equal(read_rgb(path, upright=True), pixels[::-1, ::-1])
+    with raises_one_line(ValueError, match=rf"{path} can't be trained .*again: convert it, such"):
+        PatientMapper(detector_config(), False)({"file_name": str(path)})
 
 
 def test_a_set_with_a_name_of_crowds_alone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

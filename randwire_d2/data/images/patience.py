@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from detectron2.data import DatasetMapper
 
+from .probing import why_turned_twice
 from .reading import open_image
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds, from one attempt to the next
@@ -82,8 +83,9 @@ class PatientMapper(DatasetMapper):
     set by its name has not looked at them, and here is the first that does.
 
     Raises:
-        ValueError: an image has more than 8 bits per channel, and would be read as white, or can't
-            be resized as configured, such as one of 1 x 5000 pixels; one line that names it.
+        ValueError: an image has more than 8 bits per channel, and would be read as white, would be
+            turned twice, or can't be resized as configured, such as one of 1 x 5000 pixels; one
+            line that names it.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Any:
@@ -91,8 +93,9 @@ class PatientMapper(DatasetMapper):
 
         def read() -> Any:
             if self.image_format in INPUT_FORMATS:
-                with open_image(path):
-                    pass
+                with open_image(path) as image:
+                    if reason := why_turned_twice(image):
+                        raise ValueError(reason)
             return call(dataset_dict)
 
         try:

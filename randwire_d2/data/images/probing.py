@@ -97,6 +97,16 @@ def why_deep(image: Image.Image) -> str:
     )
 
 
+def why_turned_twice(image: Image.Image) -> str:
+    """Why Detectron2's mappers would read an image upside down or on its side; "" if they don't."""
+    if image.format != "TIFF" or _orientation(image) not in range(2, 9):
+        return ""
+    return (
+        "it is a TIFF with an orientation tag, by which Pillow turns it, and Detectron2 turns it "
+        "again: convert it, such as by ImageMagick's mogrify -auto-orient"
+    )
+
+
 def check_kind(image: Image.Image) -> None:
     """
     Raises:
@@ -122,6 +132,8 @@ def _look(path: str, num_bytes: int) -> ImageFile:
                 kind, size = image.format, image.size
                 if reason := why_deep(image):
                     return ImageFile(None, reason, is_deep=True)
+                if reason := why_turned_twice(image):
+                    return ImageFile(None, reason)
                 turned = _orientation(image) >= 5  # by a quarter, whether mirrored or not
             tail = _tail(f, num_bytes)
             if not tail.endswith(_ENDS.get(kind or "", b"")):

@@ -29,9 +29,17 @@ def read_rgb(path: str, *, upright: bool = False) -> Image.Image:
     """
     try:
         with open_image(path) as image:
-            return (_apply_exif_orientation(image) if upright else image).convert("RGB")
+            return (turn_upright(image) if upright else image).convert("RGB")
     except Exception as e:  # damaged bytes fail in as many ways as there are bytes
         raise ValueError(f"{path} can't be read: {one_line(e) or type(e).__name__}") from e
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """An image as its EXIF says. A TIFF is turned when Pillow decodes it, which takes the tag away;
+    before, Detectron2 would see the tag and turn the image again."""
+    image.load()
+    turned: Image.Image = _apply_exif_orientation(image)
+    return turned
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import (
-    _apply_exif_orientation,
     build_augmentation,
     check_image_size,
     convert_PIL_to_numpy,
@@ -21,7 +20,13 @@ from torch import nn
 
 from ...checkpoint import Classes
 from ...data.formats.keypoints import connection_rules
-from ...data.images.reading import check_channels, check_pixels, open_image, read_rgb
+from ...data.images.reading import (
+    check_channels,
+    check_pixels,
+    open_image,
+    read_rgb,
+    turn_upright,
+)
 from ...drawing.detections import legible_visualizer
 from ...drawing.style import class_palette, literal
 from .panoptic import Panoptic, confident, stuff_of, to_coco
@@ -107,7 +112,7 @@ class Detector(PretrainedModel):
             SizeMismatchError: it has another size than the record says.
         """
         with open_image(record["file_name"]) as file:
-            image = _apply_exif_orientation(file).convert("RGB")
+            image = turn_upright(file).convert("RGB")
         check_image_size({**record}, np.asarray(image))
         others = {k: v for k, v in record.items() if k not in ("annotations", "sem_seg_file_name")}
         return {**others, **self._prepare(image)}
