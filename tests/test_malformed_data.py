@@ -372,13 +372,17 @@ def test_no_image_is_run_as_a_program(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("is_train", [True, False])
-def test_an_image_that_cannot_be_resized_is_named(is_train: bool, tmp_path: Path) -> None:
-    """Wrong: one strip among thousands of images ends a training with Pillow's words alone."""
-    path = tmp_path / "strip.png"
-    Image.new("RGB", (6000, 1)).save(path)
+def test_an_image_that_cannot_be_read_or_resized_is_named(is_train: bool, tmp_path: Path) -> None:
+    """Wrong: one strip, or one bitmap that was cut off, among thousands of images ends a training
+    with Pillow's words alone."""
     mapper = PatientMapper(detector_config(), is_train=is_train)
-    with pytest.raises(ValueError, match=f"{path} can't be .*height and width must be > 0"):
-        mapper({"file_name": str(path), "image_id": 1, "height": 1, "width": 6000})
+    for name, says in (("strip.png", "height and width must be > 0"), ("cut.bmp", "truncated")):
+        path = tmp_path / name
+        Image.new("RGB", (6000, 1)).save(path)
+        if name == "cut.bmp":
+            path.write_bytes(path.read_bytes()[:-9])
+        with raises_one_line(ValueError, match=f"{path} can't be .*{says}"):
+            mapper({"file_name": str(path), "image_id": 1, "height": 1, "width": 6000})
 
 
 @pytest.mark.parametrize("name", COUNTS)

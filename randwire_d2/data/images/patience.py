@@ -84,8 +84,8 @@ class PatientMapper(DatasetMapper):
 
     Raises:
         ValueError: an image has more than 8 bits per channel, and would be read as white, would be
-            turned twice, or can't be resized as configured, such as one of 1 x 5000 pixels; one
-            line that names it.
+            turned twice, ends too early, or can't be resized as configured, such as one of 1 x 5000
+            pixels; one line that names it.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Any:
@@ -100,5 +100,7 @@ class PatientMapper(DatasetMapper):
 
         try:
             return patiently(read, path)
-        except ValueError as e:
+        except (OSError, ValueError) as e:
+            if isinstance(e, DiskGone) or getattr(e, "errno", None):  # which say of what file
+                raise
             raise ValueError(f"{path} can't be trained on or tested: {e}") from e
