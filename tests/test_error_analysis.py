@@ -538,7 +538,8 @@ def test_data_that_have_changed_since_are_refused(
 
 
 def test_predictions_of_other_images_are_refused(dataset: str, tmp_path: Path) -> None:
-    """Wrong: the ids 1, 2, … of images in a folder are taken for a data set's."""
+    """Wrong: the ids 1, 2, … of images in a folder are taken for a data set's; or one image that
+    predict could not compute makes its results useless."""
     run = run_of(dataset, tmp_path / "run", perfect(dataset))
     listed = [{"id": r["image_id"], "file_name": f"photos/{Path(r['file_name']).name}"}
               for r in DatasetCatalog.get(dataset)]  # fmt: skip
@@ -550,6 +551,18 @@ def test_predictions_of_other_images_are_refused(dataset: str, tmp_path: Path) -
     beside.write_text(json.dumps({"categories": classes, "images": listed}))
     with raises_one_line(ValueError, "image 100, '0.png', was '1.png'"):
         write_analysis(source_of_run(run.path))
+    # One that predict has skipped is no new one, as long as it is not there with another id.
+    listed[0]["file_name"], listed[1]["file_name"] = "0.png", "1.png"
+    first = listed.pop(0)
+    note = beside.with_name("job.json")
+    for given, others in ((["x/0.png"], []), ([], []), (["x/0.png"], [{**first, "id": 7}])):
+        note.write_text(json.dumps({"stamps": dict.fromkeys(given)}))
+        beside.write_text(json.dumps({"categories": classes, "images": [*listed, *others]}))
+        if given and not others:
+            write_analysis(source_of_run(run.path))
+        else:
+            with raises_one_line(ValueError, "image 100, '0.png', was not there"):
+                write_analysis(source_of_run(run.path))
     beside.write_text('{"images": 7}')
     with raises_one_line(ValueError, "images.json is damaged"):
         write_analysis(source_of_run(run.path))

@@ -15,6 +15,8 @@ from pycocotools.coco import COCO
 
 from ..config import is_classifier
 from ..engine import register_data
+from ..inference.prediction.output import IMAGES as PREDICTED
+from ..inference.prediction.unfinished import STAMPS, read_note
 from ..runs import RunFolder
 from ..text import brief, one_line, parse_json
 
@@ -101,7 +103,7 @@ def check_ids(source: Source, truth: COCO) -> None:
     Raises:
         ValueError: an id is of another image or class now, or an image is new; one line.
     """
-    for name in (f"{source.dataset}_coco_format.json", "images.json"):
+    for name in (f"{source.dataset}_coco_format.json", PREDICTED):
         path = source.results.parent / name
         if not path.is_file():
             continue
@@ -119,6 +121,9 @@ def check_ids(source: Source, truth: COCO) -> None:
         moved = [f"class {i}, {brief(c)}, is {named[c]} now" for i, c in classes.items()
                  if named.get(c, i) != i]  # fmt: skip
         now = {i: _base(one) for i, one in truth.imgs.items()}
+        if name == PREDICTED and not now.keys() <= images.keys():
+            skipped = _given(path.parent) - set(images.values())
+            images |= {i: n for i, n in now.items() if i not in images and n in skipped}
         moved += [f"image {i}, {brief(n)}, was {brief(images[i]) if i in images else 'not there'}"
                   for i, n in now.items() if images.get(i) != n]  # fmt: skip
         if moved:
@@ -126,6 +131,17 @@ def check_ids(source: Source, truth: COCO) -> None:
                 f"{source.results} is not of what the data set {source.dataset!r} has now: "
                 f"{moved[0]}, as {path} says; evaluate again, or predict with --dataset"
             )
+
+
+def _given(folder: Path) -> set[str]:
+    """The names of all images that tools/predict.py was given, those too that it could not read or
+    compute: nothing was found in them.
+
+    Raises:
+        ValueError: its note of them is damaged; one line.
+    """
+    note = read_note(folder)
+    return {os.path.basename(path) for path in note[STAMPS]} if note else set()
 
 
 def _base(image: Mapping[str, Any]) -> str:
