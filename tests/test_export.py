@@ -7,6 +7,7 @@ import re
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import batched_nms
 from detectron2.modeling import build_model
 from helpers import ROOT, RunsCode, draw_image_folders, raises_one_line, run_tool
 from PIL import Image
@@ -30,6 +32,7 @@ from randwire_d2.export import (
     DETECTOR,
     FORMATS,
     TOLERANCE,
+    DetectorGraph,
     Signature,
     difference,
     fold_batch_norms,
@@ -282,6 +285,36 @@ def test_a_model_finds_the_same_in_another_runtime(
         for size in ((60, 81), (300, 100)):
             assert_same_records(found_in(other, size), found_in(model, size))
     assert not said
+
+
+class Bright(nn.Module):
+    """A detector of the bright pixels in an image's first row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs: list[dict[str, Tensor]]) -> list[dict[str, Any]]:
+        row = inputs[0]["image"][0, 0]
+        (x,) = (row > 128).nonzero().T
+        boxes = torch.stack([x, 0 * x, x + 1, 0 * x + 1], dim=1).float()
+        kept = batched_nms(boxes, row[x], 0 * x, 0.5)
+        fields = {"pred_boxes": boxes[kept], "scores": row[x][kept]}
+        return [{"instances": SimpleNamespace(get_fields=lambda: fields)}]
+
+
+def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
+    """Wrong: in OpenVINO, an image without objects has the best box of the one before it, of a
+    class by chance."""
+    pytest.importorskip("openvino")
+    bright, dark = torch.zeros(2, 3, 4, 5)
+    bright[0, 0, 2:4] = torch.tensor([200.0, 250.0])
+    with open(tmp_path / "model.onnx", "wb") as file:
+        FORMATS["onnx"].write(DetectorGraph(Bright(), 100), bright, {"version": ""}, file)
+    run = RUNTIMES["openvino"](file.name)
+    for image, scores in ((bright, [250, 200]), (dark, []), (bright, [250, 200])):
+        boxes, found = run(image)
+        assert (len(boxes), found.tolist()) == (len(scores), scores)
 
 
 def test_signals_keep_their_stack(files: Any) -> None:

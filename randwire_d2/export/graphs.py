@@ -1,6 +1,7 @@
 """What is exported: a model as a function from a tensor of images to named tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN
 from torch import Tensor, nn
+from torchvision.ops import boxes as box_ops
 
 DETECTOR, CLASSIFIER, BACKBONE = "detector", "classifier", "backbone"
 SEM_SEG = "sem_seg"  # a panoptic detector's output of the whole image
@@ -86,7 +88,8 @@ class DetectorGraph(Graph):
         self.signature = Signature(DETECTOR, tuple(sorted(found)), batched=False, most=most)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        with patch_builtin_len():  # Detectron2's own way to count boxes in a trace
+        # The first is Detectron2's own way to count boxes in a trace.
+        with patch_builtin_len(), _no_box_of_none():
             found = self._outputs(image)
         values: tuple[Any, ...] = tuple(found[name] for name in self.signature.outputs)
         return tuple(value if isinstance(value, Tensor) else value.tensor for value in values)
@@ -101,6 +104,23 @@ class DetectorGraph(Graph):
         (instances,), (logits,) = raw
         height, width = image.shape[-2:]  # without what the backbone's sizes need
         return {**instances.get_fields(), SEM_SEG: logits[:, :height, :width]}
+
+
+@contextmanager
+def _no_box_of_none() -> Iterator[None]:
+    """Where there are no boxes, keep none: OpenVINO's NonMaxSuppression then gives index 0 (seen in
+    2026.4), and what lies there in memory, such as the last image's best box, would be found."""
+    suppress = box_ops.batched_nms
+
+    def kept(boxes: Tensor, *others: Any) -> Tensor:
+        found = suppress(boxes, *others)
+        return found[found < boxes.shape[0]]
+
+    box_ops.batched_nms = kept
+    try:
+        yield
+    finally:
+        box_ops.batched_nms = suppress
 
 
 class ClassifierGraph(Graph):
