@@ -98,8 +98,12 @@ def check_folder(name: str, path: str | os.PathLike[str]) -> None:
         )
 
 
-def check_file(name: str, path: str | os.PathLike[str]) -> None:
-    """As ``check_folder``, of a file and the folder that it will lie in."""
+def check_file(name: str, path: str | os.PathLike[str] | None) -> None:
+    """As ``check_folder``, of a file and the folder that it will lie in; of None, nothing."""
+    if path is None:
+        return
+    if not os.fspath(path):
+        raise ValueError(f"{name} is empty; name a file")
     if os.path.isdir(path):
         raise ValueError(f"{name} {os.fspath(path)!r} is a folder; name a file")
     check_folder(name, Path(path).absolute().parent)

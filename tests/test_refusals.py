@@ -290,6 +290,7 @@ REFUSALS = {
         ("--channels 0 --no-time", "channels (C) must be at least 2"),
         ("--threads 0", "--threads: must be at least 1; got 0"),
         ("--no-time --json IN/a_file/x", "--json '…' is a file; name a folder"),
+        ("--no-time --json ''", "--json is empty; name a file"),
     ],
     "browse_data.py": [
         ("", "DATASETS.TRAIN is empty; name registered data sets, or --data PATH"),
@@ -311,6 +312,7 @@ REFUSALS = {
     "measure_memory.py": [
         ("--iterations 2 DETECTOR", "--iterations: must be at least 8; got 2"),
         ("DETECTOR SOLVER.NOTHING 1", "Non-existent key: SOLVER.NOTHING"),
+        ("--output IN DETECTOR SOLVER.NOTHING 1", "--output '…' is a folder; name a file"),
     ],
     "compare_generators.py": [
         ("IN/none.yaml", "none.yaml' does not exist"),

@@ -233,8 +233,7 @@ def print_tables(tables: Sequence[Table], form: str) -> str:
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.output:
-        check_file("--output", args.output)
+    check_file("--output", args.output)
     if args.target is not None:
         tables = find(args)
     elif args.config_file:

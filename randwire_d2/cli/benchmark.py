@@ -188,8 +188,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--detector, and more than one --batch, go with --runtimes")
     if args.growth:
         check_format(args.growth, "--growth")
-    if args.json:
-        check_file("--json", args.json)
+    check_file("--json", args.json)
 
 
 @framed(SCRIPT)

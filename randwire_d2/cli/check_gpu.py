@@ -55,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"PyTorch ({torch.__version__}) is built for CUDA"
         )
     device_here("--device", args.device)  # else all that is examined would be said to fail
-    if args.output:
-        check_file("--output", args.output)
+    check_file("--output", args.output)
     report = examine(args.device, args.channels, args.batch, say)
     if args.output:
         write_or_print(json.dumps(report, indent=1), args.output)

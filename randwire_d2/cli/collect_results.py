@@ -39,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", metavar="FILE", help="write to this file instead of printing")
     args = parser.parse_args(argv)
-    if args.output:
-        check_file("--output", args.output)
+    check_file("--output", args.output)
     results, unreadable = read_runs(args.folders)
     form = to_json if args.format == "json" else to_markdown
     write_or_print(form(results, unreadable), args.output)

@@ -91,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_format(args.output, "--output")
     if args.weights and len(args.runs) > 1:
         raise ValueError(f"--weights belongs to one RUN; got {len(args.runs)}")
-    if args.json:
-        check_file("--json", args.json)
+    check_file("--json", args.json)
     try:
         loaded = [
             load_run(run, args.opts, args.weights, args.kinds, args.images) for run in args.runs

@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from ..benchmark.memory import MemoryWatch
 from ..engine import Trainer, load_config, register_data
-from ..files import write_or_print
+from ..files import check_file, write_or_print
 from ..inference import load_detector
 from .frame import OF_TRAININGS, at_least, command_line, framed, training_parser
 
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", help="write all samples to this JSON file")
     args = parser.parse_args(argv)
+    check_file("--output", args.output)
     given, every = args.iterations, max(args.iterations // SAMPLES, 1)
     with tempfile.TemporaryDirectory() as folder:
         args.opts += ["SOLVER.MAX_ITER", str(given), "SOLVER.EPOCHS", "0", "DATASETS.TEST", "()"]

@@ -105,8 +105,7 @@ def convert(
     spec_file = None if spec_output is None else os.fspath(spec_output)
     check_format(output)
     check_file("OUTPUT", output)
-    if spec_file is not None:
-        check_file("--spec-output", spec_file)
+    check_file("--spec-output", spec_file)
     if os.path.realpath(output) == os.path.realpath(source_file):
         raise ValueError(f"OUTPUT is SOURCE, {output!r}: choose another name")
     target = Target(config_file, options, to)
