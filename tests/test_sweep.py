@@ -1,5 +1,6 @@
 """Sweeps of generators: which networks they train, how often, and what is said of them."""
 
+import errno
 import fcntl
 import json
 import math
@@ -12,6 +13,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from statistics import correlation, mean
+from typing import IO
 
 import networkx
 import pytest
@@ -374,6 +376,32 @@ def test_a_run_that_another_sweep_trains_is_left_alone(
         assert not starts(runs[0])
     Training(runs[0], trainer)()
     assert starts(runs[0]) == 1 and runs[0].status().score == 50.0
+
+
+def test_disks_of_networks_may_lock_otherwise(
+    runs: list[Run], trainer: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: a sweep ends with its first look at a run: on NFS, where who only reads a file can't
+    lock it alone, or where there are no locks."""
+    flock = fcntl.flock
+
+    def nfs(file: IO[str], operation: int) -> None:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(file, operation)
+
+    def without(file: IO[str], operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    plan(runs[0], 50.0)
+    with open(runs[0].lock, "w") as lock:
+        flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(fcntl, "flock", nfs)
+        assert runs[0].status().state == "running"
+    assert runs[0].status().state == "unfinished"
+    monkeypatch.setattr(fcntl, "flock", without)
+    Training(runs[0], trainer)()
+    assert runs[0].status().score == 50.0
 
 
 def test_the_lock_outlives_a_killed_sweep(runs: list[Run], trainer: tuple[str, ...]) -> None:

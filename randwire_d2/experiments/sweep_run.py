@@ -198,10 +198,10 @@ def check_weights(runs: Sequence[Run]) -> None:
 
 def _is_locked(path: Path) -> bool:
     try:
-        with open(path) as f:
+        with open(path, "r+") as f:  # to write: else NFS locks nothing
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:  # it is not there, or its disk has no locks
+        return False
     return False

@@ -107,13 +107,16 @@ class Training:
 
 
 def take(lock: IO[str]) -> bool:
-    """Lock a file, unless somebody holds it for longer than it takes to look at its state."""
+    """Lock a file, unless somebody holds it for longer than it takes to look at its state; on a
+    disk that has no locks, as some of networks, let each have it."""
     for _ in range(5):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             time.sleep(0.1)
+        except OSError:
+            return True
     return False
 
 
