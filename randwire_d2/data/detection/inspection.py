@@ -42,7 +42,7 @@ MARGIN = 1.0  # pixels beyond the image that are no fault; COCO itself has them
 NOT_POINTS = "keypoints that are not three finite numbers for each name (left out, boxes are not)"
 NOT_VISIBLE = "keypoints whose visibility is not 0, 1 or 2 (left out, boxes are not)"
 POINTS_OUTSIDE = "objects with keypoints outside their image (training leaves those points out)"
-HARMLESS = (BEYOND, TWICE, POINTS_OUTSIDE)
+HARMLESS = {BEYOND, TWICE, POINTS_OUTSIDE}
 
 
 def clean(split: LabelledImages) -> LabelledImages:
@@ -77,7 +77,7 @@ def clean(split: LabelledImages) -> LabelledImages:
             f"{'; '.join(faults.lines())}"
         )
     _check_boxes(split)
-    if faults.count() > faults.count(HARMLESS):  # then the file has more than the records
+    if faults.kinds - HARMLESS:  # then the file has more than the records
         split.json_file = None
     return split
 

@@ -17,21 +17,20 @@ class Faults:
     """How often each kind of fault was met, and where at first."""
 
     def __init__(self) -> None:
-        self._count: dict[str, int] = {}
+        self._count = Counter[str]()
         self._first: dict[str, list[str]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._count)
 
     def add(self, kind: str, where: str) -> None:
-        self._count[kind] = self._count.get(kind, 0) + 1
-        first = self._first.setdefault(kind, [])
-        if len(first) < MOST_NAMED:
-            first.append(where)
+        self._count[kind] += 1
+        if self._count[kind] <= MOST_NAMED:
+            self._first.setdefault(kind, []).append(where)
 
-    def count(self, kinds: Iterable[str] | None = None) -> int:
-        """How often some kinds, or all, were met."""
-        return sum(self._count.get(kind, 0) for kind in (self._count if kinds is None else kinds))
+    @property
+    def kinds(self) -> set[str]:
+        return set(self._count)
 
     def lines(self) -> list[str]:
         """One line for each kind: kind, number, and the first places."""
