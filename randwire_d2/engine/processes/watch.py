@@ -330,9 +330,7 @@ def watch(timeout: float) -> Iterator[None]:
             _current.fail(e)
         raise
     finally:
-        if _current is not None:
-            _current.stop()
-        _current = None
+        end_watch()
 
 
 def watched(main: Callable[..., Any], timeout: float, *args: Any) -> Any:
