@@ -251,10 +251,6 @@ class Trainer(DefaultTrainer):
             self.last_evaluation |= self.test_losses()
         return self.last_evaluation
 
-    def evaluate_with_tta(self) -> dict[str, Any]:
-        """As ``evaluate``, with test-time augmentation."""
-        return self.test_with_TTA(self.cfg, self.evaluated_model)
-
     def test_losses(self) -> dict[str, float]:
         """The mean losses of all test sets, by their names in metrics.json."""
         sets = self.cfg.DATASETS.TEST

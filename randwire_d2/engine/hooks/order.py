@@ -45,7 +45,7 @@ def training_hooks(trainer: Any) -> list[HookBase]:
         PeriodicCheckpointer(checkpointer, saved, max_to_keep=most) if is_main else None,
         # A bound method would keep the trainer, and its workers, from being freed.
         EvalHook(period, lambda: trainer.evaluate()),
-        EvalHook(0, lambda: trainer.evaluate_with_tta()) if cfg.TEST.AUG.ENABLED else None,
+        EvalHook(0, lambda: trainer.test_with_TTA(cfg, tested)) if cfg.TEST.AUG.ENABLED else None,
         PeriodicWriter(trainer.build_writers(), period, trainer.log_period) if is_main else None,
         BestCheckpointer(cfg, tested) if is_main else None,
         Patience(cfg, weights.check) if solver.PATIENCE else None,
