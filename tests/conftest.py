@@ -75,6 +75,13 @@ def _small_builtin_sets() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        helpers.without_pictures(patch)
+        yield
+
+
+@pytest.fixture(autouse=True)
 def _no_process_stays() -> Iterator[None]:
     """What a failed test started would go on, and pytest would wait for it."""
     yield

@@ -25,8 +25,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from randwire_d2 import NetworkGenerator, NetworkSpec
+from randwire_d2.classification import ClassificationTrainer
 from randwire_d2.data import builtin
 from randwire_d2.data.shapes import ClassificationShapesConfig, ShapesConfig
+from randwire_d2.engine import Trainer, conclusion
 
 ROOT = Path(__file__).parents[1]
 # A limit against hanging, not a measure of speed: minutes, where seconds are expected.
@@ -50,6 +52,13 @@ class RunsCode:
         return os.mkdir, (str(self.path),)
 
 
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Trainings in this process draw nothing at their end, and convert no backbone. That takes as
+    long as all else of a tiny one; and where it fails, a training does not (test_conclusion)."""
+    patch.setattr(conclusion, "write_report", lambda *_: ())
+    patch.setattr(ClassificationTrainer, "next_command", Trainer.next_command)
+
+
 # -------------------------------------------------------------------------------------------------
 # Processes
 # -------------------------------------------------------------------------------------------------
@@ -64,7 +73,12 @@ KILLER = ROOT / "tests" / "killer" / "sitecustomize.py"
 
 
 def _run_tool(
-    path: str, arguments: Sequence[str], log: Path, env: Mapping[str, str], before: str
+    path: str,
+    arguments: Sequence[str],
+    log: Path,
+    env: Mapping[str, str],
+    before: str,
+    pictures: bool,
 ) -> None:
     os.setsid()  # so that its group can be killed
     # The default, which is first, as in a process that no fork server has started.
@@ -76,6 +90,8 @@ def _run_tool(
             os.dup2(file.fileno(), stream)
     os.environ.update(env)
     sys.argv = [path, *arguments]
+    if not pictures:
+        without_pictures(pytest.MonkeyPatch())
     exec(before, {})
     runpy.run_path(path, run_name="__main__")
 
@@ -87,7 +103,13 @@ class Tool:
     """
 
     def __init__(
-        self, name: str | Path, *arguments: object, log: Path, before: str = "", kill_at: str = ""
+        self,
+        name: str | Path,
+        *arguments: object,
+        log: Path,
+        before: str = "",
+        kill_at: str = "",
+        pictures: bool = False,
     ) -> None:
         """Start it.
 
@@ -95,6 +117,7 @@ class Tool:
             name: of a script in tools/, or the path of another one.
             before: code that the process executes first.
             kill_at: the moment of its end (killer/sitecustomize.py).
+            pictures: whether a training ends as a user's, not ``without_pictures``.
         """
         env = {}
         if kill_at:
@@ -105,7 +128,7 @@ class Tool:
         self._skip = log.stat().st_size if log.exists() else 0
         self._process = FORK_SERVER.Process(
             target=_run_tool,
-            args=(str(ROOT / "tools" / name), [*map(str, arguments)], log, env, before),
+            args=(str(ROOT / "tools" / name), [*map(str, arguments)], log, env, before, pictures),
         )
         self._process.start()
         _started.append(self)
@@ -144,9 +167,9 @@ def end_tools() -> None:
             tool.wait()
 
 
-def run_tool(name: str | Path, *arguments: object, log: Path, before: str = "") -> str:
-    """What a tool, which must succeed, printed."""
-    tool = Tool(name, *arguments, log=log, before=before)
+def run_tool(name: str | Path, *arguments: object, log: Path, **options: Any) -> str:
+    """What a ``Tool``, which must succeed, printed."""
+    tool = Tool(name, *arguments, log=log, **options)
     status = tool.wait()
     assert status == 0, tool.said[-3000:]
     return tool.said

@@ -5,13 +5,17 @@ The trainings are real, and small; the commands that they name are run.
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
-from helpers import ROOT, draw_image_folders, last_metrics, run_tool
+from helpers import ROOT, draw_image_folders, last_metrics
 
 from randwire_d2.runs import RunFolder
+
+run_tool = partial(helpers.run_tool, pictures=True)
 
 NETWORK = [
     "MODEL.DEVICE", "cpu", "MODEL.RANDWIRE.CHANNELS", 8, "MODEL.RANDWIRE.NUM_NODES", 10,

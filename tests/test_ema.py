@@ -33,11 +33,11 @@ def arguments(
 
 
 def train(
-    folders: Path, output: Path, *options: object, flags: tuple[object, ...] = ()
+    folders: Path, output: Path, *options: object, flags: tuple[object, ...] = (), **how: Any
 ) -> dict[str, Any]:
     """All checkpoints of a training, by their names."""
     log = output.with_suffix(".log")
-    run_tool(TOOL, *arguments(folders, output, *options, flags=flags), log=log)
+    run_tool(TOOL, *arguments(folders, output, *options, flags=flags), log=log, **how)
     return {p.stem: torch.load(p, weights_only=True) for p in output.glob("model_*.pth")}
 
 
@@ -51,7 +51,7 @@ def averaged(
     folders: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     output = tmp_path_factory.mktemp("averaged") / "run"
-    return output, train(folders, output)
+    return output, train(folders, output, pictures=True)  # and the backbone
 
 
 def test_it_is_the_average_beside_the_weights(

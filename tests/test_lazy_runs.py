@@ -501,7 +501,6 @@ def test_the_hooks_of_yaml_are_a_lazy_configs_too(
     """Wrong: no loss of the test images is written after an evaluation, or is what the training is
     best in; norms are tested with other statistics than precise ones; or no stage is looked at
     once more, when its time has come."""
-    monkeypatch.setattr(training.LazyTrainer, "conclude", lambda _: None)
     run = RunFolder(tmp_path / "run")
     given = [
         *DATA, *SMALL, "train.seed=1", "train.max_iter=2", "train.eval_period=1",
@@ -584,7 +583,7 @@ def test_its_run_is_used_as_any_other(tmp_path: Path) -> None:
         "dataloader.train.mapper.augmentations.0.short_edge_length=[96]",
         "dataloader.test.mapper.augmentations.0.short_edge_length=96", "train.eval_period=1",
     ]  # fmt: skip
-    said = run_tool(TOOL, *given, f"train.output_dir={run.path}", log=log)
+    said = run_tool(TOOL, *given, f"train.output_dir={run.path}", log=log, pictures=True)
     assert re.search(r"has ended after 2 iterations.* bbox/AP .* Next: python tools/predict", said)
     assert {p.name for p in run.path.glob("*.png")} == {
         "detections.png", "training.png", "wiring.png",

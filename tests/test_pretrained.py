@@ -470,7 +470,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "MODEL.CLASSIFIER.NUM_CLASSES", 3, "INPUT.TRAIN_CROP_SIZE", 32, "INPUT.TEST_CROP_SIZE", 32,
         "DATASETS.TRAIN", f"('{root / 'train'}',)", "DATASETS.TEST", f"('{root / 'val'}',)",
         "SOLVER.EPOCHS", 0, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "()",
-        "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", output, log=root / "log",
+        "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", output, log=root / "log", pictures=True,
     )  # fmt: skip
     return output
 
