@@ -5,8 +5,6 @@ import os
 import pickle
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
-from helpers import ROOT, RunsCode, raises_one_line
+from helpers import FORK_SERVER, ROOT, RunsCode, raises_one_line
 
 from randwire_d2 import NetworkGenerator, RandWire, RandWireClassifier, add_randwire_config
 from randwire_d2.checkpoint import (
@@ -325,33 +323,28 @@ def test_a_pickle_says_nothing_of_a_type_but_its_order(order: str, tmp_path: Pat
     assert read.tolist() == [0, 1, 2] and read.dtype.flags == 0
 
 
-KILLED_WHILE_SAVING = """
-import os, signal, sys, torch
-from randwire_d2 import NetworkGenerator, RandWire
-from randwire_d2.checkpoint import RandWireCheckpointer
+def save_until_killed(folder: str, name: str) -> None:
+    """Save a whole checkpoint, and a half one of that name."""
+    checkpointer, save = RandWireCheckpointer(small_backbone(), folder), torch.save
+    checkpointer.save("model_0000001", iteration=1)
 
-checkpointer = RandWireCheckpointer(
-    RandWire(NetworkGenerator(channels=8, num_nodes=10)(1)), sys.argv[1]
-)
-checkpointer.save("model_0000001", iteration=1)
-save = torch.save
+    def save_half(data: Any, f: Any) -> None:
+        save(data, f)
+        f.truncate(f.tell() // 2)
+        f.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def save_half(data, f):
-    save(data, f)
-    f.truncate(f.tell() // 2)
-    f.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-torch.save = save_half
-checkpointer.save(sys.argv[2], iteration=2)
-"""
+    torch.save = save_half
+    checkpointer.save(name, iteration=2)
 
 
 @pytest.mark.parametrize("name", ["model_0000002", "model_0000001"])
 def test_kill_in_the_middle_of_a_save_leaves_the_last_complete_one(
     tmp_path: Path, name: str
 ) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path), name])
-    assert killed.returncode == -signal.SIGKILL
+    killed = FORK_SERVER.Process(target=save_until_killed, args=(str(tmp_path), name))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     rest = RandWireCheckpointer(small_backbone(), str(tmp_path)).resume_or_load("", resume=True)
     assert rest["iteration"] == 1

@@ -350,24 +350,35 @@ def test_progress(tmp_path, capsys):
 
 
 def test_registered_under_detectron2_datasets(tmp_path):
-    """The set would be drawn elsewhere than the user said, or on import, or clash on a reload."""
+    """The set would be drawn elsewhere than the user said, or on import, or clash on a reload. Nor
+    must that of ImageNet look for it."""
     code = (
         "import importlib, randwire_d2.data.builtin as b; importlib.reload(b)\n"
+        "import randwire_d2.data.classification.image_folder as f; importlib.reload(f)\n"
         "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
         "for n in ('randwire_shapes_train', 'randwire_shapes_val'):\n"
         "    assert n in DatasetCatalog\n"
         "    print(MetadataCatalog.get(n).json_file)\n"
-        "for n in ('randwire_shapes_cls_train', 'randwire_shapes_cls_val'):\n"
-        "    assert n in DatasetCatalog\n"
-        "    print(MetadataCatalog.get(n).image_root)"
+        "for s in ('train', 'val'):\n"
+        "    for n in ('randwire_shapes_cls_', 'imagenet_'):\n"
+        "        assert n + s in DatasetCatalog\n"
+        "        print(MetadataCatalog.get(n + s).image_root)\n"
+        "print(*f.check_image_folders(['imagenet_train'], ['imagenet_val']))"
     )
+    roots = [tmp_path / "imagenet" / split for split in builtin.SPLITS]
+    for root in roots:
+        for name in ("n02", "n01"):
+            (root / name).mkdir(parents=True)
+            (root / name / "1.JPEG").touch()
     said = output_of(code, DETECTRON2_DATASETS=str(tmp_path))
     folder = builtin.dataset_folder(tmp_path, ShapesConfig())
     expected = [folder / "annotations" / f"instances_{split}.json" for split in builtin.SPLITS]
     folder = builtin.dataset_folder(tmp_path, ClassificationShapesConfig())
-    expected += [folder / split for split in builtin.SPLITS]
-    assert said.split() == [str(path) for path in expected]
-    assert not list(tmp_path.iterdir()), "drawn before it was needed"
+    expected += [
+        path for split, root in zip(builtin.SPLITS, roots) for path in (folder / split, root)
+    ]
+    assert said.split() == [*map(str, expected), "n01", "n02"]
+    assert os.listdir(tmp_path) == ["imagenet"], "drawn before it was needed"
 
 
 def test_only_the_set_asked_for_is_made(tmp_path):
