@@ -17,6 +17,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from helpers import PATIENCE, raises_one_line, run_tool
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools import mask as rles
 
@@ -584,6 +585,22 @@ def test_only_an_analysis_of_the_same_run_is_replaced(dataset: str, tmp_path: Pa
     with pytest.raises(ValueError, match="holds no analysis of"):
         write_analysis(other, tmp_path)
     assert (source.folder / "index.html").read_bytes() == before
+
+
+def test_an_interrupted_analysis_is_made_again(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: the pictures that it left are refused as what is no analysis of these detections."""
+    source = written(dataset, tmp_path, perfect(dataset))
+
+    def interrupt(figure: Figure, path: Path, palette: bool) -> Path:
+        path.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("randwire_d2.error_analysis.report.save_figure", interrupt)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            write_analysis(source)
 
 
 def test_what_can_not_be_analysed(dataset: str, tmp_path: Path) -> None:

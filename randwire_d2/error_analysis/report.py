@@ -72,6 +72,9 @@ def write_analysis(
     analysis = analyze(truth, results, task, threshold)
 
     folder.mkdir(parents=True, exist_ok=True)
+    # First: an analysis that is interrupted leaves a folder that the next one knows as its own.
+    with atomic_open(folder / NUMBERS) as f:
+        json.dump(_numbers(analysis, source, folder), f)
     sections = [
         _overview(analysis, folder),
         _images(analysis, folder, source.dataset, results),
@@ -80,8 +83,6 @@ def write_analysis(
         _scores(analysis, folder),
         _classes(analysis, folder),
     ]
-    with atomic_open(folder / NUMBERS) as f:
-        json.dump(_numbers(analysis, source, folder), f)
     what = "boxes" if task == "bbox" else "masks"
     title = f"Analysis of {what} in {source.data or source.dataset}"
     cards = {name: number(value) for name, value in analysis.metrics.items()}
