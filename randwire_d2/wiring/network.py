@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ..text import brief, one_line, parse_json, prefixed
-from .dag import Dag, as_integer
+from .dag import Dag, as_integer, as_positive
 from .limits import MOST_CHANNELS, MOST_CHARACTERS, MOST_NODES, MOST_WEIGHTS, check_limit
 from .random_graphs import check_seed, random_graph, registered_graph
 
@@ -239,9 +239,7 @@ class NetworkGenerator:
     def __post_init__(self) -> None:
         _check_regime(self.regime)
         _check_channels(self.channels)
-        num_nodes = as_integer("num_nodes (N)", self.num_nodes)
-        if num_nodes < 1:
-            raise ValueError(f"num_nodes (N) must be at least 1; got {self.num_nodes}")
+        num_nodes = as_positive("num_nodes (N)", self.num_nodes)
         check_limit("num_nodes (N)", num_nodes, MOST_NODES, "choose a smaller N")
         registered_graph(self.graph)
         if not isinstance(self.graph_params, Mapping):
