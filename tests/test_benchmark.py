@@ -225,12 +225,11 @@ def test_running_nothing_and_leaving_the_model() -> None:
 def test_a_network_on_another_device_counts_as_much() -> None:
     """Else a stage's edges, which are no buffers, are real where the rest is fake: what is copied
     or saved of them is counted as well."""
-    case = Case(batch=2, height=64, width=64)
-    model = build("randwire", case)
-    here = count(model, case.make_inputs, forward)
+    model = build("randwire", TINY)
+    here = count(model, TINY.make_inputs, forward)
     for stage in (m for m in model.modules() if isinstance(m, RandWireStage)):
         stage.edges = tuple(edges.to("meta") for edges in stage.edges)
-    assert count(model, case.make_inputs, forward) == here
+    assert count(model, TINY.make_inputs, forward) == here
 
 
 @pytest.mark.parametrize(
@@ -282,7 +281,9 @@ def test_multiply_adds() -> None:
 @pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
 def test_mixed_precision_moves_fewer_bytes(memory_format: str) -> None:
     """Else --amp or --memory-format never reaches the models that are counted."""
-    settings = Settings(rounds=0, models=("resnet50",), memory_format=memory_format)
+    settings = Settings(
+        rounds=0, models=("resnet50",), steps=("training",), memory_format=memory_format
+    )
     full, mixed = (
         run(replace(TINY, height=128, width=128, batch=8), s).rows[-1].count
         for s in (settings, replace(settings, amp="bfloat16"))

@@ -127,6 +127,17 @@ def written(name: str, folder: Path, results: list[dict[str, Any]]) -> Source:
     return Source(name, path, folder / "analysis")
 
 
+@pytest.fixture
+def blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that nobody looks at take no second to draw."""
+
+    def save(figure: Figure, path: Path, palette: bool) -> Path:
+        Image.new("RGB", (1, 1)).save(path)
+        return path
+
+    monkeypatch.setattr("randwire_d2.error_analysis.report.save_figure", save)
+
+
 def run_of(
     name: str, folder: Path, results: list[dict[str, Any]] | None, cfg: Any = None
 ) -> RunFolder:
@@ -361,6 +372,7 @@ def test_the_page_needs_nothing_else(dataset: str, tmp_path: Path) -> None:
     assert numbers["classes"][3]["metrics"]["AP"] is None
 
 
+@pytest.mark.usefixtures("blank")
 @pytest.mark.parametrize("false", [0, 1])
 def test_no_detections_of_an_object(dataset: str, tmp_path: Path, false: int) -> None:
     """Wrong: a detector that finds nothing has no page, or a best score at which its F1 is 0."""
@@ -375,6 +387,7 @@ def test_no_detections_of_an_object(dataset: str, tmp_path: Path, false: int) ->
     assert all(np.isnan(c.best.threshold) for c in analysis.classes)
 
 
+@pytest.mark.usefixtures("blank")
 def test_no_errors_and_missing_images(dataset: str, tmp_path: Path) -> None:
     """Wrong: a sheet of images that have no errors, or no page where the images lie elsewhere."""
     source = written(dataset, tmp_path, perfect(dataset))
@@ -437,6 +450,7 @@ def browse(path: Path, tmp_path: Path, *flags: str) -> str:
 # -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("blank")
 def test_what_of_a_run_is_analysed(dataset: str, tmp_path: Path) -> None:
     """Wrong: another data set than the run's, an evaluation where the training has detections of
     its own, or files among the training's."""
@@ -451,6 +465,7 @@ def test_what_of_a_run_is_analysed(dataset: str, tmp_path: Path) -> None:
     assert source_of_run(run.path) == Source(dataset, run.detections_file, run.path / "analysis")
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_run_on_data_by_path(tmp_path: Path) -> None:
     """Wrong: a process that did not train does not know the run's data set; or it can't be
     analysed although it trains."""
@@ -483,6 +498,7 @@ def test_a_run_on_data_by_path(tmp_path: Path) -> None:
     assert analysis.metrics["AP"] == pytest.approx(50, abs=1)
 
 
+@pytest.mark.usefixtures("blank")
 @pytest.mark.parametrize(
     "change, message",
     {
@@ -538,6 +554,7 @@ def test_data_that_have_changed_since_are_refused(
         assert write_analysis(source)[0].errors["missed"] == 1
 
 
+@pytest.mark.usefixtures("blank")
 def test_predictions_of_other_images_are_refused(dataset: str, tmp_path: Path) -> None:
     """Wrong: the ids 1, 2, … of images in a folder are taken for a data set's; or one image that
     predict could not compute makes its results useless."""
@@ -569,6 +586,7 @@ def test_predictions_of_other_images_are_refused(dataset: str, tmp_path: Path) -
         write_analysis(source_of_run(run.path))
 
 
+@pytest.mark.usefixtures("blank")
 def test_only_an_analysis_of_the_same_run_is_replaced(dataset: str, tmp_path: Path) -> None:
     """Wrong: files overwritten that nobody gave up; or an analysis, once made, can't be repeated,
     as after the run was moved."""
@@ -662,6 +680,7 @@ def test_a_mask_that_is_none_is_named(
     assert not source.folder.exists()
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_mask_that_is_missing_is_no_mask(dataset: str, tmp_path: Path) -> None:
     results = perfect(dataset)
     for result in results:

@@ -115,6 +115,14 @@ def predict(*arguments: object) -> int:
     return 0
 
 
+@pytest.fixture(scope="module")
+def predicted(detector: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole prediction, which stays as it is."""
+    folder = tmp_path_factory.mktemp("predicted") / "whole"
+    assert predict(detector, images, "--device", "cpu", "--output", folder) == 0
+    return folder
+
+
 def results(folder: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
     return found
@@ -492,15 +500,14 @@ def sigterm() -> Iterator[list[int]]:
 )
 def test_a_prediction_that_ends_early_keeps_what_it_found(
     end: BaseException | signal.Signals, status: int | str, sigterm: list[int], detector: Path,
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    images: Path, predicted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Wrong: after 999 of 1000 images everything is gone, an earlier run's results too, or what is
     left can't be read, or passes for the whole."""
-    whole, out = tmp_path / "whole", tmp_path / "out"
+    out = tmp_path / "out"
     given = [detector, images, "--device", "cpu", "--output"]
-    assert predict(*given, whole) == 0
-    shutil.copytree(whole, out)
+    shutil.copytree(predicted, out)
     before = (out / "results.json").read_bytes()
     save, killed = job.save_picture, tmp_path / "killed"
 
@@ -519,7 +526,7 @@ def test_a_prediction_that_ends_early_keeps_what_it_found(
     os.kill(os.getpid(), signal.SIGTERM)
     assert sigterm == [signal.SIGTERM], "it is handled as before"
     left = json.loads((out / "results.partial.json").read_text())
-    assert left == [r for r in results(whole) if r["image_id"] <= 2] and len(left) == 10
+    assert left == [r for r in results(predicted) if r["image_id"] <= 2] and len(left) == 10
     coco = COCO(str(out / "images.partial.json"))
     assert list(coco.imgs) == [1, 2] and len(coco.loadRes(left).anns) == 10
     assert len((out / "results.partial.csv").read_text().splitlines()) == 11
@@ -531,7 +538,6 @@ def test_a_prediction_that_ends_early_keeps_what_it_found(
     with pytest.raises(ValueError, match="drawn over.*move this one there to --resume"):
         predict(detector, images, out, "--output", out, "--resume")
     monkeypatch.undo()
-    expected = contents(whole)
     digest, read = job.digest, []
     # What a signal has left, then what SIGKILL would have left at that moment.
     for folder, skipped in ((out, 1), (killed, 0)):
@@ -541,7 +547,18 @@ def test_a_prediction_that_ends_early_keeps_what_it_found(
             assert predict(*given, folder, "--resume") == 0
         assert read.count(bytes) == 1, "the checkpoint is read more than once"
         read.clear()
-        assert len(computed) == 3 - skipped and contents(folder) == expected
+        assert len(computed) == 3 - skipped and contents(folder) == contents(predicted)
+
+
+def test_a_finished_prediction_is_not_done_again(
+    detector: Path, images: Path, predicted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Wrong: --resume computes it once more, or takes it for another one, or for whole where it is
+    damaged; or it does not begin what isn't there."""
+    out, expected = tmp_path / "out", contents(predicted)
+    given = [detector, images, "--device", "cpu", "--output"]
+    shutil.copytree(predicted, out)
     with monkeypatch.context() as patch:  # whatever computes fails
         patch.setattr(job.Job, "run", None)
         assert predict(*given, out, "--resume") == 0 and contents(out) == expected
