@@ -134,7 +134,7 @@ def _order(
             for i in range(len(items) - 1):
                 if saved(items[i], items[i + 1]) > 0:
                     items[i], items[i + 1] = items[i + 1], items[i]
-                    number(items)
+                    position[items[i]], position[items[i + 1]] = i, i + 1
         crossings = _crossings(rows, below, position)
         if crossings < fewest:
             best, fewest = [list(items) for items in rows], crossings
@@ -164,21 +164,24 @@ def _place(
     bends = max(sum(item >= num_nodes for item in items) for items in rows)
     narrow = max(0.04, min(0.18, 2.5 / max(bends, 1)))
     room = [0.5 if item < num_nodes else narrow for item in range(len(x))]
+    # An edge should be straight from bend to bend; it matters less at its nodes. An isolated node
+    # stays.
+    pulls = [
+        [
+            ((1 + 2 * (item >= num_nodes)) * (1 + 2 * (n >= num_nodes)), n)
+            for n in above[item] + below[item]
+        ]
+        or [(1, item)]
+        for item in range(len(x))
+    ]
+    weights = [float(sum(weight for weight, _ in pull)) for pull in pulls]
     for items in rows:
         _space(items, x, [1.0] * len(items), room)
     for sweep in range(40):
         for items in rows if sweep % 2 == 0 else reversed(rows):
-            weights = []
             for item in items:
-                # An edge should be straight from bend to bend; it matters less at its nodes.
-                pulls = [
-                    ((1 + 2 * (item >= num_nodes)) * (1 + 2 * (n >= num_nodes)), x[n])
-                    for n in above[item] + below[item]
-                ]
-                pulls = pulls or [(1, x[item])]  # an isolated node stays
-                weights.append(float(sum(weight for weight, _ in pulls)))
-                x[item] = sum(weight * at for weight, at in pulls) / weights[-1]
-            _space(items, x, weights, room)
+                x[item] = sum(weight * x[n] for weight, n in pulls[item]) / weights[item]
+            _space(items, x, [weights[item] for item in items], room)
     left = min(x)
     return [at - left for at in x]
 
