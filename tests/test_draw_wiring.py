@@ -108,7 +108,7 @@ def test_a_grid(draw: Callable[..., bytes], tmp_path: Path) -> None:
     }
     dags = {label: [Dag.from_graph(graph) for graph in row] for label, row in rows.items()}
     expected = save_figure(draw_grid(dags, ["seed 3", "seed 1"]), tmp_path / "e.svg")
-    drawn = draw("--grid", "WS(4,.5)", " BA(2)", "--seeds", "3", "1", "--nodes", "10")
+    drawn = draw("--grid", "WS(4,.5)", " BA(2)", "--seeds", "3", "1", "3", "--nodes", "10")
     assert drawn == expected.read_bytes()
 
 

@@ -141,7 +141,7 @@ def read_wiring(path: str) -> NetworkSpec:
 
 def draw(args: argparse.Namespace) -> Figure:
     if args.grid is not None:
-        seeds = args.seeds or range(1, 6)
+        seeds = dict.fromkeys(args.seeds or range(1, 6))
         nodes = 32 if args.nodes is None else args.nodes
         rows = {}
         for model, params in map(parse_graph, args.grid or GRID):
