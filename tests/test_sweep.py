@@ -181,6 +181,8 @@ def test_multiply_adds_find_the_channels_of_each_generator(tmp_path: Path) -> No
         ({"generators": []}, "the key 'generators' is missing or empty"),
         ({"generators": ["BA(1)", "BA(1)"]}, "without repetitions"),
         ({"seeds": 3}, "seeds must be a list"),
+        ({"seeds": [True]}, "seeds takes int; got True"),
+        ({"evaluate": "no"}, "evaluate takes bool; got 'no'"),
         ({"multiply_adds": 1e6}, "exclude each other"),
         ({"node_ops": ["conv5x5"]}, "unknown node operation 'conv5x5'; known are"),
         ({"config": str(ROOT / "configs/imagenet/R_50_100ep.yaml")}, "a sweep is of RandWires"),

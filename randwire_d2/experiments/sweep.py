@@ -59,9 +59,9 @@ from .sweep_run import BACKBONE, Run, Setting, Weights
 # What the values of some keys are, or what is in their lists.
 TYPES: dict[str, tuple[type, ...]] = {
     "config": (str,), "seeds": (int,), "generators": (str,), "node_ops": (str,),
-    "channels": (int,), "multiply_adds": (int, float), "pretrained": (str,), "options": (dict,),
+    "channels": (int,), "multiply_adds": (int, float), "pretrained": (str,), "evaluate": (bool,),
+    "options": (dict,),
 }  # fmt: skip
-KEYS = (*TYPES, "evaluate")
 # What compares generators; without them, a sweep is of its configs' own networks.
 OF_GENERATORS = ("node_ops", "channels", "multiply_adds")
 # The keys of configs that a sweep gives each run, by what gives them; the last three only if there.
@@ -121,10 +121,10 @@ def _read(path: Path) -> dict[str, Any]:
         sweep.update(CfgNode.load_yaml_with_base(str(path)))
 
     merge_in_one_line(str(path), merge)
-    unknown = set(sweep) - set(KEYS)
+    unknown = set(sweep) - set(TYPES)
     if unknown:
         raise ValueError(
-            f"{path}: unknown keys {brief(sorted(map(str, unknown)))}; known are {list(KEYS)}"
+            f"{path}: unknown keys {brief(sorted(map(str, unknown)))}; known are {list(TYPES)}"
         )
     compares = "generators" in sweep
     for key in ("config", "seeds", *(["generators"] if compares else [])):
@@ -141,7 +141,7 @@ def _read(path: Path) -> dict[str, Any]:
     for key, types in TYPES.items():
         values = sweep.get(key)
         for value in values if isinstance(values, list) else [values] if key in sweep else []:
-            if not isinstance(value, types):
+            if type(value) not in types:  # Python takes True for an int
                 kinds = " or ".join(kind.__name__ for kind in types)
                 raise ValueError(f"{path}: {key} takes {kinds}; got {brief(value)}")
     if compares and len(sweep["config"]) > 1:
