@@ -362,10 +362,14 @@ def test_classifiers_have_a_table_of_their_own(tmp_path: Path) -> None:
     write_run(tmp_path / "c", C109)
     undefined = {**{f"bbox/{name}": 1.0 for name in AP}, "bbox/APl": float("nan")}
     write_run(tmp_path / "n", "faster_rcnn_randwire_shapes.yaml", metrics=undefined)
-    text = to_markdown(read_runs([tmp_path])[0])
+    results, _ = read_runs([tmp_path])
+    text = to_markdown(results)
     assert "top-1" in text and "APl" in text
     assert "| 79.0±0.17 | 94.4±0.11" in text and "| 78.9 " in text
     assert "–" in text, "no large objects, no APl"
+    data = json.loads(to_json(results), parse_constant=pytest.fail)["runs"]
+    (values,) = (run["values"] for run in data if run["folder"] == str(tmp_path / "n"))
+    assert (values["AP"], values["APl"]) == (1.0, None)
 
 
 # -------------------------------------------------------------------------------------------------

@@ -601,6 +601,8 @@ def test_a_detector_that_finds_nothing_is_left_out_of_the_picture(tmp_path: Path
             finish(run, 60 + i % 4 if i else math.nan)
         found = report(runs)
         assert "| –" in found.table and "nan over" not in found.table
+        first = json.loads(found.data, parse_constant=pytest.fail)["settings"][0]["runs"][0]
+        assert (first["state"], first["score"]) == ("finished", None)
         assert found.figure is not None
         labels = [text.get_text() for text in found.figure.axes[0].get_xticklabels()]
         assert len(labels) == 3 or len(node_ops) == 2

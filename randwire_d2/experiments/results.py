@@ -22,7 +22,7 @@ from .paper_recipe import (
     join_recipes,
     read_recipe,
 )
-from .tables import mean_and_std
+from .tables import finite, mean_and_std
 
 # The names in metrics.json, with the paper's titles of its columns.
 DETECTION = {f"bbox/{name}": name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
@@ -327,7 +327,7 @@ def to_json(results: Sequence[Result], unreadable: Mapping[Path, str] | None = N
             "progress": result.progress,
             "weights": result.weights,
             "repeats": str(repeats[result.folder]) if result.folder in repeats else None,
-            "values": named(result.group, result.values),
+            "values": named(result.group, result.values and [*map(finite, result.values)]),
             "paper": compared(result.group),
         }
         for result in results

@@ -18,7 +18,7 @@ from .results import read_result
 from .results import to_json as runs_to_json
 from .results import to_markdown as runs_to_markdown
 from .sweep_run import Run, Setting, Status
-from .tables import mean_and_std
+from .tables import finite, mean_and_std
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,12 @@ def to_json(results: Sequence[Result]) -> str:
                 {
                     **vars(result.setting),
                     "runs": [
-                        {"seed": run.seed, "folder": str(run.folder), **vars(status)}
+                        {
+                            "seed": run.seed,
+                            "folder": str(run.folder),
+                            **vars(status),
+                            "score": finite(status.score),
+                        }
                         for run, status in result.runs
                     ],
                 }

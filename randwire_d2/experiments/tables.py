@@ -23,6 +23,11 @@ def mean_and_std(values: Sequence[float], digits: int) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.{digits}f}"
 
 
+def finite(value: float | None) -> float | None:
+    """A number for JSON, which has no NaN."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 @dataclass(frozen=True)
 class Quantity:
     """A number, or the mean ± sample standard deviation of several networks' numbers.
