@@ -133,6 +133,8 @@ def test_output_shape_is_that_of_a_dilated_stage(node_op: str) -> None:
         assert [shape.stride for shape in shapes.values()] == strides
         for feature, y in backbone(x).items():
             assert y.shape[2:] == (64 // shapes[feature].stride, 96 // shapes[feature].stride)
+    backbone.res3 = checkpoint_wrapper(backbone.res3)  # which has the stage's attributes
+    assert backbone.output_shape() == shapes
 
 
 class Deformable(nn.Module):

@@ -293,7 +293,9 @@ class RandWire(PretrainedNetwork, Backbone):
 
 def _largest_stride(stage: torch.nn.Module) -> int:
     """The largest stride of a stage's modules; 1 if none of them has the attribute ``stride``."""
-    own = (getattr(m, "stride", 1) for m in stage.modules() if m is not stage)
+    # What a stage says of its own stride is what was built; a wrapper around it says the same.
+    stages = ConvStage, RandWireStage
+    own = (vars(m).get("stride", 1) for m in stage.modules() if not isinstance(m, stages))
     return max(s if isinstance(s, int) else s[0] for s in own)
 
 
