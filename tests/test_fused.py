@@ -454,6 +454,17 @@ def replace_a_sum(stage: RandWireStage) -> None:
     stage.nodes[1].aggregate = lambda inputs, kept=None: sum(inputs)
 
 
+def weigh_channels(stage: RandWireStage) -> None:
+    for node in stage.nodes:
+        if node.weight is not None:
+            node.weight = nn.Parameter(torch.randn(len(node.weight), 5, 1, 1))
+
+
+def forget_weights(stage: RandWireStage) -> None:
+    for node in stage.nodes:
+        node.weight = None  # the first input alone
+
+
 def turn_convolutions(stage: RandWireStage) -> None:
     both = stage.get_submodule("nodes.1.conv")
     depthwise = both.depthwise
@@ -492,6 +503,8 @@ def parametrize(stage: RandWireStage) -> None:
         (add_a_module, "somebody changed a convolution"),
         (replace_a_forward, "somebody replaced the forward of a Conv2d"),
         (replace_a_sum, "somebody replaced the weighted sum of a Node"),
+        (weigh_channels, "somebody replaced the weights of a Node's sum"),
+        (forget_weights, "somebody replaced the weights of a Node's sum"),
         (turn_convolutions, "somebody changed a convolution"),
         (forget_statistics, "is without weights, running statistics or momentum"),
         (hook_a_node, "a Node has a hook"),
@@ -596,7 +609,14 @@ def norms_of_fewer_channels(stage: RandWireStage) -> None:
         node.norm = nn.BatchNorm2d(20)
 
 
-@pytest.mark.parametrize("change", [fewer_channels, norms_of_fewer_channels])
+def norms_of_fewer_weights(stage: RandWireStage) -> None:
+    for node in stage.nodes:
+        node.norm.weight, node.norm.bias = (nn.Parameter(torch.ones(20)) for _ in range(2))
+
+
+@pytest.mark.parametrize(
+    "change", [fewer_channels, norms_of_fewer_channels, norms_of_fewer_weights]
+)
 def test_weights_of_other_sizes_are_torchs_to_refuse(
     change: Callable[[RandWireStage], None], runs: mock.Mock
 ) -> None:

@@ -125,8 +125,14 @@ def _why_not(node: nn.Module, built: ConvSettings) -> str:
             return "the norm is SyncBatchNorm, whose messages torch.compile does not know"
     elif type(norm) is not FrozenBatchNorm2d:
         return f"the norm is {type(norm).__name__}, not BN, SyncBN or FrozenBN"
-    if norm.num_features != both._modules["pointwise"].out_channels:
+    # Of its tensors, not num_features: kernels would read behind their end.
+    weight = norm._parameters.get("weight", norm._buffers.get("weight"))
+    if weight is None or len(weight) != both._modules["pointwise"].out_channels:
         return "a norm has other channels than its convolution"
+    weights = node._parameters.get("weight")
+    built_size = (node.in_degree,) if node.in_degree > 1 else None
+    if (None if weights is None else tuple(weights.shape)) != built_size:
+        return "somebody replaced the weights of a Node's sum"
     if "aggregate" in node.__dict__:
         return "somebody replaced the weighted sum of a Node"
     for module in (node, both, *convs, norm):

@@ -158,6 +158,7 @@ class Node(nn.Module):
         # A single input has no weight: a norm that uses the statistics of its input (BN in
         # training, GN) would undo it. FrozenBN would not.
         self.weight = nn.Parameter(torch.zeros(in_degree)) if in_degree > 1 else None
+        self.in_degree = in_degree
         self.conv = build_node_op(node_op, in_channels, out_channels, stride)
         self.norm = build_norm(norm, out_channels)
 
