@@ -127,12 +127,13 @@ def _why_not(node: nn.Module, built: ConvSettings) -> str:
         return f"the norm is {type(norm).__name__}, not BN, SyncBN or FrozenBN"
     # Of its tensors, not num_features: kernels would read behind their end.
     weight = norm._parameters.get("weight", norm._buffers.get("weight"))
-    if weight is None or len(weight) != both._modules["pointwise"].out_channels:
+    if weight is None or weight.numel() != both._modules["pointwise"].out_channels:
         return "a norm has other channels than its convolution"
-    weights = node._parameters.get("weight")
-    built_size = (node.in_degree,) if node.in_degree > 1 else None
-    if (None if weights is None else tuple(weights.shape)) != built_size:
+    weights, inputs = node._parameters.get("weight"), node.in_degree
+    if inputs > 1 and (weights is None or weights.shape != (inputs,)):
         return "somebody replaced the weights of a Node's sum"
+    if inputs == 1 and weights is not None:
+        return "somebody gave a Node with a single input a weight"
     if "aggregate" in node.__dict__:
         return "somebody replaced the weighted sum of a Node"
     for module in (node, both, *convs, norm):
