@@ -250,6 +250,7 @@ def test_a_run_gives_its_best_checkpoint_and_old_ones_its_config(
     assert old.class_names == MetadataCatalog.get(VAL).thing_classes
     assert old.category_ids == [1, 2, 3, 4, 5, 6]
     shutil.copy(detector, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
     assert load_detector(tmp_path).file.endswith("model_final.pth")
     shutil.copy(detector, tmp_path / "model_best.pth")
     assert load_detector(tmp_path).file.endswith("model_best.pth")
