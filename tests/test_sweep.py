@@ -380,6 +380,24 @@ def test_a_run_that_another_sweep_trains_is_left_alone(
     assert starts(runs[0]) == 1 and runs[0].status().score == 50.0
 
 
+def test_a_sweep_that_leaves_runs_to_others_does_not_succeed(
+    tmp_path: Path, runs: list[Run], trainer: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: status 0 tells a script that all runs are finished."""
+    monkeypatch.setattr(compare_generators, "training", lambda run: Training(run, trainer))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for run in runs:
+        plan(run, 50.0)
+    arguments = [str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out")]
+    with open(runs[0].lock, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="1 of 4 runs are not finished.*same command again"):
+            compare_generators.main(arguments)
+    assert [starts(run) for run in runs] == [0, 1, 1, 1]
+    compare_generators.main(arguments)
+    assert starts(runs[0]) == 1
+
+
 def test_disks_of_networks_may_lock_otherwise(
     runs: list[Run], trainer: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,5 +195,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(128 + signal.SIGINT)
     finally:
         report(args, runs)
-    if any(run.status().state == "failed" for run in runs):
+    states = [run.status().state for run in runs]
+    if "failed" in states:
         sys.exit(f"{program(SCRIPT)}: some runs failed; --retry tries them again")
+    left = len(states) - states.count("finished")
+    if left and launch is not None:
+        sys.exit(
+            f"{program(SCRIPT)}: {left} of {len(runs)} runs are not finished: other processes "
+            "train them, or were ended. Later, give the same command again"
+        )
