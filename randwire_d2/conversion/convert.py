@@ -1,4 +1,4 @@
-"""The conversion: read a checkpoint of any layout, write it under our names, prove it right."""
+"""The conversion: read a checkpoint of any layout, rename its weights, verify and write them."""
 
 import os
 import tempfile
@@ -20,13 +20,13 @@ from .verification import Verification, default_image, verify
 
 
 class Layout(NamedTuple):
-    """How a checkpoint of a layout is told by its state dict, and read."""
+    """Two functions of a layout: one recognises its state dicts, one reads its checkpoints."""
 
     recognise: Callable[[dict[str, Tensor]], bool]
     read: Callable[..., Source]
 
 
-# In the order in which they are recognised.
+# The layouts, in the order in which ``recognise`` tries them.
 LAYOUTS = {
     public.SEUNGWONPARK: Layout(public.recognise_seungwonpark, public.read_seungwonpark),
     public.JIAMINREN: Layout(public.recognise_jiaminren, public.read_jiaminren),
@@ -39,16 +39,16 @@ AVERAGED = "the weights are the average of SOLVER.EMA, as evaluated, and not the
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted, and what that proved.
+    """The result of a conversion.
 
     Attributes:
         source: the network that was read.
         output: the file that was written.
         to: ``"fpn"``, ``"bare"`` or ``"classifier"``.
-        keys: the number of weights in it.
-        options: the KEY VALUE pairs that a training or a test with it needs.
-        spec_file: the file that holds the spec, if one was written.
-        verification: None if none was asked for.
+        keys: the number of weights in ``output``.
+        options: the KEY VALUE pairs that a training or a test with ``output`` needs.
+        spec_file: the file that contains the spec, if one was written.
+        verification: the verification's result; None without a verification.
     """
 
     source: Source
@@ -61,7 +61,7 @@ class Conversion:
 
     @property
     def config_from_weights(self) -> bool:
-        """Whether the wiring must be taken from ``output``, as none of ``options`` gives it."""
+        """Whether only ``output`` gives the wiring, and none of ``options``."""
         randwire = isinstance(self.source.network, NetworkSpec)
         return randwire and not any(key.startswith("MODEL.RANDWIRE.") for key in self.options)
 
@@ -80,22 +80,23 @@ def convert(
     image: np.ndarray | None = None,
     verified: bool = True,
 ) -> Conversion:
-    """Convert a checkpoint; nothing is written unless all went well.
+    """Convert a checkpoint; write nothing if any step fails.
 
     Args:
-        source_file: the checkpoint, of a layout in ``LAYOUTS``.
-        output: the file to write, ``.pth``, ``.pkl`` or ``.safetensors``; it is replaced.
-        layout: that of the source, or ``"auto"``.
+        source_file: the checkpoint, in a layout of ``LAYOUTS``.
+        output: the file to write, ``.pth``, ``.pkl`` or ``.safetensors``; an old one is replaced.
+        layout: the layout of the source; ``"auto"`` recognises it.
         to: ``"fpn"`` for a backbone inside an FPN, ``"bare"`` for a detector's plain backbone,
-            ``"classifier"`` for tools/pretrain_imagenet.py's ImageClassifier, of a RandWire whose
-            file holds its classifier.
-        graphs: for the public layouts, see ``read_seungwonpark`` and ``read_jiaminren``.
-        preprocessing: for a source that does not say how its images were prepared.
-        config_file: the config of the detector or classifier to verify in; by default one that has
-            the source's preprocessing, a Faster R-CNN where it is a detector.
-        options: KEY VALUE pairs for it.
-        spec_output: a file for the network's spec, MODEL.RANDWIRE.SPEC_FILE.
-        image: (H, W, 3), uint8, RGB, sizes multiples of 32; by default one of the built-in set.
+            ``"classifier"`` for the ImageClassifier of tools/pretrain_imagenet.py; this needs a
+            RandWire whose file contains its classifier.
+        graphs: the wiring's files for the public layouts, see ``read_seungwonpark`` and
+            ``read_jiaminren``.
+        preprocessing: that of the images, for a source that does not state it.
+        config_file: the config of the detector or classifier that verifies the weights; by default
+            a Faster R-CNN or a classifier with the source's preprocessing.
+        options: KEY VALUE pairs that are merged into this config.
+        spec_output: the file to write the network's spec to, for MODEL.RANDWIRE.SPEC_FILE.
+        image: (H, W, 3), uint8, RGB, H and W multiples of 32; by default one of the built-in set.
         verified: whether to verify.
 
     Raises:
@@ -123,7 +124,7 @@ def convert(
 
 
 def _state(source: Source, to: str) -> dict[str, Tensor]:
-    """The weights under the names that they have in a detector or a classifier."""
+    """The weights under their names in a detector or a classifier."""
     state = {PREFIXES[to] + name: value for name, value in source.weights.items()}
     if source.head is not None:
         before = PREFIXES[to].removesuffix("backbone.")
@@ -139,7 +140,7 @@ def _write(
     target: Target,
     image: np.ndarray | None,
 ) -> Verification | None:
-    """Write the files, once the image, if there is one, has proved the weights."""
+    """Write the files; with an image, verify the weights first."""
     entries: dict[str, object] = {PREPROCESSING_KEY: source.preprocessing.to_dict()}
     if source.head is not None and source.head.class_names:
         entries[CLASS_NAMES_KEY] = source.head.class_names
@@ -148,7 +149,7 @@ def _write(
         entries[WIRING_KEY] = Wiring(source.network, head_relu).to_dict()
     else:
         entries[RESNETS_KEY] = dict(vars(source.network))
-    # Beside the output, so that it can take its name; under its suffix, which says how to load it.
+    # In the output's folder, so that a rename suffices; with its suffix, which tells the format.
     folder = os.path.dirname(os.path.abspath(output))
     make_folder_of(output)
     with tempfile.TemporaryDirectory(prefix=".convert_checkpoint_", dir=folder) as temporary:
@@ -169,7 +170,7 @@ def read_source(
     graphs: Sequence[str | os.PathLike[str]] = (),
     preprocessing: Preprocessing | None = None,
 ) -> Source:
-    """The network in a checkpoint; see ``convert``.
+    """Read the network in a checkpoint; see ``convert`` for the arguments.
 
     Raises:
         ValueError: if the layout is unknown, or the file does not fit it.
@@ -201,10 +202,10 @@ def read_source(
 
 
 def recognise(checkpoint: Checkpoint) -> str:
-    """The layout of a checkpoint, by its keys.
+    """The layout of a checkpoint, recognised by the names of its weights.
 
     Raises:
-        ValueError: if it is none that is known.
+        ValueError: if they are those of no known layout.
     """
     for name, layout in LAYOUTS.items():
         if layout.recognise(checkpoint.state):

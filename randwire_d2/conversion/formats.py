@@ -1,4 +1,4 @@
-"""Checkpoint files of every format: reading without running their code, writing them whole."""
+"""Checkpoint files of every format: reading without running code in them, atomic writing."""
 
 import os
 import pickle
@@ -17,25 +17,26 @@ from ..weight_files.checksum import checksummed
 from ..weight_files.reading import check_state, read_entries
 from ..weight_files.safetensors_file import require_safetensors, safetensors_bytes
 
-# The key under which a converted ResNe(X)t holds the MODEL.RESNETS keys that it needs.
+# A converted ResNe(X)t has the MODEL.RESNETS keys that it needs under this key.
 RESNETS_KEY = "resnets"
 FORMATS = (".pth", ".pkl", ".safetensors")
 
-# What the state dict is called: by Detectron2, this project and torchvision's references; by
-# JiaminRen and PyTorch's ImageNet example. One that is not wrapped is recognised by its tensors.
+# The names of a state dict in a checkpoint: "model" in Detectron2, this project and torchvision's
+# references; "state_dict" in JiaminRen's and PyTorch's ImageNet example. A file that has neither
+# must be a state dict itself.
 _STATE_KEYS = ("model", "state_dict")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as it lies in its file.
+    """The content of a checkpoint file.
 
     Attributes:
         path: the file.
         state: the state dict, without the ``module.`` that DataParallel puts before every name.
-        rest: whatever else the file holds: wiring, preprocessing, author, optimizer, …
-        averaged: whether ``state`` is the average of SOLVER.EMA, which is what was evaluated, and
-            not the last iteration's weights.
+        rest: everything else in the file: wiring, preprocessing, author, optimizer, …
+        averaged: whether ``state`` is the average of SOLVER.EMA, which evaluations test, and not
+            the last iteration's weights.
     """
 
     path: str
@@ -61,7 +62,7 @@ def read_checkpoint(file: str | os.PathLike[str]) -> Checkpoint:
             raise ValueError(f"{path!r} can't be had: {e}") from e
     if not os.path.isfile(path):
         raise ValueError(f"{path!r} is no file")
-    # Of a .pkl Detectron2's reading, Caffe2's blobs included.
+    # A .pkl is read as Detectron2 reads it, Caffe2's blobs included.
     data = load_checkpoint(path) if path.endswith(".pkl") else read_entries(path)
     return _unwrap(path, data)
 
@@ -70,7 +71,7 @@ def _unwrap(path: str, data: Mapping[str, Any]) -> Checkpoint:
     wrapped = [key for key in _STATE_KEYS if isinstance(data.get(key), Mapping)]
     state = data[wrapped[0]] if wrapped else data
     rest = {k: v for k, v in data.items() if k != wrapped[0]} if wrapped else {}
-    # Other projects may call something else so.
+    # In files of other projects, this key may have another meaning.
     average = rest.get(EMA_KEY)
     averaged = isinstance(average, Mapping) and average.keys() == state.keys()
     if averaged:
@@ -99,9 +100,9 @@ def write_checkpoint(
     """Write a checkpoint in the format of its suffix, atomically.
 
     Args:
-        path: ends in ``.pth`` or ``.pkl``, both as Detectron2 has them, or ``.safetensors``.
+        path: it ends in ``.pth`` or ``.pkl``, both in Detectron2's form, or in ``.safetensors``.
         state: the weights.
-        entries: the wiring, the preprocessing, …; in a ``.safetensors`` they are its metadata.
+        entries: the wiring, the preprocessing, …; the metadata of a ``.safetensors``.
 
     Raises:
         ValueError: for another suffix, or if safetensors is not installed.
@@ -122,10 +123,10 @@ def write_checkpoint(
 
 
 def check_format(path: str | os.PathLike[str]) -> str:
-    """The suffix of a path, if there is a format for it.
+    """The suffix of a path, one of ``FORMATS``.
 
     Raises:
-        ValueError: if there is none, or its library is not installed.
+        ValueError: if it is another one, or its library is not installed.
     """
     suffix = Path(path).suffix
     if suffix not in FORMATS:

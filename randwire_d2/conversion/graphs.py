@@ -17,13 +17,13 @@ Edges = list[tuple[int, int]]
 
 
 def read_text(path: str | os.PathLike[str]) -> tuple[int, Edges]:
-    """A graph of seungwonpark's: the number of nodes, that of edges, then an edge on each line.
+    """Read a graph of seungwonpark's: number of nodes, number of edges, then an edge on each line.
 
     Returns:
         tuple[int, Edges]: the number of nodes, and the edges in their order in the file.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the file contains no such graph, or one that is too large.
     """
     try:
         numbers = [
@@ -50,15 +50,15 @@ def read_text(path: str | os.PathLike[str]) -> tuple[int, Edges]:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> tuple[int, Edges]:
-    """A graph that networkx's ``write_yaml`` saved, of which only the adjacency is read.
+    """Read the adjacency of a graph that networkx's ``write_yaml`` saved.
 
-    Such a file names Python classes to be built. Here it is parsed and nothing is built.
+    Such a file names Python classes to construct. It is only parsed here: nothing is constructed.
 
     Returns:
         tuple[int, Edges]: the number of nodes, and the edges from smaller to larger index.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the file contains no such graph, or one that is too large.
     """
     try:
         root: Any = compose_yaml(_read(path))
@@ -82,10 +82,10 @@ def read_yaml(path: str | os.PathLike[str]) -> tuple[int, Edges]:
 
 
 def read_training_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The training config of JiaminRen's, from which the graphs were drawn.
+    """Read a training config of JiaminRen's, which has the graphs' parameters and seed.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the file is no such config.
     """
     try:
         sections = load_yaml(_read(path))
@@ -101,16 +101,17 @@ def read_training_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 def draw(model: str, num_nodes: int, seed: int, params: Mapping[str, Any]) -> tuple[int, Edges]:
     """Draw a graph as JiaminRen's code does.
 
-    It needs networkx before 2.6, which had ``write_yaml``: what was different there is done here.
+    That code needs networkx before 2.6, which had ``write_yaml``. Graphs that later versions draw
+    differently are drawn here as before.
 
     Args:
         model: "ER", "BA" or "WS".
-        num_nodes: N.
-        seed: the seed that each graph of a network is drawn with.
-        params: ``P``; ``M``; ``K`` and ``P``.
+        num_nodes: the number of nodes.
+        seed: the seed; all graphs of a network have the same one.
+        params: ``P`` for ER, ``M`` for BA, ``K`` and ``P`` for WS.
 
     Raises:
-        ValueError: for an unknown model or parameters that it refuses.
+        ValueError: for an unknown model, or parameters that the model does not allow.
     """
     try:
         num_nodes = as_integer("the nodes of a graph", num_nodes)
@@ -135,7 +136,7 @@ def draw(model: str, num_nodes: int, seed: int, params: Mapping[str, Any]) -> tu
 
 
 def _barabasi_albert(num_nodes: int, m: int, seed: int) -> Edges:
-    """BA(M) with the numbers and draws of networkx before 2.6: it began with M nodes, no star."""
+    """Draw BA(M) as networkx did before 2.6: it began with M isolated nodes, not with a star."""
     if not 1 <= m < num_nodes:
         raise ValueError(f"BA needs 1 <= M < N; got M={brief(m)}, N={num_nodes}")
     rng = random.Random(seed)

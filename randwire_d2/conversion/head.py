@@ -1,4 +1,4 @@
-"""The classifier's head of a RandWire, in any layout: read, and computed from its own weights."""
+"""The classifier head of a RandWire in any layout: its weights, and its logits."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,16 +9,17 @@ from .source import Head, Keys, batch_norm, finish, run_conv, run_norm
 
 
 def read_head(keys: Keys, channels: int, *, conv: str, norm: str, fc: str, relu: bool) -> Head:
-    """
+    """Read the classifier head.
+
     Args:
-        keys: the file's.
-        channels: those of res5.
-        conv, norm, fc: what the layout calls the 1×1 convolution to 1280 channels, its batch norm
+        keys: the state dict.
+        channels: the number of channels of res5.
+        conv, norm, fc: the layout's names for the 1×1 convolution to 1280 channels, its batch norm
             and the fc layer.
         relu: whether the layout's network has a ReLU between norm and pool.
 
     Raises:
-        ValueError: if there is no head, or its shapes are not Table 1's.
+        ValueError: if there is no head, or its shapes are not those of the paper's Table 1.
     """
     if f"{fc}.weight" not in keys:
         raise keys.error(

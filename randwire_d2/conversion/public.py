@@ -1,9 +1,9 @@
-"""The two public PyTorch implementations of RandWire, each a layout of its own.
+"""The layouts of the two public PyTorch implementations of RandWire.
 
-- seungwonpark/RandWireNN: the small regime; conv1 and conv2 are dense with a bias; the wiring lies
+- seungwonpark/RandWireNN: the small regime; conv1 and conv2 are dense with a bias; the wiring is
   in text files that the checkpoint's config names.
 - JiaminRen/RandWireNN: both regimes; conv1 and conv2 are separable; every convolution has a bias;
-  the wiring is drawn from a seed, or lies in YAML files beside the checkpoint.
+  the wiring is drawn from a seed, or is in YAML files beside the checkpoint.
 """
 
 import os
@@ -58,15 +58,16 @@ def read_seungwonpark(
     preprocessing: Preprocessing | None,
     graphs: Sequence[str | os.PathLike[str]],
 ) -> Source:
-    """
+    """Read a network of seungwonpark/RandWireNN.
+
     Args:
-        checkpoint: the file.
-        target: what its weights are for.
-        preprocessing: in place of ImageNet's.
+        checkpoint: the content of the file.
+        target: the model that the weights are for.
+        preprocessing: that of the images; by default ImageNet's, if it was trained on ImageNet.
         graphs: the folder of the text files, or the three files of the stages, in order.
 
     Raises:
-        ValueError: if the weights do not fit the graphs, or no network of ours is the same.
+        ValueError: if the weights do not fit the graphs, or no RandWire computes the same.
     """
     keys = Keys(checkpoint, SEUNGWONPARK)
     config = _hyperparameters(keys)
@@ -99,7 +100,7 @@ def read_seungwonpark(
 
 
 def _seungwonpark_stage(keys: Keys, stage: int, graph: Graph) -> tuple[Dag, dict[str, Tensor]]:
-    """A stage's graph, its nodes renumbered so that every edge ascends, and its weights."""
+    """A stage's graph and weights, its nodes renumbered so that every edge ascends."""
     layer = f"dagly{stage}"
     order = _topological_order(keys, layer, graph)
     _check_in_degrees(keys, graph, f"{layer}.nodes", "agg_weight")
@@ -107,15 +108,15 @@ def _seungwonpark_stage(keys: Keys, stage: int, graph: Graph) -> tuple[Dag, dict
     weights = {}
     for node in order:
         theirs, ours = f"{layer}.nodes.{node}", f"res{stage}.nodes.{place[node]}"
-        # Their weights are in the order of the file's edges, ours in that of the nodes.
+        # Their weights are in the order of the file's edges, ours in the order of the nodes.
         sources = [place[u] for u, v in graph[1] if v == node]
         scale = None
         if len(sources) > 1:
             ascending = sorted(range(len(sources)), key=sources.__getitem__)
             weights[f"{ours}.weight"] = keys(f"{theirs}.agg_weight")[ascending]
         elif f"{theirs}.agg_weight" in keys:
-            # Until April 2019 a single input had a weight too: a positive factor, which passes
-            # through the ReLU into the convolution.
+            # Until April 2019, a single input had a weight, too: a positive factor, which commutes
+            # with the ReLU and is folded into the convolution.
             scale = torch.sigmoid(keys(f"{theirs}.agg_weight"))
         conv = f"{theirs}.conv"
         weights |= _separable(
@@ -125,7 +126,7 @@ def _seungwonpark_stage(keys: Keys, stage: int, graph: Graph) -> tuple[Dag, dict
 
 
 def _hyperparameters(keys: Keys) -> dict[str, dict[str, Any]]:
-    """The sections of the training config that a checkpoint holds as text, if it holds one."""
+    """The sections of the training config that is text in the checkpoint; empty without one."""
     text = keys.checkpoint.rest.get("hp_str", "")
     try:
         documents = yaml.load_all(str(text), Loader=LimitedLoader)
@@ -158,7 +159,7 @@ def _text_files(
 
 
 def _topological_order(keys: Keys, layer: str, graph: Graph) -> list[int]:
-    """The nodes in an order in which every edge ascends; their own if it is one already."""
+    """The nodes in an order in which every edge ascends; unchanged if every edge does already."""
     num_nodes, edges = graph
     if len(set(edges)) != len(edges):
         twice, _ = Counter(edges).most_common(1)[0]
@@ -177,16 +178,17 @@ def read_jiaminren(
     preprocessing: Preprocessing | None,
     graphs: Sequence[str | os.PathLike[str]],
 ) -> Source:
-    """
+    """Read a network of JiaminRen/RandWireNN.
+
     Args:
-        checkpoint: the file.
-        target: where ``graphs`` is empty, they are drawn as its config says.
-        preprocessing: in place of ImageNet's.
+        checkpoint: the content of the file.
+        target: if ``graphs`` is empty, its config gives the graph model, parameters and seed.
+        preprocessing: that of the images; by default ImageNet's.
         graphs: the folder of the saved graphs (conv2.yaml, …), or the training config, or the
             files of the stages, in order.
 
     Raises:
-        ValueError: if the weights do not fit the graphs, or no network of ours is the same.
+        ValueError: if the weights do not fit the graphs, or no RandWire computes the same.
     """
     keys = Keys(checkpoint, JIAMINREN)
     small = "conv2.bn.weight" in keys
@@ -267,7 +269,7 @@ def _jiaminren_graphs(
 
 
 def _check_in_degrees(keys: Keys, graph: Graph, nodes: str, aggregation: str) -> None:
-    """What weights can tell of a wiring: the nodes' number, and each one's number of inputs."""
+    """Refuse a graph whose number of nodes, or of a node's inputs, is not that of the weights."""
     num_nodes, edges = graph
     found = keys.indices(rf"{re.escape(nodes)}\.(\d+)\.")
     if found != num_nodes:
@@ -300,7 +302,7 @@ def _separable(
 
 
 def _dense_of_separable(keys: Keys, ours: str, conv: str, norm: str) -> dict[str, Tensor]:
-    """A depthwise and a 1×1 convolution as the one dense convolution that they make up."""
+    """Merge a depthwise and a 1×1 convolution into the dense convolution that they equal."""
     first, second = keys(f"{conv}.depthwise.weight"), keys(f"{conv}.pointwise.weight")
     dense = second[:, :, 0, 0, None, None] * first[:, 0]
     bias = _separable_bias(keys, f"{conv}.depthwise", f"{conv}.pointwise", second)
@@ -308,7 +310,7 @@ def _dense_of_separable(keys: Keys, ours: str, conv: str, norm: str) -> dict[str
 
 
 def _separable_bias(keys: Keys, depthwise: str, pointwise: str, weight: Tensor) -> Tensor | None:
-    """Both biases as one behind the 1×1: no padding lies between the two convolutions."""
+    """Merge both biases into one after the 1×1 convolution: nothing is padded between the two."""
     bias, first = keys.get(f"{pointwise}.bias"), keys.get(f"{depthwise}.bias")
     if first is None:
         return bias
@@ -324,23 +326,23 @@ def _named(ours: str, convs: dict[str, Tensor], norm: dict[str, Tensor]) -> dict
 
 
 # -------------------------------------------------------------------------------------------------
-# The original networks, computed from their own weights: what a conversion is held against.
+# The original networks, computed from their own weights: references for the verification.
 # -------------------------------------------------------------------------------------------------
 
 
 def _run_graph(
     graph: Graph, x: Tensor, run_node: Callable[[int, list[Tensor], int], Tensor]
 ) -> Tensor:
-    """A stage's output: the mean of the nodes that nobody reads.
+    """A stage's output: the mean of the outputs that no node reads.
 
     Args:
-        x: its input, which a node without an edge to it reads.
-        run_node: a node's output, of its number, its inputs and its stride.
+        x: the stage's input, which nodes without incoming edges read.
+        run_node: it computes a node's output from the node's number, inputs and stride.
     """
     num_nodes, edges = graph
     sources = [[u for u, v in edges if v == node] for node in range(num_nodes)]
     outputs: dict[int, Tensor] = {}
-    while len(outputs) < num_nodes:  # a node runs as soon as all that it reads has run
+    while len(outputs) < num_nodes:  # a node runs once all of its sources have run
         for node in range(num_nodes):
             if node not in outputs and all(u in outputs for u in sources[node]):
                 inputs = [outputs[u] for u in sources[node]]

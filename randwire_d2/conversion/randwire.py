@@ -1,4 +1,4 @@
-"""This project's own layout: a classifier's, a bare backbone's, a detector's."""
+"""This project's own layout: checkpoints of a classifier, a bare backbone or a detector."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,7 @@ DETECTOR = {
 
 
 def find_prefix(keys: Keys, first: str, prefixes: tuple[str, ...]) -> str:
-    """What precedes a backbone's names, told by that of its first weight."""
+    """The prefix of a backbone's names, recognised by the name of its first weight."""
     found = [key.removesuffix(first) for key in keys.state if re.search(rf"(^|\.){first}$", key)]
     if len(found) != 1 or found[0] not in prefixes:
         raise keys.error(
@@ -40,15 +40,16 @@ def recognise(state: dict[str, Tensor]) -> bool:
 
 
 def read(checkpoint: Checkpoint, target: Target, preprocessing: Preprocessing | None) -> Source:
-    """
+    """Read a RandWire of this project.
+
     Args:
-        checkpoint: the file.
-        target: its config stands for what the file does not hold: its wiring, and whether its
+        checkpoint: the content of the file.
+        target: its config gives what the file does not state: the wiring, and whether the
             classifier has a ReLU before its pool.
-        preprocessing: for a file that does not say how its images were prepared.
+        preprocessing: that of the images, for a file that does not state it.
 
     Raises:
-        ValueError: if weights and wiring do not fit, or one is unknown.
+        ValueError: if the weights do not fit the wiring, or wiring or preprocessing is unknown.
     """
     keys = Keys(checkpoint, LAYOUT)
     prefix = find_prefix(keys, "stem.conv.weight", PREFIXES)

@@ -1,4 +1,4 @@
-"""ResNe(X)t in torchvision's layout and in Detectron2's, with PyTorch's and with Caffe2's names."""
+"""ResNe(X)t in the layouts of torchvision and Detectron2, also with the names of Caffe2."""
 
 import re
 from contextlib import suppress
@@ -35,7 +35,7 @@ from .target import Target
 TORCHVISION, DETECTRON2 = "torchvision", "detectron2"
 PREFIXES = ("", "network.", "backbone.", "backbone.bottom_up.")
 _STRIDE = "MODEL.RESNETS.STRIDE_IN_1X1"
-# The blocks of res2 … res5, and whether they are bottlenecks, of the depths that Detectron2 has.
+# Detectron2's depths, by the number of blocks of res2 … res5 and whether they are bottlenecks.
 DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18,
     ((3, 4, 6, 3), False): 34,
@@ -43,7 +43,7 @@ DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((3, 4, 23, 3), True): 101,
     ((3, 8, 36, 3), True): 152,
 }
-# Detectron2's weights with Caffe2's names: the plain ones are MSRA's, the grouped ones Facebook's.
+# Detectron2's weights with Caffe2's names: ResNets are MSRA's, ResNeXts Facebook's.
 MSRA = Preprocessing("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
 FACEBOOK = Preprocessing("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
 
@@ -59,12 +59,12 @@ def recognise_detectron2(state: dict[str, Tensor]) -> bool:
 def read_torchvision(
     checkpoint: Checkpoint, target: Target, preprocessing: Preprocessing | None
 ) -> Source:
-    """Read a ResNe(X)t with torchvision's names, which Caffe's have in mmdetection, too.
+    """Read a ResNe(X)t with torchvision's names, which mmdetection gives Caffe's weights, too.
 
     Args:
-        checkpoint: the file.
-        target: its config may say that images and strides are not torchvision's.
-        preprocessing: for a file that does not say how its images were prepared.
+        checkpoint: the content of the file.
+        target: its config may state other preprocessing and strides than torchvision's.
+        preprocessing: that of the images, for a file that does not state it.
 
     Raises:
         ValueError: if Detectron2 has no such ResNet, or a key is missing or superfluous.
@@ -101,7 +101,7 @@ def _whose(stated: object) -> str:
 
 
 def _torchvision_name(name: str) -> str:
-    """``res2.0.conv1.norm.bias`` to ``layer1.0.bn1.bias``."""
+    """torchvision's name of a weight: ``layer1.0.bn1.bias`` for ``res2.0.conv1.norm.bias``."""
     name = name.removeprefix("stem.").replace("shortcut.norm.", "downsample.1.")
     name = name.replace("shortcut.", "downsample.0.")
     name = re.sub(r"conv(\d)\.norm\.", r"bn\1.", name)
@@ -127,15 +127,16 @@ def _torchvision_backbone(arch: ResNetArch, state: dict[str, Tensor]) -> nn.Modu
 def read_detectron2(
     checkpoint: Checkpoint, target: Target, preprocessing: Preprocessing | None
 ) -> Source:
-    """
+    """Read a ResNe(X)t with Detectron2's or Caffe2's names.
+
     Args:
-        checkpoint: the file.
-        target: its config has MODEL.RESNETS.STRIDE_IN_1X1, for a file that does not tell it.
-        preprocessing: for a file that does not say how its images were prepared.
+        checkpoint: the content of the file.
+        target: its config gives MODEL.RESNETS.STRIDE_IN_1X1, for a file that does not state it.
+        preprocessing: that of the images, for a file that does not state it.
 
     Raises:
-        ValueError: if Detectron2 has no such ResNet, a key is missing or superfluous, or what the
-            weights do not tell is unknown.
+        ValueError: if Detectron2 has no such ResNet, a key is missing or superfluous, or stride or
+            preprocessing is unknown.
     """
     caffe2 = "conv1_w" in checkpoint.state
     if caffe2:
@@ -160,7 +161,7 @@ def read_detectron2(
     unused = keys.unused({"classifier head": head, **COUNTERS, **DETECTOR})
 
     def features(images: Tensor) -> Features:
-        # A FrozenBN starts with the statistics that Caffe2's norms have not: they change nothing.
+        # Caffe2's norms have no statistics. A FrozenBN's initial ones, 0 and 1 - eps, do nothing.
         network = _network(arch, "FrozenBN" if caffe2 else "BN").eval()
         own = {k.removeprefix(prefix): v for k, v in keys.state.items() if k.startswith(prefix)}
         expected = network.state_dict()
@@ -180,7 +181,7 @@ def _read_weights(keys: Keys, arch: ResNetArch, prefix: str, caffe2: bool) -> di
     weights = {}
     for name in shapes:
         if re.search(r"\.norm\.running_(mean|var)$", name) and caffe2:
-            # Caffe2's batch norms are scale and shift alone: statistics that change nothing.
+            # Caffe2's batch norms have only scale and shift: these statistics do nothing.
             like = keys(prefix + name.rpartition(".")[0] + ".weight")
             weights[name] = (
                 torch.zeros_like(like) if name.endswith("mean") else torch.full_like(like, 1 - EPS)
@@ -192,7 +193,7 @@ def _read_weights(keys: Keys, arch: ResNetArch, prefix: str, caffe2: bool) -> di
 
 
 def _fold_stem_bias(keys: Keys, name: str, weights: dict[str, Tensor]) -> None:
-    """Subtract the bias of MSRA's stem, for which Detectron2's has no place, with the mean."""
+    """Fold the bias of MSRA's stem, which Detectron2's stem lacks, into its norm's mean."""
     mean = weights.get("stem.conv1.norm.running_mean")
     if name in keys and mean is not None:
         bias = keys(name)
@@ -205,7 +206,7 @@ def _fold_stem_bias(keys: Keys, name: str, weights: dict[str, Tensor]) -> None:
 def _stride_in_1x1(
     keys: Keys, arch: ResNetArch, prefix: str, caffe2: bool, given: bool | None
 ) -> bool:
-    """Where a bottleneck has its stride: what the file says, else its author, else the user."""
+    """STRIDE_IN_1X1 as the file states it; else as its author always has it; else ``given``."""
     rest = keys.checkpoint.rest
     stated: bool | None = None
     if RESNETS_KEY in rest:
@@ -214,18 +215,18 @@ def _stride_in_1x1(
         except (KeyError, TypeError) as e:
             raise keys.error(f"its entry {RESNETS_KEY!r} is damaged: {e!r}") from e
     elif arch.DEPTH < 50:
-        stated = False  # it has no 1×1 convolution; the key means nothing
+        stated = False  # basic blocks have no 1×1 convolution: the key has no effect
     elif caffe2:
         stated = arch.NUM_GROUPS == 1
     elif rest.get("__author__") == "torchvision":
         stated = False
     elif CONFIG_KEY in rest:
-        with suppress(ValueError):  # of another project
+        with suppress(ValueError):  # another project's config
             cfg = stored_config(rest)
             if cfg is not None and family(cfg) == "RESNETS":
                 stated = cfg.MODEL.RESNETS.STRIDE_IN_1X1
     elif given is None and prefix == "network." and PREPROCESSING_KEY in rest:
-        stated = False  # of an older version, with configs/imagenet
+        stated = False  # an older version wrote the file, with a config of configs/imagenet
     if stated is None and given is None:
         raise keys.error(
             "the weights do not tell where its bottlenecks have their stride; say so with "
@@ -235,11 +236,11 @@ def _stride_in_1x1(
 
 
 def _arch(keys: Keys, stem: str, conv: str, first: int) -> ResNetArch:
-    """Read the architecture off the weights' shapes, which do not tell STRIDE_IN_1X1: it is False.
+    """The architecture, from the weights' shapes. They do not show STRIDE_IN_1X1: it is False.
 
     Args:
         stem: the name of the stem's weight.
-        conv: that of a block's, with holes for stage, block and number.
+        conv: the name of a block's weight, with ``{}`` for stage, block and convolution.
         first: the number of the first stage.
     """
     stem_channels = len(keys(stem))

@@ -1,4 +1,4 @@
-"""What every layout is read into: a network's weights under our names, and the network itself."""
+"""The form that every layout is read into: weights under our names, and the original network."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from ..text import one_line
 from ..wiring import NetworkSpec
 from .formats import Checkpoint
 
-EPS = 1e-5  # of every batch norm: PyTorch's default, which all the layouts keep
+EPS = 1e-5  # every batch norm's eps: PyTorch's default, in all layouts
 STAGES = ("res2", "res3", "res4", "res5")
 
 Features = dict[str, Tensor]
@@ -26,7 +26,7 @@ COUNTERS = {"num_batches_tracked, which only training reads": r".*\.num_batches_
 
 @dataclass(frozen=True)
 class ResNetArch:
-    """A ResNe(X)t, as the keys of MODEL.RESNETS describe it to Detectron2."""
+    """A ResNe(X)t, described by Detectron2's keys of MODEL.RESNETS."""
 
     DEPTH: int
     NUM_GROUPS: int
@@ -41,11 +41,11 @@ class Head:
     """The classifier behind res5.
 
     Attributes:
-        weights: float32, every name and shape that ``RandWireClassifier`` has beside its backbone.
-        relu: whether a ReLU lies between its norm and its pool.
-        logits: res5 (N, C, H, W) to logits (N, classes), computed by the original network from the
-            file's own weights.
-        class_names: those that the file holds, in the order of the logits; none if they are
+        weights: float32, with the names and shapes of ``RandWireClassifier`` without its backbone.
+        relu: whether there is a ReLU between its norm and its pool.
+        logits: a function from res5 (N, C, H, W) to logits (N, classes): the original network with
+            the file's own weights.
+        class_names: the class names in the file, in the order of the logits; empty if they are
             unknown.
     """
 
@@ -61,20 +61,20 @@ class Head:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that was read, whatever its layout.
+    """A checkpoint of any layout, after reading.
 
     Attributes:
         layout: its name, such as ``"torchvision"``.
-        network: what it describes.
-        weights: float32, every name and shape that ``RandWire(spec)`` or Detectron2's ResNet has
-            with ``norm="FrozenBN"``.
-        used: the number of the file's keys that went into ``weights``.
-        unused: why the other keys did not, and how many they are.
-        preprocessing: of the images it was trained on.
-        features: prepared images (N, 3, H, W) to res2 … res5, computed by the original network
-            from the file's own weights: nothing in it knows ``weights``.
-        notes: what the user should know.
-        head: its classifier, if that is converted too.
+        network: the spec or the architecture.
+        weights: float32, with the names and shapes of ``RandWire(spec)`` or Detectron2's ResNet,
+            both with ``norm="FrozenBN"``.
+        used: the number of the file's keys that were used.
+        unused: the number of the keys that were not, by reason.
+        preprocessing: that of the images that the network was trained on.
+        features: a function from prepared images (N, 3, H, W) to res2 … res5: the original network
+            with the file's own weights, independent of ``weights``.
+        notes: messages for the user.
+        head: the classifier, if it is converted, too.
     """
 
     layout: str
@@ -88,7 +88,7 @@ class Source:
     head: Head | None = None
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """An image (H, W, 3), uint8, RGB, as the original network wants it: (1, 3, H, W)."""
+        """Prepare an image (H, W, 3), uint8, RGB, for the original network: (1, 3, H, W)."""
         if self.preprocessing.input_format == "BGR":
             image = image[:, :, ::-1]
         mean, std = (
@@ -111,24 +111,24 @@ class Keys:
         return name in self.state
 
     def __call__(self, name: str) -> Tensor:
-        """A tensor in float64, in which biases are folded without loss."""
+        """The tensor of a key, in float64, so that folding biases loses no precision."""
         if name not in self.state:
             raise self.error(f"the key {name!r} is missing")
         self.used.add(name)
         return self.state[name].double()
 
     def get(self, name: str) -> Tensor | None:
-        """The same; None where there is none."""
+        """The tensor of a key, in float64; None if there is no such key."""
         return self(name) if name in self else None
 
     def error(self, message: str) -> ValueError:
         return ValueError(f"{self.checkpoint.path!r} (layout {self.layout}): {message}")
 
     def indices(self, pattern: str) -> int:
-        """How many there are of what ``pattern`` numbers, from 0 on.
+        """The number of indices that ``pattern``'s group matches; they must count from 0.
 
         Raises:
-            ValueError: if one is left out.
+            ValueError: if an index is left out.
         """
         matches = (re.match(pattern, key) for key in self.state)
         found = {int(match[1]) for match in matches if match}
@@ -137,13 +137,13 @@ class Keys:
         return len(found)
 
     def unused(self, reasons: Mapping[str, str]) -> dict[str, int]:
-        """Count the keys that were not read, by their reason.
+        """Count the keys that were not read, by reason.
 
         Args:
-            reasons: reason to the regular expression of its keys.
+            reasons: for each reason, the regular expression of its keys.
 
         Raises:
-            ValueError: if a key has none; it lists them.
+            ValueError: if a key has no reason; the message lists such keys.
         """
         counts = dict.fromkeys(reasons, 0)
         unexplained = []
@@ -161,18 +161,18 @@ class Keys:
 
 
 def some(names: list[str]) -> str:
-    """The first few of many names, which a file gives its keys."""
+    """The first four of a file's keys, shortened, for an error message."""
     return ", ".join(one_line(name, 100) for name in names[:4]) + (", …" if len(names) > 4 else "")
 
 
 def finish(
     keys: Keys, weights: Mapping[str, Tensor], shapes: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Weights in float32, once they are what a network needs, each in its shape.
+    """Check that weights have the names and shapes that a network needs, and make them float32.
 
     Args:
         weights: by the network's own names.
-        shapes: of all that it needs.
+        shapes: the shapes of all its weights.
 
     Raises:
         ValueError: if one is missing, superfluous, of another shape, or not finite.
@@ -197,10 +197,10 @@ def finish(
 def preprocessing_of(
     keys: Keys, given: Preprocessing | None, default: Preprocessing | None
 ) -> Preprocessing:
-    """The preprocessing that a file states; else what the user says; else its layout's.
+    """The preprocessing that the file states; else ``given``, the user's; else the default.
 
     Raises:
-        ValueError: if nobody knows it, or user and file contradict each other.
+        ValueError: if it is unknown or invalid, or user and file contradict each other.
     """
     chosen = given or default
     entry = keys.checkpoint.rest.get(PREPROCESSING_KEY)
@@ -229,7 +229,7 @@ def preprocessing_of(
 
 
 def batch_norm(keys: Keys, name: str, bias: Tensor | None) -> dict[str, Tensor]:
-    """A batch norm's four tensors, a preceding bias folded in: BN subtracts it with the mean."""
+    """A batch norm's four tensors, the bias of the convolution before it folded into the mean."""
     norm = {
         part: keys(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var")
     }
@@ -239,7 +239,7 @@ def batch_norm(keys: Keys, name: str, bias: Tensor | None) -> dict[str, Tensor]:
 
 
 def run_conv(state: Mapping[str, Tensor], name: str, x: Tensor, stride: int = 1) -> Tensor:
-    """A convolution of an original network, computed from the file's own weights."""
+    """Compute a convolution of an original network with the file's own weights."""
     weight, bias = state[f"{name}.weight"].float(), state.get(f"{name}.bias")
     return F.conv2d(
         x,
@@ -252,7 +252,7 @@ def run_conv(state: Mapping[str, Tensor], name: str, x: Tensor, stride: int = 1)
 
 
 def run_norm(state: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    """A batch norm of an original network, with the statistics of the file."""
+    """Compute a batch norm of an original network with the file's own statistics."""
     mean, var, weight, bias = (
         state[f"{name}.{part}"].float()
         for part in ("running_mean", "running_var", "weight", "bias")

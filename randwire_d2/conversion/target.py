@@ -1,4 +1,4 @@
-"""What a checkpoint is converted for: a detector's or a classifier's config, fitted to it."""
+"""The target of a conversion: a detector's or a classifier's config, completed for the weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +17,13 @@ from ..config_files import config_path
 from ..wiring import NetworkSpec
 from .source import STAGES, ResNetArch, Source
 
-# What precedes the names of a backbone's weights.
+# The prefixes of a backbone's weights, by ``to``.
 PREFIXES = {
     "fpn": "backbone.bottom_up.",
     "bare": "backbone.",
     "classifier": "network.backbone.",
 }
-# The builders of the two families that stand for each other.
+# Detectron2's builders of ResNets, and ours that replace them.
 _BUILDERS = {
     "build_resnet_backbone": "build_randwire_backbone",
     "build_resnet_fpn_backbone": "build_randwire_fpn_backbone",
@@ -34,7 +34,7 @@ _BOX_HEAD: list[Any] = [
     "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
     "MODEL.ROI_BOX_HEAD.NUM_FC", 1, "MODEL.ROI_BOX_HEAD.FC_DIM", 16,
 ]  # fmt: skip
-# The least that makes a Faster R-CNN of either backbone, or a classifier; recipes lie in configs/.
+# The smallest Faster R-CNN on either backbone, and a classifier; configs/ contains the recipes.
 _DEFAULTS: dict[str, list[Any]] = {
     "fpn": [
         "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone",
@@ -59,16 +59,16 @@ _DEFAULTS: dict[str, list[Any]] = {
 
 
 class Target:
-    """The config of what the weights are for, and which of its keys the user set.
+    """The config of the model that the weights are for, and which of its keys the user set.
 
     Args:
-        config_file: the user's; without one, a Faster R-CNN on the backbone, or a classifier.
+        config_file: the user's config; by default a Faster R-CNN on the backbone, or a classifier.
         options: the user's KEY VALUE pairs.
-        to: ``"fpn"``, ``"bare"`` or ``"classifier"``, for a config that names no backbone.
+        to: ``"fpn"``, ``"bare"`` or ``"classifier"``, as for ``convert``.
 
     Raises:
-        ValueError: for a missing file, an unknown key, a value of the wrong type, or a config that
-            is not one of what ``to`` says.
+        ValueError: for a missing file, an unknown key, a value of the wrong type, an unknown
+            ``to``, or a detector's config with ``to="classifier"``, and vice versa.
     """
 
     def __init__(self, config_file: str | None, options: Sequence[str], to: str) -> None:
@@ -88,17 +88,17 @@ class Target:
             )
         self.explicit = set(options[::2])
         if config_file is not None:
-            # merge_config has looked at its tags, which Detectron2's own RetinaNet config has.
+            # merge_config has checked the YAML tags; Detectron2's own RetinaNet config has some.
             stated = self.cfg.load_yaml_with_base(config_path(config_file), allow_unsafe=True)
             self.explicit |= {key for key, _ in flat(stated)}
         self.cfg.MODEL.DEVICE = "cpu"
 
     def stated(self, key: str) -> Any:
-        """What the user says of a key; None if nothing."""
+        """The value that the user set for a key; None if the user did not set it."""
         return dict(flat(self.cfg))[key] if key in self.explicit else None
 
     def preprocessing(self) -> Preprocessing | None:
-        """What the user says of the images; None if not all of it."""
+        """The preprocessing that the user set; None unless all three of its keys are set."""
         keys = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
         return Preprocessing.from_config(self.cfg) if self.explicit.issuperset(keys) else None
 
@@ -106,7 +106,7 @@ class Target:
         """The network that the user described.
 
         Raises:
-            ValueError: if no key of MODEL.RANDWIRE was set: the default is nobody's word.
+            ValueError: if the user set no key of MODEL.RANDWIRE: its defaults state nothing.
         """
         if not any(key.startswith("MODEL.RANDWIRE.") for key in self.explicit):
             raise ValueError(
@@ -116,14 +116,14 @@ class Target:
         return spec_from_config(self.cfg)
 
     def graph_config(self) -> dict[str, Any]:
-        """MODEL.RANDWIRE's graphs, named as JiaminRen's training config names them."""
+        """MODEL.RANDWIRE's graph model, seed and parameters, under JiaminRen's keys."""
         node = self.cfg.MODEL.RANDWIRE
         if node.GRAPH not in ("ER", "BA", "WS"):
             raise ValueError(f"MODEL.RANDWIRE.GRAPH {node.GRAPH!r} is none of ER, BA, WS")
         return {"graph_model": node.GRAPH, "seed": node.SEED, **node[node.GRAPH]}
 
     def fit(self, source: Source, spec_file: str | None = None) -> list[str]:
-        """Set what the source determines and the user did not.
+        """Set the config's keys that the source determines and the user did not set.
 
         Args:
             source: the converted network.
@@ -131,7 +131,7 @@ class Target:
 
         Returns:
             list[str]: the KEY VALUE pairs that the config of a network with these weights needs. No
-            key of MODEL.RANDWIRE is among them if none draws the wiring, and no file holds it.
+            key of MODEL.RANDWIRE is among them if no keys draw the wiring and there is no file.
 
         Raises:
             ValueError: if the user's config describes another network; it names the keys.
@@ -144,11 +144,11 @@ class Target:
             set_spec(self.cfg, network)
         else:
             needed |= _describe(network)
-        # The ReLU is named where it is, for it is nobody's default.
+        # HEAD_RELU is listed only if it is True: False is the default.
         needed |= {key: value for key, value in _describe_head(source).items() if value}
         pairs = [text for pair in needed.items() for text in map(str, pair)]
         self.cfg.merge_from_list(pairs)
-        # What a config file leaves to Detectron2's defaults holds too: it will be trained so.
+        # A config file keeps Detectron2's default preprocessing: a training with it would have it.
         options = source.preprocessing.options
         for key, value in zip(options[::2], options[1::2]):
             if self.config_file is None and key not in self.explicit:
@@ -156,15 +156,15 @@ class Target:
         return pairs + options
 
     def _wiring(self, spec: NetworkSpec, spec_file: str | None) -> dict[str, Any]:
-        """The keys of MODEL.RANDWIRE that give the network, if there are any."""
+        """The keys of MODEL.RANDWIRE that give the network; empty if none do."""
         node = self.cfg.MODEL.RANDWIRE
         if node.SPEC_FILE and not node.SPEC:
-            return {"MODEL.RANDWIRE.SPEC_FILE": node.SPEC_FILE}  # the same network's
+            return {"MODEL.RANDWIRE.SPEC_FILE": node.SPEC_FILE}  # it was checked: the same network
         keys = _describe(spec)
         self.cfg.merge_from_list([part for pair in keys.items() for part in pair])
         try:
             drawn = not drawn_network(self.cfg) and spec_from_config(self.cfg) == spec
-        except ValueError:  # its graph model knows no graph of so few nodes
+        except ValueError:  # the graph model has no graph of so few nodes
             drawn = False
         if not drawn:
             return {} if spec_file is None else {"MODEL.RANDWIRE.SPEC_FILE": spec_file}
@@ -200,7 +200,7 @@ class Target:
 
 
 def _describe(network: NetworkSpec | ResNetArch) -> dict[str, Any]:
-    """The keys that describe a network, but for its wiring."""
+    """The keys that describe a network, without its wiring."""
     if isinstance(network, ResNetArch):
         return {f"MODEL.RESNETS.{key}": value for key, value in vars(network).items()}
     return {

@@ -1,4 +1,4 @@
-"""Proof by running: the converted file in what it is for, beside the source's own network."""
+"""Verification: run a model with the converted weights, and compare with the original network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ from ..text import prefixed
 from .source import STAGES, Features, Source, some
 from .target import PREFIXES, Target
 
-TOLERANCE = 1e-4  # of a stage's largest absolute value
+TOLERANCE = 1e-4  # relative to a stage's largest absolute value
 SIZE = 128  # pixels; a multiple of every stride, so that nothing is padded or resized
-LARGEST = 512  # pixels of each side of a user's image; the rest is cut off
+LARGEST = 512  # pixels; of a larger image, the middle is used
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a detector or a classifier made of a converted file.
+    """The result of loading a converted file into a detector or a classifier and running it.
 
     Attributes:
-        differences: stage, or ``"logits"``, to the largest absolute difference between its value
-            there and in the source network, in units of the latter's largest absolute value.
-        loaded: the number of the file's keys that it took.
-        missing: which parts of the detector start anew, and how many keys they have.
-        left: stages in the file that the detector's backbone does not build, and their keys.
+        differences: for each stage, and ``"logits"``, the largest absolute difference between
+            model and source network, relative to the latter's largest absolute value.
+        loaded: the number of the file's keys that the model loaded.
+        missing: the number of keys, by part, of the detector's parts that the file lacks.
+        left: the number of keys, by stage, of the stages that the detector's backbone lacks.
     """
 
     differences: dict[str, float]
@@ -45,14 +45,14 @@ class Verification:
 
 
 class _Checkpointer(RandWireCheckpointer):
-    """Detectron2's checkpointer, as this project has it; it keeps which keys did not fit."""
+    """This project's checkpointer; it records the keys that did not fit instead of logging them."""
 
     incompatible: Any = None
     keys = 0
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = super()._load_file(filename)
-        data.pop(PREPROCESSING_KEY, None)  # a wrong one shall fail, by its numbers, not warn
+        data.pop(PREPROCESSING_KEY, None)  # a wrong one must fail in the comparison, not warn
         return data
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
@@ -61,16 +61,16 @@ class _Checkpointer(RandWireCheckpointer):
         return self.incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        pass  # they are explained or refused here
+        pass  # ``_explain`` accepts or refuses these keys
 
 
 def verify(path: str, source: Source, target: Target, image: np.ndarray) -> Verification:
-    """Load a converted file into the target's model and compare what that computes with the source.
+    """Load a converted file into the target's model and compare its features with the source's.
 
     Args:
         path: the converted file.
-        source: its network, in the original layout.
-        target: after ``Target.fit``.
+        source: the original network.
+        target: the target, after ``Target.fit``.
         image: (H, W, 3), uint8, RGB, as ``default_image`` or ``read_image`` returns it.
 
     Raises:
@@ -125,7 +125,7 @@ def _backbone(model: nn.Module, target: Target) -> nn.Module:
 def _explain(
     incompatible: Any, prefix: str, backbone: nn.Module
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """The parts of a detector that start anew, the stages that it lacks; nothing else may be."""
+    """``Verification.missing`` and ``.left``; a ValueError for any other key that does not fit."""
     built = {name for name, _ in backbone.named_children()}
     missing: dict[str, int] = {}
     left: dict[str, int] = {}
@@ -151,9 +151,9 @@ def _explain(
 
 
 def _features(model: Any, backbone: nn.Module, input_format: str, image: np.ndarray) -> Features:
-    """res2 … res5, and a classifier's logits, for an image read and prepared as Detectron2 does it.
+    """res2 … res5, and a classifier's logits, for an image that is prepared as in Detectron2.
 
-    Taken where a stage ends, whatever the backbone hands out (MODEL.RANDWIRE.RELU_FEATURES).
+    The features are the stages' outputs, with or without MODEL.RANDWIRE.RELU_FEATURES.
     """
     pixels = convert_PIL_to_numpy(Image.fromarray(image), input_format)
     tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32))
@@ -218,15 +218,15 @@ def _preprocessing_mismatch(source: Preprocessing, cfg: CfgNode) -> str:
 
 
 def default_image() -> np.ndarray:
-    """An image of the built-in data set: (128, 128, 3), uint8, RGB."""
+    """The first validation image of the built-in data set: (128, 128, 3), uint8, RGB."""
     return draw_image(ShapesConfig(image_size=SIZE), "val", 0).image
 
 
 def read_image(path: str) -> np.ndarray:
-    """An image's middle, in sizes that are multiples of every stride: (H, W, 3), uint8, RGB.
+    """Read an image's middle: (H, W, 3), uint8, RGB; H and W are multiples of 32, at most 512.
 
     Raises:
-        ValueError: if it can't be read or is too small.
+        ValueError: if it can't be read or is smaller than 64×64 pixels.
     """
     with prefixed("--image"):
         image = np.asarray(read_rgb(path))
