@@ -1,7 +1,7 @@
-"""Archives of TorchScript and torch.export: whether they hold a graph and no more.
+"""Archives of TorchScript and torch.export: check that a file contains a graph and nothing else.
 
-torch.export evaluates expressions, calls functions by name and loads libraries that a file holds.
-So what a graph of this project has no need of is refused before it reads the file.
+torch.export evaluates expressions, calls functions by name and loads libraries that are in a file.
+So a file with anything that graphs of this project do not need is refused before that.
 """
 
 import ast
@@ -10,18 +10,18 @@ import re
 import zipfile
 from typing import Any
 
-# The parts of a program of torch.export, below the archive's name.
+# The files in an archive of torch.export, below the archive's name.
 _PARTS = (
     r"models/\w+\.json|data/(constants|weights)/((tensor|weight)_\d+|\w+_config\.json)|"
     r"data/sample_inputs/\w+\.pt|extra/\w+|\.data/\w+|\w+"
 )
-# What its nodes call: operators of tensors, and of sizes.
+# The targets of the program's nodes: operators on tensors, and on sizes.
 _TARGETS = (
     r"torch\.ops\.aten\.(?!from_file)[\w.]+|torch\.sym_\w+|"
     r"_operator\.(add|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|pow|sub|truediv)"
 )
-# Names in the expressions of sizes, sympy's, and in the guards, Python's: of no function that does
-# anything but compute.
+# The names allowed in sympy's expressions of sizes and in Python's guards: their functions do
+# nothing but compute.
 _NAMES = {
     "Add", "And", "CeilDiv", "CleanDiv", "Eq", "FloatTrueDiv", "FloorDiv", "Ge", "Gt",
     "IntTrueDiv", "Integer", "L", "Le", "Lt", "Max", "Min", "Mod", "Mul", "Ne", "Not", "Or", "Pow",
@@ -31,23 +31,24 @@ _NAMES = {
 
 
 def holds_code(path: str) -> bool:
-    """Whether a file is TorchScript, and not what torch.save writes."""
+    """Whether a file is TorchScript, and not a checkpoint of torch.save."""
     return zipfile.is_zipfile(path) and any("/code/" in name for name in _names(path))
 
 
 def metadata_in(path: str) -> list[str]:
-    """The keys of the metadata in an archive, in TorchScript's or torch.export's place."""
+    """The keys of the metadata in an archive of TorchScript or torch.export."""
     found = (re.fullmatch(r"[^/]*/extra/(?:metadata/)?(\w+)", name) for name in _names(path))
     return [match[1] for match in found if match]
 
 
 def check_program(path: str) -> None:
-    """
+    """Check an archive of torch.export before PyTorch reads it.
+
     Raises:
-        ValueError: a program of torch.export holds more than a graph.
+        ValueError: it contains more than a graph.
     """
     names = _names(path)
-    if len({name.lower() for name in names}) < len(names):  # PyTorch may read the other one
+    if len({name.lower() for name in names}) < len(names):  # PyTorch might read either of the two
         raise ValueError("two of its parts have one name")
     for name in names:
         if not re.fullmatch(rf"[^/]*/({_PARTS})", name):
@@ -64,7 +65,7 @@ def _names(path: str) -> list[str]:
 
 
 def _check_graph(part: Any, key: str = "") -> None:
-    """Look at all parts of a program's JSON."""
+    """Check the JSON of a program recursively; a ValueError names what is not a graph's."""
     if isinstance(part, dict):
         for name, value in part.items():
             _check_graph(value, name)
@@ -82,6 +83,6 @@ def _is_arithmetic(text: str) -> bool:
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
-    # A text that is more than a name would be evaluated in its turn.
+    # A string that is more than a name would be evaluated as an expression, too.
     words = all(re.fullmatch(r"\w+", text) for text in texts if isinstance(text, str))
     return words and names <= _NAMES

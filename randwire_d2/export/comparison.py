@@ -1,4 +1,4 @@
-"""How far an exported graph's outputs are from its model's."""
+"""The difference between the outputs of an exported graph and of its model."""
 
 from collections.abc import Mapping
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 from .graphs import DETECTOR, SEM_SEG, Signature
 
-# The largest difference that a written graph may have: of the largest value of a logit or feature;
-# of a detection, of its image's longer side in its box, and of its score. Rounding in another order
-# gives far less (measured: 1e-6 for a C=109 classifier, up to 1e-4 for detectors nobody trained).
+# The largest difference allowed: for logits and features, relative to their largest value; for a
+# box, relative to the image's longer side; for a score, absolute. Rounding in another order gives
+# far less (measured: 1e-6 for a C=109 classifier, up to 1e-4 for untrained detectors).
 TOLERANCE = 1e-3
 _PAIRING = ("pred_boxes", "scores", "pred_classes")
 
@@ -19,9 +19,10 @@ def difference(
 ) -> float:
     """The largest difference between two runs of a graph on the same images; see ``TOLERANCE``.
 
-    Detections are paired: their order, where scores are nearly equal, means nothing. One that has
-    no partner of its class differs by its whole score; but where both sides have as many as an
-    image may have, the last ones may be others, and it differs by its score above the least.
+    Detections are paired by distance, as the order of nearly equal scores is arbitrary. The
+    difference of a detection without a partner of its class is its score. If both runs have the
+    most detections that an image may have, the last ones may be others: then it is its score minus
+    the lowest score.
     """
     if signature.kind != DETECTOR:
         return max(_of_tensors(a, b) for a, b in zip(expected, actual, strict=True))
@@ -40,7 +41,7 @@ def _of_tensors(expected: Tensor, actual: Tensor) -> float:
 
 
 def _finite(value: float) -> float:
-    return value if value == value else float("inf")  # NaN is less than nothing
+    return value if value == value else float("inf")  # NaN would compare as no difference
 
 
 def _of_detections(
@@ -64,7 +65,7 @@ def _of_detections(
 def _distances(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], longer_side: float
 ) -> Tensor:
-    """(n, m): of each pair, the larger difference of box and score; infinite of two classes."""
+    """(n, m): for each pair, the larger difference of box and score; infinite across classes."""
     boxes = (ours["pred_boxes"][:, None] - theirs["pred_boxes"]).abs().amax(2) / longer_side
     scores = (ours["scores"][:, None] - theirs["scores"]).abs()
     same = ours["pred_classes"][:, None] == theirs["pred_classes"]
@@ -73,7 +74,7 @@ def _distances(
 
 
 def _pairs(distances: Tensor) -> list[tuple[int, int]]:
-    """The nearest two, then the nearest of the others, and so on, while they are near."""
+    """Greedy matching: the nearest two, then the nearest of the rest, up to 10 × TOLERANCE."""
     free = distances.clone()
     pairs = []
     while free.numel() and (nearest := free.min()) <= 10 * TOLERANCE:

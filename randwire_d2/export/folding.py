@@ -1,4 +1,4 @@
-"""Batch norms of known statistics, folded into the convolutions before them."""
+"""Folding of batch norms into the convolutions before them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,12 +17,12 @@ _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 def fold_batch_norms(model: nn.Module) -> int:
     """Fold the batch norms of RandWire, and of Detectron2's convolutions, into their convolutions.
 
-    The model, which must be in eval mode, computes the same function, apart from rounding. Norms of
-    another kind stay, and so do those after a project's own node operation, which may end with
-    something else than a convolution.
+    The model, which must be in eval mode, is changed in place and computes the same function, apart
+    from rounding. Norms of another kind stay, and so do those after a custom node operation, which
+    may not end with a convolution.
 
     Returns:
-        How many there were.
+        int: the number of folded norms.
     """
     pairs = list(_pairs(model))
     for owner, conv, empty in pairs:
@@ -41,7 +41,7 @@ def fold_batch_norms(model: nn.Module) -> int:
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[Any, nn.Conv2d, nn.Module | None]]:
-    """What has such a norm; the convolution before it; what stands for no norm there."""
+    """(module with a batch norm as ``norm``, the convolution before it, what replaces the norm)."""
     for module in model.modules():
         if not isinstance(getattr(module, "norm", None), _NORMS):
             continue
@@ -51,6 +51,6 @@ def _pairs(model: nn.Module) -> Iterator[tuple[Any, nn.Conv2d, nn.Module | None]
             last: Any = module.conv
             if isinstance(last, (SepConv3x3, PoolConv)):
                 last = last.pointwise
-            # Another class may do something to its weight: standardise it, say.
+            # A subclass may change its weight in forward: standardise it, for example.
             if type(last) in (nn.Conv2d, Conv2d) and getattr(last, "activation", None) is None:
                 yield module, last, nn.Identity()

@@ -1,4 +1,4 @@
-"""The formats of exported graphs: how each is written, with its metadata, and run again."""
+"""The formats of exported graphs: how to write them with their metadata, and how to run them."""
 
 import hashlib
 import importlib
@@ -19,23 +19,23 @@ from ..weight_files.checksum import check_whole
 from .archives import check_program, holds_code, metadata_in
 from .graphs import DETECTOR, Graph
 
-# A tensor in, a tuple of tensors out, in the CPU's memory.
+# A graph that is ready to run: from a tensor to a tuple of tensors, on the CPU.
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 ONNX_OPSET = 17
 _symbolic_shapes: Any = importlib.import_module("torch.fx.experimental._config")
-_METADATA = "metadata/"  # the folder of the metadata in an archive of torch
-# An entry of ONNX's metadata: the SHA-256 of the file in which it is _UNKNOWN.
+_METADATA = "metadata/"  # the folder of the metadata in an archive of TorchScript
+# The checksum in ONNX's metadata: the SHA-256 of the file with _UNKNOWN in place of the checksum.
 _SHA256 = re.compile(rb"\x06sha256\x12\x40([0-9a-f]{64})")
 _UNKNOWN = "0" * 64
 
 
 class Format(ABC):
-    """A file format, and what runs it.
+    """A file format, with the functions that write and read it.
 
     Attributes:
-        name: of ``--format``.
-        suffixes: of its files; the first is the usual one.
-        opset: the version of the operators that ``write`` uses, for people.
+        name: its name, a value of ``--format``.
+        suffixes: the suffixes of its files; the first is the usual one.
+        opset: the version of the operators that ``write`` uses, as text.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Format(ABC):
     opset: str
 
     def check(self) -> None:  # noqa: B027 (most need nothing)
-        """What can be known before any work.
+        """Check that ``write`` can work, before any model is built.
 
         Raises:
             ValueError: a package is missing; one line with the way to get it.
@@ -53,21 +53,24 @@ class Format(ABC):
     def write(
         self, graph: Graph, example: Tensor, metadata: Mapping[str, str], file: IO[bytes]
     ) -> None:
-        """Write a graph of dynamic sizes.
+        """Write a graph with dynamic axes.
 
         Args:
-            example: an input; others may have another size and, if the graph takes a batch, number.
+            graph: the model to write, in eval mode.
+            example: an input to trace with; only its batch, height and width are dynamic.
+            metadata: key → text, written into the file.
+            file: a binary file, open for writing.
 
         Raises:
-            ValueError: the format can't hold such a graph.
+            ValueError: the format can't represent this graph.
         """
 
     @abstractmethod
     def read(self, path: str) -> tuple[Run, dict[str, str]]:
-        """The graph, ready to run on a CPU, and its metadata.
+        """Read a file: the graph, ready to run on a CPU, and its metadata.
 
         Raises:
-            Exception: of the kinds that its library has for damaged files.
+            Exception: any that the format's library raises for damaged files.
         """
 
 
@@ -86,14 +89,14 @@ class Onnx(Format):
     ) -> None:
         onnx = _require("onnx")
         signature = graph.signature
-        buffer: Any = io.BytesIO()  # which torch takes, though its type hint does not say so
+        buffer: Any = io.BytesIO()  # torch accepts it, though its type hint does not say so
         with _quiet():
             torch.onnx.export(
                 graph,
                 (example,),
                 buffer,
-                # The exporter by torch.export can't follow Detectron2's choice of proposals, and
-                # takes twenty times as long for a classifier.
+                # The newer exporter, which uses torch.export, can't trace Detectron2's choice of
+                # proposals, and takes twenty times as long for a classifier.
                 dynamo=False,
                 opset_version=ONNX_OPSET,
                 input_names=[signature.input],
@@ -109,8 +112,8 @@ class Onnx(Format):
         _check_sum(path)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        # That of the file, which holds the fewest results at once. Its own choice held 18% more
-        # (measured: C=109, eight images of 320 pixels, 1007 MB against 854).
+        # The order of the file needs the least memory. ONNX Runtime's default needed 18% more
+        # (measured: C=109, eight images of 320 pixels, 1007 MB instead of 854).
         options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
         options.log_severity_level = 3  # errors: it warns of shapes that it can't infer
         session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -124,7 +127,7 @@ class Onnx(Format):
 
 
 class TorchScript(Format):
-    """A trace, run by libtorch or PyTorch."""
+    """TorchScript: a trace that libtorch or PyTorch runs."""
 
     name, suffixes = "torchscript", (".ts", ".pt")
     opset = f"TorchScript of torch {torch.__version__}"
@@ -133,13 +136,13 @@ class TorchScript(Format):
         self, graph: Graph, example: Tensor, metadata: Mapping[str, str], file: IO[bytes]
     ) -> None:
         with _quiet(), torch.no_grad():
-            # Its own check runs on the example alone; the caller's is the stricter one.
+            # PyTorch's check runs on the example only; the caller's check is stricter.
             traced = torch.jit.trace(graph, (example,), check_trace=False)
             files = {_METADATA + key: value for key, value in metadata.items()}
             torch.jit.save(traced, file, _extra_files=files)
 
     def read(self, path: str) -> tuple[Run, dict[str, str]]:
-        check_whole(path)  # which PyTorch does not look at
+        check_whole(path)  # PyTorch does not verify the checksums
         files: dict[str, Any] = {_METADATA + key: "" for key in metadata_in(path)}
         with _quiet():
             module = torch.jit.load(path, map_location="cpu", _extra_files=files)
@@ -166,7 +169,7 @@ class TorchExport(Format):
         size = [torch.export.Dim(name, min=1) for name in ("height", "width")]
         height, width = (signature.multiple * s if signature.multiple > 1 else s for s in size)
         dynamic = {0: torch.export.Dim("batch", min=1), 2: height, 3: width}
-        # Else a batch of one, or a feature of one pixel, would be another case than the example's.
+        # Otherwise sizes of 1, of a batch or a feature map, would be specialised.
         with _quiet(), _symbolic_shapes.patch(backed_size_oblivious=True):
             program = torch.export.export(graph, (example,), dynamic_shapes=(dynamic,))
             torch.export.save(program, file, extra_files=dict(metadata))
@@ -175,12 +178,12 @@ class TorchExport(Format):
         check_whole(path)
         check_program(path)
         files = dict.fromkeys(metadata_in(path), "")
-        # A file that is open, as it may not have its name yet; and no objects, whatever asks for
-        # them: this is the way that PyTorch has for that.
+        # Pass an open file, as an unfinished one may not have its suffix yet. PyTorch's variable
+        # refuses to unpickle anything but tensors.
         no_objects = variable("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
         with _quiet(), no_objects, open(path, "rb") as file:
             program = torch.export.load(file, extra_files=files)
-        # PyTorch 2.9 guards what it has seen of the example's sizes, which others need not share.
+        # PyTorch 2.9 adds guards on the example's sizes, which other inputs need not meet.
         graph = program.module(check_guards=False)
         return _without_gradients(graph), {k: _text(v) for k, v in files.items()}
 
@@ -189,16 +192,16 @@ FORMATS: dict[str, Format] = {f.name: f for f in (Onnx(), TorchScript(), TorchEx
 
 
 def format_of(path: str) -> Format | None:
-    """The format of an existing file; None of what is none of an exported graph."""
+    """The format of an existing file; None if it is not an exported graph."""
     for known in FORMATS.values():
         if path.lower().endswith(known.suffixes):
-            # What torch.save wrote may be called .pt, too.
+            # A checkpoint of torch.save may have the suffix .pt, too.
             return None if path.lower().endswith(".pt") and not holds_code(path) else known
     return None
 
 
 def onnx_bytes(model: Any, metadata: Mapping[str, str]) -> bytes:
-    """The file of a model of the package onnx, with its metadata and a checksum in it."""
+    """Serialise an onnx.ModelProto with metadata and a checksum of the file."""
     onnx = _require("onnx")
     onnx.helper.set_model_props(model, {**metadata, "sha256": _UNKNOWN})
     content: bytes = model.SerializeToString()
@@ -207,7 +210,7 @@ def onnx_bytes(model: Any, metadata: Mapping[str, str]) -> bytes:
 
 
 def _check_sum(path: str) -> None:
-    """Refuse an ONNX file of ours that is damaged: its format has no checksum."""
+    """Refuse a damaged ONNX file, if it has this project's checksum: the format itself has none."""
     with open(path, "rb") as file:
         content = file.read()
     for entry in _SHA256.finditer(content):
@@ -222,8 +225,8 @@ def _text(value: str | bytes) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The tracers warn of each branch and constant; what is traced is compared afterwards. And
-    torch.export logs tracebacks of errors that it raises."""
+    """Silence the tracers' warnings of branches and constants: callers compare the outputs. Also
+    silence torch.export's log, which repeats the tracebacks of errors that it raises."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

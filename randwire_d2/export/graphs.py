@@ -1,4 +1,4 @@
-"""What is exported: a model as a function from a tensor of images to named tensors."""
+"""The graphs to export: models as functions from a tensor of images to named tensors."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from torchvision.ops import boxes as box_ops
 
 DETECTOR, CLASSIFIER, BACKBONE = "detector", "classifier", "backbone"
-SEM_SEG = "sem_seg"  # a panoptic detector's output of the whole image
+SEM_SEG = "sem_seg"  # a panoptic detector's semantic segmentation
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a graph takes and gives.
+    """The inputs and outputs of a graph.
 
     Attributes:
         kind: "detector", "classifier" or "backbone".
-        outputs: the names of its outputs.
-        batched: whether it takes images (N, C, H, W), else one image (C, H, W); float32 in both.
-        multiple: of which height and width must be multiples.
-        normalised: whether the images must have been normalised, else their values are 0 … 255.
-        most: the most detections that an image may have; 0 of what detects nothing.
+        outputs: the names of the outputs.
+        batched: whether the input is a batch (N, C, H, W), else one image (C, H, W); both float32.
+        multiple: height and width must be multiples of it.
+        normalised: whether the input must be normalised, else its values are 0 … 255.
+        most: the most detections that an image may have; 0 for a classifier or a backbone.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class Signature:
 
     @property
     def input(self) -> str:
-        """The name of its input."""
+        """The name of the input."""
         return "images" if self.batched else "image"
 
     @property
@@ -58,7 +58,7 @@ class Graph(nn.Module):
     """A model, in eval mode, as a function from a tensor to a tuple of tensors.
 
     Attributes:
-        signature: what they are.
+        signature: the form of this tensor, and the names of the others.
     """
 
     signature: Signature
@@ -70,14 +70,15 @@ class Graph(nn.Module):
 
 
 class DetectorGraph(Graph):
-    """One image (C, H, W), values 0 … 255, to the fields of its instances.
+    """A detector: from one image (C, H, W), values 0 … 255, to the fields of its instances.
 
-    Boxes are in pixels of that image; masks (n, 1, M, M) are those of the boxes, not pasted. Of a
-    PanopticFPN also sem_seg, the logits of the stuff classes (C, H, W).
+    Boxes are in pixels of the image; masks (n, 1, M, M) are relative to the boxes, not pasted. A
+    PanopticFPN also has sem_seg, the logits (classes, H, W) of the semantic segmentation.
 
     Args:
+        model: the detector.
         most: the most detections that an image may have (TEST.DETECTIONS_PER_IMAGE).
-        channels: the images' C.
+        channels: the number of channels of the image.
     """
 
     def __init__(self, model: nn.Module, most: int, channels: int = 3) -> None:
@@ -88,7 +89,7 @@ class DetectorGraph(Graph):
         self.signature = Signature(DETECTOR, tuple(sorted(found)), batched=False, most=most)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        # The first is Detectron2's own way to count boxes in a trace.
+        # patch_builtin_len is Detectron2's way to count boxes in a trace.
         with patch_builtin_len(), _no_box_of_none():
             found = self._outputs(image)
         values: tuple[Any, ...] = tuple(found[name] for name in self.signature.outputs)
@@ -102,14 +103,14 @@ class DetectorGraph(Graph):
         if not isinstance(model, PanopticFPN):
             return raw[0].get_fields()
         (instances,), (logits,) = raw
-        height, width = image.shape[-2:]  # without what the backbone's sizes need
+        height, width = image.shape[-2:]  # the logits are those of the padded image
         return {**instances.get_fields(), SEM_SEG: logits[:, :height, :width]}
 
 
 @contextmanager
 def _no_box_of_none() -> Iterator[None]:
-    """Where there are no boxes, keep none: OpenVINO's NonMaxSuppression then gives index 0 (seen in
-    2026.4), and what lies there in memory, such as the last image's best box, would be found."""
+    """Patch the NMS to keep no index if there are no boxes. OpenVINO's NonMaxSuppression then gives
+    index 0 (seen in 2026.4), which reads stale memory, such as the last image's best box."""
     suppress = box_ops.batched_nms
 
     def kept(boxes: Tensor, *others: Any) -> Tensor:
@@ -124,7 +125,7 @@ def _no_box_of_none() -> Iterator[None]:
 
 
 class ClassifierGraph(Graph):
-    """Images (N, 3, H, W), values 0 … 255, to logits (N, num_classes)."""
+    """A classifier: from images (N, 3, H, W), values 0 … 255, to logits (N, num_classes)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -135,7 +136,7 @@ class ClassifierGraph(Graph):
 
 
 class BackboneGraph(Graph):
-    """Normalised images (N, C, H, W) to the features of a backbone, with its FPN if it has one."""
+    """A backbone, with its FPN if it has one: from normalised images (N, C, H, W) to features."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

@@ -9,20 +9,21 @@ from torch import Tensor
 
 from .formats import FORMATS, onnx_bytes
 
-# Convolutions and the fc layer have nearly all multiply-adds. The sums of the nodes stay as they
-# are: rounding them as well would round every node's input twice.
+# Convolutions and the fc layer have nearly all multiply-adds. The nodes' weighted sums stay
+# float32: quantising them, too, would round every node's input twice.
 _QUANTISED = ["Conv", "Gemm", "MatMul"]
 
 
 def quantise(source: str, target: str, images: Iterable[Tensor], said: Mapping[str, str]) -> None:
     """Write a copy of an ONNX file whose convolutions and linear layers compute in int8.
 
-    Weights have a scale for each channel, activations one for each tensor: the range of its values
-    for the images.
+    Weights have a scale for each channel. Activations have one for each tensor, from the range of
+    its values for the images.
 
     Args:
         source: a file of the format "onnx".
-        images: inputs of the graph.
+        target: the file to write.
+        images: inputs of the graph, for calibration.
         said: metadata that is added to the source's.
     """
     FORMATS["onnx"].check()

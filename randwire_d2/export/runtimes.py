@@ -1,4 +1,4 @@
-"""What runs an ONNX file on a CPU: ONNX Runtime or OpenVINO."""
+"""Runtimes that run an ONNX file on a CPU: ONNX Runtime and OpenVINO."""
 
 import importlib
 import importlib.util
@@ -22,17 +22,17 @@ def _compile(path: str) -> Any:
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 if the CPU has it
     }
-    # Of a path it believes the suffix, which an unfinished file has not.
+    # Given a path, OpenVINO goes by its suffix, which an unfinished file does not have yet.
     with open(path, "rb") as file:
         model = openvino.Core().read_model(file.read())
     return openvino.Core().compile_model(model, "CPU", options)
 
 
 def _openvino(path: str) -> Run:
-    # OpenVINO gives the thread that compiles a stack for signals, which goes with the model: if
-    # that ends in another thread, the first one's next signal is a segmentation fault.
+    # OpenVINO gives the compiling thread an alternate signal stack and frees it with the model. If
+    # another thread frees the model, the next signal in the compiling thread is a crash.
     with ThreadPoolExecutor(1) as alone:
         compiled = alone.submit(_compile, path).result()
 
@@ -44,12 +44,13 @@ def _openvino(path: str) -> Run:
     return run
 
 
-# The path of a file to what runs it, with as many threads as PyTorch has.
+# For each runtime, a function that loads an ONNX file; it runs with as many threads as PyTorch.
 RUNTIMES: dict[str, Callable[[str], Run]] = {"onnx": _onnx_runtime, "openvino": _openvino}
 
 
 def check_runtime(name: str) -> None:
-    """
+    """Check that a runtime exists and its package is installed.
+
     Raises:
         ValueError: there is no such runtime, or its package is missing; one line.
     """
@@ -61,7 +62,7 @@ def check_runtime(name: str) -> None:
 
 
 def installed_runtimes() -> list[str]:
-    """The names of those whose packages are here."""
+    """The names of the runtimes whose packages are installed."""
     found = []
     for name in RUNTIMES:
         with suppress(ValueError):
