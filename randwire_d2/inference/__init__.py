@@ -1,4 +1,4 @@
-"""A trained model out of its checkpoint alone, and what it finds in images, folders and videos."""
+"""Inference with a trained model, loaded from its checkpoint alone, on images and videos."""
 
 from .models.classifier import Classifier
 from .models.detector import Detector

@@ -1,4 +1,4 @@
-"""What is predicted: images and videos out of files, globs and folders; the frames of a video."""
+"""The inputs of predictions: images and videos in files, globs and folders; a video's frames."""
 
 import logging
 import os
@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Input:
-    """A file to look at.
+    """An image or a video file.
 
     Attributes:
-        path: as it was given, or below the folder that was.
-        name: of what is drawn of it, without a suffix; it may begin with folders, and no other
-            input has it.
+        path: the path as the user gave it, or below the folder that the user gave.
+        name: the name for pictures of it, without a suffix; it may contain folders, and no other
+            input has the same.
     """
 
     path: str
@@ -39,17 +39,18 @@ class Input:
 
 
 def find_inputs(given: Sequence[str], option: str = "INPUT") -> list[Input]:
-    """The images and videos of files, globs and folders (with those below), each once, in order.
+    """The images and videos of files, globs and folders with their subfolders, each once, in order.
 
-    A file that is given by its own name is taken for an image whatever its suffix is. What is
-    hidden in a folder is left out, as by globs: macOS's ``._photo.jpg``, which is no image, say.
-    A warning tells of images in formats that can't be read.
+    A file that is given by name counts as an image if its suffix is unknown. Hidden files in
+    folders are left out, as globs do: macOS's ``._photo.jpg``, for example, is no image.
+    A warning lists images in formats that can't be read.
 
     Args:
-        option: by which they were given, for the error.
+        given: the files, globs and folders.
+        option: the option by which the user gave them, for the error.
 
     Raises:
-        ValueError: one of them is nothing, or has neither image nor video in it; one line.
+        ValueError: one of them does not exist, or contains neither image nor video; one line.
     """
     found: dict[str, tuple[str, str]] = {}
     for text in given:
@@ -72,7 +73,7 @@ def find_images(given: Sequence[str], option: str) -> list[str]:
     """The paths of the images among ``find_inputs``.
 
     Raises:
-        ValueError: one of them is nothing, or all are videos; one line.
+        ValueError: one of them does not exist or contains nothing, or all are videos; one line.
     """
     found = [one.path for one in find_inputs(given, option) if not one.is_video]
     if given and not found:
@@ -81,8 +82,8 @@ def find_images(given: Sequence[str], option: str) -> list[str]:
 
 
 def files_as_inputs(paths: Sequence[str]) -> list[Input]:
-    """The files of a data set, named below the folder that holds them all."""
-    # Without the .. of the names in a data set, which else lead out of the folder of the pictures.
+    """The files of a data set, named relative to the deepest folder that contains them all."""
+    # Absolute paths have no "..", which would lead out of the folder of the pictures.
     folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
     root = os.path.commonpath(folders) if paths else None
     relative = ((path, os.path.relpath(path, root)) for path in paths)
@@ -114,7 +115,7 @@ def _known(name: str) -> bool:
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:
-    """A name that no other has; ``taken`` has for each the number that its next namesake tries."""
+    """Make a name unique; ``taken`` maps each name to the number that its next duplicate tries."""
     number, own = taken.get(name, 2), name
     while own in taken:
         own, number = f"{name}_{number}", number + 1
@@ -130,7 +131,7 @@ class Video:
 
     Attributes:
         fps: frames per second.
-        frames: how many it says that it has; 0 if it doesn't.
+        frames: the number of frames that the file states; 0 if it states none.
 
     Raises:
         ValueError: it can't be opened.
@@ -151,11 +152,11 @@ class Video:
         self.frames = int(frames) if 0 < frames < 2**31 else 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Its frames (H, W, 3), uint8, BGR, one at a time."""
+        """Yield the frames, (H, W, 3), uint8, BGR, one at a time."""
         while True:
             try:
                 there, frame = self._capture.read()
-            except cv2.error:  # a frame that claims more than the memory; ``check`` tells
+            except cv2.error:  # a damaged frame that claims too much memory; ``check`` reports it
                 return
             if not there:
                 return
@@ -163,10 +164,10 @@ class Video:
             yield frame
 
     def check(self) -> None:
-        """Once its frames were read:
+        """Check the number of frames, after they were read.
 
         Raises:
-            ValueError: there were none, or clearly fewer than the file says.
+            ValueError: there were none, or clearly fewer than the file states.
         """
         check_frames(self._read, self.frames)
 
@@ -175,9 +176,10 @@ class Video:
 
 
 def check_frames(read: int, claimed: int) -> None:
-    """
+    """Check the number of frames that were read from a video.
+
     Raises:
-        ValueError: a video has no frames, or clearly fewer than its file says.
+        ValueError: there were none, or clearly fewer than the file states.
     """
-    if read < max(1, 0.95 * claimed - 1):  # some formats only estimate their number
+    if read < max(1, 0.95 * claimed - 1):  # some formats only estimate the number of frames
         raise ValueError(f"it ends after {read} of {claimed} frames")

@@ -18,23 +18,23 @@ from .models.detector import Detector
 from .models.loading import find_checkpoint
 from .record import sections_of
 
-# What precedes a backbone's weights in the files of tools/convert_checkpoint.py.
+# The prefixes of a backbone's weights in the files of tools/convert_checkpoint.py.
 _PREFIXES = ("backbone.bottom_up.", "backbone.")
 
 
 def publish(
     source: str | os.PathLike[str], folder: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Path:
-    """Write a model and its card into a folder; a new one appears whole.
+    """Write a model and its card into a folder; a new folder gets its name only when complete.
 
     Args:
-        source: the OUTPUT_DIR of a run, a checkpoint of its, or a converted RandWire backbone.
-        folder: a new or an empty one.
+        source: the OUTPUT_DIR of a run, one of its checkpoints, or a converted RandWire backbone.
+        folder: a new or an empty folder.
         overwrite: replace an earlier model in a folder that is not empty.
 
     Raises:
-        FileNotFoundError: there is no such file, or no checkpoint in the folder.
-        ValueError: it is no whole model, or the folder is not empty; one line.
+        FileNotFoundError: the source does not exist, or is a folder without a checkpoint.
+        ValueError: the source lacks a part of a model, or the folder is not empty; one line.
     """
     file = find_checkpoint(source)
     checkpoint = load_checkpoint(file)
@@ -60,7 +60,7 @@ def _publish_backbone(
     prefix = next(p for p in _PREFIXES if all(name.startswith(p) for name in state))
     state = {name.removeprefix(prefix): value for name, value in state.items()}
     norm = _norm_of(state)
-    # Through the same checks as when others will load it.
+    # Apply the checks of loading the published model.
     whole = PretrainedFolder(Path(file), "RandWire", {"norm": norm}, {**checkpoint, "model": state})
     with prefixed(file):
         Wiring.of(checkpoint)
@@ -69,7 +69,7 @@ def _publish_backbone(
     run = RunFolder(os.path.dirname(os.path.abspath(file)))
     if run.backbone.name == os.path.basename(file) and run.config_file.is_file():
         cfg = run.config()
-        if is_classifier(cfg):  # it wrote the file, of its last weights
+        if is_classifier(cfg):  # its training wrote the file, from the last weights
             last = cfg.SOLVER.MAX_ITER - 1
             record = sections_of(str(run.final_checkpoint), cfg, None, last)
             record["Figures of the classifier that it was trained in"] = record.pop("Figures")
@@ -81,7 +81,7 @@ def _publish_backbone(
 
 
 def _norm_of(state: Mapping[str, Any]) -> str:
-    """The norm that has such weights; a group norm has no statistics."""
+    """The norm, recognised by the names of its weights: GN has no running statistics."""
     ends = {name.rsplit(".", 1)[-1] for name in state}
     if "num_batches_tracked" in ends:
         return "BN"

@@ -1,4 +1,4 @@
-"""What a run's own files say of a model, as the sections of its card."""
+"""The sections of a model card, from the files of the run that trained the model."""
 
 import ast
 import os
@@ -22,7 +22,7 @@ _RECIPE = (
 )  # fmt: skip
 _STEPS = ("SOLVER.STEPS", "SOLVER.GAMMA")
 _DETECTORS = ("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST")
-# Of a LazyConfig; its file alone has the rest.
+# The recipe's keys for a LazyConfig; only its own file contains the others.
 _LAZY = (
     "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.EMA.DECAY", "SOLVER.AMP.ENABLED",
     "MODEL.BACKBONE.FREEZE_AT", "SEED", "MODEL.RANDWIRE.NORM", "INPUT.MIN_SIZE_TEST",
@@ -34,20 +34,20 @@ _CLASSIFIERS = (
 # The tasks of Detectron2's evaluators and this project's, as metrics.json names them.
 _TASKS = "bbox|segm|keypoints|sem_seg|panoptic_seg|classification"
 _WHOLE = re.compile(rf"(.*/)?({_TASKS})/[^/-]+", re.DOTALL)
-# As the table of Detectron2's collect_env_info names them.
+# The libraries, as the table of Detectron2's collect_env_info names them.
 _LIBRARIES = "Python|PyTorch|torchvision|detectron2|GPU 0|CUDA_HOME"
 
 
 def sections_of(
     file: str, cfg: CfgNode, class_names: list[str] | None, iteration: int | None
 ) -> Sections:
-    """Data, recipe, figures, command and versions.
+    """The sections on data, recipe, metrics, command and versions.
 
     Args:
-        file: the checkpoint; its run is the one in whose folder it lies.
-        cfg: the model's config, which stands for that of the run if there is none.
-        class_names: the model's.
-        iteration: the checkpoint's: the figures are those of its evaluation.
+        file: the checkpoint; its folder is the run's.
+        cfg: the model's config, used if the run has none.
+        class_names: the model's class names.
+        iteration: the checkpoint's iteration, whose evaluation the card shows.
     """
     run = RunFolder(os.path.dirname(os.path.abspath(file)))
     if run.config_file.is_file():
@@ -79,8 +79,8 @@ def _data(cfg: CfgNode) -> dict[str, object]:
 
 
 def _names(cfg: CfgNode, sets: tuple[str, ...]) -> str:
-    # One that was given by its path is called after it: where it lay is nobody's business, nor is
-    # the digest of that which a detector's is registered with.
+    # A data set that was given by its path has this path in its name. Keep only the last part:
+    # neither the folder nor the digest under which a detector's set is registered is for readers.
     names = [os.path.basename(name.rstrip("/")) for name in sets]
     if cfg.DATASETS.PATH:
         names = [re.sub(r"_[0-9a-f]{8}_(train|val)$", r" (\1)", name) for name in names]
@@ -99,7 +99,7 @@ def _recipe(cfg: CfgNode) -> dict[str, object]:
 
 
 def _figures(run: RunFolder, file: str, cfg: CfgNode, iteration: int | None) -> dict[str, object]:
-    """What evaluations of exactly these weights found, the training's own and later ones."""
+    """The metrics of all evaluations of exactly these weights, during training and later."""
     try:
         metrics = run.metrics()
     except (OSError, ValueError):
@@ -108,7 +108,7 @@ def _figures(run: RunFolder, file: str, cfg: CfgNode, iteration: int | None) -> 
     if iteration is not None:
         found = _results(metrics.get(iteration, {}))
         if not found and iteration + 1 == cfg.SOLVER.MAX_ITER:
-            # Detectron2 counts one further before the evaluation that ends a training.
+            # Detectron2 logs the final evaluation under the next iteration.
             found = _results(metrics.get(iteration + 1, {}))
     rows: dict[str, object] = {name: f"{value:.2f}" for name, value in found.items()}
     for path in sorted((run.path / EVALUATIONS).glob("*/results.json")):
@@ -124,12 +124,12 @@ def _figures(run: RunFolder, file: str, cfg: CfgNode, iteration: int | None) -> 
 
 
 def _results(values: dict[str, float]) -> dict[str, float]:
-    """Those of a task as a whole: AP, not AP-person, nor AP-nut/bolt."""
+    """The metrics of whole tasks: AP, but not AP-person or AP-nut/bolt."""
     return {name: value for name, value in values.items() if _WHOLE.fullmatch(name)}
 
 
 def _command(log: str, cfg: CfgNode) -> str:
-    """The command line of a training's first start, out of what ``default_setup`` logged."""
+    """The command line of a training's first start, as ``default_setup`` logged it."""
     for text in re.findall(r"Command line arguments: (Namespace\(.*\))$", log, re.MULTILINE):
         try:
             call = ast.parse(text, mode="eval").body
@@ -142,7 +142,7 @@ def _command(log: str, cfg: CfgNode) -> str:
         tool = "lazyconfig_train_net" if cfg.MODEL.LAZY else "train_net"
         tool = "pretrain_imagenet" if is_classifier(cfg) else tool
         command = [given.get("script") or f"tools/{tool}.py"]
-        # The reader has the config by its name, not where this machine has the package.
+        # Readers know the config by its name in the package, not by this machine's path.
         path = str(given.get("config_file") or "")
         given["config_file"] = re.sub(r".*/randwire_d2/configs/", "configs/", path)
         for name in ("config_file", "data", "data_val"):
@@ -159,6 +159,6 @@ def _command(log: str, cfg: CfgNode) -> str:
 
 
 def _versions(log: str) -> dict[str, object]:
-    """Those of the training, out of its log."""
+    """The versions of the training's libraries, from its log."""
     rows = re.findall(rf"^({_LIBRARIES}) {{2,}}(\S+)", log, re.MULTILINE)
     return dict(rows)
