@@ -34,7 +34,7 @@ DEFINITION = (
 
 
 def table_1() -> Table:
-    """The layers of both regimes in terms of N and C, with the sizes that 224×224 pixels give."""
+    """The layers of both regimes in terms of N and C, with output sizes for 224×224 pixels."""
     columns = {}
     for regime in ("small", "regular"):
         generator = NetworkGenerator(regime, channels=2)
@@ -70,7 +70,7 @@ def _in_symbols(layer: ConvSpec | StageSpec, generator: NetworkGenerator) -> str
     return f"3×3 conv, {channels}"
 
 
-# Titles, rows, regimes, sizes of images, and units of the multiply-adds.
+# By table: title, rows, regime, image size, and unit of the multiply-adds.
 _PAPER = {
     2: ("small computation regime, 250 epochs", TABLE_2, "small", 224, "M"),
     3: ("regular computation regime, 100 epochs", TABLE_3, "regular", 224, "B"),
@@ -81,7 +81,7 @@ PAPER_TABLES = (1, *_PAPER)
 
 
 def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
-    """One of the paper's Tables 1 to 4, its networks counted here beside its own numbers."""
+    """One of the paper's Tables 1 to 4: its numbers, and the ones counted here beside them."""
     if number == 1:
         return table_1()
     title, networks, regime, size, flops_unit = _PAPER[number]
@@ -99,7 +99,7 @@ def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
             ("parameters", "params", "M"),
         ):
             paper = getattr(printed, attribute)
-            # Two digits more than the paper's.
+            # Print two digits more than the paper.
             digits = [len(part.partition(".")[2]) + 2 for part in paper.split("±")]
             values = tuple(getattr(cost, attribute) for cost in costs)
             counted = Quantity(values, unit, (digits[0], digits[-1])) if costs else None
@@ -117,7 +117,7 @@ def paper_table(number: int, seeds: Sequence[int] = SEEDS) -> Table:
 
 
 def _count(network: str, regime: str, size: int, seeds: Sequence[int]) -> list[Complexity]:
-    """The networks of a row, if it is one that can be built here."""
+    """The complexity of a row's networks; empty if they can't be built here."""
     if match := re.fullmatch(r"RandWire-WS, C=(\d+)", network):
         generator = NetworkGenerator(regime, int(match[1]))
         return [complexity(generator(seed), size, size) for seed in seeds]
@@ -134,11 +134,11 @@ def _count(network: str, regime: str, size: int, seeds: Sequence[int]) -> list[C
 
 
 def seeds_of(cfg: CfgNode, seeds: Sequence[int]) -> Sequence[int]:
-    """Those that a config's networks are drawn with: its own, if no others are given or if its
-    network has none.
+    """The seeds for drawing a config's networks: the given ones; the config's own if none are given
+    or if the network is no RandWire.
 
     Raises:
-        ValueError: the config names a RandWire that was drawn already.
+        ValueError: seeds are given, but the config names a RandWire that was drawn already.
     """
     if not seeds or family(cfg) != "RANDWIRE":
         return [cfg.MODEL.RANDWIRE.SEED]
@@ -164,7 +164,7 @@ def _quantities(costs: Sequence[Complexity]) -> dict[str, Quantity]:
 
 
 def part_table(title: str, counted: Sequence[Sequence[Part]], note: str) -> Table:
-    """A row for each part of a network, and the total; of several networks, their means."""
+    """A row for each part of a network, and the total; means if there are several networks."""
     rows = []
     for same in zip(*counted, strict=True):
         first = same[0]
@@ -188,7 +188,7 @@ def part_table(title: str, counted: Sequence[Sequence[Part]], note: str) -> Tabl
 def network_table(
     networks: Sequence[tuple[str, tuple[int, int], Sequence[Sequence[Part]]]], note: str
 ) -> Table:
-    """A row for each config: its name, the size of images, the parts of each of its networks."""
+    """A row for each config; ``networks`` has (name, (height, width), each network's parts)."""
     rows = [
         {
             "config": name,
@@ -209,10 +209,10 @@ def channels_table(
     width: int,
     num_classes: int = 1000,
 ) -> Table:
-    """For each generator, the C with which its networks come nearest to a complexity.
+    """For each generator, the C whose networks have the multiply-adds nearest to a target.
 
     Raises:
-        ValueError: there is none; see ``find_channels``.
+        ValueError: there is no such C; see ``find_channels``.
     """
     rows = []
     for generator in generators:

@@ -1,21 +1,21 @@
 """Graph damage: a trained network without one of its nodes, or one of its edges (§4.1, Figure 5).
 
-What a removal does:
+The effects of a removal:
 
-- A node's edges go with it, and an edge is a term less in its target's weighted sum. The weights of
-  the other terms stay as they are, as in the edge dropping of training.
-- A node that loses its only input sums nothing: it goes on with zeros, and sends out the constant
-  that its norm makes of their convolution. It does not become an input node.
+- A removed node takes its edges with it. A removed edge takes its term out of its target's weighted
+  sum. The weights of the other terms do not change, as in the edge dropping of training.
+- A node that loses its only input gets zeros, so its output is the constant that its norm makes of
+  their convolution. It does not become an input node.
 - A removed output node leaves the stage's mean, which is then that of the others. If it was the
-  only one, the network is cut there: the stage's output is zero.
-- Roles are those of the trained network: a node that loses its last reader is not connected to the
-  output node, so nobody reads it any more.
+  only one, the stage's output is zero.
+- Input and output nodes stay those of the trained network: a node that loses its last consumer is
+  not connected to the output node, so its result is not used.
 - The edges of the extra input and output nodes (§3.2) belong to the stage, not to its random graph:
-  they are not removed by themselves. An isolated node can be removed, as a node.
+  they are not removed alone. An isolated node can be removed, as a node.
 
-All work before a damage is shared. The intact stage runs once and keeps the results of its nodes;
-a damage then costs the nodes that lie downstream of it, the later stages, and the head. (Each of
-these nodes still leads to the stage's output, so none of them can be left out.)
+The work before a damage is shared. The intact stage runs once and keeps the results of its nodes;
+each damage then recomputes the nodes downstream of it, the later stages, and the head. (Each of
+these nodes still leads to the stage's output, so all of them are needed.)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,16 +29,17 @@ from ..wiring import Complexity, Dag, NetworkSpec, StageSpec, complexity
 from ..wiring.complexity import halve, node_complexities
 
 KINDS = ("node", "edge")
-# The later stages run on several damaged results at once, as long as they are no more images.
-STACKED_IMAGES = 128  # beyond that, measured, a larger batch is no faster on a CPU
+# The later stages run on the results of several damages at once, up to so many images. A larger
+# batch is no faster on a CPU (measured).
+STACKED_IMAGES = 128
 
 
 class Damage(NamedTuple):
-    """One node or one edge less.
+    """The removal of one node or one edge.
 
     Attributes:
-        stage: the stage that loses it, such as ``"res3"``.
-        removed: a node, or an edge (u, v).
+        stage: the stage of the node or edge, such as ``"res3"``.
+        removed: the node, or the edge (u, v).
         degree: Figure 5's x: the node's output degree, or the input degree of the edge's target,
             before the damage. The edges of the extra input and output nodes do not count, so an
             output node has the degree 0; the paper does not say whether they do.
@@ -58,7 +59,7 @@ def all_damages(spec: NetworkSpec, kinds: Sequence[str] = KINDS) -> list[Damage]
     """Every node and every edge of every random graph, stage by stage.
 
     Raises:
-        ValueError: for a kind that is none of ``KINDS``.
+        ValueError: a kind is not one of ``KINDS``.
     """
     if not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds must be some of {KINDS}; got {kinds}")
@@ -86,21 +87,21 @@ def downstream(dag: Dag, removed: int | tuple[int, int]) -> list[int]:
 def damaged_logits(
     network: RandWireClassifier, images: Tensor, damages: Sequence[Damage]
 ) -> Iterator[tuple[Damage | None, Tensor]]:
-    """The logits of a network with each of some damages, and of the intact one.
+    """Compute the logits of a network with each of the damages, and of the intact network.
 
-    Holds the results of all nodes of one stage, and once more those that a damage changes.
+    The memory holds the results of all nodes of one stage, and those that a damage changes.
 
     Args:
-        network: one in eval mode.
-        images: (N, 3, H, W), as the network takes them.
-        damages: of the network's spec, in any order.
+        network: a network in eval mode.
+        images: (N, 3, H, W), preprocessed.
+        damages: damages of the network's spec, in any order.
 
     Yields:
-        (damage, logits (N, num_classes)), stage by stage; at the end (None, those of the intact
-        network).
+        (damage, logits (N, num_classes)), stage by stage; at the end (None, the logits of the
+        intact network).
 
     Raises:
-        ValueError: the network is in training mode, in which images change each other's logits.
+        ValueError: the network is in training mode, where the logits depend on the whole batch.
     """
     if network.training:
         raise ValueError("the network is in training mode; call its eval() first")
@@ -108,7 +109,7 @@ def damaged_logits(
     names = [layer.name for layer in backbone.spec.layers]
     dags = {stage.name: stage.dag for stage in backbone.spec.stages}
     together = max(1, STACKED_IMAGES // len(images))
-    # What the fused operators take, too.
+    # The memory format of the fused operators.
     x = images.contiguous(memory_format=torch.channels_last)
     for i, name in enumerate(names):
         stage = getattr(backbone, name)
@@ -139,7 +140,7 @@ def _damaged(
     stage: RandWireStage, dag: Dag, intact: Sequence[Tensor], removed: int | tuple[int, int]
 ) -> Tensor:
     """The output of a stage with a damage, from the results of its intact nodes."""
-    # What is removed sends zeros: a term less in a sum, and nothing where it was the only one.
+    # A removed node or edge contributes zeros: they take its term out of the weighted sum.
     zeros = torch.zeros_like(intact[0])
     results = list(intact)
     if isinstance(removed, int):
@@ -163,18 +164,18 @@ def count_correct(
     damages: Sequence[Damage],
     progress: Callable[[], object] = lambda: None,
 ) -> tuple[int, list[int]]:
-    """How many images the intact network, and the damaged ones, classify correctly (top-1).
+    """Count the images that the intact network, and each damaged one, classifies correctly (top-1).
 
     Args:
         network, images, damages: see ``damaged_logits``.
-        labels: (N,); one that is no class is never correct.
+        labels: (N,), class indices; a label outside of the classes is never correct.
         progress: called after each damage.
 
     Returns:
         tuple[int, list[int]]: the count of the intact network, and one for each damage.
     """
     labels = labels.to(images.device)
-    correct: dict[Damage | None, Tensor] = {}  # on the device, which nobody waits for
+    correct: dict[Damage | None, Tensor] = {}  # on the device: the loop does not synchronise
     for damage, logits in damaged_logits(network, images, damages):
         correct[damage] = (logits.argmax(1) == labels).sum()
         if damage is not None:
@@ -184,11 +185,11 @@ def count_correct(
 
 
 class Work(NamedTuple):
-    """Multiply-adds for one image, counted as ``complexity`` does.
+    """Multiply-adds for one image, counted by ``complexity``.
 
     Attributes:
-        full: of one evaluation of the intact network.
-        shared: of the intact network and all damages, as ``damaged_logits`` computes them.
+        full: those of one evaluation of the intact network.
+        shared: those of the intact network and all damages, as ``damaged_logits`` computes them.
     """
 
     full: int
@@ -198,7 +199,7 @@ class Work(NamedTuple):
 def count_work(
     spec: NetworkSpec, damages: Sequence[Damage], height: int, width: int, num_classes: int
 ) -> Work:
-    """Count what ``damaged_logits`` computes for one image of height × width pixels."""
+    """Count the multiply-adds of ``damaged_logits`` for one image of height × width pixels."""
     whole = complexity(spec, height, width, num_classes)
     names = [*whole.stages]
     dags = {stage.name: stage.dag for stage in spec.stages}

@@ -1,4 +1,4 @@
-"""Figure 5 of damaged networks: the tables, the figure, and everything as JSON (§4.1)."""
+"""The paper's Figure 5 (§4.1, graph damage): its tables, its figure, and all results as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Groups = dict[str, dict[int, list[float]]]
 
 
 def by_degree(outcomes: Sequence[Damaged], kind: str) -> Groups:
-    """The losses of one kind: label → degree → ∆ of each; runs of one generator are pooled."""
+    """The losses of one kind of damage: label → degree → ∆s; runs of one generator are pooled."""
     groups: Groups = {outcome.run.label: {} for outcome in outcomes}
     for outcome in outcomes:
         for damage, loss in zip(outcome.run.damages, outcome.losses, strict=True):
@@ -74,7 +74,7 @@ def _savings(o: Damaged) -> str:
 
 
 def to_json(outcomes: Sequence[Damaged], command: str) -> str:
-    """Everything: of each run the accuracy, and each damage with the images it leaves correct."""
+    """All results: each run's accuracy, and the number of correct images with each damage."""
     runs = [
         {
             "folder": str(o.run.folder),
@@ -102,7 +102,7 @@ def _quartiles(losses: Sequence[float]) -> list[float]:
 
 
 def plot_damage(outcomes: Sequence[Damaged]) -> Figure:
-    """Figure 5: a column for each generator, nodes above edges, a box for each degree."""
+    """Plot Figure 5: a column for each generator, nodes above edges, a box for each degree."""
     kinds = _kinds(outcomes)
     groups = {kind: by_degree(outcomes, kind) for kind in kinds}
     columns = list(groups[kinds[0]])
@@ -141,7 +141,7 @@ def plot_damage(outcomes: Sequence[Damaged]) -> Figure:
 
 
 def _plot_boxes(ax: Axes, degrees: Mapping[int, Sequence[float]]) -> None:
-    ax.use_sticky_edges = False  # those of bars, which would cut off what lies at their ends
+    ax.use_sticky_edges = False  # bars have sticky edges, which would cut off dots at their ends
     spread = np.random.default_rng(0)  # the same picture each time
     for degree, losses in degrees.items():
         low, median, high = _quartiles(losses)
@@ -152,6 +152,6 @@ def _plot_boxes(ax: Axes, degrees: Mapping[int, Sequence[float]]) -> None:
         ax.scatter(degree, np.mean(losses), s=48, color=RED, edgecolors="white", zorder=4)
     if degrees:
         middle = (min(degrees) + max(degrees)) / 2
-        half = max((max(degrees) - min(degrees)) / 2, 2) + 0.8  # a single degree is no wide box
+        half = max((max(degrees) - min(degrees)) / 2, 2) + 0.8  # at least 2: a narrow box for one
         ax.set_xlim(max(middle - half, -0.8), middle + half)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

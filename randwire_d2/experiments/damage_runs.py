@@ -1,4 +1,4 @@
-"""Figure 5's runs: trained networks, evaluated with one node or one edge less (§4.1)."""
+"""Figure 5's runs: trained networks, evaluated without one node or one edge (§4.1)."""
 
 import hashlib
 import json
@@ -27,19 +27,19 @@ from ..text import one_line, parse_json, prefixed
 from ..wiring import graph_label
 from .damage import KINDS, Damage, Work, all_damages, count_correct, count_work
 
-TIMED_BATCHES = 5  # on which the intact network is timed
+TIMED_BATCHES = 5  # batches for timing the intact network
 
 
 @dataclass
 class Counts:
-    """What was found so far, as it lies on disk.
+    """The counts so far, as they are on disk.
 
     Attributes:
-        damaged: how many images the network classifies correctly (top-1) with each damage.
-        done: how many images of the test set were looked at; they are the first ones.
-        images: how many of these can be read.
-        intact: how many of these the intact network classifies correctly.
-        seconds: the time that all this took, without reading images.
+        damaged: for each damage, the number of images classified correctly (top-1).
+        done: the number of the run's images that were evaluated; they are the first ones.
+        images: the number of these that can be read.
+        intact: the number of these that the intact network classifies correctly.
+        seconds: the time of all evaluations, without reading images.
         full_seconds: the time of full evaluations of the intact network, on ``full_images``.
     """
 
@@ -54,17 +54,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class DamageRun:
-    """A trained network, ready to be damaged.
+    """A trained network, with the damages and the images to evaluate it with.
 
     Attributes:
         folder: the OUTPUT_DIR of the training.
         label: the generator, such as ``"WS(4, 0.75)"``, or the name of its SPEC_FILE.
         cfg: the config of the training.
         model: the network in eval mode, with its weights.
-        damages: what is removed, each alone.
-        images: those of the test set that are looked at.
+        damages: the damages, each applied alone.
+        images: the images of the test set that are evaluated.
         work: the multiply-adds for one image.
-        identity: all that the counts depend on.
+        identity: everything that the counts depend on.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class DamageRun:
 
     @property
     def state_file(self) -> Path:
-        """The file of the counts; another checkpoint, other images or damages have another one."""
+        """The file of the counts; its name depends on checkpoint, images and damages."""
         digest = _sha256(json.dumps(self.identity, sort_keys=True).encode())
         return self.folder / f"damage_{digest[:12]}.json"
 
@@ -96,13 +96,13 @@ class Damaged(NamedTuple):
 
     @property
     def losses(self) -> list[float]:
-        """∆ of each damage: the points of accuracy lost."""
+        """∆ of each damage: the loss of accuracy, in percentage points."""
         counts = self.counts
         return [100 * (counts.intact - kept) / counts.images for kept in counts.damaged]
 
     @property
     def full_seconds(self) -> float:
-        """The time that as many full evaluations as there are damages would take."""
+        """The estimated time of one full evaluation per damage, in seconds."""
         counts = self.counts
         return counts.full_seconds / counts.full_images * counts.done * len(counts.damaged)
 
@@ -119,18 +119,18 @@ def load_run(
     kinds: Sequence[str] = KINDS,
     max_images: int | None = None,
 ) -> DamageRun:
-    """Load a network that tools/pretrain_imagenet.py trained, and check all that it needs.
+    """Load a network that tools/pretrain_imagenet.py trained, and check its files and images.
 
     Args:
         folder: the OUTPUT_DIR of the training.
         opts: KEY VALUE pairs for its config.
-        weights: its model_final.pth by default.
+        weights: the checkpoint; by default its model_final.pth.
         kinds: the kinds of damage, some of ``KINDS``.
-        max_images: how many images to look at, by default all; they are spread evenly over the test
-            set, which lists class after class.
+        max_images: how many images to evaluate, by default all; they are spread evenly over the
+            test set, which lists class after class.
 
     Raises:
-        ValueError: something is missing, or does not belong together; one line.
+        ValueError: a file is missing, or weights, config and images do not match; one line.
     """
     folder = Path(folder)
     weights = Path(weights or RunFolder(folder).final_checkpoint)
@@ -151,7 +151,7 @@ def load_run(
         "weights": _sha256(weights.read_bytes()),
         "head_relu": cfg.MODEL.CLASSIFIER.HEAD_RELU,
         "dataset": dataset_name,
-        # The same name may stand for other images later: of another DETECTRON2_DATASETS, say.
+        # The same name may mean other images later, with another DETECTRON2_DATASETS, for example.
         "listing": _sha256(repr([(r["file_name"], r["label"]) for r in images.records]).encode()),
         "of_images": len(images),
         "images": count,
@@ -173,11 +173,11 @@ def load_run(
 
 
 def tell_apart(runs: Sequence[DamageRun]) -> list[DamageRun]:
-    """The runs, with labels that are equal only for networks of one kind, which one column of the
-    figure may pool: with the same regime, N, operation and test set. C may differ.
+    """Extend equal labels of runs that one column of the figure must not pool: those that differ in
+    regime, N, operation or test set. C may differ.
 
     Raises:
-        ValueError: two are the same weights on the same images, which would count twice.
+        ValueError: two runs have the same weights and images, and would count twice.
     """
     folders: dict[str, Path] = {}
     for run in runs:
@@ -203,13 +203,13 @@ def _kind(run: DamageRun) -> tuple[str, ...]:
         f"N={max(dag.num_nodes for dag in spec.dags)}",
         spec.node_op,
         str(run.identity["dataset"]),
-        # Files of two networks may have one name.
+        # Two networks may have files of the same name.
         spec.fingerprint[:12] if drawn_network(run.cfg) else "",
     )
 
 
 def _read_config(folder: Path, weights: Path, opts: Sequence[str]) -> CfgNode:
-    """The config of a training, as for an evaluation of some weights on one data set."""
+    """The config of a training, changed to evaluate the weights on one data set."""
     config = RunFolder(folder).config_file
     for path in (config, weights):
         if not path.is_file():
@@ -236,8 +236,8 @@ def _label(cfg: CfgNode) -> str:
 
 
 def _load_model(cfg: CfgNode, weights: Path) -> Any:
-    """The model of a config with these weights, all of them, in eval mode: with SOLVER.EMA the
-    average, which the training's own evaluations tested."""
+    """Build a config's model in eval mode and load all of its weights: with SOLVER.EMA the average,
+    which the training's own evaluations tested."""
     model = build_model(cfg).eval()
     if not isinstance(model.network, RandWireClassifier):
         raise ValueError(
@@ -260,17 +260,17 @@ def _sha256(content: bytes) -> str:
 
 
 def evaluate(run: DamageRun) -> Damaged:
-    """Evaluate every damage, all in one pass over the images; progress goes to stderr.
+    """Evaluate all damages in one pass over the images; progress goes to stderr.
 
-    The counts are written after every batch, into ``run.state_file``. Where that file is there,
-    the evaluation goes on with the first image that it does not count.
+    The counts are written into ``run.state_file`` after every batch. If that file exists, the
+    evaluation resumes with the first image that it does not count.
 
     Raises:
-        ValueError: no image can be read, or the state file is damaged itself.
+        ValueError: no image can be read, or the state file is damaged.
         OSError: the state file can't be written.
     """
     counts = _read_counts(run)
-    _write_counts(run, counts)  # rather now than after the first batch, if it can't be written
+    _write_counts(run, counts)  # fail now, not after the first batch, if it can't be written
     total = int(run.identity["images"])
     todo = Subset(run.images, range(counts.done, total))
     loader = DataLoader(

@@ -1,4 +1,4 @@
-"""Which network a run has: its name in a table, and what tells its seeds apart."""
+"""The network of a run: its name in a table, and what distinguishes its seeds."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +10,10 @@ from ..wiring import NetworkGenerator, NetworkSpec, graph_label
 
 
 def network_name(cfg: CfgNode) -> str:
-    """The network of a config, as the paper names it if it is one of the paper's.
+    """The name of a config's network: the paper's name if it is one of the paper's networks.
 
     Raises:
-        ValueError: the config describes none.
+        ValueError: the config describes no network.
     """
     kind = family(cfg)
     if kind is None and is_classifier(cfg):
@@ -32,11 +32,11 @@ def network_name(cfg: CfgNode) -> str:
     if drawn_network(cfg):
         if (spec := _spec(cfg)) is None:
             return f"RandWire of {node.SPEC_FILE}"
-        # A spec does not say who drew it: perhaps the config's generator, or the paper's.
+        # A spec does not say which generator drew it: try the config's and the paper's.
         drawn_by = [NetworkGenerator(spec.regime, spec.channels, node_op=spec.node_op)]
-        with suppress(ValueError):  # these keys are not read where there is a spec
+        with suppress(ValueError):  # with a spec, these keys are not used and may be invalid
             drawn_by.append(generator_from_config(cfg))
-        seeds = (node.SEED, *range(1, 6))  # the paper's are 1 … 5
+        seeds = (node.SEED, *range(1, 6))  # the seeds of the paper's networks are 1 … 5
         known = [g for g in drawn_by if any(_draws(g, seed, spec) for seed in seeds)]
         if not known:
             return f"RandWire {spec.fingerprint[:12]}"
@@ -54,7 +54,7 @@ def network_name(cfg: CfgNode) -> str:
 
 
 def wiring_of(cfg: CfgNode) -> str:
-    """What tells the wiring of a config from those of other seeds; "" if it has none."""
+    """A text that distinguishes a config's wiring from those of other seeds; "" if it has none."""
     if family(cfg) != "RANDWIRE":
         return ""
     node = cfg.MODEL.RANDWIRE
@@ -65,7 +65,7 @@ def wiring_of(cfg: CfgNode) -> str:
 
 
 def _spec(cfg: CfgNode) -> NetworkSpec | None:
-    """The drawn network of a config; None if its file is gone since, or elsewhere."""
+    """The drawn network of a config; None if its file was moved or deleted."""
     node = cfg.MODEL.RANDWIRE
     there = node.SPEC or Path(node.SPEC_FILE).is_file()
     return spec_from_config(cfg) if there else None

@@ -1,6 +1,6 @@
-"""What the paper prints: the numbers of its tables and text, digit by digit, as it rounds them.
+"""The paper's numbers, from its tables and its text, with the digits that it prints.
 
-Figures 3, 5 and 6 are pictures; of them, only what the text says is here.
+From Figures 3, 5 and 6, only the numbers that the text gives are here.
 """
 
 from typing import NamedTuple
@@ -10,9 +10,9 @@ class Printed(NamedTuple):
     """A row of Tables 2 to 5, mean ± std over five seeds for RandWire.
 
     Attributes:
-        network: as the paper names it.
-        accuracies: in %: top-1 and top-5 on ImageNet's validation set, ``""`` where the paper has
-            none; of Table 5 AP, AP50, AP75, APs, APm and APl of boxes on COCO val2017.
+        network: the paper's name of the network.
+        accuracies: in %: top-1 and top-5 on ImageNet's validation set, ``""`` if the paper has
+            none; in Table 5, box AP, AP50, AP75, APs, APm and APl on COCO val2017.
         flops: multiply-adds, in M (Table 2) or B (Tables 3 and 4).
         params: parameters, in M.
     """
@@ -69,7 +69,7 @@ TABLE_5 = (
     Printed("RandWire-WS, C=154", ("41.1", "63.1", "44.6", "24.6", "45.1", "53.0")),
 )
 
-# Figure 3, top-1 accuracy in %, of the settings whose numbers §4.1 gives.
+# Figure 3: top-1 accuracy in %, for the settings whose numbers §4.1 gives.
 FIGURE_3 = {"WS(4, 0.75)": 73.8, "BA(1)": 70.7}
-# "The Pearson correlation between any two series": §4.1 of Figure 6 (it says Figure 5).
+# "The Pearson correlation between any two series" in Figure 6 (§4.1 says Figure 5): the range.
 FIGURE_6_PEARSON = (0.91, 0.98)

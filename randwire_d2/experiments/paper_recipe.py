@@ -1,7 +1,7 @@
-"""Whether a run was trained and tested as in the paper: its config and the paper's, key by key.
+"""Compare a run's config with the paper's, key by key: was it trained and tested as in the paper?
 
-The paper's recipes are the files in configs/. One is compared as it would be trained with the run's
-batch: the rate, the warm-up and the schedule scaled as the trainers scale them.
+The paper's recipes are the files in configs/. Before the comparison, learning rate, warm-up and
+schedule are scaled to the run's batch, as the trainers scale them.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from ..engine import scale_schedule
 from ..modeling import LazyDetector
 from .paper import TABLE_2, TABLE_3, TABLE_4, TABLE_5, Printed
 
-IMAGENET_IMAGES = 1_281_167  # in an epoch of configs/imagenet
+IMAGENET_IMAGES = 1_281_167  # images in an epoch of configs/imagenet
 
 Recipe = dict[str, Any]
 
-# Keys that may differ within a recipe: seeds, places, speed, and what ``network_name`` tells. (A
-# graph model's parameters are a node of MODEL.RANDWIRE.) What SOLVER.REFERENCE_* say is how a
-# schedule was scaled, and the scaled one is compared.
+# Keys that are not part of a recipe: seeds, paths, speed, and the network, which ``network_name``
+# names. (A graph model's parameters are a node of MODEL.RANDWIRE.) SOLVER.REFERENCE_* are left out,
+# too: they tell how a schedule is scaled, and the scaled ones are compared.
 NO_RECIPE = re.compile(
     r"(.+\.)?(SEED|NUM_WORKERS|EVAL_PERIOD|CHECKPOINT_PERIOD|CHECKPOINTS_TO_KEEP|BEST_METRIC"
     r"|VIS_PERIOD|SHADOW_PERIOD|HANG_TIMEOUT|COMPILE)"
@@ -35,19 +35,19 @@ NO_RECIPE = re.compile(
     r"|MODEL\.RANDWIRE\.(REGIME|CHANNELS|NUM_NODES|GRAPH|\w+\.\w+|NODE_OP|SPEC|SPEC_FILE)"
     r"|MODEL\.RANDWIRE\.(FUSED|RECOMPUTE|CUDA_GRAPHS)|MODEL\.CLASSIFIER\.TORCHVISION\..+"
 )
-# By Detectron2's names: what only a test reads, but for precise batch norms, which a training
-# computes, and what only a training reads.
+# Recognised by Detectron2's names: keys that only a test reads (a training computes precise batch
+# norms), and keys that only a training reads.
 TEST_KEY = re.compile(r"(?!TEST\.PRECISE_BN\.)(.*[._])?TEST([._].*)?")
 TRAINING_KEY = re.compile(r"SOLVER\..*|DATALOADER\..*|MODEL\.WEIGHTS|(.*[._])?TRAIN([._].*)?")
 
 
-# What the config of a LazyConfig's run knows; its other keys are defaults.
+# The keys that a LazyConfig's run sets in its config; the others are defaults.
 _LAZY_KEY = re.compile(
     r"INPUT\.(FORMAT|\w+_TEST)|MODEL\.(META_ARCHITECTURE|RANDWIRE\..*)|SOLVER\.(IMS_PER_BATCH|MAX_ITER)"
 )
 
 
-# The files below configs/ that train the paper's networks: classifiers, and detectors with them.
+# The files in configs/ for the paper's networks: of the classifier, and of the detector on it.
 _CONFIGS = {
     "RandWire-WS, C=78": ("imagenet/randwire_c78_250ep.yaml", ""),
     "ResNet-50": ("imagenet/R_50_100ep.yaml", "faster_rcnn_R_50_fpn_1x.yaml"),
@@ -69,7 +69,7 @@ _OPTIONS = {4: ("INPUT.TEST_CROP_SIZE", 320)}
 
 
 class Difference(NamedTuple):
-    """A key with the value of a run, and that of the paper's."""
+    """A key whose value in the run differs from the paper's, with both values."""
 
     key: str
     here: str
@@ -81,10 +81,10 @@ class Reference:
     """The paper's row of a run's network.
 
     Attributes:
-        table: its number.
-        values: what the paper reached, in the order of the table.
-        differences: the keys in which the run is not the paper's.
-        unknown: why nobody can tell whether it is; ``""`` if one can.
+        table: the number of the table.
+        values: the paper's results, in the order of the table.
+        differences: the keys in which the run differs from the paper.
+        unknown: why the two can't be compared; ``""`` if they can.
     """
 
     table: int
@@ -94,13 +94,13 @@ class Reference:
 
     @property
     def comparable(self) -> bool:
-        """Whether the run is the paper's, so that their results may stand side by side."""
+        """Whether the run was trained and tested as in the paper, so that results compare."""
         return not self.differences and not self.unknown
 
 
 def read_recipe(cfg: CfgNode) -> Recipe:
     """The keys on which a run's result depends, with their values."""
-    # What nothing reads, because of another key.
+    # Keys that have no effect because of another key.
     unread = [f"MODEL.{node}." for node in ("RANDWIRE", "RESNETS") if node != family(cfg)]
     if "Cosine" in cfg.SOLVER.LR_SCHEDULER_NAME:
         unread += ["SOLVER.STEPS", "SOLVER.GAMMA"]
@@ -114,14 +114,14 @@ def read_recipe(cfg: CfgNode) -> Recipe:
     if cfg.MODEL.LAZY:
         recipe = {key: value for key, value in recipe.items() if _LAZY_KEY.fullmatch(key)}
         recipe["MODEL.LAZY"] = hashlib.sha256(cfg.MODEL.LAZY.encode()).hexdigest()[:12]
-        # No other training is known to have the same optimizer, schedule and augmentation.
+        # Optimizer, schedule and augmentation are unknown: they may be those of this run alone.
         recipe["SOLVER.LAZY"] = cfg.OUTPUT_DIR
-    # Not which ones: each seed may have its own.
+    # Record only whether there are weights: each seed may have its own.
     return {**recipe, "MODEL.WEIGHTS": "given" if cfg.MODEL.WEIGHTS else "none"}
 
 
 def join_recipes(training: Recipe, test: Recipe) -> Recipe:
-    """The recipe of an evaluation: that of its training, with its own keys of testing."""
+    """The recipe of an evaluation: its training's recipe, with the test's own test keys."""
     recipe = {}
     for key, trained in training.items():
         value = test.get(key, trained)
@@ -129,20 +129,20 @@ def join_recipes(training: Recipe, test: Recipe) -> Recipe:
             recipe[key] = value
         elif TRAINING_KEY.fullmatch(key) or _same(value, trained):
             recipe[key] = trained
-        else:  # both read it, such as INPUT.FORMAT
+        else:  # training and test both read it, such as INPUT.FORMAT
             recipe[key] = f"{trained}, tested with {value}"
     return recipe
 
 
 def find_reference(network: str, recipe: Recipe) -> Reference | None:
-    """The paper's row of a network, of several the one that differs least; None if it has none.
+    """The paper's row of a network, the one that differs least if there are several; None if none.
 
     Args:
-        network: as the paper names it.
-        recipe: the run's, with SOLVER.IMS_PER_BATCH of the training.
+        network: the paper's name of the network.
+        recipe: the recipe of the run, with the training's SOLVER.IMS_PER_BATCH.
 
     Raises:
-        ValueError: there is no training with such a batch.
+        ValueError: the paper's schedule can't be scaled to this batch.
     """
     batch = recipe["SOLVER.IMS_PER_BATCH"]
     if batch < 1:
@@ -177,18 +177,18 @@ def _paper_recipe(config: str, options: tuple[Any, ...], batch: int) -> Recipe:
     merge_config(cfg, get_config_file(config), options)
     classifies = is_classifier(cfg)
     recipe = read_recipe(_scale(cfg, batch))
-    # Detectors are "fine-tuned from the networks in Table 3", which the user names.
+    # Detectors are "fine-tuned from the networks in Table 3", so the user must give weights.
     return {**recipe, "MODEL.WEIGHTS": "none" if classifies else "given"}
 
 
 def _scale(cfg: CfgNode, batch: int) -> CfgNode:
-    """A config with its schedule for another batch, as the trainers would scale it."""
+    """A copy of a config whose schedule is scaled to another batch, as the trainers do it."""
     cfg = cfg.clone()
     cfg.defrost()
     if is_classifier(cfg):
         cfg.SOLVER.IMS_PER_BATCH = batch
         return scale_schedule(cfg, IMAGENET_IMAGES)
-    # Detectron2's linear scaling is by the number of GPUs: here, of one image each.
+    # Detectron2 scales linearly with the number of GPUs: take one image per GPU.
     cfg.SOLVER.REFERENCE_WORLD_SIZE = cfg.SOLVER.IMS_PER_BATCH
     return DefaultTrainer.auto_scale_workers(cfg, batch)
 

@@ -1,4 +1,4 @@
-"""What the parts of a network cost: a classifier's from its spec, any built model's with fvcore."""
+"""The costs of a network's parts: a classifier's from its spec, any other model's with fvcore."""
 
 import warnings
 from collections import defaultdict
@@ -23,10 +23,10 @@ from ..text import one_line
 from ..wiring import Complexity, NetworkSpec, StageSpec, complexity
 
 # fvcore's names of convolutions, fc layers and matrix products.
-ATTENTION = "scaled_dot_product_attention"  # of which fvcore knows no formula
+ATTENTION = "scaled_dot_product_attention"  # fvcore has no formula for it; ``_attention`` is ours
 COUNTED = ("conv", "linear", "addmm", "mm", "bmm", "matmul", "einsum", ATTENTION)
 LEARNED = (nn.modules.conv._ConvNd, nn.Linear)
-# Every proposal and every detection that the config has room for comes through.
+# With these keys, as many proposals and detections as the config allows reach the heads.
 KEEP_ALL = (
     *("MODEL.RPN.NMS_THRESH", 1.0, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 1.0),
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", -1.0),
@@ -38,12 +38,12 @@ class Part:
     """A stage of a network, or a part of a detector.
 
     Attributes:
-        name: the stage's, or that of a module of the built model.
-        cost: what it costs for one image.
-        output: height and width of what it hands out, if that is one feature map.
-        channels: the channels of what it hands out.
-        nodes, edges: the size of its random graph, if it is one.
-        rois: how many regions of the image it is computed for, if it is by region.
+        name: the name of the stage, or of a module of the built model.
+        cost: its cost for one image.
+        output: (height, width) of its output, if this is one feature map.
+        channels: the channels of its output.
+        nodes, edges: the size of its random graph, if it has one.
+        rois: the number of regions it is computed for, if it works by region.
     """
 
     name: str
@@ -61,17 +61,17 @@ def total_cost(parts: Iterable[Part]) -> Complexity:
 
 
 def default_size(cfg: CfgNode) -> tuple[int, int]:
-    """Height and width of a config's test images; of a detector's, which vary, the shorter side
-    and 5/3 of it, in whole multiples of 32: 800 × 1344 in the paper's setting."""
+    """(height, width) of a config's test images. A detector's vary: here the shorter side and 5/3
+    of it, rounded up to multiples of 32, which is 800 × 1344 in the paper's setting."""
     if is_classifier(cfg):
         return cfg.INPUT.TEST_CROP_SIZE, cfg.INPUT.TEST_CROP_SIZE
-    shorter = cfg.INPUT.MIN_SIZE_TEST or 800  # 0: images are taken as they are
+    shorter = cfg.INPUT.MIN_SIZE_TEST or 800  # with 0, images are not resized
     longer = min(cfg.INPUT.MAX_SIZE_TEST, shorter * 5 // 3)
     return -(-shorter // 32) * 32, -(-longer // 32) * 32
 
 
 def network_parts(cfg: CfgNode, height: int, width: int) -> list[Part]:
-    """What each part of a config's network costs for one image of height × width pixels.
+    """The parts of a config's network, with their costs for one image of height × width pixels.
 
     Raises:
         ValueError: the config describes no network.
@@ -102,8 +102,8 @@ def spec_parts(spec: NetworkSpec, height: int, width: int, num_classes: int) -> 
 def detector_parts(cfg: CfgNode, height: int, width: int) -> list[Part]:
     """The parts of a detector at test time, for one image of height × width pixels.
 
-    A detector's heads cost as much as there are proposals and detections: here, as many as the
-    config has room for (MODEL.RPN.POST_NMS_TOPK_TEST, TEST.DETECTIONS_PER_IMAGE).
+    The cost of the heads grows with the number of proposals and detections: here, as many as the
+    config allows (MODEL.RPN.POST_NMS_TOPK_TEST, TEST.DETECTIONS_PER_IMAGE).
 
     Raises:
         ValueError: Detectron2 can't build the model.
@@ -111,11 +111,11 @@ def detector_parts(cfg: CfgNode, height: int, width: int) -> list[Part]:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *KEEP_ALL])
-    # Not read; without a name, a RandWire with FrozenBN warns of its training.
+    # The file is not read; without one, a RandWire with FrozenBN would warn about training.
     cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS or "zeros"
     try:
         model = build_model(cfg)
-    except (KeyError, AssertionError) as e:  # of a registry, or of Detectron2's own checks
+    except (KeyError, AssertionError) as e:  # from a registry, or from Detectron2's own checks
         raise ValueError(f"the model can't be built: {one_line(e, 300)}") from e
     image = torch.zeros(len(cfg.MODEL.PIXEL_MEAN), height, width)
     return module_parts(model, [{"image": image}])
@@ -124,13 +124,13 @@ def detector_parts(cfg: CfgNode, height: int, width: int) -> list[Part]:
 def module_parts(model: nn.Module, inputs: Any) -> list[Part]:
     """The parts of a built model in eval mode, counted while it runs on a CPU.
 
-    Multiply-adds are fvcore's, of convolutions, fc layers and matrix products, and those of
-    RandWire's weighted sums, which fvcore does not count. Activations are the outputs of
-    convolutions and fc layers. Parameters are fvcore's, and those of frozen norms.
+    Multiply-adds are fvcore's count of convolutions, fc layers and matrix products, plus RandWire's
+    weighted sums, which fvcore does not count. Activations are the outputs of convolutions and fc
+    layers. Parameters are fvcore's count, plus those of frozen norms.
 
     Args:
-        model: its weights become zeros, with which no deep network overflows untrained.
-        inputs: those of its forward, for one image.
+        model: its weights are set to 0, so that an untrained deep network does not overflow.
+        inputs: the argument of its forward, for one image.
     """
     model.eval().requires_grad_(False)
     for parameter in model.parameters():
@@ -148,13 +148,13 @@ def module_parts(model: nn.Module, inputs: Any) -> list[Part]:
 
 @dataclass(frozen=True)
 class _Run:
-    """What one run of a model showed.
+    """The record of one forward pass of a model.
 
     Attributes:
-        modules: all of them, by name; the model is ``""``.
-        shapes: the shapes of the tensors that each module put out, a call after the other.
-        operators: fvcore's multiply-adds of each module and all in it, by operator.
-        params: the parameters of each module and all in it.
+        modules: all modules, by name; the model is ``""``.
+        shapes: the shapes of the output tensors of each module, in the order of the calls.
+        operators: fvcore's multiply-adds of each module with its children, by operator.
+        params: the parameters of each module with its children.
     """
 
     modules: dict[str, nn.Module]
@@ -163,7 +163,7 @@ class _Run:
     params: Mapping[str, int]
 
     def cost(self, name: str) -> Complexity:
-        """The cost of a module with all that it contains."""
+        """The cost of a module with its children."""
         flops = sum(self.operators[name].get(operator, 0) for operator in COUNTED)
         activations = 0
         for inner, module in self.modules.items():
@@ -189,11 +189,11 @@ def _run(model: nn.Module, inputs: Any) -> _Run:
     for name, module in modules.items():
         module.register_forward_hook(partial(record, name))
     with warnings.catch_warnings(), _attention_in_parts():
-        warnings.simplefilter("ignore")  # of tracing
+        warnings.simplefilter("ignore")  # the tracer's warnings
         analysis = FlopCountAnalysis(model, inputs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.set_op_handle(f"aten::{ATTENTION}", _attention)
-        # FlopCountAnalysis wraps the model into an adapter, whose only child it is.
+        # FlopCountAnalysis wraps the model into an adapter, as its only child.
         operators = {
             name.removeprefix("model").removeprefix("."): counts
             for name, counts in analysis.by_module_and_operator().items()
@@ -201,7 +201,7 @@ def _run(model: nn.Module, inputs: Any) -> _Run:
         }
     params = parameter_count(model)
     for name, module in modules.items():
-        if isinstance(module, FrozenBatchNorm2d):  # whose parameters are buffers
+        if isinstance(module, FrozenBatchNorm2d):  # its parameters are buffers
             for owner in _owners(name):
                 params[owner] += 2 * module.num_features
     return _Run(modules, shapes, operators, params)
@@ -214,7 +214,7 @@ def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 @contextmanager
 def _attention_in_parts() -> Iterator[None]:
-    """Without PyTorch's one operator for a whole layer of attention, of which fvcore counts 0."""
+    """Disable PyTorch's fused operator for an attention layer, which fvcore counts as 0."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -241,7 +241,7 @@ def _part(seen: _Run, title: str, names: Sequence[str], cost: Complexity) -> Par
 
 
 def _owners(name: str) -> list[str]:
-    """A module, and all that it is in: ``"a.b"`` → ``["", "a", "a.b"]``."""
+    """The names of a module and its parents: ``"a.b"`` → ``["", "a", "a.b"]``."""
     words = name.split(".") if name else []
     return [".".join(words[:i]) for i in range(len(words) + 1)]
 
@@ -251,7 +251,7 @@ def _minus(a: Complexity, b: Complexity) -> Complexity:
 
 
 def _divide(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """The parts to count apart, each with the names of its modules, in the order of the data."""
+    """Yield the parts to count separately, each with its modules' names, in the data's order."""
     children = [(f"{prefix}{name}", child) for name, child in module.named_children()]
     if isinstance(module, FPN):
         bottom_up = f"{prefix}bottom_up"

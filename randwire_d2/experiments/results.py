@@ -24,19 +24,19 @@ from .paper_recipe import (
 )
 from .tables import finite, mean_and_std
 
-# The names in metrics.json, with the paper's titles of its columns.
+# The names in metrics.json -> the paper's column titles.
 DETECTION = {f"bbox/{name}": name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
 CLASSIFICATION = {"classification/top1": "top-1", "classification/top5": "top-5"}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Trainings, or evaluations of trainings, that differ in nothing but their seeds.
+    """Trainings, or evaluations of trainings, that differ only in their seeds.
 
     Attributes:
         kind: ``"training"`` or ``"evaluation"``.
-        network: the network's name, which is the paper's where it is one of the paper's.
-        data: the set that was tested, and the images that the training saw, in thousands.
+        network: the network's name, in the paper's words if it is one of the paper's.
+        data: the test set, and the number of images that the training saw, in thousands.
         recipe: the keys on which a result depends, and their values.
         task: the names of the results, those of ``DETECTION`` or ``CLASSIFICATION``.
         reference: the paper's row of the network; None if the paper has none.
@@ -55,11 +55,11 @@ class Result:
     """A training, or an evaluation.
 
     Attributes:
-        values: what it found last, in the order of the group's task; None if it is not finished.
-        progress: the part of it that is done, 0 … 1.
-        weights: the checkpoint that was evaluated; ``""`` of a training.
-        seeds: what tells the training from others of its group; a copy of it, and a training that
-            repeats it, have the same.
+        values: its last results, in the order of the group's task; None if it is not finished.
+        progress: the finished part of it, 0 … 1.
+        weights: the checkpoint that was evaluated; ``""`` for a training.
+        seeds: what distinguishes the training from others of its group; a copy or a repetition of
+            the training has the same.
     """
 
     folder: Path
@@ -71,20 +71,20 @@ class Result:
 
 
 def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Result], dict[Path, str]]:
-    """All trainings and evaluations among some folders, and below them.
+    """Read all trainings and evaluations in some folders and below them.
 
     Returns:
-        what was read, and why other folders can't be: a config.yaml that is none of this project's,
-        say, or a damaged results.json.
+        the results; and for each folder that can't be read, the reason, such as another project's
+        config.yaml or a damaged results.json.
 
     Raises:
-        ValueError: one of the paths holds no run, or none of the runs can be read.
+        ValueError: one of the paths contains no run, or none of the runs can be read.
     """
     results, unreadable = [], {}
     for folder in find_runs(paths):
         try:
             results.append(read_result(folder))
-        # Somebody else's config.yaml says nothing against the other runs.
+        # Another project's config.yaml must not stop the reading of the other runs.
         except (OSError, ValueError) as e:
             reason = " ".join(str(e).split())
             unreadable[folder] = reason.removeprefix(f"{folder}/")
@@ -96,12 +96,12 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Result], di
 
 
 def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The folders with a config.yaml, trainings' and evaluations', among some and below them.
+    """The folders of runs, which have a config.yaml, in some folders and below them.
 
     Raises:
-        ValueError: one of the paths has none.
+        ValueError: one of the paths contains no config.yaml.
     """
-    found: dict[Path, Path] = {}  # a folder that is named twice is one run
+    found: dict[Path, Path] = {}  # a folder that is given twice is one run
     for path in paths:
         below = sorted(config.parent for config in Path(path).rglob("config.yaml"))
         if not below:
@@ -115,11 +115,11 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def read_result(folder: Path) -> Result:
-    """What a training has reached, or what an evaluation has found.
+    """Read the result of a training or an evaluation.
 
     Raises:
-        ValueError: its config.yaml is none of this project's, or its results.json is damaged.
-        OSError: one of them can't be read.
+        ValueError: its config.yaml is not this project's, or its results.json is damaged.
+        OSError: a file can't be read.
     """
     run = RunFolder(folder)
     return _read_evaluation(run) if run.is_evaluation else _read_training(run)
@@ -137,7 +137,7 @@ def _seeds(run: RunFolder, cfg: CfgNode) -> tuple[str, ...]:
     seeds = (str(cfg.SEED), wiring_of(cfg), cfg.MODEL.WEIGHTS)
     if cfg.SEED >= 0:
         return seeds
-    # Each has drawn a seed, which nobody noted; but two have never the same losses and times.
+    # Each run has drawn a seed that was not recorded. Its last losses and times identify it.
     last = run.progress().last
     return (*seeds, str(sorted(last.items())) if last else str(run.path.resolve()))
 
@@ -162,13 +162,13 @@ def _read_evaluation(run: RunFolder) -> Result:
             differences=(),
             unknown=f"how its weights were trained can't be told: {' '.join(str(e).split())}",
         )
-        # Nobody knows whether other weights are another seed of the same training.
+        # It is unknown whether other weights are another seed of the same training.
         known = [item for item in group.recipe if not TRAINING_KEY.fullmatch(item[0])]
         weights_alone = (*known, ("MODEL.WEIGHTS", evaluation.weights))
         group = replace(group, recipe=weights_alone, reference=reference)
     else:
         recipe = join_recipes(read_recipe(trained), recipe)
-        if weights.name != training.final_checkpoint.name:  # the training was not at its end
+        if weights.name != training.final_checkpoint.name:  # an earlier checkpoint
             recipe["MODEL.WEIGHTS"] += f", tested with {weights.name}"
         group = _group("evaluation", cfg, trained, recipe)
         seeds = _seeds(training, trained)
@@ -200,10 +200,10 @@ def _values(task: Sequence[str], found: Mapping[str, float]) -> tuple[float, ...
 
 
 def to_markdown(results: Sequence[Result], unreadable: Mapping[Path, str] | None = None) -> str:
-    """A table per task, with the paper's row below each that is comparable; then what differs from
-    the paper's, what is not finished, what repeats another run, and what can't be read."""
+    """A table per task, with the paper's row below each comparable group; then lists of differences
+    from the paper, unfinished runs, runs that repeat another one, and unreadable folders."""
     parts = [table for task in (DETECTION, CLASSIFICATION) if (table := _table(results, task))]
-    # One of each group stands for all.
+    # One result represents its group.
     found = {result.group: result for result in results if result.values is not None}.values()
     others = [r for r in found if r.group.reference and not r.group.reference.comparable]
     if others:
@@ -255,10 +255,10 @@ def _grouped(
 
 
 def find_repeats(results: Iterable[Result]) -> dict[Path, Path]:
-    """The folders of finished runs that are one seed with another run, and that run's folder.
+    """The folders of finished runs that repeat another run's seed -> the other run's folder.
 
-    They are copies, trainings of one seed that were repeated, and second tests of one checkpoint,
-    on other devices say. The first one counts.
+    They are copies, repeated trainings of one seed, and second tests of one checkpoint, on another
+    device for example. The first one counts.
     """
     first: dict[tuple[Group, tuple[str, ...]], Path] = {}
     repeats = {}
@@ -271,12 +271,12 @@ def find_repeats(results: Iterable[Result]) -> dict[Path, Path]:
 
 
 def _differences(group: Group, groups: Iterable[Group]) -> list[str]:
-    """What tells the rows of one network on the same data apart."""
+    """The keys in which a group differs from others of the same network and data, with values."""
     others = [dict(g.recipe) for g in groups if (g.network, g.data) == (group.network, group.data)]
     return [
         f"{key} {value}"
         for key, value in group.recipe
-        # An evaluation whose training is unknown has no keys of training.
+        # An evaluation whose training is unknown has no training keys.
         if any(other.get(key, value) != value for other in others)
     ]
 
@@ -298,7 +298,7 @@ def _how_far(result: Result) -> str:
 
 
 def to_json(results: Sequence[Result], unreadable: Mapping[Path, str] | None = None) -> str:
-    """Every run by itself, and what can't be read."""
+    """Every run's result, and the unreadable folders, as JSON."""
     titles, repeats = {**DETECTION, **CLASSIFICATION}, find_repeats(results)
 
     def named(group: Group, values: Sequence[Any] | None) -> dict[str, Any] | None:

@@ -7,19 +7,19 @@ A sweep is a YAML file (configs/sweeps) with these keys, and ``_BASE_`` as in De
     generators: labels such as WS(4, 0.75), Figure 3's columns, in place of the config's generator
     node_ops: with generators, the node operations (default: the config's)
     channels: with generators, the C of all of them with the config's node operation
-    multiply_adds: in place of channels, what each generator's networks have on average
+    multiply_adds: in place of channels, the mean multiply-adds of each generator's networks
     pretrained: another sweep, relative to this file: each run starts from the weights of that
-        sweep's run of the same network, which lie beside this sweep's --output
+        sweep's run of the same network; its output must be beside this sweep's --output
     evaluate: True, to evaluate those weights and train nothing
     options: more keys of the configs
 
-MODEL.WEIGHTS among the options takes the place of ``pretrained``, and may contain {channels} and
-{seed}. A detector that starts from the classifiers of another sweep has them converted first.
+MODEL.WEIGHTS in the options replaces ``pretrained``, and may contain {channels} and {seed}. If
+detectors start from another sweep's classifiers, these are converted first.
 
 "We adjust the factor C to keep the complexity of all alternative networks" (§4.1, "Node
-operations"), and the paper's generators differ by ±2% (§3.2): where neither ``channels`` nor
-``multiply_adds`` says otherwise, each generator and operation gets the C whose networks have the
-multiply-adds nearest to those of the config's own, both on average over the seeds.
+operations"), and the paper's generators differ by ±2% (§3.2). So without ``channels`` and
+``multiply_adds``, each generator and operation gets the C whose networks have the multiply-adds
+nearest to those of the config's own networks, both on average over the seeds.
 """
 
 import re
@@ -56,15 +56,15 @@ from ..wiring import (
 from ..yaml_tags import check_yaml
 from .sweep_run import BACKBONE, Run, Setting, Weights
 
-# What the values of some keys are, or what is in their lists.
+# The types of the values of keys, or of the elements of their lists.
 TYPES: dict[str, tuple[type, ...]] = {
     "config": (str,), "seeds": (int,), "generators": (str,), "node_ops": (str,),
     "channels": (int,), "multiply_adds": (int, float), "pretrained": (str,), "evaluate": (bool,),
     "options": (dict,),
 }  # fmt: skip
-# What compares generators; without them, a sweep is of its configs' own networks.
+# Keys that need ``generators``; without generators, a sweep runs its configs' own networks.
 OF_GENERATORS = ("node_ops", "channels", "multiply_adds")
-# The keys of configs that a sweep gives each run, by what gives them; the last three only if there.
+# The config's keys that a sweep's keys set in each run; the last three only if the sweep has them.
 GIVEN = {
     "seeds": ("SEED", "MODEL.RANDWIRE.SEED"),
     "--output": ("OUTPUT_DIR",),
@@ -72,20 +72,20 @@ GIVEN = {
     "channels": ("MODEL.RANDWIRE.CHANNELS",),
     "multiply_adds": ("MODEL.RANDWIRE.CHANNELS",),
 }
-# The keys by which a detector is verified with the weights that it will start from.
+# The config's keys that describe a detector when converted weights are verified in it.
 DESCRIBES = re.compile(r"INPUT\..+|MODEL\.(?!WEIGHTS$|DEVICE$|CLASSIFIER\.).+")
 
 
 def load_sweep(
     path: str | Path, output: str | Path, options: Sequence[str] = (), num_gpus: int = 1
 ) -> list[Run]:
-    """The runs of a sweep, seed by seed: a sweep that is not over yet compares all generators.
+    """The runs of a sweep, seed by seed, so that an unfinished sweep compares all generators.
 
     Args:
         path: the sweep's YAML.
-        output: the folder that holds the runs' folders.
-        options: KEY VALUE pairs, after the sweep's own.
-        num_gpus: the processes of each run; on a CPU too.
+        output: the folder that contains the runs' folders.
+        options: KEY VALUE pairs, applied after the sweep's own.
+        num_gpus: the number of processes of each run, also on a CPU.
 
     Raises:
         OSError: the file, or the config that it names, can't be read.
@@ -113,7 +113,7 @@ def load_sweep(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A sweep's file, checked; its ``config`` is a list."""
+    """Read and check a sweep's file; ``config`` becomes a list."""
     sweep: dict[str, Any] = {}
 
     def merge() -> None:
@@ -155,11 +155,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class _Pretrained:
-    """The runs of another sweep, whose last checkpoints others start from.
+    """The runs of another sweep, whose final checkpoints are this sweep's initial weights.
 
     Args:
         path: the other sweep's YAML.
-        root: the folder that holds its --output, under its name.
+        root: the folder that contains the other sweep's --output, named after its file.
     """
 
     def __init__(self, path: Path, root: Path) -> None:
@@ -181,7 +181,7 @@ class _Pretrained:
         """The run of a network.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the other sweep has no such run.
         """
         try:
             return self.runs[self._network(setting, seed)]
@@ -240,11 +240,11 @@ class _Experiment:
     @cached_property
     def _target(self) -> float:
         given = self.sweep.get("multiply_adds")
-        # The config's own generator, which may have no network of another N, is asked last.
+        # Ask the config's own generator last: it may have no network with another N.
         return self._flops(generator_from_config(self.cfg)) if given is None else given
 
     def _adjusted(self, generator: NetworkGenerator, node_op: str) -> NetworkGenerator:
-        """A generator with an operation, and the C that makes it comparable with the others."""
+        """The generator with a node operation, and with the C for comparable multiply-adds."""
         if "channels" in self.sweep:
             generator = replace(generator, channels=self.sweep["channels"])
             if node_op == generator.node_op:
@@ -266,7 +266,7 @@ class _Experiment:
 
     @property
     def _shape(self) -> dict[str, int]:
-        """The size and classes that ``complexity`` counts; the paper's classifier for detectors."""
+        """Arguments for ``complexity``: image size and classes; for detectors, its defaults."""
         if not is_classifier(self.cfg):
             return {}
         size = self.cfg.INPUT.TEST_CROP_SIZE
@@ -298,7 +298,7 @@ class _Experiment:
 
     @cached_property
     def _identity(self) -> str:
-        """What all runs have in common and does change a network's result: not the machine."""
+        """The settings of all runs that change a network's result, as text; without the machine."""
         cfg = self.cfg.clone()
         cfg.merge_from_list(["OUTPUT_DIR", "", "MODEL.DEVICE", "", "DATALOADER.NUM_WORKERS", 0])
         del cfg.SOLVER["HANG_TIMEOUT"]
@@ -309,7 +309,7 @@ class _Experiment:
     def _weights(
         self, setting: Setting, seed: int, network: Sequence[str], folder: Path
     ) -> Weights | None:
-        # Each seed from its own network, and not all from the config's one.
+        # Each seed starts from its own network's weights, not from those in the config.
         own = self.pretrained is None or "MODEL.WEIGHTS" in self.options
         if own and (given := self.cfg.MODEL.WEIGHTS):
             for name, value in (("{channels}", setting.channels), ("{seed}", seed)):
@@ -332,7 +332,7 @@ class _Experiment:
 def _read_config(path: Path, options: Sequence[str]) -> CfgNode:
     cfg = classifier_config()
     merge_config(cfg, path, options)
-    if not is_classifier(cfg):  # its tool knows fewer keys
+    if not is_classifier(cfg):  # a detector's tool has fewer keys
         cfg = detector_config()
         merge_config(cfg, path, options)
     if family(cfg) != "RANDWIRE":
@@ -354,16 +354,16 @@ def _network_options(setting: Setting, cfg: CfgNode, seed: int) -> list[str]:
         raise ValueError(f"{graph} has no parameters in the config: add MODEL.RANDWIRE.{graph}")
     options: list[Any] = ["MODEL.RANDWIRE.GRAPH", graph]
     for name, value in params.items():
-        # yacs takes no 0 for a float.
+        # yacs does not accept 0 for a float.
         options += [f"MODEL.RANDWIRE.{graph}.{name.upper()}", type(node[name.upper()])(value)]
     options += ["MODEL.RANDWIRE.NODE_OP", setting.node_op]
     options += ["MODEL.RANDWIRE.CHANNELS", setting.channels]
     options += ["MODEL.RANDWIRE.SEED", seed, "SEED", seed]
-    # What a sweep wants of a finished run is its last checkpoint.
+    # A sweep needs only the last checkpoint of a finished run.
     options += ["SOLVER.CHECKPOINTS_TO_KEEP", 1]
     return [str(option) for option in options]
 
 
 def _as_file_name(label: str) -> str:
-    """WS(4, 0.75) as WS_4_0.75: no shell minds it."""
+    """A file name without special characters of shells: WS_4_0.75 for WS(4, 0.75)."""
     return re.sub(r"[^\w.]+", "_", label).strip("_")

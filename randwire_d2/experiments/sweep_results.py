@@ -1,4 +1,4 @@
-"""What a sweep found: Figure 3's bars and Figure 6's series, or the rows of Tables 2 to 5."""
+"""The results of a sweep: Figure 3's bars and Figure 6's series, or rows of Tables 2 to 5."""
 
 import json
 import math
@@ -23,12 +23,12 @@ from .tables import finite, mean_and_std
 
 @dataclass(frozen=True)
 class Report:
-    """What a sweep has found so far.
+    """The results of a sweep so far.
 
     Attributes:
-        table: in Markdown, with what is not finished, and why.
-        data: everything, in JSON.
-        figure: None without a finished run, and of a sweep that compares no generators.
+        table: Markdown, with a list of unfinished runs and the reasons.
+        data: all results, as JSON.
+        figure: None if no run is finished, or if the sweep compares no generators.
     """
 
     table: str
@@ -37,7 +37,7 @@ class Report:
 
 
 def report(runs: Sequence[Run]) -> Report:
-    """Figure 3 or 6 of a sweep of generators; of other sweeps, its rows of Tables 2 to 5."""
+    """Report a sweep: Figure 3 or 6 if it compares generators, else its rows of Tables 2 to 5."""
     if any(run.setting.config for run in runs):
         states = [(run, run.status()) for run in runs]
         finished = [run.result for run, status in states if status.state == "finished"]
@@ -58,7 +58,7 @@ class Result:
     """A setting with its runs.
 
     Attributes:
-        runs: with what their folders said, in the order of the seeds.
+        runs: the runs with their status, in the order of the seeds.
     """
 
     setting: Setting
@@ -71,12 +71,12 @@ class Result:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether there is a mean: a detector that finds nothing has no AP, but NaN."""
+        """Whether there is a finite mean: the AP of a detector that finds nothing is NaN."""
         return bool(self.scores) and all(map(math.isfinite, self.scores))
 
     @property
     def classifies(self) -> bool:
-        """Whether its networks are classifiers, and not detectors."""
+        """Whether the networks are classifiers, and not detectors."""
         return self.runs[0][0].classifies
 
     @property
@@ -103,7 +103,7 @@ def collect(runs: Sequence[Run]) -> list[Result]:
 
 
 def to_markdown(results: Sequence[Result]) -> str:
-    """A row per setting, and below, what is missing and why."""
+    """A row per setting, then correlations, then unfinished runs with the reasons."""
     several = len({result.setting.node_op for result in results}) > 1
     rows = []
     for result in results:
@@ -112,7 +112,7 @@ def to_markdown(results: Sequence[Result]) -> str:
         row += [str(setting.channels), f"{setting.flops / 1e6:,.1f}"]
         row += [f"{len(scores)} of {len(result.runs)}", mean_and_std(scores, 1)]
         row += [", ".join(f"{value:.1f}" for value in scores)]
-        # The paper's figures are those of separable convolutions.
+        # The paper's numbers are for separable convolutions.
         told = FIGURE_3.get(setting.generator) if result.classifies else None
         comparable = told and (not several or setting.node_op == "sep_conv3x3")
         row += [f"{told}" if comparable else ""]
@@ -130,7 +130,7 @@ def to_markdown(results: Sequence[Result]) -> str:
 
 
 def _not_finished(runs: Sequence[tuple[Run, Status]]) -> list[str]:
-    """A line for each run without a result, with the reason, below a title."""
+    """A title, and a line for each run without a result, with the reason; empty if all have one."""
     lines = []
     for run, status in runs:
         if status.state != "finished":
@@ -140,7 +140,7 @@ def _not_finished(runs: Sequence[tuple[Run, Status]]) -> list[str]:
 
 
 def to_json(results: Sequence[Result]) -> str:
-    """Everything, for other programs."""
+    """All results as JSON."""
     return json.dumps(
         {
             "settings": [
@@ -171,8 +171,8 @@ def pearson(results: Sequence[Result]) -> list[tuple[str, str, float, int]]:
     """Pearson's correlation of the mean accuracies of each two operations, over the generators.
 
     Returns:
-        (operation, operation, correlation, the number of generators that both have), where it is
-        defined: three generators at least, and means that differ.
+        (operation, operation, correlation, the number of generators that both have) for each pair
+        with a defined correlation: three generators at least, and means that differ.
     """
     series = _series(results)
     found = []
@@ -198,9 +198,10 @@ def _score(results: Sequence[Result]) -> str:
 
 
 def plot_bars(results: Sequence[Result]) -> Figure:
-    """Figure 3: a bar per setting, mean and standard deviation, tagged with P, M or (K, P).
+    """Plot Figure 3: a bar per setting, mean and standard deviation, tagged with P, M or (K, P).
 
-    Every run is a dot beside it. The settings must have one operation, and one of them a mean.
+    Every run is a dot beside its bar. All settings must have the same operation, and at least one a
+    mean.
     """
     drawn = [result for result in results if result.is_drawn]
     figure, ax = _figure(max(6.0, 1.5 + 0.62 * len(drawn)))
@@ -252,7 +253,7 @@ def _tag(generator: str) -> str:
 
 
 def plot_operations(results: Sequence[Result]) -> Figure:
-    """Figure 6: a column per generator, sorted by the first operation, a point per operation.
+    """Plot Figure 6: a column per generator, sorted by the first operation, a point per operation.
 
     At least one setting must have a mean.
     """

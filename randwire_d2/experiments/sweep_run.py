@@ -1,4 +1,4 @@
-"""A run of a sweep: one network, trained or evaluated in a folder of its own, and its state."""
+"""A run of a sweep: one network, trained or evaluated in its own folder, and its state."""
 
 import fcntl
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from ..runs import RunFolder
 
 State = Literal["finished", "failed", "running", "unfinished"]
 
-BACKBONE = "backbone.pth"  # in a run's folder: the checkpoint that it starts from, converted
+BACKBONE = "backbone.pth"  # in a run's folder: its initial weights, converted
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What several seeds are drawn from: a bar of Figure 3, a point of Figure 6, a row of Table 3.
+    """What the seeds of a result share: a bar of Figure 3, a point of Figure 6, a row of Table 3.
 
     Attributes:
-        generator: its label, such as ``"WS(4, 0.75)"``.
+        generator: the label of the generator, such as ``"WS(4, 0.75)"``.
         node_op: the operation of every node.
         channels: C.
-        flops: the multiply-adds of its networks as classifiers, on average over the sweep's seeds.
-        config: the name of its config, where the sweep compares no generators; else ``""``.
+        flops: the multiply-adds of the networks as classifiers, on average over the sweep's seeds.
+        config: the name of the config if the sweep compares no generators; else ``""``.
     """
 
     generator: str
@@ -35,14 +35,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Status:
-    """What a run's folder says.
+    """The status of a run, read from its folder.
 
     Attributes:
         state: ``"failed"`` is a run that ended by itself, without its result; one that was killed
             together with its sweep is ``"unfinished"``.
-        progress: the part of the training that is done, 0 … 1.
-        score: of a finished run, its top-1 accuracy or AP, in %.
-        reason: of a failed run, the last thing that it said.
+        progress: the finished part of the training, 0 … 1.
+        score: top-1 accuracy or AP, in %; None if the run is not finished.
+        reason: if the run failed, the last line of its output, or the signal that killed it.
     """
 
     state: State
@@ -57,9 +57,9 @@ class Weights:
 
     Attributes:
         file: its path or URL, before any conversion.
-        sweep: the command that trains it, if another sweep does.
-        conversion: arguments of tools/convert_checkpoint.py, which makes a detector's backbone of
-            a classifier's checkpoint; ``()`` if the file is loaded as it is.
+        sweep: the command that trains it, if it is another sweep's.
+        conversion: arguments of tools/convert_checkpoint.py, which converts a classifier's
+            checkpoint to a detector's backbone; ``()`` if the file is loaded without conversion.
     """
 
     file: str
@@ -72,14 +72,14 @@ class Run:
     """One network of a setting.
 
     Attributes:
-        seed: of the wiring and of the training.
+        seed: the seed of the wiring and of the training.
         folder: its OUTPUT_DIR.
-        arguments: of the tool that trains or evaluates it.
-        classifies: whether it is a classifier's, and not a detector's.
-        identity: its whole config, as text, but for the keys that do not change the result.
-        weights: what it starts from; None of a run from scratch.
-        evaluates: whether it evaluates its weights, and trains nothing.
-        on_cpu: whether it needs no GPU.
+        arguments: the arguments of the tool that trains or evaluates it.
+        classifies: whether the network is a classifier, and not a detector.
+        identity: its whole config as text, without the keys that do not change the result.
+        weights: its initial weights; None for a run from scratch.
+        evaluates: whether it only evaluates its weights, and trains nothing.
+        on_cpu: whether it runs on a CPU.
     """
 
     setting: Setting
@@ -93,10 +93,10 @@ class Run:
     on_cpu: bool = False
 
     def check(self) -> None:
-        """
+        """Check that the folder is free, or this run's.
+
         Raises:
-            ValueError: the folder holds another run: of another sweep, or of this one before it was
-                changed.
+            ValueError: the folder contains a run of another sweep, or of this one before a change.
         """
         path = self.folder / "sweep.yaml"
         if path.is_file() and (text := path.read_text()) != self.identity:
@@ -109,7 +109,7 @@ class Run:
             )
 
     def claim(self) -> None:
-        """Make the folder this run's, for all sweeps to come."""
+        """Create the folder and record this run's identity in it, which ``check`` compares."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_open(self.folder / "sweep.yaml") as f:
             f.write(self.identity)
@@ -121,25 +121,25 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """What it is compared by, under its name in metrics.json."""
+        """The metric for comparing runs, by its name in metrics.json."""
         return "classification/top1" if self.classifies else "bbox/AP"
 
     @property
     def is_converted(self) -> bool:
-        """Whether its weights are there in the form that it loads."""
-        # A classifier's own is what it became.
+        """Whether the converted weights exist."""
+        # In a classifier's folder, backbone.pth is made from its results, not its initial weights.
         return not self.classifies and (self.folder / BACKBONE).is_file()
 
     @property
     def can_start(self) -> bool:
-        """Whether the weights that it starts from are there, if it needs any."""
+        """Whether the initial weights exist, if it needs any."""
         if self.weights is None or self.is_converted or "://" in self.weights.file:
             return True
         return Path(self.weights.file).is_file()
 
     @property
     def failure(self) -> Path:
-        """The file in which a failed run leaves the end of its output."""
+        """The file with the end of a failed run's output."""
         return self.folder / "failed.txt"
 
     @property
@@ -149,7 +149,7 @@ class Run:
 
     @property
     def result(self) -> RunFolder | None:
-        """Where its result stands: the evaluation, once it is there, or the training."""
+        """The folder of its result: the training's; for ``evaluates``, the last evaluation's."""
         folder = RunFolder(self.folder)
         return folder.last_evaluation() if self.evaluates else folder
 
@@ -158,7 +158,7 @@ class Run:
         if score is not None:
             return Status("finished", 1.0, score)
         if self.failure.is_file():
-            # How it ended, and the end of its output.
+            # The file begins with how the run ended; the end of its output follows.
             lines = self.failure.read_text(errors="replace").split("\n")
             said = [line.strip() for line in lines if line.strip()] or [""]
             killed = said[0].startswith("killed")
@@ -166,7 +166,7 @@ class Run:
         return Status("running" if _is_locked(self.lock) else "unfinished", progress)
 
     def _progress(self) -> tuple[float, float | None]:
-        """How far the run is, 0 … 1, and its score, once it is finished."""
+        """The finished part of the run, 0 … 1, and its score; None if it is not finished."""
         run = self.result
         if run is None:
             return 0.0, None
@@ -179,10 +179,10 @@ class Run:
 
 
 def check_weights(runs: Sequence[Run]) -> None:
-    """
+    """Check that the initial weights of all unfinished runs exist.
+
     Raises:
-        ValueError: not all weights are there that the unfinished runs start from; it says how to
-            train them.
+        ValueError: some are missing; the message says how to train them.
     """
     lacking = [run.weights for run in runs if not run.can_start and run.status().score is None]
     weights = next(filter(None, lacking), None)
@@ -198,10 +198,10 @@ def check_weights(runs: Sequence[Run]) -> None:
 
 def _is_locked(path: Path) -> bool:
     try:
-        with open(path, "r+") as f:  # to write: else NFS locks nothing
+        with open(path, "r+") as f:  # writable: NFS needs that for an exclusive lock
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # it is not there, or its disk has no locks
+    except OSError:  # there is no such file, or its file system has no locks
         return False
     return False

@@ -1,4 +1,4 @@
-"""Tables for text, Markdown and JSON, of numbers that may be means over several networks."""
+"""Tables as text, Markdown and JSON, whose numbers may be means over several networks."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ UNITS = {"": 1, "M": 1e6, "B": 1e9}
 
 
 def mean_and_std(values: Sequence[float], digits: int) -> str:
-    """The mean ± sample standard deviation, with so many digits; one value is alone.
+    """The mean ± sample standard deviation, the latter with ``digits`` decimals; or the only value.
 
-    A dash where there is none, or no number, such as APl of a set without large objects.
+    A dash if there is no value, or one is not finite, such as APl of a set without large objects.
     """
     if not values or not all(map(math.isfinite, values)):
         return "–"
@@ -24,7 +24,7 @@ def mean_and_std(values: Sequence[float], digits: int) -> str:
 
 
 def finite(value: float | None) -> float | None:
-    """A number for JSON, which has no NaN."""
+    """A number for JSON: None in place of NaN and infinity."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -34,8 +34,8 @@ class Quantity:
 
     Attributes:
         values: one number per network.
-        unit: the unit to print them in, ``"M"``, ``"B"`` or ``""``.
-        digits: how many decimals of the mean and of the deviation to print.
+        unit: the unit for printing, ``"M"``, ``"B"`` or ``""``.
+        digits: the numbers of decimals to print, of the mean and of the deviation.
     """
 
     values: tuple[float, ...]
@@ -44,12 +44,12 @@ class Quantity:
 
     @property
     def numbers(self) -> list[float]:
-        """The mean, followed by the deviation where there are several networks."""
+        """The mean, followed by the deviation if there are several networks."""
         several = len(self.values) > 1
         return [mean(self.values), stdev(self.values)] if several else [self.values[0]]
 
     def in_digits(self, digits: Sequence[int], cut: bool = False) -> list[str]:
-        """The numbers with so many decimals, rounded or cut off."""
+        """The numbers in the unit, as text with so many decimals, rounded or cut off."""
         numbers = [number / UNITS[self.unit] for number in self.numbers]
         if cut:
             numbers = [math.floor(n * 10**d) / 10**d for n, d in zip(numbers, digits)]
@@ -57,15 +57,15 @@ class Quantity:
 
     def __str__(self) -> str:
         number = self.numbers[0] / UNITS[self.unit]
-        # Two significant digits of what is small.
+        # Print two significant digits of a small number.
         more = 0 if number >= 0.1 or number == 0 else 1 - math.floor(math.log10(number))
-        # Of networks that are all the same, no deviation.
+        # Print no deviation if all networks have the same value.
         digits = [max(d, more) for d in self.digits[: len(set(self.values))]]
         return f"{' ± '.join(self.in_digits(digits))} {self.unit}".rstrip()
 
     def against(self, paper: str) -> str:
-        """How the paper's number comes from these: ``"rounded"``, ``"cut off"``, or ``"not …"``,
-        with what they round to instead."""
+        """How the paper's number comes from these: ``"rounded"``, ``"cut off"``, or ``"not …"``
+        with the rounded numbers."""
         printed = paper.split("±")
         digits = [len(number.partition(".")[2]) for number in printed]
         rounded = self.in_digits(digits)
@@ -85,7 +85,7 @@ class Quantity:
 class Table:
     """Rows of named cells: text, numbers, sizes as (height, width), ``Quantity``; None is empty.
 
-    Of a column's name, what stands after its colon is printed, if it has one.
+    If a column's name contains a colon, only the part after it is printed.
     """
 
     title: str
@@ -93,7 +93,7 @@ class Table:
     note: str = ""
 
     def to_text(self, markdown: bool) -> str:
-        """The table for reading, without the columns in which every cell is empty."""
+        """The table as text or Markdown, without the columns in which every cell is empty."""
         columns = [c for c in self.rows[0] if any(row[c] is not None for row in self.rows)]
         lines = [[_cell(row[column]) for column in columns] for row in self.rows]
         numeric = [

@@ -1,4 +1,4 @@
-"""Running a sweep's trainings: as processes of this machine, or as Slurm jobs through submitit."""
+"""Run a sweep's trainings: as processes on this machine, or as Slurm jobs through submitit."""
 
 import fcntl
 import os
@@ -21,22 +21,23 @@ from ..engine.processes.slurm import Queue
 from ..files import atomic_open
 from .sweep_run import Run
 
-POLL = 5.0  # seconds between two looks at the runs
-TAIL = 4000  # characters of a failed training's output that are kept beside it
-# By these somebody ends a training that goes well, such as Slurm before its time is up.
+POLL = 5.0  # seconds between two checks of the runs
+TAIL = 4000  # characters of a failed training's output that ``Run.failure`` keeps
+# Exit statuses of trainings that were stopped without a failure, as by Slurm before its time limit.
 ENDED = (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
 class Training:
-    """A run's process, from its start, or from its last checkpoint, to its end.
+    """A function that trains or evaluates a run in a process, and waits for its end.
 
-    It resumes by itself, so that submitit may put it back into Slurm's queue when its time is up.
+    It resumes from the last checkpoint, so submitit can requeue it at Slurm's time limit.
 
     Attributes:
+        run: the run.
         command: the interpreter and the path of the run's tool.
-        preparation: the whole command that converts the weights that the run starts from; ``()`` if
-            they are loaded as they are.
+        preparation: the command that converts the run's initial weights; ``()`` if they need no
+            conversion.
     """
 
     run: Run
@@ -48,11 +49,11 @@ class Training:
         environment: Mapping[str, str] | None = None,
         stop: threading.Event | None = None,
     ) -> None:
-        """Train, or evaluate. A failure leaves a file in the run's folder; it is not raised.
+        """Train or evaluate. A failure is not raised, but recorded in ``Run.failure``.
 
         Args:
-            environment: variables on top of this process's.
-            stop: when it is set, the process is killed; that is no failure.
+            environment: variables in addition to this process's.
+            stop: when it is set, the process is killed; this is not a failure.
         """
         flag = "--eval-only" if self.run.evaluates else "--resume"
         commands = [(*self.command, flag, *self.run.arguments)]
@@ -60,7 +61,7 @@ class Training:
             commands.insert(0, self.preparation)
         with open(self.run.lock, "w") as lock:
             if not take(lock):
-                return  # another sweep, or what a killed one left behind, is at it
+                return  # another sweep's process, or one that a killed sweep left, has the run
             for command in commands:
                 status = self._execute(command, lock, {**os.environ, **(environment or {})}, stop)
                 if status != 0:
@@ -75,15 +76,15 @@ class Training:
         environment: Mapping[str, str],
         stop: threading.Event | None,
     ) -> int | None:
-        """The exit status of a command; None if ``stop`` was set before it had ended."""
+        """Run a command; returns its exit status, or None if ``stop`` was set before its end."""
         with open(self.run.folder / "output.txt", "ab") as out:
             child = subprocess.Popen(
                 command,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                pass_fds=[lock.fileno()],  # the lock is released when the last of us ends
-                start_new_session=True,  # a Ctrl-C is ours to pass on
+                pass_fds=[lock.fileno()],  # the lock is released when both processes have ended
+                start_new_session=True,  # the child gets no Ctrl-C: this process ends it
             )
         try:
             while child.poll() is None and not (stop and stop.is_set()):
@@ -94,7 +95,7 @@ class Training:
             end(child)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> submitit.helpers.DelayedSubmission:
-        """What submitit submits again when Slurm ends the job."""
+        """The job that submitit submits again when Slurm ends this one."""
         return submitit.helpers.DelayedSubmission(self, *args, **kwargs)
 
     def _record(self, status: int) -> None:
@@ -107,8 +108,8 @@ class Training:
 
 
 def take(lock: IO[str]) -> bool:
-    """Lock a file, unless somebody holds it for longer than it takes to look at its state; on a
-    disk that has no locks, as some of networks, let each have it."""
+    """Lock a file; returns False if another process holds it for longer than a check of its state
+    takes. On a file system without locks, as on some networks, every process gets it."""
     for _ in range(5):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,8 +122,8 @@ def take(lock: IO[str]) -> bool:
 
 
 def end(child: subprocess.Popen) -> None:
-    """End a process that may still run: asked first, then without asking."""
-    child.terminate()  # which leaves one alone that has ended
+    """End a process that may still run: SIGTERM first, then SIGKILL."""
+    child.terminate()  # it does nothing if the process has ended
     try:
         child.wait(10)
     except subprocess.TimeoutExpired:
@@ -131,24 +132,24 @@ def end(child: subprocess.Popen) -> None:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    """The GPUs that this process may use, in the notation of CUDA_VISIBLE_DEVICES."""
     count = torch.cuda.device_count()
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
         return tuple(map(str, range(count)))
     names = [name.strip() for name in given.split(",")]
-    # A process sees one MIG instance, the first; but each training may have one of its own.
+    # A process sees only the first MIG instance, but each training can have its own.
     return tuple(names if count and names[0].startswith("MIG-") else names[:count])
 
 
 @dataclass(frozen=True)
 class Local:
-    """This machine.
+    """Runs trainings on this machine.
 
     Attributes:
-        jobs: trainings at a time.
-        num_gpus: GPUs of each; on a CPU, its processes.
-        gpus: those that the trainings get, as CUDA_VISIBLE_DEVICES names them; ``()`` on a CPU.
+        jobs: the number of trainings at a time.
+        num_gpus: the GPUs of each training; on a CPU, its processes.
+        gpus: the GPUs for all trainings, as in CUDA_VISIBLE_DEVICES; ``()`` on a CPU.
 
     Raises:
         ValueError: a training needs more GPUs than there are.
@@ -208,10 +209,10 @@ class Local:
 
 @dataclass(frozen=True)
 class Slurm:
-    """A Slurm cluster. A run whose job is in the queue already is not submitted twice.
+    """Runs trainings on a Slurm cluster. A run whose job is in the queue is not submitted again.
 
     Attributes:
-        queue: where jobs are submitted.
+        queue: the queue for the jobs.
     """
 
     queue: Queue
@@ -220,7 +221,7 @@ class Slurm:
         """Submit trainings and wait for them; an exception ends the waiting, not the jobs.
 
         Raises:
-            ValueError: Slurm, or submitit, refuses.
+            ValueError: Slurm or submitit refuses a job.
         """
         found = {training: self.job(training) for training in trainings}
         new = {_job_file(training): training for training, job in found.items() if job is None}
@@ -232,7 +233,7 @@ class Slurm:
         watch()
 
     def job(self, training: Training) -> submitit.Job | None:
-        """The training's job, if it has one that waits or runs."""
+        """The training's job if it is waiting or running; else None."""
         return self.queue.job(_job_file(training))
 
 
