@@ -1,7 +1,7 @@
-"""What a network costs: counted on fake tensors, timed on the present device, and drawn.
+"""The cost of networks: counted on fake tensors, timed on the present device, and plotted.
 
 Counting needs no device and computes nothing. Times are paired, so that a slow moment of the
-machine hits every network alike. The roofline says how far a network is from the best that the
+machine affects every network alike. The roofline tells how far a network is from the best that the
 device could do.
 """
 

@@ -1,4 +1,4 @@
-"""One comparison: every model is built, counted, timed and set against the roofline."""
+"""A comparison of models: each is built, counted, timed and compared with the roofline."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ from .roofline import Ceilings, floor, measure_ceilings
 from .timing import Clock, Ratio, Step, clock_of, host_clock, paired, ratio
 
 DEVICES = ("cpu", "cuda")
-# The first steps on a GPU choose or compile kernels and fill the allocator.
+# Steps before the timing: the first ones on a GPU choose or compile kernels and fill the allocator.
 WARMUP = {"cpu": 1, "cuda": 3}
 MEMORY_FORMATS = {
     "default": torch.preserve_format,
@@ -31,11 +31,11 @@ PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Settings:
-    """How models are compared.
+    """The settings of a comparison.
 
     Attributes:
-        device: ``"cpu"`` or ``"cuda"``, where times are taken; counts are the same on both.
-        rounds: how often each step is timed; with 0, no times are taken.
+        device: ``"cpu"`` or ``"cuda"``, for the times; counts are the same on both.
+        rounds: how often each step is timed; with 0, nothing is timed.
         amp: ``"float16"`` or ``"bfloat16"`` for automatic mixed precision, None for float32.
         memory_format: a name of ``MEMORY_FORMATS``, for images and weights; ``"default"`` keeps
             that of the models as they are built.
@@ -72,19 +72,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """What one step of a model costs.
+    """The cost of one step of a model.
 
     Attributes:
         model: a name of ``MODELS``.
         step: ``"inference"`` or ``"training"``.
         count: the bytes, launches and memory that were counted.
-        times: the seconds of the whole batch, one for each round; empty where none were taken.
+        times: the seconds for the whole batch, one for each round; empty if nothing was timed.
         versus: the time as a multiple of ResNet-50's in the same round.
         floor: the least seconds that the roofline allows for the whole batch.
-        gpu_peak: the most bytes that the step held, as the allocator of the GPU counts them.
-        host: on a GPU, the seconds until the host had launched the whole step, in each round: where
-            they are more than its time, the GPU waits for the host.
-        gpu_kernels: the kernels that the GPU ran, as the profiler counts them.
+        gpu_peak: the peak memory of the step in bytes, counted by the GPU's allocator.
+        host: on a GPU, the seconds until the host had launched the whole step, in each round: if
+            they are not less than ``times``, the GPU waits for the host.
+        gpu_kernels: the number of kernels on the GPU, counted by the profiler.
     """
 
     model: str
@@ -100,7 +100,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The outcome of a comparison: a row for each step and model, and what it was measured on."""
+    """The result of a comparison: a row for each step and model, and the machine's description."""
 
     case: Case
     settings: Settings
@@ -121,10 +121,10 @@ def run(
 
     Args:
         case: the work of a step, and the RandWire.
-        settings: how the models are compared.
-        ceilings: measure the roofline too, if times are taken.
-        clock: what measures the seconds of a step; by default the device's own clock.
-        progress: is called with a line for each thing that is being done.
+        settings: the models, steps and device.
+        ceilings: measure the roofline, too, if steps are timed.
+        clock: a function that returns the seconds of a step; by default the device's own clock.
+        progress: called with a line of text before each part of the work.
 
     Raises:
         ValueError: a model can't be built, or can't run a step, such as batch norm over a single
@@ -164,10 +164,10 @@ def run(
 
 @contextmanager
 def cudnn_benchmark(case: Case, settings: Settings) -> Iterator[None]:
-    """Let cuDNN choose its algorithms by timing them, where images of one size are on a GPU.
+    """Let cuDNN choose its algorithms by timing them, if all images on a GPU have one size.
 
-    So do the trainings of configs/imagenet (CUDNN_BENCHMARK). Images of many sizes, a detector's,
-    would have it choose anew for each.
+    The trainings of configs/imagenet do this, too (CUDNN_BENCHMARK). With a detector's images of
+    many sizes, cuDNN would choose again for each size.
     """
     before = torch.backends.cudnn.benchmark
     if settings.device == "cuda" and case.sizes == 1:
@@ -185,7 +185,7 @@ def _timed(
     settings: Settings,
     clock: Clock,
 ) -> list[Row]:
-    """The rows of one step with their times and, on a GPU, the memory that its allocator saw."""
+    """Add the times to the rows of one step and, on a GPU, the allocator's peak memory."""
     training = rows[0].step == "training"
     for model in models.values():
         model.train(training)
@@ -242,15 +242,15 @@ def train(
 def infer(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, amp: torch.dtype | None
 ) -> None:
-    """Run forward without gradients, of a model in eval mode."""
+    """Run forward of a model in eval mode, without gradients."""
     with torch.no_grad():
         forward(model, images, labels, amp)
 
 
 def gpu_peak(step: Step, model: nn.Module, inputs: Iterable[torch.Tensor]) -> int:
-    """The most bytes that a step holds, with its own model and inputs, but without the others'.
+    """The peak memory of a step in bytes, with its own model and inputs, but without other models'.
 
-    Without CUDA graphs: the allocator does not see what is in use while a graph is replayed.
+    CUDA graphs are disabled: the allocator does not see the memory in use during a replay.
     """
     stages = [s for s in model.modules() if isinstance(s, RandWireStage) and s.cuda_graphs]
     for stage in stages:
@@ -270,7 +270,7 @@ def gpu_peak(step: Step, model: nn.Module, inputs: Iterable[torch.Tensor]) -> in
 
 
 def gpu_kernels(step: Step) -> int:
-    """The kernels, copies and fills that a GPU runs in a step."""
+    """The number of kernels, copies and fills that a GPU runs in a step."""
     cuda = torch.profiler.ProfilerActivity.CUDA
     with torch.profiler.profile(activities=[cuda]) as profiler:
         step()
@@ -281,8 +281,8 @@ def gpu_kernels(step: Step) -> int:
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """What measurements depend on beside the case: the device, its threads, PyTorch's version, and
-    on a GPU whether cuDNN chooses its algorithms by timing them."""
+    """Describe what times depend on, except the case: device, threads, PyTorch's version, and on a
+    GPU whether cuDNN chooses its algorithms by timing them."""
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else _cpu_name()
     return {

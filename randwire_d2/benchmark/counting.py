@@ -1,18 +1,18 @@
 """The bytes, launches and memory of a step, counted on fake tensors: nothing is computed.
 
-These are the conventions:
+The conventions:
 
-- An operation is what PyTorch dispatches below autograd, forward and backward. Views, metadata and
-  uninitialised allocations are no operations.
-- An operation counts as one launch of a kernel, though cuDNN may need several; an operator of
-  ``randwire_d2.ops`` as the Triton kernels that it launches on CUDA.
-- Its traffic is the bytes of every tensor that it reads or writes. What it changes in place is
-  both read and written, unless it is only overwritten. A dimension that is broadcast with stride 0
-  counts once. A custom operator moves its arguments and results, whatever it does inside.
+- An operation is an operator that PyTorch dispatches below autograd, forward or backward. Views,
+  metadata and uninitialised allocations are no operations.
+- An operation counts as one kernel launch, though cuDNN may need several. An operator of
+  ``randwire_d2.ops`` counts as the Triton kernels that it launches on CUDA.
+- Its traffic is the bytes of every tensor that it reads or writes. A tensor that it changes in
+  place is both read and written, unless it is only overwritten. A dimension that is broadcast with
+  stride 0 counts once. A custom operator's traffic is that of its arguments and results alone.
 - "Saved" is the bytes of the different storages that autograd keeps at the end of the forward
-  pass, without parameters and buffers. Images count where the first convolution keeps them.
-- "Peak" is the most that all storages hold together: parameters, buffers, images, activations and
-  gradients. What a kernel allocates for itself is not known.
+  pass, without parameters and buffers. Images count if the first convolution keeps them.
+- "Peak" is the largest sum of all storages that are alive: parameters, buffers, images, activations
+  and gradients. A kernel's own workspace is not counted.
 """
 
 import copy
@@ -34,14 +34,14 @@ from .. import ops
 from ..modeling.stage import RandWireStage
 from ..modeling.weights import as_on_cuda
 
-# These take memory and put nothing into it.
+# These operators allocate memory and write nothing into it.
 ALLOCATIONS = {
     f"aten::{name}"
     for name in (
         "empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided",
     )
 }  # fmt: skip
-# These read nothing of their first argument but its shape.
+# These operators read only the shape of their first argument.
 SHAPE_ONLY = {
     f"aten::{name}"
     for name in (
@@ -49,7 +49,7 @@ SHAPE_ONLY = {
         "zeros_like",
     )
 }  # fmt: skip
-# These overwrite their first argument without reading it.
+# These operators overwrite their first argument without reading it.
 OVERWRITING = {
     f"aten::{name}" for name in ("bernoulli_", "copy_", "fill_", "normal_", "uniform_", "zero_")
 }
@@ -74,12 +74,12 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True)
 class Count:
-    """What one step does with the whole batch; all sizes are in bytes.
+    """The counts of one step with the whole batch; all sizes are in bytes.
 
     Attributes:
-        operations: all of them, in order.
-        saved: what autograd keeps for the backward pass.
-        peak: the most that is held at once.
+        operations: all operations, in order.
+        saved: the size of the tensors that autograd keeps for the backward pass.
+        peak: the peak memory.
     """
 
     operations: tuple[Operation, ...]
@@ -107,17 +107,17 @@ def count(
 ) -> Count:
     """Count one step of a model, on a fake copy of it.
 
-    The counts depend on shapes and types alone. Whatever device the model is on, its copy is on a
-    CPU, where the operators are the same, and has the channels of zeros that it has on CUDA.
+    The counts depend on shapes and types alone. The copy is on a CPU, whatever device the model is
+    on: the operators are the same there, and its channels are padded with zeros as on CUDA.
 
     Args:
-        model: any module; it stays as it is, in train or eval mode as it was.
+        model: any module; it is not changed, nor is its train or eval mode.
         make_inputs: makes the step's inputs; the tensors that it creates are fake, too.
         forward: is called as ``forward(model, *inputs)``. For training it must return the loss,
             from which the backward pass then runs.
         training: count a training step, else one in eval mode without gradients.
     """
-    # Any other tensor that a module keeps stays real; it is only read.
+    # Other tensors that a module keeps stay real; they are only read.
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     counted = copy.deepcopy(model, {id(t): _fake(fake, t) for t in _kept(model)}).train(training)
     kept = _kept(counted)
@@ -136,7 +136,7 @@ def count(
         for tensor in (*kept, *inputs):
             counter.hold(tensor)
         with counter:
-            # In the forward pass only: what the backward pass recomputes was not kept for it.
+            # In the forward pass only: tensors that the backward pass recomputes were not saved.
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 result = forward(counted, *inputs)
             saved_bytes = sum(saved.values())
@@ -152,7 +152,7 @@ def _kept(model: nn.Module) -> list[Tensor]:
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
-    """A fake tensor of the same shape, strides and type, as on a CPU."""
+    """A fake tensor of the same shape, strides and type, on a CPU."""
     with mode:
         fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
         if isinstance(tensor, nn.Parameter):
@@ -161,7 +161,7 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
 
 
 class _Counter(TorchDispatchMode):
-    """Lists every operation that is dispatched, and follows the storages that are alive."""
+    """Lists every dispatched operation, and tracks the storages that are alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,19 +227,19 @@ def _traffic(
         if tensors and argument.alias_info is not None and argument.alias_info.is_write:
             writes = True
             moved += size
-            # An `out` argument is only written, too.
+            # An `out` argument is only written.
             if argument.kwarg_only or (i == 0 and schema.name in OVERWRITING):
                 continue
         if not (i == 0 and schema.name in SHAPE_ONLY):
             moved += size
-    # Outputs that lie in an input's memory are views of it, or were counted as written.
+    # Outputs that share an input's storage are views of it, or were counted as written.
     fresh = [tensor for tensor in outputs if _key(tensor) not in storages]
     return moved + sum(map(_size, fresh)) if fresh or writes else None
 
 
 def _flops(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> int:
     if func is torch.ops.aten.convolution_backward.default:
-        # PyTorch's own formula knows no groups. Each gradient takes as much as the forward pass.
+        # PyTorch's formula ignores groups. Each gradient takes as many FLOPs as the forward pass.
         gradient, images, weight, *_, transposed, _, _, wanted = args
         per_position = images if transposed else gradient
         return 2 * per_position.numel() * weight.shape[1:].numel() * sum(wanted[:2])

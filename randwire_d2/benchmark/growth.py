@@ -1,4 +1,4 @@
-"""How the time and memory of a training step grow with the batch, the resolution, N and C."""
+"""The growth of a training step's time and memory with the batch, the resolution, N and C."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from .comparison import Settings, run
 from .models import MODELS, Case
 from .timing import Clock
 
-# What grows: its values, and its name in the figure.
+# For each axis of the growth: its values, and its name in the figure.
 AXES: dict[str, tuple[tuple[int, ...], str]] = {
     "batch": ((1, 2, 4, 8), "batch (images)"),
     "size": ((96, 128, 160, 224), "height of an image (pixels)"),
@@ -34,14 +34,14 @@ LOOKS = {
 
 @dataclass(frozen=True)
 class GrowthPoint:
-    """What the training step of a model costs at one value of one axis.
+    """The cost of a model's training step at one value of one axis.
 
     Attributes:
         axis: a name of ``AXES``.
         value: the value on that axis.
         model: a name of ``MODELS``.
-        saved, peak: the bytes of the whole batch that were counted.
-        time: the seconds of the whole batch, the median over the rounds; None if no time was taken.
+        saved, peak: the counted bytes for the whole batch.
+        time: the seconds for the whole batch, median over the rounds; None if nothing was timed.
     """
 
     axis: str
@@ -60,16 +60,16 @@ def grow(
     clock: Clock | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[GrowthPoint]:
-    """Count and time a training step while one thing grows and all others are as in ``case``.
+    """Count and time a training step along each axis; the other axes stay as in ``case``.
 
     Args:
-        case: the point that lies on every axis.
-        settings: how the models are compared; its steps are not used.
+        case: the point that is on every axis.
+        settings: see ``run``; its steps are not used.
         values: the values of each axis, by its name in ``AXES``.
         clock, progress: see ``run``.
 
     Raises:
-        ValueError: ``run`` refuses a value.
+        ValueError: a model can't be built or run at one of the values; see ``run``.
     """
     training = replace(settings, steps=("training",))
     done = {}
@@ -77,7 +77,7 @@ def grow(
     for axis in values:
         for value in values[axis]:
             at = move(case, axis, value)
-            if at not in done:  # the case itself lies on every axis
+            if at not in done:  # ``case`` is on every axis
                 progress(f"growth: {axis} {value}")
                 done[at] = run(at, training, ceilings=False, clock=clock).rows
             for row in done[at]:
@@ -89,7 +89,7 @@ def grow(
 
 
 def move(case: Case, axis: str, value: int) -> Case:
-    """The case with another value on an axis; images keep the ratio of their sides."""
+    """The case with another value on an axis; images keep their aspect ratio."""
     if axis == "batch":
         return replace(case, batch=value)
     if axis == "size":
@@ -103,8 +103,8 @@ def plot_growth(points: Sequence[GrowthPoint], caption: str = "") -> Figure:
     """Plot time above and memory below, with a column for each axis.
 
     Args:
-        points: what ``grow`` found; without any times, the plots above say so.
-        caption: is written below the figure.
+        points: the result of ``grow``; without times, the upper plots say so.
+        caption: text below the figure.
     """
     axes = list(dict.fromkeys(point.axis for point in points))
     models = list(dict.fromkeys(point.model for point in points))

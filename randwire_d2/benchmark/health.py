@@ -1,7 +1,7 @@
-"""Whether a device computes what it should: the fused operators; a stage, timed both ways; graphs.
+"""Check that a device computes correctly: fused operators, a stage (with times), and CUDA graphs.
 
-Each examination is a process of its own: after an illegal access to memory, a process can use its
-GPU no more, and what comes later would be blamed for it.
+Each examination is a separate process: after an illegal memory access, a process can't use its GPU
+any more, and later examinations would fail, too.
 """
 
 import copy
@@ -32,10 +32,10 @@ from ..wiring import NetworkGenerator
 DTYPES = ("float32", "float16", "bfloat16")
 SANITIZERS = ("memcheck", "racecheck")
 _SANITIZER = "compute-sanitizer"
-_SIZE = 56  # of the images that a stage gets
-_GRAPH_SIZES = (56, 48, 64)  # that take turns, as a detector's do
+_SIZE = 56  # pixels: height and width of a stage's input
+_GRAPH_SIZES = (56, 48, 64)  # sizes in turn, as of a detector's images
 _ROUNDS = 9
-# By what is examined: what a training does where that fails.
+# For each part, the effect of its failure on a training.
 PARTS = {
     "operators": "a training runs stages node by node",
     "stage": "a training stops in its first iteration: set MODEL.RANDWIRE.FUSED off",
@@ -57,12 +57,12 @@ def examine(
     Args:
         device: such as ``"cuda"`` or ``"cuda:1"``.
         channels: C of the stage.
-        batch: the images that it gets.
-        progress: is called with a line for each examination before it begins, and with its outcome.
+        batch: the batch size of the stage.
+        progress: called with a line of text before each examination, and with its outcome.
 
     Returns:
-        dict: "works"; "environment", a text; "compiler"; and under each of ``PARTS`` what was found
-        of each type or tool, or the "error" that ended it. It can be written as JSON.
+        dict: "works"; "environment", a text; "compiler"; and for each of ``PARTS`` the results by
+        type or tool, or the "error" that ended the examination. It can be written as JSON.
     """
     report: Report = {
         "works": True,
@@ -71,8 +71,8 @@ def examine(
         "compiler": _compiler(),
         **{part: {} for part in PARTS},
     }
-    # On a CPU the operators sum in the type of their inputs: what is expected of a GPU's is not
-    # of them. Nor has it graphs, or a sanitizer.
+    # On a CPU the operators sum in the type of their inputs, so the limits for a GPU in half
+    # precision do not apply. A CPU has no CUDA graphs and no sanitizer.
     on_gpu = torch.device(device).type == "cuda"
     for part, options, dtypes in (
         ("operators", [channels], DTYPES if on_gpu else DTYPES[:1]),
@@ -90,7 +90,7 @@ def examine(
             continue
         progress(f"operators under {_SANITIZER}, {tool} ...")
         prefix = [installed, "--tool", tool, "--error-exitcode", "86"]
-        # Else it does not see what leaves a tensor for the rest of PyTorch's block of memory.
+        # With caching, the sanitizer would miss accesses beyond a tensor, within PyTorch's block.
         with variable("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"):
             outcome = _elsewhere(prefix, "operators", device, "float32", channels)
         report["sanitizer"][tool] = outcome
@@ -102,7 +102,7 @@ def examine(
 
 
 def summary(report: Report) -> list[str]:
-    """The report in a line for each examination."""
+    """The report as lines of text, one for each examination, and the verdict."""
     lines = [_outcome(report, part, name) for part in PARTS for name in report[part]]
     failed = [part for part in PARTS if any("error" in found for found in report[part].values())]
     verdict = "The fast path works" if not failed else f"Not all works, so {PARTS[failed[0]]}"
@@ -124,10 +124,10 @@ def _outcome(report: Report, part: str, name: str) -> str:
 
 
 def examine_operators(device: torch.device, dtype: torch.dtype, channels: int) -> Report:
-    """The largest error of each operator, in units of the largest element of its result.
+    """Measure the largest error of each operator, relative to the largest element of its result.
 
     Raises:
-        Exception: an operator does not work; whatever it raised, or a ``Mismatch``.
+        Exception: an operator fails, with any exception of its own, or a ``Mismatch``.
     """
     _must_have_operators(device)
     edges = ((4, 2), (5, 1))
@@ -140,7 +140,7 @@ def examine_operators(device: torch.device, dtype: torch.dtype, channels: int) -
 
 
 def examine_stage(device: torch.device, dtype: torch.dtype, channels: int, batch: int) -> Report:
-    """A shadow step of the first stage of the paper's network: its errors and times.
+    """Run a shadow step of the first stage of the paper's network: its errors and times.
 
     Raises:
         RuntimeError: the errors are larger than rounding explains.
@@ -158,15 +158,15 @@ def examine_stage(device: torch.device, dtype: torch.dtype, channels: int, batch
 
 
 def examine_graphs(device: torch.device, dtype: torch.dtype, channels: int, batch: int) -> Report:
-    """The largest differences of a stage whose launches are replayed from one that launches.
+    """Measure the largest differences between a stage with CUDA graphs and one without.
 
     Raises:
-        RuntimeError: there is no graph, or they differ.
+        RuntimeError: there is no graph, or the two stages differ.
     """
     launched = _stage(device, channels, cuda_graphs=False)
     replayed = copy.deepcopy(launched)
     replayed.cuda_graphs = True
-    # The kernels are the same; those that sum in no fixed order lose less than others do.
+    # The kernels are the same; only sums in no fixed order differ, by less than the usual limits.
     errors, limit = dict.fromkeys(("output", "gradients", "statistics"), 0.0), LIMITS[dtype] / 10
     for _ in range(LATER_CALLS + 3):
         for size in _GRAPH_SIZES:
@@ -197,14 +197,14 @@ def _step(
 def _images(
     number: int, channels: int, size: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """As a stage hands them to the next one."""
+    """A random input as one stage passes it to the next, with padded channels."""
     zeros = padding_of(channels, dtype, device)
     x = torch.randn(number, channels, size, size, device=device).to(dtype)
     return narrower_image(wider_image(x, zeros), zeros)
 
 
 def _stage(device: torch.device, channels: int, **options: Any) -> RandWireStage:
-    """The first random stage of the paper's network, in training."""
+    """The first random stage of the paper's network, in training mode."""
     _must_have_operators(device)
     torch.manual_seed(0)
     spec = NetworkGenerator("regular", channels, 32, "WS", {"k": 4, "p": 0.75})(1)
@@ -218,7 +218,7 @@ def _must_have_operators(device: torch.device) -> None:
 
 
 def _compiler() -> Report:
-    """What Triton needs to build its launcher."""
+    """What Triton needs to build its launcher: compiler and headers, and whether they exist."""
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     cache = Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
@@ -231,7 +231,7 @@ def _compiler() -> Report:
 
 
 def _elsewhere(prefix: Sequence[str], part: str, *arguments: object) -> Report:
-    """What an examination found, in a process of its own."""
+    """Run an examination in a separate process; returns its result or error."""
     command = [*prefix, sys.executable, "-m", __name__, part, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode == 0:

@@ -1,11 +1,10 @@
-"""What a training step costs the host, with a stand-in for the GPU.
+"""The host's time for a training step, measured without a GPU.
 
-Images are so small that nothing is computed to speak of. The operators run the Python that they run
-on CUDA, and Triton finds each kernel in its cache, as in any step but the first; the kernel then
-does nothing; nor does the replay of a CUDA graph. So two things differ from a GPU: PyTorch's own
-operators are dispatched to the CPU, where a small tensor takes them about as long as a launch takes
-CUDA; and the last few microseconds of a Triton kernel's launch, or a graph's, in the driver, are
-missing.
+Images are so small that computing takes almost no time. The operators run the same Python code as
+on CUDA, and Triton finds each kernel in its cache, as in any step but the first; but kernels and
+replays of CUDA graphs do nothing. So two things differ from a GPU: PyTorch's own operators run on
+the CPU, where a small tensor takes about as long as a launch on CUDA; and the last few microseconds
+of launching a Triton kernel or a graph, in the driver, are missing.
 """
 
 import time
@@ -30,11 +29,11 @@ MODELS = ("randwire", "randwire-launched", "randwire-plain")
 
 
 class Host(NamedTuple):
-    """What was measured.
+    """The result of ``measure_host``.
 
     Attributes:
-        seconds: by model, of the processor, one for each round.
-        launches: of Triton kernels in the step, by model.
+        seconds: for each model, the CPU time of a step in each round.
+        launches: for each model, the number of Triton kernels launched in a step.
     """
 
     seconds: dict[str, list[float]]
@@ -42,7 +41,7 @@ class Host(NamedTuple):
 
 
 class _Recorder:
-    """Records nothing; the results are where they were."""
+    """A graph recorder that records nothing: its replays leave the first results in place."""
 
     def place(self, x: Tensor) -> str:
         return "here"
@@ -68,7 +67,7 @@ class _Kernel:
 
 
 def pretend_to_have_a_gpu() -> None:
-    """From now on, in this process, operators on the CPU do what they do on CUDA, for nothing."""
+    """Make the operators run their CUDA code on the CPU, without kernels; for the whole process."""
     from triton.runtime.jit import JITFunction
 
     from ..ops import triton_kernels
@@ -90,12 +89,12 @@ _LIBRARY = torch.library.Library("randwire", "IMPL")
 
 
 def measure_host(generator: NetworkGenerator, detection: bool, rounds: int) -> Host:
-    """Time the step of a network, replayed, launched fused and node by node, in turn.
+    """Time a network's step with CUDA graphs, with fused launches, and node by node, in turn.
 
     Args:
-        generator: what draws the network; it should have few channels.
+        generator: the generator of the network; it should have few channels.
         detection: see ``Case``.
-        rounds: how often each is timed.
+        rounds: how often each variant is timed.
     """
     # With a thousand classes, the last layer's weights alone would take a tenth of the time.
     case = Case(2, 32, 32, detection, generator, classes=2)
@@ -122,6 +121,6 @@ def _step(name: str, case: Case) -> Step:
 
 
 def _processor_clock(step: Step) -> float:
-    start = time.process_time()  # what other processes take does not count
+    start = time.process_time()  # CPU time of this process: others do not count
     step()
     return time.process_time() - start

@@ -12,13 +12,13 @@ from .comparison import Benchmark, Row
 from .growth import GrowthPoint
 from .models import MODELS, REFERENCE
 
-MB = 1e6  # as in "MB" on a disk, and in the paper's "M"
+MB = 1e6  # bytes; decimal, as on disks, and as the paper's "M"
 
 
 def to_markdown(benchmark: Benchmark, command: str) -> str:
-    """A table of counts and, if times were taken, one of times, below the conditions.
+    """The conditions, a table of counts and, if steps were timed, a table of times, in Markdown.
 
-    All figures but peaks are per image.
+    All numbers are per image, except peaks.
     """
     machine, rounds = benchmark.machine, benchmark.settings.rounds
     where = describe(machine)
@@ -84,7 +84,7 @@ def _times(benchmark: Benchmark, on_gpu: bool) -> str:
 
 
 def to_json(benchmark: Benchmark, command: str, growth: Iterable[GrowthPoint] = ()) -> str:
-    """All results in bytes and seconds of the whole batch; what was not measured is null."""
+    """All results as JSON, in bytes and seconds for the whole batch; null if not measured."""
     counted = ("traffic", "launches", "saved", "peak", "flops")
     measured = ("times", "floor", "gpu_peak", "host", "gpu_kernels")
     rows = [
@@ -110,12 +110,12 @@ def to_json(benchmark: Benchmark, command: str, growth: Iterable[GrowthPoint] = 
 
 
 def overview(comparisons: Mapping[str, Any]) -> str:
-    """One table of all times, of the whole batch, and beside them the multiples of ResNet-50's.
+    """A table of the times for the whole batch, with their ratios to ResNet-50's, in Markdown.
 
-    Without any it is empty: of no rows, tabulate 0.9 makes no table.
+    It is "" without any times: tabulate 0.9 can't make a table without rows.
 
     Args:
-        comparisons: by their titles, what ``to_json`` writes of them; other values have no "rows".
+        comparisons: title -> the parsed output of ``to_json``; values without "rows" are ignored.
     """
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for title, content in comparisons.items():
@@ -131,7 +131,7 @@ def overview(comparisons: Mapping[str, Any]) -> str:
 
 
 def describe(machine: Mapping[str, str | int]) -> str:
-    """What ``describe_machine`` found, but for cuDNN."""
+    """The result of ``describe_machine`` as text, without cuDNN."""
     return (
         f"{machine['device']}, {machine['threads']} threads on {machine['cpus']} CPUs, "
         f"PyTorch {machine['torch']}"
@@ -143,6 +143,6 @@ def _title(row: Row) -> list[str]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, whose first two columns are text, and the others figures."""
+    """A table in Markdown, whose first two columns are text, and the others numbers."""
     align = ("left", "left", *("right",) * (len(header) - 2))
     return tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True)

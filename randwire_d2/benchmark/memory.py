@@ -1,4 +1,4 @@
-"""Whether memory grows while something is repeated: the process's, and the tensors that live."""
+"""Check that memory does not grow over iterations: the process's, and the number of tensors."""
 
 import gc
 import os
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-WARM_UP = 0.25  # of the iterations: caches fill, and the allocator finds its sizes
+WARM_UP = 0.25  # the first part of the iterations, while caches fill and the allocator grows
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen after an iteration.
+    """The memory after an iteration.
 
     Attributes:
-        resident: bytes of the process in memory.
-        tensors: how many live of those that were made since the watch began.
+        resident: the resident bytes of the process.
+        tensors: the number of live tensors that were created since the watch began.
     """
 
     iteration: int
@@ -25,11 +25,11 @@ class Sample:
 
 
 class MemoryWatch:
-    """Samples of a process's memory; a context, within which alone it looks.
+    """Samples of this process's memory; a context manager around the iterations.
 
     Args:
-        iterations: of what is watched; of a training, SOLVER.MAX_ITER.
-        every: so many iterations there is a sample.
+        iterations: their number; for a training, SOLVER.MAX_ITER.
+        every: the number of iterations from one sample to the next.
     """
 
     def __init__(self, iterations: int, every: int) -> None:
@@ -38,14 +38,14 @@ class MemoryWatch:
 
     def __enter__(self) -> "MemoryWatch":
         gc.collect()
-        gc.freeze()  # what is there already is neither searched nor counted
+        gc.freeze()  # existing objects are neither searched nor counted
         return self
 
     def __exit__(self, *error: object) -> None:
         gc.unfreeze()
 
     def look(self, iteration: int) -> None:
-        """Call it after each iteration."""
+        """Take a sample if it is time for one; call this after each iteration."""
         if (iteration + 1) % self._every == 0:
             gc.collect()
             self.samples.append(Sample(iteration, resident(), live_tensors()))
@@ -65,18 +65,18 @@ class MemoryWatch:
 
     @property
     def tensors(self) -> tuple[int, int]:
-        """The least and the most that lived, after the warm-up."""
+        """The smallest and the largest number of live tensors after the warm-up."""
         counts = [s.tensors for s in self.settled]
         return min(counts), max(counts)
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """The resident bytes of this process."""
     with open("/proc/self/statm") as f:
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def live_tensors() -> int:
-    """The tensors that Python's collector knows of, but those that are frozen."""
-    # By its type: what isn't alive any more, a weak proxy refuses to be asked.
+    """The number of tensors that Python's garbage collector tracks, without frozen ones."""
+    # By type: isinstance raises an error for a weak proxy whose object is dead.
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())

@@ -1,4 +1,4 @@
-"""The networks that are compared, and the step that each of them runs."""
+"""The networks of a comparison, and the work of a step."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,7 @@ REFERENCE = "resnet50"
 STEPS = ("inference", "training")
 CLASSES = 1000
 
-# The options in which the RandWires differ.
+# The options of the RandWires.
 RANDWIRE_OPTIONS: dict[str, dict[str, Any]] = {
     "randwire": {"fused": "on"},
     "randwire-launched": {"fused": "on", "cuda_graphs": False},
@@ -36,7 +36,7 @@ RANDWIRE_OPTIONS: dict[str, dict[str, Any]] = {
     "randwire-plain": {"fused": "off"},
     "randwire-compiled": {"fused": "off"},
 }
-COMPILED = ("randwire-compiled",)  # by torch.compile, once they have been counted
+COMPILED = ("randwire-compiled",)  # compiled by torch.compile, after counting
 # Options of Detectron2's ResNets. MSRA's models have the stride in the first 1×1 convolution of a
 # block, which is Detectron2's default; torchvision's and this project's configs have it in the 3×3.
 RESNET_OPTIONS: dict[str, dict[str, Any]] = {
@@ -48,22 +48,22 @@ RESNET_OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared: the work, and the RandWire.
+    """The subject of a comparison: the work of a step, and the RandWire.
 
     Attributes:
         batch: the number of images.
         height, width: the size of an image in pixels.
         detection: compare the backbones of detectors (res2 … res5, FrozenBN, FREEZE_AT 2), whose
             loss is the sum of their features; else classifiers, whose loss is the cross entropy.
-        generator: what draws the RandWire.
-        seed: the seed it draws from.
-        classes: those of a classifier.
-        sizes: how many sizes the images of the timed steps have in turn, as a detector's have: each
-            is 32 pixels narrower than the one before. What is counted is the first one's.
+        generator: the generator of the RandWire.
+        seed: the seed of the RandWire.
+        classes: the number of classes of a classifier.
+        sizes: how many image sizes the timed steps have in turn, as with a detector's images: each
+            is 32 pixels narrower than the one before. Counts are for the first size.
 
     Raises:
-        ValueError: the batch, the height, the width or the number of sizes is less than 1, or
-            nothing would be left of the width.
+        ValueError: the batch, the height, the width, the number of sizes or the smallest width is
+            less than 1.
     """
 
     batch: int = 8
@@ -102,11 +102,11 @@ class Case:
         memory_format: torch.memory_format = torch.preserve_format,
         narrower: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) of noise, and labels (N,); of ``sizes``, by default the first."""
+        """Images (N, 3, H, W) of noise and labels (N,); ``narrower`` is the index of the size."""
         width = self.width - 32 * narrower
         images = torch.randn(self.batch, 3, self.height, width, device=device)
         labels = torch.arange(self.batch, device=device) % self.classes
-        # `to`, unlike `contiguous`, knows a format to preserve.
+        # `to`, unlike `contiguous`, accepts torch.preserve_format.
         return images.to(memory_format=memory_format), labels
 
 
@@ -116,10 +116,10 @@ def build(name: str, case: Case) -> nn.Module:
     A RandWire drops no edges, because each would change the work of the step in its own way.
 
     Args:
-        name: of ``MODELS``; of classifiers there is no "resnet50-msra".
+        name: a name of ``MODELS``; "resnet50-msra" is only a detector's.
 
     Raises:
-        ValueError: the name is another one, or the RandWire can't be drawn.
+        ValueError: there is no such model, or the RandWire can't be drawn.
     """
     names = [known for known in MODELS if case.detection or known != "resnet50-msra"]
     if name not in names:
@@ -129,7 +129,7 @@ def build(name: str, case: Case) -> nn.Module:
         spec = case.generator(case.seed)
         options = RANDWIRE_OPTIONS[name]
         if case.detection:
-            # The stages alone, as those of EXPERIMENTS.md were measured.
+            # Without a ReLU on the features, as in the measurements of EXPERIMENTS.md.
             return RandWire(spec, norm="FrozenBN", freeze_at=2, relu_features=False, **options)
         return RandWireClassifier(spec, case.classes, edge_drop_prob=0.0, **options)
     if case.detection:
@@ -146,10 +146,10 @@ def build(name: str, case: Case) -> nn.Module:
 def forward(
     model: nn.Module, images: Tensor, labels: Tensor, amp: torch.dtype | None = None
 ) -> Tensor | dict[str, Tensor]:
-    """Run a model; returns the loss in training mode, else what the model returns.
+    """Run a model; returns the loss in training mode, else the model's output.
 
     Args:
-        amp: the lower type of automatic mixed precision; None leaves the model its own type.
+        amp: the lower type of automatic mixed precision; None disables it.
     """
     with torch.autocast(images.device.type, amp, enabled=amp is not None):
         outputs = model(images)

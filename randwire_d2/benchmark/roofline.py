@@ -1,4 +1,4 @@
-"""The roofline: what a device can do at best, and the least time that a step could take on it."""
+"""The roofline: a device's peak rates, and the least time that a step could take on it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,20 +10,20 @@ from torch.utils.benchmark import Timer
 
 from .counting import Count
 
-# Pixels × input channels × output channels of 1×1 convolutions as these networks have them.
+# Pixels × input channels × output channels of typical 1×1 convolutions of these networks.
 MATMULS = ((6272, 256, 256), (6272, 218, 218), (1568, 512, 512), (1568, 872, 872))
-# It takes a larger batch to fill a GPU.
+# Batch sizes; a GPU needs a larger one to be busy.
 BATCHES = {"cuda": 32, "cpu": 1}
 COPIED = {"cuda": 1 << 30, "cpu": 1 << 27}  # bytes: more than any cache holds
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The best that a device did.
+    """The highest rates measured on a device.
 
     Attributes:
-        flops: operations per second of a matrix product; a multiply-add is two.
-        bandwidth: bytes per second that a copy reads and writes.
+        flops: operations per second of a matrix product; a multiply-add counts as two.
+        bandwidth: bytes per second of a copy, reads and writes together.
     """
 
     flops: float
@@ -33,12 +33,12 @@ class Ceilings:
 def measure_ceilings(
     device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.5
 ) -> Ceilings:
-    """Measure how fast matrix products and copies are.
+    """Measure the rates of matrix products and copies.
 
     Args:
-        dtype: the type of the matrices. float32 is tried as well: it is the faster one where a CPU
-            only emulates the other.
-        seconds: about how long each of the two measurements takes.
+        dtype: the type of the matrices. float32 is measured, too, and the better rate counts: some
+            CPUs only emulate other types.
+        seconds: the approximate time of each of the two measurements.
     """
     flops = 0.0
     tried = [(shape, kind) for kind in {dtype, torch.float32} for shape in MATMULS]
@@ -56,14 +56,14 @@ def measure_ceilings(
 
 
 def _shortest(step: Callable[[], object], seconds: float) -> float:
-    """The least seconds that a step took; PyTorch's timer waits for a GPU."""
+    """The shortest time of a step, in seconds; PyTorch's timer synchronises with a GPU."""
     timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
     return min(timer.blocked_autorange(min_run_time=seconds).times)
 
 
 @contextmanager
 def _precision_of_convolutions(device: torch.device) -> Iterator[None]:
-    """Let matrix products use TensorFloat-32 where convolutions do, which is PyTorch's default."""
+    """Let matrix products use TensorFloat-32 if convolutions do, as they do by default."""
     if device.type != "cuda" or not torch.backends.cudnn.allow_tf32:
         yield
         return
@@ -78,10 +78,9 @@ def _precision_of_convolutions(device: torch.device) -> Iterator[None]:
 def floor(count: Count, ceilings: Ceilings) -> float:
     """The seconds that a step would take if every operation reached one of the ceilings.
 
-    A step can still be faster where tensors stay in a cache, or where Winograd's method computes a
-    dense 3×3 convolution with less than half of its multiply-adds, as in oneDNN and cuDNN (on a CPU
-    it reached 2.2 times the ceiling). A custom operator without a FLOP formula counts by its
-    traffic alone.
+    A step can be faster if tensors stay in a cache, or if oneDNN or cuDNN computes a dense 3×3
+    convolution by Winograd's method with less than half of its multiply-adds (on a CPU it reached
+    2.2 times the ceiling). For a custom operator without a FLOP formula, only its traffic counts.
     """
     return sum(
         max(operation.flops / ceilings.flops, operation.traffic / ceilings.bandwidth)

@@ -1,4 +1,4 @@
-"""What runs a network fastest on a CPU: PyTorch, torch.compile, ONNX Runtime or OpenVINO."""
+"""A comparison of runtimes on a CPU: PyTorch, torch.compile, ONNX Runtime and OpenVINO."""
 
 import multiprocessing
 import os
@@ -41,15 +41,15 @@ _COMPARED = {
 
 @dataclass(frozen=True)
 class RuntimeRow:
-    """One model in one runtime.
+    """The times and the memory of one model in one runtime.
 
     Attributes:
         model: a name of ``MODELS``.
         runtime: a name of ``RUNTIMES``.
-        times: the seconds of the whole batch, one for each round.
+        times: the seconds for the whole batch, one for each round.
         versus: the time as a multiple of ResNet-50's in PyTorch, in the same round.
-        peak: the most bytes that a process of its own held in a step, after the first, above what
-            it held before there was a model: weights, activations, and what the runtime keeps.
+        peak: the peak memory in bytes of the second step in a separate process, minus its memory
+            before the model was built: weights, activations, and the runtime's own memory.
     """
 
     model: str
@@ -70,11 +70,11 @@ def compare_runtimes(
     """Time detectors, or their backbones, in several runtimes, side by side, on the CPU.
 
     Args:
-        case: the work; the batch norms are frozen, whatever it says.
-        runtimes: names of ``RUNTIMES``; "eager" is one of them anyway.
-        whole: Table 5's Faster R-CNNs, with random weights, in place of their backbones. PyTorch
-            takes the batch at once, an exported detector one image after the other; torch.compile
-            is given the backbone with its FPN alone, the heads' shapes depend on what they find.
+        case: the work of a step; the batch norms are frozen.
+        runtimes: names of ``RUNTIMES``; "eager" is always included.
+        whole: compare Table 5's Faster R-CNNs with random weights, in place of their backbones.
+            PyTorch takes the batch at once, an exported detector one image after the other.
+            torch.compile gets only backbone and FPN: the heads' shapes depend on the detections.
 
     Raises:
         ValueError: a runtime is not installed; one line.
@@ -94,7 +94,7 @@ def compare_runtimes(
             progress(f"measuring the memory of {MODELS[model]} in {RUNTIMES[runtime]}")
             peaks[model, runtime] = _in_a_process(work, model, runtime)
         progress(f"timing, {rounds} rounds")
-        torch.compiler.reset()  # what was compiled for another batch would be made dynamic
+        torch.compiler.reset()  # after another batch size, torch.compile would make it dynamic
         steps = {f"{m} {r}": work.step(m, r) for m, r in pairs}
         times = paired(steps, clock_of(torch.device("cpu")), rounds, warmup=2)
     reference = times[f"{REFERENCE} eager"]
@@ -107,7 +107,7 @@ def compare_runtimes(
 def runtimes_to_markdown(
     rows: Sequence[RuntimeRow], case: Case, rounds: int, command: str, *, whole: bool = False
 ) -> str:
-    """The table, below the conditions; times and peaks are of the whole batch."""
+    """The conditions and the table, in Markdown; times and peaks are for the whole batch."""
     machine = describe(describe_machine(torch.device("cpu")))
     where = f"{machine}; medians over {rounds} round(s), of the whole batch:"
     cells = [
@@ -130,7 +130,7 @@ def runtimes_to_markdown(
 
 @dataclass(frozen=True)
 class _Work:
-    """What is run: backbones or whole detectors, and the folder for their exports."""
+    """The models to run: backbones or whole detectors, and the folder for their exports."""
 
     case: Case
     whole: bool
@@ -150,7 +150,7 @@ class _Work:
 
     def images(self) -> Tensor:
         images, _ = self.case.make_inputs()
-        return images * 58 + 116 if self.whole else images  # a detector's are 0 … 255
+        return images * 58 + 116 if self.whole else images  # a detector's values are 0 … 255
 
     def file(self, model: str) -> str:
         return str(Path(self.folder) / f"{model}.onnx")
@@ -190,7 +190,7 @@ class _Work:
 
 
 def _in_a_process(work: _Work, model: str, runtime: str) -> int:
-    """The peak of a step in a process of its own: allocators keep what others have left."""
+    """Measure a step's peak in a new process, as allocators keep the memory of earlier steps."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         try:
             return alone.submit(_peak, work, model, runtime, torch.get_num_threads()).result()
@@ -206,13 +206,13 @@ def _peak(work: _Work, model: str, runtime: str, threads: int) -> int:
     step = work.step(model, runtime)
     step()  # compiles, and fills the allocators
     with open(f"/proc/{os.getpid()}/clear_refs", "w") as f:
-        f.write("5")  # the peak from here on
+        f.write("5")  # reset the peak
     step()
     return _status("VmHWM") - before
 
 
 def _status(key: str) -> int:
-    """Bytes of this process, as Linux counts them."""
+    """A value of this process's memory in /proc/self/status, in bytes."""
     with open("/proc/self/status") as f:
         (line,) = (line for line in f if line.startswith(f"{key}:"))
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""How long several steps take, measured side by side."""
+"""Paired timing of several steps."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ def _cuda_clock(step: Step) -> float:
 
 
 def host_clock(step: Step) -> float:
-    """The seconds until a step has been launched; before it and after, the GPU is waited for."""
+    """The seconds until the host has launched a step; the GPU is synchronised before and after."""
     torch.cuda.synchronize()
     seconds = _cpu_clock(step)
     torch.cuda.synchronize()
@@ -58,12 +58,15 @@ def paired(
 ) -> dict[str, list[float]]:
     """Run every step once in each round, forwards and backwards in turn, after a warm-up.
 
-    A machine that slows down for a while slows down all steps of a round, so their ratio within a
-    round varies less than that of times taken one model after the other.
+    A machine that slows down for a while slows down all steps of a round, so ratios within a round
+    vary less than ratios of times that are taken one model after the other.
 
     Args:
-        warmup: the number of runs of each step that are not measured.
-        before: is called with a step's name before each of its runs, outside the measured time.
+        steps: name -> a function that runs the step.
+        clock: a function that runs a step and returns its seconds.
+        rounds: the number of rounds.
+        warmup: the number of runs of each step before the timing.
+        before: called with a step's name before each of its runs, outside the measured time.
 
     Returns:
         dict[str, list[float]]: the seconds of each step, one for each round.
@@ -86,5 +89,5 @@ def ratio(times: Sequence[float], reference: Sequence[float]) -> Ratio:
 
 
 def quartiles(values: Sequence[float]) -> Ratio:
-    """The median and the quartiles of one value or more."""
+    """The median and the quartiles of at least one value."""
     return Ratio(*np.percentile(values, (50, 25, 75)).tolist())
