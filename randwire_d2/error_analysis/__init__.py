@@ -1,4 +1,4 @@
-"""What a detector gets wrong: errors counted, drawn, and put on a page that opens from disk."""
+"""Error analysis of detectors: errors are counted, plotted, and reported on an HTML page."""
 
 from .measures import Analysis, analyze
 from .report import summary, write_analysis

@@ -1,9 +1,9 @@
-"""Which detections found which objects, as COCO's tools match them, and what the others found.
+"""Match detections with objects as COCO's tools do, and classify the false detections.
 
 pycocotools' COCOeval does all matching. Its evaluation, with the settings of Detectron2's
-COCOEvaluator, gives every AP; what it matched at an IoU of 0.5 gives everything else here. Within
-its class, the detection of the highest score takes the object first. Crowds and the detections on
-them are ignored, and so are detections of a class beyond the 100 best of an image.
+COCOEvaluator, gives every AP; its matches at an IoU of 0.5 give everything else here. Within a
+class, detections are matched by descending score. Crowds and the detections on them are ignored,
+and so are detections of a class beyond the 100 best of an image.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from pycocotools.cocoeval import COCOeval
 
 Task = Literal["bbox", "segm"]
 
-IOU = 0.5  # from which on a detection has found an object
-NEAR = 0.1  # from which on it lies at one; TIDE's value
-# In this order; a false detection is of the first that fits.
+IOU = 0.5  # the least IoU of a detection that found an object
+NEAR = 0.1  # the least IoU of a detection that is near an object; TIDE's value
+# The kinds of errors; a false detection gets the first that fits.
 KINDS = {
     "place": f"at an object of its class, but with an IoU below {IOU:g}",
     "class": "on an object of another class",
@@ -35,17 +35,17 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Matches:
-    """What is an object and what is a detection, image by image; crowds are left out.
+    """The objects (G) and detections (D) of a data set, and their matches; crowds are left out.
 
     Attributes:
-        evaluation: COCOeval's, at every IoU, size and number of detections.
+        evaluation: the finished COCOeval, for every IoU, size and number of detections.
         detection: the ids of the detections, (D,).
         detection_image, detection_class: their images and the indices of their classes, (D,).
         score: their scores, (D,).
-        true: whether they found an object, at an IoU of 0.5, (D,).
+        true: whether the detections found an object, at an IoU of 0.5, (D,).
         object: the ids of the objects, (G,).
         object_image, object_class: their images and the indices of their classes, (G,).
-        found_at: the scores with which they were found; -inf if they were not, (G,).
+        found_at: the scores of the detections that found the objects; -inf if none did, (G,).
     """
 
     evaluation: COCOeval
@@ -65,7 +65,7 @@ def match(truth: COCO, results: list[dict[str, Any]], task: Task) -> Matches:
 
     Args:
         truth: the data set, with ``annotations``.
-        results: in COCO's results format; pycocotools adds to them.
+        results: the detections, in COCO's results format.
         task: whether boxes or masks have to overlap.
     """
     with contextlib.redirect_stdout(io.StringIO()):
@@ -81,7 +81,7 @@ def match(truth: COCO, results: list[dict[str, Any]], task: Task) -> Matches:
         if found is None or found["aRng"] != everything:
             continue
         image, k = found["image_id"], classes[found["category_id"]]
-        # Not the detections' dtMatches: there, an object whose id is 0 is none.
+        # Do not use dtMatches: there, the id 0 of an object means that there is no match.
         finders = found["gtMatches"][0]
         hits, scores = set(finders), dict(zip(found["dtIds"], found["dtScores"]))
         kept = zip(scores.items(), found["dtIgnore"][0])
@@ -95,17 +95,17 @@ def match(truth: COCO, results: list[dict[str, Any]], task: Task) -> Matches:
 
 
 def confusion(matches: Matches, threshold: float) -> NDArray[np.int64]:
-    """Count what objects of each class were found as, at an IoU of 0.5.
+    """Compute the confusion matrix at an IoU of 0.5.
 
-    A detection that found an object of its class counts there. The others are then matched with
-    the objects that are left, whatever their classes.
+    Detections that found an object of their class come first. The others are then matched with the
+    remaining objects, whatever their classes.
 
     Args:
         threshold: the least score of the detections.
 
     Returns:
-        (K + 1, K + 1): a row for each class, and one for where no object is; a column for each
-        class, and one for where nothing was found.
+        (K + 1, K + 1): a row for each object class, and one for detections without an object; a
+        column for each detected class, and one for objects that were not found.
     """
     evaluation = matches.evaluation
     counts = np.zeros((len(evaluation.params.catIds) + 1,) * 2, np.int64)
@@ -141,7 +141,7 @@ def error_kinds(matches: Matches, threshold: float) -> dict[str, int]:
         threshold: the least score of the detections.
 
     Returns:
-        by the names of ``KINDS``.
+        dict[str, int]: the counts, by the names of ``KINDS``.
     """
     counts = dict.fromkeys(KINDS, 0)
     key = "bbox" if matches.evaluation.params.iouType == "bbox" else "segmentation"
@@ -172,7 +172,7 @@ def _kind(own: float, other: float) -> str:
     """The kind of a false detection.
 
     Args:
-        own, other: the largest IoU with an object of its class, and with one of another.
+        own, other: its largest IoU with an object of its class, and of another class.
     """
     if NEAR <= own < IOU:
         return "place"
@@ -184,11 +184,11 @@ def _kind(own: float, other: float) -> str:
 
 
 def _load(truth: COCO, results: list[dict[str, Any]], task: Task) -> COCO:
-    if not results:  # loadRes looks at the first
+    if not results:  # loadRes fails without a first result
         return _part(truth, ())
-    # Without boxes, the size is the mask's, as COCOEvaluator has it.
+    # Without boxes, pycocotools takes the size from the mask, as with COCOEvaluator.
     left_out = {"bbox"} if task == "segm" else set()
-    # Copies, as loadRes writes into what it is given.
+    # Pass copies: loadRes changes its argument.
     return truth.loadRes(
         [{k: v for k, v in result.items() if k not in left_out} for result in results]
     )
@@ -209,7 +209,7 @@ def _columns(rows: list[tuple], *kinds: type) -> list[NDArray]:
 
 
 def _rows_by(values: NDArray, rows: NDArray | None = None) -> dict[int, NDArray[np.int64]]:
-    """From each value to the rows, of all or of some, that have it."""
+    """For each value, the indices of the rows that have it; ``rows`` restricts them."""
     rows = np.arange(len(values)) if rows is None else rows
     order = rows[np.argsort(values[rows], kind="stable")]
     distinct, starts = np.unique(values[order], return_index=True)

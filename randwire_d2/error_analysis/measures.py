@@ -1,4 +1,4 @@
-"""The numbers of an analysis: what a detector finds and misses in a data set with ground truth."""
+"""The measures of an analysis: a detector's results on a data set with ground truth."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from pycocotools.coco import COCO
 
 from .matching import Matches, Task, confusion, error_kinds, match
 
-# The numbers of COCOeval's summary; those of precision are COCOEvaluator's.
+# The metrics of COCOeval's summary; COCOEvaluator reports those of precision.
 METRICS = (
     "AP", "AP50", "AP75", "APs", "APm", "APl",
     "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl",
 )  # fmt: skip
 CURVE_IOUS = (0.5, 0.75)
-BINS = 20  # of scores
+BINS = 20  # bins of the histogram of scores
 
 
 @dataclass(frozen=True)
 class Operation:
-    """How well a detector does at a threshold of its scores, and at an IoU of 0.5.
+    """A detector's operating point: a threshold of its scores, at an IoU of 0.5.
 
     Attributes:
         threshold: the least score of the detections; nan if there is no such score.
-        precision, recall, f1: 0 … 1; nan where they have no meaning.
+        precision, recall, f1: 0 … 1; nan if they are undefined (0 / 0).
     """
 
     threshold: float
@@ -41,13 +41,14 @@ class Operation:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """What was found of a class.
+    """The results for a class.
 
     Attributes:
-        objects, detections: their numbers; detections with at least the threshold's score.
+        objects: the number of objects.
+        detections: the number of detections whose score is at least the analysis's threshold.
         metrics: COCOEvaluator's AP, AP50, AP75, APs, APm and APl, 0 … 100; nan without objects.
-        chosen: at the threshold of the analysis.
-        best: at the threshold with the largest F1; all nan if no object was found.
+        chosen: the operating point at the threshold of the analysis.
+        best: the operating point with the largest F1; all nan if no object was found.
     """
 
     name: str
@@ -60,7 +61,7 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class ImageErrors:
-    """An image with objects that were not found as what they are, or detections of none."""
+    """An image with objects that were not found, or with false detections."""
 
     image_id: int
     file_name: str
@@ -70,23 +71,23 @@ class ImageErrors:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a detector finds and misses in a data set.
+    """The analysis of a detector on a data set.
 
     Attributes:
-        task: whether boxes or masks have to overlap.
-        threshold: the least score of the detections that are counted, where a count needs one.
-        images, objects, detections: how many there are; all detections, whatever their scores.
-        metrics: METRICS -> 0 … 100; nan where there are no objects of a size.
-        classes: by category id, which is the order in all that follows.
+        task: ``"bbox"`` or ``"segm"``: whether the IoU is of boxes or of masks.
+        threshold: the least score of the detections, for all counts that need a threshold.
+        images, objects, detections: their numbers; detections of any score.
+        metrics: METRICS -> 0 … 100; nan if there are no objects of a size.
+        classes: the classes by category id; the arrays below have the same order.
         confusion: (K + 1, K + 1), see ``matching.confusion``.
-        errors: ``matching.KINDS`` -> how many.
-        precision: at each of CURVE_IOUS, of 101 recalls 0 … 1, and of each class, (2, 101, K);
-            nan for a class without objects.
-        scores: detections that are true, and false, in BINS of equal width, (2, BINS).
+        errors: ``matching.KINDS`` -> their numbers.
+        precision: at each of CURVE_IOUS, at 101 recalls 0 … 1, for each class, (2, 101, K); nan
+            for a class without objects.
+        scores: histograms of the true and the false detections' scores, (2, BINS).
         sweep: precision, recall and F1 of all classes together at the thresholds 0, 0.01 … 1,
-            (101, 3); nan where they have no meaning.
-        chosen, best: of all classes together, as of one.
-        worst: the images with errors, the most first.
+            (101, 3); nan if they are undefined.
+        chosen, best: as in ``ClassResult``, for all classes together.
+        worst: the images with errors, those with the most first.
     """
 
     task: Task
@@ -110,7 +111,7 @@ class Analysis:
         return [result.name for result in self.classes]
 
     def confused_pairs(self) -> list[tuple[str, str, int]]:
-        """(class, found as, how often), the most frequent first."""
+        """(class, detected class, number), the most frequent pairs first."""
         counts = self.confusion[:-1, :-1].copy()
         np.fill_diagonal(counts, 0)
         order = np.argsort(-counts, axis=None, kind="stable")[: np.count_nonzero(counts)]
@@ -119,18 +120,18 @@ class Analysis:
 
 
 def number(value: float, digits: int = 1) -> str:
-    """A number for people; a dash for nan."""
+    """A number as text; a dash for nan."""
     return "–" if isnan(value) else f"{value:.{digits}f}"
 
 
 def analyze(truth: COCO, results: list[dict[str, Any]], task: Task, threshold: float) -> Analysis:
-    """Measure what a detector finds and misses.
+    """Analyse a detector's results.
 
     Args:
         truth: the data set, with ``annotations``.
-        results: its detections, in COCO's results format; pycocotools adds to them.
-        task: whether boxes or masks have to overlap.
-        threshold: the least score of the detections that are counted, where a count needs one.
+        results: the detections, in COCO's results format.
+        task: ``"bbox"`` or ``"segm"``: whether the IoU is of boxes or of masks.
+        threshold: the least score of the detections, for all counts that need a threshold.
     """
     matches = match(truth, results, task)
     evaluation = matches.evaluation
@@ -167,10 +168,7 @@ def analyze(truth: COCO, results: list[dict[str, Any]], task: Task, threshold: f
 def _class_result(
     name: str, matches: Matches, k: int, precision: NDArray, threshold: float
 ) -> ClassResult:
-    """
-    Args:
-        precision: of the class, (IoUs, recalls, sizes, limits of detections).
-    """
+    """The results for class ``k``; precision is (IoUs, recalls, sizes, limits of detections)."""
     own = matches.detection_class == k
     score, true = matches.score[own], matches.true[own]
     objects = int(np.count_nonzero(matches.object_class == k))
@@ -187,7 +185,7 @@ def _class_result(
 
 
 def _mean(precision: NDArray) -> float:
-    """AP as COCOEvaluator computes it for a class: it takes the mean of what is there."""
+    """A class's AP as COCOEvaluator computes it: the mean of the values that are not nan."""
     there = precision[~np.isnan(precision)]
     return float(np.mean(there) * 100) if there.size else nan
 
@@ -199,7 +197,7 @@ def _operation(score: NDArray, true: NDArray, objects: int, threshold: float) ->
 
 
 def _rates(hits: float, found: float, objects: float) -> tuple[float, float, float]:
-    """Precision, recall, and F1."""
+    """Precision, recall and F1; nan if undefined."""
     return (
         hits / found if found else nan,
         hits / objects if objects else nan,
@@ -208,13 +206,13 @@ def _rates(hits: float, found: float, objects: float) -> tuple[float, float, flo
 
 
 def _best(score: NDArray, true: NDArray, objects: int) -> Operation:
-    """At the score with the largest F1; of several, the highest. nan if each F1 is 0."""
+    """The operating point with the largest F1, at the highest such score; nan if each F1 is 0."""
     if not true.any():
         return Operation(nan, nan, nan, nan)
     order = np.argsort(-score, kind="stable")
     hits = np.cumsum(true[order])
     f1 = 2 * hits / (np.arange(len(hits)) + 1 + objects)
-    # A threshold takes all detections of its score, or none.
+    # A threshold includes all detections of one score, or none.
     f1[:-1][np.diff(score[order]) == 0] = -1
     return _operation(score, true, objects, float(score[order[f1.argmax()]]))
 

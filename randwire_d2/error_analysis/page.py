@@ -1,4 +1,4 @@
-"""The page of an analysis: one HTML file that opens from disk and needs nothing else."""
+"""The page of an analysis: one self-contained HTML file."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from html import escape
 
 from tabulate import tabulate
 
-# A page with this policy loads nothing, whatever the names of classes and files hold.
+# With this policy, the page loads nothing, whatever the names of classes and files contain.
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -55,12 +55,12 @@ class Section:
     """A part of the page: a picture and a table, or one of them.
 
     Attributes:
-        about: what it shows.
+        about: the explanation below the heading.
         png: the content of the picture's file.
-        alt: what the picture says, for those who can't see it.
+        alt: the alternative text of the picture.
         fit: whether the picture may shrink to the window; otherwise it can be scrolled.
-        header, rows: of the table.
-        words: how many of its columns, the first, are words; the others are numbers.
+        header, rows: the header and the rows of the table.
+        words: the number of first columns that are text; the others are numbers.
     """
 
     heading: str
@@ -76,12 +76,12 @@ class Section:
 def render(
     title: str, source: str, lead: str, cards: Mapping[str, str], sections: Sequence[Section]
 ) -> str:
-    """The page as a text.
+    """Render the page as HTML.
 
     Args:
-        source: where the numbers are from.
+        source: the origin of the numbers, shown below the title.
         lead: the first paragraph.
-        cards: the main numbers by their names.
+        cards: the main numbers, by name.
     """
     body = [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(source)}</p>']
     body += [f"<p>{escape(lead)}</p>", '<ul class="cards">']

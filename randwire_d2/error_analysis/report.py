@@ -42,18 +42,19 @@ def write_analysis(
     """Analyse detections, and write the page, its pictures and the numbers into a folder.
 
     Args:
-        folder: new, or with an earlier analysis of these detections; ``source.folder`` unless
-            given.
-        task: whether boxes or masks have to overlap.
-        threshold: the least score (0 … 1) of the detections that are counted.
+        source: the detections and their data set.
+        folder: a new or empty folder, or one with an earlier analysis of these detections; by
+            default ``source.folder``.
+        task: ``"bbox"`` or ``"segm"``: whether the IoU is of boxes or of masks.
+        threshold: the least score (0 … 1) of the detections, for all counts that need one.
 
     Returns:
-        the analysis, and the page.
+        tuple[Analysis, Path]: the analysis, and the path of the page.
 
     Raises:
         FileNotFoundError: the detections, or files of the data set, do not exist.
-        ValueError: they do not hold what they should, are not of what the data set has now, or the
-            folder holds something else.
+        ValueError: the files are invalid, or do not match each other; or the folder contains
+            something else.
     """
     folder = Path(source.folder if folder is None else folder)
     if not 0 <= threshold <= 1:
@@ -72,7 +73,7 @@ def write_analysis(
     analysis = analyze(truth, results, task, threshold)
 
     folder.mkdir(parents=True, exist_ok=True)
-    # First: an analysis that is interrupted leaves a folder that the next one knows as its own.
+    # Write the numbers first: by them, ``_check_folder`` recognises an interrupted analysis.
     with atomic_open(folder / NUMBERS) as f:
         json.dump(_numbers(analysis, source, folder), f)
     sections = [
@@ -93,7 +94,7 @@ def write_analysis(
 
 
 def summary(analysis: Analysis) -> str:
-    """The main numbers as text: AP, what is confused most, and the classes with the lowest AP."""
+    """The main numbers as text: AP, the most frequent confusions, the classes of lowest AP."""
     row = [number(value) for value in analysis.metrics.values()]
     lines = [tabulate([row], METRICS, disable_numparse=True, stralign="right"), ""]
     lines.append(f"score ≥ {analysis.threshold:g}: {analysis.chosen}")
@@ -121,7 +122,7 @@ def _check_folder(folder: Path, source: Source) -> None:
 
 
 def _relative(source: Source, folder: Path) -> str:
-    # A run that was moved with its analysis is the same run.
+    # A relative path stays valid if the run is moved together with its analysis.
     return os.path.relpath(source.results.resolve(), folder.resolve())
 
 
@@ -132,7 +133,7 @@ def _numbers(analysis: Analysis, source: Source, folder: Path) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Without arrays and nan, which JSON has not."""
+    """Convert a value to JSON's types: arrays become lists, nan becomes None."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
@@ -141,7 +142,7 @@ def _plain(value: Any) -> Any:
 
 
 # -------------------------------------------------------------------------------------------------
-# What the page shows
+# Sections of the page
 # -------------------------------------------------------------------------------------------------
 
 
@@ -260,7 +261,7 @@ def _images(
         except (OSError, ValueError) as e:
             about += f"They can't be drawn: {e}"
     if png is None:
-        (folder / "images.png").unlink(missing_ok=True)  # an earlier analysis's
+        (folder / "images.png").unlink(missing_ok=True)  # from an earlier analysis
     return Section(
         "Images with the most errors",
         about,
@@ -277,5 +278,5 @@ def _png(figure: Figure, path: Path, palette: bool = True) -> bytes:
 
 
 def _by_ap(analysis: Analysis) -> list[ClassResult]:
-    """The classes that have objects, the lowest AP first."""
+    """The classes that have objects, by ascending AP."""
     return sorted((c for c in analysis.classes if c.objects), key=lambda c: c.metrics["AP"])

@@ -1,4 +1,4 @@
-"""What an analysis reads: a run's detections, and the ground truth of its data set."""
+"""The inputs of an analysis: a run's detections, and the ground truth of its data set."""
 
 import contextlib
 import io
@@ -23,13 +23,13 @@ from ..text import brief, one_line, parse_json
 
 @dataclass(frozen=True)
 class Source:
-    """Detections, and the data set that they are in.
+    """Detections, and their data set.
 
     Attributes:
-        dataset: its name in Detectron2's catalogs.
+        dataset: the name of the data set in Detectron2's catalogs.
         results: the coco_instances_results.json that COCOEvaluator wrote.
-        folder: where the analysis goes unless another folder is asked for.
-        data: what people know the data set as, if not by its name: the path that it was given by.
+        folder: the default folder of the analysis.
+        data: the path by which the user gave the data set; ``""`` if it was given by name.
     """
 
     dataset: str
@@ -39,14 +39,14 @@ class Source:
 
 
 def source_of_run(path: str | os.PathLike[str]) -> Source:
-    """What the last evaluation during a training found; without one, the newest of ``--eval-only``.
+    """The detections of a training's last evaluation; without one, of the newest ``--eval-only``.
 
     Args:
         path: the OUTPUT_DIR of a training, or the folder of an evaluation.
 
     Raises:
-        FileNotFoundError: it is neither.
-        ValueError: it is a classifier's, or its data set can't be used.
+        FileNotFoundError: the path is neither.
+        ValueError: the run is a classifier's, or its data set can't be used.
     """
     run = RunFolder(path)
     if not run.detections_file.is_file():
@@ -60,20 +60,20 @@ def source_of_run(path: str | os.PathLike[str]) -> Source:
     if not cfg.DATASETS.TEST:
         raise ValueError(f"{run.config_file} names no data set in DATASETS.TEST")
     register_data(cfg)
-    # The evaluators of several sets write to one file; the last one's stays.
+    # The evaluators of several sets write to the same file; the last set's results stay.
     data = cfg.DATASETS.PATH_VAL or cfg.DATASETS.PATH
     return Source(cfg.DATASETS.TEST[-1], run.detections_file, run.path / "analysis", data)
 
 
 def ground_truth(dataset: str) -> COCO:
-    """The objects of a data set, as COCOEvaluator takes them.
+    """The ground truth of a data set, as COCOEvaluator reads it.
 
     Args:
-        dataset: its name in Detectron2's catalogs.
+        dataset: the name of the data set in Detectron2's catalogs.
 
     Raises:
         FileNotFoundError: its files are missing.
-        ValueError: it has no objects, or is not evaluated as COCO is.
+        ValueError: it has no objects, or COCOEvaluator does not evaluate it.
     """
     metadata = MetadataCatalog.get(dataset)
     kind = metadata.get("evaluator_type", "coco")
@@ -95,13 +95,13 @@ def ground_truth(dataset: str) -> COCO:
 
 
 def check_ids(source: Source, truth: COCO) -> None:
-    """Compare ids with the list of images and classes that lies beside the detections, if one does:
-    COCOEvaluator's of a data set that no COCO file is, or tools/predict.py's images.json.
+    """Compare ids with the list of images and classes beside the detections, if there is one:
+    COCOEvaluator's for a data set without a COCO file, or tools/predict.py's images.json.
 
-    An id of YOLO's or VOC's labels may be a place among names, which moves as files come and go.
+    An id of YOLO's or VOC's labels may be an index in sorted names, which changes with the files.
 
     Raises:
-        ValueError: an id is of another image or class now, or an image is new; one line.
+        ValueError: an id means another image or class now, or an image is new; one line.
     """
     for name in (f"{source.dataset}_coco_format.json", PREDICTED):
         path = source.results.parent / name
@@ -116,7 +116,7 @@ def check_ids(source: Source, truth: COCO) -> None:
                 f"{path} is damaged ({one_line(e)}): evaluate or predict again, or move it away if "
                 "it is another program's"
             ) from e
-        # A class that has a new name is the same one; a name that has another id is not.
+        # A class may have been renamed; but a name with another id means that the ids changed.
         named = {str(one["name"]): i for i, one in truth.cats.items()}
         moved = [f"class {i}, {brief(c)}, is {named[c]} now" for i, c in classes.items()
                  if named.get(c, i) != i]  # fmt: skip
@@ -134,16 +134,16 @@ def check_ids(source: Source, truth: COCO) -> None:
 
 
 def _given(folder: Path) -> set[str]:
-    """The names of all images that tools/predict.py was given, those too that it could not read or
-    compute: nothing was found in them.
+    """The names of all images that tools/predict.py was given, with those that it could not read or
+    compute, which have no detections.
 
     Raises:
-        ValueError: its note of them is damaged; one line.
+        ValueError: the tool's file with these names is damaged; one line.
     """
     note = read_note(folder)
     return {os.path.basename(path) for path in note[STAMPS]} if note else set()
 
 
 def _base(image: Mapping[str, Any]) -> str:
-    """The name of an image, wherever it lies."""
+    """The name of an image's file, without its folder."""
     return os.path.basename(str(image["file_name"]))
