@@ -1,1 +1,1 @@
-"""Every picture: wirings, training curves, detections. Nothing here reads the folder of a run."""
+"""All pictures: wirings, training curves, detections. No module here reads the folder of a run."""

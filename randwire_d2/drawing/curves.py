@@ -15,12 +15,13 @@ Metrics = Mapping[int, Mapping[str, float]]
 
 
 def plot_training(metrics: Metrics, title: str, names: Mapping[str, str]) -> Figure:
-    """Plot a run's total loss, and that of its validation if there is one, and what its evaluations
-    found, over its iterations.
+    """Plot a run's total loss, its validation loss if there is one, and the metrics of its
+    evaluations, over its iterations.
 
     Args:
-        title: of the evaluations' axes, which has values of 0 … 100.
-        names: two metrics: what they are called in the plot -> in metrics.json.
+        metrics: the content of metrics.json.
+        title: the title of the metrics' axes, whose values are 0 … 100.
+        names: two metrics: label in the plot -> name in metrics.json.
     """
     figure, ((loss_ax, ap_ax),) = plots(12, 4.6, columns=2)
 

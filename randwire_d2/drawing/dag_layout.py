@@ -1,8 +1,8 @@
-"""Where the nodes and edges of a DAG lie in a picture, by Sugiyama's method, as in Graphviz's dot.
+"""The layout of a DAG in a picture, by Sugiyama's method, as in Graphviz's dot.
 
-Nodes are put into rows, each row is ordered so that few edges cross, and then the nodes and the
-bends of the edges are moved sidewards until edges are straight. Units are a node's room and a row;
-``draw_dag`` scales them to a page.
+Nodes are assigned to rows, each row is ordered so that few edges cross, and then the nodes and the
+bends of the edges are moved sideways until edges are straight. The units are the distance of two
+nodes in x and a row in y; ``draw_dag`` scales them to a page.
 """
 
 from bisect import bisect_right, insort
@@ -14,7 +14,7 @@ from ..wiring import Dag
 
 @dataclass(frozen=True)
 class DagLayout:
-    """Where a DAG's nodes and edges lie.
+    """The positions of a DAG's nodes and edges.
 
     The row of a node is the length of the longest path that ends in it. If the extra nodes are laid
     out, the input node, here -1, is alone in row 0, and the output node, here N, in the last row.
@@ -24,7 +24,7 @@ class DagLayout:
         routes: the points (x, row) of every edge, one in each row from its source to its target.
         width: the largest x.
         rows: the number of rows.
-        nearest: the smallest distance between two nodes of a row, but no more than 1.5.
+        nearest: the smallest distance between two nodes of a row, at most 1.5.
     """
 
     nodes: dict[int, tuple[float, int]]
@@ -35,14 +35,14 @@ class DagLayout:
 
 
 def layout_dag(dag: Dag, extra: bool = True) -> DagLayout:
-    """Lay out a DAG in rows, with few crossings and straight edges; the same DAG, the same layout.
+    """Lay out a DAG in rows, with few crossings and straight edges. The layout is deterministic.
 
     An edge that skips rows gets a bend in each of them, which keeps it away from the nodes there.
 
     Args:
         extra: lay out the extra input and output nodes of §3.2 and their edges, too.
     """
-    return _layout(dag, extra)  # a cache tells layout_dag(dag) from layout_dag(dag, extra=True)
+    return _layout(dag, extra)  # lru_cache would distinguish (dag) from (dag, extra=True)
 
 
 # A page asks for each layout twice, and the stages of a network often have one wiring.
@@ -159,13 +159,11 @@ def _place(
 ) -> list[float]:
     """The x of every item: near its neighbours, in the given order, with room for each."""
     x = [0.0] * len(above)
-    # Where very many edges run side by side, they move together; else the page would have to shrink
-    # until the nodes were dots.
+    # Many parallel edges get less room each; otherwise the page would shrink until nodes were dots.
     bends = max(sum(item >= num_nodes for item in items) for items in rows)
     narrow = max(0.04, min(0.18, 2.5 / max(bends, 1)))
     room = [0.5 if item < num_nodes else narrow for item in range(len(x))]
-    # An edge should be straight from bend to bend; it matters less at its nodes. An isolated node
-    # stays.
+    # Straight edges matter more from bend to bend than at nodes. An isolated node does not move.
     pulls = [
         [
             ((1 + 2 * (item >= num_nodes)) * (1 + 2 * (n >= num_nodes)), n)

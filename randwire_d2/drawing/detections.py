@@ -1,4 +1,4 @@
-"""Contact sheets: images of a data set with their ground truth, and with what a detector found."""
+"""Contact sheets: images of a data set with their ground truth, and with detections."""
 
 import math
 import os
@@ -24,15 +24,15 @@ from .style import INK, class_palette, literal, page
 
 TILE = 320  # pixels: the longer side of an image
 GAP = 8  # pixels between images
-STRIP = 32  # pixels for the words at the left
+STRIP = 32  # pixels for the text at the left
 COLUMNS = 4  # at most
 IMAGES = 8  # at most
-LEGIBLE = 480  # pixels: about the longer side that a picture of its own has at least
+LEGIBLE = 480  # pixels: about the smallest longer side of a single picture
 
 
 def legible_visualizer(image: np.ndarray, metadata: Metadata | None = None) -> Visualizer:
-    """Detectron2's, on an RGB image (H, W, 3), of which a small one is enlarged; with the colours
-    of the metadata, if it has any."""
+    """Detectron2's Visualizer on an RGB image (H, W, 3), which enlarges a small image; with the
+    colours of the metadata, if it has any."""
     scale = max(1, round(LEGIBLE / max(image.shape)))
     mode = ColorMode.IMAGE if metadata is None else ColorMode.SEGMENTATION
     return Visualizer(image, metadata, scale, mode, font_size_scale=1.4)
@@ -41,9 +41,8 @@ def legible_visualizer(image: np.ndarray, metadata: Metadata | None = None) -> V
 def draw_detections(dataset_name: str, results_json_path: str | os.PathLike[str]) -> Figure:
     """Draw a contact sheet: images with their ground truth, and below them with the detections.
 
-    The images are spread evenly over the data set, whatever was found in them; detections have a
-    score of 0.5 at least. Masks are drawn if the results have them, in the tiles of which every
-    instance has one.
+    The images are spread evenly over the data set, with or without detections; detections have a
+    score of at least 0.5. Masks are drawn in tiles where every instance has one.
 
     Args:
         dataset_name: a data set with ground truth, registered in Detectron2.
@@ -51,8 +50,8 @@ def draw_detections(dataset_name: str, results_json_path: str | os.PathLike[str]
 
     Raises:
         FileNotFoundError: the results do not exist.
-        ValueError: the file holds something else, or results for another data set; the data set is
-            not registered, or has no images; or an image can't be read.
+        ValueError: the file contains no results, or those of another data set; the data set is not
+            registered, or has no images; or an image can't be read.
     """
     results = read_results(results_json_path, dataset_name)
     ids = [record["image_id"] for record in DatasetCatalog.get(dataset_name)]
@@ -69,9 +68,12 @@ def draw_results(
     image_ids: Sequence[Any],
     score_threshold: float,
 ) -> Figure:
-    """``draw_detections`` of what ``read_results`` read, on these images in this order.
+    """Draw a contact sheet as ``draw_detections`` does, of given results on given images.
 
     Args:
+        dataset_name: a data set with ground truth, registered in Detectron2.
+        results: the results, as from ``read_results``.
+        image_ids: the ids of the images, in the order of the tiles.
         score_threshold: the least score (0 … 1) of the detections drawn.
 
     Raises:
@@ -95,15 +97,15 @@ def draw_results(
 
 
 def read_results(path: str | os.PathLike[str], dataset_name: str) -> list[dict[str, Any]]:
-    """The detections in COCO's results format, with the data set's own category ids.
+    """Read detections in COCO's results format, with the data set's own category ids.
 
     Args:
         path: the coco_instances_results.json that COCOEvaluator wrote.
-        dataset_name: the data set that they are detections in, registered in Detectron2.
+        dataset_name: the data set of the detections, registered in Detectron2.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it holds something else, a box, score or mask that is none, or results for
+        ValueError: it contains something else, an invalid box, score or mask, or results for
             another data set; or the data set is not registered; one line.
     """
     if dataset_name not in DatasetCatalog:
@@ -140,10 +142,10 @@ def read_results(path: str | os.PathLike[str], dataset_name: str) -> list[dict[s
 
 
 def _check_numbers(place: int, box: Any, score: Any) -> None:
-    """Refuse a box or a score that is none.
+    """Refuse an invalid box or score.
 
     Args:
-        place: of their result in the file, from 0 on.
+        place: the index of their result in the file, from 0.
     """
     boxed = isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))
     if not boxed or min(box[2:]) < 0:
@@ -173,7 +175,7 @@ def _check_mask(place: int, mask: Any, image: Mapping[str, Any]) -> None:
 
 
 def _is_finite(value: Any) -> bool:
-    # Not math.isfinite: JSON's integers can be larger than it takes.
+    # math.isfinite raises an error for very large integers, which JSON allows.
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
@@ -182,7 +184,7 @@ def _contact_sheet(tiles: Sequence[Sequence[np.ndarray]], titles: Sequence[str])
 
     Args:
         tiles: the tiles (H, W, 3) of each column from top to bottom.
-        titles: what is written beside the rows of each band.
+        titles: the texts beside the rows of each band.
     """
     columns = min(len(tiles), COLUMNS)
     bands = math.ceil(len(tiles) / columns)
@@ -212,7 +214,7 @@ def _by_image(results: Sequence[Mapping], metadata: Metadata) -> dict[Any, list[
     detections: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         category = result["category_id"]
-        if contiguous is not None:  # COCO's tools want the data set's own ids in the file
+        if contiguous is not None:  # COCO's results have the data set's own ids
             category = contiguous[category]
         boxed = {"category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
         detections[result["image_id"]].append({**result, **boxed})
@@ -220,7 +222,7 @@ def _by_image(results: Sequence[Mapping], metadata: Metadata) -> dict[Any, list[
 
 
 def have_masks(instances: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether there are instances, in the form of annotations or results, and each has a mask."""
+    """Whether there are instances, as annotations or results, and each of them has a mask."""
     return bool(instances) and all(map(_has_mask, instances))
 
 
@@ -243,8 +245,8 @@ def draw_instances(
 
     Args:
         image: RGB, (H, W, 3).
-        with_masks: whether masks are drawn, where every instance has one.
-        with_keypoints: whether keypoints are drawn, where every instance has some.
+        with_masks: whether to draw masks, if every instance has one.
+        with_keypoints: whether to draw keypoints, if every instance has some.
 
     Returns:
         RGB (H, W, 3), no larger than a tile.

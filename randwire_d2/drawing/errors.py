@@ -1,4 +1,4 @@
-"""What a detector gets right and wrong: confusion matrix, precision–recall curves, AP, scores."""
+"""Plots of an error analysis: confusion matrix, precision–recall curves, AP, scores."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from .style import BLUE, COLORS, DPI, GREEN, GREY, INK, LINE, RED, literal, plots, style_axes
 
-MOST = 100  # classes that a picture shows
-FEW = len(COLORS)  # from so many classes on, they have no colour of their own; one is the mean
-COUNTED = 20  # classes with numbers in the cells of their matrix
+MOST = 100  # the most classes that a picture shows
+FEW = len(COLORS)  # fewer classes than this have a colour each; the mean takes one colour
+COUNTED = 20  # the most classes of a matrix with numbers in its cells
 
 
 def plot_confusion(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
-    """Draw a confusion matrix: a row for each class, a column for what its objects were found as.
+    """Draw a confusion matrix: a row for each object class, a column for each detected class.
 
-    The shade of a cell is its part of the row. Of more than ``MOST`` classes, those with the most
-    confusions are drawn.
+    The shade of a cell is its fraction of the row. If there are more than ``MOST`` classes, those
+    with the most confusions are drawn.
 
     Args:
-        counts: (K + 1, K + 1); the last row is where no object is, the last column where nothing
-            was found.
-        names: of the K classes.
+        counts: (K + 1, K + 1); the last row is for detections without an object, the last column
+            for objects that were not found.
+        names: the names of the K classes.
     """
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shown = _with_most(counts)
@@ -38,7 +38,7 @@ def plot_confusion(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
     colors = np.full((*part.shape, 3), to_rgb(RED))
     colors[-1], colors[:, -1] = to_rgb(GREY), to_rgb(GREY)
     np.einsum("iic->ic", colors)[:-1] = to_rgb(BLUE)
-    strength = np.sqrt(part)[..., None]  # so that what is rare shows
+    strength = np.sqrt(part)[..., None]  # so that small fractions are visible
     shades = 1 - strength * (1 - colors)
     ax.imshow(shades, interpolation="nearest")
     if len(shown) <= COUNTED:
@@ -61,10 +61,10 @@ def plot_confusion(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
 def plot_precision_recall(
     precision: NDArray[np.float64], ious: Sequence[float], names: Sequence[str]
 ) -> Figure:
-    """Draw precision over recall, of each class and the mean, side by side for some IoUs.
+    """Draw precision over recall for each class and the mean, with an axes for each IoU.
 
     Args:
-        precision: (IoUs, R, K), at recalls evenly from 0 to 1; nan for a class without objects.
+        precision: (IoUs, R, K), at R equidistant recalls 0 … 1; nan for a class without objects.
     """
     figure, (row,) = plots(6 * len(ious), 5, columns=len(ious), sharey=True)
     recall = np.linspace(0, 1, precision.shape[1])
@@ -90,8 +90,8 @@ def plot_class_ap(names: Sequence[str], ap: Sequence[float], ap50: Sequence[floa
     """Draw the AP and AP50 of each class that has objects, the lowest first.
 
     Args:
-        ap, ap50: of the classes, 0 … 100; nan without objects. Of more than ``MOST``, the lowest
-            are drawn.
+        ap, ap50: the values of the classes, 0 … 100; nan without objects. If there are more than
+            ``MOST`` classes, those of the lowest AP are drawn.
     """
     order = [int(k) for k in np.argsort(ap, kind="stable") if not np.isnan(ap[k])][:MOST]
     figure, ((ax,),) = plots(9, max(2, 0.2 * len(order) + 0.8))
@@ -102,7 +102,7 @@ def plot_class_ap(names: Sequence[str], ap: Sequence[float], ap50: Sequence[floa
     ax.set_yticks(rows, [_short(names[k]) for k in order], size=9)
     ax.set_ylim(max(len(order), 1) - 0.4, -0.6)
     ax.set_xlim(0, 101)
-    if order:  # to the right, where no bar or dot is
+    if order:  # to the right of the axes, away from bars and dots
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -110,13 +110,14 @@ def plot_class_ap(names: Sequence[str], ap: Sequence[float], ap50: Sequence[floa
 def plot_scores(
     scores: NDArray[np.int64], sweep: NDArray[np.float64], threshold: float, best: float
 ) -> Figure:
-    """Draw how many detections of each score are true and false, and what thresholds would do.
+    """Draw histograms of true and false detections by score, and precision, recall and F1 by
+    threshold.
 
     Args:
-        scores: how many are true and false, (2, bins of equal width from 0 to 1).
-        sweep: precision, recall and F1 at thresholds evenly from 0 to 1, (T, 3).
-        threshold: the one that was chosen.
-        best: the one with the largest F1; nan if there is none.
+        scores: the numbers of true and false detections, (2, bins of equal width in 0 … 1).
+        sweep: precision, recall and F1 at T equidistant thresholds 0 … 1, (T, 3).
+        threshold: the threshold of the analysis.
+        best: the threshold with the largest F1; nan if there is none.
     """
     figure, ((left, right),) = plots(12, 4.6, columns=2)
     style_axes(left, "Scores of the detections")
@@ -124,7 +125,7 @@ def plot_scores(
     for name, counts, color in zip(("true", "false"), scores, (BLUE, RED)):
         left.stairs(counts, edges, fill=True, color=color, alpha=0.25)
         left.stairs(counts, edges, color=color, linewidth=2, label=f"{name}: {counts.sum()}")
-    # The false ones of low scores are often a hundred times the rest.
+    # False detections of low scores are often a hundred times as many as the rest.
     left.set_yscale("symlog", linthresh=1)
     left.set_ylim(bottom=0)
     left.set_xlim(0, 1)
@@ -145,10 +146,11 @@ def plot_scores(
 
 
 def plot_overview(errors: Mapping[str, int], sizes: Sequence[float]) -> Figure:
-    """Draw how many errors are of each kind, and the AP by size.
+    """Draw the number of errors of each kind, and the AP by size.
 
     Args:
-        sizes: the AP of small, medium and large objects, 0 … 100; nan where there is none.
+        errors: kind -> number.
+        sizes: the AP of small, medium and large objects, 0 … 100; nan if there are none.
     """
     figure, ((left, right),) = plots(12, 3.4, columns=2, width_ratios=(2, 1))
     style_axes(left, "Errors by kind", grid="x")
@@ -166,14 +168,14 @@ def plot_overview(errors: Mapping[str, int], sizes: Sequence[float]) -> Figure:
 
 
 def _with_most(counts: NDArray[np.int64]) -> list[int]:
-    """The classes, or those of them that are confused most, in their order."""
+    """The indices of all classes, or of the ``MOST`` most confused ones, ascending."""
     wrong = counts[:-1, :-1] * (1 - np.eye(len(counts) - 1, dtype=int))
     order = np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")
     return sorted(order[:MOST].tolist())
 
 
 def _fit(count: int) -> float:
-    """The size of a number in a cell."""
+    """The font size that fits a number into a cell."""
     return min(10, 0.5 * DPI * 0.72 / (0.75 * len(str(count)) + 0.8))
 
 

@@ -1,4 +1,4 @@
-"""A DAG drawn into a part of a page, and the legend of its nodes."""
+"""Draw a DAG into a part of a page, and the legend of its nodes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from ..wiring import Dag
 from .dag_layout import layout_dag
 from .style import BLUE, GREY, INK, PIXEL, RED, Point, put_text
 
-# The words of the legend: is_input, is_output and is_extra of the node beside each.
+# Text of the legend -> (is_input, is_output, is_extra) of the node beside it.
 LEGEND = {
     "input node": (True, False, False),
     "output node": (False, True, False),
@@ -41,13 +41,13 @@ def draw_dag(
     Args:
         box: (left, right, input end, output end) in data units; the data flow from the input end
             to the output end. One data unit must be one pixel of the figure.
-        name: what the artists' gids begin with.
-        labels: write the nodes' indices into them, where there is room.
+        name: the prefix of the artists' gids.
+        labels: write the nodes' indices into them, if there is room.
         extra: draw the extra input and output nodes of §3.2, too.
-        largest: the diameter of a node in pixels, where there is room for it.
+        largest: the largest diameter of a node in pixels.
 
     Returns:
-        the points (x, y) of the nodes; those of the extra ones are called -1 and N.
+        node -> its point (x, y); the extra input and output nodes are -1 and N.
     """
     left, right, start, end = box
     layout = layout_dag(dag, extra)
@@ -71,8 +71,8 @@ def draw_dag(
 def _draw_edges(
     ax: Axes, dag: Dag, routes: Mapping[tuple[int, int], Sequence[Point]], name: str
 ) -> None:
-    """Draw the edges as curves; those of the extra nodes are dashed, in the colour of these."""
-    thin = min(1.0, (64 / max(len(dag.edges), 1)) ** 0.5)  # more edges, less ink for each
+    """Draw the edges as curves; the extra nodes' edges are dashed, in the colour of the node."""
+    thin = min(1.0, (64 / max(len(dag.edges), 1)) ** 0.5)  # many edges are fainter
     for (u, v), route in routes.items():
         is_extra = u == -1 or v == dag.num_nodes
         # Long edges fade: there are many, and the eye follows them by their ends.
@@ -121,11 +121,12 @@ def put_legend(
     width: float = 0,
     size: float = 15.5,
 ) -> None:
-    """Say what the nodes' marks mean.
+    """Draw the legend of the nodes' marks.
 
     Args:
+        left, top: the upper left corner in pixels.
         extra: explain the extra nodes, too.
-        columns: how many entries there are in a line.
+        columns: the number of entries in a line.
         width: the width of an entry in pixels.
         size: the height of the text in pixels.
     """
@@ -145,7 +146,7 @@ def legend_entries(extra: bool) -> dict[str, tuple[bool, bool, bool]]:
 def _node_mark(
     at: Point, diameter: float, is_input: bool, is_output: bool, is_extra: bool
 ) -> Line2D:
-    """A node as a disc, an extra one as an empty square; the diameter is in pixels."""
+    """The mark of a node, a disc, or of an extra node, an empty square; diameter in pixels."""
     color = BLUE if is_input else RED if is_output else GREY
     is_both = is_input and is_output
     return Line2D(
@@ -164,7 +165,7 @@ def _node_mark(
 
 
 def count_parts(dags: Sequence[Dag]) -> list[str]:
-    """How many nodes and how many edges the graphs have, from the fewest to the most."""
+    """Lines with the numbers of nodes and edges of the graphs, each from fewest to most."""
     lines = []
     counted = {"node": [dag.num_nodes for dag in dags], "edge": [len(dag.edges) for dag in dags]}
     for what, counts in counted.items():

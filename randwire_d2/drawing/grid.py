@@ -13,12 +13,12 @@ from .graph import LEGEND_LINE, count_parts, draw_dag, legend_entries, put_legen
 from .network import cost_of
 from .style import MARGIN, PALE, Point, page, put_arrow, put_frame, put_text
 
-# All in pixels. The pages are to be read at two thirds of their size, so the text is large.
+# Sizes in pixels. The text is large, so that pages can be read at two thirds of their size.
 NAMES, NAMES_OF_GRID = 248, 220  # widths of the names at the left, of networks and of graphs
 COLUMN, CELL = 336, 316  # widths of a network and of a graph
 PAD = 26  # from a graph to the edge of its frame
 GAP = 36  # between the layers of a network, for the arrows
-PILL = 216, 54  # width and height of a layer that is no random graph
+PILL = 216, 54  # width and height of a layer without a random graph
 HEADING, TEXT, TEXT_LINE = 25, 20, 28  # heights of headings, of text, and of a line of text
 STEP = 28  # from row to row of a graph
 NODE = 17  # the diameter of a node
@@ -30,19 +30,20 @@ def draw_networks(
 ) -> Figure:
     """Draw whole networks side by side, each from the image down to the classifier.
 
-    Stages of one name have one height, and lie beside each other. The artists' gids are those of
-    ``draw_dag`` with the name ``"{i}-{stage}"``, where i counts the networks from 1. The same specs
-    give the same picture, to the pixel.
+    Stages of the same name have the same height, and are beside each other. The artists' gids are
+    those of ``draw_dag`` with the name ``"{i}-{stage}"``, where i counts the networks from 1. The
+    same specs give the same picture, to the pixel.
 
     Args:
-        titles: what is written above each network.
-        name: what they have in common, such as their generator.
+        specs: the networks.
+        titles: the text above each network.
+        name: a text for what the networks share, such as their generator.
 
     Returns:
         a figure of its own, unknown to pyplot; ``save_figure`` writes it.
 
     Raises:
-        ValueError: the networks differ in regime, C or node_op, or there is none.
+        ValueError: the networks differ in regime, C or node_op, or ``specs`` is empty.
     """
     kinds = {f"{spec.regime} with C={spec.channels} and {spec.node_op}" for spec in specs}
     if len(kinds) != 1:
@@ -107,7 +108,7 @@ def draw_grid(rows: Mapping[str, Sequence[Dag]], columns: Sequence[str]) -> Figu
         put_frame(ax, MARGIN, y, width, height, PALE)
         _put_lines(ax, y + PAD + 4, name, count_parts(dags))
         for j, (left, dag) in enumerate(zip(lefts, dags, strict=True)):
-            # No more than twice the usual step: a graph of few rows lies in the middle.
+            # At most twice the usual step between rows: a graph of few rows is centred.
             room = height - 2 * PAD - 2 * STEP * (layout_dag(dag, extra=False).rows - 1)
             start = y + PAD + max(room, 0) / 2
             box = (left + 24, left + CELL - 24, start, 2 * y + height - start)
@@ -127,7 +128,7 @@ def _page(width: float, height: float, extra: bool) -> tuple[Figure, Axes]:
 
 
 def _dags(layers: Iterable[ConvSpec | StageSpec]) -> list[Dag]:
-    """The graphs of a layer of several networks; none for one that is no random graph."""
+    """The graphs of a layer in several networks; empty if the layer has no random graph."""
     return [layer.dag for layer in layers if isinstance(layer, StageSpec)]
 
 
@@ -157,7 +158,7 @@ def _stages(
     name: str,
     dags: Sequence[Dag],
 ) -> list[Point]:
-    """Draw a stage of each network and the arrows into it; returns where it is left."""
+    """Draw a stage of each network and the arrows into it; returns the points of its outputs."""
     put_frame(ax, MARGIN, y, NAMES + len(dags) * COLUMN, height, PALE)
     left = []
     for i, (start, x, dag) in enumerate(zip(leave, centres, dags, strict=True), start=1):
@@ -173,7 +174,7 @@ def _stages(
 def _pills(
     ax: Axes, leave: Sequence[Point], centres: Sequence[float], y: float, text: str
 ) -> list[Point]:
-    """Draw another layer of each network and the arrows into it; returns where it is left."""
+    """Draw another layer of each network and the arrows into it; returns its output points."""
     width, height = PILL
     for start, x in zip(leave, centres, strict=True):
         _join(ax, start, (x, y))
@@ -183,6 +184,6 @@ def _pills(
 
 
 def _join(ax: Axes, start: Point, end: Point) -> None:
-    """Draw an arrow that goes down, and sidewards between the frames."""
+    """Draw an arrow that goes down, and sideways between the frames."""
     middle = (start[1] + end[1]) / 2 - 4  # the arrow's head needs room
     put_arrow(ax, [start, (start[0], middle), (end[0], middle), end], radius=GAP / 2)

@@ -1,4 +1,4 @@
-"""One whole network, its stages in columns from left to right."""
+"""A picture of one whole network, with its stages in columns from left to right."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from .dag_layout import layout_dag
 from .graph import count_parts, draw_dag, put_legend
 from .style import MARGIN, PALE, Point, page, put_arrow, put_frame, put_text
 
-# All in pixels.
+# Sizes in pixels.
 WIDTH = 1600  # of the page
-CARD = 168  # the width of a layer that is no random graph, and so of the first and last column
+CARD = 168  # the width of a layer without a random graph, and so of the first and last column
 GUTTER = 34  # between columns
 TITLE = 92  # from the upper edge of a stage to its graph
 PORT = 26  # from a graph to the outer ends of its extra nodes
@@ -60,7 +60,7 @@ def draw_network(spec: NetworkSpec) -> Figure:
         put_arrow(ax, [*leave, (gutter, leave[-1][1]), (gutter, in_y), (in_x - 8, in_y)])
         leave = [(out_x, out_y + 8), (out_x, out_y + PORT)]
 
-    # The last column: what the network is, and the classifier.
+    # The last column: the facts about the network, and the classifier.
     x = WIDTH - MARGIN - CARD / 2
     _facts(ax, spec, x - CARD / 2, MARGIN + 12)
     lines = ["ReLU, 1×1 conv", f"{HEAD_CHANNELS} channels", "global avg. pool", "fc"]
@@ -84,7 +84,7 @@ def _card(ax: Axes, x: float, top: float, title: str, lines: Sequence[str]) -> f
 def _stage(
     ax: Axes, stage: StageSpec, stride: int, left: float, width: float, height: float
 ) -> tuple[Point, Point]:
-    """Draw a stage in its frame; returns where its extra input and output nodes are."""
+    """Draw a stage in its frame; returns the points of its extra input and output nodes."""
     put_frame(ax, left, MARGIN, width, height, PALE)
     put_text(ax, left + 16, MARGIN + 24, stage.name, size=21, weight="bold", align="left")
     parts = ", ".join(count_parts([stage.dag]))
@@ -108,7 +108,7 @@ def _facts(ax: Axes, spec: NetworkSpec, left: float, top: float) -> None:
 
 
 def cost_of(spec: NetworkSpec) -> list[str]:
-    """Parameters and FLOPs in two lines; no lines where nobody registered the node op's cost."""
+    """Parameters and FLOPs in two lines; empty if the node op's cost is not registered."""
     if spec.node_op not in NODE_OP_COMPLEXITY_REGISTRY:
         return []
     cost = complexity(spec)

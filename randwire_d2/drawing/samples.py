@@ -1,4 +1,4 @@
-"""A contact sheet of training images: as they are labelled, and as the network sees them."""
+"""A contact sheet of training images: with their labels, and after augmentation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +17,10 @@ from .detections import _contact_sheet, draw_instances, have_masks
 
 
 def draw_samples(cfg: CfgNode, dataset_name: str, max_images: int) -> Figure:
-    """Draw images with what is labelled in them, and below them what training makes of them.
+    """Draw images with their annotations, and below them their augmented versions.
 
     The images are spread evenly over the data set; the augmentation is that of a training with this
-    config, which draws from numpy's random numbers.
+    config, which uses numpy's global random numbers.
 
     Args:
         dataset_name: a registered data set with annotations.

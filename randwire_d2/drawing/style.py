@@ -1,4 +1,4 @@
-"""What all pictures share: colours, pages, axes, frames, arrows, text, and how they are saved."""
+"""The common parts of all pictures: colours, pages, axes, frames, arrows, text, and saving."""
 
 import os
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Point = tuple[float, float]  # (x, y) on a page
 
 FORMATS = (".png", ".svg", ".pdf")
 
-# Of Okabe and Ito's palette, whose colours are apart for every kind of colour vision.
+# Okabe and Ito's palette: its colours are distinct for every kind of colour vision.
 BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SKY, ORANGE = "#56B4E9", "#E69F00"
 GREY, INK, PALE, LINE = "#8C96A0", "#1F2933", "#F5F7F9", "#CBD2D9"
@@ -33,7 +33,7 @@ MARGIN = 28  # pixels around a page
 
 
 def class_palette(number: int) -> list[tuple[float, float, float]]:
-    """A bright RGB colour (0 … 1) for each class, by the golden ratio far apart for any number."""
+    """A bright RGB colour (0 … 1) for each class; the golden ratio keeps any number far apart."""
     return [tuple(hsv_to_rgb((i * 0.618 % 1, 0.6, 1)).tolist()) for i in range(number)]
 
 
@@ -111,7 +111,7 @@ def _towards(start: Point, end: Point, distance: float) -> Point:
 
 
 def literal(text: str) -> str:
-    """A text for matplotlib to write as it is: what lies between two $ would be a formula."""
+    """Escape a text for matplotlib, which would read a formula between two $."""
     return text.replace("$", r"\$")
 
 
@@ -150,10 +150,10 @@ def check_format(path: str | os.PathLike[str], name: str) -> None:
     """Refuse a file that ``save_figure`` can't write, before the work for its picture is done.
 
     Args:
-        name: what the user knows the path as, such as ``"--output"``.
+        name: the user's name for the path, such as ``"--output"``.
 
     Raises:
-        ValueError: the suffix is none of ``FORMATS``, or the file can't lie there.
+        ValueError: the suffix is none of ``FORMATS``, or the file can't be written there.
     """
     if Path(path).suffix.lower() not in FORMATS:
         raise ValueError(f"{name} must end in one of {', '.join(FORMATS)}; got {os.fspath(path)}")
@@ -161,19 +161,19 @@ def check_format(path: str | os.PathLike[str], name: str) -> None:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], palette: bool = False) -> Path:
-    """Write a figure to a PNG, SVG or PDF file: whole or not at all, the same bytes each time.
+    """Write a figure to a PNG, SVG or PDF file, atomically; the same figure gives the same bytes.
 
-    Missing folders are made.
+    Missing folders are created.
 
     Args:
-        path: as ``check_format`` wants it.
+        path: a path that ``check_format`` accepts.
         palette: keep only 256 colours in a PNG file. Lines and text look the same in a third of
             the size; photographs do not.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # SVG and PDF would hold the date, and SVG random ids.
+    # Otherwise SVG and PDF would contain the date, and SVG random ids.
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix, {})
     with rc_context({"svg.hashsalt": "randwire_d2"}), atomic_open(path, "wb") as f:
         if palette and suffix == ".png":
