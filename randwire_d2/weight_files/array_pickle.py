@@ -15,15 +15,15 @@ class _Refusal(pickle.UnpicklingError):
 
 
 class _NewArray:
-    """numpy's _reconstruct: an empty array, whose content follows, as numpy itself pickles it.
+    """numpy's _reconstruct: an empty array, whose content follows in the pickle.
 
-    An object without attributes, unlike a function's: a pickle can change none of it.
+    Unlike a function, this object has no attributes that a pickle could change.
     """
 
     __slots__ = ()
 
     def __call__(self, kind: object, shape: object, dtype: object) -> np.ndarray:
-        # Another shape would be memory that the file does not have.
+        # Another shape would allocate memory regardless of the file's size.
         if shape != (0,) or not isinstance(kind, _ArrayType):
             raise _Refusal("an array does not begin as numpy pickles it")
         return np.empty(0, np.int8)
@@ -36,7 +36,7 @@ class _ArrayType:
 
 
 class _NewDtype:
-    """numpy.dtype, of numbers and texts; always a new one, which a pickle may then change."""
+    """numpy.dtype of numbers and texts; always a new object, as a pickle may change it."""
 
     __slots__ = ()
 
@@ -47,7 +47,7 @@ class _NewDtype:
 
 
 class _FromBuffer:
-    """numpy's _frombuffer, of protocol 5: an array of the bytes that the file has of it."""
+    """numpy's _frombuffer of protocol 5: an array from bytes in the file."""
 
     __slots__ = ()
 
@@ -63,8 +63,8 @@ class _FromBuffer:
 
 
 class _Encode:
-    """codecs.encode, with which Python 3 pickles bytes in protocols 0 to 2, so that Python 2 reads
-    them: as a text of as many characters."""
+    """codecs.encode: in protocols 0 to 2, Python 3 pickles bytes as a text of as many characters,
+    which this function encodes, so that Python 2 can read them."""
 
     __slots__ = ()
 
@@ -75,10 +75,10 @@ class _Encode:
 
 
 class ArrayUnpickler(pickle._Unpickler):
-    """Reads a pickle of arrays in plain containers; anything else in it could run code.
+    """Reads a pickle of arrays in plain containers; it refuses anything else, which could run code.
 
-    Python's own reader, not the one in C: that one makes a list as long as the largest number under
-    which a pickle remembers something, and one number of ten bytes fills the memory.
+    This is Python's unpickler, not the one in C: that one allocates a list as long as the largest
+    memo index in a pickle, so ten bytes can fill the memory.
     """
 
     # numpy has moved its reconstruction functions between modules; files keep the old names.
@@ -99,12 +99,12 @@ class ArrayUnpickler(pickle._Unpickler):
     }
 
     def _load_bytearray(self) -> None:
-        # Python's own makes room for as many bytes as a pickle says, whatever follows.
+        # Python's method allocates as many bytes as a pickle states, whatever follows.
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))  # type: ignore[attr-defined]
 
     def _load_build(self) -> None:
-        # numpy believes all that a file says of a dtype, such as that its numbers are addresses of
-        # objects. Beside the name only the order of bytes is the file's to say.
+        # numpy trusts a pickled dtype state, even flags that make its numbers pointers to objects.
+        # So only the name and the byte order are taken from the file.
         made, state = self.stack[-2:]  # type: ignore[attr-defined]
         if isinstance(made, np.dtype):
             own = made.__reduce__()[2]

@@ -1,9 +1,9 @@
-"""Files of ``torch.save`` that carry a checksum, and whether a file is still what was written.
+"""Files of ``torch.save`` with a checksum, and the check that a file is undamaged.
 
-``torch.load`` does not look at the checksums of the ZIP archive that it reads: a bit that has
-flipped on a disk is a wrong weight. Nor does the archive have one of its directory. So the SHA-256
-of the whole file stands in the archive's comment, which every reader of ZIP files, PyTorch's
-included, skips.
+``torch.load`` does not verify the checksums in the ZIP archive that it reads, so a flipped bit on a
+disk becomes a wrong weight. The archive's directory has no checksum at all. So the SHA-256 of the
+whole file is written into the archive's comment, which all readers of ZIP files, PyTorch's
+included, skip.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ from typing import IO, Any
 from ..text import one_line
 
 _MARK = b"sha256:"
-_END = b"PK\x05\x06"  # of the archive: a record of 22 bytes, then the comment
+_END = b"PK\x05\x06"  # the archive's end: a record of 22 bytes that begins so, then the comment
 _END_BYTES = 22
 _NO_COMMENT = bytes(2)  # its length is the record's last two bytes
 _COMMENT_BYTES = len(_MARK) + 64
 _LENGTH = _COMMENT_BYTES.to_bytes(2, "little")
 _CHUNK = 1 << 20
-_SETTLED = 2.0  # seconds; a file may change in less, and have the same times
-_known: set[tuple[int, ...]] = set()  # of files that were whole: which, and when written
+_SETTLED = 2.0  # seconds; a file that changes in less may keep the same times
+_known: set[tuple[int, ...]] = set()  # identities and times of files that were undamaged
 
 
 class DamagedFile(ValueError):
-    """A file is not what was written; the message is one line: the file is ``what``."""
+    """A file is damaged; the message is one line: "PATH is WHAT"."""
 
     def __init__(self, path: str | os.PathLike[str], what: str) -> None:
         super().__init__(path, what)
@@ -41,7 +41,7 @@ class DamagedFile(ValueError):
 
 @contextmanager
 def checksummed(file: IO[bytes]) -> Iterator[Any]:
-    """What ``torch.save`` is to write into, in place of a binary file that is open and empty."""
+    """Wrap an open, empty binary file for ``torch.save``, and add the checksum at the end."""
     sums = _Summing(file)
     yield sums
     if sums.error is not None:
@@ -64,7 +64,7 @@ class _Summing:
         if self.error is None:
             try:
                 self._file.write(data)
-            # Not through PyTorch's C++: an error that it meets in a destructor ends the process.
+            # Keep errors from PyTorch's C++: one raised in a destructor would end the process.
             except OSError as e:
                 self.error = e
         return len(data)
@@ -76,12 +76,12 @@ class _Summing:
 def check_whole(path: str | os.PathLike[str]) -> None:
     """Read a file of ``torch.save`` and compare it with its checksum.
 
-    One that has none, as other programs write them, is compared with the checksums of the archive's
-    members: they leave its directory out. --resume asks three times, and 1 GB takes seconds: what
-    this process has found whole it reads again only once the file was written to.
+    A file without one, from another program, is compared with the checksums of the archive's
+    members, which do not cover its directory. As --resume checks a file three times, and 1 GB takes
+    seconds, this process reads an undamaged file again only if it has changed since.
 
     Raises:
-        DamagedFile: it is cut off, another bit is in it than was written, or it is no ZIP archive.
+        DamagedFile: it is cut off, its content has changed, or it is no ZIP archive.
         OSError: it can't be read.
     """
     with open(path, "rb") as file:
@@ -98,7 +98,7 @@ def _compare(file: IO[bytes], path: str | os.PathLike[str]) -> None:
     file.seek(max(size - _END_BYTES - _COMMENT_BYTES, 0))
     end = file.read()
     written = end[_END_BYTES - len(_LENGTH) :]
-    # One of them is left, whichever bit has flipped.
+    # Whichever bit has flipped, one of the two conditions still recognises a checksum.
     if written.startswith(_LENGTH) or _MARK in written:
         found = _digest(file, size - len(written))
         if _LENGTH + _MARK + found.encode() == written:
@@ -115,7 +115,7 @@ def _compare(file: IO[bytes], path: str | os.PathLike[str]) -> None:
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file that ``check_whole`` does not refuse."""
+    """Whether the file exists and ``check_whole`` accepts it."""
     try:
         check_whole(path)
     except (DamagedFile, OSError):

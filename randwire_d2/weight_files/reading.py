@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, read without running its code, and one kind of error for all."""
+"""Read checkpoint files without running code in them; all errors are ValueErrors of one line."""
 
 import io
 import mmap
@@ -24,16 +24,16 @@ _AGAIN = "copy or download it again"
 
 
 def read_entries(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What lies in a local file, as it was saved: weights, wiring, config, optimizer, …
+    """Read all entries of a local file, as they were saved: weights, wiring, config, optimizer, …
 
     Args:
-        path: ``.safetensors``; ``.pkl``, arrays in a pickle; else what ``torch.save`` wrote.
+        path: ``.safetensors``; ``.pkl``, a pickle of arrays; or any file of ``torch.save``.
 
     Raises:
         ValueError: it is missing, empty, cut off or damaged, no checkpoint, or would run code; one
             line that names the file and the way out.
-        DamagedFile: it is a ValueError too; the checksum says that it was damaged.
-        MissingLibrary: it is a ValueError too; a ``.safetensors`` needs one.
+        DamagedFile: a ValueError; the checksum shows that the file is damaged.
+        MissingLibrary: a ValueError; safetensors is not installed.
     """
     path = os.fspath(path)
     try:
@@ -57,10 +57,10 @@ def read_entries(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_iteration(path: str | os.PathLike[str]) -> int:
-    """The iteration that a training wrote a checkpoint after; no tensor is read.
+    """Read the iteration after which a training wrote a checkpoint, without loading tensors.
 
     Raises:
-        ValueError: the file is not whole, or no training's; one line.
+        ValueError: the file is damaged, or not a training's; one line.
         OSError: it can't be read.
     """
     check_whole(path)
@@ -74,20 +74,20 @@ def read_iteration(path: str | os.PathLike[str]) -> int:
 
 
 def iteration_of(path: str | os.PathLike[str]) -> int | None:
-    """``read_iteration``; None of what is not whole, or no training's."""
+    """``read_iteration``; None if the file is missing, damaged, or not a training's."""
     with suppress(OSError, ValueError):
         return read_iteration(path)
     return None
 
 
 def check_state(path: str | os.PathLike[str], state: Any) -> None:
-    """Refuse what is no state dict: names, each with a tensor or an array.
+    """Check that a state dict maps names to tensors or arrays.
 
     Args:
-        path: of the file that holds it, for the message.
+        path: the file that contains it, for the message.
 
     Raises:
-        ValueError: it is none, or a tensor in it claims to be larger than the file; one line.
+        ValueError: it does not, or a tensor in it claims to be larger than the file; one line.
     """
     path = os.fspath(path)
     if not isinstance(state, Mapping):
@@ -125,7 +125,7 @@ def _is_dense(value: Tensor | np.ndarray | np.generic) -> bool:
 
 
 class _Refused(Exception):
-    """What is wrong with a file, to be said after its name."""
+    """A file is refused; the message continues a sentence that begins with the file's name."""
 
 
 def _read(path: str) -> Any:
@@ -135,7 +135,7 @@ def _read(path: str) -> Any:
         return read_safetensors(path)
     with open(path, "rb") as f:
         if path.endswith(".pkl"):
-            # From memory: a file's read(n) makes room for n bytes, whatever it holds.
+            # Read from memory: a file's read(n) allocates n bytes, however short the file is.
             return ArrayUnpickler(io.BytesIO(f.read()), encoding="latin1").load()
         head = f.read(16)
         if head.startswith(b"PK"):
@@ -155,7 +155,7 @@ def _read(path: str) -> Any:
 
 
 class _BoundedReader(io.BufferedReader):
-    """A file whose read(n) makes no room for more bytes than it has, which a pickle may ask for."""
+    """A file whose read(n) never allocates more bytes than are left, whatever a pickle asks for."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         left = os.fstat(self.fileno()).st_size - self.tell()
@@ -163,7 +163,7 @@ class _BoundedReader(io.BufferedReader):
 
 
 def _check_archive(path: str) -> None:
-    """Refuse a ZIP file that PyTorch would unpack into more bytes than it has, or run."""
+    """Refuse a ZIP file whose members are compressed, or that PyTorch would run."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -183,7 +183,7 @@ def _check_archive(path: str) -> None:
 
 
 def _refuse_bytearray(f: IO[bytes]) -> None:
-    """PyTorch calls bytearray(n) for a pickle, however large n is; nothing of a checkpoint has one.
+    """Refuse bytearrays: PyTorch calls bytearray(n) for any n in a pickle; checkpoints have none.
 
     The pickle in an archive is not compressed (``_check_archive``).
     """

@@ -12,7 +12,7 @@ from ..text import parse_json
 
 
 def require_safetensors() -> Any:
-    """The library.
+    """Import the library safetensors.
 
     Raises:
         MissingLibrary: it is not installed.
@@ -27,15 +27,15 @@ def require_safetensors() -> Any:
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The entries of a checkpoint, the weights as "model"; nothing in it is unpickled.
+    """Read the entries of a checkpoint, the weights as "model"; nothing in it is unpickled.
 
     Raises:
         MissingLibrary: safetensors is not installed.
-        safetensors.SafetensorError, ValueError, OSError: the file is damaged, or none of the kind.
+        safetensors.SafetensorError, ValueError, OSError: the file is damaged, or another format.
     """
     with require_safetensors().safe_open(os.fspath(path), framework="pt") as f:
         names = f.keys()
-        # Copies: else whoever writes into the file would write into the weights.
+        # Copy: otherwise, writing to the file would change the weights.
         weights = {name: f.get_tensor(name).clone() for name in names}
         texts = {k: v for k, v in (f.metadata() or {}).items() if k != "format"}
     # The weights last: another project's metadata may have an entry "model", such as its name.
@@ -55,7 +55,7 @@ def safetensors_bytes(state: Mapping[str, Tensor], entries: Mapping[str, Any]) -
     Raises:
         MissingLibrary: safetensors is not installed.
     """
-    # Copies, for it refuses tensors that share memory.
+    # Copy: safetensors refuses tensors that share memory.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     texts = {key: json.dumps(value) for key, value in entries.items()}
     content: bytes = require_safetensors().torch.save(tensors, metadata={"format": "pt", **texts})
