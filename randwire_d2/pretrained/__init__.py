@@ -1,4 +1,4 @@
-"""Models that travel: a folder or a repository with weights, config and model card."""
+"""Published models: a folder or a repository with weights, config and model card."""
 
 from . import handler  # noqa: F401 (registers hf://)
 from .card import model_card

@@ -1,4 +1,4 @@
-"""The README.md of a published model: what the Hugging Face Hub calls a model card."""
+"""The model card of a published model: its README.md on the Hugging Face Hub."""
 
 from collections.abc import Mapping
 
@@ -23,12 +23,12 @@ _WHAT = {
 def model_card(
     kind: str, spec: NetworkSpec | None, sections: Mapping[str, str | Mapping[str, object]]
 ) -> str:
-    """A card in Markdown, with the head that the Hub reads.
+    """A model card in Markdown, with the YAML header that the Hub reads.
 
     Args:
         kind: as in ``PretrainedFolder``.
-        spec: the randomly wired network in it, if there is one.
-        sections: by their headings: texts, or tables of two columns.
+        spec: the randomly wired network in the model, if there is one.
+        sections: heading -> a text, or a table of two columns.
     """
     title = "A randomly wired network" if spec else "A model"
     lines = [

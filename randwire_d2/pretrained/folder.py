@@ -1,7 +1,7 @@
 """The folder that ``save_pretrained`` writes: model.safetensors, config.json and a model card.
 
-model.safetensors is a whole checkpoint, whose entries are its metadata. config.json repeats them
-for readers, names what the weights are (``KINDS``) and states the sha256 of the file.
+model.safetensors is a complete checkpoint, whose entries are its metadata. config.json repeats them
+for readers, and states the kind of the model (``KINDS``) and the sha256 of model.safetensors.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from ..wiring import NetworkSpec
 from .entries import stored_spec
 from .hub import PREFIX, download, is_repo
 
-# In the order in which they take their names.
+# The files, in the order in which they are written.
 WEIGHTS, CARD, CONFIG = FILES = ("model.safetensors", "README.md", "config.json")
 # The classes whose ``from_pretrained`` reads a folder.
 KINDS = ("RandWire", "RandWireClassifier", "Classifier", "Detector")
@@ -32,13 +32,13 @@ FORMAT_KEY, FORMAT = "randwire_d2_format", 1
 
 @dataclass(frozen=True)
 class PretrainedFolder:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
-        path: the folder; of a repository, that in the cache.
+        path: the folder; for a repository, its folder in the cache.
         kind: one of ``KINDS``.
-        options: the arguments that built a RandWire or RandWireClassifier, beside its spec.
-        checkpoint: the weights as "model", and the entries beside them.
+        options: the arguments of a RandWire or RandWireClassifier, besides its spec.
+        checkpoint: the weights as "model", and the other entries.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class PretrainedFolder:
 
     @property
     def spec(self) -> NetworkSpec | None:
-        """The network; None if there is no RandWire in it."""
+        """The spec of the RandWire; None if the model has none."""
         return stored_spec(self.checkpoint)
 
 
@@ -62,7 +62,7 @@ class PretrainedFolder:
 
 
 def is_pretrained(path_or_repo: str | os.PathLike[str]) -> bool:
-    """Whether it is hf://…, or a folder that has such a config.json."""
+    """Whether it is hf://…, or a folder with a config.json of this project."""
     path = os.fspath(path_or_repo)
     if path.startswith(PREFIX):
         return True
@@ -78,11 +78,11 @@ def read_folder(path_or_repo: str | os.PathLike[str], kind: str | None = None) -
     Args:
         path_or_repo: a folder, ``owner/name[@revision]`` of a repository if there is no such
             folder, or ``hf://owner/name[@revision]``.
-        kind: what it must be.
+        kind: the required kind, one of ``KINDS``; None accepts all.
 
     Raises:
-        ValueError: it can't be had, is damaged or of another kind, or its config.json is not that
-            of its weights; one line.
+        ValueError: it can't be read or downloaded, is damaged or of another kind, or its
+            config.json does not match its weights; one line.
     """
     path = _locate(os.fspath(path_or_repo))
     config = _read_config(path)
@@ -160,14 +160,14 @@ def _read_weights(file: Path, stated: str) -> dict[str, Any]:
         return read_safetensors(file)
     except MissingLibrary:
         raise
-    except Exception as e:  # damaged bytes fail in as many ways as there are bytes
+    except Exception as e:  # damaged files can raise any exception
         raise ValueError(f"{file} is no whole .safetensors file ({one_line(e)})") from e
 
 
 def _is_pickle(content: bytes) -> bool:
-    """Whether it begins as what torch.save writes, a ZIP file, or wrote once, a bare pickle.
+    """Whether a file begins like torch.save's: a ZIP file or, from old versions, a bare pickle.
 
-    So may a .safetensors, with the length of its header; which is then not beyond the file's end.
+    The header length of a .safetensors may have the same bytes, but is within the file's size.
     """
     length = int.from_bytes(content[:8], "little")
     return content.startswith((b"PK", b"\x80")) and length > len(content)
@@ -188,12 +188,12 @@ def write_folder(
     card: str,
     overwrite: bool = False,
 ) -> Path:
-    """Write a model that ``read_folder`` reads; a new folder appears whole.
+    """Write a model that ``read_folder`` reads; a new folder gets its name only when complete.
 
     Args:
         kind: one of ``KINDS``.
         state: the weights.
-        entries: what a checkpoint holds beside them; of types that JSON has.
+        entries: the other entries of the checkpoint, in JSON's types.
         options: see ``PretrainedFolder``.
         card: the README.md, to which the file's size and sha256 are added.
         overwrite: replace the files of these names in a folder that is not empty.
@@ -222,9 +222,9 @@ def write_folder(
     }
     card = f"{card.rstrip()}\n\n`{WEIGHTS}`: {len(weights):,} bytes, sha256 `{digest}`\n"
     contents = (weights, card.encode(), f"{json.dumps(config, indent=1)}\n".encode())
-    # A folder that is there may be a link or a mount, which no other can take the place of.
+    # An existing folder is kept: it may be a link or a mount, which can't be replaced.
     with nullcontext(folder) if folder.is_dir() else atomic_folder(folder) as place:
-        # As long as config.json is missing, or states the sha256 of older weights, all are refused.
+        # config.json comes last: without it, or with another sha256 in it, the folder is refused.
         for name, content in zip(FILES, contents):
             with atomic_open(place / name, "wb") as f:
                 f.write(content)

@@ -1,4 +1,4 @@
-"""MODEL.WEIGHTS hf://owner/name[@revision], for whatever reads it through Detectron2."""
+"""A path handler of Detectron2 for MODEL.WEIGHTS hf://owner/name[@revision]."""
 
 from typing import IO, Any
 
@@ -9,7 +9,7 @@ from .hub import PREFIX
 
 
 class HubHandler(PathHandler):
-    """Resolves a repository to the weights in it, once they are proved to be whole."""
+    """Resolves a repository to the local file of its weights, after verifying them."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]

@@ -13,19 +13,19 @@ _REPO = re.compile(rf"(?:{PREFIX})?({_NAME}/{_NAME})(?:@(\w[\w./-]*))?")
 
 
 def is_repo(text: str) -> bool:
-    """Whether a text may name a repository: owner/name, with hf:// or without, or @revision."""
+    """Whether a text may name a repository: owner/name, hf:// and @revision optional."""
     return bool(_REPO.fullmatch(text))
 
 
 def download(repo: str, names: Sequence[str]) -> Path:
-    """The folder of a repository's files in huggingface_hub's cache; what is missing is loaded.
+    """Download a repository's missing files; returns its folder in huggingface_hub's cache.
 
     Args:
         repo: ``hf://owner/name``, or ``hf://owner/name@revision``: a branch, a tag or a commit.
-        names: the files wanted.
+        names: the names of the files.
 
     Raises:
-        ValueError: it is no such name, it can't be had, or huggingface_hub is missing; one line.
+        ValueError: the name is invalid, a download fails, or huggingface_hub is missing; one line.
     """
     match = _REPO.fullmatch(repo)
     if match is None:
@@ -40,7 +40,7 @@ def download(repo: str, names: Sequence[str]) -> Path:
         folder = huggingface_hub.snapshot_download(
             match[1], revision=match[2], allow_patterns=list(names)
         )
-    except Exception as e:  # networks fail in as many ways as there are networks
+    except Exception as e:  # downloads can raise any exception
         reason = one_line(e, 300)
         raise ValueError(
             f"{repo!r} can't be had from the Hugging Face Hub ({type(e).__name__}: {reason})"
