@@ -1,4 +1,4 @@
-"""The command ``randwire-d2``: its subcommands, and the words in which it is spoken of.
+"""The command ``randwire-d2``: its subcommands, and its name in messages to users.
 
 A checkout has a script in tools/ for each; both call ``main`` of the module in randwire_d2/cli.
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-# The subcommands: the script in tools/, and what it does.
+# Subcommand -> (the script in tools/, what it does).
 TOOLS = {
     "train": ("train_net.py", "train or evaluate a detector"),
     "train-lazy": ("lazyconfig_train_net.py", "train or evaluate a detector from a LazyConfig"),
@@ -53,7 +53,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of ``randwire-d2``: ``argv`` is a subcommand and its arguments."""
+    """Run ``randwire-d2``; ``argv`` is a subcommand and its arguments, by default sys.argv[1:]."""
     listing = "\n".join(f"  {name:19} {what}" for name, (_, what) in TOOLS.items())
     parser = argparse.ArgumentParser(
         prog=_COMMAND,
@@ -78,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def refuse_usage(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    """What a parser does with a wrong command line: it ends the process with one line and 2."""
+    """Handle a wrong command line: end the process with a message of one line and status 2."""
     parser.exit(2, f"{parser.prog}: error: {' '.join(message.split())}; see --help\n")
 
 
 def in_users_words(text: str) -> str:
-    """A text that names scripts of tools/, such as "python tools/train_net.py", for this user.
+    """Adapt a text that names scripts of tools/, such as "python tools/train_net.py", to the user.
 
-    Who called ``randwire-d2``, or has no checkout, reads "randwire-d2 train" in its place.
+    For users of ``randwire-d2``, or without a checkout, it becomes "randwire-d2 train".
     """
     if not _is_command():
         return text
@@ -99,11 +99,11 @@ def in_users_words(text: str) -> str:
 
 
 def command_of(script: str, arguments: Sequence[str], parts: Sequence[str]) -> str:
-    """The command line of a tool, for this user.
+    """The command line of a tool, in the user's words.
 
     Args:
-        parts: what the tool does not know, as a script of the user's own registers it: then the
-            call that such a script makes.
+        parts: names that a script of the user must register before it calls the tool; if there are
+            any, the result is that call.
     """
     if parts:
         call = f"randwire_d2.cli.{module_of(script)}.main({[*arguments]})"
@@ -122,7 +122,7 @@ def program(script: str) -> str:
 
 
 def process(script: str) -> list[str]:
-    """The command that starts a tool: the script beside the one that runs, or the package's."""
+    """The command that starts a tool: the script beside the running one, or the package's."""
     folder = _scripts()
     if folder is not None and (folder / script).is_file():
         return [sys.executable, str(folder / script)]
@@ -130,16 +130,16 @@ def process(script: str) -> list[str]:
 
 
 def own_script() -> str | None:
-    """The script that runs, if it is the user's own, which has called a tool's ``main``."""
+    """The running script if it is the user's own and calls a tool's ``main``; else None."""
     started = Path(sys.argv[0])
     is_ours = _scripts() is not None or started.parts[-2:] == _MODULE
     return sys.argv[0] if started.suffix == ".py" and started.is_file() and not is_ours else None
 
 
 def _scripts() -> Path | None:
-    """The folder of the script that runs, if it is one of the tools."""
+    """The folder of the running script if it is one of the tools; else None."""
     started = Path(sys.argv[0])
-    # Detectron2 and its users have a train_net.py and a demo.py too, but not beside this one.
+    # Detectron2 and its users have a train_net.py and a demo.py, too, but not beside ``_OURS``.
     is_ours = started.name in _SUBCOMMANDS and started.with_name(_OURS).is_file()
     return started.resolve().parent if is_ours else None
 
