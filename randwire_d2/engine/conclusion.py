@@ -23,18 +23,18 @@ logger = logging.getLogger(__name__)
 def conclude(
     cfg: CfgNode, iterations: int, model: nn.Module, next_command: Callable[[], list[str]]
 ) -> None:
-    """What the main process does: draw the run's pictures into its folder, say what it is worth.
+    """Draw the run's pictures into its folder and log its result; only the main process calls this.
 
     Args:
-        cfg: of the training.
-        iterations: that it took.
-        model: what it trained.
-        next_command: finds the tool to use next, and its arguments; that may take some work.
+        cfg: the training's config.
+        iterations: the number of iterations of the training.
+        model: the trained model.
+        next_command: returns the tool to use next and its arguments; the call may take a while.
     """
     output = cfg.OUTPUT_DIR
     try:
         write_report(output, output)
-    # Whatever it is: the training went well, and its files are there.
+    # Any error is only logged, since the training has succeeded and its files are written.
     except Exception as e:
         logger.warning(f"No report of {output} could be drawn: {' '.join(f'{e!r}'.split())}")
     script, *arguments = next_command()
@@ -55,7 +55,7 @@ def _outcome(cfg: CfgNode, iterations: int) -> str:
 
 
 def _own_parts(model: nn.Module) -> list[str]:
-    """The names of a network's parts that a script of one's own has registered, and no tool has."""
+    """The names of modules and node operators from the user's own code, which no tool imports."""
     parts = {type(module).__name__: type(module) for module in model.modules()}
     ops = {module.spec.node_op for module in model.modules() if isinstance(module, RandWire)}
     parts |= {op: NODE_OP_REGISTRY.get(op) for op in ops}
@@ -63,6 +63,6 @@ def _own_parts(model: nn.Module) -> list[str]:
 
 
 def predict_command(folder: str) -> list[str]:
-    """That of a prediction with the best checkpoint of a run."""
+    """The tool and arguments that predict with the best checkpoint of a run."""
     output = os.path.normpath(folder)
     return ["predict.py", output, "path/to/images", "--output", os.path.join(output, "predictions")]

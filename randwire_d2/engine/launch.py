@@ -1,4 +1,4 @@
-"""Command lines and processes: what a training tool does, once its config is known to be good."""
+"""Command lines and processes: what a training tool does once its config has been checked."""
 
 import argparse
 import logging
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's command line with a few flags more."""
+    """Detectron2's argument parser with additional options."""
     parser = default_argument_parser(epilog)
     add_data_arguments(parser, "DATASETS.PATH", "DATASETS.PATH_VAL")
     parser.add_argument(
@@ -57,8 +57,8 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, key: str, key_val: str) -> None:
-    """Add the options that give a data set by its path, and set these keys of the config; and the
-    one for names of its classes that were corrected."""
+    """Add --data, --data-val and --renamed-class. The first two name a data set by its path; their
+    help says that they set the keys ``key`` and ``key_val`` of the config."""
     parser.add_argument(
         "--data",
         default="",
@@ -77,10 +77,10 @@ def add_data_arguments(parser: argparse.ArgumentParser, key: str, key_val: str) 
 
 
 def add_renamed_class(parser: argparse.ArgumentParser, goes_with: str) -> None:
-    """Add the option for names of a data set's classes that were corrected.
+    """Add --renamed-class, which says that a class of the data set has a corrected name.
 
     Args:
-        goes_with: the options that have them compared with the checkpoint's.
+        goes_with: the options with which class names are compared with the checkpoint's.
     """
     parser.add_argument(
         "--renamed-class",
@@ -94,18 +94,18 @@ def add_renamed_class(parser: argparse.ArgumentParser, goes_with: str) -> None:
 
 
 def split_pairs(given: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Files and the KEY VALUE pairs that follow them, which argparse can't tell apart."""
+    """Split files from the KEY VALUE pairs that follow them, since argparse can't."""
     pairs = (i for i, text in enumerate(given) if re.fullmatch(r"[A-Z]\w*(\.[A-Z]\w*)+", text))
     first = next(pairs, len(given))
     return list(given[:first]), list(given[first:])
 
 
 def setup(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> None:
-    """Detectron2's ``default_setup``, this project's log beside its, and the data by path.
+    """Call Detectron2's ``default_setup``, set up this project's logger, and register the data.
 
     Args:
-        cfg: its OUTPUT_DIR may be None, for no files.
-        given: the LazyConfig whose keys ``cfg`` has in YAML's words, if it is one's.
+        cfg: the config; with OUTPUT_DIR None no files are written.
+        given: the LazyConfig that ``cfg`` was translated from; None if the user gave YAML.
     """
     default_setup(cfg if given is None else given, args)
     log = logging.getLogger("randwire_d2")
@@ -114,20 +114,20 @@ def setup(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> None:
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     elif cfg.MODEL.DEVICE.startswith("cuda:"):
-        # torch seeds, measures the memory of, and pins memory for the current GPU: 0 by default.
+        # torch seeds the current GPU, measures its memory and pins memory for it; 0 by default.
         torch.cuda.set_device(cfg.MODEL.DEVICE)
-    register_data(cfg)  # launch may have started this process, whose catalog is its own
+    register_data(cfg)  # a process that launch has started has its own, empty catalog
     check_same_data(cfg)
 
 
 def train_or_evaluate(
     cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer] = Trainer
 ) -> Any:
-    """What each process of a training tool does, with ``--resume`` and ``--eval-only``.
+    """Train, or evaluate with ``--eval-only``; each process of a training tool calls this.
 
-    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end it, and leave a checkpoint (processes/signals.py).
+    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end a training with a checkpoint (processes/signals.py).
     """
-    # The lock is ahead of setup, which writes there.
+    # The folder is locked before setup, which writes there.
     work = _evaluate if args.eval_only else locked(cfg.OUTPUT_DIR)(_train)
     workers = f"DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS}"
     return explained(workers, work, cfg, args, trainer_class)
@@ -139,8 +139,8 @@ def _train(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer])
 
 
 def setup_training(cfg: CfgNode, args: argparse.Namespace, given: Any = None) -> Contents:
-    """``setup`` of a training, whose OUTPUT_DIR is locked and may hold an earlier one; the
-    ``resumed_config``."""
+    """Call ``setup`` for a training, after moving an earlier one out of the locked OUTPUT_DIR;
+    return the ``resumed_config``."""
     earlier = set_earlier_aside(cfg.OUTPUT_DIR, args.resume, cfg.MODEL.WEIGHTS)
     config = resumed_config(cfg.OUTPUT_DIR, args.resume)
     setup(cfg, args, given)
@@ -151,10 +151,13 @@ def setup_training(cfg: CfgNode, args: argparse.Namespace, given: Any = None) ->
 
 
 def train_to_the_end(make: Callable[[], Trainer], resume: bool, config: Contents) -> Any:
-    """Train with what ``make`` returns, or end as the signal that has ended the training.
+    """Train with the trainer that ``make`` returns; if a signal ends the training, exit by it.
 
     Args:
-        config: what ``setup_training`` returned.
+        config: the return value of ``setup_training``.
+
+    Raises:
+        Interrupted: a signal has ended the training, which has only this process.
     """
     with config_kept(config):
         trainer = make()
@@ -163,12 +166,12 @@ def train_to_the_end(make: Callable[[], Trainer], resume: bool, config: Contents
         return trainer.train()
     except Interrupted as e:
         number = e.number
-    del trainer  # and the workers that read its images
+    del trainer  # which also ends the workers of its loader
     return end_training(number)
 
 
 def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
-    # The first process decides: a training at work may write its next checkpoint any moment.
+    # The first process chooses for all: a running training may write a newer checkpoint meanwhile.
     cfg = comm.all_gather(evaluation_config(cfg, args.resume))[0]
     setup(cfg, args)
     model = trainer_class.build_model(cfg)
@@ -183,8 +186,8 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Traine
 
 
 def load_tested_weights(model: nn.Module, cfg: CfgNode) -> None:
-    """Load MODEL.WEIGHTS as a training's own evaluations tested them: with SOLVER.EMA the
-    average."""
+    """Load the weights of MODEL.WEIGHTS that the training's own evaluations tested: with SOLVER.EMA
+    the averaged weights."""
     rest = RandWireCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
     if EMA_KEY not in rest:
         return
@@ -199,7 +202,7 @@ def load_tested_weights(model: nn.Module, cfg: CfgNode) -> None:
 
 
 def write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
-    """Write the results.json of an evaluation into its folder."""
+    """Write the results of an evaluation to results.json in its OUTPUT_DIR."""
     by_task: dict[str, dict[str, float]] = {}
     for name, value in flatten_results_dict(results).items():
         task, metric = name.rsplit("/", 1)
@@ -217,14 +220,14 @@ def run_distributed(
     task: Task,
     main_args: tuple[Any, ...] | None = None,
 ) -> Any:
-    """Call ``main`` in all processes of a training (``run_processes``), or submit it.
+    """Call ``main`` in all processes of a training (``run_processes``), or submit it to Slurm.
 
     Args:
         task: the command line, for ``--slurm``.
-        main_args: what ``main`` is called with (default: cfg and args).
+        main_args: the arguments of ``main`` (default: cfg and args).
 
     Raises:
-        ValueError: Slurm refuses.
+        ValueError: Slurm refuses the job.
     """
     on_cpu = cfg.MODEL.DEVICE == "cpu"
     if is_submitted(args):
@@ -241,13 +244,13 @@ def run_processes(
     on_cpu: bool,
     timeout: float,
 ) -> Any:
-    """Call ``main(*main_args)`` in ``--num-gpus`` processes on each of ``--num-machines`` machines,
-    or in this one, if a launcher has started it and the others.
+    """Call ``main(*main_args)`` in ``--num-gpus`` processes on each of ``--num-machines`` machines;
+    or, if a launcher such as torchrun has started all processes, in this one.
 
-    On a CPU the processes share the cores that others leave free.
+    On a CPU the processes share the cores that other programs leave free.
 
     Args:
-        timeout: the seconds that an iteration may take before it is taken for one that hangs.
+        timeout: the seconds after which an iteration counts as hanging.
 
     Raises:
         ChildProcessError: a process has died.
@@ -259,7 +262,7 @@ def run_processes(
     several = args.num_gpus * args.num_machines > 1
     with (
         signals_for_children() if several else nullcontext(),
-        # A process that sees GPUs must have one of its own, and gets NCCL.
+        # Detectron2's launch uses NCCL, with one GPU for each process, if it sees GPUs.
         variable("CUDA_VISIBLE_DEVICES", "") if several and on_cpu else nullcontext(),
         _file_of_known() if several else nullcontext() as file,
     ):
@@ -275,11 +278,11 @@ def run_processes(
 
 @contextmanager
 def _file_of_known() -> Iterator[str]:
-    """A file of what this process has read of data, for the processes that it starts.
+    """Write what this process has read of the data to a file, for the processes that it starts.
 
-    Arguments reach them through a pipe of 64 KiB. With more, each would be started only once the
-    one before has imported the tool and reads its own. Labels are not kept here, too: those of
-    COCO's size take gigabytes for as long as the training lasts.
+    Arguments reach them through a pipe of 64 KiB. With more data, a process would be started only
+    once the one before has imported the tool and reads its arguments. This process then forgets its
+    labels: those of a data set of COCO's size would take gigabytes until the training ends.
     """
     with TemporaryDirectory() as folder:
         path = os.path.join(folder, "known")
@@ -298,12 +301,12 @@ def _file_of_known() -> Iterator[str]:
 def _informed(
     path: str | None, method: str | None, main: Callable[..., Any], timeout: float, *args: Any
 ) -> Any:
-    """Call ``main(*args)``, watched, with what its parent process has read of data.
+    """Call ``main(*args)``, ``watched``, with what the parent process has read of the data.
 
     Args:
-        path: of that; None in the only process, where a group, if any, is the caller's to end.
-        method: how the parent starts processes. One that was spawned would spawn its workers, too:
-            each then imports PyTorch for itself, again in each evaluation.
+        path: the file with that data; None if there is only one process, which is not watched.
+        method: the parent's start method, also for the workers of loaders. A spawned process would
+            spawn its workers, which each import PyTorch again, in each evaluation.
     """
     if path is None:
         return main(*args)

@@ -23,8 +23,8 @@ from .config.metric import set_prefix
 def write_report(
     run_dir: str | os.PathLike[str], picture_dir: str | os.PathLike[str]
 ) -> tuple[Path, ...]:
-    """Draw the training.png of a run, the wiring.png of its RandWire and, of a detector that was
-    evaluated as on COCO, its detections.png; the files that were written.
+    """Draw a run's training.png, the wiring.png of its RandWire and, for a detector with COCO's
+    evaluation, its detections.png; return the files that were written.
 
     Args:
         run_dir: the OUTPUT_DIR of a training that has ended.
@@ -32,12 +32,12 @@ def write_report(
 
     Raises:
         FileNotFoundError: a file that a finished run has is missing.
-        ValueError: a file does not hold what it should.
+        ValueError: the content of a file is not as expected.
     """
     run, picture_dir = RunFolder(run_dir), Path(picture_dir)
     cfg, metrics = run.config(), run.metrics()
     figures = {"training.png": _plot_training(cfg, metrics)}
-    # Of several test sets, the last one's detections are there.
+    # With several test sets, only the detections of the last one are kept.
     for test in cfg.DATASETS.TEST[-1:]:
         kind = MetadataCatalog.get(test).get("evaluator_type", "coco")
         if kind.startswith("coco") and not is_classifier(cfg):
@@ -60,12 +60,12 @@ def _plot_training(cfg: CfgNode, metrics: Metrics) -> Figure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``write_comparison`` found and wrote.
+    """The result of ``write_comparison``.
 
     Attributes:
-        table: a Markdown table with a line for each group: of each metric, the mean ± the sample
-            standard deviation over the runs, and the value of each run.
-        picture: the file with the metrics of all runs over their iterations.
+        table: a Markdown table with one row per group; for each metric, it has the mean ± the
+            sample standard deviation over the runs, and the value of each run.
+        picture: the file with a plot of the metrics of all runs over their iterations.
     """
 
     table: str
@@ -80,7 +80,7 @@ def write_comparison(
     """Compare groups of runs, such as those of several seeds, by their last evaluations.
 
     Args:
-        groups: from the name of a group to the OUTPUT_DIRs of its runs, at least two.
+        groups: for the name of each group, the OUTPUT_DIRs of its runs, at least two.
         names: the names of the metrics in metrics.json.
         picture: the file to draw into.
 

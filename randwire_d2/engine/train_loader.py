@@ -1,9 +1,9 @@
 """A detector's training images: an endless, repeatable stream, in batches of one orientation.
 
-In the stream everything is a function of the seed and the position: which image, and how it is
-augmented. Batches are formed from it by what the data set says of its images, before any is read.
-So neither workers nor an interruption change it: a training that is resumed forms anew the batches
-that it has had, which takes seconds, and reads no image for them.
+The image at each position of the stream, and its augmentation, are functions of the seed and the
+position. Batches are formed by the image sizes in the records, before any image is read. So neither
+the number of workers nor an interruption changes the stream: a resumed training forms its earlier
+batches again, which takes seconds and reads no image.
 """
 
 import copy
@@ -27,7 +27,7 @@ from ..text import one_line
 from .processes.random_state import mix_seeds, random_state_kept, run_seed, seed_all
 from .processes.signals import guard_workers
 
-MOST_REFUSED = 100  # images in a row: then it is not the images that are at fault
+MOST_REFUSED = 100  # images in a row; after so many, the mapper is probably at fault
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,16 @@ Place = tuple[int, int]  # a position in the stream, and the index of the image 
 
 
 def detection_train_loader(cfg: CfgNode) -> Any:
-    """The ``TrainLoader`` of a config; Detectron2's own of data that can only be iterated over."""
+    """Build the ``TrainLoader`` of a config; for an iterable-style data set, Detectron2's loader.
+
+    Raises:
+        ValueError: Detectron2 finds no usable image in DATASETS.TRAIN; one line.
+    """
     mapper, seed = training_mapper(cfg), run_seed(cfg.SEED)
     choose = partial(build_detection_train_loader.from_config, cfg, mapper=mapper)
     with random_state_kept(), _with_images(cfg):
         seed_all(seed)
-        options = choose(sampler=())  # TrainLoader makes one of each seed
+        options = choose(sampler=())  # TrainLoader makes its sampler from its seed
     if not isinstance(options["dataset"], IterableDataset):
         return TrainLoader(
             options["dataset"],
@@ -57,8 +61,7 @@ def detection_train_loader(cfg: CfgNode) -> Any:
 
 @contextmanager
 def _with_images(cfg: CfgNode) -> Iterator[None]:
-    """Around Detectron2's reading of data sets: what it asserts of them, who registered them can
-    mend."""
+    """Raise the assertions of Detectron2's data set reading as ValueErrors, which users can fix."""
     try:
         yield
     except AssertionError as e:
@@ -70,7 +73,7 @@ def _with_images(cfg: CfgNode) -> Iterator[None]:
 
 def _sampler(cfg: CfgNode, records: Any, choose: Callable[..., dict[str, Any]]) -> Any:
     if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
-        # Detectron2's newest gives it SEED itself, be it -1, and others draw one.
+        # The newest Detectron2 passes SEED to it, even if it is -1; other versions draw a seed.
         return TrainingSampler(len(records))
     return choose(dataset=records)["sampler"]
 
@@ -84,20 +87,20 @@ def warn_of_first_images(reason: str) -> None:
 
 
 class TrainLoader:
-    """Lists of what the mapper returns, the batch size of them in all processes, without an end.
+    """An endless loader, whose batches are lists of the mapper's return values.
 
-    Grouped, either all images of a process's batch are wider than high, or none is: as with
-    Detectron2, which images an iteration sees then depends on the number of processes. Without
-    that, or with images of one kind, it does not.
+    With grouping, either all images of a process's batch are wider than high, or none is. As in
+    Detectron2, the images of an iteration then depend on the number of processes. Without grouping,
+    or with images of one orientation, they do not.
 
     Args:
-        records: of the images, as Detectron2's dicts: a list, or a map-style data set.
-        mapper: makes an item of a record, or None: then the next record takes its place.
-        sampler: makes one of Detectron2's for the records; what it draws is drawn with the seed.
-        seed: of the stream.
+        records: the images as Detectron2's dicts: a list, or a map-style data set.
+        mapper: turns a record into an item; if it returns None, the next record is used instead.
+        sampler: makes a sampler of Detectron2's for the records; the seed is set before.
+        seed: the seed of the stream.
         batch_size: the images of an iteration in all processes together.
-        grouped: whether a batch has one orientation.
-        num_workers: of each process.
+        grouped: whether all images of a batch have one orientation.
+        num_workers: the number of workers of each process.
 
     Attributes:
         start_iter: the iteration that a new iterator begins with.
@@ -121,10 +124,10 @@ class TrainLoader:
         self._wide = [False] * len(records)
         if grouped:
             every = map(records.__getitem__, range(len(records)))
-            # The mapper would learn an unknown size from the image.
+            # Records may lack the size, which the mapper reads from the image.
             self._wide = [r.get("width", 0) > r.get("height", 0) for r in every]
         if isinstance(records, list):
-            # It would be copied into each worker, item by item, as its items are counted.
+            # Forked workers would copy a list's items, as Python changes their reference counts.
             self._records = DatasetFromList(records, copy=False)
 
     @property
@@ -145,22 +148,22 @@ class TrainLoader:
             batch_sampler=islice(self.batches(), first, None, processes),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
-            # A new iterator draws a number, which must not come from the model's generator.
+            # A new iterator draws a seed, which must not come from the model's generator.
             generator=torch.Generator(),
         )
         return iter(guard_workers(loader))
 
     def without_workers(self) -> "TrainLoader":
-        """Another one of the same stream, from its beginning, which reads in this process."""
+        """A loader of the same stream, from its beginning, which reads in this process."""
         other = copy.copy(self)
         other.start_iter = other._num_workers = 0
         return other
 
     def batches(self) -> Iterator[list[Place]]:
-        """What each process reads in the first iteration, in their order, then in the second, …"""
+        """The batches of all processes, by rank, for the first iteration, then the second, …"""
         size = self._batch_size // comm.get_world_size()
         batches: tuple[list[Place], list[Place]] = ([], [])
-        # All processes' images: iterating over the sampler gives this one's.
+        # The images of all processes: iterating over the sampler would give this process's only.
         for place in enumerate(self._sampler._infinite_indices()):
             batch = batches[self._wide[place[1]]]
             batch.append(place)
@@ -170,14 +173,14 @@ class TrainLoader:
 
 
 class _Images(Dataset):
-    """What the mapper makes of the records, each at its place."""
+    """The mapper's return values, as a data set whose indices are ``Place``s."""
 
     def __init__(self, records: Any, mapper: Callable[[dict], Any], seed: int) -> None:
         self._records, self._mapper, self._seed = records, mapper, seed
 
     def __getitem__(self, place: Place) -> Any:
         position, index = place
-        with random_state_kept():  # with no worker, the model's generators are here
+        with random_state_kept():  # without workers, this process's generators are the model's
             seed_all(mix_seeds(self._seed, position))  # Detectron2's augmentations draw from numpy
             for skipped in range(MOST_REFUSED):
                 record = self._records[(index + skipped) % len(self._records)]

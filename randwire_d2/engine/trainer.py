@@ -1,4 +1,4 @@
-"""The trainer: Detectron2's, with this project's checkpoints, for GPUs and CPUs."""
+"""The trainer: Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs."""
 
 import inspect
 import os
@@ -58,7 +58,8 @@ def _coco(cfg: CfgNode, name: str, folder: str) -> COCOEvaluator:
     return COCOEvaluator(
         name,
         output_dir=folder,
-        # Without a COCO file the ground truth is written into the folder: anew, the labels may be.
+        # Without a COCO file, the evaluator writes one into the folder. It must not use an earlier
+        # one, since the labels may have changed.
         allow_cached_coco=False,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
     )
@@ -68,8 +69,8 @@ def _sem_seg(cfg: CfgNode, name: str, folder: str) -> SemSegEvaluator:
     return SemSegEvaluator(name, distributed=True, output_dir=folder)
 
 
-# By a data set's ``evaluator_type``, as in Detectron2's tools/train_net.py: its package, and so its
-# DefaultTrainer, has no such choice.
+# The evaluators for each ``evaluator_type`` of a data set. They are those of Detectron2's
+# tools/train_net.py; its DefaultTrainer has none.
 _EVALUATORS: dict[str, tuple[Callable[[CfgNode, str, str], DatasetEvaluator], ...]] = {
     "coco": (_coco,),
     "coco_panoptic_seg": (
@@ -86,13 +87,13 @@ _EVALUATORS: dict[str, tuple[Callable[[CfgNode, str, str], DatasetEvaluator], ..
 
 
 class PreciseBN(hooks.PreciseBN):
-    """Detectron2's, as a function of the weights alone, which leaves the training as it is.
+    """Detectron2's PreciseBN, whose result depends only on the weights.
 
-    Each time it sees the images with which its loader begins, as after an interruption; and the
-    random numbers that it draws are not missing in the training.
+    Each update begins with the loader's first images, as after an interruption. The random numbers
+    that it draws do not change those of the training.
     """
 
-    @torch.compiler.set_stance("force_eager")  # of hooks and momenta a compiler makes other code
+    @torch.compiler.set_stance("force_eager")  # hooks and new momenta would trigger recompilations
     def update_stats(self) -> None:
         self._data_iter = None
         with random_state_kept(), _norms_may_have_hooks(self._model):
@@ -101,7 +102,7 @@ class PreciseBN(hooks.PreciseBN):
 
 @contextmanager
 def _norms_may_have_hooks(model: torch.nn.Module) -> Iterator[None]:
-    """fvcore sees the statistics by hooks, which no fused stage calls, "on" or not."""
+    """Make stages that are fused "on" call the norms' hooks, with which fvcore reads statistics."""
     stages = [m for m in model.modules() if isinstance(m, RandWireStage) and m.fused == "on"]
     for stage in stages:
         stage.fused = "auto"
@@ -116,22 +117,22 @@ _KNOWN = inspect.signature(DistributedDataParallel).parameters
 
 
 def in_parallel(model: torch.nn.Module, on_cpu: bool, **given: Any) -> torch.nn.Module:
-    """The model in DistributedDataParallel, if there are several processes.
+    """Wrap the model in DistributedDataParallel, if there are several processes.
 
     Args:
         given: options of DistributedDataParallel in place of ``parallel_options``.
     """
     devices = {"device_ids": None} if on_cpu else {}
     options = {**parallel_options(), **devices, **given}
-    # Its name since PyTorch 2.14, which warns of the other. What it does more is done once.
+    # The name of broadcast_buffers since PyTorch 2.14; it does one more thing, but only once.
     if "forward_sync_buffers" in _KNOWN:
         options.setdefault("forward_sync_buffers", options.pop("broadcast_buffers"))
     return create_ddp_model(model, **options)
 
 
 def parallel_options() -> dict[str, bool]:
-    """DistributedDataParallel's for networks of hundreds of small tensors, whose gradients it would
-    copy into its messages one by one, and back; what is computed is the same, to the bit."""
+    """Options of DistributedDataParallel for networks with hundreds of small tensors. By default it
+    copies each gradient into its buckets and back. The results are the same to the bit."""
     options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
     if "batched_grad_copy" in _KNOWN:
         options["batched_grad_copy"] = True  # since PyTorch 2.14
@@ -139,7 +140,7 @@ def parallel_options() -> dict[str, bool]:
 
 
 def share_statistics(model: torch.nn.Module) -> None:
-    """Give all processes the first one's buffers: each has batch statistics of its own."""
+    """Copy the first process's buffers to all, since each has its own batch statistics."""
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
@@ -148,26 +149,27 @@ def share_statistics(model: torch.nn.Module) -> None:
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with this project's checkpoints, for GPUs and CPUs.
 
-    A run that was interrupted anywhere and resumed with as many processes ends, on a CPU and with
-    one or two of them, with the same weights, average, best checkpoint and losses, to the bit, as
-    one that was not; with any number of workers. More processes sum their gradients in an order
-    that DistributedDataParallel changes after its first step. Of Detectron2's own trainers none
-    promises this.
+    On a CPU, with one or two processes and any number of workers, a run that is interrupted
+    anywhere and resumed with as many processes ends with the same weights, average, best checkpoint
+    and losses, to the bit, as an uninterrupted run. With more processes gradients are summed in an
+    order that DistributedDataParallel changes after its first step. Detectron2's own trainers
+    promise no such thing.
 
-    Several processes train what one would, up to rounding, with any number of workers, where
-    images do not depend on their neighbours: norms without batch statistics (GN, FrozenBN), images
-    padded to one size (INPUT.LSJ, say, or all of one shape), as many regions sampled from each
-    (ROI_HEADS.BATCH_SIZE_PER_IMAGE proposals are there), no grouping by aspect ratio, and edges
-    dropped from the "batch". Not RetinaNet, whose loss each process divides by its own mean.
+    Several processes train the same network as one process, up to rounding, with any number of
+    workers, if images do not affect each other. This requires norms without batch statistics (GN,
+    FrozenBN), images padded to one size (INPUT.LSJ, say, or all of one shape), the same number of
+    regions sampled from each (at least ROI_HEADS.BATCH_SIZE_PER_IMAGE proposals), no grouping by
+    aspect ratio, and edges dropped from the "batch". It does not hold for RetinaNet, where each
+    process divides the loss by its own running mean.
 
     Attributes:
-        keys: of the kind of config, for messages.
+        keys: the names of the config's keys, for messages.
         log_period: the iterations from one line of metrics to the next.
         ddp: options of DistributedDataParallel in place of ``parallel_options``.
-        average: of the weights, with SOLVER.EMA.
-        earlier_max_iter: the length that the training was to have as its checkpoint was written.
-        last_evaluation: what the last evaluation found, by its names in metrics.json; in the main
-            process.
+        average: the average of the weights, with SOLVER.EMA; else None.
+        earlier_max_iter: the checkpoint's SOLVER.MAX_ITER, in a resumed training.
+        last_evaluation: the metrics of the last evaluation, with their names in metrics.json; only
+            in the main process.
     """
 
     keys = YAML_KEYS
@@ -179,8 +181,8 @@ class Trainer(DefaultTrainer):
     last_evaluation: dict[str, float]
 
     def __init__(self, cfg: CfgNode) -> None:
-        # In place of DefaultTrainer's, which hands DistributedDataParallel a GPU index on any
-        # device and fixes the class of the checkpointer; the steps are the same.
+        # DefaultTrainer's own passes DistributedDataParallel a GPU index on any device, and fixes
+        # the class of the checkpointer. Apart from that, the steps are the same.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -211,15 +213,15 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def saved_config(self, cfg: CfgNode) -> CfgNode | None:
-        """The config in checkpoints: with it and the weights one is a whole model."""
+        """The config that checkpoints contain, so that a model can be built from a checkpoint."""
         return cfg
 
     def build_hooks(self) -> list[HookBase]:
-        """As Detectron2's, with this project's among them."""
+        """The hooks of Detectron2 and of this project, in their order."""
         return training_hooks(weakref.proxy(self))
 
     def precise_bn(self) -> PreciseBN | None:
-        """The hook that TEST.PRECISE_BN asks for, of a model that has norms to be precise."""
+        """The hook of TEST.PRECISE_BN; None if that is off, or the model trains no batch norm."""
         node = self.cfg.TEST.PRECISE_BN
         if not (node.ENABLED and get_bn_modules(self.evaluated_model)):
             return None
@@ -231,7 +233,7 @@ class Trainer(DefaultTrainer):
         return PreciseBN(self.cfg.TEST.EVAL_PERIOD, self.evaluated_model, loader, node.NUM_ITER)
 
     def loader_without_workers(self) -> Any:
-        """Another one of the training's images, as Detectron2 has it."""
+        """Build another loader of the training images, without workers, as Detectron2 does."""
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
@@ -239,12 +241,12 @@ class Trainer(DefaultTrainer):
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
-        """The network that evaluations test, not wrapped: with SOLVER.EMA the average."""
+        """The unwrapped network that evaluations test: with SOLVER.EMA the averaged one."""
         return self.checkpointer.model if self.average is None else self.average.module
 
     def evaluate(self) -> dict[str, float]:
-        """Test the network as it is now; what was found, by its names in metrics.json, in the main
-        process."""
+        """Test the network as it is now; return the metrics, with their names in metrics.json. In
+        other processes than the main one, only losses are returned."""
         self._last_eval_results = self.test(self.cfg, self.evaluated_model)
         self.last_evaluation = flatten_results_dict(self._last_eval_results)
         if self.cfg.TEST.LOSS:
@@ -252,7 +254,7 @@ class Trainer(DefaultTrainer):
         return self.last_evaluation
 
     def test_losses(self) -> dict[str, float]:
-        """The mean losses of all test sets, by their names in metrics.json."""
+        """The mean losses of all test sets, with their names in metrics.json."""
         sets = self.cfg.DATASETS.TEST
         return {
             f"{name}/{key}" if len(sets) > 1 else key: value
@@ -266,12 +268,13 @@ class Trainer(DefaultTrainer):
         return mean_losses(losses, detection_loss_loader(self.cfg, dataset_name))
 
     def train(self) -> Any:
-        """Train to the end; then draw the run's pictures into its folder, and say what it is worth.
+        """Train to the end; then draw the run's pictures into its folder, and log its result.
 
         Returns:
-            what the last evaluation found if TEST.EXPECTED_RESULTS says what it should, else None.
+            The results of the last evaluation, in the main process and with TEST.EXPECTED_RESULTS;
+            else None.
         """
-        # DefaultTrainer's, in which nothing can be put before the verification.
+        # DefaultTrainer.train, except that ``conclude`` precedes the verification.
         with suppress(TrainingStopped):
             TrainerBase.train(self, self.start_iter, self.max_iter)
         if not comm.is_main_process():
@@ -283,16 +286,16 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def conclude(self) -> None:
-        """What the main process does at the end of a training."""
+        """Draw the pictures and log the result; only the main process calls this."""
         conclude(self.cfg, self.iter, self.checkpointer.model, self.next_command)
 
     def next_command(self) -> list[str]:
-        """The tool that makes use of a training that has ended, and its arguments."""
+        """The tool that uses the result of the training, and its arguments."""
         return predict_command(self.cfg.OUTPUT_DIR)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As DefaultTrainer's; a run that was killed at its very end still gets model_final.pth,
-        and one whose patience was lost ends there."""
+        """Resume or load, as DefaultTrainer does. A run that was killed before it wrote
+        model_final.pth writes it now, and a run that SOLVER.PATIENCE had ended does not go on."""
         super().resume_or_load(resume)
         if self.average is not None:
             self.average.begin(self.checkpointer.model)
@@ -302,11 +305,11 @@ class Trainer(DefaultTrainer):
         save_end(self.checkpointer, start, self.max_iter)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As DefaultTrainer's, with the learning rates of the config (``rates_kept``), and of its
-        schedule: the checkpoint's next rate is 0 where that had ended.
+        """Load a checkpoint's state, but take the learning rates from the config (``rates_kept``)
+        and its schedule: where the checkpoint's schedule had ended, its next rate is 0.
 
         Raises:
-            ValueError: it has gone further than it is to go; one line.
+            ValueError: the checkpoint has more iterations than MAX_ITER; one line.
         """
         super().load_state_dict(state_dict)
         check_done(self.iter + 1, self.max_iter, self.keys)  # beyond, a schedule may have no rate
@@ -317,7 +320,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Of a detector's images, as a function of SEED; see ``TrainLoader``."""
+        """Build the loader of a detector's images, a function of SEED; see ``TrainLoader``."""
         return detection_train_loader(cfg)
 
     @classmethod
@@ -327,8 +330,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def classes(cls, cfg: CfgNode) -> dict[str, Any]:
-        """What a checkpoint holds of the first training set's classes: names and ids; as of
-        ``RandWireCheckpointer``."""
+        """The names and ids of the first training set's classes, for checkpoints: keyword arguments
+        of ``RandWireCheckpointer``."""
         return class_entries(cfg.DATASETS.TRAIN[0])
 
     @classmethod
@@ -338,13 +341,13 @@ class Trainer(DefaultTrainer):
         model: torch.nn.Module,
         evaluators: list[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """As DefaultTrainer's; all processes evaluate the first one's network, which is saved."""
+        """Evaluate, as DefaultTrainer does, with the first process's batch statistics in all."""
         share_statistics(model)
         return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
-        """Evaluate with test-time augmentation (``cfg.TEST.AUG``); its results end in ``_TTA``."""
+        """Evaluate with test-time augmentation (``cfg.TEST.AUG``); its task names end in _TTA."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)

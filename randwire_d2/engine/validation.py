@@ -1,4 +1,4 @@
-"""The losses of the test images, by the network as it is tested."""
+"""The losses of the test images, with norms and dropout as in tests."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -20,22 +20,22 @@ from ..modeling import RandWire
 from .processes.random_state import random_state_kept, seed_torch
 from .processes.signals import guard_workers
 
-# What behaves otherwise in training than in a test, or counts what it sees.
+# Modules that behave differently in training, or update a state.
 _AS_IN_TEST = (_BatchNorm, _DropoutNd, RandWire)
 
 
 def detection_loss_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """A test set's images one by one, each as in a test, with its annotations."""
+    """A loader of a test set's images, one by one, each resized as in a test, with annotations."""
     augmentations = build_augmentation(cfg, is_train=False)
     mapper = PatientMapper(cfg, is_train=True, augmentations=augmentations)
     return guard_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
 
 def detection_losses(model: nn.Module) -> Callable[[Any], tuple[dict[str, Tensor], int]]:
-    """What computes a detector's losses of a batch: their means over it, and its images.
+    """A function that returns a detector's mean losses over a batch, and the batch's size.
 
-    Norms and dropout are as in a test. The detector's own state, such as the normaliser of
-    RetinaNet's loss, is copied and stays as it is; the copies see image by image.
+    Norms and dropout are in eval mode. The function uses a copy of the detector, so the detector's
+    own state, such as the normaliser of RetinaNet's loss, does not change.
     """
     model = copy.deepcopy(model).train()
     for module in model.modules():
@@ -47,20 +47,20 @@ def detection_losses(model: nn.Module) -> Callable[[Any], tuple[dict[str, Tensor
 def mean_losses(
     losses: Callable[[Any], tuple[Mapping[str, Tensor], int]], loader: Iterable[Any]
 ) -> dict[str, float]:
-    """The means of the losses over all images of all processes: ``val_`` and their names in a
-    training, and their sum, val_total_loss.
+    """The mean losses over all images of all processes. Their names are those in a training with
+    the prefix ``val_``; val_total_loss is their sum.
 
-    Neither gradients nor a trace in the training's random numbers or records is left. What is drawn
-    at random, such as a detector's anchors, is the same of a batch each time, whichever process has
-    it.
+    No gradients are computed, and the training's random numbers and EventStorage do not change.
+    Random choices, such as a detector's sampled anchors, are the same for a batch each time, in any
+    process.
 
     Args:
-        losses: of a batch: the means of its images' losses, and how many they are.
+        losses: returns the mean losses over a batch's images, and the number of these.
         loader: the batches of this process.
     """
     sums: dict[str, float] = {}
     images = 0
-    # The models write into the record that is open.
+    # Detectron2's models write into the current EventStorage.
     with random_state_kept(), torch.no_grad(), EventStorage():
         for batch in loader:
             seed_torch(0)
