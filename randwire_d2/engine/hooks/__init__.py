@@ -1,1 +1,1 @@
-"""What a training does beside its steps: it saves, averages, evaluates, stops."""
+"""Hooks of a training: they save, average weights, evaluate, and stop it."""

@@ -1,4 +1,4 @@
-"""The best checkpoint of a training, and its end when nothing better is found."""
+"""The best checkpoint of a training, and early stopping when the metric stops improving."""
 
 import copy
 import logging
@@ -21,18 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's, for trainings that are killed and resumed.
+    """Detectron2's BestCheckpointer, for trainings that are killed and resumed.
 
-    Of the evaluations in metrics.json, model_best.pth is the first of the best: what was evaluated,
-    in a checkpoint without the state of the training, from which ``--resume`` does not go on.
-    Evaluations that a resumed training redoes do not count; so until there is a checkpoint of its
-    iteration, a new best leaves the one before it on disk.
+    model_best.pth holds the evaluated weights of the best evaluation in metrics.json, the first one
+    of equals. It has no training state, so ``--resume`` does not go on from it. A resumed training
+    repeats some evaluations, whose earlier results do not count. So a new best model keeps the
+    previous one on disk until there is a checkpoint of its iteration.
 
     Args:
-        cfg: the training's.
-        model: what is evaluated.
+        cfg: the training's config.
+        model: the model that is evaluated.
 
-    It belongs into the main process alone, after the hook that writes metrics.json.
+    It belongs only in the main process, after the hook that writes metrics.json.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
@@ -57,7 +57,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         if iteration_of(best) == self.best_iter:
             return
         ended = start >= self.trainer.max_iter
-        if ended and iteration_of(best) == start:  # of the end, which is evaluated again
+        if ended and iteration_of(best) == start:  # it is of the end, which is evaluated again
             return
         if self.best_iter >= start - 1:  # killed before it was saved
             self.save(best.stem, iteration=self.best_iter)
@@ -70,7 +70,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
             )
 
     def save(self, name: str, **state: Any) -> None:
-        """What Detectron2's hook calls for each new best."""
+        """Save a new best model; Detectron2's hook calls this in place of a checkpointer."""
         best, trainer = self._run.best_checkpoint, self.trainer
         period = self._checkpoint_period
         saved = max(trainer.start_iter, (trainer.iter + 1) // period * period) - 1
@@ -99,17 +99,20 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
 
 class TrainingStopped(BaseException):
-    """Ends TrainerBase's loop, which would log any other exception as a failure."""
+    """Ends TrainerBase's loop, which would log an ``Exception`` as a failure."""
 
 
 class Patience(hooks.HookBase):
-    """Ends a training that does not improve, after the evaluation that shows it, with
-    model_final.pth, in all processes.
+    """Ends a training that has not improved for SOLVER.PATIENCE evaluations, in all processes, and
+    saves model_final.pth.
 
-    It belongs behind all other hooks, as it leaves the loop.
+    It belongs behind all other hooks, because it leaves the loop.
 
     Args:
-        check: raises in all processes where the weights are nothing to save.
+        check: raises an error in all processes if the weights should not be saved.
+
+    Raises:
+        TrainingStopped: in all processes, after the last evaluation.
     """
 
     def __init__(self, cfg: CfgNode, check: Callable[[], None]) -> None:
@@ -127,14 +130,14 @@ class Patience(hooks.HookBase):
 
 
 class EvalHook(hooks.EvalHook):
-    """Detectron2's. At the end of a training it does not evaluate again what it evaluated before
-    ``Patience`` ended that, be it resumed since, nor anything if the last iteration has failed."""
+    """Detectron2's EvalHook, without a second evaluation at the end of a training that ``Patience``
+    has ended, even if it is resumed; and without one after an iteration that has failed."""
 
-    _iterations = 0  # after which it has evaluated
+    _iterations = 0  # the iterations that were done at the last evaluation
 
     def before_train(self) -> None:
         cfg, start = self.trainer.cfg, self.trainer.start_iter
-        # TEST.EXPECTED_RESULTS are compared with what this process has found.
+        # TEST.EXPECTED_RESULTS needs an evaluation in this process.
         if start == self.trainer.max_iter < cfg.SOLVER.MAX_ITER and not cfg.TEST.EXPECTED_RESULTS:
             found = dict(RunFolder(cfg.OUTPUT_DIR).evaluations(best_metric(cfg)))
             done = self._period and start - 1 in found
@@ -151,13 +154,13 @@ class EvalHook(hooks.EvalHook):
 
 
 def is_exhausted(cfg: CfgNode, end: int, keys: Keys) -> bool:
-    """Whether a training has lost its patience before iteration ``end``; in all processes, the main
-    one says it, with a line in the log."""
+    """Whether the metric has not improved for SOLVER.PATIENCE evaluations before iteration ``end``.
+    All processes call this; the main one decides, and logs it."""
     return bool(comm.all_gather(comm.is_main_process() and _is_exhausted(cfg, end, keys))[0])
 
 
 def _is_exhausted(cfg: CfgNode, end: int, keys: Keys) -> bool:
-    # From the file, as what counts of it is known there, whatever was killed and resumed.
+    # metrics.json tells which evaluations count after interruptions.
     metric, run = best_metric(cfg), RunFolder(cfg.OUTPUT_DIR)
     iterations = [iteration for iteration, _ in run.evaluations(metric, end)]
     best = best_evaluation(run, metric, end)

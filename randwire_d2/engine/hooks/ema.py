@@ -1,4 +1,4 @@
-"""The exponential moving average of a training's weights, which is what its evaluations test."""
+"""The exponential moving average (EMA) of a training's weights, which its evaluations test."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from ...modeling.stage import RandWireStage
 
 
 class AveragedWeights(AveragedModel):
-    """PyTorch's average of a network's weights and batch statistics, with the network's own names
-    in checkpoints. Integers, which have no average, are the network's.
+    """PyTorch's AveragedModel for a network's weights and batch statistics, with the network's own
+    names in checkpoints. Integer buffers are not averaged but copied.
 
     Args:
-        model: not wrapped.
-        decay: of the average, per iteration: 0 … 1.
+        model: the network, not wrapped.
+        decay: the decay of the average per iteration, 0 … 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -28,11 +28,11 @@ class AveragedWeights(AveragedModel):
         return self.module.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self.n_averaged.fill_(1)  # it goes on, and does not begin with the next weights
+        self.n_averaged.fill_(1)  # the next update averages; with 0 it would copy the weights
         return self.module.load_state_dict(state_dict, *args, **kwargs)
 
     def begin(self, model: nn.Module) -> None:
-        """Be the network's weights until there is one iteration to average."""
+        """Copy the network's weights, if no iteration has been averaged yet."""
         if not self.n_averaged:
             self.module.load_state_dict(model.state_dict())
 
@@ -41,7 +41,7 @@ def _average(decay: float) -> Callable[[Any, Any, Any], None]:
     average = get_ema_multi_avg_fn(decay)
 
     def update(averaged: list[Tensor], current: list[Tensor], number: Any) -> None:
-        """Of tensors of one type."""
+        """Update a list of tensors of one dtype."""
         if averaged[0].is_floating_point():
             average(averaged, current, number)
         else:
@@ -51,17 +51,18 @@ def _average(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 class AverageWeights(HookBase):
-    """Averages after each iteration, ahead of all hooks that test or save.
+    """Updates the average after each iteration; it belongs ahead of all hooks that test or save.
 
     Args:
-        model: what is trained, not wrapped.
+        average: the averaged weights.
+        model: the network that is trained, not wrapped.
     """
 
     def __init__(self, average: AveragedWeights, model: nn.Module) -> None:
         self._average, self._model = average, model
 
     def before_train(self) -> None:
-        self._run_as_trained()  # what a resumed training evaluates first, too
+        self._run_as_trained()  # a resumed training may evaluate before its first step
 
     def after_step(self) -> None:
         self._average.update_parameters(self._model)
@@ -69,7 +70,7 @@ class AverageWeights(HookBase):
             self._run_as_trained()
 
     def _run_as_trained(self) -> None:
-        """Run the average's stages as those that were timed."""
+        """Make the averaged network run each stage in the way that was timed to be faster."""
         for module, trained in zip(self._average.module.modules(), self._model.modules()):
             if isinstance(module, RandWireStage) and isinstance(trained, RandWireStage):
                 module.slower = trained.slower

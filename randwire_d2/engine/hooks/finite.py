@@ -1,4 +1,4 @@
-"""Losses that are no number: a training stops at once, or skips so many steps in a row."""
+"""Losses that are NaN or infinite: a training stops, or skips up to a number of steps in a row."""
 
 import logging
 import math
@@ -21,19 +21,19 @@ from ..config.continuation import check_groups, rates_kept
 from ..config.keys import YAML_KEYS
 from ..processes.agreement import largest
 
-SPIKE = 5.0  # times the median loss
-WINDOW = 100  # iterations of the median, and from one line in the log to the next
-FEW = 20  # iterations without a median that means something
+SPIKE = 5.0  # a loss of more than so many times the median is logged
+WINDOW = 100  # iterations of the median, and at least from one such line in the log to the next
+FEW = 20  # the fewest iterations whose median is used
 NAMED = 8  # images in a message; a batch may have hundreds
 
 logger = logging.getLogger(__name__)
 
 
 class _NotFinite(Exception):
-    """Leaves a step ahead of the optimizer, in all processes.
+    """Leaves a step before the optimizer's, in all processes.
 
     Attributes:
-        where: the losses and the images of each process whose loss is no number.
+        where: the losses and the images of each process whose loss is not finite.
     """
 
     def __init__(self, where: Sequence[str]) -> None:
@@ -42,14 +42,14 @@ class _NotFinite(Exception):
 
 
 class _Losses:
-    """What a forward pass has found, on its way to the host.
+    """The losses of a forward pass, which are copied to the host asynchronously.
 
-    Who reads it before the backward pass is over waits for the forward pass alone: a GPU is not
-    left without work until the optimizer's is launched.
+    ``read`` waits only for the forward pass. If it is called after the backward pass was launched,
+    the GPU has work until the optimizer's step is launched.
 
     Args:
-        losses: by their names, of one value each.
-        figures: what is written beside them.
+        losses: scalar tensors, by name.
+        figures: other scalar tensors to write to the metrics, by name.
     """
 
     def __init__(self, losses: Mapping[str, Tensor], figures: Mapping[str, Tensor]) -> None:
@@ -67,23 +67,23 @@ class _Losses:
 
 
 class FiniteTrainer(SimpleTrainer):
-    """Detectron2's SimpleTrainer and AMPTrainer in one. Those look at the losses in the main
-    process alone, and wait until the device has nothing left to do.
+    """Detectron2's SimpleTrainer and AMPTrainer in one. Those check the losses only in the main
+    process, and wait there until the device has finished all its work.
 
-    A step with a loss that is NaN or infinite, in any process, is skipped in all of them: its
-    gradients are not applied, and what norms have learnt from it is forgotten. The steps that a
-    scaler of gradients skips have finite losses, and do not count.
+    If the loss is NaN or infinite in any process, all processes skip the step: its gradients are
+    not applied, and the norms' statistics are restored. The steps that a GradScaler skips have
+    finite losses, and do not count.
 
     Args:
-        precision: of autocast; None for none. Gradients are scaled in float16 alone, as bfloat16
-            has the range of float32.
+        precision: the dtype of autocast; None for no autocast. Only float16 gradients are scaled,
+            because bfloat16 has the range of float32.
 
     Attributes:
-        skip_nonfinite: so many in a row are skipped.
-        keys: of the config, for the message.
-        image_names: of a batch in an iteration.
-        figures: what is written of a step beside its losses, and read with them.
-        checkpointer: of the training, for the message; None for none.
+        skip_nonfinite: the largest number of steps in a row that are skipped.
+        keys: the names of the config's keys, for messages.
+        image_names: returns the names of a batch's images in an iteration.
+        figures: returns other scalar tensors of a step to write to the metrics.
+        checkpointer: the training's checkpointer, for messages; None if there is none.
     """
 
     iter: int
@@ -118,11 +118,10 @@ class FiniteTrainer(SimpleTrainer):
         return {**state, **scaler, "skipped": self._skipped, **spikes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As Detectron2's, of any precision; the optimizer must be the checkpoint's, but for its
-        rates.
+        """Load a checkpoint's state, of any precision; the learning rates stay the config's.
 
         Raises:
-            ValueError: it is another one; one line.
+            ValueError: the optimizer differs from the checkpoint's in more than rates; one line.
         """
         saved = state_dict["optimizer"]["param_groups"]
         check_groups(saved, self.optimizer.param_groups, self.keys)
@@ -142,9 +141,9 @@ class FiniteTrainer(SimpleTrainer):
             self._step()
         except _NotFinite as e:
             self._skip_or_stop(e.where)
-        except FloatingPointError as e:  # of Detectron2's RPN, in the middle of the network
+        except FloatingPointError as e:  # raised by Detectron2's RPN, in the forward pass
             where = f"{str(e).partition('.')[0]} {self._images()}"
-            if comm.get_world_size() > 1:  # the others wait for this one's gradients
+            if comm.get_world_size() > 1:  # other processes already wait for these gradients
                 raise FloatingPointError(
                     f"iteration {self.iter}: {where}. Look at the images, or {self.keys.lower}"
                 ) from e
@@ -153,7 +152,7 @@ class FiniteTrainer(SimpleTrainer):
             self._batch = None
 
     def _step(self) -> None:
-        """Detectron2's, with the losses on their way ahead of the backward pass."""
+        """Run a step as Detectron2 does, but copy the losses before the backward pass."""
         assert self.model.training, "the model was changed to eval mode"
         begun = time.perf_counter()
         self._batch = next(self._data_loader_iter)
@@ -174,7 +173,7 @@ class FiniteTrainer(SimpleTrainer):
             self._check_scale()
 
     def _check_scale(self) -> None:
-        """A scaler halves its factor for each step that it skips; with 0 it takes none any more."""
+        """Raise an error if the GradScaler's factor, which each skipped step halves, is 0."""
         if self.grad_scaler.get_scale() == 0:
             raise FloatingPointError(
                 f"no gradients of late, up to iteration {self.iter}, were finite in float16, so no "
@@ -245,14 +244,14 @@ class FiniteTrainer(SimpleTrainer):
 
 
 class FiniteWeights(HookBase):
-    """Keeps weights that are no numbers out of the checkpoints: a finite loss may have had a
-    gradient that is not.
+    """Keeps weights that are NaN or infinite out of the checkpoints: the gradient of a finite loss
+    may be infinite.
 
     It belongs ahead of the hooks that save, in all processes.
 
     Args:
-        checkpointer: of the training.
-        period: of its checkpoints, in iterations.
+        checkpointer: the training's checkpointer.
+        period: the iterations from one checkpoint to the next.
 
     Raises:
         FloatingPointError: in all processes, in place of the checkpoint.
@@ -267,7 +266,11 @@ class FiniteWeights(HookBase):
             self.check()
 
     def check(self) -> None:
-        """What all processes call ahead of a checkpoint of the last iteration that was done."""
+        """Check the weights before a checkpoint; all processes call this.
+
+        Raises:
+            FloatingPointError: in all processes: the weights of one are not finite.
+        """
         finite = are_finite(self._checkpointer.model.state_dict().values())
         if all(comm.all_gather(finite)):
             return
@@ -278,17 +281,17 @@ class FiniteWeights(HookBase):
 
 
 def are_finite(tensors: Any) -> bool:
-    """Whether all numbers are finite; it waits for the device once."""
+    """Whether all numbers in all tensors are finite; this synchronises with the device once."""
     finite = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
     return not finite or bool(torch.stack(finite).all())
 
 
 def last_good(checkpointer: RandWireCheckpointer | None) -> str:
-    """Which checkpoint a training that has failed can go on from; in all processes."""
+    """Say which checkpoint a failed training can go on from; all processes call this."""
     newest = comm.all_gather(checkpointer.newest if checkpointer else "")[0]
     return f"The last good checkpoint is {newest}" if newest else "There is no checkpoint before it"
 
 
 def file_names(batch: Any, iteration: int) -> list[str]:
-    """The files of a detector's batch, which is Detectron2's list of dicts."""
+    """The file names of the images in a detector's batch, which is Detectron2's list of dicts."""
     return [str(image["file_name"]) for image in batch if "file_name" in image]

@@ -1,4 +1,4 @@
-"""The hooks of a training, in their order: for YAML's and for LazyConfigs'."""
+"""The hooks of a training, in their order, for YAML configs and LazyConfigs."""
 
 from typing import Any
 
@@ -18,9 +18,10 @@ from .shadow_steps import ShadowSteps
 
 
 def training_hooks(trainer: Any) -> list[HookBase]:
-    """
+    """The hooks of a training, in their order.
+
     Args:
-        trainer: a ``Trainer``, or a proxy of it, that has all but its hooks.
+        trainer: a ``Trainer``, or a proxy of it, that is complete except for its hooks.
     """
     cfg, is_main = trainer.cfg, comm.is_main_process()
     solver, run = cfg.SOLVER, RunFolder(cfg.OUTPUT_DIR)
@@ -40,10 +41,10 @@ def training_hooks(trainer: Any) -> list[HookBase]:
         AverageWeights(average, checkpointer.model) if average is not None else None,
         hooks.IterationTimer(),
         hooks.LRScheduler(),
-        trainer.precise_bn(),  # ahead of what saves and tests its statistics
-        # Ahead of the evaluation: if that fails, there is a checkpoint to look for the cause in.
+        trainer.precise_bn(),  # ahead of the hooks that save and test its statistics
+        # Ahead of the evaluation: if that fails, there is a checkpoint with which to find out why.
         PeriodicCheckpointer(checkpointer, saved, max_to_keep=most) if is_main else None,
-        # A bound method would keep the trainer, and its workers, from being freed.
+        # A bound method would refer to the trainer, so that it and its workers are never freed.
         EvalHook(period, lambda: trainer.evaluate()),
         EvalHook(0, lambda: trainer.test_with_TTA(cfg, tested)) if cfg.TEST.AUG.ENABLED else None,
         PeriodicWriter(trainer.build_writers(), period, trainer.log_period) if is_main else None,

@@ -1,6 +1,6 @@
-"""What a training needs, beside weights and optimizer, to go on to the bit where it was killed.
+"""Hooks with which a training that was killed can be resumed with bitwise identical results.
 
-These hooks belong ahead of those that save. Their state is in the checkpoint's "trainer".
+They belong ahead of the hooks that save. Their state is in the checkpoint's "trainer" entry.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch import nn
 from ...runs import RunFolder
 from ..processes.random_state import mix_seeds, seed_all, seed_torch
 
-WINDOW = 20  # values whose median Detectron2's writers write
+WINDOW = 20  # Detectron2's writers write the median of so many values
 
 
 @runtime_checkable
@@ -25,7 +25,7 @@ class Repeatable(Protocol):
     """A loader whose batches are a function of a seed and the iteration.
 
     Attributes:
-        seed: what the batches are a function of.
+        seed: the seed of the batches.
         start_iter: the iteration that a new iterator begins with.
     """
 
@@ -34,7 +34,7 @@ class Repeatable(Protocol):
 
 
 def resumption_hooks(model: nn.Module, loader: Any, batch_size: int, drawn: bool) -> list[HookBase]:
-    """The hooks of a training; without a ``Repeatable`` loader it can't go on to the bit anyway.
+    """The hooks for a training; none without a ``Repeatable`` loader, as results would differ then.
 
     Args:
         batch_size: the images of an iteration in all processes together.
@@ -53,7 +53,7 @@ def resumption_hooks(model: nn.Module, loader: Any, batch_size: int, drawn: bool
 
 
 class EndOnce(HookBase):
-    """Lets a training that had ended, and was resumed, be evaluated as of the same iteration.
+    """Makes a resumed training that had already ended evaluate at the same iteration again.
 
     It belongs ahead of all hooks.
     """
@@ -64,11 +64,11 @@ class EndOnce(HookBase):
 
 
 class SeedIterations(HookBase):
-    """Makes the images a function of seed and iteration, and what is drawn in the model, such as
-    dropout, dropped edges and sampled regions, of seed, iteration and process.
+    """Makes the images a function of seed and iteration. Random choices in the model, such as
+    dropout, dropped edges and sampled regions, become a function of seed, iteration and process.
 
     Args:
-        drawn: whether the loader's seed was drawn; then a resumed training takes the checkpoint's.
+        drawn: whether the loader's seed was drawn; a resumed training then uses the checkpoint's.
     """
 
     def __init__(self, loader: Repeatable, drawn: bool) -> None:
@@ -78,7 +78,7 @@ class SeedIterations(HookBase):
         self._loader.start_iter = self.trainer.start_iter
         for hook in self.trainer._hooks:
             if self._drawn and isinstance(hook, hooks.PreciseBN):
-                hook._data_loader.seed = self._loader.seed  # else one of its own
+                hook._data_loader.seed = self._loader.seed  # else it would keep its own seed
 
     def before_step(self) -> None:
         seed_all(mix_seeds(self._loader.seed, self.trainer.iter, comm.get_rank()))
@@ -93,13 +93,13 @@ class SeedIterations(HookBase):
 
 class SampleByImage(HookBase):
     """Makes the anchors and proposals that are sampled from an image a function of seed, iteration
-    and the image's place in the batch, whichever process has it.
+    and the image's position in the whole batch, independent of the process.
 
     Args:
         batch_size: the images of an iteration in all processes together.
     """
 
-    # Detectron2's RPN and ROIHeads call them for one image after the other.
+    # Detectron2's RPN and ROIHeads call these methods for one image after the other.
     METHODS = ("_subsample_labels", "_sample_proposals")
 
     def __init__(self, loader: Repeatable, model: nn.Module, batch_size: int) -> None:
@@ -113,7 +113,7 @@ class SampleByImage(HookBase):
 
     def after_step(self) -> None:
         for module, name in self._samplers:
-            delattr(module, name)  # the class has its own again
+            delattr(module, name)  # the class's own method is visible again
 
     def _by_image(self, which: int, sample: Callable[..., Any]) -> Callable[..., Any]:
         images = count(self._first)
@@ -126,8 +126,8 @@ class SampleByImage(HookBase):
 
 
 class KeepNormalizers(HookBase):
-    """Saves what RetinaNet and FCOS divide their losses by: a mean over the iterations of a process
-    that no state dict of theirs holds."""
+    """Saves the ``loss_normalizer`` of RetinaNet and FCOS: each process has its own moving average,
+    which is not in the model's state dict."""
 
     def __init__(self, detectors: list[DenseDetector]) -> None:
         self._detectors = detectors
@@ -147,8 +147,8 @@ class KeepNormalizers(HookBase):
 
 
 class KeepMedians(HookBase):
-    """Saves the last values of what is written as the median of the last ones, except times: so
-    metrics.json goes on as if nothing had happened."""
+    """Saves the last values of each metric that is written as a median, except times. So a resumed
+    training writes the same values to metrics.json as an uninterrupted one."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] = {}
@@ -162,7 +162,7 @@ class KeepMedians(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         storage = getattr(self.trainer, "storage", None)
-        if storage is None:  # saved before it went on
+        if storage is None:  # a checkpoint is saved before the training goes on
             return self._loaded
         hints = storage.smoothing_hints()
         return {
@@ -176,13 +176,14 @@ class KeepMedians(HookBase):
 
 
 class FinishIteration(HookBase):
-    """Does what a training that was killed had yet to do when its last checkpoint was written: the
-    evaluation of that iteration, its line in metrics.json, and what depends on them.
+    """Completes the last checkpoint's iteration in a resumed training: its evaluation, its line in
+    metrics.json, and what depends on them, if the training was killed after the checkpoint.
 
-    It belongs behind all other hooks; those from the first that evaluates come after a checkpoint.
+    It belongs behind all other hooks. The hook that saves checkpoints comes before the first
+    EvalHook, so this one repeats the hooks from there on.
 
     Args:
-        run: what the training writes.
+        run: the folder of the training.
     """
 
     def __init__(self, run: RunFolder) -> None:
@@ -205,9 +206,9 @@ class FinishIteration(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         storage = getattr(self.trainer, "storage", None)
-        if storage is None:  # saved before it went on
+        if storage is None:  # a checkpoint is saved before the training goes on
             return {"figures": self._figures}
-        hints, now = storage.smoothing_hints(), self.trainer.iter  # the others KeepMedians has
+        hints, now = storage.smoothing_hints(), self.trainer.iter  # KeepMedians saves the others
         latest = storage.latest().items()
         return {"figures": {n: float(v) for n, (v, i) in latest if i == now and not hints[n]}}
 
@@ -216,10 +217,12 @@ class FinishIteration(HookBase):
 
 
 class ScriptsAsWritten(HookBase):
-    """Lets TorchScript compute on a CPU what is written, as in its first two calls of a function.
+    """Turns off TorchScript's optimisation on a CPU.
 
-    What it optimises for later calls, such as RetinaNet's and FCOS's focal loss, it rounds
-    otherwise: after an interruption that would begin anew. A GPU gains by it, and repeats no bits.
+    TorchScript runs the first two calls of a function unoptimised, and optimised code, such as that
+    of RetinaNet's and FCOS's focal loss, rounds differently. After an interruption these two calls
+    would come again. On a GPU the optimisation stays: it saves time there, and results are not
+    reproducible to the bit anyway.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
-"""What a training writes: checkpoints, as many as are kept, and figures; and a full disk.
+"""Hooks that write checkpoints and metrics, and functions for an earlier training's files.
 
-Without a checkpoint a training ends, as the later ones would be lost too; without figures it goes
-on.
+If a checkpoint can't be written, the training ends, as later ones would be lost too. If metrics
+can't be written, it goes on.
 """
 
 import json
@@ -25,21 +25,21 @@ from ...runs import ANEW, EVALUATIONS, RunFolder
 from ...weight_files.checksum import is_whole
 from ...weight_files.reading import iteration_of
 
-Contents = Mapping[Path, bytes | None]  # of files; None of one that isn't there
+Contents = Mapping[Path, bytes | None]  # the contents of files; None for a missing file
 
 logger = logging.getLogger(__name__)
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's, which deletes an older checkpoint only if the new one is whole on disk, counts
-    those from before it was resumed, and says at the start if the disk has no room for two."""
+    """Detectron2's PeriodicCheckpointer, which deletes an older checkpoint only if the new one is
+    complete, also counts those from before a resumption, and warns if the disk can't hold two."""
 
     max_to_keep: int | None
 
     def before_train(self) -> None:
         super().before_train()
         earlier = RunFolder(self.checkpointer.save_dir).periodic_checkpoints()
-        start = self.trainer.start_iter  # what is of a later iteration will be written again
+        start = self.trainer.start_iter  # checkpoints of later iterations will be written again
         self.recent_checkpoints = [str(path) for i, path in earlier.items() if i < start]
         folder, size = self.checkpointer.save_dir, self.checkpointer.size()
         if not self.trainer.start_iter:  # SGD has no momentum yet
@@ -54,7 +54,7 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             )
 
     def step(self, iteration: int, **kwargs: Any) -> None:
-        most, self.max_to_keep = self.max_to_keep, None  # else it deletes without looking
+        most, self.max_to_keep = self.max_to_keep, None  # else Detectron2 deletes without a check
         super().step(iteration, **kwargs)
         self.max_to_keep = most
         if most is None or (iteration + 1) % self.period:
@@ -71,9 +71,9 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
 
 def set_earlier_aside(folder: str, resume: bool, weights: str) -> str:
-    """Move what an earlier training left in an OUTPUT_DIR into a run of its own, earlier_N, unless
-    the new training resumes it: else it would be taken for the new one's work. All processes of the
-    new training call this, once it has the lock and before it reads or writes there.
+    """Move the files of an earlier training in OUTPUT_DIR into its subfolder earlier_N, unless the
+    new training resumes it: else they would seem to be the new training's. All processes of the
+    new training call this, once it has the lock and before it reads or writes in OUTPUT_DIR.
 
     Args:
         weights: MODEL.WEIGHTS.
@@ -87,7 +87,7 @@ def set_earlier_aside(folder: str, resume: bool, weights: str) -> str:
         return ""
     aside = next(path for i in count(1) if not (path := run.path / f"earlier_{i}").exists())
     aside.mkdir()
-    # Copies: --config-file may be one of these, and in a notebook the log is open.
+    # These are copied, not moved: --config-file may be one of them; a notebook has the log open.
     for path in (run.config_file, run.detector_file, run.log_file):
         if path.is_file():
             shutil.copy2(path, aside)
@@ -104,8 +104,8 @@ def set_earlier_aside(folder: str, resume: bool, weights: str) -> str:
 
 
 def resumed_config(folder: str, resume: bool) -> Contents:
-    """The config of a training that is to be resumed, which ``default_setup`` will overwrite; in
-    processes other than the main one, nothing."""
+    """The config files of a training that is to be resumed, which ``default_setup`` will overwrite;
+    empty in other processes than the main one."""
     run = RunFolder(folder)
     if not (resume and run.can_resume and comm.is_main_process()):
         return {}
@@ -114,11 +114,11 @@ def resumed_config(folder: str, resume: bool) -> Contents:
 
 @contextmanager
 def config_kept(before: Contents) -> Iterator[None]:
-    """In the block, which may refuse to resume, a folder has its earlier config; the new one is
-    written at the end.
+    """Restore the earlier config files during the block, which may refuse to resume; if it
+    succeeds, write the new ones again.
 
     Args:
-        before: a ``resumed_config``.
+        before: the return value of ``resumed_config``.
     """
     now = _contents(before)
     _write(before)
@@ -140,7 +140,7 @@ def _write(contents: Contents) -> None:
 
 
 def _keep_with_weights(run: RunFolder, aside: RunFolder) -> None:
-    """Correct the paths in evaluations of weights that were set aside."""
+    """Correct the paths in the results of evaluations whose weights were moved to ``aside``."""
     found = (aside.path / EVALUATIONS).glob("*/results.json")
     for path in sorted(found, key=lambda path: path.stat().st_mtime_ns):  # the last stays the last
         folder = RunFolder(path.parent)
@@ -153,29 +153,31 @@ def _keep_with_weights(run: RunFolder, aside: RunFolder) -> None:
 
 
 def end_of_what_counts(trainer: Any) -> int:
-    """Below which iteration the evaluations of a run count that goes on; it does the others anew.
+    """The iteration below which a resumed run's evaluations count; the run repeats later ones.
 
-    One that had ended was evaluated as of the iteration after its last, which a longer one keeps.
+    The final evaluation of a run that had ended has the iteration after the last one. It counts if
+    the run now becomes longer.
     """
     start = int(trainer.start_iter)
     return start + (trainer.earlier_max_iter == start < trainer.max_iter)
 
 
 def save_end(checkpointer: RandWireCheckpointer, start_iter: int, max_iter: int) -> None:
-    """Write model_final.pth of a resumed training that was killed just ahead of it; the one that is
-    there may be damaged, or of a shorter training."""
+    """Write model_final.pth, if a resumed training was killed just before that; an existing file
+    may be damaged, or of a shorter training."""
     final = RunFolder(checkpointer.save_dir).final_checkpoint
     if start_iter >= max_iter and iteration_of(final) != start_iter - 1:
         checkpointer.save("model_final", iteration=start_iter - 1)
 
 
 class PeriodicWriter(hooks.PeriodicWriter):
-    """Detectron2's, which would write only the last of the evaluations within its period, end the
-    training if it can't write, and leave what a resumed training does anew in metrics.json.
+    """Detectron2's PeriodicWriter, which also writes at each evaluation, does not end the training
+    if it can't write, and marks in metrics.json where a resumed training repeats iterations.
 
     Args:
-        eval_period: each so many iterations there is an evaluation; 0 for none.
-        period: of what is written beside.
+        writers: the writers to call.
+        eval_period: the iterations from one evaluation to the next; 0 for none.
+        period: the iterations from one line of other metrics to the next.
     """
 
     def __init__(self, writers: Sequence[EventWriter], eval_period: int, period: int = 20) -> None:
@@ -200,7 +202,7 @@ class PeriodicWriter(hooks.PeriodicWriter):
             super().after_step()
 
     def after_train(self) -> None:
-        # Without an evaluation that has failed, its iteration gets no line: --resume does it again.
+        # If an evaluation has failed, its iteration gets no line, so that --resume repeats it.
         if self.trainer.iter < self.trainer.max_iter and self._evaluates():
             for writer in self._writers:
                 writer.close()
@@ -212,9 +214,10 @@ class PeriodicWriter(hooks.PeriodicWriter):
 
 
 class _Tolerant(EventWriter):
-    """A writer that says, once, that it can't write, and gets the oldest values first.
+    """A writer that logs once that it can't write, and writes the oldest values first.
 
-    In metrics.json, an iteration below the one before it is where a resumed training began.
+    So in metrics.json an iteration is lower than the one before it only where a resumed training
+    began.
     """
 
     def __init__(self, writer: EventWriter) -> None:

@@ -1,4 +1,4 @@
-"""How a training runs its stages: it tries both ways, and keeps the one that is right and fast."""
+"""Compare fused stages with their nodes run one by one, in results and time, during a training."""
 
 import logging
 from collections.abc import Mapping
@@ -17,30 +17,33 @@ from ...modeling.stage import RandWireStage
 from ...modeling.weights import with_zeros
 from ...runs import RunFolder
 
-ROUNDS = 3  # of timing
-WORTH = 0.95  # nodes one by one have to take less of a fused stage's time than this, to be kept
-# Without memory for its messages, a process would leave the others waiting. So that there is some:
-# node by node, a part of the batch in so many takes no more than all of it fused with RECOMPUTE.
+ROUNDS = 3  # how often a stage is timed
+WORTH = 0.95  # nodes run one by one if they take less than this part of the fused stage's time
+# A process that runs out of memory would leave the others waiting for its messages. So only one in
+# so many images is used: node by node, they take no more memory than all fused with RECOMPUTE.
 SYNCHRONISED = 5
 
 logger = logging.getLogger(__name__)
 
 
 class ShadowSteps(HookBase):
-    """Runs stages both ways, on what they get in the middle of a training step.
+    """Runs stages both ways, fused and node by node, on their inputs in a training step.
 
-    In the first iteration of a process, every stage: with ``MODEL.RANDWIRE.FUSED`` "auto" they are
-    timed as well, in training and inference, and each keeps the faster way. What they keep is in
-    the run's folder, and a training that is resumed keeps it, too: its numbers stay the same to the
-    bit. After that, one stage every ``period`` iterations.
+    In the first iteration of a process it runs every stage. With ``MODEL.RANDWIRE.FUSED`` "auto" it
+    also times them, in training and inference, and each stage keeps the faster way. The choice is
+    saved in the run's folder, and a resumed training uses it again, so that its results are the
+    same to the bit. After that it runs one stage every ``period`` iterations.
 
-    Where norms are synchronised, both ways send all processes the same messages, on a part of the
-    images; such a stage stays fused, which sends fewer.
+    With synchronised norms, both ways use a part of the images, and all processes exchange the same
+    messages. Such a stage stays fused, which needs fewer messages.
 
     Args:
-        model: it may be wrapped; all processes have the same.
-        folder: the run's.
-        period: iterations; 0 for the first iteration alone.
+        model: the network, which may be wrapped; all processes have the same.
+        folder: the folder of the run.
+        period: the iterations from one stage to the next; 0 for only the first iteration.
+
+    Raises:
+        RuntimeError: a fused stage computes other results than its nodes.
     """
 
     def __init__(self, model: nn.Module, folder: RunFolder, period: int) -> None:
@@ -57,7 +60,7 @@ class ShadowSteps(HookBase):
     def before_train(self) -> None:
         if not self.trainer.start_iter:
             return
-        # The first one's: another machine may have a copy of the checkpoint without this file.
+        # The first process's choice, since another machine may have the checkpoint without it.
         decided = comm.all_gather(self._folder.slower_stages())[0]
         if decided is not None and decided.keys() == self._stages.keys():
             self._decided = True
@@ -92,7 +95,7 @@ class ShadowSteps(HookBase):
         except RuntimeError as e:
             if not is_out_of_memory(e):
                 raise
-            # The others wait for this process's messages, and will wait in vain.
+            # The other processes wait in vain for this one's messages.
             if stage.synchronised:
                 raise
             logger.warning(f"{name}: there is no memory to run it both ways; it stays fused")
@@ -104,11 +107,11 @@ class ShadowSteps(HookBase):
             handle.remove()
         self._handles = []
         if torch.cuda.is_initialized():
-            # A step takes less memory than nodes one by one, and CUDA graphs leave as much as it.
+            # Nodes one by one need more memory than a step; CUDA graphs leave the peak free.
             torch.cuda.reset_peak_memory_stats()
         everywhere = comm.all_gather(self._found)
         self._found = {}
-        # Of a stage that some process could not look at, nothing is known.
+        # A stage that was not run both ways in every process is left out.
         common = [name for name in self._stages if all(name in found for found in everywhere)]
         worst = {name: _worst([found[name] for found in everywhere]) for name in common}
         for name, found in worst.items():
@@ -128,7 +131,7 @@ class ShadowSteps(HookBase):
 
 
 def _worst(found: list[Shadow]) -> Shadow:
-    """What the slowest and least accurate of all processes found."""
+    """The longest times and the largest errors of all processes."""
     first = found[0]
     common = set.intersection(*(set(f.errors) for f in found))
     return Shadow(
@@ -144,7 +147,7 @@ def _worst(found: list[Shadow]) -> Shadow:
 def _check(name: str, found: Shadow) -> None:
     """
     Raises:
-        RuntimeError: the stage is not what its nodes are.
+        RuntimeError: the fused stage computes other results than its nodes.
     """
     try:
         found.check()
@@ -156,7 +159,7 @@ def _check(name: str, found: Shadow) -> None:
 
 
 def _slower(found: Shadow | None) -> dict[str, str]:
-    """Where nodes one by one take less time: "training" or "inference" -> how much less."""
+    """The modes, "training" or "inference", in which nodes one by one are faster: mode -> text."""
     slower = {}
     for training, (fused, nodes) in (found.seconds if found else {}).items():
         if nodes < WORTH * fused:
