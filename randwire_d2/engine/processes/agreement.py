@@ -1,4 +1,4 @@
-"""What the processes of a training ask each other in every iteration."""
+"""Communication between the processes of a training in every iteration."""
 
 import torch
 from detectron2.utils import comm
@@ -6,10 +6,10 @@ from torch import distributed
 
 
 def largest(number: int) -> int:
-    """The largest of all processes' numbers; each of them calls it.
+    """The largest of all processes' numbers; all processes call this.
 
-    It is one message of 8 bytes. Detectron2's ``all_gather``, for whatever can be pickled, sends
-    how long it is ahead of it.
+    It takes one message of 8 bytes. Detectron2's ``all_gather``, which takes any object that can be
+    pickled, first sends its length in another message.
     """
     if comm.get_world_size() == 1:
         return number

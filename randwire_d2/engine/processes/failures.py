@@ -1,4 +1,4 @@
-"""Trainings that end by what lies outside of them, in one line that says what to do."""
+"""Errors with causes outside of a training, explained in one line that says what to do."""
 
 import errno
 import logging
@@ -19,19 +19,20 @@ _Result = TypeVar("_Result")
 
 
 def explained(workers: str, work: Callable[..., _Result], *args: Any) -> _Result:
-    """Call ``work(*args)``, a training or an evaluation: what loaders raise of their workers is
-    explained, and Detectron2's log has no traceback of errors that the user can mend.
+    """Call ``work(*args)``, a training or an evaluation; explain the errors of loaders' workers,
+    and keep tracebacks of errors that the user can fix out of Detectron2's log.
 
-    It is no context manager, whose ``__exit__`` PyTorch's handler of signals may interrupt.
+    It is not a context manager, because PyTorch's signal handler might interrupt its ``__exit__``.
 
     Args:
-        workers: the key with their number, and the number.
+        workers: the config key of the number of workers, and the number.
 
     Raises:
         ChildProcessError: a worker was killed, or has no shared memory.
         OSError: a disk is full.
-        OSError, ValueError: an error of the system, or an image that can't be used, in a worker, as
-            if it had been raised here.
+        MemoryError: the GPU has too little memory.
+        OSError, ValueError: a system error, or an image that can't be used, in a worker; raised
+            as if it were from this process.
     """
 
     def shorten(record: logging.LogRecord) -> bool:
@@ -42,7 +43,7 @@ def explained(workers: str, work: Callable[..., _Result], *args: Any) -> _Result
                 record.msg, record.args, record.exc_info = f"The training ends: {said}", (), None
         return True
 
-    # Else, where the log's disk is full, each line is a traceback.
+    # Else logging prints a traceback for each line that it can't write to a full disk.
     before, logging.raiseExceptions = logging.raiseExceptions, False
     log = logging.getLogger("detectron2.engine.train_loop")
     log.addFilter(shorten)
@@ -51,7 +52,7 @@ def explained(workers: str, work: Callable[..., _Result], *args: Any) -> _Result
     except Exception as e:
         try:
             said = _explain(e, workers)
-        except RuntimeError as late:  # as in _lost_worker, but ahead of it, or later
+        except RuntimeError as late:  # PyTorch's signal handler raised it, but not in _lost_worker
             said = _explain(late, workers)
         if said is None:
             raise
@@ -95,7 +96,7 @@ def _explain(error: Exception, workers: str) -> OSError | ValueError | MemoryErr
 
 
 def _lost_worker(error: Exception) -> Exception | None:
-    """What is known of a worker's end, if an error is of the connection to one."""
+    """The best explanation of a worker's death, if the error is of the connection to one."""
     if not isinstance(error, ConnectionError | EOFError):
         return None
     files = " ".join(f.f_code.co_filename for f, _ in traceback.walk_tb(error.__traceback__))
@@ -103,7 +104,7 @@ def _lost_worker(error: Exception) -> Exception | None:
         return None
     try:
         time.sleep(2)
-    except RuntimeError as e:  # of PyTorch's handler, in whatever runs when the system tells of it
+    except RuntimeError as e:  # PyTorch's handler of SIGCHLD raises it in whatever code runs
         return e
     return error
 

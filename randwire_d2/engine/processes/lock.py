@@ -1,11 +1,11 @@
 """One training in a folder: a second process that is given the same OUTPUT_DIR is refused.
 
-The lock is one of fcntl's on a file in the folder. The system releases it when its process ends,
-however that ends. Unlike one of flock's it isn't inherited by the workers of loaders, which outlive
-a process that was killed by some seconds. On NFS the server keeps it for all machines (on version 3
-its lockd, if that runs); there the lock of a machine that has crashed is released some 90 seconds
-later, and a mount with nolock knows of its own machine's processes alone. Where there are no locks,
-a training goes on without, with a warning.
+The lock is an fcntl lock on a file in the folder. The system releases it when its process ends in
+any way. Unlike a flock lock it isn't inherited by the workers of loaders, which outlive a killed
+process by some seconds. On NFS the server keeps the lock for all machines (in version 3 its lockd,
+if that runs). If a machine crashes, its lock is released there about 90 seconds later. A mount with
+nolock excludes only processes of the same machine. If the file system has no locks, a training goes
+on without one, after a warning.
 """
 
 import fcntl
@@ -27,12 +27,15 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def locked(folder: str | None) -> Iterator[None]:
-    """Hold the lock of an OUTPUT_DIR, which is made, as long as the block runs.
+    """Create an OUTPUT_DIR and hold its lock during the block.
 
-    It is for all processes of a training; the main one has the lock.
+    All processes of a training call this; the main one holds the lock.
+
+    Args:
+        folder: the OUTPUT_DIR; None for none.
 
     Raises:
-        ValueError: in all of them: another training has it, or the folder can't be made or written;
+        ValueError: in all processes: another training has the lock, or the folder can't be written;
             one line that names the process, or the reason.
     """
     file, refusal = None, ""
@@ -58,7 +61,7 @@ def _lock(run: RunFolder) -> IO[str]:
     file = open(run.lock_file, "a+")  # noqa: SIM115  it is open as long as it is locked
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as e:  # POSIX allows both
+    except (BlockingIOError, PermissionError) as e:  # POSIX allows either error for a held lock
         file.seek(0)
         holder = _holder(file.read())
         file.close()

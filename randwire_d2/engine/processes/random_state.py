@@ -1,4 +1,4 @@
-"""Random numbers of a training: as functions of seed and position, and work that takes none."""
+"""Random numbers of a training: seeds by position, and blocks that keep the random state."""
 
 import random
 from collections.abc import Iterator
@@ -10,20 +10,20 @@ from detectron2.utils import comm
 
 
 def run_seed(seed: int) -> int:
-    """The seed; if it is negative, one that is drawn, the same in all processes."""
+    """The seed; if it is negative, a random one, the same in all processes."""
     return int(seed if seed >= 0 else comm.shared_random_seed())
 
 
 def mix_seeds(*numbers: int) -> int:
-    """One seed of 32 bits out of several, none negative; that of other numbers is unrelated."""
+    """Hash several numbers, none negative, to a seed of 32 bits."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def seed_torch(seed: int) -> None:
     """``torch.manual_seed`` for the CPU and this process's GPU.
 
-    The original keeps a stack trace of each call for each absent device, and asking for devices
-    takes as long as reading a small image.
+    PyTorch's own function keeps a stack trace of each call until CUDA is initialised, and its query
+    for devices takes as long as reading a small image.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
@@ -31,7 +31,7 @@ def seed_torch(seed: int) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, numpy and PyTorch with a number of 32 bits."""
+    """Seed the global generators of Python, numpy and PyTorch with a seed of 32 bits."""
     random.seed(seed)
     np.random.seed(seed)
     seed_torch(seed)
@@ -39,7 +39,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Give Python, numpy and PyTorch the random state back that they had."""
+    """Restore the random state of Python, numpy and PyTorch after the block."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):

@@ -1,9 +1,9 @@
 """Signals that end a training: SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C leave a checkpoint.
 
-All processes stop after the same iteration, whichever of them was told to, and end as the signal
-would have ended them: a shell, and whatever else started them, sees 128 + its number. A program
-that has called the tool as a function goes on. Launchers repeat a signal that the processes have
-got already, so that only a second Ctrl-C ends at once.
+All processes stop after the same iteration, whichever of them received the signal. Then the signal
+ends them, so that a shell or another parent sees 128 + its number as the exit status. A program
+that has called the tool as a function goes on. Launchers repeat signals that the processes have
+already received, so only a second Ctrl-C, and no other signal, ends them at once.
 """
 
 import logging
@@ -30,7 +30,7 @@ from .watch import end_watch, leave_iteration
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-# Shared with the loaders' workers: whether a training goes on.
+# Whether a training is running; shared with the workers of its loaders.
 _training = RawValue("b", 0)
 _Loader = TypeVar("_Loader")
 
@@ -39,7 +39,7 @@ class Interrupted(KeyboardInterrupt):
     """A signal has ended a training, or a prediction.
 
     Attributes:
-        number: of the signal.
+        number: the number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -48,15 +48,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopOnSignal(HookBase):
-    """Ends a training that has got a signal, between two iterations and with a checkpoint.
+    """Ends a training that has received a signal, between two iterations, with a checkpoint.
 
-    An iteration's evaluation belongs to it: a signal that comes meanwhile waits for its end.
-    During the final evaluation, with model_final.pth on disk, signals have their usual effect.
+    If the signal comes during an evaluation, the training ends after it. During the final
+    evaluation, when model_final.pth is on disk, signals have their usual effect.
 
     It belongs ahead of the hooks that evaluate.
 
     Args:
-        check: raises in all processes where the weights are nothing to go on from.
+        check: raises an error in all processes if the weights should not be saved.
 
     Raises:
         Interrupted: in all processes, once the checkpoint is written.
@@ -81,9 +81,9 @@ class StopOnSignal(HookBase):
         if not number:
             return
         trainer = self.trainer
-        trainer.iter -= 1  # the last that was done
-        name = f"model_{trainer.iter:07d}"  # as PeriodicCheckpointer's
-        leave_iteration()  # a slow disk may take minutes for the checkpoint
+        trainer.iter -= 1  # the last completed iteration
+        name = f"model_{trainer.iter:07d}"  # as PeriodicCheckpointer names them
+        leave_iteration()  # writing the checkpoint may take minutes on a slow disk
         if trainer.iter >= trainer.start_iter:
             self._check()
             trainer.checkpointer.save(name, iteration=trainer.iter)
@@ -101,18 +101,18 @@ class StopOnSignal(HookBase):
 
 
 def _end_together(number: int) -> NoReturn:
-    comm.synchronize()  # the first process has written: until then it watches the others, too
+    comm.synchronize()  # the first process has written; until then the others are still watched
     end_watch()
-    comm.synchronize()  # who ends first has the others killed
+    comm.synchronize()  # when the first one ends, its launcher kills the others
     raise Interrupted(number)
 
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, as Slurm and ``docker stop`` send it, end the block as Ctrl-C does.
+    """Let SIGTERM, which Slurm and ``docker stop`` send, end the block as Ctrl-C does.
 
     Raises:
-        Interrupted: by the first one; those that follow, which a launcher repeats, do nothing.
+        Interrupted: at the first SIGTERM; later ones, which a launcher repeats, are ignored.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -127,16 +127,16 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def end_by(number: int) -> None:
-    """End this process as the signal does by default."""
+    """End this process by the signal's default action."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 
 def end_training(number: int) -> NoReturn:
-    """End one of several processes as the signal does; alone, leave that to who has started it.
+    """End this process by the signal, if it is one of several; else leave that to the caller.
 
     Raises:
-        Interrupted: in the latter case.
+        Interrupted: there is only this process.
     """
     if comm.get_world_size() > 1:
         end_interrupted(number)
@@ -144,7 +144,7 @@ def end_training(number: int) -> NoReturn:
 
 
 def end_interrupted(number: int) -> None:
-    """End this process as the signal does, with all that it has said."""
+    """Flush the log and the standard streams, and end this process by the signal."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -153,14 +153,14 @@ def end_interrupted(number: int) -> None:
 
 @contextmanager
 def signals_for_children() -> Iterator[None]:
-    """Hand a signal to the trainings that ``launch`` starts in the block.
+    """Pass signals on to the processes that ``launch`` starts in the block.
 
-    In place of Ctrl-C they get SIGUSR1: a second Ctrl-C, if it has reached them as well, would end
-    them at once.
+    Ctrl-C is passed on as SIGUSR1, because a terminal sends Ctrl-C to the children, too, and a
+    second one would end them at once.
 
     Raises:
-        ChildProcessError: one of them has died.
-        Interrupted: they have ended by a signal.
+        ChildProcessError: one of the processes has died.
+        Interrupted: a signal has ended the processes.
     """
     got: list[int] = []
 
@@ -170,7 +170,7 @@ def signals_for_children() -> Iterator[None]:
         handed_on = signal.SIGUSR1 if number == signal.SIGINT else number
         for child in multiprocessing.active_children():
             if child.pid is not None:
-                # One that waits for another in a collective sees no signal but this.
+                # A process that waits in a collective handles no signal; only SIGKILL ends it.
                 os.kill(child.pid, signal.SIGKILL if at_once else handed_on)
         if at_once:
             end_by(number)
@@ -193,7 +193,8 @@ def signals_for_children() -> Iterator[None]:
 def _handle(
     handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals] = SIGNALS
 ) -> dict[signal.Signals, Any]:
-    """Handle the signals, and say what did so before; no other than the main thread can."""
+    """Set the handler of the signals and return the handlers before; in other threads than the main
+    one, which can't set any, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.signal(number, handler) for number in numbers}
@@ -205,12 +206,12 @@ def _restore(before: Mapping[signal.Signals, Any]) -> None:
 
 
 def guard_workers(loader: _Loader) -> _Loader:
-    """Let a training's signals spare the workers of a loader, and return it.
+    """Make the workers of a loader ignore signals during a training; return the loader.
 
-    Launchers send them to whole groups, and an iteration that has lost a worker can't be ended.
+    Launchers send signals to whole process groups, and an iteration can't end without its workers.
 
     Args:
-        loader: PyTorch's, or what has one for its ``dataset``, as Detectron2's do.
+        loader: a DataLoader, or an object with one as its ``dataset``, like Detectron2's loaders.
     """
     inner: Any = loader
     while inner is not None and not isinstance(inner, DataLoader):

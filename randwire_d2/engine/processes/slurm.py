@@ -1,8 +1,8 @@
-"""Trainings as Slurm jobs, through submitit: a task per GPU, back in the queue when time is up.
+"""Trainings as Slurm jobs, with submitit: one task per GPU; at the time limit a job is requeued.
 
-Each task is submitit's process, whose child is the tool with the command line that was given, one
-of a process group (torchrun.py). Before the time limit Slurm sends SIGUSR2 to the tasks: the first
-has the training leave its checkpoint and end, and has the job put back into the queue.
+Each task is a process of submitit. Its child is the tool with the given command line, in one
+process group with the children of the other tasks (torchrun.py). Before the time limit Slurm sends
+SIGUSR2 to the tasks. The first task then ends the training with a checkpoint, and requeues the job.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from .signals import SIGNALS
 logger = logging.getLogger(__name__)
 
 FOLDER = "slurm"  # in OUTPUT_DIR: submitit's files, and the tasks' output
-_REQUEUES = 1000  # at a time limit; that of a run which makes no progress is its own
-_WARNING = 300  # seconds before the time limit: an iteration, an evaluation and a checkpoint
+_REQUEUES = 1000  # the most times that a job is requeued at its time limit
+_WARNING = 300  # seconds before the time limit, for an iteration, an evaluation and a checkpoint
 
 
 class Nodes(NamedTuple):
-    """What ``--slurm`` asks for."""
+    """The value of ``--slurm``: the number of nodes, and of GPUs on each."""
 
     nodes: int
     gpus: int
@@ -44,7 +44,7 @@ class Nodes(NamedTuple):
     def parse(cls, text: str) -> "Nodes":
         """
         Raises:
-            argparse.ArgumentTypeError: ``text`` is not as in "2x8" or "2×8".
+            argparse.ArgumentTypeError: ``text`` does not have the form "2x8" or "2×8".
         """
         found = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text)
         if found is None:
@@ -90,7 +90,7 @@ def is_submitted(args: argparse.Namespace) -> bool:
         args: with or without the arguments of ``add_slurm_arguments``.
 
     Raises:
-        ValueError: it can't be had, or makes no sense.
+        ValueError: this machine can't submit jobs, or the options contradict each other; one line.
     """
     given = vars(args)
     if given.get("slurm") is None:
@@ -125,8 +125,8 @@ def is_submitted(args: argparse.Namespace) -> bool:
 
 
 def parse_parameters(given: Iterable[str]) -> dict[str, Any]:
-    """Parameters of ``submitit.AutoExecutor``, of NAME=VALUE each: a number, a truth value or a
-    list as Python writes it, or else a text.
+    """Parse parameters of ``submitit.AutoExecutor`` that have the form NAME=VALUE. A value is a
+    Python literal (number, bool, list or dict), or else a string.
 
     Raises:
         ValueError: there is no "=".
@@ -139,7 +139,7 @@ def parse_parameters(given: Iterable[str]) -> dict[str, Any]:
         parameters[name] = value
         with suppress(ValueError, SyntaxError):
             read = ast.literal_eval(value)
-            if isinstance(read, bool | int | float | list | dict):  # nodes 3,4 are no tuple
+            if isinstance(read, bool | int | float | list | dict):  # "3,4", say, stays a string
                 parameters[name] = read
     return parameters
 
@@ -149,18 +149,18 @@ class Queue:
     """A cluster's queue.
 
     Attributes:
-        folder: of submitit's files, on a disk that all nodes share.
-        parameters: of ``submitit.AutoExecutor``: ``timeout_min``, ``slurm_partition``, …
+        folder: the folder for submitit's files, on a disk that all nodes share.
+        parameters: parameters of ``submitit.AutoExecutor``: ``timeout_min``, ``slurm_partition``, …
     """
 
     folder: Path
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def submit(self, calls: Mapping[Path, Callable[[], None]]) -> list[submitit.Job]:
-        """Submit functions, each under the file that will hold the number of its job.
+        """Submit functions; each key is the file to which the id of the job is written.
 
         Raises:
-            ValueError: Slurm, or submitit, refuses.
+            ValueError: Slurm or submitit refuses a job.
         """
         try:
             executor = submitit.AutoExecutor(
@@ -169,7 +169,7 @@ class Queue:
             executor.update_parameters(**self.parameters)
             with executor.batch():
                 jobs = [executor.submit(call) for call in calls.values()]
-        # NameError: an unknown parameter; OSError: there is no sbatch.
+        # NameError is for an unknown parameter, OSError for a missing sbatch.
         except (RuntimeError, TypeError, NameError, ValueError, OSError) as e:
             raise ValueError(f"Slurm: {one_line(e, 300)}") from e
         for file, job in zip(calls, jobs):
@@ -178,7 +178,7 @@ class Queue:
         return jobs
 
     def job(self, file: Path) -> submitit.Job | None:
-        """The job whose number a file holds, if it waits or runs."""
+        """The job whose id is in a file; None if the job has ended, or there is no file."""
         try:
             job: submitit.Job = submitit.SlurmJob(self.folder, file.read_text())
         except FileNotFoundError:
@@ -187,11 +187,11 @@ class Queue:
 
 
 class Task:
-    """What each task of a training's job calls.
+    """The function of each task of a training's job: it runs the tool as a child process.
 
     Args:
         tool: the command that starts the tool, without arguments.
-        arguments: the command line that it was given, ``--slurm`` included.
+        arguments: the arguments of the given command line, including ``--slurm``.
     """
 
     def __init__(self, tool: Sequence[str], arguments: Sequence[str]) -> None:
@@ -201,7 +201,7 @@ class Task:
     def __call__(self) -> None:
         there = submitit.helpers.TorchDistributedEnvironment()
         there.export(set_cuda_visible_devices=False, overwrite=True)
-        # Slurm counts every restart: at the time limit, after a node's failure, a preemption.
+        # Slurm counts all restarts: at the time limit, after a node failure or a preemption.
         again = ["--resume"] if int(os.environ.get("SLURM_RESTART_COUNT", "0")) else []
         child = self._child = subprocess.Popen([*self.tool, *again, *self.arguments])
 
@@ -210,13 +210,14 @@ class Task:
 
         signal.signal(signal.SIGTERM, hand_on)
         status = child.wait()
-        # A task that fails takes the others along, of which the first may still have to requeue.
+        # A failing task ends the others, of which the first may still have to requeue the job.
         if status and -status not in SIGNALS:
             sys.exit(status if status > 0 else 128 - status)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit calls in the first task, amid ``wait``, before it requeues the job."""
-        with suppress(ProcessLookupError, ChildProcessError):  # it has ended
+        """End the child with a checkpoint; submitit calls this in the first task's signal handler,
+        while ``__call__`` waits for the child, before it requeues the job."""
+        with suppress(ProcessLookupError, ChildProcessError):  # the child has already ended
             os.kill(self._child.pid, signal.SIGUSR1)
             os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Task(self.tool, self.arguments))
@@ -229,15 +230,17 @@ def submit_training(
     on_cpu: bool,
     workers: int,
 ) -> None:
-    """Submit a command line as a job, and say where its output will be.
+    """Submit a command line as a job, and log where its output will be.
 
     Args:
-        args: the task's command line, parsed.
-        output: the training's OUTPUT_DIR.
-        workers: of each process's loader.
+        args: the parsed command line.
+        task: the function of each task.
+        output: the OUTPUT_DIR of the training.
+        on_cpu: whether the training needs no GPUs.
+        workers: the number of workers of each process.
 
     Raises:
-        ValueError: Slurm refuses, or a job of this OUTPUT_DIR waits or runs.
+        ValueError: Slurm refuses the job, or another job of this OUTPUT_DIR waits or runs.
     """
     folder = Path(output)
     parameters = {
@@ -247,7 +250,7 @@ def submit_training(
         "cpus_per_task": workers + 1,
         "timeout_min": args.time_limit or 1440,
         "slurm_signal_delay_s": _WARNING,
-        # One that ends leaves others behind that wait for it.
+        # If a task dies, the others would wait for it.
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
         **({} if on_cpu else {"gpus_per_node": args.slurm.gpus}),
         **({"slurm_partition": args.partition} if args.partition else {}),

@@ -1,9 +1,10 @@
-"""How many threads PyTorch gets on a CPU whose cores others use, too.
+"""The number of PyTorch's threads on a CPU whose cores other processes use, too.
 
-At the end of every operation OpenMP's threads wait for each other in busy loops: if one has lost
-its core to another process, all have. A training step of the demo's detector, on two cores that two
-other processes kept busy, took 2.9 s with two threads, 1.0 s with two that sleep while they wait
-(OMP_WAIT_POLICY=PASSIVE) and 0.65 s with one; on idle cores, 0.34 s with two and 0.44 s with one.
+At the end of every operation OpenMP's threads wait for each other in busy loops. If one thread
+loses its core to another process, all wait. On two cores that two other processes kept busy, a
+training step of the demo's detector took 2.9 s with two threads, 1.0 s with two that sleep while
+they (OMP_WAIT_POLICY=PASSIVE) and 0.65 s with one; on idle cores 0.34 s with two and 0.44 s with
+one.
 """
 
 import logging
@@ -20,12 +21,12 @@ _VARIABLE = "OMP_NUM_THREADS"
 
 
 def share_cores(processes: int = 1) -> None:
-    """Limit the threads of this process, or of those that it will start, to the cores left free.
+    """Limit the threads of this process, or of those that it will start, to the free cores.
 
-    What the environment variable OMP_NUM_THREADS says is left as it is.
+    If the environment variable OMP_NUM_THREADS is set, nothing is changed.
 
     Args:
-        processes: how many will compute at the same time.
+        processes: the number of processes that will compute at the same time.
     """
     if _VARIABLE in os.environ:
         return
@@ -44,13 +45,13 @@ def share_cores(processes: int = 1) -> None:
 
 
 def fair_threads(available: int, cores: int, busy: int, processes: int = 1) -> int:
-    """The threads of each of some processes: their part of the cores left free, at least one.
+    """The number of threads for each process: its share of the free cores, at least one.
 
     Args:
         available: the cores that these processes may use.
-        cores: all that the machine has.
-        busy: how many of them others use.
-        processes: how many share what is left.
+        cores: the number of the machine's cores.
+        busy: the number of cores that other processes use.
+        processes: the number of processes that share the free cores.
     """
     return max(1, min(available, cores - busy) // processes)
 
@@ -69,15 +70,15 @@ def available_cores() -> int:
 
 
 def busy_cores(samples: int = 5, seconds: float = 0.25) -> int:
-    """How many threads of others run or wait for a core just now; 0 where Linux can't be asked.
+    """The number of other threads that run or wait for a core now; 0 without /proc/loadavg.
 
-    Not the load average, which remembers for minutes what has ended, such as a pretraining.
+    The load average would include, for minutes, work that has ended, such as a pretraining.
     """
     counts = []
     try:
         for _ in range(samples):
             running, _, _ = Path("/proc/loadavg").read_text().split()[3].partition("/")
-            counts.append(int(running) - 1)  # this one reads
+            counts.append(int(running) - 1)  # without this thread, which reads the file
             time.sleep(seconds / samples)
     except (OSError, ValueError, IndexError):
         return 0

@@ -1,4 +1,4 @@
-"""Processes that torchrun, or a launcher that sets its variables, has started already."""
+"""Processes that torchrun, or a launcher that sets the same variables, has already started."""
 
 import argparse
 import json
@@ -30,17 +30,18 @@ from .watch import watched
 
 _ANSWER = timedelta(seconds=10)
 _LEAD = 5.0  # seconds
-_PART = 3 << 18  # bytes: 1 MiB of text, of which a value in the store may have 8
+_PART = 3 << 18  # bytes; they become 1 MiB of text, and a value in the store may have 8 MiB
 _T = TypeVar("_T")
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
 class Launched:
-    """This process among those of a launcher.
+    """The place of this process among those of a launcher.
 
     Attributes:
-        local_rank, local_world_size: among those of this machine.
+        rank, world_size: its rank among all processes, and their number.
+        local_rank, local_world_size: the same among the processes of this machine.
     """
 
     rank: int
@@ -50,7 +51,7 @@ class Launched:
 
     @classmethod
     def here(cls) -> "Launched | None":
-        """What the environment says; None in a process that no such launcher has started."""
+        """Read the environment variables; None if no such launcher has started this process."""
         if not all(name in os.environ for name in (*_VARIABLES, "MASTER_ADDR", "MASTER_PORT")):
             return None
         return cls(*(int(os.environ[name]) for name in _VARIABLES))
@@ -58,7 +59,7 @@ class Launched:
     def check(self, args: argparse.Namespace) -> None:
         """
         Raises:
-            ValueError: the command line contradicts the launcher, or would begin anew in a restart.
+            ValueError: the options contradict the launcher, or a restart would begin anew.
         """
         machines = self.world_size // self.local_world_size
         if machines * self.local_world_size != self.world_size:
@@ -87,8 +88,8 @@ class Launched:
     def run(
         self, main: Callable[..., Any], args: tuple[Any, ...], on_cpu: bool, timeout: float
     ) -> Any:
-        """Call ``main(*args)`` in this process, one of a group as Detectron2's ``launch`` makes
-        it, ``watched`` with a ``timeout``."""
+        """Call ``main(*args)`` in this process, ``watched`` with a ``timeout``, after making a
+        process group like that of Detectron2's ``launch``."""
         if on_cpu:
             share_cores(self.local_world_size)
         else:
@@ -111,7 +112,7 @@ class Launched:
     def share(self, name: str, make: Callable[[], _T]) -> _T:
         """``made_once`` among the processes of this machine."""
         machine, store = self.rank // self.local_world_size, _store(self)
-        call = store.add(f"shares/{name}/{self.rank}", 1)  # a program may read several data sets
+        call = store.add(f"shares/{name}/{self.rank}", 1)  # a program may share several objects
         here = distributed.PrefixStore(f"share/{name}/{machine}/{call}", store)
         if self.local_rank:
             packed = _receive(here, self.local_world_size - 1)
@@ -123,7 +124,7 @@ class Launched:
             packed = zlib.compress(pickle.dumps(made, pickle.HIGHEST_PROTOCOL), level=1)
             for i in range(0, len(packed), _PART):
                 here.set(str(i), b64encode(packed[i : i + _PART]).decode())  # a value is text
-        except BaseException as e:  # the others must not wait, whatever ends this one
+        except BaseException as e:  # whatever ends this process, the others must not wait for it
             here.set("made", json.dumps({"error": one_line(e, 5000) or type(e).__name__}))
             raise
         here.set("made", json.dumps({"bytes": len(packed)}))
@@ -131,13 +132,13 @@ class Launched:
 
 
 def made_once(name: str, make: Callable[[], _T], take: Callable[[_T], object] | None = None) -> _T:
-    """What ``make`` returns: of the processes that a launcher has started on this machine, the
-    first one makes it, and the others get a copy, which they ``take``; before they are a group.
+    """Call ``make`` in one of a launcher's processes on this machine, before they are a group;
+    return its result in all of them. The other processes also call ``take`` with it.
 
-    All processes of all machines call it, in the same order.
+    All processes of all machines call this, with the same names in the same order.
 
     Raises:
-        ValueError: it was not made; in all of them, one line.
+        ValueError: ``make`` has failed; in the other processes, with the same line.
     """
     launched = Launched.here()
     if launched is None or launched.local_world_size == 1:
@@ -149,10 +150,12 @@ def made_once(name: str, make: Callable[[], _T], take: Callable[[_T], object] | 
 
 
 def said_once(line: str) -> bool:
-    """Print a line on stderr, unless another of torchrun's processes on this machine has, in this
-    start of them; False, and nothing is printed, in other processes, and without an answer.
+    """Print a line on stderr in one of torchrun's processes on this machine, once per start.
 
-    The machine's first process has the first word: --local-ranks-filter 0 shows nobody else's.
+    The machine's first process is preferred, since --local-ranks-filter 0 shows only its output.
+
+    Returns:
+        Whether the line was printed; False without torchrun, or if its store does not answer.
     """
     launched = Launched.here()
     if launched is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -168,8 +171,8 @@ def said_once(line: str) -> bool:
         if store.add(f"{said}/by", 1) == 1:
             print(line, file=sys.stderr, flush=True)
             store.set(said, "")
-        store.wait([said])  # torchrun ends all as soon as one has ended
-    except RuntimeError:  # DistError, as below
+        store.wait([said])  # torchrun ends all processes as soon as one has ended
+    except RuntimeError:  # DistError, as in _receive
         return False
     return True
 
@@ -180,11 +183,11 @@ def _receive(here: distributed.Store, receivers: int) -> bytes:
         if "error" not in made:
             parts = list(map(str, range(0, made["bytes"], _PART)))
             packed = b"".join(b64decode(here.get(part)) for part in parts)
-            if here.add("received", 1) == receivers:  # the store outlives a training
+            if here.add("received", 1) == receivers:  # delete it: the store outlives a training
                 for part in parts:
                     here.delete_key(part)
             return packed
-    except RuntimeError as e:  # DistError, of which each version of torch has its own
+    except RuntimeError as e:  # DistError, whose class differs between versions of PyTorch
         raise ValueError(
             "the first process of this machine, which looks at the data for all, does not answer: "
             f"it has ended, or taken more than {DEFAULT_TIMEOUT}"
@@ -194,23 +197,23 @@ def _receive(here: distributed.Store, receivers: int) -> bytes:
 
 @cache
 def _store(launched: Launched) -> distributed.Store:
-    """Where the processes find each other."""
+    """The store through which the processes find each other."""
     store, _, _ = next(
         rendezvous("env://", launched.rank, launched.world_size, timeout=DEFAULT_TIMEOUT)
     )
-    # torchrun keeps its store over restarts, with the addresses of the processes before
-    # (PyTorch's issue 135712), and each machine counts the restarts that it has caused.
+    # torchrun keeps its store over restarts, with the addresses of the earlier processes (PyTorch's
+    # issue 135712), and each machine counts only the restarts that it has caused.
     return distributed.PrefixStore(agree(store, launched.rank, launched.world_size), store)
 
 
 def agree(store: distributed.Store, rank: int, world_size: int) -> str:
-    """A name for this start of the processes, the same in all of them, and in no other start.
+    """Agree on a name for this start of the processes, which no other start has.
 
-    Each writes a random name of its own; the first one publishes those that it finds, until each of
-    the others has found its own among them. What earlier starts have left in the store is replaced.
+    Each process writes a random name. The first process publishes all names that it finds, until
+    each other process has found its own among them. So entries of earlier starts are replaced.
 
     Raises:
-        TimeoutError: a process does not come.
+        TimeoutError: a process has not joined in time.
     """
     mine = uuid.uuid4().hex
     store.set(f"start/{rank}", mine)
@@ -230,7 +233,7 @@ def agree(store: distributed.Store, rank: int, world_size: int) -> str:
 
 
 def count_processes(args: argparse.Namespace) -> tuple[int, int]:
-    """How many processes a command line's run has, in all and on this machine.
+    """The number of processes of a command line's run, in total and on this machine.
 
     Raises:
         ValueError: see ``is_submitted`` and ``Launched.check``.

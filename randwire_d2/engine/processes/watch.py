@@ -1,12 +1,12 @@
-"""A process of a group that dies or hangs: the others end soon, with a line that names it.
+"""Detect a process of a group that dies or hangs, and end the others with a line that names it.
 
-Without this they would wait for it in an all-reduce, for the half hour that NCCL and gloo have. A
-thread of each process writes every few seconds how far it is into the group's store, through a
-connection of its own. The first process reads what all have written and judges; the others read its
-judgement, and whether it is alive itself. An evaluation may take as long as it needs: only between
-the beginning and the end of an iteration are all processes expected to move. Most iterations are as
-long as the last: one that hangs is known within a minute, unless it waits for images, since a file
-server may stand still for minutes, or compiles.
+Without this they would wait in an all-reduce for the 30 minutes of NCCL's and gloo's timeout. In
+each process a thread writes its state to the group's store every few seconds, through a connection
+of its own. The first process reads all states and judges; the others read its judgement, and check
+that it is alive. An evaluation may take as long as it needs: all processes are expected to progress
+only between the beginning and the end of an iteration. Most iterations take about the same time, so
+a hanging one is noticed within a minute, unless it compiles or waits for images, which may take
+minutes.
 """
 
 import faulthandler
@@ -39,32 +39,32 @@ from ...upstream import hush_upstream
 logger = logging.getLogger(__name__)
 
 BEAT = 2.0  # seconds between two signs of life
-SILENCE = 20.0  # of a process in an iteration, after which it is dead or stopped
-LOST = 10.0  # the same, where another process has lost its connection already
-# The same outside of iterations, where json.loads of a large data set, say, stops all threads.
+SILENCE = 20.0  # a process without a sign of life for so long in an iteration is dead or stopped
+LOST = 10.0  # the same, if another process has already lost its connection
+# The same outside of iterations, where json.loads of a large data set, say, blocks all threads.
 PATIENCE = 600.0
-HANG = 40.0  # an iteration that takes so long hangs, if others took a TIMES-th of it
+HANG = 40.0  # an iteration of so many seconds hangs, if it takes TIMES as long as the others
 TIMES = 20
-SLOW = 60.0  # an iteration that takes so long is worth a line, whatever others took
-HANG_TIMEOUT = 600  # of trainings that have no key for it
+SLOW = 60.0  # an iteration of so many seconds is logged in any case
+HANG_TIMEOUT = 600  # seconds; the default of a LazyConfig's train.hang_timeout
 
-# The last: where the losses are read, which waits for the GPU, and so for NCCL's messages.
+# hooks/finite.py reads the losses, which waits for the GPU, and so for NCCL's messages.
 _WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/", "hooks/finite.py")
 _PATIENT = ("torch/utils/data/", "torch/_dynamo/", "torch/_inductor/", "/triton/")
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a process is.
+    """The progress of a process.
 
     Attributes:
-        phase: "iteration"; "between" two of them, as when it evaluates; "lost", which is what an
-            error of its connections says; "failed", by an error of its own; "done".
-        iteration: the last that it has begun.
-        beat: what makes this sign of life another one than the last.
+        phase: "iteration"; "between" two iterations, as during an evaluation; "lost" after an error
+            of its connections; "failed" after an error of its own; "done".
+        iteration: the last iteration that it has begun.
+        beat: a counter, which distinguishes this sign of life from the last.
         where: the line that it executes, or its error.
-        waits: whether it waits for the others there.
-        patient: whether it waits for images there, or compiles, which may take minutes.
+        waits: whether it waits there for other processes.
+        patient: whether it waits there for images, or compiles, which may take minutes.
     """
 
     phase: str = "between"
@@ -76,28 +76,30 @@ class State:
 
 
 class Judge:
-    """Says which process is to blame, if any is, from the states as they come in.
+    """Decides from the states of processes which one has died or hangs, if any.
 
     Args:
-        names: of the processes.
-        timeout: the seconds that any iteration may take; 0: as long as it likes.
-        of_all: whether these are all processes. Else one that waits for another would hang.
+        names: the names of the processes.
+        timeout: the most seconds that an iteration may take; 0 for no limit.
+        of_all: whether these are all processes. If not, hanging is not judged, since a process may
+            wait for one that is not among these.
     """
 
     def __init__(self, names: Sequence[str], timeout: float, of_all: bool = True) -> None:
         self._names, self._of_all = names, of_all
         self._timeout = timeout
-        self._usual: deque[float] = deque(maxlen=100)  # seconds from a move to the next
+        self._usual: deque[float] = deque(maxlen=100)  # seconds from one state change to the next
         self._last: list[State] = []
         self._alive: list[float] = []
         self._moved = 0.0
         self._is_warned = False
 
     def __call__(self, states: Sequence[State], now: float) -> str:
-        """The judgement, or "".
+        """A line that names the process and the reason, or "".
 
         Args:
-            now: the time in seconds, of a clock that stands still while this process does.
+            states: the states of the processes.
+            now: the time in seconds, of a clock that stops while this process is suspended.
         """
         if not self._last:
             self._last, self._alive, self._moved = list(states), [now] * len(states), now
@@ -124,7 +126,7 @@ class Judge:
                 found.append((silence - (LOST if lost else usual), silence, name))
         if max(found, default=(0,))[0] <= 0:
             return ""
-        # A launcher ends those whom the first to die has left: they are silent almost as long.
+        # After a process dies, a launcher ends the others, which are then silent almost as long.
         named = [(silence, name) for beyond, silence, name in found if beyond > -2 * BEAT]
         who = f"{', '.join(name for _, name in named)} {'have' if len(named) > 1 else 'has'}"
         return f"{who} given no sign of life for {max(named)[0]:.0f} s: dead, or stopped"
@@ -149,25 +151,25 @@ class Judge:
         return ""
 
     def _limit(self) -> float:
-        """Of the seconds that an iteration takes which waits for no image."""
-        if len(self._usual) < TIMES:  # the first ones compile, and are tried both ways
+        """The most seconds for an iteration in which no blamed process waits for images."""
+        if len(self._usual) < TIMES:  # the first iterations compile, and time stages both ways
             return self._timeout
         return min(self._timeout, max(HANG, TIMES * max(self._usual)))
 
 
 class Watch:
-    """This process among the watched ones.
+    """The watch of this process, which writes its state and reads the judgement.
 
     Args:
-        store: a connection to the group's, for this alone.
-        timeout: as ``Judge`` has it.
+        store: a connection to the group's store that nothing else uses.
+        timeout: see ``Judge``.
     """
 
     def __init__(self, store: distributed.Store, timeout: float) -> None:
         self._rank, size = comm.get_rank(), comm.get_world_size()
         found = comm.all_gather((socket.gethostname(), uuid.uuid4().hex))
         self._names = [f"process {i} of {size} ({host})" for i, (host, _) in enumerate(found)]
-        # torchrun's store outlives a restart, and so does what was written into it.
+        # torchrun's store keeps its entries over a restart, so each start has its own prefix.
         self._store = distributed.PrefixStore(found[0][1], store)
         is_first = self._rank == 0
         self._judge = Judge(self._names if is_first else self._names[:1], timeout, is_first)
@@ -179,33 +181,33 @@ class Watch:
         self._write()
         if self._rank == 0:
             self._store.set("judgement", "")
-        comm.synchronize()  # all have written
+        comm.synchronize()  # all processes have written their states
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
         threading.Thread(target=self._guard, name="guard", daemon=True).start()
 
     def enter(self, phase: str, iteration: int | None = None, where: str = "") -> None:
-        """Say how far this process is."""
+        """Set the phase of this process."""
         number = self._state.iteration if iteration is None else iteration
         self._state, self._since = State(phase, number, where=where), time.monotonic()
         if phase == "iteration" and self._shown == "between":
-            self._write()  # at once: one that dies now is not busy with something else
+            self._write()  # at once, so that a death in this iteration is noticed soon
 
     def stop(self) -> None:
-        """End the watch of this process, and wait for its thread: Python would end that amid a call
-        of the store's, in C++, which aborts the process. The guard limits the wait."""
+        """End the watch of this process, and wait for its thread. If Python ended while the thread
+        is in the store's C++ code, it would abort the process. The guard limits the wait."""
         self._stop.set()
         self._thread.join()
 
     def finish(self) -> None:
-        """End the watch of this process, which has done its work."""
+        """End the watch after this process has done its work."""
         self.enter("done")
-        if self._rank == 0:  # it may be the one that keeps the store
+        if self._rank == 0:  # the store may end with this process
             self._all_done.wait()
         self._stop_and_write()
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others of an error; if others have caused it, wait for the judgement."""
+        """Report an error; if it comes from a lost connection, first wait for the judgement."""
         where = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, distributed.DistError) or "gloo" in where:
             self.enter("lost", where=where)
@@ -222,14 +224,14 @@ class Watch:
         while not self._stop.wait(BEAT):
             try:
                 judgement = self._look()
-            except RuntimeError:  # DistError, of which each version of torch has its own
+            except RuntimeError:  # DistError, whose class differs between versions of PyTorch
                 judgement = self._no_answer
             self._looks += 1
-            if judgement and not self._stop.is_set():  # else it ends by itself
+            if judgement and not self._stop.is_set():  # else the process ends by itself
                 self._end(judgement)
 
     def _guard(self) -> None:
-        """Notice a store that does not answer: its own limit of time does not hold everywhere."""
+        """End this process if the store does not answer; its own timeout does not always work."""
         looks = missing = 0
         while self._thread.is_alive() or not self._stop.is_set():
             self._thread.join(BEAT)
@@ -245,7 +247,7 @@ class Watch:
 
     def _look(self) -> str:
         now = time.monotonic()
-        # What was suspended with all others must not take them for dead.
+        # If all processes were suspended, none must seem dead after that.
         self._slept += max(0.0, now - self._looked - 3 * BEAT)
         self._looked = now
         self._write()
@@ -258,7 +260,7 @@ class Watch:
         judgement = self._judge(states, now - self._slept)
         if judgement and self._rank == 0:
             self._store.set("judgement", judgement)
-            time.sleep(3 * BEAT)  # so that the others read it: the store may end with this process
+            time.sleep(3 * BEAT)  # let the others read it; the store may end with this process
         return judgement
 
     def _write(self) -> None:
@@ -266,7 +268,7 @@ class Watch:
         state = replace(self._state, beat=self._beat)  # the main thread may replace it meanwhile
         is_short = time.monotonic() - self._since < BEAT
         if state.phase == "between" and state.iteration >= 0 and is_short:
-            state = replace(state, phase="iteration")  # and not an evaluation
+            state = replace(state, phase="iteration")  # so short a pause is no evaluation
         if state.phase == "iteration":
             frame = sys._current_frames()[threading.main_thread().ident or 0]
             state = replace(state, **_position(frame))
@@ -276,7 +278,7 @@ class Watch:
     def _end(self, judgement: str) -> None:
         line = f"{judgement}. This process ends; --resume goes on from the last checkpoint"
         logger.error(line)
-        if self._rank:  # whose log is a file
+        if self._rank:  # other processes than the first one log only to a file
             print(f"{self._names[self._rank]}: {line}", file=sys.stderr, flush=True)
         if " has taken " in judgement:
             faulthandler.dump_traceback()
@@ -285,7 +287,7 @@ class Watch:
 
 
 def _connect() -> distributed.Store | None:
-    """A connection to the group's store that a thread can have for itself; None to a file."""
+    """Open a new connection to the group's store, for one thread; None if the store is a file."""
     store = _get_default_store()
     while isinstance(store, distributed.PrefixStore):
         store = store.underlying_store
@@ -303,7 +305,8 @@ def _connect() -> distributed.Store | None:
 def _position(frame: FrameType) -> dict[str, Any]:
     where = f"{frame.f_code.co_filename}:{frame.f_lineno}, {frame.f_code.co_name}"
     files = [call.f_code.co_filename for call, _ in traceback.walk_stack(frame)]
-    # Whatever a model does, DistributedDataParallel, or autograd, is among those that called it.
+    # Only PyTorch's innermost calls tell whether it waits: DistributedDataParallel or autograd
+    # are callers of all that a model does.
     last = next((i for i, file in enumerate(files) if "/torch/" not in file), len(files))
     waits, patient = (
         any(part in file for file in some for part in parts)
@@ -317,7 +320,7 @@ _current: Watch | None = None
 
 @contextmanager
 def watch(timeout: float) -> Iterator[None]:
-    """Watch the processes of the group in a block, which all of them enter."""
+    """Watch the processes of the group during the block, which all of them enter."""
     global _current
     store = _connect() if comm.get_world_size() > 1 else None
     _current = None if store is None else Watch(store, timeout)
@@ -334,7 +337,7 @@ def watch(timeout: float) -> Iterator[None]:
 
 
 def watched(main: Callable[..., Any], timeout: float, *args: Any) -> Any:
-    """Call ``main(*args)`` in a process of a group, watched; the group ends with it."""
+    """Call ``main(*args)`` in a process of a group, with a ``watch``; then end the group."""
     hush_upstream()
     _fork_apart_from_messages()
     with watch(timeout):
@@ -344,41 +347,41 @@ def watched(main: Callable[..., Any], timeout: float, *args: Any) -> Any:
     return result
 
 
-@functools.cache  # what is registered stays
+@functools.cache  # a registered function can't be removed
 def _fork_apart_from_messages() -> None:
-    """Let no process be forked right after one of gloo's messages.
+    """Delay forks, so that none happens right after one of gloo's messages.
 
-    Its thread enters Python then, for the tensors that it frees. A worker that is forked in that
-    moment never starts: it waits for a lock that only this thread, which it lacks, would release
-    (github.com/python/cpython/issues/112275).
+    At that moment gloo's thread enters Python to free its tensors. A worker that is forked then
+    never starts: it waits for a lock that only this thread would release, which the worker does not
+    have (github.com/python/cpython/issues/112275).
     """
     if sys.version_info < (3, 12):
         os.register_at_fork(before=functools.partial(time.sleep, 0.01))
 
 
 def _end_group() -> None:
-    """End the group before the process, and its threads with it.
+    """End the group and its threads before the process ends.
 
-    NCCL warns if the group ends with the process. A thread of gloo's frees the tensors of its last
-    message after the process has gone on, and needs Python's lock for that: if Python ends just
-    then, it aborts the process. The group waits for its threads once nobody refers to it.
+    NCCL warns if the group ends with the process. A thread of gloo may free the tensors of the last
+    message later, for which it needs Python's lock: if Python ends just then, the process aborts.
+    The group waits for its threads when the last reference to it is deleted.
     """
     distributed.destroy_process_group()
-    # Detectron2 keeps its own references, also for a group that may come after this one.
+    # Detectron2 keeps its own references, and would use them for a later group, too.
     comm._LOCAL_PROCESS_GROUP = None
     comm.create_local_process_group.cache_clear()
     comm._get_global_gloo_group.cache_clear()
-    gc.collect()  # a DistributedDataParallel that is part of a circle
+    gc.collect()  # frees a DistributedDataParallel in a reference cycle
 
 
 def leave_iteration() -> None:
-    """Say that this process is between two iterations, where it may take as long as it needs."""
+    """Report that this process is between two iterations, where it may take as long as it needs."""
     if _current is not None:
         _current.enter("between")
 
 
 def end_watch() -> None:
-    """What all processes call that are about to end together."""
+    """End the watch; all processes call this when they are about to end together."""
     global _current
     if _current is not None:
         _current.stop()
@@ -386,7 +389,7 @@ def end_watch() -> None:
 
 
 class ReportProgress(HookBase):
-    """Tells the watch of each iteration; it belongs ahead of all hooks that communicate."""
+    """Reports each iteration to the watch; it belongs ahead of all hooks that communicate."""
 
     def before_step(self) -> None:
         if _current is not None:
