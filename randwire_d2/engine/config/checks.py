@@ -1,4 +1,4 @@
-"""The config of a command line, and all that can be known to fail before any work."""
+"""The config of a command line, and checks for all errors that can be found before any work."""
 
 import argparse
 import logging
@@ -48,10 +48,10 @@ logger = logging.getLogger(__name__)
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of a command line (``argument_parser``), checked.
+    """Build and check the frozen config of a command line (``argument_parser``).
 
     Raises:
-        ValueError: for whatever would make the run fail later: an unknown key, a missing file, data
+        ValueError: something would make the run fail later: an unknown key, a missing file, data
             set or device, a network that can't be built, a training that can't succeed. The message
             is one line that names the value and the way out.
     """
@@ -84,11 +84,11 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 
 def data_config(args: argparse.Namespace) -> CfgNode:
-    """The config of a command line with its data sets registered, whatever else it lacks, be it a
-    validation split.
+    """Build the config of a command line and register its data sets; the model and the machine are
+    not checked, and a validation split may be missing.
 
     Raises:
-        ValueError: for an unknown key, or data that can't be used; one line.
+        ValueError: a key is unknown, or the data can't be used; one line.
     """
     cfg = read_config(args, detector_config())
     check_limits(cfg, LIMITS)
@@ -101,10 +101,10 @@ def data_config(args: argparse.Namespace) -> CfgNode:
 
 
 def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
-    """The config of a command line, on top of ``cfg``, which has the keys that are known.
+    """Merge the config of a command line into ``cfg``, which has all known keys.
 
     Raises:
-        ValueError: for a missing file, an unknown key, or a value of the wrong type.
+        ValueError: a file is missing, a key is unknown, or a value has the wrong type; one line.
     """
     check_options(args)
     args.config_file = config_path(args.config_file)  # default_setup logs the file
@@ -127,14 +127,15 @@ def read_config(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
 
 
 def check_output(key: str, folder: str, args: argparse.Namespace, weights: str) -> None:
-    """
+    """Check the folder for a run's output.
+
     Args:
-        weights: what the run starts from; "" for none.
+        key: the config key that names the folder.
+        weights: the weights that the run starts from; "" for none.
 
     Raises:
-        ValueError: the folder that a key of the config names can't be written, or holds an earlier
-            training's weights, which are moved (``set_earlier_aside``), as the weights; or those
-            are a URL that Detectron2 does not read; one line.
+        ValueError: the folder can't be written; ``weights`` belong to an earlier training in it,
+            which would be moved (``set_earlier_aside``); or they are a file: URL; one line.
     """
     if weights.startswith("file:"):
         raise ValueError(f"{weights!r} is a URL; name the weights' file by its path")
@@ -159,7 +160,7 @@ def check_output(key: str, folder: str, args: argparse.Namespace, weights: str) 
 def check_options(args: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError: an option of the command line stands behind the config's, or would do nothing;
+        ValueError: an option comes after the config's KEY VALUE pairs, or would have no effect;
             one line.
     """
     late = [given for given in args.opts if given.startswith("--")]
@@ -173,7 +174,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def _way_out(error: str, cfg: CfgNode) -> str:
-    """What yacs does not say."""
+    """A hint for an error of yacs, to append to its message; "" if there is none."""
     if unknown := re.search(r"Non-existent (?:config )?key: (\S+)$", error):
         return similar(unknown[1], (key for key, _ in flat(cfg)))
     if "Type mismatch (<class 'tuple'> vs. <class 'str'>)" in error:
@@ -218,10 +219,10 @@ def _take_config_from_weights(cfg: CfgNode) -> None:
 
 
 def check_processes(args: argparse.Namespace) -> tuple[int, int]:
-    """How many processes a command line's run has, in all and on this machine.
+    """The number of processes of a command line's run, in total and on this machine.
 
     Raises:
-        ValueError: there can't be so many, or they could not find each other; one line.
+        ValueError: the options for processes and machines are invalid; one line.
     """
     for flag, least in (("num_gpus", 0), ("num_machines", 1)):
         if (given := getattr(args, flag)) < least:
@@ -243,7 +244,7 @@ def check_processes(args: argparse.Namespace) -> tuple[int, int]:
 
 
 def check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Raise a ValueError if the machine lacks what the run needs, or the batch can't be split."""
+    """Raise a ValueError if the devices don't suit the run, or can't share the batch evenly."""
     processes, here = check_processes(args)
     device = usable_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
     if device.type == "cuda" and device.index is not None and processes > 1:
@@ -297,7 +298,7 @@ def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> None:
 def check_dataset(key: str, name: str) -> None:
     """
     Args:
-        key: of the config that names it.
+        key: the config key that names the data set.
 
     Raises:
         ValueError: no such data set is registered, or its files are missing; one line.
@@ -311,7 +312,7 @@ def check_dataset(key: str, name: str) -> None:
         if not path or "://" in path:
             continue
         with prefixed(key):
-            # Makes a built-in set: once, before there are processes.
+            # This draws a built-in set, once, before other processes are started.
             data.existing_path(name, path)
 
 
@@ -322,13 +323,14 @@ def _check_registered(key: str, name: str, registry: Registry) -> None:
 
 
 def check_model(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str] = ()) -> nn.Module:
-    """The network, built without memory or time if that can be, with every check of the real one.
+    """Build the network on the meta device, if possible, and check it and its weights.
 
     Args:
-        classes: of the data, as far as they are known.
+        classes: the classes of the data, as far as they are known.
 
     Raises:
-        ValueError: it can't be built, trained as configured, or have its weights; one line.
+        ValueError: the network can't be built or trained as configured, or its weights can't be
+            loaded; one line.
     """
     _check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
     _check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
@@ -377,7 +379,7 @@ def _check_untrained(cfg: CfgNode, node: str | None, eval_only: bool) -> None:
 def _build(cfg: CfgNode) -> nn.Module:
     try:
         return build_on_meta(lambda: META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg))
-    # How Detectron2 refuses a value, and PyTorch a size.
+    # The errors with which Detectron2 refuses a value, and PyTorch a size.
     except (AssertionError, KeyError, RuntimeError, ValueError) as e:
         reason = str(e.args[0]) if e.args else traceback.extract_tb(e.__traceback__)[-1].line
         if isinstance(e, KeyError) and " " not in str(reason):

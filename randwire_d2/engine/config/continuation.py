@@ -1,4 +1,4 @@
-"""What the config of a training that goes on must leave as it was, and what it may change."""
+"""Checks of what a resumed training's config must not change, and of what it may."""
 
 import argparse
 import logging
@@ -17,14 +17,14 @@ from ...text import one_line
 from ...weight_files.reading import read_iteration
 from .keys import LAZY_KEYS, YAML_KEYS, Keys
 
-# A resumed training takes these from the checkpoint, with the optimizer's state; the last one
-# decides which weights that state is of.
+# A resumed training takes these from the checkpoint, with the optimizer's state; the last key
+# decides which weights have an optimizer state.
 _OPTIMIZER = (
     "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM",
     "SOLVER.WEIGHT_DECAY_BIAS", "SOLVER.BIAS_LR_FACTOR", "MODEL.BACKBONE.FREEZE_AT",
 )  # fmt: skip
-# What may differ in a group of an optimizer's parameters: the parameters, of which a checkpoint has
-# only numbers; the rate, which is the config's (``rates_kept``); and how a step is computed.
+# Entries that may differ in an optimizer's parameter group: the parameters, which a checkpoint
+# has as numbers; the rates, which are the config's (``rates_kept``); and how a step is computed.
 _FREE = {"params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
 
 NAMED = 8  # groups, or differences, in a message; an optimizer may have hundreds
@@ -35,18 +35,18 @@ logger = logging.getLogger(__name__)
 def check_continuation(
     cfg: CfgNode, args: argparse.Namespace, keys: Keys = YAML_KEYS
 ) -> CfgNode | None:
-    """Compare a config with that of the training that ``--resume`` goes on with, if there is one.
-    It belongs ahead of all that reads data, which may take minutes, or that writes into OUTPUT_DIR,
-    whose config.yaml is the training's.
+    """Compare a config with that of the training that ``--resume`` continues, if there is one.
+    Call this before data is read, which may take minutes, and before OUTPUT_DIR is written to,
+    because its config.yaml is the earlier one.
 
     Args:
-        keys: of the kind of config that ``cfg`` was given as.
+        keys: the names of the keys in the user's config, YAML or LazyConfig.
 
     Returns:
         The training's config; None if there is none, or it can't be read.
 
     Raises:
-        ValueError: they differ in what the training can't change any more; one line.
+        ValueError: the configs differ in something that a training can't change; one line.
     """
     run = RunFolder(cfg.OUTPUT_DIR)
     if not (args.resume and run.can_resume):
@@ -58,7 +58,7 @@ def check_continuation(
             "state is of another form: go on with that tool and its config; or begin a training "
             f"with a checkpoint of it as {keys.weights} in another output folder, without --resume"
         )
-    # In other trainings the length follows from the images, or the processes.
+    # With these keys the length depends on the number of images, or of processes.
     if not (args.eval_only or cfg.SOLVER.EPOCHS or cfg.SOLVER.REFERENCE_WORLD_SIZE):
         check_done(read_iteration(run.last_checkpoint) + 1, cfg.SOLVER.MAX_ITER, keys)
     try:
@@ -66,7 +66,7 @@ def check_continuation(
     except (OSError, ValueError) as e:
         logger.warning(f"Whether the training had the same config can't be told: {one_line(e)}")
         return None
-    if keys is YAML_KEYS and not args.eval_only:  # a LazyConfig's is compared itself
+    if keys is YAML_KEYS and not args.eval_only:  # ``check_groups`` compares a LazyConfig's
         _check_optimizer(own, cfg)
     return own
 
@@ -74,12 +74,12 @@ def check_continuation(
 def check_done(done: int, max_iter: int, keys: Keys) -> None:
     """
     Args:
-        done: the iterations of the training that goes on.
-        max_iter: those that it is to have in all.
-        keys: of the config, for the message.
+        done: the iterations that the resumed training has done.
+        max_iter: the iterations that it is to have in total.
+        keys: the names of the config's keys, for the message.
 
     Raises:
-        ValueError: it has gone further than it is to go; one line.
+        ValueError: ``done`` is more than ``max_iter``; one line.
     """
     if done > max_iter:
         raise ValueError(
@@ -90,15 +90,19 @@ def check_done(done: int, max_iter: int, keys: Keys) -> None:
 
 
 def check_split(own: CfgNode | None, cfg: CfgNode) -> None:
-    """Compare a config, whose data is registered, with what ``check_continuation`` returned.
+    """Compare the held-back images of a config with those of the resumed training.
+
+    Args:
+        own: the return value of ``check_continuation``.
+        cfg: the config, whose data is registered.
 
     Raises:
-        ValueError: it holds back other images than the training did; one line.
+        ValueError: other images are held back; one line.
     """
     if own is None:
         return
     before, now = own.DATASETS, cfg.DATASETS
-    # A path may be another one of the same images, of which a set's name does not tell.
+    # The set's name depends on the path, which may differ although the images are the same.
     drawn = [
         (*node.TRAIN, *node.TEST)
         if before.PATH == now.PATH
@@ -120,7 +124,7 @@ def check_split(own: CfgNode | None, cfg: CfgNode) -> None:
 def _check_optimizer(own: CfgNode, cfg: CfgNode) -> None:
     before, now = dict(flat(own)), dict(flat(cfg))
     changed = [key for key in _OPTIMIZER if before[key] != now[key]]
-    norm = f"MODEL.{family(cfg)}.NORM"  # which has no weights to train where it is frozen
+    norm = f"MODEL.{family(cfg)}.NORM"  # FrozenBN has no weights to train
     if norm in now and (before[norm] == "FrozenBN") != (now[norm] == "FrozenBN"):
         changed.append(norm)
     if changed:
@@ -136,16 +140,15 @@ def _check_optimizer(own: CfgNode, cfg: CfgNode) -> None:
 def check_groups(
     saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]], keys: Keys
 ) -> None:
-    """Compare an optimizer with the checkpoint's, which PyTorch would take without a word.
+    """Compare an optimizer with the checkpoint's; PyTorch would load the latter without a check.
 
     Args:
-        saved: the groups of parameters in the state of the checkpoint's optimizer.
-        own: the groups of the training's.
-        keys: of the config, for the message.
+        saved: the parameter groups in the state of the checkpoint's optimizer.
+        own: the parameter groups of the training's optimizer.
+        keys: the names of the config's keys, for the message.
 
     Raises:
-        ValueError: they differ in more than the rate, which the training can't change any more; one
-            line.
+        ValueError: they differ in something that a training can't change; one line.
     """
     sizes = [[len(group["params"]) for group in groups] for groups in (saved, own)]
     differences = {
@@ -169,8 +172,8 @@ def check_groups(
 
 @contextmanager
 def rates_kept(optimizer: torch.optim.Optimizer, keys: Keys) -> Iterator[None]:
-    """In the block, an optimizer loads a checkpoint's state; it keeps the config's learning rates,
-    which a user may have changed after a divergence, say."""
+    """Keep the config's learning rates while the block loads a checkpoint's state into the
+    optimizer. A user may have changed them after a divergence, say."""
     own = [_rate(group) for group in optimizer.param_groups]
     yield
     shown = LRScheduler.get_best_param_group_id(optimizer)
@@ -180,9 +183,9 @@ def rates_kept(optimizer: torch.optim.Optimizer, keys: Keys) -> Iterator[None]:
             f"{before}"
         )
     for group, rate in zip(optimizer.param_groups, own):
-        group["initial_lr"] = rate  # of which the schedule makes that of each iteration
+        group["initial_lr"] = rate  # the schedule multiplies it in each iteration
 
 
 def _rate(group: Mapping[str, Any]) -> float:
-    """The learning rate of a group of parameters, ahead of its schedule."""
+    """The learning rate of a parameter group, before the schedule's factor."""
     return float(group.get("initial_lr", group["lr"]))

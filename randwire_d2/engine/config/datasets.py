@@ -1,4 +1,4 @@
-"""The data sets of a config: by their path, and the number of classes that follows from them."""
+"""The data sets of a config, which may be given by path, and the number of their classes."""
 
 import logging
 import socket
@@ -20,9 +20,9 @@ from ..processes.torchrun import made_once
 from .keypoints import check_keypoints
 from .keys import UNSET
 
-# The heads that have a NUM_CLASSES; SEM_SEG_HEAD's are not things.
+# The heads with a NUM_CLASSES of things; the classes of SEM_SEG_HEAD are not things.
 HEADS = ("ROI_HEADS", "RETINANET")
-# Those that a meta-architecture of Detectron2's builds; of another one, each may be.
+# The heads that each meta-architecture of Detectron2 builds. Others may build any of them.
 _HEADS_OF: dict[str, tuple[str, ...]] = {
     "GeneralizedRCNN": ("ROI_HEADS",),
     "PanopticFPN": ("ROI_HEADS",),
@@ -39,13 +39,13 @@ def register_data(cfg: CfgNode, needs_val: bool = True) -> tuple[tuple[str, ...]
     """Register the data set of DATASETS.PATH, if there is one, in this process.
 
     Args:
-        needs_val: whether one without a validation split is refused.
+        needs_val: whether a data set without a validation split is refused.
 
     Returns:
         The names for DATASETS.TRAIN and DATASETS.TEST.
 
     Raises:
-        ValueError: it can't be used; one line.
+        ValueError: the data set can't be used; one line.
     """
     node = cfg.DATASETS
     if not node.PATH:
@@ -56,10 +56,13 @@ def register_data(cfg: CfgNode, needs_val: bool = True) -> tuple[tuple[str, ...]
 
 
 def take_data(cfg: CfgNode, needs_val: bool = True) -> None:
-    """Make the data set of DATASETS.PATH the config's, wherever it is read later.
+    """Register the data set of DATASETS.PATH, set TRAIN and TEST, and make the paths absolute.
 
     Args:
-        needs_val: whether one without a validation split is refused.
+        needs_val: whether a data set without a validation split is refused.
+
+    Raises:
+        ValueError: the data set can't be used, or not for this model; one line.
     """
     node = cfg.DATASETS
     if node.PATH_VAL and not node.PATH:
@@ -95,12 +98,12 @@ def _warn_of_hold_back(cfg: CfgNode, why: str) -> None:
 
 
 def known() -> tuple[Any, ...]:
-    """What this process has read of data, for ``take_known`` in others of the same run."""
+    """The data that this process has read, for ``take_known`` in other processes of the run."""
     return known_files(), read_labels(), known_listings()
 
 
 def take_known(told: tuple[Any, ...]) -> None:
-    """Take what another process has read."""
+    """Take over the data that another process has read (``known``)."""
     files, labels, listings = told
     take_files(files)
     take_labels(labels)
@@ -108,11 +111,11 @@ def take_known(told: tuple[Any, ...]) -> None:
 
 
 def check_same_data(cfg: CfgNode) -> None:
-    """See whether all processes have listed as many of a classifier's images, and have the same
-    images and boxes of DATASETS.PATH: one of each machine has read them. All of them call it.
+    """Compare the data of all processes, since one process of each machine has read it: the number
+    of a classifier's images, and the images and boxes of DATASETS.PATH. All processes call this.
 
     Raises:
-        ValueError: in all of them: they have not; one line that names two.
+        ValueError: in all processes: the data differs; one line that names two processes.
     """
     if comm.get_world_size() == 1:
         return
@@ -153,10 +156,10 @@ def _check_masks(name: str, mask_format: str) -> None:
 
 
 def look_at_data(cfg: CfgNode) -> Look:
-    """Look at the data sets of a config, which are registered.
+    """Inspect the registered data sets of a config.
 
     Raises:
-        ValueError: too little of one can be used, or none is named; one line.
+        ValueError: too little of a data set can be used, or none is named; one line.
     """
     names = {"train": cfg.DATASETS.TRAIN, "val": cfg.DATASETS.TEST}
     splits = {
@@ -170,9 +173,9 @@ def look_at_data(cfg: CfgNode) -> Look:
 
 
 def log_data(cfg: CfgNode) -> None:
-    """Log one look at the data set of DATASETS.PATH, if there is one, in the first process.
+    """Log a summary of the data set of DATASETS.PATH, if there is one, in the first process.
 
-    Registered sets are left alone: who registered them knows them, and COCO's would take a minute.
+    Data sets that the user has registered are not inspected; COCO, say, would take a minute.
     """
     if cfg.DATASETS.PATH and comm.is_main_process():
         found = look_at_data(cfg)
@@ -185,7 +188,7 @@ def log_data(cfg: CfgNode) -> None:
 
 
 def count_training_images(cfg: CfgNode) -> int:
-    """The images of an epoch: of a detector's data sets, those that it is trained on."""
+    """The number of images in an epoch of a detector's training, without those that it skips."""
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     node = cfg.MODEL.ROI_KEYPOINT_HEAD
     least = node.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
@@ -193,12 +196,12 @@ def count_training_images(cfg: CfgNode) -> int:
 
 
 def _warn_of_evaluations(cfg: CfgNode) -> None:
-    """With more data than a config's period was written for, most time could go into them."""
+    """Warn if evaluations would take most of the time, as with more data than usual."""
     test = sum(len(labelled_images(name).records) for name in cfg.DATASETS.TEST)
     period, batch = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.IMS_PER_BATCH
     if 0 < period * batch < test and period < cfg.SOLVER.MAX_ITER:
         train = count_training_images(cfg)
-        # Of a few images, an epoch can be even shorter than the period.
+        # With few training images, an epoch can be even shorter than the period.
         longer = "an epoch is" if train >= test else "as many images are"
         logger.warning(
             f"the {test} validation images are evaluated every {period} iterations, which see "
@@ -209,7 +212,7 @@ def _warn_of_evaluations(cfg: CfgNode) -> None:
 
 
 def forget_classes(cfg: CfgNode) -> dict[str, int]:
-    """Mark each head's NUM_CLASSES as not set; the numbers that were there."""
+    """Mark each head's NUM_CLASSES as not set; return the earlier numbers."""
     defaults = {head: cfg.MODEL[head].NUM_CLASSES for head in HEADS}
     for head in HEADS:
         cfg.MODEL[head].NUM_CLASSES = UNSET
@@ -217,14 +220,14 @@ def forget_classes(cfg: CfgNode) -> dict[str, int]:
 
 
 def settle_classes(cfg: CfgNode, defaults: dict[str, int], names: Sequence[str]) -> list[str]:
-    """Give each head the number of the data's classes, unless it was set.
+    """Set each head's NUM_CLASSES to the number of the data's classes, unless the user has set it.
 
     Args:
-        defaults: what ``forget_classes`` returned, for data sets that know no classes.
-        names: of the registered data sets, at least one.
+        defaults: the return value of ``forget_classes``, for data sets without class names.
+        names: the names of the registered data sets, at least one.
 
     Returns:
-        The classes that the network tells apart; none where the data sets know none.
+        The classes that the network distinguishes; none if the data sets name none.
 
     Raises:
         ValueError: a head's number was set to another, or the data sets differ; one line.
@@ -254,7 +257,7 @@ def settle_classes(cfg: CfgNode, defaults: dict[str, int], names: Sequence[str])
 
 
 def heads_of(architecture: str) -> tuple[str, ...]:
-    """The heads that a meta-architecture builds and that tell classes apart."""
+    """The heads of a meta-architecture that distinguish classes."""
     return _HEADS_OF.get(architecture, HEADS)
 
 
@@ -263,13 +266,13 @@ def _short(classes: Sequence[str]) -> str:
 
 
 def thing_classes(name: str) -> list[str]:
-    """The classes of a registered data set; none where it doesn't tell.
+    """The classes of a registered data set; none if it names none.
 
-    A set that is registered without them is read: Detectron2's reader of COCO's files then notes
-    them.
+    A set whose metadata has a COCO file but no classes is read, because Detectron2's reader then
+    adds the classes to the metadata.
 
     Raises:
-        ValueError: it can't be read, or has a category that is none of them; one line.
+        ValueError: the data set can't be read; one line.
     """
     metadata = MetadataCatalog.get(name)
     if not metadata.get("thing_classes") and metadata.get("json_file"):

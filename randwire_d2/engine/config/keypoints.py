@@ -1,4 +1,4 @@
-"""The keypoints of a config's data, which its detector's number and its evaluation follow from."""
+"""The keypoints of a config's data, which determine NUM_KEYPOINTS and the evaluation's sigmas."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,8 @@ from ...data import count_images, labelled_images
 from ...text import brief
 from .keys import UNSET
 
-# Of keypoints that nobody has given one: the middle of COCO's own, 0.025 (eyes) to 0.107 (hips).
-# The similarity of a keypoint that is d pixels off, of an object of the area s², is
-# exp(-d² / 8s²sigma²).
+# The default sigma of a keypoint, amid those of COCO, 0.025 (eyes) to 0.107 (hips). For an object
+# with the area s², a keypoint with an error of d pixels has the similarity exp(-d² / 8s²sigma²).
 SIGMA = 0.05
 _WITHOUT = "train without keypoints, MODEL.KEYPOINT_ON False"
 
@@ -44,24 +43,28 @@ def check_keypoints(cfg: CfgNode) -> None:
 
 def check_named(name: str, source: str, why: str = "") -> None:
     """
+    Args:
+        name: a registered data set.
+        source, why: its name in the message, and the reason for missing keypoints.
+
     Raises:
-        ValueError: a registered data set, a ``source`` to its user, has no keypoints; one line.
+        ValueError: the data set has no keypoints; one line.
     """
     if not keypoint_names(name):
         raise ValueError(f"{source!r} has no keypoint_names{why}; {_WITHOUT}")
 
 
 def settle_keypoints(cfg: CfgNode, default: int, names: Sequence[str]) -> None:
-    """Give a keypoint head the number of the data's keypoints, unless it was set, and keypoints
-    that are not COCO's a sigma.
+    """Set NUM_KEYPOINTS to the number of the data's keypoints, and KEYPOINT_OKS_SIGMAS if they are
+    not COCO's, unless the user has set them.
 
     Args:
-        default: the number that was there.
-        names: of the registered data sets, at least one.
+        default: the default of NUM_KEYPOINTS.
+        names: the names of the registered data sets, at least one.
 
     Raises:
-        ValueError: the number of them, or of sigmas, was set to another, or a flip would leave left
-            and right as they were; one line.
+        ValueError: NUM_KEYPOINTS or KEYPOINT_OKS_SIGMAS contradicts the data, or RANDOM_FLIP is
+            vertical, where Detectron2 does not swap left and right; one line.
     """
     if cfg.MODEL.KEYPOINT_ON and cfg.INPUT.RANDOM_FLIP == "vertical":
         for name in names:
@@ -92,10 +95,10 @@ def settle_keypoints(cfg: CfgNode, default: int, names: Sequence[str]) -> None:
 
 
 def keypoint_names(name: str) -> list[str]:
-    """The names of a registered data set's keypoints; none where it doesn't tell."""
+    """The names of a registered data set's keypoints; none if it has none."""
     return list(MetadataCatalog.get(name).get("keypoint_names") or [])
 
 
 def default_sigmas(names: Sequence[str]) -> list[float]:
-    """A sigma for each keypoint; none for COCO's own, which COCO's evaluation knows."""
+    """A sigma for each keypoint; none for COCO's keypoints, for which pycocotools has its own."""
     return [] if tuple(names) == COCO_PERSON_KEYPOINT_NAMES else [SIGMA] * len(names)

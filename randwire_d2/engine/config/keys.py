@@ -1,20 +1,20 @@
-"""What a training's config calls what its messages name."""
+"""The names of config keys in messages, for YAML configs and for LazyConfigs."""
 
 from typing import NamedTuple
 
 
 class Keys(NamedTuple):
-    """The keys of a kind of config.
+    """The names of keys in a kind of config.
 
     Attributes:
-        skip: the number of steps that are skipped.
-        lower: what to do about the gradients.
-        metric: what the best checkpoint is best in.
-        patience: the number of evaluations without a better one that end a training.
+        skip: the number of non-finite steps in a row that are skipped.
+        lower: advice for gradients that are too large.
+        metric: the metric of the best checkpoint.
+        patience: the number of evaluations without improvement that ends a training.
         batch: the images of an iteration.
-        rate: the learning rate, ahead of its schedule.
-        weights: what a training starts from.
-        tool: what trains.
+        rate: the learning rate, before the schedule's factor.
+        weights: the weights that a training starts from.
+        tool: the training tool.
     """
 
     skip: str
@@ -48,4 +48,4 @@ LAZY_KEYS = Keys(
     tool="tools/lazyconfig_train_net.py",
 )
 
-UNSET = -1  # the NUM_CLASSES, or NUM_KEYPOINTS, that neither a file nor the command line has set
+UNSET = -1  # a NUM_CLASSES or NUM_KEYPOINTS that neither a file nor the command line has set

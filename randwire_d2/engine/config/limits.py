@@ -1,4 +1,4 @@
-"""The values that config keys can have, one by one: Detectron2 finds out in the midst of a run."""
+"""The valid values of config keys, which Detectron2 itself would only check during a run."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from .keypoints import check_named
 
 
 class Limit(NamedTuple):
-    """What is true of a value, and how that is said after "must be"."""
+    """A condition on a value, and its description for a message, to follow "must be"."""
 
     is_true: Callable[[Any], bool]
     wanted: str
@@ -20,7 +20,7 @@ class Limit(NamedTuple):
     def holds(self, value: Any) -> bool:
         try:
             return self.is_true(value)
-        except TypeError:  # yacs knows no types of what is in a list
+        except TypeError:  # yacs does not check the types of a list's elements
             return False
 
 
@@ -40,7 +40,7 @@ def one_of(*values: str) -> Limit:
 
 
 def each(limit: Limit) -> Limit:
-    """Of a list, which has at least one value."""
+    """A limit for each value of a list, which must have at least one."""
     return Limit(
         lambda values: len(values) > 0 and all(map(limit.holds, values)),
         f"a list in which each is {limit.wanted}",
@@ -61,7 +61,7 @@ _RESULTS = Limit(
     "a list of [task, metric, value, tolerance]",
 )
 
-# Of trainings and evaluations.
+# The limits for trainings and evaluations.
 LIMITS = {
     "SEED": Limit(lambda seed: seed < 2**32, "less than 2**32, which is numpy's limit"),
     "DATALOADER.NUM_WORKERS": at_least(0),

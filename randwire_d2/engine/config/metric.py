@@ -1,4 +1,4 @@
-"""The metric that decides which of a training's evaluations is the best."""
+"""The metric that determines the best of a training's evaluations, SOLVER.BEST_METRIC."""
 
 import math
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from ...config import is_classifier
 from ...runs import RunFolder
 
-# By task, what COCOEvaluator finds.
+# The metrics of COCOEvaluator for each task.
 _COCO = {
     "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
     "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -18,13 +18,13 @@ _COCO = {
 
 
 def best_metric(cfg: CfgNode) -> str:
-    """SOLVER.BEST_METRIC, as it stands in metrics.json."""
+    """The name of SOLVER.BEST_METRIC in metrics.json."""
     name, prefix = cfg.SOLVER.BEST_METRIC, set_prefix(cfg)
     return str(name) if name.startswith(prefix) else f"{prefix}{name}"
 
 
 def set_prefix(cfg: CfgNode) -> str:
-    """What precedes the metrics of the test set that SOLVER.BEST_METRIC is of; "" of only one."""
+    """The prefix, in metrics.json, of the test set of SOLVER.BEST_METRIC; "" for a single set."""
     sets = [f"{test}/" for test in cfg.DATASETS.TEST]
     if len(sets) < 2:
         return ""
@@ -34,8 +34,8 @@ def set_prefix(cfg: CfgNode) -> str:
 def best_evaluation(
     run: RunFolder, metric: str, end: int | None = None
 ) -> tuple[int, float] | None:
-    """The iteration and the value of the first of a run's best evaluations, of iterations below
-    ``end``; None if there is none."""
+    """The iteration and the value of a run's best evaluation, the first one of equals, among
+    iterations below ``end``; None if there is none."""
     best: tuple[int, float] | None = None
     for iteration, value in run.evaluations(metric, end):
         if improves(metric, value, best and best[1]):
@@ -44,7 +44,7 @@ def best_evaluation(
 
 
 def improves(metric: str, value: float, best: float | None) -> bool:
-    """Whether a value of a metric is better than the best before it; None if there is none."""
+    """Whether a value is finite and better than the best one before, or the first (None)."""
     if not math.isfinite(value):
         return False
     return best is None or (value < best if is_loss(metric) else value > best)
@@ -60,7 +60,7 @@ def check_best_metric(cfg: CfgNode) -> None:
         ValueError: no evaluation gives SOLVER.BEST_METRIC, as far as that is known before one.
     """
     known = _known_metrics(cfg)
-    # What a detector's losses are called, it alone knows.
+    # The names of a detector's losses are only known to its code.
     loss = cfg.TEST.LOSS and best_metric(cfg).removeprefix(set_prefix(cfg)).startswith("val_")
     if known is not None and not loss and best_metric(cfg) not in known:
         raise ValueError(
@@ -70,7 +70,7 @@ def check_best_metric(cfg: CfgNode) -> None:
 
 
 def _known_metrics(cfg: CfgNode) -> list[str] | None:
-    """What evaluations will find; None if that can't be told without one."""
+    """The names of the metrics of evaluations; None if they aren't known before one."""
     names = []
     for test in cfg.DATASETS.TEST:
         if is_classifier(cfg):

@@ -9,8 +9,8 @@ from detectron2.engine import DefaultTrainer, HookBase
 
 from .limits import TRAINING_LIMITS, check_limits
 
-# Of a training in epochs, unless WARMUP_EPOCHS says how long: a config's WARMUP_ITERS suit the data
-# that it was written for, and a data set of a few images has fewer iterations in all.
+# The longest warm-up, as a part of a training in epochs, without WARMUP_EPOCHS: a config's
+# WARMUP_ITERS may be more than all iterations on a data set of few images.
 LONGEST_WARM_UP = 1 / 4
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def check_solver(cfg: CfgNode) -> None:
     """
     Raises:
-        ValueError: a key that only trainings read has a value that no training has.
+        ValueError: a key that only trainings read has an invalid value; one line.
     """
     check_limits(cfg, TRAINING_LIMITS)
     if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
@@ -46,7 +46,7 @@ def check_length(cfg: CfgNode, opts: Sequence[str]) -> None:
         opts: the keys and values of the command line.
 
     Raises:
-        ValueError: it sets MAX_ITER beside EPOCHS, which decide: it would only move the STEPS.
+        ValueError: the command line sets MAX_ITER with EPOCHS above 0, which set the length.
     """
     if cfg.SOLVER.EPOCHS > 0 and "SOLVER.MAX_ITER" in opts[::2]:
         raise ValueError(
@@ -57,17 +57,17 @@ def check_length(cfg: CfgNode, opts: Sequence[str]) -> None:
 
 
 def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
-    """The config with its schedule in iterations of IMS_PER_BATCH images, and EPOCHS 0.
+    """Convert a schedule from epochs to iterations of IMS_PER_BATCH images; EPOCHS becomes 0.
 
-    WARMUP_ITERS that are more than a quarter of the training become a quarter; a line in the log
-    says so, or, without EPOCHS, that the warm-up is the whole training.
+    If WARMUP_ITERS is more than a quarter of the training, it is reduced to a quarter, with a line
+    in the log. Without EPOCHS it stays, with a warning if the warm-up takes the whole training.
 
     Args:
-        cfg: one with ``SOLVER.EPOCHS`` and the other keys for ``SOLVER.REFERENCE_BATCH_SIZE``.
+        cfg: its other keys of the schedule are for ``SOLVER.REFERENCE_BATCH_SIZE`` images.
         num_images: the images in an epoch.
 
     Raises:
-        ValueError: WARMUP_EPOCHS is not less than EPOCHS; or, without these, a step is the end.
+        ValueError: WARMUP_EPOCHS is not less than EPOCHS; or, without EPOCHS, STEPS has MAX_ITER.
     """
     batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH_SIZE
     images = cfg.SOLVER.EPOCHS * num_images
@@ -81,7 +81,7 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     in_epochs = batch > reference and not solver.WARMUP_ITERS and "WARMUP_EPOCHS" in solver
     if in_epochs:
         _warm_up(solver, num_images)
-    # Detectron2's linear scaling is by the number of GPUs: here, of one image each.
+    # Detectron2 scales by the number of GPUs; here each image of a batch counts as one.
     solver.REFERENCE_WORLD_SIZE = solver.IMS_PER_BATCH = reference
     scaled.freeze()
     scaled = DefaultTrainer.auto_scale_workers(scaled, batch)
@@ -91,11 +91,11 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     solver.REFERENCE_BATCH_SIZE = batch
     whole = max(cfg.SOLVER.MAX_ITER, 1)
     steps = {round(step * iterations / whole) for step in cfg.SOLVER.STEPS}
-    # Of a few iterations, two steps may be the same, and the last one the end, as rounded.
+    # With few iterations, steps may become equal, 0 or the end by rounding.
     solver.STEPS = tuple(sorted(steps - {0, iterations}))
     solver.MAX_ITER = iterations
     solver.EPOCHS = 0
-    # Of a large batch, half an iteration is none.
+    # With a large batch, the periods may become 0 by rounding.
     solver.CHECKPOINT_PERIOD = max(solver.CHECKPOINT_PERIOD, 1)
     scaled.TEST.EVAL_PERIOD = max(scaled.TEST.EVAL_PERIOD, int(cfg.TEST.EVAL_PERIOD > 0))
     longest = int(LONGEST_WARM_UP * iterations)
@@ -110,7 +110,7 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
 
 
 def _check_steps(solver: CfgNode) -> None:
-    """Detectron2 leaves out the steps behind the end, and fails of one that is the end."""
+    """Refuse a step at the end, with which Detectron2 fails; it leaves out steps after the end."""
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.MAX_ITER in solver.STEPS:
         raise ValueError(
             f"SOLVER.STEPS {tuple(solver.STEPS)} must be less than SOLVER.MAX_ITER "
@@ -119,7 +119,7 @@ def _check_steps(solver: CfgNode) -> None:
 
 
 def _warn_of_warm_up(solver: CfgNode) -> None:
-    """A config's keys for 90,000 iterations are literal in a training of a few hundred, too."""
+    """Warn if the warm-up takes the whole training, which may be shorter than the config's."""
     if 0 < solver.MAX_ITER <= solver.WARMUP_ITERS:
         logger.warning(
             f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is not less than SOLVER.MAX_ITER "
@@ -129,8 +129,8 @@ def _warn_of_warm_up(solver: CfgNode) -> None:
 
 
 def _warm_up(solver: CfgNode, num_images: int) -> None:
-    """Goyal et al. (2017, §2.2): from the reference's rate to that of the batch, iteration by
-    iteration, in a few epochs."""
+    """Set the gradual warm-up of Goyal et al. (2017, §2.2): in a few epochs, the rate goes linearly
+    from that of the reference batch size to that of the actual one."""
     epochs = solver.WARMUP_EPOCHS
     if epochs >= solver.EPOCHS:
         raise ValueError(
@@ -144,10 +144,10 @@ def _warm_up(solver: CfgNode, num_images: int) -> None:
 
 
 class KeepSchedule(HookBase):
-    """Refuses to resume a training in the schedule of another batch size.
+    """Refuses to resume a training if both the batch size and the length of its schedule differ.
 
-    A checkpoint's iterations and rates are those of its own: with half the images in each, as many
-    iterations are half as far. Who changes the batch or the length alone changes just that.
+    The checkpoint's iteration counts batches of its own size: with half the images in each, it is
+    only half as far in the new schedule. A change of only the batch size or the length is allowed.
 
     Args:
         batch_size: the images of an iteration in all processes together.

@@ -1,4 +1,4 @@
-"""The weights that a config names: whether they can be read, and are of its network."""
+"""Checks of the weights that a config names: they must be readable, and fit its network."""
 
 import os
 import shlex
@@ -26,16 +26,17 @@ def check_weights(
 ) -> None:
     """
     Args:
-        key: of the config that names them.
-        weights: "" for none. A URL is not worth its download yet, unless they are to be tested.
-        scratch: what a command line gets for a training without them, if there can be one.
-        tested: the data's classes, if an evaluation is of them: its heads are not new ones.
+        key: the config key that names the weights.
+        weights: a path or URL; "" for none. A URL is checked only for evaluations and hf://.
+        model: the network.
+        scratch: the options with which a training needs no weights, for the message; "" for none.
+        tested: for an evaluation, the data's classes; all weights must then fit.
         renamed: see ``check_resumed``.
 
     Raises:
-        ValueError: they can't be read, or belong to another network than the model's; one line.
+        ValueError: the weights can't be read, or belong to another network; one line.
     """
-    # What lies on a hub, too, before there are processes, which then find it in the cache.
+    # A file on the Hub is downloaded here, so that later processes find it in the cache.
     is_url = "://" in weights
     if not weights or (is_url and not weights.startswith("hf://") and tested is None):
         return
@@ -55,13 +56,13 @@ def check_resumed(
     """Compare a network, and its data's classes, with the checkpoint that a run is resumed from.
 
     Args:
-        renamed: pairs of names, the checkpoint's and the data's, that stand for the same class.
+        renamed: pairs (checkpoint's name, data's name) of the same class.
 
     Returns:
-        The checkpoint; its tensors are left on disk.
+        The checkpoint, whose tensors are memory-mapped.
 
     Raises:
-        ValueError: they differ, or no checkpoint is whole; one line.
+        ValueError: they differ, or there is no undamaged checkpoint; one line.
     """
     file: dict[str, Any] = torch.load(
         run.last_checkpoint, map_location="cpu", weights_only=True, mmap=True
@@ -78,8 +79,8 @@ def _check_same(
     classes: Sequence[str],
     renamed: Sequence[Sequence[str]],
 ) -> None:
-    """Refuse weights of other shapes or under other norms, and outputs that stand for other
-    classes; what else a checkpoint lacks is another matter, of which Detectron2 warns."""
+    """Refuse a checkpoint with weights of other shapes, other norms, or other classes. Missing
+    weights are allowed; Detectron2 warns of them."""
     own, weights = model.state_dict(), checkpoint["model"]
     _check_norms(own, weights)
     for name, value in own.items():
@@ -98,7 +99,7 @@ def _check_norms(own: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
         layer = name.removesuffix(".weight")
         for part, *kinds in (
             ("running_mean", "a batch norm", "a norm without batch statistics, such as GN"),
-            ("norm.weight", "a layer with a norm", "a layer without"),  # of Detectron2's Conv2d
+            ("norm.weight", "a layer with a norm", "a layer without"),  # Detectron2's Conv2d
         ):
             has, had = (f"{layer}.{part}" in names for names in (own, weights))
             if layer == name or name not in weights or has == had:
@@ -116,17 +117,17 @@ def check_class_names(
 ) -> None:
     """
     Args:
-        before: the checkpoint's, in the order of its outputs.
-        classes: the data's, in their order.
+        before: the checkpoint's classes, in the order of its outputs.
+        classes: the data's classes, in their order.
         renamed: see ``check_resumed``.
 
     Raises:
-        ValueError: one of them is another; one line.
+        ValueError: a class differs and was not renamed; one line.
     """
     classes = list(map(str, classes))
     differ = [[own, now] for own, now in zip(before, classes) if own != now]
     moved = any(own in classes or now in before for own, now in differ)
-    if not moved:  # a class that has become another of them was not renamed
+    if not moved:  # if a name is at another index, the classes were reordered, not renamed
         differ = [pair for pair in differ if pair not in renamed]
     if not differ:
         return
@@ -141,10 +142,10 @@ def check_class_names(
 
 
 def read_weights(key: str, path: str) -> dict[str, Any]:
-    """What they hold.
+    """Read a file of weights, which may be downloaded first.
 
     Raises:
-        ValueError: they can't be read; one line.
+        ValueError: the file can't be read; one line that begins with ``key``.
     """
     if os.path.isdir(path):
         raise ValueError(f"{key} {path!r} is a folder; name the file in it")
@@ -153,7 +154,7 @@ def read_weights(key: str, path: str) -> dict[str, Any]:
 
 
 def _ways_to(weights: str, scratch: str) -> str:
-    """How to get a backbone that pretrain_imagenet.py leaves, or do without; "" of other files."""
+    """How to get, or do without, a backbone.pth of pretrain_imagenet.py; "" for other files."""
     run = RunFolder(os.path.dirname(weights))
     if run.backbone.name != os.path.basename(weights) or not scratch:
         return ""

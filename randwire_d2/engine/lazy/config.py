@@ -1,9 +1,9 @@
-"""The LazyConfig of a command line, and all that can be known to fail before any work.
+"""The LazyConfig of a command line, and checks for all errors that can be found before any work.
 
-LazyConfig files are Python by nature: loading one runs it. So none is taken from a checkpoint or a
-run's folder, and a YAML file, in which Detectron2 would let tags run code, is not read as one.
+LazyConfig files are Python: loading one runs it. So none is loaded from a checkpoint or a run's
+folder. A YAML file is not loaded as one either, because Detectron2 would let its tags run code.
 
-Beside Detectron2's keys, ``train`` has those of ``_TRAIN``, which mean what YAML's do.
+In addition to Detectron2's keys, ``train`` has those of ``_TRAIN``, which mean the same as in YAML.
 """
 
 import argparse
@@ -60,14 +60,14 @@ from .in_yaml import (
 )
 from .loader import check_loss_images
 
-with warnings.catch_warnings():  # ahead of the tool's first word
+with warnings.catch_warnings():  # it would be the first line of the tool's output
     warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
     from detectron2 import model_zoo
 
-# What Detectron2's lazyconfig_train_net.py reads, too.
+# The sections that Detectron2's lazyconfig_train_net.py reads, too.
 _SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
-# What ``train`` may have beside Detectron2's: SEED, CUDNN_BENCHMARK, and some of DATASETS, SOLVER
-# and TEST, as config.py explains them.
+# The keys of ``train`` in addition to Detectron2's: SEED, CUDNN_BENCHMARK, and some of DATASETS,
+# SOLVER and TEST, which config.py explains.
 _TRAIN: dict[str, Any] = {
     "data": "", "data_val": "", "hold_back": 0.0,
     "seed": -1, "cudnn_benchmark": False, "skip_nonfinite": 0, "hang_timeout": HANG_TIMEOUT,
@@ -85,13 +85,13 @@ logger = logging.getLogger(__name__)
 
 
 def load_lazy_config(args: argparse.Namespace) -> DictConfig:
-    """The LazyConfig of a command line, checked; the file runs.
+    """Load and check the LazyConfig of a command line; this runs the file.
 
     Args:
-        args: of Detectron2's ``default_argument_parser``.
+        args: the arguments of Detectron2's ``default_argument_parser``.
 
     Raises:
-        ValueError: for what would make the run fail later: a missing file, data set or device, a
+        ValueError: something would make the run fail later: a missing file, data set or device, a
             model that can't be built, a training that can't succeed. One line.
     """
     cfg = read_lazy_config(args)
@@ -117,7 +117,7 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
     own = yaml_config(cfg)
     with in_lazy_words():
         if OmegaConf.select(cfg, "dataloader.train.total_batch_size") is None:
-            own.SOLVER.IMS_PER_BATCH = max(check_processes(args)[0], 1)  # its loader knows
+            own.SOLVER.IMS_PER_BATCH = max(check_processes(args)[0], 1)  # unknown: the loader's own
         check_limits(own, LIMITS)
         check_solver(own)
         check_device(own, args)
@@ -152,10 +152,10 @@ def load_lazy_config(args: argparse.Namespace) -> DictConfig:
 
 
 def read_lazy_config(args: argparse.Namespace) -> DictConfig:
-    """The LazyConfig of a command line, with all keys of ``train``; the file runs.
+    """Load the LazyConfig of a command line, with all keys of ``train``; this runs the file.
 
     Raises:
-        ValueError: it is none, or can't be loaded; one line.
+        ValueError: the file is no LazyConfig, or can't be loaded; one line.
     """
     check_options(args)
     path = args.config_file = config_path(args.config_file)
@@ -167,7 +167,7 @@ def read_lazy_config(args: argparse.Namespace) -> DictConfig:
     logger.info(f"Running {path}: a LazyConfig is Python")
     try:
         cfg = LazyConfig.load(path)
-    except Exception as e:  # whatever a file does that runs
+    except Exception as e:  # the file's code may raise any error
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == path]
         where = f", line {lines[-1]}" if lines else ""
         cause = (isinstance(e, SyntaxError) and e.__cause__) or e  # Detectron2's has no line
@@ -194,9 +194,9 @@ def read_lazy_config(args: argparse.Namespace) -> DictConfig:
 
 @contextmanager
 def building(key: str) -> Iterator[None]:
-    """Around what builds a part of the config: its error names that.
+    """Raise errors of the block, which builds a part of the config, as ValueErrors that name it.
 
-    What is built refuses a value, if it looks at it; others fail with it, in whatever way.
+    Some classes check their arguments; others fail with a wrong one, with any kind of error.
     """
     try:
         yield
@@ -212,12 +212,12 @@ def _failed_line(error: Exception) -> str:
 
 
 def _check_arguments(node: Any, where: str) -> None:
-    """What reads images is not built yet; but it is known which arguments it takes."""
+    """Check the argument names of LazyCalls that are not called yet, because they read images."""
     if callable(target := target_of(node)):
         given = {str(key): None for key in node if key != "_target_"}
         with building(where), suppress(ValueError):  # a builtin may have no signature
             inspect.signature(target).bind_partial(**given)
-        if target is build_detection_train_loader:  # which hands what it does not know to others
+        if target is build_detection_train_loader:  # it passes unknown arguments on
             takers = (target, build_batch_data_loader, DataLoader)
             known = {key for taker in takers for key in inspect.signature(taker).parameters}
             if unknown := sorted(given.keys() - known):
@@ -229,18 +229,19 @@ def _check_arguments(node: Any, where: str) -> None:
 
 
 def build_optimizer(call: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """What a LazyCall of an optimizer makes for a model; a checkpoint can hold its options."""
+    """Build the optimizer of a LazyCall for a model, with options that a checkpoint can hold."""
     call.params.model = model
     optimizer: torch.optim.Optimizer = instantiate(call)
     for group in optimizer.param_groups:
-        # betas, say: not every version of PyTorch makes two numbers of them.
+        # The options may have ListConfigs, such as betas, which some versions of PyTorch keep.
         lists = {key: tuple(v) for key, v in group.items() if isinstance(v, ListConfig)}
         group.update(lists)
     return optimizer
 
 
 def _check_solver_parts(cfg: DictConfig, model: nn.Module, resumed: dict[str, Any] | None) -> None:
-    """Ahead of all that writes into the output folder; FiniteTrainer looks again.
+    """Check the schedule and the optimizer before the output folder is written to; FiniteTrainer
+    checks the optimizer again.
 
     Args:
         resumed: the checkpoint to go on from, if there is one.
@@ -250,7 +251,7 @@ def _check_solver_parts(cfg: DictConfig, model: nn.Module, resumed: dict[str, An
     with building("optimizer"):
         try:
             optimizer = build_optimizer(copy.deepcopy(cfg.optimizer), model)
-        except RuntimeError as e:  # of weights that have no values
+        except RuntimeError as e:  # the model's weights have no values
             logger.info(f"The optimizer is compared with the checkpoint's later: {one_line(e)}")
             return
     if resumed is not None:
@@ -262,7 +263,7 @@ def _check_solver_parts(cfg: DictConfig, model: nn.Module, resumed: dict[str, An
 def _check_model(
     cfg: DictConfig, args: argparse.Namespace
 ) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The model, without values, and the checkpoint to go on from, if there is one."""
+    """The model on the meta device, and the checkpoint to go on from, if there is one."""
     with building("model"):
         model = build_on_meta(lambda: instantiate(cfg.model))
     for part in ("backbone", "roi_heads") if isinstance(model, GeneralizedRCNN) else ():

@@ -1,4 +1,4 @@
-"""What a LazyConfig's data set, if it is given by its path, sets in the rest of it."""
+"""Adapt a LazyConfig's model, loaders and evaluator to a data set that is given by its path."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from ..config.datasets import register_data, thing_classes
 from ..config.keypoints import default_sigmas, keypoint_names
 from .in_yaml import KEYPOINTS, finds_coco_metrics, mask_key, target_of, yaml_config
 
-# Where Detectron2's detectors have the number of their classes: ahead of others what those refer
-# to, and last what has another number, 1, if one mask is for all classes.
+# The keys of Detectron2's detectors for the number of classes. Others may refer to the first two.
+# The last one has another value, 1, if one mask is for all classes.
 _NUMBERS = (
     "model.roi_heads.num_classes",
     "model.num_classes",
@@ -24,22 +24,22 @@ _NUMBERS = (
 )
 _NUM_KEYPOINTS = "model.roi_heads.keypoint_head.num_keypoints"
 _MASKS = "dataloader.train.mapper.use_instance_mask"
-# Of these it is known that they read masks for their ``mask_key`` alone.
+# These detectors use masks only if their ``mask_key`` is set.
 _DETECTORS = (CascadeROIHeads, FCOS, Res5ROIHeads, RetinaNet, StandardROIHeads)
 
 
 def use_data(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Have a LazyConfig's loaders and evaluator read the data set of ``train.data``, if there is
-    one, and its detector tell as many classes; and its evaluator read what is not COCO's. In each
-    process, whose catalog is its own.
+    """Set a LazyConfig's loaders, evaluator and number of classes for the data set of
+    ``train.data``, if there is one; make COCOEvaluator convert other formats. Each process calls
+    this, since each has its own catalog.
 
     Args:
-        overrides: the command line's path.key=value; a number of classes there stays.
+        overrides: the command line's path.key=value; a number of classes there is kept.
 
     Raises:
         ValueError: the data set can't be used, or the command line names another; one line.
     """
-    if finds_coco_metrics(cfg):  # it writes that as COCO's: anew, as the labels may be
+    if finds_coco_metrics(cfg):  # no cached conversion, since the labels may have changed
         cfg.dataloader.evaluator.setdefault("output_dir", "${train.output_dir}/inference")
         cfg.dataloader.evaluator.setdefault("allow_cached_coco", False)
     if not cfg.train.data:
@@ -52,7 +52,7 @@ def use_data(cfg: DictConfig, overrides: Sequence[str]) -> None:
     if OmegaConf.select(cfg, "dataloader.evaluator.dataset_name"):
         cfg.dataloader.evaluator.dataset_name = test
     before = {OmegaConf.select(cfg, key) for key in _NUMBERS[:2]} - {None}
-    for key in _NUMBERS:  # those that refer to one of the first are another number by now
+    for key in _NUMBERS:  # keys that refer to one of the first already have the new number
         if OmegaConf.select(cfg, key) in before:
             OmegaConf.update(cfg, key, len(thing_classes(train)))
     if OmegaConf.select(cfg, KEYPOINTS) is not None:
@@ -63,7 +63,7 @@ def use_data(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def _use_keypoints(cfg: DictConfig, train: str) -> None:
-    """The same of a keypoint head, its training images, and COCOEvaluator's sigmas."""
+    """Set the keypoints of a keypoint head, of its training loader, and COCOEvaluator's sigmas."""
     names = keypoint_names(train)
     OmegaConf.update(cfg, _NUM_KEYPOINTS, len(names))
     indices = create_keypoint_hflip_indices(train)
@@ -75,8 +75,8 @@ def _use_keypoints(cfg: DictConfig, train: str) -> None:
 
 
 def _leave_out_masks(cfg: DictConfig) -> None:
-    """Have training images read without masks for a detector that finds none: Detectron2's configs
-    read COCO's, but its mapper takes neither RLE for polygons, nor masks of only some objects."""
+    """Make the training mapper read no masks for a detector without masks. Detectron2's configs do
+    read them, but its mapper fails with RLE in place of polygons, or if objects lack a mask."""
     detector = target_of(OmegaConf.select(cfg, "model.roi_heads", default=cfg.model))
     of_boxes = OmegaConf.select(cfg, "dataloader.train.mapper.recompute_boxes")
     if (

@@ -1,5 +1,5 @@
-"""What a LazyConfig says, in YAML's keys: for all that trainings of both kinds share, and for what
-reads a run when it has ended."""
+"""Translate a LazyConfig to YAML's keys, for code that both kinds of trainings share, and for tools
+that read a finished run."""
 
 import re
 import sys
@@ -26,11 +26,11 @@ from ...data.formats.layouts import absolute
 from ...data.images.patience import PatientMapper
 from ...modeling import LazyDetector, RandWire, describe_lazily
 
-# Without this a LazyConfig's detector finds no keypoints; and where the flips of images are.
+# A LazyConfig's detector finds keypoints only if KEYPOINTS is set; _FLIPS has the images' flips.
 KEYPOINTS = "model.roi_heads.keypoint_in_features"
 _FLIPS = "dataloader.train.mapper.augmentations"
 
-# What a LazyConfig's value is in YAML.
+# LazyConfig's key -> YAML's key.
 _KEYS = {
     "dataloader.train.mapper.instance_mask_format": "INPUT.MASK_FORMAT",
     "dataloader.train.num_workers": "DATALOADER.NUM_WORKERS",
@@ -62,8 +62,8 @@ _KEYS = {
 
 
 def yaml_config(cfg: DictConfig) -> CfgNode:
-    """The training of a LazyConfig: schedule, evaluations, checkpoints, folder and data sets, but
-    not the detector, learning rate or augmentation. No value is checked."""
+    """Translate a LazyConfig's schedule, evaluations, checkpoints, folder and data sets, but not
+    its detector, learning rate or augmentation. No value is checked."""
     own = detector_config()
     forget_other_generators(own)
     for lazy, key in _KEYS.items():
@@ -73,7 +73,7 @@ def yaml_config(cfg: DictConfig) -> CfgNode:
     node = own.DATASETS
     node.PATH, node.PATH_VAL = absolute(node.PATH), absolute(node.PATH_VAL)
     node.TRAIN = tuple(datasets_of(cfg, "train"))
-    tests = datasets_of(cfg, "test")  # an evaluator is of one: of several its metrics are unknown
+    tests = datasets_of(cfg, "test")  # one evaluator can't give metrics for several sets
     node.TEST = tuple(tests) if len(tests) == 1 else ()
     own.MODEL.KEYPOINT_ON = OmegaConf.select(cfg, KEYPOINTS) is not None
     flips = [target_of(call) is RandomFlip for call in OmegaConf.select(cfg, _FLIPS) or ()]
@@ -84,7 +84,7 @@ def yaml_config(cfg: DictConfig) -> CfgNode:
 def check_types(cfg: DictConfig) -> None:
     """
     Raises:
-        ValueError: a value is not of the type of that in YAML; one line.
+        ValueError: a value has another type than its key in YAML; one line.
     """
     defaults = dict(flat(detector_config()))
     for lazy, key in _KEYS.items():
@@ -103,7 +103,7 @@ def datasets_of(cfg: DictConfig, split: str) -> list[str]:
 
 
 def target_of(call: Any) -> Any:
-    """What a LazyCall calls; None of anything else."""
+    """The target of a LazyCall; None for anything else."""
     target = call.get("_target_") if isinstance(call, DictConfig) else None
     return locate(target) if isinstance(target, str) else target
 
@@ -123,10 +123,10 @@ def mask_key(cfg: DictConfig) -> str:
 
 @contextmanager
 def in_lazy_words(masks: str = "") -> Iterator[None]:
-    """Around checks of what ``yaml_config`` returned: their errors name the LazyConfig's keys.
+    """Replace YAML's keys by the LazyConfig's in ValueErrors of the block.
 
     Args:
-        masks: the ``mask_key``, where errors may name it.
+        masks: the ``mask_key``, if errors may name it.
     """
     try:
         yield
@@ -142,22 +142,22 @@ def in_lazy_words(masks: str = "") -> Iterator[None]:
 
 
 def add_tasks(own: CfgNode, model: nn.Module) -> None:
-    """Note in a config what a detector finds: boxes, and perhaps masks or keypoints."""
+    """Set MASK_ON and KEYPOINT_ON of a config to the tasks of a detector."""
     heads = getattr(model, "roi_heads", None)
     own.MODEL.MASK_ON = bool(getattr(heads, "mask_on", False))
     own.MODEL.KEYPOINT_ON = bool(getattr(heads, "keypoint_on", False))
 
 
 def add_detector(own: CfgNode, cfg: DictConfig, model: nn.Module) -> CfgNode:
-    """A config with the detector of a LazyConfig and the images of its tests: with it and the
-    weights a checkpoint is a whole model. ``own`` stays as it is.
+    """Add a LazyConfig's detector and the preprocessing of its tests to a copy of a config, from
+    which, with a checkpoint's weights, the model can be built.
 
     Args:
-        own: what ``yaml_config`` returned.
-        model: what the LazyConfig builds.
+        own: the return value of ``yaml_config``.
+        model: the model that the LazyConfig builds.
 
     Raises:
-        ValueError: no YAML can say so; one line.
+        ValueError: YAML's keys can't express the model or its preprocessing; one line.
     """
     if not isinstance(model, GeneralizedRCNN | DenseDetector):
         raise ValueError(f"model is a {type(model).__name__}, which is no detector of Detectron2's")
@@ -170,7 +170,7 @@ def add_detector(own: CfgNode, cfg: DictConfig, model: nn.Module) -> CfgNode:
     options = backbones[0].options()
     described.MODEL.BACKBONE.NAME = "build_randwire_backbone"
     described.MODEL.BACKBONE.FREEZE_AT = options.pop("freeze_at")
-    del options["in_channels"]  # MODEL.LAZY has it, and a YAML config no key
+    del options["in_channels"]  # it is in MODEL.LAZY, and YAML has no key for it
     described.MODEL.RANDWIRE.update({key.upper(): value for key, value in options.items()})
     set_spec(described, backbones[0].spec)
     add_tasks(described, model)

@@ -1,6 +1,6 @@
-"""The images of a LazyConfig: in training, where its loader is Detectron2's, a ``TrainLoader``.
+"""The loaders of a LazyConfig; a ``TrainLoader`` replaces Detectron2's training loader.
 
-What the loader is, is read from the config's LazyCall, without calling it.
+The arguments of the loader are read from its LazyCall, which is not called.
 """
 
 import copy
@@ -21,19 +21,19 @@ from ..processes.signals import guard_workers
 from ..train_loader import TrainLoader, warn_of_first_images
 from .in_yaml import target_of
 
-# Those of Detectron2's loader that TrainLoader has, too, beside the sampler.
+# The arguments of Detectron2's loader that TrainLoader also has, except the sampler.
 _ARGUMENTS = ("dataset", "mapper", "total_batch_size", "aspect_ratio_grouping", "num_workers")
-# Functions of their arguments and, where they draw a seed, of the random state.
+# These samplers depend only on their arguments and, if they draw a seed, on the random state.
 _SAMPLERS = (TrainingSampler, RandomSubsetTrainingSampler, RepeatFactorTrainingSampler)
 
 
 def lazy_train_loader(call: DictConfig, seed: int) -> Any:
-    """The loader of a LazyConfig's ``dataloader.train``.
+    """Build the loader of a LazyConfig's ``dataloader.train``.
 
-    It is a ``TrainLoader`` of the seed, if the config calls Detectron2's
-    ``build_detection_train_loader`` with nothing but a map-style data set of dicts, a mapper, one
-    of Detectron2's samplers, batch size, grouping and workers. Else it is what the config builds,
-    and the log says why a training that is resumed begins its images anew.
+    It is a ``TrainLoader`` with this seed, if the config calls Detectron2's
+    ``build_detection_train_loader`` with only a map-style data set of dicts, a mapper, one of
+    Detectron2's samplers, batch size, grouping and workers. Else it is the config's own loader, and
+    the log says why a resumed training begins with its first images again.
     """
     if reason := _why_unrepeatable(call):
         warn_of_first_images(f"dataloader.train {reason}")
@@ -55,7 +55,7 @@ def lazy_train_loader(call: DictConfig, seed: int) -> Any:
 
 
 def _why_unrepeatable(call: DictConfig) -> str:
-    """What keeps a LazyCall from being a ``TrainLoader``; "" if nothing does."""
+    """The reason why a LazyCall can't become a ``TrainLoader``; "" if it can."""
     if target_of(call) is not build_detection_train_loader:
         return "is not Detectron2's build_detection_train_loader"
     others = set(map(str, call)) - {"_target_", "sampler", *_ARGUMENTS}
@@ -71,7 +71,7 @@ def _why_unrepeatable(call: DictConfig) -> str:
 def check_loss_images(cfg: DictConfig) -> None:
     """
     Raises:
-        ValueError: it can't be said how ``lazy_loss_loader`` is to read images; one line.
+        ValueError: a mapper is not Detectron2's, as ``lazy_loss_loader`` needs; one line.
     """
     for split in ("train", "test"):
         mapper = OmegaConf.select(cfg, f"dataloader.{split}.mapper")
@@ -83,8 +83,8 @@ def check_loss_images(cfg: DictConfig) -> None:
 
 
 def lazy_loss_loader(cfg: DictConfig) -> Any:
-    """The images of a LazyConfig's ``dataloader.test``, each as in a test, with what its
-    ``dataloader.train`` reads of their annotations."""
+    """Build a loader of a LazyConfig's test images, with the augmentations of ``dataloader.test``,
+    and the annotations that the mapper of ``dataloader.train`` reads."""
     loaders = copy.deepcopy(cfg).dataloader
     loaders.train.mapper.augmentations = loaders.test.mapper.augmentations
     loaders.test.mapper = loaders.train.mapper

@@ -1,4 +1,4 @@
-"""Trainings whose config is Python, Detectron2's LazyConfig, with this project's checkpoints."""
+"""Trainings with Detectron2's LazyConfigs, which are Python, and this project's checkpoints."""
 
 import argparse
 import copy
@@ -42,14 +42,14 @@ logger = logging.getLogger(__name__)
 
 
 def run_lazy(cfg: DictConfig, args: argparse.Namespace, task: Task) -> None:
-    """``run_distributed``, of a LazyConfig. It may hold functions that can't be sent to another
-    process, so each loads its own."""
+    """Call ``run_distributed`` for a LazyConfig. Each process loads the config itself, because it
+    may hold functions that can't be pickled."""
     run_distributed(_train_or_evaluate, yaml_config(cfg), args, task, (args,))
 
 
 def _train_or_evaluate(args: argparse.Namespace) -> Any:
     cfg = read_lazy_config(args)
-    use_data(cfg, args.opts)  # launch may have started this process, whose catalog is its own
+    use_data(cfg, args.opts)  # a process that launch has started has its own, empty catalog
     work = _evaluate if args.eval_only else locked(cfg.train.output_dir)(_train)
     workers = "dataloader.train.num_workers, dataloader.test.num_workers"
     return explained(workers, work, cfg, args)
@@ -61,9 +61,9 @@ def _train_or_evaluate(args: argparse.Namespace) -> Any:
 
 
 def _evaluate(cfg: DictConfig, args: argparse.Namespace) -> Any:
-    model = instantiate(cfg.model).to(cfg.train.device)  # its folder depends on what it is
+    model = instantiate(cfg.model).to(cfg.train.device)  # the evaluation's folder depends on it
     own, _ = _in_yaml(yaml_config(cfg), cfg, model)
-    # The first process decides: a training at work may write its next checkpoint any moment.
+    # The first process chooses for all: a running training may write a newer checkpoint meanwhile.
     own = comm.all_gather(evaluation_config(own, args.resume))[0]
     cfg.train.output_dir, cfg.train.init_checkpoint = own.OUTPUT_DIR, own.MODEL.WEIGHTS
     setup(own, args, cfg)
@@ -88,8 +88,8 @@ def _test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
 
 
 def _in_yaml(own: CfgNode, cfg: DictConfig, model: nn.Module) -> tuple[CfgNode, str]:
-    """A LazyConfig in YAML's keys, of which ``own`` are those without its detector, and why that is
-    not among them; "" if it is."""
+    """The config ``own`` with the LazyConfig's detector added, and ""; or ``own`` and the reason
+    why YAML's keys can't describe the detector."""
     try:
         return add_detector(own, cfg, model), ""
     except ValueError as e:
@@ -97,7 +97,7 @@ def _in_yaml(own: CfgNode, cfg: DictConfig, model: nn.Module) -> tuple[CfgNode, 
 
 
 def _write_detector(own: CfgNode) -> None:
-    """What tools read of a run whose config.yaml is Python; an older training's doesn't stay."""
+    """Write detector.yaml, which tools read in place of a LazyConfig; remove an older one."""
     file = RunFolder(own.OUTPUT_DIR).detector_file
     if comm.is_main_process():
         file.unlink(missing_ok=True)
@@ -126,12 +126,12 @@ def _train(cfg: DictConfig, args: argparse.Namespace) -> Any:
 
 
 class LazyTrainer(Trainer):
-    """``Trainer``, with the parts that a LazyConfig calls; what builds them is no classmethod here.
+    """A ``Trainer`` with the parts of a LazyConfig; its build methods are not classmethods.
 
     Args:
         own: the LazyConfig in YAML's keys.
         lazy: the LazyConfig; its data sets are registered.
-        model: what it builds.
+        model: the model that the LazyConfig builds.
     """
 
     keys = LAZY_KEYS
@@ -161,7 +161,7 @@ class LazyTrainer(Trainer):
         return instantiate(call)
 
     def saved_config(self, cfg: CfgNode) -> CfgNode | None:
-        return cfg if cfg.MODEL.LAZY else None  # else it does not describe the detector
+        return cfg if cfg.MODEL.LAZY else None  # without MODEL.LAZY it describes no detector
 
     def classes(self, cfg: CfgNode) -> dict[str, Any]:  # type: ignore[override]
         return class_entries(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else {}
@@ -177,13 +177,13 @@ class LazyTrainer(Trainer):
             super().resume_or_load(resume)
 
     def train(self) -> Any:
-        _write_detector(self.cfg)  # now that the run is not refused any more
+        _write_detector(self.cfg)  # after all checks that may refuse to resume
         return super().train()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As Trainer's, of older versions' checkpoints, too, which had one level less."""
+        """Load a checkpoint's state, also that of older versions, which had one level less."""
         super().load_state_dict({"_trainer": {**state_dict, "hooks": {}}, **state_dict})
 
     def conclude(self) -> None:
-        if self.cfg.MODEL.LAZY:  # else no tool can read what was trained
+        if self.cfg.MODEL.LAZY:  # else no tool can load the trained model
             super().conclude()

@@ -3,8 +3,8 @@
 At the end of every operation OpenMP's threads wait for each other in busy loops. If one thread
 loses its core to another process, all wait. On two cores that two other processes kept busy, a
 training step of the demo's detector took 2.9 s with two threads, 1.0 s with two that sleep while
-they (OMP_WAIT_POLICY=PASSIVE) and 0.65 s with one; on idle cores 0.34 s with two and 0.44 s with
-one.
+they wait (OMP_WAIT_POLICY=PASSIVE) and 0.65 s with one; on idle cores, 0.34 s with two and 0.44 s
+with one.
 """
 
 import logging
