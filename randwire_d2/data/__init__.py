@@ -1,4 +1,4 @@
-"""Data sets: those that the project draws itself, folders of images, shards, images by path.
+"""Data sets: the built-in sets, folders of images, tar shards, and detection data given by path.
 
 Importing this registers the built-in sets and ImageNet in Detectron2.
 """

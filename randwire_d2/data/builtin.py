@@ -1,9 +1,9 @@
 """The built-in data sets: written on first use, checked, registered in Detectron2.
 
 Importing this module registers ``randwire_shapes_train`` and ``randwire_shapes_val`` for detection
-and ``randwire_shapes_cls_train`` and ``randwire_shapes_cls_val`` for classification. Like
-Detectron2's own data sets they lie under ``$DETECTRON2_DATASETS`` (default ``datasets``), and like
-there the variable is read once, on import.
+and ``randwire_shapes_cls_train`` and ``randwire_shapes_cls_val`` for classification. As with
+Detectron2's own data sets, they are under ``$DETECTRON2_DATASETS`` (default ``datasets``), and the
+variable is read once, on import.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ from ..text import parse_json
 from .classification.image_folder import DATASETS_ROOT, register_image_folder
 from .shapes import CLASSES, ClassificationShapesConfig, Scene, ShapesConfig, draw_scene
 
-VERSION = 2  # of the drawing: raise it whenever the same config gives other images than before
+VERSION = 2  # raise it whenever the same config gives different images than before
 SPLITS = ("train", "val")
-# At these sizes, a tenth of PNG's time to encode and half its time to decode. Full chroma, because
-# colour alone separates many objects from what lies behind them.
+# At these sizes JPEG takes a tenth of PNG's time to encode and half its time to decode. The chroma
+# is not subsampled, because many objects differ from their background only in colour.
 JPEG_OPTIONS: dict[str, Any] = {"quality": 95, "subsampling": 0}
 
 logger = logging.getLogger(__name__)
@@ -40,28 +40,28 @@ _checked: set[Path] = set()  # the sets whose content this process has verified
 
 
 def draw_image(config: ShapesConfig, split: str, index: int) -> Scene:
-    """Draw one image of a split; each depends on the config, its split and its index alone."""
+    """Draw one image of a split; it depends only on the config, the split and the index."""
     seed = (config.seed, SPLITS.index(split), index)
     rng = np.random.Generator(np.random.PCG64(seed))
     return draw_scene(config, rng, config.categories(index))
 
 
 def dataset_folder(root: str | Path, config: ShapesConfig) -> Path:
-    """Where the set lies under ``root``; the name tells version, seed and config."""
+    """The folder of a set under ``root``; its name depends on version, seed and config."""
     return Path(root) / f"{config.name}_v{VERSION}_seed{config.seed}_{config.digest}"
 
 
 def make_dataset(root: str | Path, config: ShapesConfig) -> Path:
-    """Write the set under ``root`` unless it is there, check it, and return its folder.
+    """Write the set under ``root`` unless it exists, check it, and return its folder.
 
-    The folder appears whole, by a rename, or not at all; processes that start at once end with
-    one set. What is in it for detection: train/*.jpg, val/*.jpg,
-    annotations/instances_{train,val}.json (COCO's format) and manifest.json; for classification:
+    The complete folder is renamed to its name at the end; processes that start at the same time
+    share one set. For detection it has train/*.jpg, val/*.jpg,
+    annotations/instances_{train,val}.json (COCO's format) and manifest.json; for classification,
     train/<class>/*.jpg, val/<class>/*.jpg (torchvision's ImageFolder) and manifest.json. The check
-    costs a fraction of a second, once per process.
+    takes a fraction of a second, once per process.
 
     Raises:
-        ValueError: the content is not what was written.
+        ValueError: the content has changed since it was written.
     """
     folder = dataset_folder(root, config)
     if folder in _checked:
@@ -78,9 +78,9 @@ def make_dataset(root: str | Path, config: ShapesConfig) -> Path:
 
 
 def register_shapes(root: str, config: ShapesConfig, prefix: str = "") -> None:
-    """Register ``{prefix}_train`` and ``{prefix}_val``; nothing is drawn before it is needed.
+    """Register ``{prefix}_train`` and ``{prefix}_val``; the images are drawn when they are needed.
 
-    The prefix is by default the config's name. Does nothing where they are registered already, so
+    The default prefix is the config's name. If the sets are already registered, nothing is done, so
     that reloading this module is harmless.
     """
     prefix = prefix or config.name
@@ -102,14 +102,14 @@ def register_shapes(root: str, config: ShapesConfig, prefix: str = "") -> None:
 
 
 class _ShapesHandler(PathHandler):
-    """Makes the set when Detectron2 first asks for a file in its folder.
+    """Makes the set when PathManager is first asked for a file in its folder.
 
-    All readers, load_coco_json and COCOEvaluator for the annotations and
-    classification/image_folder.py for its folders, ask PathManager for them; so whichever comes
-    first finds them, and the metadata's json_file and image_root are plain paths.
+    All readers ask PathManager for their files: load_coco_json and COCOEvaluator for the
+    annotations, classification/image_folder.py for its folders. So the first reader makes the set,
+    and the metadata's json_file and image_root are plain paths.
 
-    It has a NativePathHandler and is none: PathManager would give that every local path instead of
-    those in this folder.
+    It has a NativePathHandler but does not derive from it, because PathManager would use such a
+    handler for every local path, not only for those in this folder.
     """
 
     def __init__(self, root: str, config: ShapesConfig) -> None:
@@ -143,7 +143,7 @@ def _write(folder: Path, config: ShapesConfig) -> None:
 
 
 def _draw_all(config: ShapesConfig) -> Iterator[tuple[str, int, Scene]]:
-    """Split, index and scene of every image of the set; progress goes to stderr."""
+    """Draw all images; yield the split, index and scene of each. Progress goes to stderr."""
     sizes = {"train": config.num_train, "val": config.num_val}
     images = [(split, index) for split in SPLITS for index in range(sizes[split])]
     for split, index in tqdm(images, "Drawing", unit="image", mininterval=3):
@@ -191,10 +191,10 @@ def _file_name(index: int) -> str:
 
 
 def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
-    """A scene's objects in COCO's format, numbered from ``first_id`` on."""
+    """The annotations of a scene's objects in COCO's format; their ids begin with ``first_id``."""
     annotations = []
     for i, o in enumerate(scene.objects):
-        # GEOS's versions differ in the order of vertices and in the sign of 0.
+        # Versions of GEOS differ in the order of vertices and in the sign of 0.
         pieces = shapely.get_parts(o.visible.normalize())
         rings = [shapely.get_coordinates(p.exterior)[:-1] + 0.0 for p in pieces]
         vertices = np.concatenate(rings)
@@ -215,7 +215,7 @@ def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
 
 
 def _content_hash(folder: Path) -> str:
-    """The sha256 of all names and contents but the manifest's."""
+    """The sha256 of the names and contents of all files except the manifest."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if path.name != "manifest.json":

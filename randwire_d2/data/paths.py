@@ -1,4 +1,4 @@
-"""Where a data set's files are on this machine, and reading many of them."""
+"""The local paths of a data set's files, and reading many files at once."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +16,14 @@ _Result = TypeVar("_Result")
 
 
 def existing_path(name: str, path: str) -> str:
-    """The local path of a data set's file or folder; a built-in set is made if it isn't there.
+    """The local path of a data set's file or folder; a built-in set is drawn if it doesn't exist.
 
     Args:
-        name: the data set's, for errors.
-        path: any that Detectron2's PathManager knows.
+        name: the name of the data set, for errors.
+        path: any path that Detectron2's PathManager supports.
 
     Raises:
-        ValueError: there is nothing, or it can't be made; one line.
+        ValueError: the path does not exist, or the set can't be drawn; one line.
     """
     with prefixed(f"{name!r}", (OSError, RuntimeError, ValueError)):
         local = str(PathManager.get_local_path(path))
@@ -39,7 +39,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a file in UTF-8, without the byte order mark that some Windows programs write.
 
     Raises:
-        ValueError: it can't be read; one line.
+        ValueError: the file can't be read, or is not UTF-8; one line.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
@@ -49,18 +49,19 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The files in a folder and below it, but those that are hidden, or in a hidden folder there.
+    """The files in a folder and its subfolders, without hidden files and folders.
 
-    Links to folders are followed, as by Python's and so by Ultralytics' glob, but none to a folder
-    that it lies in, which ``ln -s`` makes where it is called twice.
+    Links to folders are followed, as Python's glob and so Ultralytics do, except links to a folder
+    that contains them, which ``ln -s`` makes if it is called twice.
 
     Args:
-        above: the folders that this one was found in.
+        folder: the folder to search.
+        above: the real paths of the folders that contain it.
     """
     own = os.path.realpath(folder)
     if own in above:
         return
-    # os.walk, for one level: it passes over what can't be listed, and a link to itself.
+    # os.walk, used for one level, skips folders that can't be listed, and links to themselves.
     _, folders, names = next(os.walk(folder), (folder, [], []))
     yield from (os.path.join(folder, name) for name in names if name[0] != ".")
     for name in folders:
@@ -69,8 +70,9 @@ def files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def in_threads(read: Callable[[_Given], _Result], files: Sequence[_Given]) -> list[_Result]:
-    """What ``read`` returns of each file, many at once: over a network, each is waited for."""
+    """Call ``read`` for each file, in threads, since reads from a network disk wait; the results
+    are in the order of the files."""
     shares = [files[i::_THREADS] for i in range(_THREADS)]
-    with ThreadPoolExecutor(_THREADS) as pool:  # a task for each file would take longer than it
+    with ThreadPoolExecutor(_THREADS) as pool:  # a task per file would cost more than reading it
         found = list(pool.map(lambda share: list(map(read, share)), shares))
     return [found[i % _THREADS][i // _THREADS] for i in range(len(files))]

@@ -1,9 +1,8 @@
 """Scenes of textured, rotated, partly hidden shapes over clutter, drawn with numpy and shapely.
 
-A scene is painted back to front: background, distractors, then objects among which a few more
-distractors lie. Everything comes from one random generator, and every vertex lies on a grid of
-1/16 pixel: the last bits in which two platforms' sines or two versions of GEOS differ change
-neither a pixel nor an annotation.
+A scene is painted back to front: background, distractors, then objects with a few more distractors
+among them. One random generator draws everything, and every vertex is on a grid of 1/16 pixel. So
+rounding differences between platforms or versions of GEOS change neither pixels nor annotations.
 """
 
 import hashlib
@@ -23,15 +22,15 @@ Window = tuple[slice, slice]
 
 GRID = 1 / 16  # pixels
 SUBSAMPLES = 4  # per pixel and axis, for anti-aliasing
-PLACEMENT_TRIES = 20  # then the object is left out
-MIN_PIECE = 4.0  # pixels; a smaller visible piece is a crumb that nobody could label
+PLACEMENT_TRIES = 20  # after so many the object is left out
+MIN_PIECE = 4.0  # pixels; the smallest area of a visible piece, which must be possible to label
 
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """How many images are drawn for the detection set, and how hard they are."""
+    """The number of images in the detection set, and their difficulty."""
 
-    name: ClassVar[str] = "randwire_shapes"  # of the data set; no part of the digest
+    name: ClassVar[str] = "randwire_shapes"  # the name of the data set; not in the digest
 
     seed: int = 0
     num_train: int = 2000
@@ -43,28 +42,28 @@ class ShapesConfig:
     clutter: int = 5  # most distractors behind the objects
     occluders: int = 1  # most distractors among and before them
     min_visible: float = 0.5  # least part of an object's area that stays visible
-    texture: float = 0.4  # in [0, 1]; how far a texture goes from its first to its second colour
-    # Of 255; how much lighter the colours of objects are, at least, than all others. Were they to
-    # differ either way, most of a short training would go into learning what an edge is.
+    texture: float = 0.4  # in [0, 1]; the contrast between the two colours of a texture
+    # The least difference in lightness, of 255, between objects, which are lighter, and the rest.
+    # Without this order, a short training would mostly learn what an edge is.
     contrast: float = 40.0
-    noise: int = 8  # of 255; largest noise of a pixel
+    noise: int = 8  # the largest noise of a pixel, of 255
 
     @property
     def digest(self) -> str:
-        """Eight hex digits that tell configs apart."""
+        """A hash of the config, eight hex digits."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]
 
     def categories(self, index: int) -> Sequence[int]:
-        """Indices into CLASSES: what the objects of a split's image ``index`` may be."""
+        """The classes that the objects of image ``index`` may have, as indices into CLASSES."""
         return range(len(CLASSES))
 
 
 @dataclass(frozen=True)
 class ClassificationShapesConfig(ShapesConfig):
-    """The same for the classification set: small images of one object each.
+    """The config of the classification set: small images of one object each.
 
-    It is there to train a backbone for the detection set, so its objects have that set's look, and
-    its sizes in pixels, up to what fits. One image in six is of each class.
+    A backbone is pretrained on it for the detection set. So its objects look the same and have the
+    same sizes in pixels, as far as they fit. A sixth of the images is of each class.
     """
 
     name: ClassVar[str] = "randwire_shapes_cls"
@@ -74,7 +73,7 @@ class ClassificationShapesConfig(ShapesConfig):
     image_size: int = 48
     objects: tuple[int, int] = (1, 1)
     scale: tuple[float, float] = (0.5, 0.92)
-    min_visible: float = 0.7  # an object that a near edge cuts off must still tell the class
+    min_visible: float = 0.7  # an object that the edge cuts off must still show its class
 
     def categories(self, index: int) -> Sequence[int]:
         return (index % len(CLASSES),)
@@ -82,10 +81,10 @@ class ClassificationShapesConfig(ShapesConfig):
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a scene, hidden and cut-off parts left out of all but ``area``."""
+    """One object of a scene; only ``area`` includes its hidden and cut-off parts."""
 
     category: int  # index into CLASSES
-    area: float  # pixels, of the whole shape
+    area: float  # the area of the whole shape in pixels
     visible: Polygon | MultiPolygon  # in pixels; (0, 0) is the image's upper left corner
     coverage: Array  # (H, W) in [0, 1]: the part of each pixel that shows the object
 
@@ -101,8 +100,8 @@ class Scene:
 def draw_scene(config: ShapesConfig, rng: np.random.Generator, categories: Sequence[int]) -> Scene:
     """Draw one scene; generators in equal states give equal scenes.
 
-    An object's class is one of ``categories`` (indices into CLASSES), all equally likely. One for
-    which no place is found is left out.
+    An object's class is one of ``categories`` (indices into CLASSES), all equally likely. An object
+    is left out if no place is found for it.
     """
     size = config.image_size
     canvas = np.zeros((size, size, 3))
@@ -134,8 +133,8 @@ def _add_layer(
 ) -> list[SceneObject] | None:
     """Paint an object, or a distractor if ``category`` is None, over a scene, in place.
 
-    Returns the objects as they are to be seen then, or None, with nothing painted, where the
-    place drawn would leave one of them (or the new one) that cannot be labelled.
+    Returns the objects with their new visible parts; or None, without painting, if the new layer
+    would make one of them, or is itself, impossible to label.
     """
     size = config.image_size
     outline = _distractor(rng) if category is None else OUTLINES[CLASSES[category]]
@@ -161,7 +160,7 @@ def _add_layer(
 
 
 def _can_label(visible: BaseGeometry, min_area: float) -> bool:
-    """Whether polygons without holes, none of them tiny, describe the region."""
+    """Whether the region is made of polygons without holes, none of them tiny."""
     if not isinstance(visible, Polygon | MultiPolygon) or visible.area < min_area:
         return False
     pieces = shapely.get_parts(visible)
@@ -209,7 +208,7 @@ CLASSES: tuple[str, ...] = tuple(OUTLINES)
 
 
 def _distractor(rng: np.random.Generator) -> Array:
-    """The outline of something that is no class: a lobed blob or a tapering, bent stroke."""
+    """Draw the outline of a distractor: a lobed blob or a tapering, bent stroke."""
     if rng.random() < 0.5:
         angles = _turn(28)
         radius = np.ones(28)
@@ -248,7 +247,7 @@ def _rotation(angle: float) -> Array:
 
 
 def _coverage(ring: Array, size: int) -> tuple[Window, Array]:
-    """What part of each pixel lies inside a ring (V, 2), by the even-odd rule.
+    """The part of each pixel that is inside a ring (V, 2), by the even-odd rule.
 
     Returns the window of the (size, size) image that the ring touches, and (h, w) in [0, 1] there.
     """
@@ -290,7 +289,7 @@ def _paint(
 
 
 def _colour(rng: np.random.Generator, contrast: float, *, light: bool) -> Array:
-    """A colour (3,) whose mean is lighter, or darker, than mid-grey by half the contrast."""
+    """A colour (3,) whose mean is above, or below, mid-grey by at least half the contrast."""
     while True:
         colour = rng.integers(256, size=3).astype(np.float32)
         lightness = colour.mean() - 127.5

@@ -1,4 +1,4 @@
-"""Classifiers' images, in one folder per class or in tar shards: registered, and listed once.
+"""Data sets of classifiers, with one folder per class or as tar shards: registering and listing.
 
-Nothing here knows of boxes.
+Nothing here depends on boxes.
 """

@@ -1,9 +1,9 @@
-"""Folders with one folder of images per class, ImageNet's layout, as Detectron2 data sets; and tar
-shards of such images (``shards``), which can stand wherever such a folder can.
+"""Register folders with one subfolder of images per class, ImageNet's layout, in Detectron2; and
+tar shards of such images (``shards``), which are accepted wherever such a folder is.
 
-Importing this module registers ``imagenet_train`` and ``imagenet_val``, which lie in
+Importing this module registers ``imagenet_train`` and ``imagenet_val``, which are the folders
 ``imagenet/train`` and ``imagenet/val`` under ``$DETECTRON2_DATASETS`` (default ``datasets``; read
-once, on import, as Detectron2 does). The listing is torchvision's ``ImageFolder``.
+once, on import, as Detectron2 does). Torchvision's ``ImageFolder`` lists the images.
 """
 
 import logging
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 def register_image_folder(name: str, root: str) -> None:
     """Register ``root/<class>/**/*.jpg`` (any of ``names.READABLE``) as a data set.
 
-    Nothing is read before the data set is asked for; then ``DatasetCatalog.get(name)`` is a list
-    of ``{"file_name": str, "label": int}`` in torchvision's order, a label being an index into the
-    sorted class names. The metadata has evaluator_type, image_root and, once the data set was
-    asked for, classes.
+    The folder is read when the data set is first requested. ``DatasetCatalog.get(name)`` is a list
+    of ``{"file_name": str, "label": int}`` in torchvision's order; a label is an index into the
+    sorted class names. The metadata has evaluator_type, image_root and, after the first request,
+    classes.
     """
     DatasetCatalog.register(name, lambda: _load(name, root))
     MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, image_root=root)
@@ -53,10 +53,10 @@ def _load(name: str, root: str) -> list[dict]:
 
 
 def register_shards(name: str, shards: Sequence[str]) -> None:
-    """Register tar shards as a data set, as ``register_image_folder`` does a folder.
+    """Register tar shards as a data set, as ``register_image_folder`` does for a folder.
 
-    Its records' file_name is for Detectron2's PathManager to open. The metadata has shards in
-    place of image_root.
+    Detectron2's PathManager can open the file_name of the records. The metadata has shards instead
+    of image_root.
     """
     DatasetCatalog.register(name, lambda: _load_shards(name, shards))
     MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, shards=tuple(shards))
@@ -69,16 +69,16 @@ def _load_shards(name: str, shards: Sequence[str]) -> list[dict]:
 
 
 def _note_classes(name: str, classes: list[str]) -> None:
-    # Not by ``set``, which refuses others than before: a folder may have changed in between.
+    # ``set`` would refuse other classes than before, but the folder may have changed.
     vars(MetadataCatalog.get(name))["classes"] = classes
 
 
 def register_folders(names: Iterable[str]) -> None:
-    """Register each name that is a folder, of images or of shards, or names shards as
-    ``find_shards`` says, under ``$DETECTRON2_DATASETS`` or as a path by itself.
+    """Register each name that is a folder of images, or names shards (``find_shards``), under
+    ``$DETECTRON2_DATASETS`` or as a path by itself.
 
-    Leaves out what is registered already or is none of these. Each process has its own catalog:
-    call this again in those that ``launch`` starts.
+    Other names, and those already registered, are skipped. Each process has its own catalog: call
+    this again in processes that ``launch`` starts.
     """
     for name in names:
         if not name or name in DatasetCatalog:
@@ -96,12 +96,12 @@ def register_folders(names: Iterable[str]) -> None:
 def image_folder_classes(name: str) -> list[str]:
     """The class names of a registered image folder, in the order of their labels.
 
-    Reads one folder, no files; a built-in set is made if it isn't there. Of shards, what is noted
-    of them.
+    This reads only the folder, no files; a built-in set is drawn if it doesn't exist. For shards,
+    their cached index is read.
 
     Raises:
-        ValueError: it is no image folder, has no class folders, or one whose name is of more than a
-            line, or is of damaged shards; one line.
+        ValueError: the data set is no image folder, has no class folders, or one with a control
+            character in its name, or has damaged shards; one line.
     """
     if shards := _shards_of(name):
         return read_shards(shards)[1]
@@ -120,10 +120,10 @@ def image_folder_classes(name: str) -> list[str]:
 
 
 def check_image_folders(train: Sequence[str], test: Sequence[str]) -> list[str]:
-    """The classes of data sets that a classifier can be trained and tested on; they are registered.
+    """Check registered data sets for training and testing a classifier; return their classes.
 
-    Looks at no more files than it takes to find one image per class, but through shards that it
-    sees for the first time; a built-in set is made if it isn't there.
+    In folders, only one image per class is searched for. Shards are read from end to end the first
+    time; a built-in set is drawn if it doesn't exist.
 
     Raises:
         ValueError: a data set is missing, is no image folder, or has a class without images, or
@@ -179,7 +179,7 @@ def _check_shards(name: str, shards: Sequence[str]) -> list[str]:
 
 
 def _shards_of(name: str) -> Sequence[str]:
-    # The metadata of an unknown name would come into being.
+    # MetadataCatalog.get would create the metadata of an unknown name.
     return MetadataCatalog.get(name).get("shards", ()) if name in DatasetCatalog else ()
 
 
@@ -199,9 +199,9 @@ def _local_root(name: str) -> str:
 
 
 def _has_image(folder: str) -> bool:
-    """Whether torchvision finds an image in a folder or below; stops at the first.
+    """Whether torchvision finds an image in a folder or its subfolders; stops at the first.
 
-    os.walk would read the whole folder before it gives the first name.
+    os.walk would read a whole folder before it yields the first name.
     """
     folders = []
     with os.scandir(folder) as entries:

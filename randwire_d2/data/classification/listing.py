@@ -1,8 +1,8 @@
-"""What is in folders of images and in shards, listed once for all processes of a machine.
+"""The images of folders and shards, listed once for all processes of a machine.
 
-ImageNet's 1.28 million files take minutes to list where they lie on a network disk. So what was
-listed is kept, for the evaluations of a training too, and handed to other processes. It is kept as
-Detectron2's ``DatasetFromList``: a hundred bytes of each image, a fifth of what its dict takes.
+Listing ImageNet's 1.28 million files on a network disk takes minutes. So lists are kept, also for a
+training's evaluations, and sent to other processes. They are kept as Detectron2's
+``DatasetFromList``, which takes a hundred bytes per image, a fifth of a dict.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,10 +26,10 @@ _kept: dict[str, Listing] = {}
 
 
 def list_anew(names: Iterable[str]) -> Mapping[str, Listing]:
-    """List data sets, and forget what was listed before: the files may be others.
+    """List data sets, and forget earlier lists, because the files may have changed.
 
     Raises:
-        ValueError: one can't be listed; one line.
+        ValueError: a data set can't be listed; one line.
     """
     _kept.clear()
     for name in names:
@@ -38,38 +38,38 @@ def list_anew(names: Iterable[str]) -> Mapping[str, Listing]:
 
 
 def listed(name: str) -> Listing:
-    """What is in a data set, listed unless that is known.
+    """The listing of a data set, which is made at the first call.
 
     Raises:
-        ValueError: it can't be listed; one line.
+        ValueError: the data set can't be listed; one line.
     """
     if name not in _kept:
         register_folders([name])
         with prefixed(f"{name!r}", OSError):
             records = DatasetCatalog.get(name)
-            # Noted by the listing; the classes of shards would be all of them read again.
+            # The listing sets the metadata's classes; image_folder_classes would read shards again.
             classes = MetadataCatalog.get(name).get("classes") or image_folder_classes(name)
         _kept[name] = Listing(DatasetFromList(records, copy=False), classes)
     return _kept[name]
 
 
 def listed_images(names: Sequence[str]) -> Any:
-    """The images of data sets one after the other, as ``len`` and an index give them."""
+    """The concatenated images of data sets, an object with ``len`` and indices."""
     found = [listed(name).images for name in names]
     return found[0] if len(found) == 1 else ConcatDataset(found)
 
 
 def count_listed() -> dict[str, int]:
-    """How many images each data set has that was listed."""
+    """The number of images of each listed data set."""
     return {name: len(listing.images) for name, listing in _kept.items()}
 
 
 def known_listings() -> Mapping[str, Listing]:
-    """All that this process has listed, for ``take_listings``."""
+    """All listings of this process, for ``take_listings``."""
     return _kept
 
 
 def take_listings(listings: Mapping[str, Listing]) -> None:
-    """Take what another process of this run has listed."""
+    """Replace this process's listings by those of another process of the run."""
     _kept.clear()
     _kept.update(listings)

@@ -15,16 +15,16 @@ from .shards import CLASSES_FILE, image_type
 def make_shards(dataset: str, folder: str | os.PathLike[str], images: int = 10_000) -> list[Path]:
     """Write a classifier's data set as ``shard-000000.tar``, … and ``classes.txt`` into a folder.
 
-    The samples are the files' own bytes, in the data set's order. So what is trained on the shards
-    sees exactly what it would see of the data set.
+    The samples are the files' own bytes, in the data set's order. So a training on the shards gets
+    exactly the same images as one on the data set.
 
     Args:
         dataset: a folder with one folder of images per class, or the name of a data set.
-        folder: a new one; it appears whole or not at all.
-        images: in each shard; the last one may have fewer.
+        folder: a new folder; it gets its name when it is complete.
+        images: the number of images in each shard; the last one may have fewer.
 
     Returns:
-        The shards.
+        The paths of the shards.
 
     Raises:
         ValueError: the data set can't be read, the folder exists, or webdataset is not installed;
@@ -45,7 +45,7 @@ def make_shards(dataset: str, folder: str | os.PathLike[str], images: int = 10_0
         raise ValueError(f"{dataset!r}: {odd[0]!r} can't be a line of {CLASSES_FILE}; rename it")
     with atomic_folder(folder) as part:
         pattern = str(part / "shard-").replace("%", "%%") + "%06d.tar"
-        # Without a time, equal images make equal shards.
+        # With a fixed time, equal images make equal shards.
         with ShardWriter(pattern, images, float("inf"), verbose=0, encoder=False, mtime=0) as out:
             records = DatasetCatalog.get(dataset)
             for i, record in enumerate(tqdm(records, unit="image", leave=False)):

@@ -52,15 +52,15 @@ class Sample(NamedTuple):
 
 
 def find_shards(path: str) -> list[str]:
-    """The shards that a path names, in their order; none of anything else.
+    """The shards that a path names, in their order; none if it names no shards.
 
     Args:
-        path: a folder with ``*.tar`` and no folders, one such file, or a pattern such as
+        path: a folder with ``*.tar`` files and no subfolders, one such file, or a pattern such as
             ``train-{000000..000127}.tar``, whose files need not exist.
     """
     if os.path.isdir(path):
         files = [*Path(path).iterdir()]
-        if any(file.is_dir() for file in files):  # classes, perhaps beside what they came in
+        if any(file.is_dir() for file in files):  # class folders, perhaps with their archives
             return []
         return sorted(str(file) for file in files if file.suffix == ".tar")
     if not path.endswith(".tar"):
@@ -81,9 +81,9 @@ def _expand(pattern: str) -> list[str]:
 
 
 def read_shards(shards: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """{"file_name", "label"} of each image, in the order of the shards, and the classes' names.
+    """The records {"file_name", "label"} of all images, in order, and the names of the classes.
 
-    Detectron2's PathManager opens such a file_name, for reading.
+    Detectron2's PathManager can open such a file_name for reading.
 
     Raises:
         ValueError: a shard is missing, damaged or of another layout; one line that names it.
@@ -118,7 +118,7 @@ def _class_names(folder: str) -> list[str] | None:
 
 
 # -------------------------------------------------------------------------------------------------
-# What is noted of a shard
+# The index of a shard
 # -------------------------------------------------------------------------------------------------
 
 
@@ -147,16 +147,16 @@ def _read_kept(path: str, state: list[Any]) -> list[Sample] | None:
         with open(path, encoding="utf-8") as f:
             kept = parse_json(f.read())
         return [Sample(*sample) for sample in kept["samples"]] if kept["state"] == state else None
-    except (OSError, ValueError, KeyError, TypeError):  # not there yet, or no more whole
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return None
 
 
 def _scan(shard: str) -> list[Sample]:
     try:
         with tarfile.open(shard, "r:") as archive, open(shard, "rb") as f:
-            # The others, such as macOS's ._key.jpg, may stand between those of a sample.
+            # Other members, such as macOS's ._key.jpg, may be between those of a sample.
             members = [m for m in archive if m.isfile() and _split(m.name)[0]]
-            # tarfile takes a damaged header, and the end of a file that was cut off, for the end.
+            # tarfile takes a damaged header, or the end of a truncated file, for the archive's end.
             f.seek(archive.offset)
             if f.read(len(_END)) != _END:
                 raise tarfile.ReadError(f"there is no member at byte {archive.offset}, and no end")
@@ -173,7 +173,7 @@ def _group(members: Sequence[tarfile.TarInfo], f: IO[bytes]) -> Iterator[Sample]
         parts = {_split(member.name)[1]: member for member in group}
         images = [kind for kind in parts if is_image_file(f".{kind}") and "." not in kind]
         if not images and "cls" not in parts:
-            continue  # a note of webdataset's or the user's own
+            continue  # a file of webdataset's or the user's own
         if len(images) != 1 or "cls" not in parts or len(parts) < len(group):
             kinds = ", ".join(sorted(_split(member.name)[1] for member in group))
             raise ValueError(
@@ -192,14 +192,14 @@ def _group(members: Sequence[tarfile.TarInfo], f: IO[bytes]) -> Iterator[Sample]
 
 
 def _split(member: str) -> tuple[str, str]:
-    """A member's key and kind, cut at the first dot of the name's last part, as webdataset's."""
+    """Split a member's name into key and kind at the first dot of its base name, as webdataset."""
     folder, slash, name = member.rpartition("/")
     key, dot, kind = name.partition(".")
     return (f"{folder}{slash}{key}", kind.lower()) if key and dot else ("", "")
 
 
 # -------------------------------------------------------------------------------------------------
-# Their images as files
+# The images of shards as files
 # -------------------------------------------------------------------------------------------------
 
 
@@ -208,13 +208,13 @@ def _name(shard: str, sample: Sample) -> str:
 
 
 def image_type(file_name: str) -> str:
-    """The type that an image's name tells, such as "jpg", of a file or in a shard."""
+    """The suffix of an image's name, such as "jpg", for a file or an image in a shard."""
     name = file_name.rpartition("#")[0] if file_name.startswith(PREFIX) else file_name
     return Path(name).suffix[1:].lower()
 
 
 class _MemberHandler(PathHandler):
-    """Opens what ``_name`` names."""
+    """Opens the images in shards that ``_name`` names."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]

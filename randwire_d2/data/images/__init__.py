@@ -1,4 +1,4 @@
-"""Files of images: whether they are whole, their pixels, a disk that may be gone for a while.
+"""Image files: checking and reading them, also from a disk that is unavailable for a while.
 
-Nothing here asks which data set an image is of, or how its labels are written.
+Nothing here depends on the data set of an image, or on the format of its labels.
 """

@@ -1,6 +1,6 @@
-"""Which files are images by their names; and photos in formats that Pillow does not read.
+"""Recognise image files by their names, also photos in formats that Pillow does not read.
 
-A folder is searched for both, so that nobody's photos are passed over without a word.
+Folders are searched for both, so that unreadable photos are reported.
 """
 
 import os
@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 _READS_AVIF = find_spec("PIL._avif") is not None  # from Pillow 11.3 on
-# Pillow reads the others, too; of a GIF the first picture.
+# Pillow reads the other formats, too; from a GIF the first frame.
 READABLE = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jp2", *([".avif"] if _READS_AVIF else []))
 UNREADABLE = (
     *([] if _READS_AVIF else [".avif"]), ".heic", ".heif", ".jxl",
@@ -21,7 +21,7 @@ _WAY_OUT = "can't be read here: convert to JPEG"
 
 
 def is_image_file(name: str) -> bool:
-    """macOS's notes on a file, such as ._photo.jpg on foreign disks, are named as it, and none."""
+    """Whether a file is a readable image; macOS's metadata files, such as ._photo.jpg, are none."""
     return name.lower().endswith(READABLE) and not os.path.basename(name).startswith("._")
 
 
@@ -30,8 +30,8 @@ def is_unreadable(name: str) -> bool:
 
 
 def unconverted(names: Iterable[str]) -> list[str]:
-    """The images among these that can't be read, but for those that have been converted: beside
-    these is one of the same name with another suffix."""
+    """The unreadable images among these, without those that have been converted: a readable image
+    has the same name with another suffix."""
     names = list(names)
     found = [name for name in names if is_unreadable(name)]
     stems = {os.path.splitext(name)[0] for name in names if is_image_file(name)} if found else ()
@@ -39,20 +39,20 @@ def unconverted(names: Iterable[str]) -> list[str]:
 
 
 def images_of(names: Iterable[str]) -> list[str]:
-    """The images among these, sorted, and those that are ``unconverted``."""
+    """The readable images among these and those that are ``unconverted``, sorted."""
     names = list(names)
     return sorted([*filter(is_image_file, names), *unconverted(names)])
 
 
 def unreadable(names: Iterable[str]) -> str:
-    """What to say of what is ``unconverted`` among these: "40 .heic can't …"; or ""."""
+    """A message about the ``unconverted`` images among these: "40 .heic can't …"; or ""."""
     counts = Counter(map(_suffix, unconverted(names)))
     kinds = ", ".join(f"{number} {suffix}" for suffix, number in counts.most_common())
     return f"{kinds} {_WAY_OUT}" if kinds else ""
 
 
 def why_no_image(path: str) -> str:
-    """Of a file in which Pillow sees no image."""
+    """The reason why Pillow recognises no image in a file."""
     return f"{_suffix(path)} {_WAY_OUT}" if is_unreadable(path) else "it is no image"
 
 

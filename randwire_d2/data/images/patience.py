@@ -1,4 +1,4 @@
-"""Reading images: of 8 bits only, from a disk that may be gone for a while, as network ones are."""
+"""Read images of 8 bits, also from a network disk that is unavailable for a while."""
 
 import errno
 import logging
@@ -14,12 +14,12 @@ from .reading import open_image
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds, from one attempt to the next
 
-# What a file system says while its server or device is away.
+# The errors of a file system while its server or device is unavailable.
 _AWAY = {
     errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT,
     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO, errno.ESHUTDOWN,
 }  # fmt: skip
-# What INPUT.FORMAT can be, all of 8 bits; a LazyConfig's mapper may have None, for what a file has.
+# The values of INPUT.FORMAT, all of 8 bits; a LazyConfig's mapper may have None, the file's own.
 INPUT_FORMATS = ("RGB", "BGR", "L", "YUV-BT.601")
 
 logger = logging.getLogger(__name__)
@@ -27,16 +27,16 @@ _T = TypeVar("_T")
 
 
 class DiskGone(OSError):
-    """A disk has not come back; the message is one line."""
+    """A disk has stayed unavailable; the message is one line."""
 
 
 def patiently(read: Callable[[], _T], path: str) -> _T:
-    """What ``read`` returns, tried again and again while the disk of the file at ``path`` is away.
+    """Call ``read``; repeat it after ``PAUSES`` while the disk of the file at ``path`` is away.
 
-    A file that alone is missing or broken is not waited for: its error is raised at once.
+    If only the file is missing or broken, its error is raised at once.
 
     Raises:
-        DiskGone: the disk was away for all of ``PAUSES``.
+        DiskGone: the disk was away in all attempts.
     """
     pauses = iter(PAUSES)
     while True:
@@ -59,7 +59,7 @@ def patiently(read: Callable[[], _T], path: str) -> _T:
 
 
 def _away(error: Exception, path: str) -> str | None:
-    """Why a disk is away, if that is why a file can't be read."""
+    """The reason why the disk of a file is away; None if the error is of the file itself."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if not isinstance(cause, OSError):
         return None
@@ -68,7 +68,7 @@ def _away(error: Exception, path: str) -> str | None:
 
 
 def _is_empty(folder: str) -> bool:
-    """Whether a folder is missing or empty, as a place where nothing is mounted is."""
+    """Whether a folder is missing or empty, as a mount point is without its disk."""
     try:
         with os.scandir(folder or ".") as entries:
             return next(entries, None) is None
@@ -77,15 +77,16 @@ def _is_empty(folder: str) -> bool:
 
 
 class PatientMapper(DatasetMapper):
-    """Detectron2's, which waits for a disk. It draws random numbers only after it has read.
+    """Detectron2's DatasetMapper, which waits for a disk; random numbers are drawn after reading.
 
-    Of data by path, images of more than 8 bits are left out before a training. Whoever registered a
-    set by its name has not looked at them, and here is the first that does.
+    In data given by path, unusable images are left out before a training. The images of registered
+    data sets are first checked here.
 
     Raises:
-        ValueError: an image has more than 8 bits per channel, and would be read as white, would be
-            turned twice, ends too early, or can't be resized as configured, such as one of 1 x 5000
-            pixels; one line that names it.
+        ValueError: an image has more than 8 bits per channel, which would be read as white, would
+            be rotated twice, is truncated, or can't be resized as configured, such as one of
+            1 x 5000 pixels; one line that names it.
+        DiskGone: see ``patiently``.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Any:
@@ -101,6 +102,6 @@ class PatientMapper(DatasetMapper):
         try:
             return patiently(read, path)
         except (OSError, ValueError) as e:
-            if isinstance(e, DiskGone) or getattr(e, "errno", None):  # which say of what file
+            if isinstance(e, DiskGone) or getattr(e, "errno", None):  # these name the file
                 raise
             raise ValueError(f"{path} can't be trained on or tested: {e}") from e

@@ -1,4 +1,4 @@
-"""What can be known of an image file without decoding it: its size, and whether it is whole."""
+"""Check an image file without decoding it: its size, and whether it is complete."""
 
 import hashlib
 import os
@@ -13,25 +13,25 @@ from ...text import one_line
 from ..paths import in_threads
 from .names import why_no_image
 
-# The last bytes of a whole file; one that ends otherwise is decoded to know.
+# The last bytes of a complete file; a file with other last bytes is decoded to check it.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _TAIL = 256  # bytes
 _ORIENTATION = 0x0112  # the tag of EXIF
-# Pillow turns these into RGB by cutting off what is above 255, which makes most of an image white.
-# Which values should become 0 and 255 only its owner knows.
+# Pillow converts these modes to RGB by clipping at 255, which makes most of an image white. Only
+# the owner knows which values should become 0 and 255.
 _DEEP_MODES = ("I", "F")  # and I;16, I;16B, …
 TO_8_BITS = "such as by ImageMagick's mogrify -level 0,LARGEST -depth 8"
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """What is known of an image file.
+    """The result of checking an image file.
 
     Attributes:
-        size: width and height as Detectron2 reads it, turned as EXIF says; None if it can't be.
-        error: why it can't be read; "" if it can.
-        is_deep: whether that is because it has more than 8 bits per channel.
-        turned: whether EXIF has it turned by a quarter.
+        size: width and height after the rotation by EXIF, as Detectron2 reads it; None if it can't.
+        error: why the image can't be read; "" if it can.
+        is_deep: whether the reason is more than 8 bits per channel.
+        turned: whether EXIF rotates it by 90° or 270°.
         key: the number of bytes and a digest of the last ones: equal files have equal keys.
     """
 
@@ -42,15 +42,15 @@ class ImageFile:
     key: tuple[int, str] = (0, "")
 
 
-# What this process has found, with the time and the size that a file had, and what it was told.
+# The results of this process, with the time and size of each file; and those of another process.
 _found: dict[str, tuple[tuple[int, int], ImageFile]] = {}
 _told: dict[str, ImageFile] = {}
 
 
 def probe(path: str) -> ImageFile:
-    """Look at an image file's first and last bytes; once, as long as it isn't changed.
+    """Check an image file by its first and last bytes; once, as long as the file doesn't change.
 
-    A file that ``take_files`` has told of is not looked at.
+    A file whose result came through ``take_files`` is not opened.
     """
     if (file := _told.get(path)) is not None:
         return file
@@ -73,16 +73,16 @@ def probe_all(paths: Sequence[str]) -> list[ImageFile]:
 
 
 def known_files() -> dict[str, ImageFile]:
-    """What this process knows of all image files that it was asked about, for ``take_files``."""
+    """All results that this process has, for ``take_files`` in another one."""
     return {path: file for path, (_, file) in _found.items()} | _told
 
 
 def take_files(files: Mapping[str, ImageFile]) -> None:
-    """Take another process's word, so that both have the same images, whatever is changed since,
-    and a disk is asked once.
+    """Take over the results of another process, so that both use the same images even if files
+    change meanwhile, and files are checked only once.
 
     Args:
-        files: of ``known_files``.
+        files: the return value of ``known_files``.
     """
     _told.update(files)
 
@@ -98,7 +98,7 @@ def why_deep(image: Image.Image) -> str:
 
 
 def why_turned_twice(image: Image.Image) -> str:
-    """Why Detectron2's mappers would read an image upside down or on its side; "" if they don't."""
+    """Why Detectron2's mappers would rotate an image wrongly; "" if they don't."""
     if image.format != "TIFF" or _orientation(image) not in range(2, 9):
         return ""
     return (
@@ -110,7 +110,7 @@ def why_turned_twice(image: Image.Image) -> str:
 def check_kind(image: Image.Image) -> None:
     """
     Raises:
-        ValueError: it is PostScript, whatever its name ends in; one line.
+        ValueError: the image is PostScript, whatever its suffix; one line.
     """
     if image.format == "EPS":
         raise ValueError(
@@ -142,7 +142,7 @@ def _look(path: str, num_bytes: int) -> ImageFile:
                     image.load()
     except UnidentifiedImageError:
         return ImageFile(None, why_no_image(path))
-    # Pillow raises SyntaxError and others for what is broken.
+    # Pillow raises SyntaxError and other errors for damaged files.
     except Exception as e:
         return ImageFile(None, one_line(e) or type(e).__name__)
     key = (num_bytes, hashlib.sha256(tail).hexdigest()[:16])
@@ -152,7 +152,7 @@ def _look(path: str, num_bytes: int) -> ImageFile:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # as in Detectron2: a broken EXIF is none
+    except Exception:  # a damaged EXIF is ignored, as in Detectron2
         return 1
 
 

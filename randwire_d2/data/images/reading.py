@@ -1,4 +1,4 @@
-"""An image as a network gets it: its file, its crop, its channels."""
+"""Prepare an image for a network: read, rotate and crop it, and order its channels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,26 +17,26 @@ from .probing import check_kind, why_deep
 
 
 def read_rgb(path: str, *, upright: bool = False) -> Image.Image:
-    """An image file as RGB.
+    """Read an image file as RGB.
 
     Args:
-        upright: turned as its EXIF says, as OpenCV and Detectron2 read it. Data sets of
-            classification are not: ImageFolder reads them so, and ImageNet's pretrained weights
-            and figures are of images that were read so.
+        upright: whether to rotate it as its EXIF says, as OpenCV and Detectron2 do. ImageFolder
+            does not, so this is False for classification data: ImageNet's pretrained weights and
+            published accuracies are of images without rotation.
 
     Raises:
-        ValueError: it can't be read, or has more than 8 bits per channel; one line.
+        ValueError: the image can't be read, or has more than 8 bits per channel; one line.
     """
     try:
         with open_image(path) as image:
             return (turn_upright(image) if upright else image).convert("RGB")
-    except Exception as e:  # damaged bytes fail in as many ways as there are bytes
+    except Exception as e:  # damaged files raise many kinds of errors
         raise ValueError(f"{path} can't be read: {one_line(e) or type(e).__name__}") from e
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """An image as its EXIF says. A TIFF is turned when Pillow decodes it, which takes the tag away;
-    before, Detectron2 would see the tag and turn the image again."""
+    """Rotate an image as its EXIF says. Pillow rotates a TIFF while decoding, and removes the tag;
+    so it is decoded first, else it would be rotated twice."""
     image.load()
     turned: Image.Image = _apply_exif_orientation(image)
     return turned
@@ -44,7 +44,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def open_image(path: str) -> Iterator[Image.Image]:
-    """An image file, not decoded yet.
+    """Open an image file without decoding it.
 
     Raises:
         ValueError: it is no image, has more than 8 bits per channel, or is PostScript; one line.
@@ -64,7 +64,7 @@ def open_image(path: str) -> Iterator[Image.Image]:
 def check_pixels(image: object) -> None:
     """
     Raises:
-        ValueError: it is no image as OpenCV reads one; one line.
+        ValueError: it is not an array (H, W, 3) of uint8, as OpenCV reads an image; one line.
     """
     kind = type(image).__name__
     if isinstance(image, np.ndarray):
@@ -78,20 +78,21 @@ def check_pixels(image: object) -> None:
 
 
 def center_crop(size: int, ratio: float) -> v2.Transform:
-    """PIL image to (3, size, size) of uint8: its centre, once its shorter side is size / ratio."""
+    """A transform from a PIL image to uint8 (3, size, size): resize the shorter side to size /
+    ratio, then crop the centre."""
     resize = v2.Resize(round(size / ratio))
     return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
 
 
 def order_channels(image: Tensor, input_format: str) -> Tensor:
-    """An RGB image (3, H, W) in the order of INPUT.FORMAT."""
+    """Reorder the channels of an RGB image (3, H, W) as INPUT.FORMAT, RGB or BGR, says."""
     return image.flip(0) if input_format == "BGR" else image
 
 
 def check_channels(cfg: CfgNode) -> None:
     """
     Raises:
-        ValueError: no image that INPUT.FORMAT reads can be normalised by MODEL.PIXEL_MEAN and
+        ValueError: the number of channels of INPUT.FORMAT does not fit MODEL.PIXEL_MEAN and
             PIXEL_STD; one line.
     """
     means, stds, order = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
@@ -101,7 +102,7 @@ def check_channels(cfg: CfgNode) -> None:
             f"{list(means)} and {list(stds)}"
         )
     read = 1 if order == "L" else 3
-    if read not in (1, len(means)):  # a single one is normalised by each of several values
+    if read not in (1, len(means)):  # a single channel is broadcast to several values
         way_out = (
             "set INPUT.FORMAT L"
             if len(means) == 1
