@@ -4,11 +4,14 @@ import torch
 
 
 def usable_device(key: str, name: str) -> torch.device:
-    """The device of a name, for which key or option it is given.
+    """The device with a name.
+
+    Args:
+        key: the config key or option that names it, for the message.
 
     Raises:
-        ValueError: torch knows none of that name, or it is neither a CPU nor a GPU and can't be
-            used here; one line.
+        ValueError: torch knows no such device, or it is neither a CPU nor a CUDA device and can't
+            be used here; one line.
     """
     try:
         device = torch.device(name)
@@ -20,10 +23,10 @@ def usable_device(key: str, name: str) -> torch.device:
 
 
 def device_here(key: str, name: str | None) -> str:
-    """The name of a device of this machine; of None, a GPU if there is one.
+    """Check the name of a device of this machine, and return it; for None, a GPU if there is one.
 
     Raises:
-        ValueError: as of ``usable_device``, or there is no such GPU here; one line.
+        ValueError: see ``usable_device``, or there is no such GPU here; one line.
     """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def variable(name: str, value: str) -> Iterator[None]:
-    """In the block, an environment variable has another value."""
+    """Set an environment variable during the block."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -1,9 +1,9 @@
-"""What a user can mend, and what a bug is; also of errors of other processes."""
+"""Distinguish errors that users can fix from bugs, also for errors of other processes."""
 
 import torch
 
-# Values and files, a training that diverged, memory, a missing library, a network that fails. Bad
-# input is a ValueError where it is read, of one line: a KeyError or a TypeError is a bug.
+# Errors that users can fix: values and files, a diverged training, memory, a missing library, a
+# failing network. Bad input raises a ValueError of one line: a KeyError or TypeError is a bug.
 MENDABLE = (
     ValueError,
     OSError,
@@ -17,10 +17,10 @@ _TRACEBACK = "Traceback (most recent call last):\n"
 
 
 def raised_first(error: BaseException) -> tuple[str, str]:
-    """The name of what was raised, and its message, in the process where it was raised.
+    """The class name and the message of an error in the process that first raised it.
 
-    The errors that ``launch`` and a loader raise have those of a child, or of a worker, in the
-    traceback that is their text.
+    If ``launch`` or a loader raises an error of a child or a worker, its text contains the
+    traceback of the original error.
     """
     *outer, last = str(error).split(_TRACEBACK)
     if not outer:
@@ -37,21 +37,21 @@ def raised_first(error: BaseException) -> tuple[str, str]:
 
 
 def is_mendable(name: str, message: str) -> bool:
-    """Whether what ``raised_first`` found is ``MENDABLE``."""
+    """Whether an error that ``raised_first`` described is ``MENDABLE``."""
     if name == "RuntimeError":
         return "can't allocate memory" in message  # what torch says on a CPU
     return any(name in _names(kind) for kind in MENDABLE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's memory is what was short; cuDNN and CUDA say so in words of their own."""
+    """Whether a GPU ran out of memory; cuDNN and CUDA have their own messages for it."""
     said = ("out of memory", "unable to find an engine")
     return isinstance(error, torch.OutOfMemoryError) or any(s in str(error).lower() for s in said)
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """The error of the system that an error is, or has come of: where a file can't be written,
-    ``torch.save`` raises a RuntimeError in the middle of it."""
+    """The OSError that an error is or was caused by, if any: if a file can't be written,
+    ``torch.save`` raises a RuntimeError while handling the OSError."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, OSError):
         found = found.__context__
@@ -63,4 +63,4 @@ def _names(kind: type) -> set[str]:
 
 
 class MissingLibrary(ValueError):
-    """Something was asked for whose library is not installed."""
+    """A requested feature needs a library that is not installed."""

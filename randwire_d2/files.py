@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that get their names only when they are complete, and checks of paths."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_or_print(text: str, path: str | os.PathLike[str] | None) -> None:
-    """Write a text to a file, whole, and make the folder that it lies in; without a path, print it.
+    """Write a text to a file with ``atomic_open``, and make its folder; without a path, print it.
 
     The text ends with a newline in both.
     """
@@ -66,7 +66,7 @@ def make_folder_of(path: str | os.PathLike[str]) -> None:
 
 
 def without_options(path: str) -> str:
-    """A path without what Detectron2 lets follow, such as model.pth?matching_heuristics=True."""
+    """A path without Detectron2's options, as in model.pth?matching_heuristics=True."""
     return path.split("?")[0]
 
 
@@ -79,10 +79,11 @@ def check_folder(name: str, path: str | os.PathLike[str]) -> None:
     """Refuse a folder that can't be made or written into, before the work for it is done.
 
     Args:
-        name: what the user knows it as, such as ``"--output"``.
+        name: the user's name for the folder, such as ``"--output"``.
+        path: the folder.
 
     Raises:
-        ValueError: it lies below a file, or is one, or nothing may be written there; one line.
+        ValueError: it is a file, or below one, or is not writable; one line.
     """
     if not os.fspath(path):
         raise ValueError(f"{name} is empty; name a folder")
@@ -99,7 +100,7 @@ def check_folder(name: str, path: str | os.PathLike[str]) -> None:
 
 
 def check_file(name: str, path: str | os.PathLike[str] | None) -> None:
-    """As ``check_folder``, of a file and the folder that it will lie in; of None, nothing."""
+    """Check a file that will be written, and its folder, like ``check_folder``; ignore None."""
     if path is None:
         return
     if not os.fspath(path):

@@ -1,4 +1,4 @@
-"""Python's search for garbage, put off while millions of objects are made that are none."""
+"""Turn off Python's garbage collection while millions of live objects are created."""
 
 import gc
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Have Python not look for cycles of garbage meanwhile.
+    """Turn off the garbage collector during the block.
 
     It looks through all objects each time that they have become a quarter more: of the labels of
     COCO that takes longer than the labels' JSON itself. What is made meanwhile then counts as old,

@@ -1,4 +1,4 @@
-"""What C's malloc does with the memory of tensors that were freed."""
+"""Make C's malloc keep the memory of freed tensors."""
 
 import ctypes
 
@@ -7,7 +7,7 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Have C's malloc keep what this process frees, for what it allocates next.
+    """Make C's malloc keep freed memory for the next allocations of this process.
 
     By default glibc gives the memory of large tensors back to Linux, which clears each page anew
     when it is written to again: a fifth of ResNet-50's time in inference (batches of 8,

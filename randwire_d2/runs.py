@@ -1,7 +1,7 @@
 """A run on disk: config, metrics, progress, checkpoints and results of an OUTPUT_DIR.
 
-Detectron2's trainer writes config.yaml, metrics.json, the checkpoints and what its evaluators leave
-in inference/. An evaluation (``--eval-only``) leaves that as it is: it has a folder of its own,
+Detectron2's trainer writes config.yaml, metrics.json, the checkpoints and, by its evaluators,
+inference/. An evaluation (``--eval-only``) does not change these files: it writes to its own folder
 OUTPUT_DIR/evaluations/<digest>, with its config.yaml, log.txt, inference/ and results.json:
 
     {"weights": "/absolute/path/of/model_final.pth",    the file that was evaluated, or its URL
@@ -31,12 +31,12 @@ from .text import one_line, parse_json
 from .weight_files.reading import iteration_of, read_iteration
 
 EVALUATIONS = "evaluations"
-# The keys that change nothing of what an evaluation finds.
+# The keys that do not change the results of an evaluation.
 _INDIFFERENT = (
     "OUTPUT_DIR", "SEED", "SOLVER", "DATALOADER", "MODEL.DEVICE", "TEST.EVAL_PERIOD",
     "TEST.EXPECTED_RESULTS", "TEST.IMS_PER_PROCESS", "TEST.LOSS",
 )  # fmt: skip
-# What a training can go on from; model_best.pth has no state of one.
+# The checkpoints that a training can go on from; model_best.pth has no training state.
 _RESUMABLE = re.compile(r"model_(\d+|final)\.pth")
 _CHECKPOINT = re.compile(r"model_(\d+|final|best)\.pth(\.before)?")
 
@@ -44,40 +44,40 @@ logger = logging.getLogger(__name__)
 
 Metrics = dict[int, dict[str, float]]
 
-# Of a line of metrics.json: what stands above it of this iteration and later ones, a resumed
-# training does anew.
+# The key of a line in metrics.json from which a resumed training repeats iterations: earlier lines
+# of this iteration and later ones do not count.
 ANEW = "done_anew"
 
 
 class RunFolder:
     """The OUTPUT_DIR of a training, or the folder of an evaluation.
 
-    Its methods read what is there now; a training may be at work.
+    Its methods read the files as they are now; a training may be running.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path = Path(path)
         self.config_file = path / "config.yaml"
-        # What Detectron2 writes beside that of a LazyConfig which YAML can't hold; nobody reads it.
+        # Detectron2 writes it for a LazyConfig that YAML can't express; nothing reads it.
         self.pickled_config = path / "config.yaml.pkl"
-        # What a config.yaml says in YAML's keys that is a LazyConfig's.
+        # The translation of a LazyConfig's config.yaml to YAML's keys.
         self.detector_file = path / "detector.yaml"
         self.metrics_file = path / "metrics.json"
-        # What Detectron2's tools log: command line, versions, progress.
+        # The log of Detectron2's tools: command line, versions, progress.
         self.log_file = path / "log.txt"
-        # Whose lock a training holds as long as it runs.
+        # A training holds the lock of this file as long as it runs.
         self.lock_file = path / "training.lock"
         # How the stages of a training run; see ``engine.hooks.shadow_steps``.
         self.stages_file = path / "stages.json"
-        # What a training writes last.
+        # The checkpoint at the end of a training.
         self.final_checkpoint = path / "model_final.pth"
         # The weights that did best in an evaluation (SOLVER.BEST_METRIC).
         self.best_checkpoint = path / "model_best.pth"
         # A classifier's network for detectors; or that of another run, which a run starts from.
         self.backbone = path / "backbone.pth"
-        # What COCOEvaluator wrote of the last evaluation.
+        # COCOEvaluator's detections in the last evaluation.
         self.detections_file = path / "inference" / "coco_instances_results.json"
-        # Of an evaluation; a training's results are among its metrics.
+        # The results of an evaluation; those of a training are among its metrics.
         self.results_file = path / "results.json"
 
     @property
@@ -98,12 +98,12 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path:
-        """What ``--resume`` goes on from: the checkpoint that the file last_checkpoint names; if it
-        is damaged, or there is none, with a warning the newest one that is whole.
+        """The checkpoint for ``--resume``, which the file last_checkpoint names; if it is damaged
+        or missing, the newest undamaged one, with a warning.
 
         Raises:
             FileNotFoundError: there is no file last_checkpoint.
-            ValueError: no checkpoint is whole; one line.
+            ValueError: all checkpoints are damaged; one line.
         """
         name = self._last
         try:
@@ -126,23 +126,23 @@ class RunFolder:
         return (self.path / "last_checkpoint").read_text(errors="replace").strip()
 
     def _resumable(self) -> list[Path]:
-        """The newest one first, by iteration: a clock may be set, and copies have other times."""
+        """The checkpoints to resume from, the latest iteration first; file times are unreliable."""
         files = self.periodic_checkpoints()
         if (last := iteration_of(self.final_checkpoint)) is not None:
             files[last] = self.final_checkpoint
         return [files[iteration] for iteration in sorted(files, reverse=True)]
 
     def periodic_checkpoints(self) -> dict[int, Path]:
-        """Those that SOLVER.CHECKPOINT_PERIOD makes: iteration -> file, in order."""
+        """The checkpoints of SOLVER.CHECKPOINT_PERIOD: iteration -> file, in order."""
         numbers = ((_RESUMABLE.fullmatch(path.name), path) for path in sorted(self.path.iterdir()))
         return {int(m[1]): path for m, path in numbers if m and m[1] != "final"}
 
     def left(self, but: str = "") -> list[Path]:
-        """What a training left that the next one in the folder could be taken to have written:
-        checkpoints, metrics, detections, evaluations; nothing if it left no checkpoint.
+        """The files of a training that could seem to be those of the next one in this folder:
+        checkpoints, metrics, detections, evaluations; none if there is no checkpoint.
 
         Args:
-            but: MODEL.WEIGHTS; a backbone.pth that it names is what the next one starts from.
+            but: MODEL.WEIGHTS of the next training; if it is backbone.pth, that is left out.
         """
         pointer = self.path / "last_checkpoint"  # first: it is what --resume looks for
         names = sorted(os.listdir(self.path)) if self.path.is_dir() else []
@@ -157,11 +157,11 @@ class RunFolder:
         return [path for path in found if path.exists()]
 
     def checkpoint(self) -> Path:
-        """The one to use: the best, else the final, else the last one, as where a longer training
-        goes on from the final one.
+        """The checkpoint to use: the best, else the final, else the last one. The final one does
+        not count if a longer training has gone on from it.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no checkpoint.
         """
         final = self.final_checkpoint
         if self.best_checkpoint.is_file():
@@ -176,11 +176,11 @@ class RunFolder:
         return self.last_checkpoint
 
     def config(self) -> CfgNode:
-        """The config of the run, a detector's or a classifier's; a copy.
+        """A copy of the run's config, a detector's or a classifier's.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is none of this project's.
+            FileNotFoundError: there is no config.yaml.
+            ValueError: it is not a config of this project, or a LazyConfig without detector.yaml.
         """
         path = _existing(self.config_file, "config.yaml of an OUTPUT_DIR")
         if self.is_lazy:
@@ -193,10 +193,10 @@ class RunFolder:
         return _read_config(str(path), path.stat().st_mtime_ns).clone()
 
     def metrics(self) -> Metrics:
-        """What Detectron2's JSONWriter wrote: iteration -> name -> value.
+        """Read what Detectron2's JSONWriter wrote: iteration -> name -> value.
 
-        A run that was killed and resumed goes back some iterations; what it wrote of them before
-        does not count. Nor does a line that the kill cut off.
+        A resumed run goes back some iterations; their earlier lines do not count, nor does a
+        truncated line.
 
         Raises:
             FileNotFoundError: there is no metrics.json.
@@ -223,15 +223,15 @@ class RunFolder:
         return metrics
 
     def iterations(self) -> list[int]:
-        """Those that ``metrics`` tells of; none where there is no metrics.json yet."""
+        """The iterations in ``metrics``; none if there is no metrics.json yet."""
         try:
             return [*self.metrics()]
         except (OSError, ValueError):
             return []
 
     def evaluations(self, metric: str, end: int | None = None) -> list[tuple[int, float]]:
-        """What the training's evaluations found, those of iterations below ``end``: (iteration,
-        value), in order; none where there is no metrics.json yet."""
+        """A metric in the training's evaluations at iterations below ``end``: (iteration, value),
+        in order; none if there is no metrics.json yet."""
         try:
             metrics = self.metrics()
         except (OSError, ValueError):
@@ -243,21 +243,21 @@ class RunFolder:
         ]
 
     def progress(self) -> "Progress":
-        """How far the training is; 0 where it has not begun."""
+        """The progress of the training; 0 if it has not begun."""
         try:
             metrics = self.metrics()
             solver = self.config().SOLVER
         except (OSError, ValueError):
             return Progress(0.0, {})
         last, end = max(metrics), solver.MAX_ITER - 1
-        # An older model_final.pth is of a shorter training.
+        # A model_final.pth of an earlier iteration is of a shorter training.
         ended = last >= end or (
             solver.PATIENCE and iteration_of(self.final_checkpoint) in (last - 1, last)
         )
         return Progress(1.0 if ended else last / end, metrics[last])
 
     def evaluation(self) -> "Evaluation":
-        """What an evaluation found.
+        """Read the results of an evaluation.
 
         Raises:
             FileNotFoundError: there is no results.json.
@@ -272,13 +272,13 @@ class RunFolder:
             raise ValueError(f"{path} is damaged ({one_line(e)}); evaluate again") from e
 
     def last_evaluation(self) -> "RunFolder | None":
-        """The newest of an OUTPUT_DIR's evaluations that have results, if it has any."""
+        """The newest evaluation with results in an OUTPUT_DIR; None if there is none."""
         done = (self.path / EVALUATIONS).glob("*/results.json")
         newest = max(done, key=lambda path: path.stat().st_mtime, default=None)
         return None if newest is None else RunFolder(newest.parent)
 
     def slower_stages(self) -> dict[str, dict[str, str]] | None:
-        """What ``write_slower_stages`` wrote; None if that can't be read."""
+        """Read what ``write_slower_stages`` wrote; None if that can't be read."""
         try:
             written = parse_json(self.stages_file.read_text())
             return {name: dict(modes) for name, modes in written.items()}
@@ -286,7 +286,7 @@ class RunFolder:
             return None
 
     def write_slower_stages(self, slower: dict[str, dict[str, str]]) -> None:
-        """Note which stages run node by node, and why: a stage's name -> mode -> why."""
+        """Save which stages run node by node, and why: a stage's name -> mode -> reason."""
         with atomic_open(self.stages_file) as f:
             json.dump(slower, f, indent=1)
 
@@ -299,12 +299,12 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What results.json holds.
+    """The content of results.json.
 
     Attributes:
         weights: the file that was evaluated, an absolute path or a URL.
-        training: the OUTPUT_DIR of the training that wrote it, an absolute path; None if it lies
-            in none.
+        training: the OUTPUT_DIR of the training that wrote it, an absolute path; None if it is in
+            no OUTPUT_DIR.
         results: task -> name -> value, such as "bbox" -> "AP" -> 41.2.
     """
 
@@ -315,11 +315,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is.
+    """The progress of a training.
 
     Attributes:
-        done: the part of its iterations, 0 … 1.
-        last: what it wrote at its last iteration.
+        done: the part of the iterations that are done, 0 … 1.
+        last: the metrics of the last iteration, by name.
     """
 
     done: float
@@ -331,8 +331,8 @@ def evaluation_config(cfg: CfgNode, resume: bool) -> CfgNode:
 
     Args:
         cfg: its OUTPUT_DIR is that of the training, if there was one.
-        resume: whether the last checkpoint in OUTPUT_DIR, if there is one, takes the place of
-            MODEL.WEIGHTS, as with ``--resume``.
+        resume: whether the last checkpoint in OUTPUT_DIR, if there is one, replaces MODEL.WEIGHTS,
+            as with ``--resume``.
     """
     own, run = cfg.clone(), RunFolder(cfg.OUTPUT_DIR)
     own.defrost()
@@ -346,7 +346,7 @@ def evaluation_config(cfg: CfgNode, resume: bool) -> CfgNode:
 
 
 def evaluation_folder(cfg: CfgNode) -> Path:
-    """The folder of an evaluation with a config: the same one each time, another for another.
+    """The folder of an evaluation, whose name depends only on the config.
 
     Args:
         cfg: its OUTPUT_DIR is that of the training, or an evaluation's folder.
@@ -367,7 +367,7 @@ def evaluation_folder(cfg: CfgNode) -> Path:
 
 
 def training_of(weights: str) -> str | None:
-    """The OUTPUT_DIR of the training that a checkpoint lies in, an absolute path, if any."""
+    """The OUTPUT_DIR that contains a checkpoint, an absolute path; None if there is none."""
     run = RunFolder(os.path.dirname(os.path.abspath(weights)))
     return str(run.path) if run.config_file.is_file() else None
 

@@ -1,5 +1,5 @@
-"""What others wrote: as JSON; and as part of a message, on one line, and not longer than a reader's
-patience."""
+"""Text from users and other programs: parsing JSON, and quoting it in messages, short and on one
+line."""
 
 import difflib
 import json
@@ -19,7 +19,7 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 60
 
 
 def brief(value: object) -> str:
-    """A value as Python writes it, or its beginning and its end."""
+    """The repr of a value, shortened in the middle if it is long, on one line."""
     try:
         return one_line(_repr.repr(value))
     except ValueError:  # Python writes no integer of more than 4300 digits
@@ -27,7 +27,8 @@ def brief(value: object) -> str:
 
 
 def one_line(text: object, most: int = _MOST) -> str:
-    """A text, such as another library's error, or its beginning; of what is printed only."""
+    """A text, such as another library's error, on one line of at most ``most`` characters, without
+    unprintable ones."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[: 8 * most]).split())
     return line if len(line) <= most else f"{line[: most - 2]} …"
 
@@ -36,8 +37,8 @@ def named(things: Collection[object], *, most: int = 5000, number: int | None = 
     """The first of some things, and how many more there are.
 
     Args:
-        most: characters of each; the default is for pairs of paths.
-        number: of all things, where only the first are given.
+        most: the most characters of each; the default is for pairs of paths.
+        number: the number of all things, if only the first are given.
     """
     few = [one_line(thing, most) for thing, _ in zip(things, range(MOST_NAMED))]
     more = (number or len(things)) - len(few)
@@ -48,7 +49,7 @@ def named(things: Collection[object], *, most: int = 5000, number: int | None = 
 def prefixed(
     subject: object, kinds: type[Exception] | tuple[type[Exception], ...] = ValueError
 ) -> Iterator[None]:
-    """Turn an error of the block, of some kinds, into a ValueError that first says its subject."""
+    """Turn errors of some kinds in the block into ValueErrors that begin with a subject."""
     try:
         yield
     except kinds as e:
@@ -72,7 +73,7 @@ def check_one_line(source: str, names: Iterable[str]) -> None:
 def parse_json(text: str | bytes) -> Any:
     """
     Raises:
-        ValueError: it is no JSON, or nested deeper than Python reads.
+        ValueError: the text is not JSON, or nested too deep for Python.
     """
     try:
         return json.loads(text)
@@ -90,8 +91,7 @@ def no_python(json: str) -> str:
 def similar(name: str, known: Iterable[str]) -> str:
     """The known names that may have been meant, for the end of a message; "" if there are none.
 
-    Of a config's keys the last parts are alike, too: those of one node begin alike, whatever they
-    are.
+    The last parts of config keys must be similar, too, because all keys of a node begin alike.
     """
     last = str(name).rpartition(".")[2]
     near = [

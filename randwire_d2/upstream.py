@@ -1,5 +1,4 @@
-"""What PyTorch says of Detectron2's code, or of nothing: for those who wrote it to mend; and the
-log as Detectron2 sets it up."""
+"""Hide PyTorch's warnings that users can't act on, and undo Detectron2's log setup."""
 
 import logging
 import sys
@@ -17,7 +16,7 @@ _MESSAGES = (
 
 
 def hush_upstream() -> None:
-    """Have none of it printed by this process; on a machine of eight GPUs, eight say the same."""
+    """Hide these warnings in this process; with eight GPUs, eight processes would print them."""
     for message, category in _MESSAGES:
         warnings.filterwarnings("ignore", message, category)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -25,10 +24,10 @@ def hush_upstream() -> None:
 
 @contextmanager
 def log_of_one_call() -> Iterator[None]:
-    """After the block, loggers have the handlers that they have now.
+    """Restore the loggers' handlers after the block.
 
-    Detectron2 sets up the log of a process that trains once. In one that goes on, the next training
-    would print each line twice, and write it into the folder of the one before, too.
+    Detectron2 expects one training per process. In a process with several, the next training would
+    print each line twice, and also write it into the folder of the one before.
     """
     loggers = [logging.getLogger(name) for name in ("randwire_d2", "detectron2", "fvcore")]
     before = [list(log.handlers) for log in loggers]
