@@ -1,4 +1,4 @@
-"""The end of a pretraining: its network as a detector's backbone."""
+"""Convert the network of a finished pretraining to a detector's backbone."""
 
 import logging
 import os
@@ -17,22 +17,22 @@ logger = logging.getLogger(__name__)
 def write_backbone(cfg: CfgNode) -> list[str]:
     """Convert a classifier's last checkpoint, verified, to the backbone.pth in its OUTPUT_DIR.
 
-    The last, and not model_best.pth: a schedule is made for its end, where the rate is 0, and to
-    choose by the accuracy of the test images would make that no test any more.
+    model_best.pth is not used: the schedule is made for its end, where the rate is 0, and a choice
+    by the test images' accuracy would bias that accuracy.
 
-    With SOLVER.EMA it is the average, which was evaluated.
+    With SOLVER.EMA the averaged weights, which were evaluated, are converted.
 
     Args:
-        cfg: the training's. It has ended.
+        cfg: the config of a training that has ended.
 
     Returns:
-        the tool that fine-tunes a detector with it, and its arguments; where the conversion fails,
-        which is logged, those that try it again.
+        The tool that fine-tunes a detector with the backbone, and its arguments. If the conversion
+        fails, which is logged, the tool and arguments that try it again.
     """
     run = RunFolder(os.path.normpath(cfg.OUTPUT_DIR))
     final, backbone = str(run.final_checkpoint), str(run.backbone)
     resnet = family(cfg) == "RESNETS"
-    # No weight tells it.
+    # The weights don't show it.
     stated = ["MODEL.RESNETS.STRIDE_IN_1X1", str(cfg.MODEL.RESNETS.STRIDE_IN_1X1)] if resnet else []
     try:
         done = convert(final, backbone, options=stated)

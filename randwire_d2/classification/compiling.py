@@ -1,4 +1,4 @@
-"""SOLVER.COMPILE: a classifier's training through torch.compile."""
+"""SOLVER.COMPILE: training a classifier with torch.compile."""
 
 import importlib.util
 
@@ -11,14 +11,15 @@ from ..text import one_line
 
 
 def compile_network(model: ImageClassifier, backend: str = "inductor") -> None:
-    """Have a classifier's network compiled when it is first called; in place.
+    """Make a classifier's network compile at its first call; in place.
 
-    Of a RandWire each stage is compiled alone: an edge that is dropped, and dropout, are drawn
-    outside, as they are without a compiler, and what is dropped is data, for which nothing is
-    compiled anew. State dicts and copies of the model are as before.
+    In a RandWire each stage is compiled separately. Dropped edges and dropout are drawn outside, as
+    without a compiler; dropped edges are input data, so they cause no recompilation. State dicts
+    and copies of the model do not change.
 
     Args:
-        backend: torch.compile's.
+        model: the classifier.
+        backend: the backend of torch.compile.
     """
     stages = [m for m in model.network.modules() if isinstance(m, RandWireStage)]
     for stage in stages:

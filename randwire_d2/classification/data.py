@@ -1,7 +1,7 @@
-"""Loaders of labelled images: an endless, repeatable stream to train on, and each image to test.
+"""Loaders of labelled images: an endless, repeatable stream for training, and each image for tests.
 
-In the stream everything is a function of the seed and the position: which image, and how it is
-augmented. So neither the number of processes and workers nor an interruption changes it.
+The image at each position of the stream, and its augmentation, are functions of the seed and the
+position. So neither the number of processes and workers nor an interruption changes the stream.
 """
 
 import logging
@@ -29,7 +29,7 @@ from ..engine.processes.signals import guard_workers
 
 logger = logging.getLogger(__name__)
 
-MOST_BROKEN = 100  # images in a row: then it is not the images that are broken
+MOST_BROKEN = 100  # images in a row; after so many, the disk is probably at fault
 UNREADABLE = -1  # the label of a test image that can't be read
 
 
@@ -40,24 +40,24 @@ class PCALighting(nn.Module):
     eigenvalues. Values that leave 0 … 255 are cut off.
 
     Args:
-        std: of the factor of each component.
+        std: the standard deviation of the factor of each component.
     """
 
     def __init__(self, std: float) -> None:
         super().__init__()
-        # Its numbers only: it adds values for pixels of 0 … 1 to any image, and draws them from
+        # Only its constants are used: it adds values for pixels of 0 … 1 to any image, and uses
         # numpy's global generator.
         pca = RandomLighting(std)
         self.components = torch.from_numpy(255 * std * pca.eigen_vecs * pca.eigen_vals).float()
 
     def forward(self, image: Tensor) -> Tensor:
-        """RGB (3, H, W) of uint8 to the same."""
+        """Add the noise to an RGB image (3, H, W) of uint8; returns the same shape and dtype."""
         colour = self.components @ torch.randn(3)
         return (image + colour[:, None, None]).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def train_transform(cfg: CfgNode) -> v2.Transform:
-    """PIL image to (3, S, S) of uint8, S = INPUT.TRAIN_CROP_SIZE."""
+    """The training transform: PIL image to uint8 (3, S, S), S = INPUT.TRAIN_CROP_SIZE."""
     crop = v2.RandomResizedCrop(cfg.INPUT.TRAIN_CROP_SIZE, tuple(cfg.INPUT.TRAIN_CROP_AREA))
     flip = [v2.RandomHorizontalFlip()] if cfg.INPUT.RANDOM_FLIP == "horizontal" else []
     node, std = cfg.INPUT.RAND_AUGMENT, cfg.INPUT.PCA_LIGHTING
@@ -67,12 +67,12 @@ def train_transform(cfg: CfgNode) -> v2.Transform:
 
 
 def test_transform(cfg: CfgNode) -> v2.Transform:
-    """PIL image to (3, S, S) of uint8, S = INPUT.TEST_CROP_SIZE."""
+    """The test transform: PIL image to uint8 (3, S, S), S = INPUT.TEST_CROP_SIZE."""
     return center_crop(cfg.INPUT.TEST_CROP_SIZE, cfg.INPUT.TEST_CROP_RATIO)
 
 
 def read_image(path: str) -> Image.Image | None:
-    """An image as RGB, or None, with a warning in the log, if it can't be read.
+    """Read an image as RGB; None, with a warning in the log, if it can't be read.
 
     Raises:
         DiskGone: its disk is away.
@@ -109,10 +109,10 @@ class TestImages(Dataset):
 
 
 class TrainingStream(Dataset):
-    """Endless: the images in a new order in each epoch, each augmented in a new way.
+    """An endless stream of images, with a new order and new augmentations in each epoch.
 
-    An image that can't be read is replaced by the one after it. An item is {"image": (3, S, S) of
-    uint8, "label": int, "broken": how many were replaced}.
+    An image that can't be read is replaced by the next one. An item is {"image": (3, S, S) of
+    uint8, "label": int, "broken": the number of images that were replaced}.
 
     Args:
         records: {"file_name", "label"} of each image.
@@ -136,8 +136,8 @@ class TrainingStream(Dataset):
                 f"{MOST_BROKEN} images in a row can't be read, the last {record['file_name']!r}: "
                 "check the disk that the data set lies on"
             )
-        with torch.random.fork_rng(devices=[]):  # with no worker, the model's generator is here
-            # Not torch.manual_seed, which takes as long as all else here to ask for devices.
+        with torch.random.fork_rng(devices=[]):  # without workers, the generator is the model's
+            # torch.manual_seed would query the devices, which takes as long as all else here.
             torch.default_generator.manual_seed(mix_seeds(self.seed, position))
             tensor = self.transform(image)
         return {
@@ -157,7 +157,7 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class BatchPositions(Sampler[list[int]]):
-    """The stream's positions that this process reads for each iteration, without an end.
+    """The positions in the stream that this process reads in each iteration, endlessly.
 
     Args:
         batch_size: the images of an iteration in all processes together.
@@ -175,7 +175,7 @@ class BatchPositions(Sampler[list[int]]):
             yield list(self.of(iteration))
 
     def of(self, iteration: int) -> range:
-        """Those of one iteration."""
+        """The positions of one iteration."""
         first = iteration * self._total + self._offset
         return range(first, first + self._own)
 
@@ -184,9 +184,9 @@ class TrainLoader:
     """The batches of a training: {"image": (N, 3, S, S) of uint8, "label": (N,)}, endless.
 
     Attributes:
-        seed: of the stream.
+        seed: the seed of the stream.
         start_iter: the iteration that a new iterator begins with.
-        broken: the images that could not be read since then, in this process.
+        broken: the number of images that this process could not read.
     """
 
     def __init__(self, cfg: CfgNode, seed: int) -> None:
@@ -199,7 +199,7 @@ class TrainLoader:
             batch_sampler=BatchPositions(self._cfg.SOLVER.IMS_PER_BATCH, self.start_iter),
             num_workers=self._cfg.DATALOADER.NUM_WORKERS,
             pin_memory=self._cfg.MODEL.DEVICE.startswith("cuda"),
-            # A new iterator draws a number, which must not come from the model's generator.
+            # A new iterator draws a seed, which must not come from the model's generator.
             generator=torch.Generator(),
         )
         for batch in guard_workers(loader):
@@ -207,14 +207,14 @@ class TrainLoader:
             yield batch
 
     def file_names(self, iteration: int) -> list[str]:
-        """The images of this process in an iteration, as if none were broken."""
+        """The image files of this process in an iteration, if none is broken."""
         stream = TrainingStream(self._records, self._cfg, self.seed)
         positions = BatchPositions(self._cfg.SOLVER.IMS_PER_BATCH).of(iteration)
         return [stream._record(position)["file_name"] for position in positions]
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """The images of a data set that this process tests, TEST.IMS_PER_PROCESS at a time."""
+    """The loader of this process's test images, with batches of TEST.IMS_PER_PROCESS."""
     images = TestImages(listed_images([dataset_name]), cfg)
     loader = DataLoader(
         images,

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class AccuracyEvaluator(DatasetEvaluator):
     """The share of images, in %, whose class has the highest logit, or is among the top five.
 
-    Images that can't be read count in neither, and are counted in the log and the results.
+    Images that can't be read are left out; the log and the results give their number.
     """
 
     def reset(self) -> None:

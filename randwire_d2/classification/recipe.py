@@ -1,4 +1,4 @@
-"""The recipe of a classifier: a command line's config, checked."""
+"""Build and check the config of a classifier's command line."""
 
 import argparse
 from functools import partial
@@ -77,10 +77,10 @@ TORCHVISION_LIMITS = {
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of a command line, checked, with the schedule in iterations.
+    """Build and check the frozen config of a command line, with the schedule in iterations.
 
     Raises:
-        ValueError: for whatever would make the run fail later, as ``engine.load_config``.
+        ValueError: something would make the run fail later; see ``engine.load_config``.
     """
     cfg = read_config(args, classifier_config())
     check_limits(cfg, LIMITS)

@@ -1,4 +1,4 @@
-"""Training a classifier on Detectron2's engine, so that a killed run resumes bit by bit."""
+"""Training a classifier on Detectron2's engine, with bitwise reproducible resumption."""
 
 import argparse
 import logging
@@ -44,7 +44,7 @@ class ClassificationTrainer(Trainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """As DefaultTrainer's; with SOLVER.COMPILE its network is trained through torch.compile."""
+        """Build the model; with SOLVER.COMPILE, its network is trained with torch.compile."""
         model = super().build_model(cfg)
         if cfg.SOLVER.COMPILE:
             compile_network(model)
@@ -85,14 +85,14 @@ class ClassificationTrainer(Trainer):
         )
 
     def next_command(self) -> list[str]:
-        """As Trainer's: fine-tuning a detector with the network, converted into a backbone."""
+        """Convert the network to a backbone; return the command that fine-tunes a detector."""
         if self.cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
             return super().next_command()
         return write_backbone(self.cfg)
 
 
 def _test_losses(model: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-    """The losses of a test's batch, without the images that can't be read, and how many remain."""
+    """The losses of a test batch without the images that can't be read, and their number."""
     readable = batch["label"] != UNREADABLE
     if not readable.any():
         return {}, 0
@@ -103,10 +103,11 @@ def _test_losses(model: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor
 
 
 class WatchInput(HookBase):
-    """Says in the log when training waits for its data, and how many images were broken.
+    """Logs when training waits for its data, and how many images were broken.
 
     Args:
-        period: iterations from one look to the next.
+        loader: the training loader.
+        period: the iterations from one check to the next.
     """
 
     def __init__(self, loader: TrainLoader, period: int = 100) -> None:
@@ -128,11 +129,11 @@ class WatchInput(HookBase):
         return {"broken": self._loader.broken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if comm.is_main_process():  # whose number it is
+        if comm.is_main_process():  # the checkpoint has the main process's number
             self._loader.broken = state["broken"]
 
     def after_train(self) -> None:
-        if self.trainer.iter < self.trainer.max_iter:  # it failed; so may the others have
+        if self.trainer.iter < self.trainer.max_iter:  # it failed, and other processes may have
             return
         broken = sum(comm.all_gather(self._loader.broken))
         if broken and comm.is_main_process():
@@ -145,10 +146,10 @@ class _WithoutHooks(ClassificationTrainer):
 
 
 def measure_input(cfg: CfgNode, args: argparse.Namespace, seconds: float = 10.0) -> None:
-    """Log the images per second that the input feeds alone, beside what training consumes.
+    """Log the images per second of the input alone, and of the training alone.
 
-    Call it in each process (``engine.run_distributed``); the figures are for all together. No file
-    is written: OUTPUT_DIR may be that of a training.
+    Call it in each process (``engine.run_distributed``); the rates are totals of all processes. No
+    file is written, so OUTPUT_DIR may be that of a training.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -180,9 +181,9 @@ def measure_input(cfg: CfgNode, args: argparse.Namespace, seconds: float = 10.0)
 
 
 def _rate(step: Callable[[], Any], seconds: float) -> float:
-    """Calls per second of the slowest process, for at least so many seconds.
+    """Calls per second of the slowest process, measured for at least so many seconds.
 
-    All processes make as many calls: in a step of training each waits for the others.
+    All processes make the same number of calls, because training steps wait for each other.
     """
     start, calls, spent = time.perf_counter(), 0, 0.0
     while spent < seconds:
