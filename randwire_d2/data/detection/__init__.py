@@ -1,4 +1,4 @@
-"""Detectors' images: what can be used, what is in them; registered in Detectron2, and augmented.
+"""Detectors' data sets: inspecting, summarising, registering and augmenting labelled images.
 
-Nothing here reads a file of labels.
+Nothing here reads label files.
 """

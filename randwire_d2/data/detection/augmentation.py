@@ -1,4 +1,4 @@
-"""How a detector's training images are changed: Detectron2's way, or with large-scale jitter."""
+"""The augmentation of a detector's training images: Detectron2's, or large-scale jitter."""
 
 import detectron2.data.transforms as T
 from detectron2.config import CfgNode
@@ -14,7 +14,7 @@ def training_mapper(cfg: CfgNode) -> DatasetMapper:
     masks, boxes are drawn anew around what a crop leaves of them.
 
     Raises:
-        ValueError: as ``check_jitter``.
+        ValueError: see ``check_jitter``.
     """
     check_jitter(cfg)
     options = DatasetMapper.from_config(cfg, is_train=True)

@@ -74,12 +74,12 @@ _told: dict[str, LabelledImages] = {}
 
 
 def read_labels() -> dict[str, LabelledImages]:
-    """What is kept of the sets that are registered here by their path, for ``take_labels``."""
+    """The labels in memory of the sets registered by path, for ``take_labels``."""
     return {name: kept for name, r in _lasting().items() if (kept := r.kept) is not None}
 
 
 def forget_labels() -> None:
-    """Give up what is kept of these sets; what is asked for after all is read again."""
+    """Free the labels in memory of these sets; they are read again if they are needed."""
     for registered in _lasting().values():
         registered.kept = None
 
@@ -90,15 +90,15 @@ def _lasting() -> dict[str, "_Lasting"]:
 
 
 def take_labels(read: Mapping[str, LabelledImages]) -> None:
-    """Take what another process has read, for ``register_detection_data`` here."""
+    """Take over labels that another process has read, for ``register_detection_data`` here."""
     _told.update((name, found) for name, found in read.items() if name not in DatasetCatalog)
 
 
 def labelled_images(name: str) -> LabelledImages:
-    """What a registered data set holds that can be used, and the faults of what can't.
+    """The usable images and boxes of a registered data set, and the faults of the others.
 
     Raises:
-        ValueError: too little of it can be used; one line.
+        ValueError: too little of the data set can be used; one line.
     """
     registered = DatasetCatalog[name]
     if isinstance(registered, _Lasting):
@@ -117,7 +117,7 @@ def labelled_images(name: str) -> LabelledImages:
 
 
 def count_images(name: str, filter_empty: bool = True, min_keypoints: int = 0) -> int:
-    """The images of a registered data set.
+    """The number of images of a registered data set.
 
     Args:
         filter_empty: without those that have no box but crowds, which Detectron2 does not train on
