@@ -1,4 +1,4 @@
-"""The labels of detectors' images in COCO's, YOLO's and Pascal VOC's files: found and read.
+"""Readers of detectors' labels in the formats of COCO, YOLO and Pascal VOC.
 
-Nothing here knows what a training can use of them, or how a data set is registered.
+Nothing here checks which labels a training can use, or registers a data set.
 """

@@ -1,9 +1,9 @@
-"""COCO's instances format, as Detectron2's ``load_coco_json`` reads it, with its faults named.
+"""Read COCO's instances format like Detectron2's ``load_coco_json``, but name a file's faults.
 
-Detectron2's reader answers a file that is not as it should be with a KeyError or an assertion, and
-makes a class of the root category (``supercategory: none``) that Roboflow's exports begin with.
-supervision's DetectionDataset rounds boxes to float32 and keeps masks as pixels. On a sound file,
-the records here are those of ``load_coco_json``, which a test compares.
+On an invalid file, Detectron2's reader fails with a KeyError or an assertion, and it makes a class
+of the root category (``supercategory: none``) that Roboflow's exports begin with. supervision's
+DetectionDataset rounds boxes to float32 and keeps masks as pixels. On a valid file, the records
+here equal those of ``load_coco_json``, which a test compares.
 """
 
 import codecs
@@ -28,8 +28,8 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
     """Read a file in COCO's instances format; images need no height and width.
 
     Raises:
-        ValueError: it is no such file, an image id comes twice, or an annotation has a category
-            that the file doesn't have; one line.
+        ValueError: the file has another format, two images or categories have the same id, or an
+            annotation has a category that the file doesn't have; one line.
     """
     content = _parse(json_file)
     images, annotations, categories = (
@@ -104,7 +104,7 @@ def _list(json_file: str, content: dict[str, Any], key: str) -> list[dict[str, A
 def _by_id(
     json_file: str, what: str, entries: list[dict[str, Any]], name: str
 ) -> list[dict[str, Any]]:
-    """Entries in the order of their ids, each of which has an id of its own and a name."""
+    """Sort entries by their ids; each must have a unique integer id and a name."""
     found: dict[int, dict[str, Any]] = {}
     for entry in entries:
         key = entry.get("id")
@@ -125,7 +125,7 @@ def _by_id(
 
 
 def _without_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict[str, Any]]:
-    """Leave out the root category that Roboflow writes, with which nothing is annotated."""
+    """Leave out the root category that Roboflow writes, which no annotation has."""
     above = {str(category.get("supercategory")) for category in categories}
     return [
         category
@@ -137,8 +137,8 @@ def _without_root(categories: list[dict[str, Any]], used: set[Any]) -> list[dict
 
 
 def _keypoints(categories: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Keypoints:
-    """The keypoints of the categories, one of which has the skeleton; without names, as in
-    Detectron2's own files, as many as the annotations have."""
+    """The keypoints of the categories, with the first skeleton. If no category has names, as in
+    files of Detectron2's ``convert_to_coco_json``, the annotations tell their number."""
     lists = [found for a in annotations if isinstance(found := a.get("keypoints"), list)]
     number = max((len(found) // 3 for found in lists), default=0)
     skeleton = next((c["skeleton"] for c in categories if c.get("skeleton")), None)
@@ -148,10 +148,10 @@ def _keypoints(categories: list[dict[str, Any]], annotations: list[dict[str, Any
 def _is_evaluable(
     images: list[dict[str, Any]], annotations: list[dict[str, Any]], keypoints: Keypoints
 ) -> bool:
-    """Whether COCO's evaluation can take the file as it is.
+    """Whether COCO's evaluation can read the file unchanged.
 
-    It takes a match with the annotation of id 0 for none, and Roboflow's ids begin with 0. If one
-    annotation has keypoints, all must have them, and their number.
+    It ignores a match with the annotation whose id is 0, and Roboflow's ids begin with 0. If the
+    categories have keypoints, every annotation must have keypoints and a correct num_keypoints.
     """
     ids = {a.get("id") for a in annotations if isinstance(a.get("id"), int)}
     return (
@@ -179,7 +179,7 @@ def _where(entry: dict[str, Any]) -> str:
 def _annotation(
     json_file: str, entry: dict[str, Any], index: dict[int, int]
 ) -> dict[str, Any] | str:
-    """The annotation in Detectron2's form, or its fault."""
+    """An entry's annotation in Detectron2's form, or its fault as text."""
     category, box = _key(entry, "category_id"), entry.get("bbox")
     segmentation = entry.get("segmentation")
     if category not in index:
@@ -195,7 +195,7 @@ def _annotation(
     if entry.get("ignore") or (polygons and not valid):
         return IGNORED if entry.get("ignore") else NO_POLYGON
     crowd = entry.get("iscrowd")
-    if crowd not in (None, 0, 1):  # Detectron2 takes all but 0 for a crowd, None too
+    if crowd not in (None, 0, 1):  # to Detectron2, all but 0 are crowds, even None
         return NO_CROWD
     found = annotation(box, index[category], int(crowd or 0))
     if isinstance(segmentation, dict):
@@ -215,12 +215,12 @@ def _is_whole(value: Any) -> bool:
 
 
 def _key(entry: dict[str, Any], name: str) -> Any:
-    """The number that an entry has under a name; None of anything else."""
+    """The integer that an entry has under a name; None if it is missing or of another type."""
     return entry[name] if isinstance(entry.get(name), int) else None
 
 
 def _compressed(rle: dict[str, Any]) -> dict[str, Any]:
-    """An RLE as Detectron2 has it; one that can't be read becomes empty, which fits no image."""
+    """An RLE compressed as in Detectron2; {}, which fits no image, if it can't be read."""
     if not isinstance(rle.get("counts"), list):
         return rle
     try:

@@ -1,4 +1,4 @@
-"""The keypoints of a data set: their names, which change places in a mirror, which are joined."""
+"""The keypoints of a data set: names, pairs that a horizontal flip swaps, and the skeleton."""
 
 import colorsys
 import re
@@ -14,13 +14,13 @@ _OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 @dataclass(frozen=True)
 class Keypoints:
-    """What the objects of a data set have, whatever their class.
+    """The keypoints that the objects of all classes of a data set share.
 
     Attributes:
-        names: in the order of an annotation's keypoints; none, if there are none for a detector.
-        flips: pairs of names that change places in a mirror image; None if that isn't known.
-        connections: pairs of names that a line joins.
-        why: the reason why there are none, to follow "has no keypoint_names"; "" if none is known.
+        names: in the order of an annotation's keypoints; empty if the classes share none.
+        flips: pairs of names that a horizontal flip swaps; None if they aren't known.
+        connections: pairs of names that a line of the skeleton joins.
+        why: the reason for empty names, to follow "has no keypoint_names"; "" if it isn't known.
     """
 
     names: tuple[str, ...] = ()
@@ -32,12 +32,13 @@ class Keypoints:
 def of_classes(
     given: Mapping[str, object], number: int, skeleton: object = None, flip_idx: object = None
 ) -> Keypoints:
-    """
+    """The keypoints that all classes share; without names if the classes' names differ.
+
     Args:
-        given: from classes to what should be a list of their keypoints' names; falsy for none.
-        number: of keypoints where no class has names: then they are numbered.
-        skeleton: pairs of numbers, from 1 on, as COCO has them.
-        flip_idx: which keypoint each becomes in a mirror image, as YOLO has it; it is valid.
+        given: each class's list of keypoint names; any other value counts as no names.
+        number: the number of keypoints if no class has names; they are numbered then.
+        skeleton: pairs of keypoint numbers from 1 on, as in COCO's files.
+        flip_idx: the index of each keypoint's mirror image, as in YOLO's files; already checked.
     """
     lists = {c: tuple(map(str, v)) for c, v in given.items() if isinstance(v, list) and v}
     (first, names), *others = lists.items() or [("", ())]
@@ -45,7 +46,7 @@ def of_classes(
         if its_names != names:
             kinds = f"{first!r} has {brief(names)}, {other!r} {brief(its_names)}"
             return Keypoints(why=f" that all classes share, as a Keypoint R-CNN's do ({kinds})")
-    if len(set(names)) < len(names) or not names:  # of two alike none can be told
+    if len(set(names)) < len(names) or not names:  # equal names can't be told apart
         names = tuple(f"keypoint {i}" for i in range(len(names) or number))
     flips = _flips(names)
     if isinstance(flip_idx, list):
@@ -54,9 +55,9 @@ def of_classes(
 
 
 def _flips(names: Sequence[str]) -> tuple[tuple[str, str], ...] | None:
-    """By left and right, or l and r, in the names.
+    """Pair names by left and right, or l and r; None if the pairs can't be found.
 
-    Names that tell no sides, such as numbers, may have them all the same; a single one has none.
+    Keypoints whose names tell no side, such as numbers, may have sides; a single one has no pair.
     """
     mirrored = [_SIDE.sub(_swapped, name) for name in names]
     pairs = [(a, b) for a, b in zip(names, mirrored) if a != b]
@@ -85,7 +86,7 @@ def _connections(names: Sequence[str], skeleton: object) -> tuple[tuple[str, str
 def connection_rules(
     connections: Iterable[Sequence[str]],
 ) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Detectron2's keypoint_connection_rules, each of a colour of its own."""
+    """Detectron2's keypoint_connection_rules (name, name, RGB 0 … 255), in different colours."""
     pairs = list(connections)
     hues = (colorsys.hsv_to_rgb(i / len(pairs), 1, 1) for i in range(len(pairs)))
     colors = (tuple(round(255 * c) for c in hue) for hue in hues)
@@ -93,5 +94,5 @@ def connection_rules(
 
 
 def count_labelled(annotations: Iterable[Mapping[str, Any]]) -> int:
-    """The points of objects that are labelled, whether they are seen or hidden."""
+    """The number of labelled keypoints of all annotations, whether visible or occluded."""
     return sum(v > 0 for a in annotations for v in a.get("keypoints", ())[2::3])

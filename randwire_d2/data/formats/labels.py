@@ -1,4 +1,4 @@
-"""What a reader of labelled images returns, in Detectron2's form, and the faults it met."""
+"""The result of a reader of labelled images, in Detectron2's form, and the faults it found."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from .keypoints import Keypoints
 
 
 class Faults:
-    """How often each kind of fault was met, and where at first."""
+    """The number of faults of each kind, and the first places where they were found."""
 
     def __init__(self) -> None:
         self._count = Counter[str]()
@@ -45,20 +45,20 @@ class LabelledImages:
     """One split of a data set.
 
     Attributes:
-        source: the file or folder it was read from, for messages.
+        source: the file or folder that was read, for messages.
         records: Detectron2's standard dicts: file_name, image_id, annotations, and height and width
-            (pixels) where the labels tell them. An annotation has bbox [x, y, width, height] in
-            pixels, bbox_mode XYWH_ABS, category_id (an index into classes), iscrowd, and
-            segmentation (polygons or a compressed RLE) where there is one, difficult (True) if
-            Pascal VOC calls the object so, and keypoints where the data set has them, in the form
-            of its reader, after ``detection.inspection.clean`` in Detectron2's.
-        classes: their names.
-        category_ids: the ids that classes have in COCO's files, in the same order.
-        faults: what was wrong with what is not among the records.
-        json_file: the COCO file, if the records are all that is in it, and COCO's evaluation can
-            read it.
-        image_root: the folder that the names of images begin in, in the data set's own files.
-        keypoints: those that objects of all classes have.
+            (pixels) if the labels tell them. An annotation has bbox [x, y, width, height] in
+            pixels, bbox_mode XYWH_ABS, category_id (an index into classes), iscrowd, and, if the
+            labels have them: segmentation (polygons or a compressed RLE), difficult (True; Pascal
+            VOC only) and keypoints. The keypoints are in the form of the file until
+            ``detection.inspection.clean`` converts them to Detectron2's.
+        classes: the names of the classes.
+        category_ids: the ids of the classes in COCO's files, in the same order.
+        faults: the faults that were found; most left out an image or an annotation.
+        json_file: the COCO file, if the records have all its content and COCO's evaluation can
+            read it; else None.
+        image_root: the folder that image paths in the data set's own files are relative to.
+        keypoints: the keypoints that all classes share.
     """
 
     source: str
@@ -75,11 +75,14 @@ class LabelledImages:
         return sum(len(record["annotations"]) for record in self.records)
 
     def inside(self, file_name: str) -> str:
-        """The name of an image in the data set, wherever that lies."""
+        """An image's path relative to ``image_root``; it stays the same if the data set moves."""
         return os.path.relpath(file_name, self.image_root).replace(os.sep, "/")
 
     def checksum(self) -> str:
-        """Of images, their order, sizes, boxes and keypoints; the same wherever the set lies."""
+        """The SHA-256 of classes, images, their order, ids, sizes, boxes and keypoints, in hex.
+
+        It does not depend on the folder of the data set, nor on masks.
+        """
         found = hashlib.sha256(repr((self.classes, self.keypoints)).encode())
         for record in self.records:
             boxes = [
@@ -87,17 +90,17 @@ class LabelledImages:
                 for a in record["annotations"]
             ]
             size = record.get("width"), record.get("height")
-            # repr also of names that are no Unicode.
+            # repr also encodes names that are not valid Unicode.
             name = self.inside(record["file_name"])
             found.update(repr((name, record["image_id"], size, boxes)).encode())
         return found.hexdigest()
 
 
 def annotation(bbox: list[float], category: int, iscrowd: int = 0) -> dict[str, Any]:
-    """An annotation of Detectron2's, without a segmentation.
+    """An annotation in Detectron2's form, without a segmentation.
 
     Args:
-        bbox: x and y of the upper left corner, width, height; pixels.
+        bbox: x and y of the upper left corner, width and height, in pixels.
     """
     return {
         "bbox": bbox,
@@ -108,13 +111,13 @@ def annotation(bbox: list[float], category: int, iscrowd: int = 0) -> dict[str, 
 
 
 def image_ids(stems: list[str]) -> list[int]:
-    """The ids of images in formats that have none: the numbers in their names, as COCO's have.
+    """Image ids for formats without ids: the numbers that are the file names, as in COCO.
 
-    Where the names are not all different positive numbers that COCO's evaluation can hold, their
-    positions, from 1 on.
+    If the names are not all different positive numbers that fit COCO's evaluation (int64), the ids
+    are the images' positions, from 1 on.
 
     Args:
-        stems: the names without folder and extension, in their order.
+        stems: the file names without folder and extension, in order.
     """
     numbers = [int(stem) if stem.isdecimal() else 0 for stem in stems]
     if all(0 < n < 2**63 for n in numbers) and len(set(numbers)) == len(numbers):
@@ -123,10 +126,10 @@ def image_ids(stems: list[str]) -> list[int]:
 
 
 def check_classes(source: str, classes: Iterable[object]) -> tuple[str, ...]:
-    """Class names as text.
+    """Convert class names to text and check them.
 
     Raises:
-        ValueError: there is none, one comes twice, or one is of more than a line; one line.
+        ValueError: there is no name, a name comes twice or has several lines; one line.
     """
     names = tuple(map(str, classes))
     check_one_line(source, names)

@@ -1,4 +1,4 @@
-"""Where the splits of a data set lie that is given by its path, and in which format.
+"""Find the splits of a data set, and their format, by a path.
 
 A path is one of:
 
@@ -35,24 +35,24 @@ Reader = Callable[[], LabelledImages]
 
 
 def absolute(path: str) -> str:
-    """A path, or ``file.json:folder``, in which each part is absolute."""
+    """Make a path, or both parts of ``file.json:folder``, absolute; "" stays ""."""
     if not path:
         return ""
     return ":".join(os.path.abspath(os.path.expanduser(part)) for part in _parts(path))
 
 
 def find_splits(path: str, path_val: str = "") -> dict[str, Reader]:
-    """The readers of the splits of a data set, "train" and, if there is one, "val".
+    """The readers of a data set's splits, "train" and, if there is one, "val".
 
     Args:
-        path: as in this module's docstring.
-        path_val: the same for the validation split, if it is not found by ``path``.
+        path: see this module's docstring.
+        path_val: the validation split's path; it takes precedence over a split that ``path`` has.
 
     Raises:
-        ValueError: a path does not exist or holds nothing that is known, or more than one thing;
+        ValueError: a path does not exist, or has no data set in a known format, or more than one;
             one line.
     """
-    parse = cache(parse_voc)  # a file once, be it for the names of classes or for its boxes
+    parse = cache(parse_voc)  # each file is parsed once, for class names and boxes
     splits = _find(path, parse)
     if not path_val:
         return splits
@@ -66,10 +66,11 @@ def _parts(path: str) -> list[str]:
 
 
 def _find(path: str, parse: Callable[[Path], VocFile], of_classes: str = "") -> dict[str, Reader]:
-    """
+    """The readers of the splits at one path.
+
     Args:
-        parse: reads a file of a VOC folder.
-        of_classes: the VOC folder whose classes one has, if they are not its own.
+        parse: parses a file of a VOC folder.
+        of_classes: the VOC folder that defines the classes ("": the folder that is read).
     """
     place, *images = _parts(path)
     for part in (place, *images):
@@ -105,7 +106,7 @@ def _find(path: str, parse: Callable[[Path], VocFile], of_classes: str = "") -> 
 
 
 def _coco_files(folder: Path) -> dict[str, Path]:
-    """The files of a folder's splits; empty if it isn't one of COCO's."""
+    """The COCO files of a folder's splits; empty if there is none for training."""
     if (folder / ROBOFLOW).is_file():
         return {"train": folder / ROBOFLOW}
     of_train, *of_val = (folder / split / ROBOFLOW for split in ("train", *VALIDATION))
@@ -125,7 +126,7 @@ def _coco_files(folder: Path) -> dict[str, Path]:
 
 
 def _coco(file: Path) -> Reader:
-    """Of a file whose images lie where COCO's do, or beside it."""
+    """The reader of a COCO file whose images lie where COCO's do, or beside the file."""
     split, root = file.stem.removeprefix("instances_"), file.parent.parent
     places = [root / split, root / "images" / split, root / "images", root]
     if file.parent.name != "annotations":
@@ -144,6 +145,6 @@ def _yolo(path: str) -> dict[str, Reader]:
 
 
 def _voc_folder(place: str) -> str:
-    """The VOC folder that a path names, itself or by its Annotations; "" if it names none."""
+    """The VOC folder that a path, or the path of its Annotations, names; "" if there is none."""
     folder = os.path.dirname(place) if os.path.basename(place) == FOLDERS[0] else place
     return folder if is_voc(folder) else ""

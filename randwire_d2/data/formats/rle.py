@@ -1,15 +1,15 @@
-"""Whether a mask in COCO's compressed RLE can be read: pycocotools looks at what it gets in C, and
-may end the process over what is none."""
+"""Check masks in COCO's compressed RLE: pycocotools decodes them in C, and an invalid mask may end
+the process."""
 
 from typing import Any
 
 import numpy as np
 
-_MOST_CHARACTERS = 7  # of a number, five bits each: more would be no number of pixels
+_MOST_CHARACTERS = 7  # per number, five bits each; no number of pixels needs more
 
 
 def rle_fault(rle: Any) -> str:
-    """Why something is no mask in COCO's compressed RLE; "" if it is one."""
+    """The reason why a value is not a mask in COCO's compressed RLE; "" if it is one."""
     counts = rle.get("counts") if isinstance(rle, dict) else None
     if not isinstance(counts, str | bytes):
         return "it is no compressed RLE with size and counts"
@@ -34,7 +34,7 @@ def _is_size(size: Any) -> bool:
 
 
 def _runs(counts: bytes) -> np.ndarray | None:
-    """The lengths of the runs, as pycocotools' rleFrString; None if it can't be."""
+    """Decode the lengths of the runs, like pycocotools' rleFrString; None if that is impossible."""
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - ord("0")
     if not codes.size or codes.min() < 0 or codes.max() >= 64 or codes[-1] & 32:
         return None
@@ -46,7 +46,7 @@ def _runs(counts: bytes) -> np.ndarray | None:
     places = np.arange(codes.size) - np.repeat(starts, lengths)
     runs = np.add.reduceat((codes & 31) << 5 * places, starts)
     runs -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)  # negative numbers
-    # From the fourth on, each is the difference from the last but one.
+    # From the fourth on, each number is the difference from the run two places before.
     for first in (1, 2):
         runs[first::2] = runs[first::2].cumsum()
     return runs

@@ -1,10 +1,10 @@
-"""Pascal VOC's folders: Annotations, JPEGImages and ImageSets/Main.
+"""Read Pascal VOC's folders: Annotations, JPEGImages and ImageSets/Main.
 
-A box's corners are the outermost pixels, counted from 1: as in Detectron2's reader, 1 is subtracted
-from xmin and ymin. They are whole numbers by convention; where a file has fractions, those are
-kept, to a thousandth of a pixel. There are no polygons. supervision's reader decodes every image
-to learn the size that the file states, and rounds boxes to float32; Detectron2's knows VOC's own
-20 classes only.
+A box's corners are its outermost pixels, counted from 1; as in Detectron2's reader, 1 is subtracted
+from xmin and ymin. Coordinates are integers by convention; fractions in a file are kept, to a
+thousandth of a pixel. There are no polygons. supervision's reader decodes every image to learn the
+size that the file states, and rounds boxes to float32. Detectron2's reader needs lists in ImageSets
+and, for classes other than VOC's own 20, their names.
 """
 
 import os
@@ -33,7 +33,7 @@ class VocObject(NamedTuple):
 
 
 class VocFile(NamedTuple):
-    """A file in Annotations; the size, height and width, is None where it does not say it."""
+    """The content of a file in Annotations; size is (height, width), None if it isn't stated."""
 
     size: tuple[int, int] | None
     objects: list[VocObject]
@@ -44,9 +44,9 @@ def is_voc(folder: str) -> bool:
 
 
 def image_sets(folder: str) -> dict[str, list[str]]:
-    """The names of the images of each split: of train and val, or of VOC's trainval and test.
+    """The image names of "train" and "val", from the lists of train and val or trainval and test.
 
-    Where there are no lists, train is all that is in Annotations.
+    The names have no extension. Without lists, train has every image with a file in Annotations.
     """
     main = Path(folder, "ImageSets", "Main")
     lists = {path.stem: path for path in main.glob("*.txt")}
@@ -61,13 +61,13 @@ def image_sets(folder: str) -> dict[str, list[str]]:
 
 
 def voc_classes(folder: str, parse: Callable[[Path], VocFile]) -> tuple[str, ...]:
-    """The names in labelmap.txt, or those of all objects in Annotations, sorted.
+    """The class names in labelmap.txt or, without that, of all objects in Annotations, sorted.
 
     Args:
-        parse: ``parse_voc``, or what remembers its answers; from several threads.
+        parse: ``parse_voc``, or a cache of it; it is called from several threads.
 
     Raises:
-        ValueError: there is none, or a file can't be read; one line.
+        ValueError: there are no classes, or a file can't be read; one line.
     """
     label_map = Path(folder, LABEL_MAP)
     if label_map.is_file():
@@ -82,14 +82,15 @@ def voc_classes(folder: str, parse: Callable[[Path], VocFile]) -> tuple[str, ...
 def read_voc(
     folder: str, names: list[str], of_classes: str, parse: Callable[[Path], VocFile]
 ) -> LabelledImages:
-    """Read the images of these names, without extension.
+    """Read the annotations of some images of a folder.
 
     Args:
+        names: the names of the images, without extension.
         of_classes: the folder whose ``voc_classes`` are the classes.
-        parse: as there.
+        parse: see ``voc_classes``.
 
     Raises:
-        ValueError: a file of annotations can't be read, or has an object of no class; one line.
+        ValueError: a file can't be read, or has an object of an unknown class; one line.
     """
     classes = voc_classes(of_classes, parse)
     index = {name: i for i, name in enumerate(classes)}
@@ -133,9 +134,10 @@ def _take(
 
 
 def parse_voc(path: Path) -> VocFile:
-    """
+    """Parse a file in Annotations.
+
     Raises:
-        ValueError: it can't be read as VOC's XML; one line.
+        ValueError: the file can't be read as VOC's XML; one line.
     """
     root = _parse(path)
     try:
@@ -150,7 +152,7 @@ def parse_voc(path: Path) -> VocFile:
 
 
 def _box(element: ElementTree.Element) -> list[float] | None:
-    box = element.find("bndbox")  # a path of two names is a search in Python
+    box = element.find("bndbox")  # find takes one name in C, but a path in Python
     if box is None:
         return None
     try:
@@ -164,7 +166,7 @@ def _box(element: ElementTree.Element) -> list[float] | None:
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Entities, which could fill the memory or name other files, are declared in a DOCTYPE."""
+    """Refuse a DOCTYPE: it may declare entities that fill the memory or name other files."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError("it has a DOCTYPE, which VOC's files have not; remove it")

@@ -1,10 +1,9 @@
-"""Ultralytics' data.yaml: images in folders or lists, and beside them a text file of labels each.
+"""Read Ultralytics' data.yaml: images in folders or lists, with a text file of labels for each.
 
-supervision's DetectionDataset.from_yolo rounds boxes to float32 and turns polygons into pixels, so
-that the same boxes would not be those of a COCO file: it is not used. What is read here is scaled
-to pixels and rounded to a thousandth of one, as Detectron2 rounds the ground truth of its COCO
-evaluation, so that what was a pixel's coordinate before it was divided by the image's size is one
-again.
+supervision's DetectionDataset.from_yolo is not used: it rounds boxes to float32 and turns polygons
+into pixels, so that a data set's boxes would differ from those of its COCO file. Coordinates are
+scaled to pixels here and rounded to a thousandth of a pixel, as Detectron2 rounds the ground truth
+of its COCO evaluation. So an integer coordinate that was divided by the image's size is restored.
 """
 
 import math
@@ -25,17 +24,19 @@ from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
 
 NO_LABEL = "label lines that are neither class x y width height nor a polygon (left out)"
 NO_POSE = "label lines that are not class x y width height and kpt_shape's keypoints (left out)"
-DIGITS = 3  # of a pixel's coordinates
+DIGITS = 3  # decimals of coordinates in pixels
 
-Shape = tuple[int, int]  # kpt_shape: keypoints, and the numbers of each; 0 if there are none
+Shape = tuple[int, int]  # kpt_shape: keypoints, numbers per keypoint; (0, 0) if there are none
 
 
 def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]], Keypoints, Shape]:
-    """The classes, the images of the splits ``train`` and ``val`` that are named, the keypoints,
-    and ``kpt_shape``.
+    """Read data.yaml, but no labels.
+
+    Returns:
+        The classes, the image paths of "train" and, if named, "val", the keypoints, and kpt_shape.
 
     Raises:
-        ValueError: it is no such file, or names what does not exist; one line.
+        ValueError: the file is no data.yaml, or names a file that does not exist; one line.
     """
     text = read_text(path)
     try:
@@ -106,16 +107,16 @@ def read_yolo(
     keypoints: Keypoints,
     shape: Shape,
 ) -> LabelledImages:
-    """Read the label files of images. An image without one has no boxes.
+    """Read the label files of images. An image without a label file has no boxes.
 
     Args:
-        source: for messages.
-        folder: of data.yaml.
-        images: the paths of images; one that can't be read has no boxes either.
-        keypoints, shape: as of ``read_data_yaml``; where there are some, there are no polygons.
+        source: the name of the data set in messages.
+        folder: the folder of data.yaml.
+        images: the paths of images; an image that can't be read has no boxes either.
+        classes, keypoints, shape: see ``read_data_yaml``; with keypoints, there are no polygons.
 
     Raises:
-        ValueError: not one label file is there, or a label has no class of ``classes``; one line.
+        ValueError: no label file exists, or a label's class is not in ``classes``; one line.
     """
     labels = [label_file(image) for image in images]
     texts = in_threads(_text, labels)
@@ -138,7 +139,7 @@ def read_yolo(
 
 
 def label_file(image: str) -> str:
-    """Where Ultralytics looks for the labels of an image: in labels/ for images/, or beside it."""
+    """An image's label file, as in Ultralytics: in labels/ for images/, else beside the image."""
     before, folder, after = image.rpartition(f"{os.sep}images{os.sep}")
     path = f"{before}{os.sep}labels{os.sep}{after}" if folder else image
     return os.path.splitext(path)[0] + ".txt"
@@ -193,8 +194,8 @@ def _box(values: list[float], size: tuple[int, int]) -> list[float]:
 
 
 def _points(values: list[float], size: tuple[int, int], numbers: int) -> list[float]:
-    """Keypoints in COCO's form. Without a third number, one is not labelled if a coordinate is
-    negative or both are 0."""
+    """Keypoints in COCO's form: x, y (pixels) and visibility. Without a third number, a keypoint is
+    not labelled if a coordinate is negative or both are 0."""
     points: list[float] = []
     for i in range(0, len(values), numbers):
         x, y, *visible = values[i : i + numbers]
@@ -212,7 +213,7 @@ def _polygon(values: list[float], size: tuple[int, int], category: int) -> dict[
 
 
 def _images(path: str, root: object, given: object) -> list[str]:
-    """The images of a split: of folders, which are searched, and of lists in text files."""
+    """The image paths of a split: all images below its folders, and those listed in text files."""
     images: list[str] = []
     for name in given if isinstance(given, list) else [given]:
         place = _find(path, str(root or ""), str(name))
@@ -228,7 +229,7 @@ def _images(path: str, root: object, given: object) -> list[str]:
 
 
 def _find(path: str, root: str, name: str) -> str:
-    """Where a file or folder of data.yaml is; Roboflow writes ``../train`` for ``train``."""
+    """Find a file or folder that data.yaml names; Roboflow writes ``../train`` for ``train``."""
     folder = os.path.dirname(path)
     roots = [_join(folder, root), *([os.path.abspath(root)] if root else [])]
     names = [name, *([name[3:]] if name.startswith("../") else [])]
