@@ -1,4 +1,4 @@
-"""Data sets that are given by their path, registered in Detectron2."""
+"""Register data sets in Detectron2 by their paths."""
 
 import copy
 import hashlib
@@ -21,7 +21,8 @@ from ..formats.layouts import Reader, absolute, find_splits
 from .inspection import clean
 
 SPLITS = ("train", "val")
-# What ``held_back`` draws an image by. It is in the sets' names: drawn otherwise, sets are others.
+# The key of the draws of ``held_back``; it is part of the sets' names, as another key would change
+# the sets.
 _DRAWN_BY = "name"
 
 
@@ -30,22 +31,22 @@ def register_detection_data(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Register a data set by its path, for training and for validation.
 
-    The names are the same in every process and run. What is registered is a
-    ``formats.labels.LabelledImages``' records, without what can't be used (``inspection``), and
-    metadata: thing_classes, thing_dataset_id_to_contiguous_id, evaluator_type "coco", json_file and
-    image_root where all of a COCO file is used, and where there are keypoints keypoint_names,
-    keypoint_flip_map and keypoint_connection_rules. Does nothing where it is registered already.
+    The names are the same in every process and run. Registered are the usable records (see
+    ``inspection``) of a ``formats.labels.LabelledImages``, and metadata: thing_classes,
+    thing_dataset_id_to_contiguous_id, evaluator_type "coco"; json_file and image_root if all of a
+    COCO file is used; and, if there are keypoints, keypoint_names, keypoint_flip_map and
+    keypoint_connection_rules. Data sets that are registered already are not read again.
 
     Args:
-        path: ``formats.layouts`` says of what.
-        path_val: the validation split's, if ``path`` doesn't hold it.
-        hold_back: the share of the training images that are held back for validation, where there
-            is no validation split; ``held_back`` chooses them.
-        seed: of the choice of these.
+        path: the data set; ``formats.layouts`` lists the possible paths.
+        path_val: the validation split; it takes precedence over a split that ``path`` has.
+        hold_back: the share of the training images that are held back for validation if there is
+            no validation split; ``held_back`` chooses them.
+        seed: the seed of this choice.
         needs_val: whether data without a validation split are refused.
 
     Returns:
-        The names of the sets for training and for validation; of the latter none, if there is none.
+        The names of the sets for training and for validation; the latter is empty without a split.
 
     Raises:
         ValueError: there is no such data set, it has no validation split, or the labels can't be
@@ -69,7 +70,7 @@ def register_detection_data(
     return train, val
 
 
-# What another process has read, by the sets' names.
+# The labels that another process has read, by the sets' names.
 _told: dict[str, LabelledImages] = {}
 
 
@@ -85,7 +86,7 @@ def forget_labels() -> None:
 
 
 def _lasting() -> dict[str, "_Lasting"]:
-    """The sets that are registered here by their path."""
+    """The data sets that were registered by their path in this process."""
     return {name: r for name, r in DatasetCatalog.items() if isinstance(r, _Lasting)}
 
 
@@ -120,9 +121,9 @@ def count_images(name: str, filter_empty: bool = True, min_keypoints: int = 0) -
     """The number of images of a registered data set.
 
     Args:
-        filter_empty: without those that have no box but crowds, which Detectron2 does not train on
-            with DATALOADER.FILTER_EMPTY_ANNOTATIONS.
-        min_keypoints: that each must have labelled.
+        filter_empty: leave out images without a box or with crowds only, as Detectron2's training
+            does with DATALOADER.FILTER_EMPTY_ANNOTATIONS.
+        min_keypoints: the least number of labelled keypoints of an image that counts.
     """
     registered = DatasetCatalog[name]
     records = registered.peek().records if isinstance(registered, _Lasting) else registered()
@@ -137,14 +138,14 @@ def count_images(name: str, filter_empty: bool = True, min_keypoints: int = 0) -
 
 
 class _Lasting:
-    """A data set as DatasetCatalog calls it: what was read is kept until it is first asked for.
+    """A data set's function in DatasetCatalog, which keeps the labels until they are requested.
 
     So a process reads the files once before its training, and a large set is not in memory twice.
 
     Args:
-        found: what was read.
-        read: reads it again, where it is not kept.
-        keep: whether it stays: an evaluation asks for its images each time.
+        found: the labels that were read.
+        read: reads them again if they are no longer kept.
+        keep: whether to keep them for good: every evaluation requests them.
     """
 
     def __init__(self, found: LabelledImages, read: Reader, keep: bool) -> None:
@@ -160,14 +161,14 @@ class _Lasting:
     def __call__(self) -> list[dict]:
         records = self.peek().records
         if self._keep:
-            # Detectron2 changes keypoints where they are when it writes them for an evaluation.
+            # Detectron2 changes keypoints in place when it writes them for an evaluation.
             return copy.deepcopy(records) if self.about.keypoints.names else list(records)
         self.kept = None
         return records
 
 
 def _base(path: str, path_val: str, hold_back: float, seed: int) -> str:
-    """The set's name, which is part of a file's name; it tells all that the set depends on."""
+    """The common part of the sets' names, safe in file names: a hash of all they depend on."""
     decisive = [path, path_val, *([hold_back, seed, _DRAWN_BY] if hold_back else [])]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     place = path.split(":")[0]
@@ -183,7 +184,7 @@ def _readers(path: str, path_val: str, hold_back: float, needs_val: bool) -> dic
         )
     readers = find_splits(path, path_val)
     if "val" not in readers and not hold_back and needs_val:
-        readers["train"]()  # what is wrong with the labels themselves is said first
+        readers["train"]()  # faults of the labels are reported first
         raise ValueError(
             f"{path!r} has no validation split; name one with --data-val (DATASETS.PATH_VAL), or "
             "hold back a tenth of the training images with DATASETS.HOLD_BACK 0.1"
@@ -195,7 +196,7 @@ def _readers(path: str, path_val: str, hold_back: float, needs_val: bool) -> dic
 def _read(
     path: str, path_val: str, share: float, seed: int, needs_val: bool, splits: Sequence[str]
 ) -> dict[str, LabelledImages]:
-    """Those that there are of some splits, without what can't be used."""
+    """Read those of the splits that exist, without images and boxes that can't be used."""
     readers = _readers(path, path_val, share, needs_val)
     if "val" in readers or not share:
         found = {split: clean(readers[split]()) for split in splits if split in readers}
@@ -210,9 +211,9 @@ def _read(
 
 
 def _ignore_difficult(val: LabelledImages) -> None:
-    """Have COCO's evaluation ignore Pascal VOC's difficult objects, as VOC's own does.
+    """Make COCO's evaluation ignore Pascal VOC's difficult objects, as VOC's own evaluation does.
 
-    Like Detectron2's reader of VOC, the one here keeps them for training.
+    Training uses them, as with Detectron2's reader of VOC.
     """
     for record in val.records:
         for annotation in record["annotations"]:
@@ -232,12 +233,12 @@ def _part(whole: LabelledImages, held: set[str], split: str, share: float) -> La
 
 
 def held_back(whole: LabelledImages, share: float, seed: int) -> set[str]:
-    """The images that are held back, by their file_name.
+    """The file_name of each image that is held back for validation.
 
-    Each is drawn by the seed and its own name in the data set, whatever else is there or can be
-    read: a training that goes on after images were added, removed or damaged does not validate on
-    images that it was trained on. So the share is one in expectation: an exact number would move
-    an image with each that comes or goes. One is held back at least, and one is not.
+    The draw of an image depends only on the seed and its name in the data set. So a training that
+    is resumed after images were added, removed or damaged does not validate on images that it was
+    trained on. The number of images is the share in expectation only: an exact number would move
+    other images when one is added or removed. At least one is held back, and at least one is not.
     """
     draws = {record["file_name"]: 0.0 for record in whole.records}
     for name in draws:

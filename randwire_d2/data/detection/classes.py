@@ -6,19 +6,18 @@ from detectron2.data import Metadata, MetadataCatalog
 
 
 def category_ids(metadata: Metadata) -> list[int] | None:
-    """The data set's own ids of its classes, as COCO has them, in the order of a model's outputs.
+    """The data set's own class ids, such as COCO's, in the order of a model's outputs.
 
-    None where the data set has none: then a class's id is its place in that order.
+    None if the data set has no ids; then a class's id is its index in the outputs.
     """
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
     return None if contiguous is None else sorted(contiguous, key=contiguous.__getitem__)
 
 
 def class_entries(dataset_name: str) -> dict[str, Any]:
-    """What a detector's checkpoint holds of a data set's classes: names and ids, of stuff too, and
-    keypoints.
+    """The entries of a detector's checkpoint about its data set's classes, stuff and keypoints.
 
-    A COCO file's are known once it is loaded.
+    The classes of a COCO file are known only after the file was loaded.
     """
     metadata = MetadataCatalog.get(dataset_name)
     return {
@@ -32,7 +31,7 @@ def class_entries(dataset_name: str) -> dict[str, Any]:
 def stuff_entry(metadata: Metadata) -> dict[str, Any] | None:
     """Names and ids of a data set's stuff, in the order of a semantic segmentation's outputs.
 
-    None where it has no stuff, or no ids of it.
+    None if it has no stuff classes, or not one id for each.
     """
     names = metadata.get("stuff_classes", [])
     contiguous = metadata.get("stuff_dataset_id_to_contiguous_id", {})
@@ -42,7 +41,7 @@ def stuff_entry(metadata: Metadata) -> dict[str, Any] | None:
 
 
 def keypoint_entry(metadata: Metadata) -> dict[str, Any] | None:
-    """Names of a data set's keypoints, and pairs of names that a line joins; None of none."""
+    """Names of a data set's keypoints, and pairs that a line joins; None without keypoints."""
     names = metadata.get("keypoint_names")
     rules = metadata.get("keypoint_connection_rules", ())
     return {"names": list(names), "connections": [list(r[:2]) for r in rules]} if names else None

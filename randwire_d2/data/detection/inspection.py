@@ -1,6 +1,6 @@
-"""One look at labelled images: what can't be used is left out and counted, and a summary.
+"""Leave out images and boxes that can't be used, count their faults, and find duplicate images.
 
-Whether an image file is whole is seen by its first and last bytes (``images.probing``), so that the
+Most image files are checked by their first and last bytes only (``images.probing``), so that the
 118,000 images of COCO take a minute rather than an hour.
 """
 
@@ -22,7 +22,7 @@ DEEP = (
     f"convert them, {TO_8_BITS})"
 )
 RESIZED = "images of another size than their annotations say (left out)"
-MOST_UNUSABLE = 0.5  # of the images; beyond it is a wrong path or a wrong file, no accident
+MOST_UNUSABLE = 0.5  # share of the images; above it, the path or the labels are probably wrong
 NOT_FINITE = "boxes with NaN or infinite numbers (left out)"
 EMPTY = "boxes without area (left out)"
 OUTSIDE = "boxes outside their image (left out)"
@@ -31,14 +31,14 @@ BEYOND = "boxes that reach beyond their image (training clips them)"
 TWICE = (
     "boxes that come again in their image, of the same class (evaluation wants each to be found)"
 )
-# How long the way from an image's corner along a polygon's points may be, in longer sides of the
-# image: pycocotools walks it, with 40 bytes for each pixel, and dies of a step of 10⁸ pixels.
+# The longest path from an image's corner along a polygon's points, in longer sides of the image:
+# pycocotools needs 40 bytes for each pixel of the path, and crashes at a step of 10⁸ pixels.
 LONGEST = 1000
 BAD_MASK = (
     "masks that can't be read, of another size than their image, or with an outline of more than "
     f"{LONGEST} times its longer side (left out, and boxes)"
 )
-MARGIN = 1.0  # pixels beyond the image that are no fault; COCO itself has them
+MARGIN = 1.0  # pixels beyond the image that are no fault; they occur in COCO itself
 NOT_POINTS = "keypoints that are not three finite numbers for each name (left out, boxes are not)"
 NOT_VISIBLE = "keypoints whose visibility is not 0, 1 or 2 (left out, boxes are not)"
 POINTS_OUTSIDE = "objects with keypoints outside their image (training leaves those points out)"
@@ -46,13 +46,13 @@ HARMLESS = {BEYOND, TWICE, POINTS_OUTSIDE}
 
 
 def clean(split: LabelledImages) -> LabelledImages:
-    """The split without what can't be used; its faults are counted.
+    """Remove the images and boxes that can't be used from a split, and count its faults.
 
-    Every image gets the height and width of its file. Records are changed in place.
+    Every image gets the height and width of its file. The split is changed in place.
 
     Raises:
-        ValueError: most images can't be used, no box is left but crowds, or all are smaller than a
-            pixel; one line.
+        ValueError: there are no images, more than half can't be used, no box but crowds is left,
+            or no box is larger than a pixel; one line.
     """
     faults, before = split.faults, len(split.records)
     records = []
@@ -77,7 +77,7 @@ def clean(split: LabelledImages) -> LabelledImages:
             f"{'; '.join(faults.lines())}"
         )
     _check_boxes(split)
-    if faults.kinds - HARMLESS:  # then the file has more than the records
+    if faults.kinds - HARMLESS:  # then the file has more content than the records
         split.json_file = None
     return split
 
@@ -118,7 +118,7 @@ def _check_file(record: dict[str, Any], file: ImageFile, faults: Faults) -> bool
 
 
 def _check(annotation: Mapping[str, Any], record: Mapping[str, Any], faults: Faults) -> bool:
-    """Whether an annotation can be used."""
+    """Whether an annotation can be used; its fault is counted."""
     fault = _fault(annotation, record["width"], record["height"])
     if fault:
         box = ", ".join(f"{v:g}" for v in annotation["bbox"])
@@ -148,7 +148,7 @@ def _is_mask(segmentation: Any, width: int, height: int) -> bool:
     if isinstance(segmentation, dict):
         return not rle_fault(segmentation) and list(segmentation["size"]) == [height, width]
     most = LONGEST * max(width, height)
-    try:  # NaN and infinite numbers are no way that is short enough, either
+    try:  # NaN and infinite numbers fail the comparison, too
         return all(
             sum(map(abs, map(sub, polygon, (0, 0, *polygon)))) <= most for polygon in segmentation
         )
@@ -159,13 +159,14 @@ def _is_mask(segmentation: Any, width: int, height: int) -> bool:
 def _settle_keypoints(
     annotation: dict[str, Any], record: Mapping[str, Any], number: int, faults: Faults
 ) -> None:
-    """Give an annotation its keypoints in Detectron2's form, as ``load_coco_json`` does: half a
-    pixel is added to the labels' coordinates, which are taken for indices of pixels.
+    """Convert an annotation's keypoints to Detectron2's form, like ``load_coco_json``: coordinates
+    in the labels are pixel indices, so 0.5 is added to them.
 
-    An object without keypoints, or with some that can't be used, keeps its box: none is labelled.
+    An object whose keypoints are missing or faulty keeps its box, with no labelled keypoint.
 
     Args:
-        record: of its image, with height and width.
+        record: the record of the image, with height and width.
+        number: the number of keypoint names.
     """
     values = annotation.get("keypoints") or []
     fault = (
@@ -181,7 +182,7 @@ def _settle_keypoints(
 def _keypoint_fault(values: object, length: int, width: int, height: int) -> str | None:
     if not isinstance(values, list) or len(values) != length:
         return NOT_POINTS
-    # JSON's integers can be larger than a float; NaN is not below anything.
+    # JSON's integers can be too large for a float; a comparison with NaN is false.
     if not all(isinstance(v, int | float) and abs(v) < 2**53 for v in values):
         return NOT_POINTS
     points = list(zip(values[::3], values[1::3], values[2::3]))
@@ -195,12 +196,12 @@ def _keypoint_fault(values: object, length: int, width: int, height: int) -> str
 def duplicates(
     first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """The images of the second that are also in the first, by the content of their files.
+    """Find the images of the second split that are also in the first, by their files' content.
 
-    Whole files are read only where size and last bytes agree, each once.
+    Complete files are read, each once, only if their sizes and last bytes are equal.
 
     Returns:
-        Pairs of file names, of the first and of the second.
+        Pairs of file names: the one in the first split, and the one in the second.
     """
     names = dict.fromkeys(record["file_name"] for record in first)
     others = [record["file_name"] for record in second]
@@ -209,7 +210,7 @@ def duplicates(
     by_key: dict[Any, list[str]] = {}
     for name in names:
         by_key.setdefault(keys[name], []).append(name)
-    by_content: dict[Any, dict[bytes, str]] = {}  # the same by key, of those that were read
+    by_content: dict[Any, dict[bytes, str]] = {}  # by key, for the files that were read
     found = []
     for name in others:
         key = keys[name]

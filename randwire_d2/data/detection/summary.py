@@ -1,4 +1,4 @@
-"""What is in the splits of a data set, in words: the look that precedes a training."""
+"""The summary of a data set's splits, and its warnings, before a training."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from ..formats.keypoints import count_labelled
 from ..formats.labels import LabelledImages
 from .inspection import duplicates
 
-TABLE_COLUMNS = 3  # of classes side by side, where there are many
+TABLE_COLUMNS = 3  # of classes, side by side if there are many
 MANY_CLASSES = 12
 
 
 @dataclass(frozen=True)
 class Look:
-    """What ``look`` found.
+    """The result of ``look``.
 
     Attributes:
         summary: lines on each split, and a table with the number of boxes of each class.
-        warnings: a line for each kind of fault: what was left out, classes that can't be learnt,
-            images of one split in another.
+        warnings: a line for each kind of fault: labels or images left out, classes that can't be
+            learnt, images of one split in another.
     """
 
     summary: str
@@ -34,9 +34,9 @@ class Look:
 
 
 def look(splits: Mapping[str, LabelledImages]) -> Look:
-    """Look at the splits of a data set, "train" the first of them.
+    """Summarise the splits of a data set, of which the first is the training split.
 
-    Files are read where their sizes and last bytes are those of another split's.
+    Image files are read to find duplicates if their sizes and last bytes agree between splits.
     """
     boxes = {
         name: Counter(a["category_id"] for r in split.records for a in r["annotations"])
