@@ -5,11 +5,11 @@ from pathlib import Path
 
 try:
     with warnings.catch_warnings():
-        # Its own, and fvcore's, whoever imports them: ahead of each tool's first word.
+        # Detectron2 and fvcore would print this warning before any output of a tool.
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         import detectron2.modeling  # noqa: F401
-except Exception as e:  # a broken build fails in ways of its own: missing symbols, pkg_resources, …
-    # A checkout's script sees to more: another wheel where GitHub can't be reached, setuptools, …
+except Exception as e:  # broken builds raise various errors: missing symbols, pkg_resources, …
+    # A checkout's script does more: another wheel if GitHub can't be reached, setuptools, …
     _script = Path(__file__).parents[1] / "tools" / "install.py"
     _way = (
         "python tools/install.py"
@@ -51,7 +51,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Not above: a project that trains a backbone needs neither OpenCV nor data sets.
+    # Imported on demand: a project that trains a backbone needs neither OpenCV nor data sets.
     if name in ("from_pretrained", "load_classifier", "load_detector"):
         from . import inference
 

@@ -1,4 +1,4 @@
-"""The config files of this project: below configs/ of a checkout, inside an installed package."""
+"""Find this project's config files, in configs/ of a checkout or of the installed package."""
 
 import difflib
 import os
@@ -8,21 +8,21 @@ from .text import brief
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = _PACKAGE / "configs"
-# The folder that holds them. An installed package is asked first: what lies beside it is not ours.
+# The folder of the config files. A folder beside an installed package belongs to other packages.
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
 
 KINDS = (".yaml", ".py")  # Detectron2's two
 
 
 def get_config_file(name: str) -> str:
-    """The path of one of this project's config files, as Detectron2's ``model_zoo`` has it.
+    """The path of one of this project's config files, like ``model_zoo.get_config_file``.
 
     Args:
-        name: its path below configs/, such as "faster_rcnn_randwire_c109_fpn_1x.yaml" or
+        name: the file's path below configs/, such as "faster_rcnn_randwire_c109_fpn_1x.yaml" or
             "imagenet/randwire_c109_100ep.yaml"; "configs/" may precede it.
 
     Raises:
-        ValueError: there is no such file; the message has the names that are near.
+        ValueError: there is no such file; the message suggests similar names.
     """
     wanted = name.removeprefix("configs/")
     files = (path for kind in KINDS for path in CONFIGS.rglob(f"*{kind}"))
@@ -36,10 +36,10 @@ def get_config_file(name: str) -> str:
 
 
 def config_path(given: str | os.PathLike[str]) -> str:
-    """What a command line names as a config: a file, a URL, or a name for ``get_config_file``.
+    """Resolve a command line's config: a file, a URL, or a name for ``get_config_file``.
 
     Raises:
-        ValueError: it is none of them; one line.
+        ValueError: the config is none of these; one line.
     """
     path = os.fspath(given)
     if not path or "://" in path or os.path.isfile(path):

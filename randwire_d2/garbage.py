@@ -9,17 +9,17 @@ from contextlib import contextmanager
 def uncollected() -> Iterator[None]:
     """Turn off the garbage collector during the block.
 
-    It looks through all objects each time that they have become a quarter more: of the labels of
-    COCO that takes longer than the labels' JSON itself. What is made meanwhile then counts as old,
-    and is not looked through for each of the two younger generations.
+    The collector traverses all objects each time their number has grown by a quarter; for COCO's
+    labels that takes longer than parsing their JSON. After the block, the objects that it created
+    are in the oldest generation, so that collections of the younger generations skip them.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        # What a program has frozen stays so. (Python 3.12 has frozen objects of its own, so there
-        # nothing grows old here, and is looked through once more.)
+        # Objects that a program has frozen stay frozen. (Python 3.12 has frozen objects itself, so
+        # there nothing moves to the oldest generation here, and objects are traversed once more.)
         if not gc.get_freeze_count():
             gc.freeze()
             gc.unfreeze()  # into the oldest generation

@@ -1,5 +1,5 @@
-"""Keys that a config does not have: what other programs' config files hold besides, which it passes
-over with a warning, and the parameters of a project's own generator, which it takes."""
+"""Accept keys that a config does not have: ignore those of other programs' config files, with a
+warning, and take the parameters of the user's own graph generator."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,16 +21,16 @@ def new_keys(cfg: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "")
 
 
 def ignore_keys(cfg: CfgNode, keys: Iterable[str]) -> None:
-    """Have a config, and its copies, pass over keys as long as they do not have them."""
-    ignored = _Ignored({*cfg.__dict__[CfgNode.DEPRECATED_KEYS], *keys})  # yacs's word for it
+    """Make a config and its copies ignore these keys, as long as they do not have them."""
+    ignored = _Ignored({*cfg.__dict__[CfgNode.DEPRECATED_KEYS], *keys})  # yacs's term
     ignored.config = cfg
     cfg.__dict__[CfgNode.DEPRECATED_KEYS] = ignored
 
 
 @contextmanager
 def any_generator(node: CfgNode) -> Iterator[None]:
-    """Let what is merged in the block hold the parameters of its GRAPH, though that is registered
-    elsewhere, by a script of one's own: who has the network already draws none."""
+    """Allow configs merged in the block to have the parameters of a GRAPH that is not registered
+    here, but by the user's own script: a network that is given needs no generator."""
     known = set(node)
     node.__dict__[CfgNode.NEW_ALLOWED] = True
     try:
@@ -45,9 +45,9 @@ def any_generator(node: CfgNode) -> Iterator[None]:
 
 
 class _Ignored(set[str]):
-    """The keys less those that the config has, which yacs's merge_from_list would pass over, too.
+    """The ignored keys, except those that the config has: yacs's merge_from_list would skip them.
 
-    A copy of the config has a copy of this, which asks that copy.
+    A copy of the config has a copy of this set, which refers to the copied config.
     """
 
     config: CfgNode

@@ -1,11 +1,11 @@
-"""What a stranger's YAML may be: of a limited size, and with tags that compute numbers only.
+"""Check YAML from untrusted sources: its size is limited, and its tags may only compute numbers.
 
-Where a file has Python tags, Detectron2 reads it with PyYAML's ``unsafe_load``, which calls any
+If a file has Python tags, Detectron2 reads it with PyYAML's ``unsafe_load``, which calls any
 function that a tag names. Its own RetinaNet config needs one such tag, an ``eval`` of a list of
-anchor sizes. So a file is looked at before it is loaded.
+anchor sizes. So a file is checked before it is loaded.
 
-A few lines of aliases can stand for more values than a memory holds (a list of ten times a list of
-ten times …); they are counted as they would be written out.
+A few lines of aliases can stand for more values than fit in memory (a list of ten times a list of
+ten times …), so every alias counts as all the values that it stands for.
 """
 
 import ast
@@ -21,7 +21,7 @@ from detectron2.utils.file_io import PathManager
 from .text import one_line
 
 _EVAL = "tag:yaml.org,2002:python/object/apply:eval"
-# All that safe_load constructs, and what yacs writes of a tuple.
+# The tags that safe_load constructs, and the one that yacs writes for a tuple.
 _PLAIN = {
     f"tag:yaml.org,2002:{name}"
     for name in (
@@ -40,16 +40,16 @@ _OPERATORS: Mapping[type, Callable[..., Any]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
-MOST_STEPS = 10_000  # of one expression
+MOST_STEPS = 10_000  # in one expression
 LARGEST = 2**63  # a power beyond this could take any time and memory
-MOST_CHARACTERS = 2**22  # of a file; a config with the largest spec (wiring/limits.py) has fewer
-MOST_VALUES = 50_000  # of a file, aliases written out; 21,841 class names with their numbers fit
-MOST_LEVELS = 50  # of brackets in brackets
-MOST_BASES = 100  # of a config; fvcore reads each as often as it is named
+MOST_CHARACTERS = 2**22  # in a file; a config with the largest spec (wiring/limits.py) has fewer
+MOST_VALUES = 50_000  # in a file, aliases expanded; 21,841 class names with their numbers fit
+MOST_LEVELS = 50  # of nesting
+MOST_BASES = 100  # in a config; fvcore reads each as often as it is named
 
 
 class LimitedLoader(yaml.SafeLoader):
-    """PyYAML's SafeLoader, whose every error is a YAMLError, with these limits."""
+    """PyYAML's SafeLoader with the limits above; all its errors are YAMLErrors."""
 
     def __init__(self, text: str) -> None:
         if len(text) > MOST_CHARACTERS:
@@ -76,13 +76,13 @@ class LimitedLoader(yaml.SafeLoader):
     def construct_document(self, node: yaml.Node) -> Any:
         try:
             return super().construct_document(node)
-        # Of a tag whose text is not what it says: !!bool perhaps, !!int "", !!timestamp never.
+        # A tag's text is no value of its type: !!bool perhaps, !!int "", !!timestamp never.
         except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as e:
             raise yaml.YAMLError(f"a tag's value is none of it ({type(e).__name__}: {e})") from e
 
 
 class _BaseLoader(LimitedLoader):
-    """Makes values of all that ``_check`` lets pass, but nothing of an eval."""
+    """Construct everything that ``_check`` allows, but None for an eval."""
 
 
 _BaseLoader.add_constructor(_EVAL, lambda loader, node: None)
@@ -92,7 +92,7 @@ _BaseLoader.add_constructor(
 
 
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
-    """The values of a node, each alias counted as what it stands for."""
+    """The number of values of a node, where an alias counts as the values it stands for."""
     if id(node) in known:
         if known[id(node)] == 0:
             raise yaml.YAMLError("an alias stands for what it is a part of")
@@ -103,43 +103,43 @@ def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _parts(node: yaml.Node) -> Sequence[yaml.Node]:
-    """The keys and values of a mapping, the values of a list; none of anything else."""
+    """The keys and values of a mapping, or the values of a list; empty for other nodes."""
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return node.value if isinstance(node, yaml.SequenceNode) else ()
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a YAML document of plain values.
+    """Load a YAML document of plain values.
 
     Raises:
-        yaml.YAMLError: it is none, has tags, or is larger than the limits.
+        yaml.YAMLError: the text is no YAML, has Python tags, or exceeds the limits.
     """
     return yaml.load(text, Loader=LimitedLoader)
 
 
 def compose_yaml(text: str) -> yaml.Node | None:
-    """The nodes of a YAML document, whatever their tags are; nothing is made of them.
+    """Parse a YAML document into nodes, with any tags; no values are constructed.
 
     Raises:
-        yaml.YAMLError: it is none, or is larger than the limits.
+        yaml.YAMLError: the text is no YAML, or exceeds the limits.
     """
     node: yaml.Node | None = yaml.compose(text, Loader=LimitedLoader)
     return node
 
 
 def check_yaml(path: str | os.PathLike[str]) -> None:
-    """Look at the tags of a config file and of all its ``_BASE_`` files.
+    """Check the tags of a config file and of all its ``_BASE_`` files.
 
     Args:
-        path: any that Detectron2's PathManager knows.
+        path: a path or URL that Detectron2's PathManager can open.
 
     Raises:
         ValueError: a tag would run code, a file is no YAML, too large or its own _BASE_, or there
-            are too many; one line that names the file and the tag.
+            are too many files; one line that names the file.
         OSError: a file can't be read.
     """
-    waiting: list[tuple[str, ...]] = [(os.fspath(path),)]  # each below those that name it
+    waiting: list[tuple[str, ...]] = [(os.fspath(path),)]  # each after the files that name it
     for looked in count():
         if not waiting:
             return
@@ -159,15 +159,15 @@ def check_yaml(path: str | os.PathLike[str]) -> None:
 
 
 def _beside(path: str, base: str) -> str:
-    """Where fvcore looks for a _BASE_."""
+    """The path where fvcore looks for a _BASE_ that the file at ``path`` names."""
     base = os.path.expanduser(base) if base.startswith("~") else base
     is_whole = base.startswith(("/", "https://", "http://"))
     return base if is_whole else os.path.join(os.path.dirname(path), base)
 
 
 def _bases(root: yaml.Node | None) -> list[str]:
-    """The files that a document which ``_check`` has passed names as _BASE_: as PyYAML reads them,
-    for a ``<<`` can hold the key, and ``!!str {=: name}`` is a text."""
+    """The files that a document, checked by ``_check``, names as _BASE_. PyYAML constructs them,
+    because a ``<<`` can contain the key, and ``!!str {=: name}`` is a string."""
     values = root and _BaseLoader("").construct_document(root)
     bases = values.get("_BASE_") if isinstance(values, dict) else None
     bases = bases if isinstance(bases, list) else [bases]
@@ -175,11 +175,11 @@ def _bases(root: yaml.Node | None) -> list[str]:
 
 
 def _check(path: str, root: yaml.Node | None) -> None:
-    """Look at the tags of a document."""
+    """Check the tags of a document; ValueError names one that may run code."""
     nodes, seen = [root] if root is not None else [], set[int]()
     while nodes:
         node = nodes.pop()
-        if id(node) in seen:  # an alias, of itself perhaps
+        if id(node) in seen:  # an alias, perhaps to itself
             continue
         seen.add(id(node))
         if node.tag == _EVAL:
@@ -195,7 +195,7 @@ def _check(path: str, root: yaml.Node | None) -> None:
 
 def _check_expression(path: str, node: yaml.Node) -> None:
     arguments = node.value if isinstance(node, yaml.SequenceNode) else []
-    # Of another tag, !!binary say, what is evaluated is not what is written.
+    # With another tag, such as !!binary, the evaluated text would differ from the written text.
     is_text = [argument.tag for argument in arguments] == ["tag:yaml.org,2002:str"]
     text = arguments[0].value if is_text else None
     try:
@@ -210,14 +210,14 @@ def _check_expression(path: str, node: yaml.Node) -> None:
 
 
 def _compute(node: ast.expr, names: Mapping[str, Any], steps: Iterator[int]) -> Any:
-    """The value of an expression of nothing but numbers, operators, lists and comprehensions.
+    """Evaluate an expression that has only numbers, operators, lists and comprehensions.
 
     Args:
-        names: the values of the comprehensions' names.
-        steps: counts the parts that were computed, each time anew.
+        names: the values of the comprehensions' variables.
+        steps: counts the steps of the whole computation.
 
     Raises:
-        ValueError: there is something else in it, or too much.
+        ValueError: the expression has something else, too many steps, or too large numbers.
     """
     if next(steps) >= MOST_STEPS:
         raise ValueError(f"it takes more than {MOST_STEPS} steps")
