@@ -1,14 +1,14 @@
-"""Tar shards of labelled images in webdataset's layout: each image is read where it lies.
+"""Tar shards of labelled images in webdataset's layout, with random access to the images.
 
-A shard is a tar file whose neighbouring members of one name are a sample: ``key.jpg``, or any other
-of torchvision's image types, and ``key.cls``, its label in digits. ``classes.txt`` beside the
-shards names the classes, a line each in the order of their labels; without it they are called by
-their numbers.
+A shard is a tar file in which adjacent members with the same key form a sample: ``key.jpg``, or any
+other of torchvision's image types, and ``key.cls``, its label in digits. ``classes.txt`` beside the
+shards has the class names, one per line in the order of the labels; without it, the names are the
+labels' numbers.
 
-A shard is read from end to end once, to note where its images are; what was noted is kept in
-iopath's cache (``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``) for as long as the file has
-that size and time. So samples are read by their index, in any order, as the files of a folder are;
-a shuffle buffer would make the stream of a resumed training another one.
+A shard is scanned once for the positions of its images. They are kept in iopath's cache
+(``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``), and are valid while the shard's size and
+modification time don't change. So samples are read by index, in any order, like the files of a
+folder; with a shuffle buffer, a resumed training would read another stream of images.
 """
 
 import hashlib
@@ -35,15 +35,15 @@ from ..paths import in_threads, read_text
 
 CLASSES_FILE = "classes.txt"
 PREFIX = "tar://"
-VERSION = 1  # of what is kept
-_MOST_CLASSES = 2**20  # ImageNet's 21k are a fiftieth of it
+VERSION = 1  # of the cached positions
+_MOST_CLASSES = 2**20  # about 50 times ImageNet's 21k
 _END = bytes(tarfile.BLOCKSIZE)  # what follows the last member
 
 logger = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
-    """An image in a shard: its member's name, and its bytes from ``offset`` on."""
+    """An image in a shard: its member's name, and the position and number of its bytes."""
 
     member: str
     offset: int
@@ -83,10 +83,11 @@ def _expand(pattern: str) -> list[str]:
 def read_shards(shards: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """The records {"file_name", "label"} of all images, in order, and the names of the classes.
 
-    Detectron2's PathManager can open such a file_name for reading.
+    Detectron2's PathManager can open each file_name in mode "rb".
 
     Raises:
-        ValueError: a shard is missing, damaged or of another layout; one line that names it.
+        ValueError: a shard is missing, damaged or of another layout, or there is no sample, or
+            classes.txt doesn't fit the labels; one line that names the file.
     """
     samples = in_threads(_samples, shards)
     records: list[dict[str, Any]] = [
@@ -135,7 +136,7 @@ def _samples(shard: str) -> list[Sample]:
     if samples is None:
         logger.info(f"Looking for the images in {shard}, once")
         samples = _scan(shard)
-        with suppress(OSError):  # without it, the next process has to look again
+        with suppress(OSError):  # without the cache, the next process scans again
             os.makedirs(folder, exist_ok=True)
             with file_lock(kept), atomic_open(kept) as f:
                 json.dump({"state": state, "samples": samples}, f)
@@ -214,7 +215,7 @@ def image_type(file_name: str) -> str:
 
 
 class _MemberHandler(PathHandler):
-    """Opens the images in shards that ``_name`` names."""
+    """Open images in shards by the names that ``_name`` gives them."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]
