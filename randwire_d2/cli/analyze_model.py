@@ -61,7 +61,7 @@ SCRIPT = "analyze_model.py"
 
 
 def multiply_adds(text: str) -> float:
-    """580M, 4B, 4.0e9 as a number."""
+    """Parse a number such as 580M, 4B or 4.0e9."""
     match = re.fullmatch(r"(\d+\.?\d*(?:e\+?\d+)?)([MBG]?)", text.strip())
     if not match:
         raise argparse.ArgumentTypeError(f"a number such as 580M, 4B or 4.0e9; got {text!r}")
@@ -146,7 +146,7 @@ def add_generator(parser: argparse.ArgumentParser) -> None:
 
 
 def wrong_usage(args: argparse.Namespace) -> str:
-    """What is wrong with options that argparse takes one by one; "" if nothing is."""
+    """The fault of options that argparse accepts one by one; "" if there is none."""
     if args.opts and not args.config_file:
         return f"--config-file: no file before {args.opts[0]}"
     if args.size is not None and len(args.size) > 2:
@@ -172,7 +172,7 @@ def read(path: str, opts: Sequence[str]) -> CfgNode:
 
 
 def find(args: argparse.Namespace) -> list[Table]:
-    """The C of each generator, for args.target."""
+    """Tables of the C with which each generator meets args.target."""
     seeds, sizes = args.seeds or SEEDS, args.size or [224]
     if not args.config_file:
         graph, params = parse_graph(args.graph or "WS(4, 0.75)")
@@ -197,7 +197,7 @@ def find(args: argparse.Namespace) -> list[Table]:
 
 
 def count(args: argparse.Namespace) -> Table:
-    """The parts of one config, or a row for each of several."""
+    """A table of the parts of one config, or of several configs, with a row for each."""
     configs = [(path, read(path, args.opts)) for path in args.config_file]
     seeds = [seeds_of(cfg, args.seeds or ()) for _, cfg in configs]
     networks = []
@@ -222,7 +222,7 @@ def count(args: argparse.Namespace) -> Table:
 
 
 def print_tables(tables: Sequence[Table], form: str) -> str:
-    """The tables, and once each what they say of themselves."""
+    """The text of the tables, followed by their notes, each of them once."""
     notes = dict.fromkeys(table.note for table in tables if table.note)
     texts = [table.to_text(form == "markdown") for table in tables]
     if form == "markdown":

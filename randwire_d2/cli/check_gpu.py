@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "there is no GPU that PyTorch can use: see what nvidia-smi says, and whether this "
             f"PyTorch ({torch.__version__}) is built for CUDA"
         )
-    device_here("--device", args.device)  # else all that is examined would be said to fail
+    device_here("--device", args.device)  # otherwise every check would be reported as failed
     check_file("--output", args.output)
     report = examine(args.device, args.channels, args.batch, say)
     if args.output:

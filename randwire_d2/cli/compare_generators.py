@@ -38,8 +38,8 @@ from ..wiring import GRAPH_REGISTRY, parse_graph
 from .frame import at_least, framed, parser_of, say
 
 SCRIPT = "compare_generators.py"
-# Of a process that runs the user's own script, which calls ``main``: the module of the tool that
-# the sweep wants in its place, with what the script registers.
+# The environment variable of a process that runs the user's own script, which registers graph
+# models or node operations and calls ``main``: the module of the tool that is to run instead.
 TOOL = "RANDWIRE_D2_TOOL"
 
 
@@ -94,11 +94,11 @@ def training(run: Run) -> Training:
 
 
 def process_of(run: Run, script: str) -> list[str]:
-    """The command that starts a tool for a run; through the user's own script, if that registers
-    the run's generator or node operation.
+    """The command that starts a tool for a run, through the user's own script if the run's graph
+    model or node operation is registered there.
 
     Raises:
-        ValueError: no script registers it.
+        ValueError: such a part is not registered in a script that can be started again.
     """
     model, node_op = parse_graph(run.setting.generator)[0], run.setting.node_op
     parts = {model: GRAPH_REGISTRY.get(model)}
@@ -117,7 +117,8 @@ def process_of(run: Run, script: str) -> list[str]:
 
 
 def launcher(args: argparse.Namespace, runs: Sequence[Run]) -> Local | Slurm:
-    """
+    """Choose what starts the trainings: this machine, or Slurm.
+
     Raises:
         ValueError: a training needs more GPUs than this machine has.
     """
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.report:
         check_weights(runs)
         for run in runs:
-            training(run)  # can it be started?
+            training(run)  # raises if it can't be started
         launch = launcher(args, runs)
     os.makedirs(args.output, exist_ok=True)
     try:

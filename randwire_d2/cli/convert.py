@@ -22,7 +22,7 @@ from .frame import framed, parser_of
 
 SCRIPT = "convert_checkpoint.py"
 
-# What a printed command takes the rest of its config from.
+# The base configs in printed commands.
 DETECTOR, CLASSIFIER = "configs/Base-RCNN-FPN-1x.yaml", "configs/imagenet/Base-ImageNet.yaml"
 
 
@@ -99,7 +99,7 @@ def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
 
 
 def report(done: Conversion, config_file: str | None) -> str:
-    """What was read, used and left, what was proved, and how to use it."""
+    """The report: the keys used and unused, the verification, the output, and how to use it."""
     source, verification = done.source, done.verification
     network = source.network
     if isinstance(network, NetworkSpec):
@@ -128,7 +128,7 @@ def report(done: Conversion, config_file: str | None) -> str:
 
 
 def command(done: Conversion, config_file: str | None) -> str:
-    """The command that uses the result; its keys, where Detectron2 can't read the format."""
+    """The command that uses the result; for .safetensors, the config keys that it needs."""
     if done.output.endswith(".safetensors"):
         return f"needs     {shlex.join(done.options)}; to use it, convert it to .pth or .pkl"
     if done.to == "classifier":

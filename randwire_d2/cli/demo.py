@@ -28,7 +28,7 @@ from ..runs import RunFolder
 from .frame import framed, parser_of
 
 SCRIPT = "demo.py"
-MARK = "made_by_demo.txt"  # in a folder that may be removed
+MARK = "made_by_demo.txt"  # the content of a folder with this file may be removed
 SEEDS = (1, 2, 3)
 
 
@@ -67,7 +67,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def fresh_folder(folder: Path) -> None:
-    """Make an empty folder; one that is there is removed only if this script made it."""
+    """Make an empty folder; the content of an existing one is removed only if it has the mark."""
     check_folder("--output", folder)
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARK).is_file():
@@ -75,7 +75,7 @@ def fresh_folder(folder: Path) -> None:
                 f"{folder} is not empty and not from a demo; move it away, or choose another "
                 "--output"
             )
-        for entry in folder.iterdir():  # the mark stays, should this be interrupted
+        for entry in folder.iterdir():  # the mark stays, in case this is interrupted
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             elif entry.name != MARK:
@@ -87,9 +87,9 @@ def fresh_folder(folder: Path) -> None:
 
 
 def run_tool(name: str, *args: object) -> None:
-    """Run a tool; exit if it fails. It ends with this process, whatever ends that."""
+    """Run a tool; exit if it fails. The tool is ended if this process is interrupted."""
     given = [*map(str, args)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # progress at once, in order
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # shows progress at once, in order
     print(f"$ {in_users_words(f'python tools/{name}')} {shlex.join(given)}", flush=True)
     child = subprocess.Popen([*process(name), *given], env=environment)
     try:
@@ -99,11 +99,11 @@ def run_tool(name: str, *args: object) -> None:
     finally:
         end(child)
     if status:
-        sys.exit(status if status > 0 else 128 - status)  # a signal, as shells have it
+        sys.exit(status if status > 0 else 128 - status)  # as shells report a signal
 
 
 def pretrain(args: argparse.Namespace, run_dir: Path, seed: int | None) -> Path:
-    """Train the classifier; the file with the detector's backbone."""
+    """Train the classifier, and return the file with the detector's backbone."""
     classifier = run_dir / "pretrain"
     pairs = [] if seed is None else ["SEED", seed]
     opts = [*shlex.split(args.pretrain_opts), *pairs, "OUTPUT_DIR", classifier]

@@ -92,7 +92,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together, before any work."""
+    """Refuse options that can't be combined, before any work."""
     check_format(args.output, "--output")
     is_grid, is_config = args.grid is not None, args.config_file is not None
     for given, fits, name, source in (
@@ -106,7 +106,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def networks_of_config(args: argparse.Namespace) -> tuple[str, dict[str, NetworkSpec]]:
-    """The name of the generator, and the networks under their titles."""
+    """The name of the config's generator, and its networks by their titles."""
     cfg = classifier_config()
     merge_config(cfg, args.config_file, args.opts)
     name, node = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RANDWIRE
@@ -148,7 +148,7 @@ def draw(args: argparse.Namespace) -> Figure:
             graphs = [random_graph(model, nodes, seed, **params) for seed in seeds]
             rows[graph_label(model, params)] = [Dag.from_graph(graph) for graph in graphs]
         for dag in tqdm([dag for row in rows.values() for dag in row], unit="graph", leave=False):
-            layout_dag(dag, extra=False)  # it takes most of the time, and draw_grid finds it done
+            layout_dag(dag, extra=False)  # takes most of the time; cached for draw_grid
         return draw_grid(rows, [f"seed {s}" for s in seeds])
     if args.config_file is not None:
         name, networks = networks_of_config(args)

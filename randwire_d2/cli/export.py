@@ -24,7 +24,7 @@ SCRIPT = "export_model.py"
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exits with 1 if nothing was written."""
+    """Run the tool; exit with status 1 if nothing was written."""
     args = _parse_args(argv)
     if args.int8:
         _write_int8(args)

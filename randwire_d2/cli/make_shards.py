@@ -17,7 +17,7 @@ SCRIPT = "make_shards.py"
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exits with 1 and one line if nothing could be written."""
+    """Run the tool; exit with status 1 and one line if nothing could be written."""
     parser = parser_of(SCRIPT, __doc__)
     parser.add_argument(
         "dataset",

@@ -62,13 +62,13 @@ Measure = Callable[[], tuple[str, dict[str, Any]]]  # a part's text in gpu.md, a
 
 @dataclass
 class Report:
-    """What was measured so far.
+    """The measurements so far.
 
     Attributes:
-        folder: where gpu.md and gpu.json are written.
-        made_with: what all parts share: the machine, versions and settings.
-        parts: text, seconds and numbers of each part, by its title, in the order of gpu.md, which
-            is that in which they were first begun.
+        folder: the folder of gpu.md and gpu.json.
+        made_with: the machine, versions and settings that all parts share.
+        parts: text, seconds and numbers of each part, by its title, in the order of gpu.md, in
+            which the parts were first begun.
     """
 
     folder: Path
@@ -76,7 +76,7 @@ class Report:
     parts: dict[str, dict[str, Any]]
 
     def add(self, title: str, measure: Measure) -> float:
-        """Measure something, and write it down; if it fails, why. The seconds that it took."""
+        """Measure a part, write its result or its error to the files, and return its seconds."""
         say(title)
         begun = "FAILED: it was begun, and did not end"  # stays if this process is killed
         self.parts[title] = {"text": begun, "seconds": 0.0, "numbers": {"error": begun}}
@@ -84,7 +84,7 @@ class Report:
         start = time.perf_counter()
         try:
             text, numbers = measure()
-        # Whatever a kernel or a compiler does: the other parts are worth having.
+        # A kernel or a compiler can fail in any way; the other parts are still measured.
         except Exception as e:
             text = f"FAILED: {type(e).__name__}: {one_line(e, 500)}"
             numbers = {"error": text}
@@ -113,10 +113,10 @@ class Report:
 
 
 def read_parts(folder: Path, made_with: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The parts that gpu.json of a folder holds.
+    """The parts in a folder's gpu.json; empty without the file.
 
     Raises:
-        ValueError: it was made with something else, or is no file of this tool; one line.
+        ValueError: the file is damaged, not from this tool, or not ``made_with`` this; one line.
     """
     path, way_out = folder / "gpu.json", "name another --output, or begin anew with --overwrite"
     if not path.exists():
@@ -135,7 +135,7 @@ def read_parts(folder: Path, made_with: dict[str, Any]) -> dict[str, dict[str, A
 
 
 def describe(device: str, quick: bool) -> dict[str, Any]:
-    """What all parts of a report share. The code is that of the package, whatever its version."""
+    """The machine, versions and settings of a report, with a hash of the package's source files."""
     sources = sorted((ROOT / "randwire_d2").rglob("*.py"))
     has_triton = importlib.util.find_spec("triton") is not None
     return {
@@ -189,7 +189,7 @@ def compare(case: Case, settings: Settings) -> tuple[str, dict[str, Any]]:
 
 
 def comparisons(device: str, quick: bool) -> dict[str, tuple[Case, Settings]]:
-    """What is compared, by its title; the most telling first."""
+    """The comparisons by their titles, the most telling first."""
     generator = NetworkGenerator("regular", 4, 10) if quick else NetworkGenerator()
     size = 64 if quick else 224
 
@@ -224,7 +224,7 @@ def comparisons(device: str, quick: bool) -> dict[str, tuple[Case, Settings]]:
 
 
 def train(device: str, quick: bool, folder: Path, fused: str) -> tuple[str, dict[str, Any]]:
-    """Train a small classifier; its accuracy, and the seconds of an iteration."""
+    """Train a small classifier; report its top-1 accuracy (%) and the seconds per iteration."""
     output = folder / f"train_{fused}"
     config, options = "shapes/randwire_pretrain.yaml", list[Any]()
     if (Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "cifar10" / "train").is_dir():
@@ -247,7 +247,7 @@ def train(device: str, quick: bool, folder: Path, fused: str) -> tuple[str, dict
 
 
 def pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The tests that are meant for a GPU have "cuda" in their names."""
+    """Run pytest for the tests that need a GPU: their names contain "cuda"."""
     command = [sys.executable, "-m", "pytest", "-k", "cuda", *arguments]
     both = subprocess.STDOUT
     return subprocess.run(
@@ -256,7 +256,7 @@ def pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def find_tests() -> list[str]:
-    """The files that have such tests, or can't be imported; if none, a line says why."""
+    """The files that have GPU tests, or can't be imported; if none, a printed line says why."""
     if not (ROOT / "setup.py").is_file() or importlib.util.find_spec("pytest") is None:
         say("The tests are left out: they need a checkout and pytest")
         return []
@@ -268,7 +268,7 @@ def find_tests() -> list[str]:
 
 
 def run_tests(file: str) -> tuple[str, dict[str, Any]]:
-    # Most of their time is a compiler's, so several run at once.
+    # They spend most of their time in a compiler, so several run in parallel.
     several = importlib.util.find_spec("xdist") is not None
     workers = ["-n", str(min(len(os.sched_getaffinity(0)), 8))] if several else []
     done = pytest("-q", *workers, file)
@@ -281,11 +281,11 @@ def run_tests(file: str) -> tuple[str, dict[str, Any]]:
 
 
 def parts(device: str, quick: bool, folder: Path) -> dict[str, Measure]:
-    """All that is measured, by its title, in the order of gpu.md."""
+    """All parts by their titles, in the order in which they are first measured."""
     found: dict[str, Measure] = {
         title: partial(compare, *compared) for title, compared in comparisons(device, quick).items()
     }
-    # Not first: it compiles the operators for three types, of which a comparison needs one.
+    # The check comes later: it compiles the operators for three dtypes; a comparison needs one.
     found["The check"] = partial(check, device, quick)
     for fused in ("on", "off"):
         found[f"A training, FUSED {fused}"] = partial(train, device, quick, folder, fused)
@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     args = parse_args(argv)
     check_folder("--output", args.output)
-    # Convolutions of float32 in float32: else the comparisons are of TF32.
+    # Compute float32 in float32; otherwise the comparisons would measure TF32.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     made_with = describe(args.device, args.quick)
@@ -308,9 +308,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept = [title for title in report.parts if title not in report.failed]
     if kept:
         say(f"Measured before, and kept: {'; '.join(kept)}")
-    # What was never begun comes first: a part that always fails, or is killed, stops no other.
+    # Parts that were never begun come first, so that no failing part keeps others from running.
     waiting = sorted((t for t in measures if t not in kept), key=report.parts.__contains__)
-    longest = -math.inf  # so that the first is begun
+    longest = -math.inf  # so that the first part always begins
     while waiting and time.perf_counter() - start + longest <= 60 * args.minutes:
         title = waiting.pop(0)
         longest = max(longest, report.add(title, measures[title]))

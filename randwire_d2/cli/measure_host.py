@@ -21,7 +21,7 @@ from .frame import at_least, framed, parser_of
 
 SCRIPT = "measure_host.py"
 
-CHANNELS = 5  # what is launched is as with 109: the wiring, and which stages have zeros
+CHANNELS = 5  # the launches are those of 109 channels
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -27,24 +27,24 @@ from ..inference import load_detector
 from .frame import OF_TRAININGS, at_least, command_line, framed, training_parser
 
 SCRIPT = "measure_memory.py"
-SAMPLES = 40  # in all iterations
-IMAGES = 50  # that are predicted over and over
+SAMPLES = 40  # over all iterations
+IMAGES = 50  # predicted again and again
 
 
 def watch_training(cfg: CfgNode, every: int) -> MemoryWatch:
-    """Train to the end, without evaluation; model_final.pth is in OUTPUT_DIR."""
+    """Watch the memory of a training without evaluation; it writes model_final.pth."""
     register_data(cfg)
     with MemoryWatch(cfg.SOLVER.MAX_ITER, every) as watch:
         trainer = Trainer(cfg)
         look = hooks.CallbackHook(after_step=lambda trainer: watch.look(trainer.iter))
-        trainer.register_hooks([look])  # behind all others
+        trainer.register_hooks([look])  # after all other hooks
         trainer.resume_or_load(resume=False)
         TrainerBase.train(trainer, 0, cfg.SOLVER.MAX_ITER)
     return watch
 
 
 def watch_prediction(cfg: CfgNode, iterations: int, every: int) -> MemoryWatch:
-    """Predict random parts of training images, one by one, with the detector in OUTPUT_DIR."""
+    """Watch the memory while the detector in OUTPUT_DIR predicts random crops, one at a time."""
     detector = load_detector(cfg.OUTPUT_DIR)
     records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[:IMAGES]
     images = [read_image(record["file_name"], "BGR") for record in records]

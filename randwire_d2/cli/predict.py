@@ -56,7 +56,7 @@ SCRIPT = "predict.py"
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exits with 1 if an input could not be predicted, or nothing could be done."""
+    """Run the tool; exit with status 1 if an input, or all of them, could not be predicted."""
     args = _parse_args(argv)
     job = _prepare(args)
     if job.finished:
@@ -74,7 +74,7 @@ def _run(job: Job) -> None:
     pictures = job.folder / PICTURES
     drawn = f", the pictures in {pictures}" if job.pictures and pictures.is_dir() else ""
     print(f"{results} results are in {job.folder / RESULTS}{drawn}")
-    # What an earlier prediction has found isn't known; of stuff there is something everywhere.
+    # The scores of a resumed prediction are not known; panoptic results always show stuff.
     if 0 < job.best < job.least_drawn and not job.resume and job.panoptic is None:
         empty = "the pictures show nothing" if job.pictures else "nothing would be drawn"
         print(
@@ -204,7 +204,7 @@ def _prepare(args: argparse.Namespace) -> Job:
     runtime = args.runtime
     if noted is not None:
         usual = {AUTO: noted.get("--runtime"), EAGER: None}
-        runtime = usual.get(runtime, runtime)  # not another one, if another is faster today
+        runtime = usual.get(runtime, runtime)  # the earlier runtime, even if another is faster now
         check_note(folder, noted, {**job.note(), "--runtime": runtime})
     if runtime is not None and not job.finished:
         job.model = in_runtime(model, runtime, job.total, job.inputs(), print)
@@ -214,7 +214,7 @@ def _prepare(args: argparse.Namespace) -> Job:
 def _dataset_records(
     model: Detector | Classifier, name: str, renamed: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """The images of a data set, whose ids become the model's."""
+    """The records of a data set; its category ids become the model's."""
     cfg = model.cfg
     if name == "test":
         if len(cfg.DATASETS.TEST) != 1:

@@ -21,7 +21,7 @@ SCRIPT = "publish_model.py"
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exits with 1 and one line if nothing could be written."""
+    """Run the tool; exit with status 1 and one line if nothing could be written."""
     args = _parse_args(argv)
     folder = publish(args.source, args.folder, overwrite=args.overwrite)
     print(f"{folder} holds the model; see its README.md. To upload: hf upload OWNER/NAME {folder}")
