@@ -1,4 +1,4 @@
-"""What test files share: processes of the tools, a small data set, random specs, comparisons."""
+"""Helpers of the tests: processes of the tools, small data sets, random specs, comparisons."""
 
 import json
 import multiprocessing
@@ -31,19 +31,19 @@ from randwire_d2.data.shapes import ClassificationShapesConfig, ShapesConfig
 from randwire_d2.engine import Trainer, conclusion
 
 ROOT = Path(__file__).parents[1]
-# A limit against hanging, not a measure of speed: minutes, where seconds are expected.
+# The time limit (seconds) for a process that hangs; far above the expected times.
 PATIENCE = 900.0
-LOGGERS = ("randwire_d2", "detectron2", "fvcore")  # those that Detectron2's tools set up
+LOGGERS = ("randwire_d2", "detectron2", "fvcore")  # the loggers that Detectron2's tools set up
 
 
 def leave_checkpoint(folder: Path, **weights: Tensor) -> None:
-    """What a training can be resumed from."""
+    """Write the files from which a training can be resumed: a checkpoint and its name."""
     torch.save({"model": weights, "iteration": 1}, folder / "model_0000001.pth")
     (folder / "last_checkpoint").write_text("model_0000001.pth")
 
 
 class RunsCode:
-    """What an attacker's pickle does: it calls a function, here mkdir, when it is loaded."""
+    """An object whose pickle, like an attacker's, calls a function, here mkdir, when loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,8 +53,8 @@ class RunsCode:
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
-    """Trainings in this process draw nothing at their end, and convert no backbone. That takes as
-    long as all else of a tiny one; and where it fails, a training does not (test_conclusion)."""
+    """Make trainings in this process end without pictures and without converting a backbone. These
+    take half the time of a tiny training, and can't make it fail (test_conclusion)."""
     patch.setattr(conclusion, "write_report", lambda *_: ())
     patch.setattr(ClassificationTrainer, "next_command", Trainer.next_command)
 
@@ -63,8 +63,8 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
 # Processes
 # -------------------------------------------------------------------------------------------------
 
-# Importing torch and Detectron2 takes a process longer than most of these tests. A fork server
-# imports them once; each process that it forks has done nothing else yet.
+# Importing torch and Detectron2 takes longer than most of these tests. A fork server imports them
+# once, and does nothing else before it forks the processes.
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload(["randwire_d2.classification"])
 
@@ -81,7 +81,7 @@ def _run_tool(
     pictures: bool,
 ) -> None:
     os.setsid()  # so that its group can be killed
-    # The default, which is first, as in a process that no fork server has started.
+    # The first is the default, as in a process that no fork server has started.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     # Tests that run in the background ignore Ctrl-C, which their children inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,13 +111,13 @@ class Tool:
         kill_at: str = "",
         pictures: bool = False,
     ) -> None:
-        """Start it.
+        """Start the process.
 
         Args:
-            name: of a script in tools/, or the path of another one.
+            name: the name of a script in tools/, or the path of another script.
             before: code that the process executes first.
-            kill_at: the moment of its end (killer/sitecustomize.py).
-            pictures: whether a training ends as a user's, not ``without_pictures``.
+            kill_at: the moment at which the process is killed (killer/sitecustomize.py).
+            pictures: whether a training ends as for a user, instead of ``without_pictures``.
         """
         env = {}
         if kill_at:
@@ -135,13 +135,13 @@ class Tool:
 
     @property
     def said(self) -> str:
-        """What it has printed so far."""
+        """The output so far."""
         with open(self._log, "rb") as file:
             file.seek(self._skip)
             return file.read().decode(errors="replace")
 
     def wait(self) -> int:
-        """Its exit status, negative for a signal."""
+        """Wait for the end; returns the exit status, or -n after signal n."""
         self._process.join(PATIENCE)
         status = self._process.exitcode
         if status is None:
@@ -150,7 +150,7 @@ class Tool:
         return status
 
     def send(self, number: signal.Signals, alone: bool = False) -> None:
-        """Send a signal to its process group, or to the process that was started alone."""
+        """Send a signal to the process group or, with ``alone``, only to the process itself."""
         assert self._process.pid is not None
         (os.kill if alone else os.killpg)(self._process.pid, number)
 
@@ -159,7 +159,7 @@ _started: list[Tool] = []
 
 
 def end_tools() -> None:
-    """Kill what a test that failed has left running."""
+    """Kill the tools that a failed test has left running."""
     while _started:
         tool = _started.pop()
         if tool._process.is_alive():
@@ -168,7 +168,7 @@ def end_tools() -> None:
 
 
 def run_tool(name: str | Path, *arguments: object, log: Path, **options: Any) -> str:
-    """What a ``Tool``, which must succeed, printed."""
+    """Run a ``Tool``, which must succeed; returns its output."""
     tool = Tool(name, *arguments, log=log, **options)
     status = tool.wait()
     assert status == 0, tool.said[-3000:]
@@ -176,7 +176,7 @@ def run_tool(name: str | Path, *arguments: object, log: Path, **options: Any) ->
 
 
 def refusal(name: str, *arguments: object, log: Path) -> str:
-    """What a tool said in the one line with which it refused to work."""
+    """Run a tool that must fail with exit status 1; returns the line of its error."""
     tool = Tool(name, *arguments, log=log)
     assert tool.wait() == 1 and "Traceback" not in tool.said, tool.said[-3000:]
     *_, last = tool.said.splitlines()
@@ -185,7 +185,7 @@ def refusal(name: str, *arguments: object, log: Path) -> str:
 
 
 class Ended(NamedTuple):
-    """How a command line ended: its exit status, and what it printed."""
+    """The exit status of a command line, and its output."""
 
     status: int
     out: str
@@ -193,12 +193,12 @@ class Ended(NamedTuple):
 
 
 def end_each(lines: Sequence[tuple[str, Sequence[str], Path]]) -> list[Ended]:
-    """Run command lines, one after the other, each in a process that no other has worked in.
+    """Run command lines, one after the other, each in its own process.
 
-    It is faster than a ``Tool`` for each: they are forked from one that has imported all of them.
+    This is faster than a ``Tool`` for each: they are forked from a process that has imported all.
 
     Args:
-        lines: of each the name of a script in tools/, its arguments, and the current folder.
+        lines: for each, the name of a script in tools/, its arguments, and its working directory.
     """
     receiver, sender = FORK_SERVER.Pipe(duplex=False)
     process = FORK_SERVER.Process(target=_end_each, args=(lines, sender))
@@ -249,7 +249,7 @@ def _be_tool(name: str, arguments: Sequence[str], folder: Path) -> NoReturn:
 
 
 def in_two_processes(work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What ``work(rank, *arguments)`` returns in each of two processes of a gloo group."""
+    """Run ``work(rank, *arguments)`` in two processes of a gloo group; returns both results."""
     with tempfile.TemporaryDirectory() as folder, FORK_SERVER.Pool(2) as pool:
         tasks = [(work, f"file://{folder}/store", rank, arguments) for rank in range(2)]
         return pool.starmap(_in_group, tasks, chunksize=1)
@@ -265,7 +265,7 @@ def _in_group(work: Callable[..., Any], store: str, rank: int, arguments: Sequen
 
 
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    """The output of a command, which must succeed."""
+    """Run a command, which must succeed; returns its output."""
     done = subprocess.run(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -274,7 +274,7 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
 
 
 def output_of(code: str, **environment: str) -> str:
-    """What Python code, which must succeed, prints in a process of its own."""
+    """Run Python code, which must succeed, in a new process; returns its output."""
     env = {**os.environ, **environment}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -285,7 +285,7 @@ def output_of(code: str, **environment: str) -> str:
 def raises_one_line(
     error: type[BaseException], match: str | None = None
 ) -> Iterator[pytest.ExceptionInfo[BaseException]]:
-    """As ``pytest.raises``, of an exception whose text is one line."""
+    """Like ``pytest.raises``, for an exception whose message is one line."""
     with pytest.raises(error, match=match) as caught:
         yield caught
     assert "\n" not in str(caught.value)
@@ -304,7 +304,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def last_metrics(output: Path) -> dict[str, float]:
-    """The last value of everything that was logged."""
+    """The last logged value of each metric."""
     last: dict[str, float] = {}
     for line in (output / "metrics.json").read_text().splitlines():
         last.update(json.loads(line))
@@ -314,7 +314,7 @@ def last_metrics(output: Path) -> dict[str, float]:
 def draw_image_folders(
     root: Path, *, classes: Sequence[str] = ("a", "b", "c"), train: int = 14, val: int = 6
 ) -> None:
-    """Write ``root/{train,val}/<class>/<i>.png``: noise of 40 × 48 pixels, as many per class."""
+    """Write ``root/{train,val}/<class>/<i>.png``: noise, ``train`` and ``val`` per class."""
     rng = np.random.default_rng(0)
     for split, number in (("train", train), ("val", val)):
         for name in classes:
@@ -326,15 +326,15 @@ def draw_image_folders(
 
 
 def draw_small_builtin_sets(root: Path) -> None:
-    """Put a few images where the built-in data sets are expected, which take a minute to draw."""
+    """Put a few images in place of the built-in data sets, which take a minute to draw."""
     for kind in (ShapesConfig, ClassificationShapesConfig):
         few = builtin.make_dataset(root, kind(num_train=24, num_val=12))
         few.rename(builtin.dataset_folder(root, kind()))
 
 
 def draw_boxes(root: Path, *, train: int = 21, val: int = 5) -> Path:
-    """Write a detector's data set in COCO's layout: a bright box in noise, in images of 64 × 96
-    pixels, of which every third is upright."""
+    """Write a detector's data set in COCO's layout: noise with a bright box. Images have 64 × 96
+    pixels (height × width), every third has 96 × 64."""
     rng = np.random.default_rng(0)
     (root / "annotations").mkdir(parents=True)
     for split, number in (("train", train), ("val", val)):
@@ -403,7 +403,7 @@ def draw_spec(regime: str, graph: str, node_op: str = "sep_conv3x3", seed: int =
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every tensor values that a forgotten or swapped one would betray."""
+    """Set every tensor to random values, so that a forgotten or swapped tensor is noticed."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -416,7 +416,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def leaves(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's state whose parameters are leaves of their own."""
+    """A copy of a model's state dict whose parameters are new leaf tensors."""
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         state[name].requires_grad_(parameter.requires_grad)
@@ -430,7 +430,7 @@ def images(height: int = 37, width: int = 45, device: str | torch.device = "cpu"
 
 
 def assert_equal(found: Any, expected: Any, where: str = "") -> None:
-    """To the bit."""
+    """Assert that nested containers of tensors and other values are bitwise equal."""
     if isinstance(expected, dict):
         assert list(found) == list(expected), where
         for key in expected:

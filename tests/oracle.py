@@ -1,8 +1,8 @@
-"""The plainest possible RandWire, written from the paper's sentences; the truth that tests hold
-every other implementation against.
+"""A plain reference RandWire, written from the paper's sentences; tests compare every other
+implementation with it.
 
-Nothing here comes from ``randwire_d2.modeling``, nothing is fast, nothing is fused: the only
-operations are slices, products, sums and ReLUs, so that autograd's gradients are the oracle's.
+Nothing here comes from ``randwire_d2.modeling``, and nothing is fast or fused. The operations are
+elementary, such as slices, products, sums and ReLUs, so autograd's gradients are a reference, too.
 
 Interface (stable; fast paths are tested against it):
 
@@ -41,13 +41,13 @@ State = Mapping[str, Tensor]
 
 @dataclass
 class Result:
-    """What a forward pass returns and leaves behind.
+    """The outputs of a forward pass, and the running statistics after it.
 
     Attributes:
-        features: the output of every part: ``"stem"``, ``"res2"`` … ``"res5"``.
+        features: the output (N, C, H, W) of every part: ``"stem"``, ``"res2"`` … ``"res5"``.
         running: the running statistics after the pass, by their names in ``state``; only of norms
             that used batch statistics.
-        logits: (N, num_classes), of ``classifier`` alone.
+        logits: (N, num_classes); only from ``classifier``.
     """
 
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -73,8 +73,8 @@ def backbone(
         images: (N, 3, H, W).
         train: whether norms use the statistics of the batch.
         dropped: the edge (stage, u, v) to take out of the graph.
-        frozen: the parts, such as ``"stem"``, whose norms use running statistics all the same.
-        prefix: what precedes the names in ``state``.
+        frozen: the parts, such as ``"stem"``, whose norms always use running statistics.
+        prefix: the prefix of the names in ``state``.
     """
     result = Result()
     x = images
@@ -135,9 +135,9 @@ def graph(
     dropped: tuple[int, int] | None,
     result: Result,
 ) -> Tensor:
-    """One random graph."""
+    """Compute a stage, which is one random graph."""
     sent: list[Tensor] = []
-    # Edges point "from the smaller-index node to the larger-index one": ascending order will do.
+    # Edges point "from the smaller-index node to the larger-index one": this order is topological.
     for v in range(stage.dag.num_nodes):
         sources = sorted(source for source, target in stage.dag.edges if target == v)
         node_name = f"{name}.nodes.{v}"
@@ -150,7 +150,7 @@ def graph(
                 # "for each training mini-batch, we randomly remove one edge"
                 if (u, v) == dropped:
                     continue
-                if len(sources) == 1:  # DESIGN.md: no weight where there is one input edge
+                if len(sources) == 1:  # DESIGN.md: a single input edge has no weight
                     terms.append(sent[u])
                 else:
                     terms.append(sent[u] * torch.sigmoid(state[f"{node_name}.weight"][i]))
@@ -180,7 +180,7 @@ def graph(
 
 
 def convolution(x: Tensor, node_op: str, state: State, name: str, stride: int) -> Tensor:
-    """The four operations of §4.1, "Node operations"."""
+    """Compute one of the four operations of §4.1, "Node operations"."""
     if node_op == "conv3x3":  # "3×3 (regular) convolution"
         return dense(x, state[f"{name}.weight"], stride)
     if node_op == "sep_conv3x3":
@@ -203,7 +203,7 @@ def convolution(x: Tensor, node_op: str, state: State, name: str, stride: int) -
 
 
 def dense(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """A convolution without bias, weight (out, in, k, k), zeros around the image."""
+    """A convolution without bias, with weight (out, in, k, k) and zero padding k // 2."""
     return sum(
         torch.einsum("oc,nchw->nohw", weight[:, :, i, j], window)
         for (i, j), window in windows(x, weight.shape[-1], stride, fill=0)
@@ -213,7 +213,7 @@ def dense(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 def windows(
     x: Tensor, kernel: int, stride: int, fill: float
 ) -> list[tuple[tuple[int, int], Tensor]]:
-    """For each place (i, j) in a kernel × kernel window, what every output pixel sees there."""
+    """For each position (i, j) in a kernel × kernel window, every output pixel's input there."""
     height, width = x.shape[-2:]
     radius = kernel // 2
     padded = F.pad(x, (radius,) * 4, value=fill)
