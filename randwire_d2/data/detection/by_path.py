@@ -31,10 +31,10 @@ def register_detection_data(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Register a data set by its path, for training and for validation.
 
-    The names are the same in every process and run. Registered are the usable records (see
-    ``inspection``) of a ``formats.labels.LabelledImages``, and metadata: thing_classes,
-    thing_dataset_id_to_contiguous_id, evaluator_type "coco"; json_file and image_root if all of a
-    COCO file is used; and, if there are keypoints, keypoint_names, keypoint_flip_map and
+    The names are the same in every process and run. DatasetCatalog gets the usable records (see
+    ``inspection``) of a ``formats.labels.LabelledImages``. MetadataCatalog gets thing_classes,
+    thing_dataset_id_to_contiguous_id and evaluator_type "coco"; json_file and image_root if all of
+    a COCO file is used; and, if there are keypoints, keypoint_names, keypoint_flip_map and
     keypoint_connection_rules. Data sets that are registered already are not read again.
 
     Args:
@@ -238,7 +238,8 @@ def held_back(whole: LabelledImages, share: float, seed: int) -> set[str]:
     The draw of an image depends only on the seed and its name in the data set. So a training that
     is resumed after images were added, removed or damaged does not validate on images that it was
     trained on. The number of images is the share in expectation only: an exact number would move
-    other images when one is added or removed. At least one is held back, and at least one is not.
+    other images when one is added or removed. If there are several images, at least one is held
+    back, and at least one is not.
     """
     draws = {record["file_name"]: 0.0 for record in whole.records}
     for name in draws:
