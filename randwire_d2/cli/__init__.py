@@ -1,4 +1,4 @@
-"""The command lines: a module for each subcommand of ``randwire-d2``, whose ``main`` is called.
+"""The command lines: each subcommand of ``randwire-d2`` calls the ``main`` of a module here.
 
-tools/ has a script for each. ``randwire_d2.command`` lists them.
+tools/ has a script for each module. ``randwire_d2.command`` lists them.
 """

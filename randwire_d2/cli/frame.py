@@ -169,7 +169,7 @@ def training(
 
     Args:
         args: the options of ``training_parser``; ``args.script`` becomes the user's own script.
-        folder: the OUTPUT_DIR. Without --resume, its checkpoints belong to an earlier training.
+        folder: the OUTPUT_DIR. Without --resume, checkpoints already there are another training's.
     """
     args.script = own_script() if argv is None else None  # for the log, which a model card reads
     run = RunFolder(folder)
