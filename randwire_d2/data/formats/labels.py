@@ -50,7 +50,7 @@ class LabelledImages:
             (pixels) if the labels tell them. An annotation has bbox [x, y, width, height] in
             pixels, bbox_mode XYWH_ABS, category_id (an index into classes), iscrowd, and, if the
             labels have them: segmentation (polygons or a compressed RLE), difficult (True; Pascal
-            VOC only) and keypoints. The keypoints are in the form of the file until
+            VOC only) and keypoints. The keypoints are in COCO's form, unchecked, until
             ``detection.inspection.clean`` converts them to Detectron2's.
         classes: the names of the classes.
         category_ids: the ids of the classes in COCO's files, in the same order.
