@@ -261,7 +261,7 @@ COUNTS: dict[str, tuple[str, Damage, str, int]] = {
     "VOC with a box of words": ("voc", replace(XML, "<xmin>5.0<", "<xmin>left<"),
                                 "bndbox is not four numbers (left out): 1 (", 11),
     "VOC without annotations of an image": ("voc", lambda root: (root / XML).unlink(),
-                                            "without a file in Annotations (left out): 1 (", 10),
+                                            "images without an XML file (left out): 1 (", 10),
 }  # fmt: skip
 SOUND: dict[str, tuple[str, Damage]] = {
     "ids with gaps": ("coco", coco(lambda c: [

@@ -8,6 +8,8 @@ here equal those of ``load_coco_json``, which a test compares.
 
 import codecs
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pycocotools.mask
@@ -24,8 +26,18 @@ NO_CROWD = "annotations whose iscrowd is neither 0 nor 1 (left out)"
 IGNORED = 'annotations with "ignore" (left out)'
 
 
-def read_coco(json_file: str, image_root: str) -> LabelledImages:
+def is_coco(json_file: Path) -> bool:
+    """Whether a file looks like one in COCO's instances format; it is not parsed."""
+    content = json_file.read_bytes()
+    return all(b'"%s"' % key in content for key in (b"images", b"annotations", b"categories"))
+
+
+def read_coco(json_file: str, *image_roots: str) -> LabelledImages:
     """Read a file in COCO's instances format; images need no height and width.
+
+    Args:
+        image_roots: the folder of the images. Of several, it is the first that has one of the first
+            images or, if none has, the first.
 
     Raises:
         ValueError: the file has another format, two images or categories have the same id, or an
@@ -41,9 +53,11 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
     index = {category["id"]: i for i, category in enumerate(categories)}
     keypoints, faults = _keypoints(categories, annotations), Faults()
     records = {}
-    for image in _by_id(json_file, "image", images, "file_name"):
+    images = _by_id(json_file, "image", images, "file_name")
+    image_root = _root(image_roots, [str(image["file_name"]) for image in images[:10]])
+    for image in images:
         record: dict[str, Any] = {
-            "file_name": os.path.join(image_root, str(image["file_name"])),
+            "file_name": _path(image_root, str(image["file_name"])),
             "image_id": image["id"],
             "annotations": [],
         }
@@ -73,6 +87,19 @@ def read_coco(json_file: str, image_root: str) -> LabelledImages:
         image_root,
         keypoints,
     )
+
+
+def _root(roots: Sequence[str], names: list[str]) -> str:
+    """The first folder that has an image of one of these names."""
+    has_images = (r for r in roots if any(os.path.isfile(_path(r, name)) for name in names))
+    return next(has_images, roots[0])
+
+
+def _path(root: str, name: str) -> str:
+    path = os.path.join(root, name)
+    if "\\" in name and not os.path.exists(path):  # written on Windows
+        return os.path.join(root, name.replace("\\", "/"))
+    return path
 
 
 def _parse(json_file: str) -> dict[str, Any]:

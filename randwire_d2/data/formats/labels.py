@@ -12,6 +12,8 @@ from detectron2.structures import BoxMode
 from ...text import MOST_NAMED, check_one_line, named
 from .keypoints import Keypoints
 
+VALIDATION = ("valid", "val", "validation")  # the names of folders and lists for validation
+
 
 class Faults:
     """The number of faults of each kind, and the first places where they were found."""

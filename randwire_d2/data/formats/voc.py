@@ -1,4 +1,4 @@
-"""Read Pascal VOC's folders: Annotations, JPEGImages and ImageSets/Main.
+"""Read Pascal VOC's labels, an XML file per image, in VOC's own folders or in others.
 
 A box's corners are its outermost pixels, counted from 1; as in Detectron2's reader, 1 is subtracted
 from xmin and ymin. Coordinates are integers by convention; fractions in a file are kept, to a
@@ -16,12 +16,12 @@ from xml.etree import ElementTree
 from ...text import brief, named, one_line
 from ..images.names import images_of
 from ..paths import in_threads, read_text
-from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
+from .labels import VALIDATION, Faults, LabelledImages, annotation, check_classes, image_ids
 
 FOLDERS = ("Annotations", "JPEGImages")
 LABEL_MAP = "labelmap.txt"  # CVAT's and Datumaro's: a class on each line, up to the colon
 NOT_FOUR = "objects whose bndbox is not four numbers (left out)"
-NO_FILE = "images without a file in Annotations (left out)"
+NO_FILE = "images without an XML file (left out)"
 NO_SIZE = "annotations without the image's size (it is taken from the image)"
 DIGITS = 3
 
@@ -33,35 +33,64 @@ class VocObject(NamedTuple):
 
 
 class VocFile(NamedTuple):
-    """The content of a file in Annotations; size is (height, width), None if it isn't stated."""
+    """The content of an XML file; size is (height, width), None if it isn't stated."""
 
     size: tuple[int, int] | None
     objects: list[VocObject]
 
 
-def is_voc(folder: str) -> bool:
-    return all(os.path.isdir(os.path.join(folder, name)) for name in FOLDERS)
+class VocFolder(NamedTuple):
+    """The folder of a data set, that of its XML files, and that of its images."""
+
+    root: str
+    labels: str
+    images: str
+
+    def label_files(self) -> list[Path]:
+        return sorted(Path(self.labels).glob("*.xml"))
+
+    def names(self) -> list[str]:
+        """The names of the images with an XML file, without extension."""
+        return [path.stem for path in self.label_files()]
 
 
-def image_sets(folder: str) -> dict[str, list[str]]:
+def find_voc(place: str, is_own: bool) -> VocFolder | None:
+    """The VOC data set in a folder, or in the folder whose Annotations is given.
+
+    Args:
+        is_own: whether to look for VOC's own folders, or for XML files in annotations and images in
+            images, or for both in one folder, as LabelImg and Roboflow write them.
+    """
+    root = os.path.dirname(place) if os.path.basename(place).lower() == "annotations" else place
+    own = VocFolder(root, *(os.path.join(root, name) for name in FOLDERS))
+    if is_own:
+        return own if os.path.isdir(own.labels) and os.path.isdir(own.images) else None
+    if not os.path.isdir(root):
+        return None
+    folders = {e.name.lower(): e.path for e in os.scandir(root) if e.is_dir()}
+    labels, images = (folders.get(name, root) for name in ("annotations", "images"))
+    found = VocFolder(root, labels, images)
+    stems = {os.path.splitext(name)[0] for name in images_of(os.listdir(images))}
+    return found if stems.intersection(found.names()) else None
+
+
+def image_sets(folder: VocFolder) -> dict[str, list[str]]:
     """The image names of "train" and "val", from the lists of train and val or trainval and test.
 
-    The names have no extension. Without lists, train has every image with a file in Annotations.
+    The names have no extension. Without lists, train has every image with an XML file.
     """
-    main = Path(folder, "ImageSets", "Main")
-    lists = {path.stem: path for path in main.glob("*.txt")}
-    for train, val in (("train", "val"), ("trainval", "test")):
+    main = Path(folder.root, "ImageSets", "Main")
+    lists = {path.stem.lower(): path for path in main.glob("*.txt")}
+    for train, validation in (("train", VALIDATION), ("trainval", ("test",))):
         if train in lists:
-            return {
-                split: [line.strip() for line in read_text(lists[name]).splitlines() if line]
-                for split, name in (("train", train), ("val", val))
-                if name in lists
-            }
-    return {"train": sorted(path.stem for path in Path(folder, FOLDERS[0]).glob("*.xml"))}
+            files = [lists[train], *[lists[name] for name in validation if name in lists][:1]]
+            lines = [read_text(path).splitlines() for path in files]
+            return {s: [x.strip() for x in found if x] for s, found in zip(("train", "val"), lines)}
+    return {"train": folder.names()}
 
 
-def voc_classes(folder: str, parse: Callable[[Path], VocFile]) -> tuple[str, ...]:
-    """The class names in labelmap.txt or, without that, of all objects in Annotations, sorted.
+def voc_classes(folder: VocFolder, parse: Callable[[Path], VocFile]) -> tuple[str, ...]:
+    """The class names in labelmap.txt or, without that, of all objects in the XML files, sorted.
 
     Args:
         parse: ``parse_voc``, or a cache of it; it is called from several threads.
@@ -69,18 +98,18 @@ def voc_classes(folder: str, parse: Callable[[Path], VocFile]) -> tuple[str, ...
     Raises:
         ValueError: there are no classes, or a file can't be read; one line.
     """
-    label_map = Path(folder, LABEL_MAP)
+    label_map = Path(folder.root, LABEL_MAP)
     if label_map.is_file():
         lines = read_text(label_map).splitlines()
         names = [line.split(":")[0].strip() for line in lines if not line.startswith("#")]
         return check_classes(str(label_map), [n for n in names if n not in ("", "background")])
-    paths = sorted(Path(folder, FOLDERS[0]).glob("*.xml"))
-    found = {o.name for file in in_threads(parse, paths) for o in file.objects}
-    return check_classes(folder, sorted(found - {""}))
+    files = in_threads(parse, folder.label_files())
+    found = {o.name for file in files for o in file.objects}
+    return check_classes(folder.root, sorted(found - {""}))
 
 
 def read_voc(
-    folder: str, names: list[str], of_classes: str, parse: Callable[[Path], VocFile]
+    folder: VocFolder, names: list[str], of_classes: VocFolder, parse: Callable[[Path], VocFile]
 ) -> LabelledImages:
     """Read the annotations of some images of a folder.
 
@@ -94,21 +123,23 @@ def read_voc(
     """
     classes = voc_classes(of_classes, parse)
     index = {name: i for i, name in enumerate(classes)}
-    images = {Path(f).stem: f for f in images_of(os.listdir(os.path.join(folder, FOLDERS[1])))}
+    images = {Path(f).stem: f for f in images_of(os.listdir(folder.images))}
     faults = Faults()
     records = []
-    paths = [Path(folder, FOLDERS[0], f"{name}.xml") for name in names]
+    paths = [Path(folder.labels, f"{name}.xml") for name in names]
     files = in_threads(lambda path: parse(path) if path.is_file() else None, paths)
     for name, image_id, path, file in zip(names, image_ids(names), paths, files, strict=True):
         if file is None:
             faults.add(NO_FILE, str(path))
             continue
-        file_name = os.path.join(folder, FOLDERS[1], images.get(name, f"{name}.jpg"))
+        file_name = os.path.join(folder.images, images.get(name, f"{name}.jpg"))
         record: dict[str, Any] = {"file_name": file_name, "image_id": image_id, "annotations": []}
         _take(file, str(path), record, index, faults)
         records.append(record)
     category_ids = tuple(range(1, len(classes) + 1))
-    return LabelledImages(folder, records, classes, category_ids, faults, image_root=folder)
+    return LabelledImages(
+        folder.root, records, classes, category_ids, faults, image_root=folder.root
+    )
 
 
 def _take(
@@ -134,7 +165,7 @@ def _take(
 
 
 def parse_voc(path: Path) -> VocFile:
-    """Parse a file in Annotations.
+    """Parse an XML file.
 
     Raises:
         ValueError: the file can't be read as VOC's XML; one line.

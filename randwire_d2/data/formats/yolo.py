@@ -1,4 +1,4 @@
-"""Read Ultralytics' data.yaml: images in folders or lists, with a text file of labels for each.
+"""Read YOLO's labels, a text file for each image, as Ultralytics' data.yaml or others name them.
 
 supervision's DetectionDataset.from_yolo is not used: it rounds boxes to float32 and turns polygons
 into pixels, so that a data set's boxes would differ from those of its COCO file. Coordinates are
@@ -8,9 +8,10 @@ of its COCO evaluation. So an integer coordinate that was divided by the image's
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -26,18 +27,84 @@ NO_LABEL = "label lines that are neither class x y width height nor a polygon (l
 NO_POSE = "label lines that are not class x y width height and kpt_shape's keypoints (left out)"
 DIGITS = 3  # decimals of coordinates in pixels
 
+_DESCRIBES = re.compile(rb"^names:.*^train:|^train:.*^names:", re.MULTILINE | re.DOTALL)
+
 Shape = tuple[int, int]  # kpt_shape: keypoints, numbers per keypoint; (0, 0) if there are none
 
 
-def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]], Keypoints, Shape]:
-    """Read data.yaml, but no labels.
+class YoloSet(NamedTuple):
+    """Classes, the image paths of "train" and, if there is one, "val", keypoints, and kpt_shape."""
 
-    Returns:
-        The classes, the image paths of "train" and, if named, "val", the keypoints, and kpt_shape.
+    classes: tuple[str, ...]
+    splits: dict[str, list[str]]
+    keypoints: Keypoints = Keypoints()
+    shape: Shape = (0, 0)
+
+
+# Where images are if no file says so: the first place that exists is that of the split.
+Places = dict[str, tuple[str, ...]]
+_USUAL: Places = {
+    "train": ("images/train", "train", "images"),
+    "val": ("images/val", "valid", "val"),
+}
+# Files with a class on each line: darknet's, which CVAT exports, and those of Label Studio,
+# LabelImg and AnyLabeling.
+CLASS_LISTS: dict[str, Places] = {
+    "obj.names": {"train": ("obj_train_data",), "val": ("obj_valid_data",)},
+    "classes.txt": {"train": (*_USUAL["train"], "."), "val": _USUAL["val"]},
+}
+
+
+def find_yolo(folder: str, is_own: bool) -> str:
+    """The file in a folder that describes a YOLO data set; "" if there is none.
+
+    Args:
+        is_own: whether to look for data.yaml, or for its content under another name, and for
+            ``CLASS_LISTS``.
+    """
+    if is_own:
+        paths = [os.path.join(folder, "data.yaml")]
+    else:
+        others = sorted([*Path(folder).glob("*.yaml"), *Path(folder).glob("*.yml")])
+        paths = [str(path) for path in others if _DESCRIBES.search(path.read_bytes())]
+        paths += [os.path.join(folder, sub, n) for n in CLASS_LISTS for sub in ("", "labels")]
+    return next(filter(os.path.isfile, paths), "")
+
+
+def read_yolo_set(path: str) -> YoloSet:
+    """Read data.yaml, or a file of ``CLASS_LISTS``, but no labels.
 
     Raises:
-        ValueError: the file is no data.yaml, or names a file that does not exist; one line.
+        ValueError: the file has another content, or names a file that does not exist; one line.
     """
+    if os.path.basename(path) not in CLASS_LISTS:
+        return _data_yaml(path)
+    classes = check_classes(path, read_text(path).rstrip().splitlines())
+    folder = os.path.dirname(path)
+    folder = os.path.dirname(folder) if os.path.basename(folder) == "labels" else folder
+    given = _existing(path, folder, CLASS_LISTS[os.path.basename(path)])
+    return YoloSet(classes, {s: _images(path, folder, place) for s, place in given.items()})
+
+
+def _existing(path: str, folder: str, places: Places) -> dict[str, str]:
+    """The first place of each split that exists in a folder.
+
+    Args:
+        path: the file that describes the data set, for the error.
+    """
+    there = {
+        split: [name for name in names if os.path.exists(os.path.join(folder, name))]
+        for split, names in places.items()
+    }
+    if not there["train"]:
+        raise ValueError(
+            f"{path!r} names no training images: it has no 'train', and {folder!r} has no "
+            f"{' or '.join(places['train'])}"
+        )
+    return {split: names[0] for split, names in there.items() if names}
+
+
+def _data_yaml(path: str) -> YoloSet:
     text = read_text(path)
     try:
         content = load_yaml(text)
@@ -55,14 +122,11 @@ def read_data_yaml(path: str) -> tuple[tuple[str, ...], dict[str, list[str]], Ke
     classes = check_classes(path, names)
     if content.get("nc", len(classes)) != len(classes):
         raise ValueError(f"{path!r} has nc {brief(content['nc'])}, but {len(classes)} names")
-    if not content.get("train"):
-        raise ValueError(f"{path!r} names no training images: it has no 'train'")
-    splits = {
-        split: _images(path, content.get("path"), content[split])
-        for split in ("train", "val")
-        if content.get(split)
-    }
-    return classes, splits, *_keypoints(path, classes, content)
+    given = {split: content[split] for split in ("train", "val") if content.get(split)}
+    if "train" not in given:  # supervision writes none
+        given = _existing(path, os.path.dirname(path), _USUAL)
+    splits = {split: _images(path, content.get("path"), place) for split, place in given.items()}
+    return YoloSet(classes, splits, *_keypoints(path, classes, content))
 
 
 def _keypoints(
@@ -99,25 +163,19 @@ def _keypoints(
     return of_classes(dict(zip(classes, lists)), number, flip_idx=flip_idx), (number, shape[1])
 
 
-def read_yolo(
-    source: str,
-    folder: str,
-    images: list[str],
-    classes: tuple[str, ...],
-    keypoints: Keypoints,
-    shape: Shape,
-) -> LabelledImages:
+def read_yolo(source: str, folder: str, images: list[str], about: YoloSet) -> LabelledImages:
     """Read the label files of images. An image without a label file has no boxes.
 
     Args:
         source: the name of the data set in messages.
-        folder: the folder of data.yaml.
+        folder: the folder of the data set.
         images: the paths of images; an image that can't be read has no boxes either.
-        classes, keypoints, shape: see ``read_data_yaml``; with keypoints, there are no polygons.
+        about: the data set; with keypoints, there are no polygons.
 
     Raises:
         ValueError: no label file exists, or a label's class is not in ``classes``; one line.
     """
+    classes, shape = about.classes, about.shape
     labels = [label_file(image) for image in images]
     texts = in_threads(_text, labels)
     if all(text is None for text in texts):
@@ -134,7 +192,7 @@ def read_yolo(
         records.append(record)
     category_ids = tuple(range(1, len(classes) + 1))
     return LabelledImages(
-        source, records, classes, category_ids, faults, image_root=folder, keypoints=keypoints
+        source, records, classes, category_ids, faults, image_root=folder, keypoints=about.keypoints
     )
 
 
@@ -220,24 +278,51 @@ def _images(path: str, root: object, given: object) -> list[str]:
         if os.path.isdir(place):
             images += images_of(files_below(place))
         else:
-            lines = read_text(place).split("\n")
-            folder = os.path.dirname(place)
-            images += [_join(folder, line.strip()) for line in lines if line.strip()]
+            lines = [line.strip() for line in read_text(place).split("\n")]
+            images += _listed(os.path.dirname(place), [line for line in lines if line])
     if not images:
         raise ValueError(f"{path!r}: there are no images in {brief(given)}")
     return images
 
 
 def _find(path: str, root: str, name: str) -> str:
-    """Find a file or folder that data.yaml names; Roboflow writes ``../train`` for ``train``."""
+    """Find a file or folder that data.yaml names.
+
+    Ultralytics looks for a relative ``path`` in its own folder of data sets, Roboflow writes
+    ``../train`` for ``train``, and an absolute path may be another machine's. So the folder of
+    data.yaml is searched, too, also without the first parts of such a name.
+    """
     folder = os.path.dirname(path)
-    roots = [_join(folder, root), *([os.path.abspath(root)] if root else [])]
-    names = [name, *([name[3:]] if name.startswith("../") else [])]
+    roots = [_join(folder, root), *([os.path.abspath(root), folder] if root else [])]
+    is_elsewhere = name.startswith(("..", "/")) or name[1:2] == ":"
+    names = [name, *(_shortened(name) if is_elsewhere else [])]
     places = [_join(r, n) for r in roots for n in names]
     for place in places:
         if os.path.exists(place):
             return place
     raise ValueError(f"{path!r} names {brief(name)}, which does not exist: {brief(places[0])}")
+
+
+def _listed(folder: str, lines: list[str]) -> list[str]:
+    """The paths of listed images. If the first does not exist as it is listed (darknet's lists
+    begin with ``data/``, others with another machine's folder), all lose as many first parts as it
+    takes until it does."""
+    paths = [_join(folder, line) for line in lines]
+    if paths and not os.path.exists(paths[0]):
+        for skipped, name in enumerate(_shortened(lines[0])):
+            if os.path.exists(_join(folder, name)):
+                return [_join(folder, "/".join(_parts(line)[skipped:])) for line in lines]
+    return paths
+
+
+def _shortened(name: str) -> list[str]:
+    """A path as a relative one, then without its first part, without its first two, and so on."""
+    parts = _parts(name)
+    return ["/".join(parts[i:]) for i in range(len(parts))]
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
 
 
 def _join(folder: str, name: str) -> str:
