@@ -183,6 +183,8 @@ def test_an_export_is_found_by_its_folder(write: Callable[[Export], None], tmp_p
     assert set(find_splits(path)) == set(splits)
     for split in splits:
         assert boxes(split, path) == boxes(split, given)
+    if write is coco_of_label_studio:
+        assert boxes("train", f"{path}/result.json:{path}/images") == boxes("train", given)
 
 
 def test_the_classes_are_those_of_the_training_folder(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def _find(
     for part in (place, *images):
         if not os.path.exists(part):
             raise ValueError(f"{part!r} does not exist; {EXPECTED}")
-    if images:
-        return {"train": partial(read_coco, place, *images)}
+    if images:  # Label Studio's names contain the folder: images/photo.jpg
+        return {"train": partial(read_coco, place, *images, os.path.dirname(place))}
     if os.path.isfile(place):
         if place.endswith(".json"):
             return {"train": _coco(Path(place))}
