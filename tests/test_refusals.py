@@ -128,6 +128,7 @@ REFUSALS = {
         ("DETECTOR MODEL.RANDWIRE.SPEC_FILE IN/broken.json", "SPEC_FILE '…/broken.json': not the"),
         ("DETECTOR MODEL.KEYPOINT_ON True", "has no keypoint_names; … MODEL.KEYPOINT_ON False"),
         ("DETECTOR SOLVER.NOTHING 1", "Non-existent key: SOLVER.NOTHING"),
+        ("CLASSIFIER", "key: MODEL.CLASSIFIER; this is a classifier's, which tools/pretrain_im"),
         ("DETECTOR MODEL.WEIGHTS", "options come as pairs KEY VALUE"),
         ("DETECTOR SOLVER.MAX_ITR 9", "key: SOLVER.MAX_ITR; did you mean 'SOLVER.MAX_ITER'"),
         ("DETECTOR MODEL.RANDWIRE.CHANELS 9", "; did you mean 'MODEL.RANDWIRE.CHANNELS'?"),

@@ -176,6 +176,8 @@ def check_options(args: argparse.Namespace) -> None:
 def _way_out(error: str, cfg: CfgNode) -> str:
     """A hint for an error of yacs, to append to its message; "" if there is none."""
     if unknown := re.search(r"Non-existent (?:config )?key: (\S+)$", error):
+        if unknown[1].startswith("MODEL.CLASSIFIER"):
+            return "; this is a classifier's, which tools/pretrain_imagenet.py trains"
         return similar(unknown[1], (key for key, _ in flat(cfg)))
     if "Type mismatch (<class 'tuple'> vs. <class 'str'>)" in error:
         return "; a tuple of one name is \"('NAME',)\""
