@@ -93,11 +93,12 @@ def test_columns(draw: Callable[..., bytes], tmp_path: Path, suffix: str) -> Non
 def test_a_checkpoint(
     draw: Callable[..., bytes], expect: Callable[..., bytes], tmp_path: Path
 ) -> None:
-    """Wrong: the wiring drawn is not the one in the checkpoint."""
+    """Wrong: the wiring drawn is not the one in the checkpoint, or a run's is not found."""
     model = RandWireClassifier(SMALL(5), num_classes=3)
     RandWireCheckpointer(model, str(tmp_path)).save("model_final")
     expected = expect([SMALL(5)], [SMALL(5).fingerprint[:12]])
     assert draw("--checkpoint", tmp_path / "model_final.pth") == expected
+    assert draw("--checkpoint", tmp_path) == expected
 
 
 def test_a_grid(draw: Callable[..., bytes], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ seed, and no extra nodes.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -33,6 +34,7 @@ from ..drawing.dag_layout import layout_dag
 from ..drawing.grid import draw_grid, draw_networks
 from ..drawing.network import draw_network
 from ..drawing.style import FORMATS, check_format, save_figure
+from ..runs import RunFolder
 from ..text import prefixed
 from ..wiring import Dag, NetworkSpec, graph_label, parse_graph, random_graph
 from ..wiring.limits import MOST_CHARACTERS
@@ -53,7 +55,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the config of a classifier or a detector with a RandWire",
     )
     source.add_argument(
-        "--checkpoint", nargs="+", metavar="FILE", help="checkpoints that carry their wiring"
+        "--checkpoint",
+        nargs="+",
+        metavar="FILE_OR_RUN",
+        help="checkpoints that carry their wiring, or the OUTPUT_DIR of trainings",
     )
     source.add_argument(
         "--spec", nargs="+", metavar="FILE", help="JSON files of networks, as to_json writes them"
@@ -131,6 +136,8 @@ def read_spec(path: str) -> NetworkSpec:
 
 
 def read_wiring(path: str) -> NetworkSpec:
+    if os.path.isdir(path):
+        path = str(RunFolder(path).checkpoint())
     entries = read_checkpoint(path).rest
     with prefixed(f"{path!r}"):
         wiring = Wiring.of(entries)
