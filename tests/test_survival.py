@@ -24,6 +24,7 @@ from unittest import mock
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter, get_event_storage
@@ -36,6 +37,7 @@ from helpers import (
     raises_one_line,
     wait_until,
 )
+from label_formats import write_sound
 from torch import Tensor, nn
 from torch._utils import ExceptionWrapper
 from torch.amp import GradScaler
@@ -44,6 +46,7 @@ from torch.utils.data import DataLoader, Dataset
 from randwire_d2.benchmark.memory import MemoryWatch
 from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
 from randwire_d2.classification.data import read_image
+from randwire_d2.cli import measure_memory
 from randwire_d2.cli.measure_memory import watch_prediction, watch_training
 from randwire_d2.config import detector_config
 from randwire_d2.data.images import patience
@@ -948,6 +951,28 @@ def test_no_tensor_stays_behind_an_iteration(tmp_path: Path) -> None:
         assert [s.iteration for s in watch.settled] == [2, 3, 4, 5, 6, 7]
         least, most = watch.tensors
         assert least == most, watch.samples
+
+
+def test_memory_is_measured_on_data_by_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong: --data is refused, or the training ends with an evaluation."""
+    configs = []
+
+    def watch(cfg: CfgNode, *_: int) -> MemoryWatch:
+        configs.append(cfg)
+        with MemoryWatch(8, 1) as watch:
+            for iteration in range(8):
+                watch.look(iteration)
+        return watch
+
+    monkeypatch.setattr(measure_memory, "watch_training", watch)
+    monkeypatch.setattr(measure_memory, "watch_prediction", watch)
+    config = str(ROOT / "configs/faster_rcnn_randwire_own_images.yaml")
+    data = write_sound(tmp_path / "data")["coco"]
+    measure_memory.main(["--config-file", config, "--iterations", "8", *data])
+    assert [(len(cfg.DATASETS.TRAIN), cfg.DATASETS.TEST) for cfg in configs] == [(1, ())] * 2
+    assert "| prediction |" in capsys.readouterr().out
 
 
 def test_growth_is_noticed() -> None:

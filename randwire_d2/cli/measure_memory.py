@@ -72,9 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_file("--output", args.output)
     given, every = args.iterations, max(args.iterations // SAMPLES, 1)
     with tempfile.TemporaryDirectory() as folder:
-        args.opts += ["SOLVER.MAX_ITER", str(given), "SOLVER.EPOCHS", "0", "DATASETS.TEST", "()"]
+        args.opts += ["SOLVER.MAX_ITER", str(given), "SOLVER.EPOCHS", "0"]
         args.opts += ["TEST.EVAL_PERIOD", "0", "OUTPUT_DIR", folder]
         cfg = load_config(args)
+        cfg.defrost()
+        cfg.DATASETS.TEST = ()  # not in the options: beside --data, they may name no data set
+        cfg.freeze()
         seed_all_rng(max(cfg.SEED, 0))
         watches = {
             "training": watch_training(cfg, every),
