@@ -536,6 +536,11 @@ def test_counts_alone(capsys: pytest.CaptureFixture[str]) -> None:
             "with half of num_nodes 4 (§3.2): WS needs an even K",
         ),
         (["--rounds", "0"], "error: --rounds must be at least 1, or use --no-time; got 0"),
+        (
+            ["--runtimes", "onnx", "--amp", "bfloat16"],
+            "error: --runtimes does not go with --amp: it compares the inference",
+        ),
+        (["--runtimes", "plain", "--steps", "training"], "--runtimes does not go with --steps"),
         (["--growth", "growth.jpg"], "error: --growth must end in one of .png, .svg, .pdf"),
         (["--models", "resnet50", "resnet50"], "error: a model is named twice"),
         (["--steps", "training", "training"], "error: a step is named twice"),

@@ -180,8 +180,21 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--size takes one or two numbers; got {len(args.size)}")
     if not args.no_time and args.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, or use --no-time; got {args.rounds}")
-    if args.runtimes and (args.no_time or args.json or args.growth):
-        raise ValueError("--runtimes goes with none of --no-time, --json and --growth")
+    unused = {
+        "--no-time": args.no_time,
+        "--json": args.json is not None,
+        "--growth": args.growth,
+        "--models": args.models,
+        "--steps": "training" in args.steps and args.steps is not STEPS,
+        "--device cuda": args.device == "cuda",
+        "--amp": args.amp,
+        "--memory-format": args.memory_format != "default",
+    }
+    for option in (name for name, given in unused.items() if given and args.runtimes):
+        raise ValueError(
+            f"--runtimes does not go with {option}: it compares the inference of RandWire and "
+            "ResNet-50 on the CPU, in float32"
+        )
     if args.sizes > 1 and (args.runtimes or args.growth):
         raise ValueError("--sizes goes with neither --runtimes nor --growth")
     if not args.runtimes and (args.detector or len(args.batch) > 1):
