@@ -21,6 +21,7 @@ from detectron2.modeling import build_model
 from helpers import (
     ROOT,
     RunsCode,
+    assert_equal,
     draw_image_folders,
     draw_spec,
     last_metrics,
@@ -45,6 +46,7 @@ from randwire_d2.config import classifier_config, detector_config, set_spec
 from randwire_d2.engine import argument_parser, load_config
 from randwire_d2.inference import Classifier, Detector
 from randwire_d2.inference.record import _results, sections_of
+from randwire_d2.weight_files.safetensors_file import read_safetensors, safetensors_bytes
 
 SPEC = draw_spec("small", "WS")
 NAMES = ["dog", "cat", "bird", "cow", "pig", "emu"]
@@ -233,6 +235,18 @@ def test_a_pickle_in_disguise_is_refused_and_not_run(folder: Path) -> None:
         for load in (RandWire.from_pretrained, from_pretrained, load_detector):
             assert "pickle" in refusal_of(lambda load=load: load(folder))
     assert not exploded.exists()
+
+
+def test_equal_models_have_one_sha256(tmp_path: Path) -> None:
+    """Wrong: the sha256 on the card is another whenever the same model is written."""
+    state = {"ü": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.half)}
+    entries = {name: {"value": name} for name in "zyxwvü"}
+    content = safetensors_bytes(state, entries)
+    assert content == safetensors_bytes(dict(state), dict(reversed(entries.items())))
+    (tmp_path / "a.safetensors").write_bytes(content)
+    found = read_safetensors(tmp_path / "a.safetensors")
+    assert_equal(dict(sorted(found.pop("model").items())), dict(sorted(state.items())))
+    assert found == entries
 
 
 def test_a_header_that_looks_like_a_pickle_is_none(tmp_path: Path) -> None:

@@ -59,4 +59,15 @@ def safetensors_bytes(state: Mapping[str, Tensor], entries: Mapping[str, Any]) -
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     texts = {key: json.dumps(value) for key, value in entries.items()}
     content: bytes = require_safetensors().torch.save(tensors, metadata={"format": "pt", **texts})
-    return content
+    return _with_sorted_metadata(content)
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """The same file, with the metadata's keys in order: safetensors writes them in a random one, so
+    that a model's sha256 would be another each time it is written."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the weights stay aligned, as the format wants
+    return len(text).to_bytes(8, "little") + text + content[end:]
