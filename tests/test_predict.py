@@ -918,6 +918,8 @@ def test_a_data_set_of_other_classes_is_refused(detector: Path, tmp_path: Path) 
     DatasetCatalog.register("others", list)
     with pytest.raises(ValueError, match="has the classes a, the model circle, triangle"):
         predict(detector, "--dataset", "others", "--output", out)
+    with pytest.raises(ValueError, match="no data set of a detector, as the model is one: its"):
+        predict(detector, "--dataset", "randwire_shapes_cls_val", "--output", out)
     assert not out.exists()
 
 

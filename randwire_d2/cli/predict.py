@@ -231,7 +231,13 @@ def _dataset_records(
         if path:
             data.existing_path(name, path)
     records = DatasetCatalog.get(name)
-    names = metadata.get("classes" if isinstance(model, Classifier) else "thing_classes") or []
+    kind, key = ("classifier", "classes") if model.classifies else ("detector", "thing_classes")
+    names = metadata.get(key) or []
+    if not names:
+        raise ValueError(
+            f"--dataset {name!r} is no data set of a {kind}, as the model is one: its metadata "
+            f"have no {key}"
+        )
     if len(names) != len(model.class_names):
         raise ValueError(
             f"--dataset {name!r} has the classes {named(names)}, the model "
