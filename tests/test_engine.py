@@ -32,6 +32,7 @@ from randwire_d2.config import (
 from randwire_d2.data.shapes import CLASSES
 from randwire_d2.engine import Trainer, argument_parser, load_config, scale_schedule, trainer
 from randwire_d2.engine.config import weights as weights_checks
+from randwire_d2.engine.config.schedule import scale_to_processes
 from randwire_d2.engine.lazy import config as lazy_checks
 from randwire_d2.engine.lazy.config import load_lazy_config
 from randwire_d2.engine.processes.threads import available_cores, busy_cores, fair_threads
@@ -504,6 +505,21 @@ def test_epochs_are_of_the_images_with_objects(tmp_path: Path) -> None:
     assert -(-900 * len(records) // 16) == load(*every).SOLVER.MAX_ITER
     with pytest.raises(ValueError, match="SOLVER.EPOCHS must be at least 0; got -1"):
         load("SOLVER.EPOCHS", -1)
+
+
+def test_a_config_for_fewer_processes_is_scaled_before_it_is_written() -> None:
+    """Wrong: config.yaml, and the tools that read it, tell another length and batch than the
+    training has; or periods and steps that rounding made 0 or equal end it with a traceback."""
+    short = [
+        "SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "9",
+        "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(1, 5, 6, 7, 8)",
+        "SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "1",
+    ]  # fmt: skip
+    cfg = load_config(parse(SHAPES, "--num-gpus", "4", *short))
+    solver = cfg.SOLVER
+    assert (solver.MAX_ITER, solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE) == (2, 8, 4)
+    assert (solver.STEPS, solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == ((1,), 1, 1)
+    assert scale_to_processes(cfg, 4) is cfg, "the trainer would scale it again"
 
 
 @pytest.mark.parametrize(("iterations", "warns"), [(1000, True), (1001, False)])

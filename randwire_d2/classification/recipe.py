@@ -20,8 +20,10 @@ from ..engine import (
     read_config,
     scale_schedule,
 )
+from ..engine.config.checks import check_processes
 from ..engine.config.limits import LIMITS as ENGINE_LIMITS
 from ..engine.config.limits import Limit, at_least, check_limits, one_of, within
+from ..engine.config.schedule import scale_to_processes
 from ..engine.processes.torchrun import made_once
 from ..text import one_line
 from .compiling import check_compiler
@@ -111,6 +113,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     made_once("listings", partial(list_anew, folders), take_listings)
     if not args.eval_only:
         cfg = scale_schedule(cfg, sum(count_listed()[name] for name in train))
+        cfg = scale_to_processes(cfg, check_processes(args)[0])
     model = check_model(cfg, args, classes)
     if cfg.MODEL.CLASSIFIER.TORCHVISION.NAME:
         _check_torchvision(cfg, model.network)

@@ -43,6 +43,7 @@ from ..modeling.stage import RandWireStage
 from .conclusion import conclude, predict_command
 from .config.continuation import check_done
 from .config.keys import YAML_KEYS
+from .config.schedule import scale_to_processes
 from .hooks.best import TrainingStopped, is_exhausted
 from .hooks.ema import AveragedWeights
 from .hooks.finite import FiniteTrainer
@@ -184,7 +185,7 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own passes DistributedDataParallel a GPU index on any device, and fixes
         # the class of the checkpointer. Apart from that, the steps are the same.
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = scale_to_processes(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)

@@ -41,7 +41,7 @@ from .keypoints import settle_keypoints
 from .keys import UNSET
 from .limits import LIMITS, check_images, check_limits
 from .metric import check_best_metric
-from .schedule import check_length, check_solver, scale_schedule
+from .schedule import check_length, check_solver, scale_schedule, scale_to_processes
 from .weights import check_resumed, check_weights, read_weights
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         data.check_jitter(cfg)
         check_images(cfg)
         cfg = scale_schedule(cfg, count_training_images(cfg) if cfg.SOLVER.EPOCHS else 0)
+        cfg = scale_to_processes(cfg, check_processes(args)[0])
     cfg.freeze()
     return cfg
 

@@ -56,6 +56,29 @@ def check_length(cfg: CfgNode, opts: Sequence[str]) -> None:
         )
 
 
+def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
+    """Scale batch, learning rate and schedule from SOLVER.REFERENCE_WORLD_SIZE, if it is not 0, to
+    the number of processes, as Detectron2 does, but without making a period or a step 0."""
+    scaled = DefaultTrainer.auto_scale_workers(cfg, max(processes, 1))
+    if scaled is not cfg:
+        frozen = scaled.is_frozen()
+        scaled.defrost()
+        _mend_rounding(scaled, cfg)
+        if frozen:
+            scaled.freeze()
+    return scaled
+
+
+def _mend_rounding(scaled: CfgNode, cfg: CfgNode) -> None:
+    """Mend what rounding does to a schedule of few iterations: a length or a period of 0, and steps
+    that are equal, 0 or the end."""
+    solver = scaled.SOLVER
+    solver.MAX_ITER = max(solver.MAX_ITER, 1)
+    solver.STEPS = tuple(sorted({*solver.STEPS} - {0, solver.MAX_ITER}))
+    solver.CHECKPOINT_PERIOD = max(solver.CHECKPOINT_PERIOD, 1)
+    scaled.TEST.EVAL_PERIOD = max(scaled.TEST.EVAL_PERIOD, int(cfg.TEST.EVAL_PERIOD > 0))
+
+
 def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     """Convert a schedule from epochs to iterations of IMS_PER_BATCH images; EPOCHS becomes 0.
 
@@ -90,14 +113,10 @@ def scale_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     solver.REFERENCE_WORLD_SIZE = cfg.SOLVER.REFERENCE_WORLD_SIZE
     solver.REFERENCE_BATCH_SIZE = batch
     whole = max(cfg.SOLVER.MAX_ITER, 1)
-    steps = {round(step * iterations / whole) for step in cfg.SOLVER.STEPS}
-    # With few iterations, steps may become equal, 0 or the end by rounding.
-    solver.STEPS = tuple(sorted(steps - {0, iterations}))
+    solver.STEPS = tuple(round(step * iterations / whole) for step in cfg.SOLVER.STEPS)
     solver.MAX_ITER = iterations
     solver.EPOCHS = 0
-    # With a large batch, the periods may become 0 by rounding.
-    solver.CHECKPOINT_PERIOD = max(solver.CHECKPOINT_PERIOD, 1)
-    scaled.TEST.EVAL_PERIOD = max(scaled.TEST.EVAL_PERIOD, int(cfg.TEST.EVAL_PERIOD > 0))
+    _mend_rounding(scaled, cfg)
     longest = int(LONGEST_WARM_UP * iterations)
     if longest < solver.WARMUP_ITERS and not in_epochs:
         logger.info(
