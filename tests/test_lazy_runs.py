@@ -499,8 +499,10 @@ def test_the_hooks_of_yaml_are_a_lazy_configs_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong: no loss of the test images is written after an evaluation, or is what the training is
-    best in; norms are tested with other statistics than precise ones; or no stage is looked at
-    once more, when its time has come."""
+    best in; norms are tested with other statistics than precise ones, or, without an evaluator,
+    with others in each process; or no stage is looked at once more, when its time has come."""
+    shared = mock.Mock(wraps=training.share_statistics)
+    monkeypatch.setattr(training, "share_statistics", shared)
     run = RunFolder(tmp_path / "run")
     given = [
         *DATA, *SMALL, "train.seed=1", "train.max_iter=2", "train.eval_period=1",
@@ -517,6 +519,7 @@ def test_the_hooks_of_yaml_are_a_lazy_configs_too(
     training.run_lazy(load_lazy_config(args), args, Task([], []))
     losses = run.evaluations("val_total_loss")
     assert [i for i, _ in losses] == [0, 2]
+    assert shared.call_count == 2
     best = torch.load(run.best_checkpoint, weights_only=True)["iteration"]
     assert best == min(losses, key=lambda item: item[1])[0]
     log = run.log_file.read_text()

@@ -76,9 +76,9 @@ def _evaluate(cfg: DictConfig, args: argparse.Namespace) -> Any:
 
 
 def _test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    share_statistics(model)  # also for train.eval_loss, which needs no evaluator
     if not cfg.dataloader.get("evaluator"):
         return {}
-    share_statistics(model)
     evaluator = instantiate(cfg.dataloader.evaluator)
     loader = guard_workers(instantiate(cfg.dataloader.test))
     results: dict[str, Any] = inference_on_dataset(model, loader, evaluator)
