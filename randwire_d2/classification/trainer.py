@@ -26,6 +26,8 @@ from .compiling import compile_network
 from .data import UNREADABLE, TrainLoader, build_test_loader
 from .evaluation import AccuracyEvaluator
 
+TIMES = "data_time", "time"  # of an iteration, in Detectron2's metrics
+
 logger = logging.getLogger(__name__)
 
 
@@ -118,8 +120,10 @@ class WatchInput(HookBase):
             return
         storage = self.trainer.storage
         storage.put_scalar("broken_images", self._loader.broken, smoothing_hint=False)
-        waited, total = (storage.history(k).avg(self._period) for k in ("data_time", "time"))
-        if waited > 0.1 * total:
+        found = storage.histories()
+        # A training that was resumed just before has not measured an iteration yet.
+        waited, total = (found[k].avg(self._period) if k in found else 0.0 for k in TIMES)
+        if waited > 0.1 * total > 0:
             logger.warning(
                 f"Training waited for its data {waited / total:.0%} of the last {self._period} "
                 "iterations' time: raise DATALOADER.NUM_WORKERS, or put the images on a faster disk"
