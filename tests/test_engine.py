@@ -509,13 +509,19 @@ def test_epochs_are_of_the_images_with_objects(tmp_path: Path) -> None:
 
 def test_a_config_for_fewer_processes_is_scaled_before_it_is_written() -> None:
     """Wrong: config.yaml, and the tools that read it, tell another length and batch than the
-    training has; or periods and steps that rounding made 0 or equal end it with a traceback."""
+    training has; periods and steps that rounding made 0 or equal end it with a traceback; or the
+    rate of config.yaml is scaled once more if other EPOCHS are given."""
+    given = ["--num-gpus", "4", "SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.IMS_PER_BATCH", "2"]
+    cfg = load_config(parse(SHAPES, *given, "SOLVER.EPOCHS", "1")).clone()
+    cfg.defrost()
+    cfg.SOLVER.EPOCHS = 2
+    again = scale_schedule(cfg, 24).SOLVER
+    assert (again.BASE_LR, again.MAX_ITER) == (cfg.SOLVER.BASE_LR, 6)
     short = [
-        "SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "9",
-        "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(1, 5, 6, 7, 8)",
-        "SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "1",
+        "SOLVER.MAX_ITER", "9", "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS",
+        "(1, 5, 6, 7, 8)", "SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "1",
     ]  # fmt: skip
-    cfg = load_config(parse(SHAPES, "--num-gpus", "4", *short))
+    cfg = load_config(parse(SHAPES, *given, *short))
     solver = cfg.SOLVER
     assert (solver.MAX_ITER, solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE) == (2, 8, 4)
     assert (solver.STEPS, solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == ((1,), 1, 1)

@@ -64,6 +64,10 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
         frozen = scaled.is_frozen()
         scaled.defrost()
         _mend_rounding(scaled, cfg)
+        # What the scaled rate is for, so that config.yaml with other EPOCHS is not scaled again.
+        before, solver = cfg.SOLVER, scaled.SOLVER
+        reference = before.REFERENCE_BATCH_SIZE * solver.IMS_PER_BATCH / before.IMS_PER_BATCH
+        solver.REFERENCE_BATCH_SIZE = max(round(reference), 1)
         if frozen:
             scaled.freeze()
     return scaled
