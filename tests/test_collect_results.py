@@ -331,6 +331,13 @@ def test_a_copied_or_repeated_training_is_no_further_seed(
     assert listed == [str(folder) for folder in repeats]
 
 
+def test_a_small_training_has_seen_images(tmp_path: Path) -> None:
+    """Wrong: a training of 120 images is one of 0k."""
+    options = ("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 30)
+    text = to_markdown([read_result(write_run(tmp_path / "run", D109, options))])
+    assert "coco_2017_val; trained on 120 images" in text
+
+
 def test_seeds_are_one_row_and_unfinished_runs_are_listed(tmp_path: Path) -> None:
     """Wrong: an unfinished run's AP in the mean, or a run that is not heard of any more."""
     for seed, ap in ((1, 39.0), (2, 41.0)):

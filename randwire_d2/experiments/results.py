@@ -36,7 +36,8 @@ class Group:
     Attributes:
         kind: ``"training"`` or ``"evaluation"``.
         network: the network's name, in the paper's words if it is one of the paper's.
-        data: the test set, and the number of images that the training saw, in thousands.
+        data: the test set, and the number of images that the training saw, in thousands if there
+            are many.
         recipe: the keys on which a result depends, and their values.
         task: the names of the results, those of ``DETECTION`` or ``CLASSIFICATION``.
         reference: the paper's row of the network; None if the paper has none.
@@ -184,7 +185,8 @@ def _group(kind: str, test: CfgNode, training: CfgNode | None, recipe: Recipe) -
         data += f", {size}×{size}"
     if training is not None:
         images = training.SOLVER.IMS_PER_BATCH * training.SOLVER.MAX_ITER
-        data += f"; trained on {images / 1000:,.0f}k images"
+        count = f"{images / 1000:,.0f}k" if images >= 10_000 else f"{images:,}"
+        data += f"; trained on {count} images"
     return Group(
         kind=kind,
         network=network,
