@@ -1,4 +1,4 @@
-"""Stand-ins for sbatch, srun, scontrol, sacct and scancel: a cluster that is this machine.
+"""Stand-ins for sbatch, srun, scontrol, squeue, sacct and scancel: a cluster that is this machine.
 
 A job starts at once, in the background. ``folder/queue/JOB`` holds its script, its options, and the
 process ids of its tasks, which a test may signal as Slurm does.
@@ -23,8 +23,9 @@ start() {  # the job $number, for the first time or again
     export SLURM_JOB_NUM_NODES=${nodes:-1} SLURM_NTASKS=$((${nodes:-1} * ${tasks:-1}))
     for i in $(seq 0 "${count:-0}"); do
         if [ -n "$count" ]; then export SLURM_ARRAY_JOB_ID=$number SLURM_ARRAY_TASK_ID=$i; fi
-        touch "$queue/runs"
-        setsid bash -c 'bash "$0"; rm "$1"' "$script" "$queue/runs" \
+        mkdir -p "$queue/runs"
+        touch "$queue/runs/$i"
+        setsid bash -c 'bash "$0"; rm "$1"' "$script" "$queue/runs/$i" \
             > /dev/null 2>> "$queue/errors" &
     done
 }
@@ -43,8 +44,11 @@ scontrol() {  # requeue JOB: it starts again once all of it has ended
     export SLURM_RESTART_COUNT=$(wc -l < "$queue/restarts")
     export -f option start
     # Not among the task's processes, which are killed.
-    setsid bash -c 'while [ -e "$queue/runs" ]; do sleep 0.1; done; start' \
-        > /dev/null 2>&1 < /dev/null &
+    touch "$queue/requeued"
+    setsid bash -c '
+        while [ "$(ls "$queue/runs")" ]; do sleep 0.1; done
+        start
+        rm "$queue/requeued"' > /dev/null 2>&1 < /dev/null &
 }
 
 srun() {
@@ -80,12 +84,18 @@ srun() {
     return $status
 }
 
-sacct() { :; }
+squeue() {  # --noheader --jobs JOB
+    queue=$FAKE_SLURM/${3%_*}
+    [[ $3 == *_* ]] && one=${3#*_}
+    if [ -e "$queue/requeued" ] || [ "$(ls "$queue/runs/$one" 2> /dev/null)" ]; then echo "$3"; fi
+}
+
+sacct() { :; }  # as on a cluster without accounting
 scancel() { :; }
 
 "$(basename "$0")" "$@"
 """
-NAMES = ("sbatch", "srun", "scontrol", "sacct", "scancel")
+NAMES = ("sbatch", "srun", "scontrol", "squeue", "sacct", "scancel")
 
 
 class FakeSlurm:
@@ -119,10 +129,21 @@ class FakeSlurm:
 
     def wait(self, job: int) -> None:
         """Until a job that is not put back into the queue any more has ended."""
-        wait_until(lambda: not (self.queue / str(job) / "runs").exists())
+        folder = self.queue / str(job)
+        wait_until(lambda: not (self._runs(folder) or (folder / "requeued").exists()))
+
+    def pretend(self, job: int, ended: bool = False) -> None:
+        """Put a job that does nothing into the queue, or remove it."""
+        (self.queue / str(job)).mkdir(exist_ok=True)
+        requeued = self.queue / str(job) / "requeued"
+        requeued.unlink() if ended else requeued.touch()
+
+    @staticmethod
+    def _runs(folder: Path) -> bool:
+        return (folder / "runs").is_dir() and any((folder / "runs").iterdir())
 
     def end(self) -> None:
         """Kill what a test that failed has left running."""
         for folder in self.queue.iterdir():
-            if (folder / "runs").exists():
+            if self._runs(folder):
                 self.send(signal.SIGKILL, int(folder.name))

@@ -152,9 +152,21 @@ def test_a_folder_has_one_job(cluster: FakeSlurm, folders: Path, tmp_path: Path)
     waiting = tmp_path / "run" / FOLDER / "job"
     waiting.parent.mkdir(parents=True)
     waiting.write_text("99")
+    cluster.pretend(99)
     with pytest.raises(SystemExit, match=r"job 99 has the same OUTPUT_DIR .* \(scancel 99\)"):
         pretrain.main(list(map(str, arguments(folders, tmp_path / "run", "--slurm", "1x1"))))
-    assert not any(cluster.queue.iterdir())
+    assert len(list(cluster.queue.iterdir())) == 1
+
+
+def test_a_job_that_was_killed_bars_no_other(cluster: FakeSlurm, tmp_path: Path) -> None:
+    """Wrong: on a cluster without accounting, where sacct knows no job, it waits or runs for ever:
+    no other is submitted in its OUTPUT_DIR, and a sweep never ends."""
+    (tmp_path / "job").write_text("99_1")
+    queue = Queue(tmp_path / "submitit")
+    cluster.pretend(99)
+    assert queue.job(tmp_path / "job") is not None
+    cluster.pretend(99, ended=True)
+    assert queue.job(tmp_path / "job") is None
 
 
 # -------------------------------------------------------------------------------------------------

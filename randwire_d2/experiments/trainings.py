@@ -17,7 +17,7 @@ from typing import IO, Any
 import submitit
 import torch
 
-from ..engine.processes.slurm import Queue
+from ..engine.processes.slurm import Queue, has_ended
 from ..files import atomic_open
 from .sweep_run import Run
 
@@ -227,7 +227,10 @@ class Slurm:
         new = {_job_file(training): training for training, job in found.items() if job is None}
         jobs = [job for job in found.values() if job is not None]
         jobs += self.queue.submit(new) if new else []
-        while not all(job.done() for job in jobs):
+        while jobs:
+            if has_ended(jobs[0]):
+                del jobs[0]
+                continue
             watch()
             time.sleep(POLL)
         watch()

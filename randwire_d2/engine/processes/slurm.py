@@ -183,7 +183,23 @@ class Queue:
             job: submitit.Job = submitit.SlurmJob(self.folder, file.read_text())
         except FileNotFoundError:
             return None
-        return None if job.done(force_check=True) else job
+        return None if has_ended(job) else job
+
+
+def has_ended(job: submitit.Job) -> bool:
+    """Whether Slurm's queue has a job no more.
+
+    submitit asks sacct. That knows no job on a cluster without accounting, so a job that was killed
+    would never end; nor would one that was preempted for good. A suspended one would have ended.
+    """
+    asked = None
+    with suppress(OSError):
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job.job_id], capture_output=True, text=True
+        )
+    if asked is not None and (asked.returncode == 0 or "Invalid job id" in asked.stderr):
+        return not asked.stdout.strip()
+    return bool(job.done(force_check=True))
 
 
 class Task:
