@@ -23,7 +23,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from randwire_d2.cli import train
 from randwire_d2.cli.frame import command_line, framed, task_of, training, training_parser
-from randwire_d2.command import TOOLS
+from randwire_d2.command import TOOL, TOOLS
 from randwire_d2.engine import Trainer
 from randwire_d2.engine.processes import torchrun
 
@@ -215,6 +215,10 @@ def test_a_script_of_ones_own_goes_on_by_itself(
     monkeypatch.setattr(sys, "argv", [str(own), "--resume"])
     assert command_line("train_net.py", None) == shlex.join(["python", str(own), "--resume"])
     assert task_of("train_net.py", None).tool == (sys.executable, str(own))
+    with monkeypatch.context() as of_a_sweep:  # whose script would else begin the sweep
+        of_a_sweep.setenv(TOOL, "train")
+        called = command_line("train_net.py", None)
+    assert called == shlex.join([f"{TOOL}=train", "python", str(own), "--resume"])
     assert command_line("train_net.py", []) == "python tools/train_net.py"
     monkeypatch.setattr(sys, "argv", [str(ROOT / "tools" / "train_net.py"), "--resume"])
     assert command_line("train_net.py", None) == "python tools/train_net.py --resume"

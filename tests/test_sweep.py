@@ -234,7 +234,7 @@ def test_a_generator_of_ones_own_is_trained_through_its_script(
     monkeypatch.setenv("RANDWIRE_D2_TOOL", "pretrain")
     with pytest.raises(SystemExit):
         compare_generators.main(["none.yaml"])
-    assert called == ["pretrain"] and "RANDWIRE_D2_TOOL" not in os.environ
+    assert called == ["pretrain"]
     script.unlink()
     with raises_one_line(ValueError, match="RING is your own.* in a script that registers it"):
         compare_generators.training(run)

@@ -19,12 +19,12 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..command import module_of, own_script, process, program
+from ..command import TOOL, module_of, own_script, process, program
 from ..config_files import config_path
 from ..drawing.style import FORMATS, save_figure
 from ..engine.processes.slurm import Queue, parse_parameters
@@ -38,9 +38,6 @@ from ..wiring import GRAPH_REGISTRY, parse_graph
 from .frame import at_least, framed, parser_of, say
 
 SCRIPT = "compare_generators.py"
-# The environment variable of a process that runs the user's own script, which registers graph
-# models or node operations and calls ``main``: the module of the tool that is to run instead.
-TOOL = "RANDWIRE_D2_TOOL"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -136,14 +133,14 @@ def launcher(args: argparse.Namespace, runs: Sequence[Run]) -> Local | Slurm:
     return local
 
 
-def train(runs: Sequence[Run], launch: Local | Slurm, retry: bool) -> None:
+def train(trainings: Mapping[Run, Training], launch: Local | Slurm, retry: bool) -> None:
+    runs = [*trainings]
     for run in runs:
         run.claim()
         if retry:
             run.failure.unlink(missing_ok=True)
     states = {run: run.status() for run in runs}
-    wanted = [run for run, status in states.items() if status.state == "unfinished"]
-    trainings = [training(run) for run in wanted]
+    wanted = [trainings[run] for run in runs if states[run].state == "unfinished"]
     form = "{desc}{percentage:3.0f}%|{bar}| {n:.2f} of {total} runs [{elapsed}<{remaining}]"
     done = sum(status.progress for status in states.values())
     with tqdm(total=len(runs), initial=done, bar_format=form) as bar:
@@ -153,11 +150,11 @@ def train(runs: Sequence[Run], launch: Local | Slurm, retry: bool) -> None:
                 if states[run].state != "finished":
                     states[run] = run.status()
             failed = sum(status.state == "failed" for status in states.values())
-            bar.set_description(f"{failed} failed: " if failed else "", refresh=False)
+            bar.set_description(f"{failed} failed" if failed else "", refresh=False)
             bar.n = sum(status.progress for status in states.values())
             bar.refresh()
 
-        launch(trainings, watch)
+        launch(wanted, watch)
 
 
 def report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
@@ -171,7 +168,7 @@ def report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
 
 @framed(SCRIPT)
 def main(argv: Sequence[str] | None = None) -> None:
-    if tool := os.environ.pop(TOOL, ""):
+    if tool := os.environ.get(TOOL):
         importlib.import_module(f"randwire_d2.cli.{tool}").main()
         sys.exit()
     args = parse_args(argv)
@@ -180,16 +177,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = load_sweep(config_path(args.sweep), args.output, args.opts, args.num_gpus)
     for run in runs:
         run.check()
-    launch = None
+    trainings, launch = {}, None
     if not args.report:
         check_weights(runs)
-        for run in runs:
-            training(run)  # raises if it can't be started
+        trainings = {run: training(run) for run in runs}  # raises if one can't be started
         launch = launcher(args, runs)
     os.makedirs(args.output, exist_ok=True)
     try:
         if launch is not None:
-            train(runs, launch, args.retry)
+            train(trainings, launch, args.retry)
     except KeyboardInterrupt:
         jobs = "" if args.slurm is None else " Slurm's jobs go on by themselves."
         print(f"Interrupted; give the same command again to continue.{jobs}", file=sys.stderr)

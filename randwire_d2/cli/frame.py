@@ -23,7 +23,7 @@ import torch
 from torch.multiprocessing import ProcessExitedException
 
 from .. import __version__
-from ..command import in_users_words, own_script, process, program, refuse_usage
+from ..command import TOOL, in_users_words, own_script, process, program, refuse_usage
 from ..errors import is_mendable, raised_first
 from ..runs import RunFolder
 from ..upstream import hush_upstream, log_of_one_call
@@ -135,6 +135,8 @@ def command_line(script: str, argv: Sequence[str] | None, *flags: str) -> str:
     given = sys.argv[1:] if argv is None else argv
     own = own_script() if argv is None else None
     command = f"python {shlex.quote(own)}" if own else in_users_words(f"python tools/{script}")
+    if own and (tool := os.environ.get(TOOL)):
+        command = f"{TOOL}={tool} {command}"
     return " ".join([command, *flags, *map(shlex.quote, given)])
 
 

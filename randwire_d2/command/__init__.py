@@ -49,6 +49,9 @@ _SUBCOMMANDS = {script: name for name, (script, _) in TOOLS.items()}
 _COMMAND = "randwire-d2"
 _MODULE = ("randwire_d2", "__main__.py")
 _OURS = "pretrain_imagenet.py"
+# The environment variable of a process that runs the user's own script, which calls a sweep's
+# ``main``: the module of the tool that is to run instead.
+TOOL = "RANDWIRE_D2_TOOL"
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
