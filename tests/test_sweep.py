@@ -436,6 +436,20 @@ def test_the_lock_outlives_a_killed_sweep(runs: list[Run], trainer: tuple[str, .
     assert runs[0].status().state == "unfinished"
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_slurm_jobs_have_what_trainings_need(tmp_path: Path, device: str) -> None:
+    """Wrong: submitit's defaults, five minutes and one core for all processes and their workers;
+    or a job on CPUs that waits for GPUs."""
+    options = ["MODEL.DEVICE", device, "DATALOADER.NUM_WORKERS", "3"]
+    runs = load_sweep(write_sweep(tmp_path), tmp_path / "out", options, num_gpus=2)
+    args = compare_generators.parse_args(["x", "--num-gpus", "2", "--slurm", "mem_gb=20"])
+    launch = compare_generators.launcher(args, runs)
+    assert isinstance(launch, Slurm)
+    needed = {"timeout_min": 1440, "cpus_per_task": 8, "mem_gb": 20}
+    needed |= {"gpus_per_node": 2} if device == "cuda" else {}
+    assert launch.queue.parameters == {"name": "x", **needed}
+
+
 @pytest.mark.slow
 def test_slurm_jobs_are_submitted_once_and_waited_for(
     tmp_path: Path,

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ..command import TOOL, module_of, own_script, process, program
 from ..config_files import config_path
 from ..drawing.style import FORMATS, save_figure
-from ..engine.processes.slurm import Queue, parse_parameters
+from ..engine.processes.slurm import TIME_LIMIT, Queue, parse_parameters
 from ..experiments import sweep_results
 from ..experiments.sweep import load_sweep
 from ..experiments.sweep_run import Run, check_weights
@@ -71,7 +71,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--slurm",
         nargs="*",
         metavar="NAME=VALUE",
-        help="submit each training to Slurm, with these parameters of submitit's AutoExecutor",
+        help="submit each training to Slurm, with these parameters of submitit's AutoExecutor "
+        f"(default: timeout_min={TIME_LIMIT}, and a CPU for each process and each of its workers)",
     )
     how.add_argument("--retry", action="store_true", help="also train the runs that failed before")
     how.add_argument("--report", action="store_true", help="train nothing; only write the results")
@@ -120,7 +121,12 @@ def launcher(args: argparse.Namespace, runs: Sequence[Run]) -> Local | Slurm:
         ValueError: a training needs more GPUs than this machine has.
     """
     if args.slurm is not None:
-        defaults = {"gpus_per_node": args.num_gpus, "name": Path(args.sweep).stem}
+        defaults = {
+            "name": Path(args.sweep).stem,
+            "timeout_min": TIME_LIMIT,
+            "cpus_per_task": args.num_gpus * (1 + max(run.workers for run in runs)),
+            **({} if all(run.on_cpu for run in runs) else {"gpus_per_node": args.num_gpus}),
+        }
         parameters = {**defaults, **parse_parameters(args.slurm)}
         return Slurm(Queue(args.output / "slurm", parameters))
     gpus = () if all(run.on_cpu for run in runs) else visible_gpus()

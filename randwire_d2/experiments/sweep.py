@@ -294,6 +294,7 @@ class _Experiment:
             weights=weights,
             evaluates=self.evaluates,
             on_cpu=self.cfg.MODEL.DEVICE == "cpu",
+            workers=self.cfg.DATALOADER.NUM_WORKERS,
         )
 
     @cached_property

@@ -80,6 +80,7 @@ class Run:
         weights: its initial weights; None for a run from scratch.
         evaluates: whether it only evaluates its weights, and trains nothing.
         on_cpu: whether it runs on a CPU.
+        workers: the number of workers that read images, of each of its processes.
     """
 
     setting: Setting
@@ -91,6 +92,7 @@ class Run:
     weights: Weights | None = None
     evaluates: bool = False
     on_cpu: bool = False
+    workers: int = 0
 
     def check(self) -> None:
         """Check that the folder is free, or this run's.

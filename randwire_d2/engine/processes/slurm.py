@@ -30,6 +30,7 @@ from .signals import SIGNALS
 logger = logging.getLogger(__name__)
 
 FOLDER = "slurm"  # in OUTPUT_DIR: submitit's files, and the tasks' output
+TIME_LIMIT = 1440  # minutes; submitit's default is five
 _REQUEUES = 1000  # the most times that a job is requeued at its time limit
 _WARNING = 300  # seconds before the time limit, for an iteration, an evaluation and a checkpoint
 
@@ -72,7 +73,7 @@ def add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=int,
         metavar="MINUTES",
-        help="the time limit of each start of the job (default: 1440)",
+        help=f"the time limit of each start of the job (default: {TIME_LIMIT})",
     )
     group.add_argument(
         "--slurm-option",
@@ -264,7 +265,7 @@ def submit_training(
         "nodes": args.slurm.nodes,
         "tasks_per_node": args.slurm.gpus,
         "cpus_per_task": workers + 1,
-        "timeout_min": args.time_limit or 1440,
+        "timeout_min": args.time_limit or TIME_LIMIT,
         "slurm_signal_delay_s": _WARNING,
         # If a task dies, the others would wait for it.
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
