@@ -135,6 +135,17 @@ def test_table_5_fine_tunes_each_network_of_table_3(tmp_path: Path) -> None:
         assert Path(options[3]).name == f"{run.setting.config}.yaml"
 
 
+def test_results_of_networks_that_are_trained_otherwise_now_are_refused(tmp_path: Path) -> None:
+    """Wrong: who changes and repeats a pretraining gets the table of detectors of the old one."""
+    write_sweep(tmp_path, "first")
+    second = write_sweep(tmp_path, "second", config=DETECTOR, pretrained="first.yaml")
+    load_sweep(second, tmp_path / "out" / "second")[0].claim()
+    load_sweep(second, tmp_path / "out" / "second")[0].check()
+    write_sweep(tmp_path, "first", options={"SOLVER.EPOCHS": 5})
+    with pytest.raises(ValueError, match=r"now a pretrained network of config \w+; without a pre"):
+        load_sweep(second, tmp_path / "out" / "second")[0].check()
+
+
 def test_missing_weights_are_one_line_before_anything_is_done(
     tmp_path: Path, main: Callable[..., None]
 ) -> None:

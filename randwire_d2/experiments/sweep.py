@@ -22,6 +22,7 @@ operations"), and the paper's generators differ by ±2% (§3.2). So without ``ch
 nearest to those of the config's own networks, both on average over the seeds.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -281,7 +282,10 @@ class _Experiment:
         if self.num_gpus > 1:
             arguments += ["--num-gpus", str(self.num_gpus)]
         arguments += [*self.options, *network]
+        identity = [self._identity, *map(": ".join, zip(network[::2], network[1::2]))]
         if weights is not None:
+            # Results of weights that are trained in another way now are not this sweep's.
+            identity += [f"a pretrained network of config {weights.config}"] * bool(weights.config)
             file = folder / BACKBONE if weights.conversion else weights.file
             arguments += ["MODEL.WEIGHTS", str(file)]
         return Run(
@@ -290,7 +294,7 @@ class _Experiment:
             folder=folder,
             arguments=(*arguments, "OUTPUT_DIR", str(folder)),
             classifies=is_classifier(self.cfg),
-            identity="\n".join([self._identity, *map(": ".join, zip(network[::2], network[1::2]))]),
+            identity="\n".join(identity),
             weights=weights,
             evaluates=self.evaluates,
             on_cpu=self.cfg.MODEL.DEVICE == "cpu",
@@ -320,14 +324,15 @@ class _Experiment:
             return None
         source = self.pretrained(setting, seed)
         file = str(RunFolder(source.folder).final_checkpoint)
+        config = hashlib.sha256(source.identity.encode()).hexdigest()[:12]
         if is_classifier(self.cfg) or not source.classifies:
-            return Weights(file, self.pretrained.command)
+            return Weights(file, self.pretrained.command, config)
         options = [*self.options, *network]
         pairs = zip(options[::2], options[1::2])
         described = [text for pair in pairs if DESCRIBES.fullmatch(pair[0]) for text in pair]
         to = "fpn" if "fpn" in self.cfg.MODEL.BACKBONE.NAME else "bare"
         conversion = [file, str(folder / BACKBONE), "--to", to, "--config-file", str(self.path)]
-        return Weights(file, self.pretrained.command, (*conversion, *described))
+        return Weights(file, self.pretrained.command, config, (*conversion, *described))
 
 
 def _read_config(path: Path, options: Sequence[str]) -> CfgNode:

@@ -58,12 +58,14 @@ class Weights:
     Attributes:
         file: its path or URL, before any conversion.
         sweep: the command that trains it, if it is another sweep's.
+        config: a digest of that sweep's config for it.
         conversion: arguments of tools/convert_checkpoint.py, which converts a classifier's
             checkpoint to a detector's backbone; ``()`` if the file is loaded without conversion.
     """
 
     file: str
     sweep: str = ""
+    config: str = ""
     conversion: tuple[str, ...] = ()
 
 
