@@ -588,6 +588,13 @@ def test_the_table_has_every_setting_and_every_missing_run(finished: list[Run]) 
     assert sum(r["state"] == "failed" for s in data["settings"] for r in s["runs"]) == 1
 
 
+def test_a_damaged_config_is_named(finished: list[Run]) -> None:
+    """Wrong: a finished run is unfinished at 0%, and nobody knows why."""
+    (finished[0].folder / "config.yaml").write_text("SOLVER: {")
+    assert "config.yaml" in finished[0].status().reason
+    assert f"{finished[0].folder}: unfinished at 0%: " in to_markdown(collect(finished))
+
+
 def test_pearson_is_that_of_the_means(finished: list[Run]) -> None:
     """Wrong: a correlation over runs, or over generators that one series does not have."""
     found: dict[str, dict[str, list[float]]] = {}

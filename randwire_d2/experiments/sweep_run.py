@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..files import atomic_open
 from ..runs import RunFolder
+from ..text import one_line
 
 State = Literal["finished", "failed", "running", "unfinished"]
 
@@ -42,7 +43,8 @@ class Status:
             together with its sweep is ``"unfinished"``.
         progress: the finished part of the training, 0 … 1.
         score: top-1 accuracy or AP, in %; None if the run is not finished.
-        reason: if the run failed, the last line of its output, or the signal that killed it.
+        reason: if the run failed, the last line of its output, or the signal that killed it; if it
+            is unfinished, why its config.yaml can't be read.
     """
 
     state: State
@@ -167,7 +169,19 @@ class Run:
             said = [line.strip() for line in lines if line.strip()] or [""]
             killed = said[0].startswith("killed")
             return Status("failed", progress, reason=said[0] if killed else said[-1])
-        return Status("running" if _is_locked(self.lock) else "unfinished", progress)
+        if _is_locked(self.lock):
+            return Status("running", progress)
+        return Status("unfinished", progress, reason=self._damage())
+
+    def _damage(self) -> str:
+        """Why its config.yaml can't be read, so that no progress is known; "" if it can."""
+        try:
+            RunFolder(self.folder).config()
+        except FileNotFoundError:  # it has not begun
+            return ""
+        except (OSError, ValueError) as e:
+            return one_line(e)
+        return ""
 
     def _progress(self) -> tuple[float, float | None]:
         """The finished part of the run, 0 … 1, and its score; None if it is not finished."""
