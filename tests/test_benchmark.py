@@ -34,7 +34,7 @@ from randwire_d2.benchmark.roofline import Ceilings, floor, measure_ceilings
 from randwire_d2.benchmark.timing import paired, ratio
 from randwire_d2.cli import benchmark as tool
 from randwire_d2.cli import measure_host
-from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.modeling import RandWireStage
 
 TINY = Case(
     batch=2, height=32, width=64, generator=NetworkGenerator("small", channels=4, num_nodes=5)

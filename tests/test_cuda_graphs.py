@@ -34,10 +34,9 @@ from torch.utils.checkpoint import checkpoint
 from randwire_d2 import RandWire, RandWireClassifier, add_randwire_config
 from randwire_d2.engine import Trainer, argument_parser, load_config
 from randwire_d2.engine.trainer import parallel_options
-from randwire_d2.modeling import cuda_graphs, graph_recorder, stage_graphs
+from randwire_d2.modeling import RandWireStage, cuda_graphs, graph_recorder, stage_graphs
 from randwire_d2.modeling.graph_recorder import CudaRecorder, Recording
 from randwire_d2.modeling.shadow import shadow
-from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.modeling.stage_graphs import FIRST_CALLS
 from randwire_d2.modeling.weights import MULTIPLES, whole_image, zeros_of
 

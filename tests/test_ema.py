@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from randwire_d2 import NetworkGenerator, RandWire
 from randwire_d2.engine.hooks.ema import AveragedWeights, AverageWeights
-from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.modeling import RandWireStage
 from randwire_d2.runs import RunFolder
 
 DECAY = 0.75

@@ -30,10 +30,8 @@ from randwire_d2 import (
 )
 from randwire_d2.benchmark.counting import count
 from randwire_d2.benchmark.models import Case, build, forward
-from randwire_d2.modeling import fused, graph_state
-from randwire_d2.modeling import stage as stage_module
+from randwire_d2.modeling import RandWireStage, fused, fused_stage, graph_state
 from randwire_d2.modeling.node import Node, SepConv3x3
-from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.modeling.weights import MULTIPLES
 from randwire_d2.ops import native, probe
 from randwire_d2.ops.launches import MOST_GRADS, MOST_INPUTS, shared
@@ -47,7 +45,7 @@ MB = 1e6
 @pytest.fixture
 def runs() -> Iterator[mock.Mock]:
     """Counts how often a stage takes the fast path."""
-    path = "randwire_d2.modeling.stage.run_fused"
+    path = "randwire_d2.modeling.fused_stage.run_fused"
     with mock.patch(path, side_effect=fused.run_fused) as counted:
         yield counted
 
@@ -726,7 +724,7 @@ def test_operators_that_do_not_work_are_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Else the first step of a training dies in a compiler, or the training is wrong."""
-    monkeypatch.setattr("randwire_d2.modeling.stage.needs_probe", lambda device: True)
+    monkeypatch.setattr("randwire_d2.modeling.fused_stage.needs_probe", lambda device: True)
     monkeypatch.setattr(torch.ops.randwire, operator, broken)
     probe.failure.cache_clear()
     try:
@@ -751,7 +749,7 @@ def test_what_is_unfrozen_later_is_tried_again(
     runs: mock.Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a stage trains with backward operators that were not looked at while it was frozen."""
-    monkeypatch.setattr("randwire_d2.modeling.stage.needs_probe", lambda device: True)
+    monkeypatch.setattr("randwire_d2.modeling.fused_stage.needs_probe", lambda device: True)
     monkeypatch.setattr(torch.ops.randwire, "aggregate_backward", fail)
     probe.failure.cache_clear()
     try:
@@ -766,7 +764,7 @@ def test_what_is_unfrozen_later_is_tried_again(
 
 def test_operators_that_work_are_used(runs: mock.Mock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the probe refuses what is right: here it looks at what it compares with."""
-    monkeypatch.setattr("randwire_d2.modeling.stage.needs_probe", lambda device: True)
+    monkeypatch.setattr("randwire_d2.modeling.fused_stage.needs_probe", lambda device: True)
     for norm, mode in (("BN", True), ("BN", False), ("FrozenBN", True)):
         backbone = RandWire(draw_spec("small", "WS"), norm=norm).double().train(mode)
         backbone(images())
@@ -1050,14 +1048,14 @@ def test_one_process_of_each_machine_compiles(
     group = None if local_rank is None else mock.Mock()
     with (
         mock.patch.multiple(
-            stage_module.comm, get_world_size=lambda: 16, get_rank=lambda: rank,
+            fused_stage.comm, get_world_size=lambda: 16, get_rank=lambda: rank,
             all_gather=lambda found: [found], synchronize=lambda: done.append("synchronize"),
             _LOCAL_PROCESS_GROUP=group,
         ),
         mock.patch.object(torch.distributed, "is_initialized", lambda: True),
         mock.patch.object(torch.distributed, "get_rank", lambda group: local_rank),
     ):  # fmt: skip
-        assert not stage_module._in_all_processes(find, together=True)
+        assert not fused_stage._in_all_processes(find, together=True)
     assert done == [*["find"] * is_first, "synchronize", "find"]
 
 
@@ -1068,7 +1066,7 @@ def no_triton(device: torch.device) -> str:
 def runs_in_one_of_two(rank: int, operators: str, name: str, broken: Any) -> list[str | None]:
     """How a process runs its stages, of which the second's operators do not work."""
     with (
-        mock.patch.object(stage_module, "needs_probe", lambda device: True),
+        mock.patch.object(fused_stage, "needs_probe", lambda device: True),
         mock.patch(f"{operators}.{name}", broken) if rank else contextlib.nullcontext(),
     ):
         backbone = RandWire(draw_spec("small", "WS")).double().train()

@@ -16,15 +16,15 @@ from randwire_d2 import NetworkGenerator, RandWire, RandWireClassifier, complexi
 from randwire_d2.benchmark.counting import count
 from randwire_d2.benchmark.models import Case, build, forward
 from randwire_d2.modeling import (
+    RandWireStage,
     cuda_graphs,
+    fused_stage,
     graph_function,
     graph_gradients,
     graph_state,
     stage_graphs,
     weights,
 )
-from randwire_d2.modeling import stage as stage_module
-from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.modeling.weights import MULTIPLES, padding_of
 from randwire_d2.ops.memory_format import empty_image
 
@@ -276,8 +276,8 @@ def test_operators_are_tried_at_the_size_that_they_will_have(
     """Wrong: other kernels are held against their definition than run; or the log does not say that
     a stage has more channels than its spec."""
     tried = []
-    monkeypatch.setattr(stage_module, "needs_probe", lambda device: True)
-    monkeypatch.setattr(stage_module, "failure", lambda *args: tried.append(args[2]) or "")
+    monkeypatch.setattr(fused_stage, "needs_probe", lambda device: True)
+    monkeypatch.setattr(fused_stage, "failure", lambda *args: tried.append(args[2]) or "")
     caplog.set_level("INFO", "randwire_d2")
     backbone = RandWire(draw_spec("small", "WS")).eval()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():

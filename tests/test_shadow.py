@@ -17,12 +17,10 @@ from torch.distributed.nn.functional import all_reduce
 from randwire_d2 import NetworkGenerator, RandWire
 from randwire_d2.engine.hooks import shadow_steps
 from randwire_d2.engine.hooks.shadow_steps import ShadowSteps
-from randwire_d2.modeling import fused
+from randwire_d2.modeling import RandWireStage, fused, fused_stage
 from randwire_d2.modeling import shadow as shadow_module
-from randwire_d2.modeling import stage as stage_module
 from randwire_d2.modeling.shadow import LIMITS, Shadow, shadow
 from randwire_d2.modeling.shares import Shares
-from randwire_d2.modeling.stage import RandWireStage
 from randwire_d2.modeling.weights import MULTIPLES, whole_image, zeros_of
 from randwire_d2.runs import RunFolder
 
@@ -116,9 +114,9 @@ def test_the_rounding_of_channels_last_on_a_cpu_is_no_fault_of_the_operators(
 
 def broken(change: Callable[[Tensor], Tensor]) -> Any:
     """``run_fused`` with another result."""
-    original = stage_module.run_fused
+    original = fused_stage.run_fused
     return mock.patch.object(
-        stage_module, "run_fused", lambda *arguments: change(original(*arguments))
+        fused_stage, "run_fused", lambda *arguments: change(original(*arguments))
     )
 
 

@@ -8,8 +8,7 @@ import torch
 from helpers import assert_same, in_two_processes, randomise
 from torch import Tensor
 
-from randwire_d2.modeling import fused
-from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.modeling import RandWireStage, fused
 from randwire_d2.modeling.weights import MULTIPLES
 from randwire_d2.wiring import NetworkGenerator
 from randwire_d2.wiring.plan import Plan

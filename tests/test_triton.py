@@ -36,7 +36,7 @@ import triton
 import triton.language as tl
 
 from randwire_d2 import NetworkGenerator, ops
-from randwire_d2.modeling.stage import RandWireStage
+from randwire_d2.modeling import RandWireStage
 from randwire_d2.modeling.weights import MULTIPLES
 from randwire_d2.ops import probe, tiling, triton_kernels
 from randwire_d2.ops.probe import EVERY_WANT, OPERATORS, operands

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import ops
-from ..modeling.stage import RandWireStage
+from ..modeling import RandWireStage
 from ..modeling.weights import as_on_cuda
 
 # These operators allocate memory and write nothing into it.

@@ -21,9 +21,9 @@ from detectron2.utils.collect_env import collect_env_info
 
 from .. import ops
 from ..environment import variable
+from ..modeling import RandWireStage
 from ..modeling.difference import LIMITS, error
 from ..modeling.shadow import MODES, shadow
-from ..modeling.stage import RandWireStage
 from ..modeling.stage_graphs import LATER_CALLS
 from ..modeling.weights import narrower_image, padding_of, wider_image, with_zeros
 from ..ops import probe

@@ -39,7 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..checkpoint import EMA_KEY, RandWireCheckpointer
 from ..data.detection.classes import class_entries
 from ..data.images.patience import PatientMapper
-from ..modeling.stage import RandWireStage
+from ..modeling import RandWireStage
 from .conclusion import conclude, predict_command
 from .config.continuation import check_done
 from .config.keys import YAML_KEYS

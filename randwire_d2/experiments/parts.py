@@ -17,8 +17,8 @@ from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
 
 from ..config import is_classifier, spec_from_config
+from ..modeling import RandWireStage
 from ..modeling.image_classifier import build_network
-from ..modeling.stage import RandWireStage
 from ..text import one_line
 from ..wiring import Complexity, NetworkSpec, StageSpec, complexity
 

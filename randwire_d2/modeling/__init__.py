@@ -7,10 +7,10 @@ from .backbone import (
     build_randwire_retinanet_fpn_backbone,
 )
 from .classifier import RandWireClassifier
+from .fused_stage import RandWireStage
 from .image_classifier import ImageClassifier
 from .lazy_detector import LAZY_PART_REGISTRY, LazyDetector, describe_lazily
 from .node import NODE_OP_REGISTRY, Node
-from .stage import RandWireStage
 
 __all__ = [
     "LAZY_PART_REGISTRY",

@@ -19,9 +19,10 @@ from ..wiring import NetworkSpec, StageSpec
 from ..wiring.dag import as_integer, as_positive
 from ..wiring.network import check_spec
 from .fused import Fused
+from .fused_stage import RandWireStage
 from .node import Init, apply_init
 from .pretrained import PretrainedNetwork
-from .stage import ConvStage, RandWireStage
+from .stage import ConvStage
 from .weights import dense_image
 
 EdgeDropScope = Literal["process", "batch"]
@@ -294,8 +295,7 @@ class RandWire(PretrainedNetwork, Backbone):
 def _largest_stride(stage: torch.nn.Module) -> int:
     """The largest stride of a stage's modules; 1 if none of them has the attribute ``stride``."""
     # What a stage says of its own stride is what was built; a wrapper around it says the same.
-    stages = ConvStage, RandWireStage
-    own = (vars(m).get("stride", 1) for m in stage.modules() if not isinstance(m, stages))
+    own = (vars(m).get("stride", 1) for m in stage.modules() if not isinstance(m, CNNBlockBase))
     return max(s if isinstance(s, int) else s[0] for s in own)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import cuda_graphs
 from .difference import LIMITS, error, exact_convolutions, random_gradient, unchanged
-from .stage import RandWireStage
+from .fused_stage import RandWireStage
 from .stage_graphs import FIRST_CALLS
 from .weights import whole_image, wider_image, with_zeros, zeros_of
 

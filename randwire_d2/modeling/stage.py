@@ -1,36 +1,12 @@
 """A stage of the network: one random graph, or the single convolution of conv1 and conv2 (§3.2)."""
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase
-from detectron2.utils import comm
 from torch import Tensor, nn
 
-from .. import ops
-from ..ops.launches import MOST_GRADS, MOST_INPUTS, shared
-from ..ops.probe import Variants, failure, needs_probe
 from ..wiring import ConvSpec, StageSpec
 from ..wiring.plan import Plan
-from .fused import (
-    EXPORTING,
-    Fused,
-    Order,
-    compute_dtype,
-    conv_settings,
-    run_fused,
-    sharing,
-    tensors_of,
-    uses_batch,
-    wants_gradients,
-    why_not,
-)
 from .node import Node, build_norm, conv2d
-from .stage_graphs import StageGraphs
-from .weights import dense_image, padding_of
 
 
 class ConvStage(CNNBlockBase):
@@ -47,41 +23,22 @@ class ConvStage(CNNBlockBase):
         return self.norm(self.conv(F.relu(x) if self.relu else x))
 
 
-class RandWireStage(CNNBlockBase):
+class PlainStage(CNNBlockBase):
     """A random graph as a stage: input nodes have stride 2; the output is the output nodes' mean.
+
+    Its nodes run one by one. Networks consist of ``RandWireStage``, a subclass that computes the
+    same with fused operators where they work.
 
     Args:
         spec: the wiring and the channels.
         node_op: a name in ``NODE_OP_REGISTRY``.
         norm: see ``build_norm``.
-        fused: whether the nodes run as one function of fused operators: ``"auto"``, if that is
-            possible and the operators work; ``"on"``, always (an error if it is impossible);
-            ``"off"``, never.
-        recompute: save less for the backward pass of that function, and compute it again.
-        cuda_graphs: on a GPU, once shapes repeat, replay that function as a CUDA graph.
 
     Attributes:
-        slower: for training (True) and inference (False), the reason to run nodes one by one with
-            ``"auto"`` although fused is possible: a timing found it slower. An absent key means
-            that it is not. The nodes then run in channels_last.
-        plain_because: why the last pass ran the nodes one by one; empty if it ran fused, None
-            before the first pass.
-        padding: how many channels of zeros padded the nodes' results in that pass.
-        edges: for each plan, its ``by_target``, ``by_source`` and ``by_coefficient`` in one tensor
-            on the stage's device. They are not buffers: averaging a model's buffers would change
-            them, and ``to_empty`` would leave them without values.
+        plan: the order of the nodes, and when their results are no longer needed.
     """
 
-    def __init__(
-        self,
-        spec: StageSpec,
-        node_op: str,
-        norm: str,
-        *,
-        fused: Fused = "auto",
-        recompute: bool = False,
-        cuda_graphs: bool = True,
-    ) -> None:
+    def __init__(self, spec: StageSpec, node_op: str, norm: str) -> None:
         super().__init__(spec.in_channels, spec.channels, stride=2)
         self.nodes = nn.ModuleList(
             Node(len(predecessors), spec.channels, spec.channels, 1, node_op, norm)
@@ -89,26 +46,7 @@ class RandWireStage(CNNBlockBase):
             else Node(1, spec.in_channels, spec.channels, 2, node_op, norm)
             for predecessors in spec.dag.predecessors
         )
-        self._built = [conv_settings(node) for node in self.nodes]
-        self.fused = fused
-        self.recompute = recompute
-        self.cuda_graphs = cuda_graphs
-        self.graphs = StageGraphs()
-        self.slower: dict[bool, str] = {}
-        self.plain_because: str | None = None
-        self.padding = 0
-        self._failures: dict[tuple[torch.device, torch.dtype, bool, bool, bool], str] = {}
         self.plan = Plan(spec.dag)
-        self._plan_by_level = Plan(spec.dag, by_level=True)
-        plans = (self.plan, self._plan_by_level)
-        self._sizes = (
-            _sharing(plans[1:], spec.dag.predecessors, MOST_INPUTS),
-            _sharing(plans, [s or (0,) for s in spec.dag.successors], MOST_GRADS),
-            tuple(sorted({len(g) for plan in plans for g in plan.groups})),
-            len(spec.dag.input_nodes),
-            len(spec.dag.output_nodes),
-        )
-        self.edges = self._edges_on(self._device())
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """
@@ -118,127 +56,14 @@ class RandWireStage(CNNBlockBase):
                 left out of its target's weighted sum; by default all are kept.
 
         Returns:
-            Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), the mean of the output nodes. If the
-                nodes were padded, the padding lies in memory between its pixels (``dense_image``
-                removes it).
+            Tensor: (N, channels, ceil(H / 2), ceil(W / 2)), the mean of the output nodes.
         """
-        reason = self._why_plain(x)
-        if not torch.compiler.is_compiling():
-            self.plain_because = reason
-            # Not asked of every device: on "meta", say, there is no autocast to ask about.
-            self.padding = (
-                0 if reason else padding_of(self.out_channels, compute_dtype(x), x.device)
-            )
-        return self.run_nodes(x, kept) if reason else self.run_replayed(x, kept)
-
-    def _why_plain(self, x: Tensor) -> str:
-        """The reason to run the nodes one by one; empty to run them fused.
-
-        Raises:
-            ValueError: ``fused`` is "on", and the nodes can't run fused.
-        """
-        if self.fused == "off":
-            return "MODEL.RANDWIRE.FUSED is off"
-        reason = self.obstacle(x)
-        if self.fused == "auto":
-            return reason or self.slower.get(self.training, "")
-        if reason and reason != EXPORTING:
-            raise ValueError(
-                f"MODEL.RANDWIRE.FUSED is on, but {reason}; with auto, nodes run one by one"
-            )
-        return reason
-
-    @property
-    def synchronised(self) -> bool:
-        """Whether the statistics of its norms include the images of other processes."""
-        norm: Any = self.nodes[0].norm
-        return sharing(norm) is not None
-
-    def obstacle(self, x: Tensor) -> str:
-        """Why the nodes can't run fused on this input; empty if they can.
-
-        On a GPU, all processes must make the first call in training together.
-        """
-        return why_not([*self.nodes], self._built) or self._why_not(x) or self._failure(x)
-
-    def _why_not(self, x: Tensor) -> str:
-        """What is wrong with an input, if anything; then torch's operators raise the error."""
-        if x.dim() == 4 and x.shape[1] == self.in_channels and (x.numel() or self.synchronised):
-            return ""
-        return f"the input is {tuple(x.shape)}, and not (N > 0, {self.in_channels}, H, W)"
-
-    def _failure(self, x: Tensor) -> str:
-        """Why the operators don't work for this stage on x's device; see ``ops.probe``."""
-        if not needs_probe(x.device):
-            return ops.unavailable(x.device)
-        norm: Any = self.nodes[0].norm
-        device, dtype, batch = x.device, compute_dtype(x), uses_batch(norm)
-        backward = wants_gradients(x, tensors_of([*self.nodes])[0])
-        key = (device, dtype, self.training, batch, backward)
-        if key in self._failures and not torch.compiler.is_compiling():
-            return self._failures[key]
-        in_channels, channels = (
-            own + padding_of(own, dtype, device) for own in (self.in_channels, self.out_channels)
-        )
-        variants = Variants(in_channels, channels, *self._sizes, batch, backward)
-        if torch.compiler.is_compiling():
-            return failure(device, dtype, variants)
-        self._failures[key] = _in_all_processes(
-            lambda: failure(device, dtype, variants), together=self.training
-        )
-        return self._failures[key]
-
-    @property
-    def failed(self) -> bool:
-        """Whether the operators have been found not to work for this stage."""
-        return any(self._failures.values())
-
-    def run_fused(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        """``forward`` as one function. The caller must know that the stage can run fused."""
-        if self.edges[0].device != x.device:  # weights were moved without _apply, as by FSDP
-            self.edges = self._edges_on(x.device)
-        # torch can't save tensors of inference mode for a backward pass; the nodes' own modules
-        # don't need to save this one.
-        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and x.is_inference():
-            x = x.clone()
-        smallest, by_level = map(Order, (self.plan, self._plan_by_level), self.edges)
-        return run_fused(smallest, by_level, [*self.nodes], x, kept, self.recompute)
-
-    def run_replayed(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        """``run_fused``, as the replay of a CUDA graph if possible."""
-        if not self.cuda_graphs or torch.compiler.is_compiling():
-            return self.run_fused(x, kept)
-        return self.graphs.run(self.run_fused, [*self.nodes], x, kept)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self.graphs.drop()
-        super()._apply(*args, **kwargs)
-        self.edges = self._edges_on(self._device())
-        return self
-
-    def _device(self) -> torch.device | None:
-        return next((t.device for t in chain(self.parameters(), self.buffers())), None)
-
-    def _edges_on(self, device: torch.device | None) -> tuple[Tensor, ...]:
-        plans = self.plan, self._plan_by_level
-        with torch.inference_mode(False):  # they may be trained with later
-            return tuple(
-                torch.tensor([*p.by_target, *p.by_source, *p.by_coefficient], device=device)
-                for p in plans
-            )
-
-    def run_nodes(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        """``forward`` node by node."""
         nodes, plan = [*self.nodes], self.plan
-        x = dense_image(x)
-        if self.training in self.slower:
-            x = x.contiguous(memory_format=torch.channels_last)
         results: dict[int, Tensor] = {}
         total = None
         for v in plan.order:
-            node, predecessors = nodes[v], plan.predecessors[v]
-            inputs = [results[u] for u in predecessors] or [x]
-            y = node(inputs, None if kept is None else kept[plan.coefficients[v]])
+            inputs = [results[u] for u in plan.predecessors[v]] or [x]
+            y = nodes[v](inputs, None if kept is None else kept[plan.coefficients[v]])
             del inputs
             for u in plan.done[v]:
                 del results[u]
@@ -249,35 +74,3 @@ class RandWireStage(CNNBlockBase):
             del y
         assert total is not None, "a DAG has at least one output node"
         return total / len(plan.output_nodes)
-
-
-def _sharing(
-    plans: Iterable[Plan], edges: Sequence[Sequence[int]], most: int
-) -> tuple[tuple[int, int], ...]:
-    """The kernels that nodes share, each as (the most edges of one node, the number of nodes)."""
-    numbers = [len(own) for own in edges]
-    found = {(n, 1) for n in numbers}
-    for group in (group for plan in plans for group in plan.groups):
-        own = [numbers[v] for v in group]
-        found |= {(max(own[some]), len(own[some])) for some in shared(own, most)}
-    return tuple(sorted((n, nodes) for n, nodes in found if n))
-
-
-def _in_all_processes(find: Callable[[], str], *, together: bool) -> str:
-    """The first reason that any process finds; empty if none finds one.
-
-    One process of each machine starts, and the others then find its compiled kernels in the cache.
-    With ``together`` False (in inference, where a process may be alone), only this process looks.
-    """
-    if not together or comm.get_world_size() == 1:
-        return find()
-    found = find() if _comes_first() else ""
-    comm.synchronize()
-    found = found or find()
-    return next(filter(None, comm.all_gather(found)), "")
-
-
-def _comes_first() -> bool:
-    if comm._LOCAL_PROCESS_GROUP is None:  # another program than Detectron2's has started them
-        return comm.is_main_process()
-    return comm.get_local_rank() == 0

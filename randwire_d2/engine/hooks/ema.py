@@ -8,7 +8,7 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ...modeling.stage import RandWireStage
+from ...modeling import RandWireStage
 
 
 class AveragedWeights(AveragedModel):

@@ -12,8 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ...command import in_users_words
 from ...errors import is_out_of_memory
+from ...modeling import RandWireStage
 from ...modeling.shadow import MODES, Shadow, shadow
-from ...modeling.stage import RandWireStage
 from ...modeling.weights import with_zeros
 from ...runs import RunFolder
 
