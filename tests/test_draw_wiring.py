@@ -144,7 +144,7 @@ def test_there_is_one_source(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["--grid", "WS(4, 0.75"], "a generator is written like WS(4, 0.75); got 'WS(4, 0.75'"),
         (["--grid", "WT(4)"], "unknown graph model 'WT'"),
-        (["--grid", "--nodes", "0"], "a graph needs at least one node; got num_nodes=0"),
+        (["--grid", "--nodes", "0"], "num_nodes (N) must be at least 1; got 0"),
         (["--grid", "--layout", "stacked"], "--layout is for networks, not --grid"),
         (["--spec", "no.json"], "No such file"),
         (["--spec", "no.json", "--seeds", "1"], "--seeds is for --config-file or --grid"),

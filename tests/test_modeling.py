@@ -343,6 +343,7 @@ def test_dropout_is_the_papers() -> None:
         ({"out_features": []}, ["out_features", "[]"]),
         ({"init": "fan"}, ["init", "'fan'", "fan_in or fan_out"]),
         ({"edge_drop_scope": "gpu"}, ["edge_drop_scope", "'gpu'", "process or batch"]),
+        ({"freeze_at": "2"}, ["freeze_at", "integer", "'2'"]),
         ({"edge_drop_prob": 1.5}, ["edge_drop_prob", "0 … 1", "1.5"]),
         ({"edge_drop_prob": -0.1}, ["edge_drop_prob", "0 … 1", "-0.1"]),
         ({"norm": "BatchNorm"}, ["norm", "'BatchNorm'", "FrozenBN"]),

@@ -194,8 +194,8 @@ def test_dag_sorts_its_edges_and_is_a_frozen_value() -> None:
 @pytest.mark.parametrize(
     "num_nodes, edges, says",
     [
-        (0, (), ["num_nodes=0", "at least one"]),
-        (-3, (), ["num_nodes=-3", "at least one"]),
+        (0, (), ["num_nodes must be at least 1; got 0"]),
+        (-3, (), ["num_nodes must be at least 1; got -3"]),
         (3, ((1, 1),), ["(1, 1)", "smaller index to a larger"]),
         (3, ((2, 1),), ["(2, 1)", "smaller index to a larger"]),
         (3, ((0, 3),), ["(0, 3)", "0 … 2"]),
@@ -460,7 +460,7 @@ def test_a_seed_is_not_negative() -> None:
 
 @pytest.mark.parametrize(
     "num_nodes, says",
-    [(0, "at least one node; got num_nodes=0"), (1025, "at most 1,024; got 1,025")],
+    [(0, "must be at least 1; got 0"), (1025, "at most 1,024; got 1,025")],
 )
 def test_random_graph_refuses_no_nodes_and_too_many(num_nodes: int, says: str) -> None:
     """Else a graph without nodes is drawn, or one that takes hours, by draw_wiring.py."""
@@ -494,7 +494,7 @@ def test_an_unknown_node_op_is_refused(node_op: str) -> None:
         (lambda s: s["stages"][0]["edges"].append([0, 12]), ["(0, 12)", "0 … 11"]),
         (lambda s: s["stages"][0]["edges"].append([3]), ["[3]", "pair"]),
         (lambda s: s["stages"][0]["edges"].append(None), ["None", "pair"]),
-        (lambda s: s["stages"][0].update(num_nodes=0), ["num_nodes=0"]),
+        (lambda s: s["stages"][0].update(num_nodes=0), ["num_nodes", "got 0"]),
         (lambda s: s["stages"][0].update(num_nodes="12"), ["num_nodes", "integer", "'12'"]),
         (lambda s: s.update(stages=None), ["NetworkSpec"]),
         (lambda s: s.update(num_nodes=32), ["'num_nodes' is unknown", "known are format, regime"]),

@@ -93,7 +93,6 @@ class RandWire(PretrainedNetwork, Backbone):
         if unknown or not out_features:
             raise ValueError(f"out_features must name some of {names}; got {list(out_features)}")
         in_channels = as_positive("in_channels", in_channels)
-        freeze_at = as_integer("freeze_at", freeze_at)
         if not 0 <= edge_drop_prob <= 1:
             raise ValueError(f"edge_drop_prob must be within 0 … 1; got {edge_drop_prob}")
         for argument, value, known in (
@@ -272,7 +271,11 @@ class RandWire(PretrainedNetwork, Backbone):
 
         Returns:
             RandWire: itself.
+
+        Raises:
+            ValueError: it is no integer.
         """
+        freeze_at = as_integer("freeze_at", freeze_at)
         for name in self._stage_names[: max(freeze_at, 0)]:
             getattr(self, name).freeze()
         self._frozen = max(self._frozen, freeze_at)

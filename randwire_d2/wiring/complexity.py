@@ -8,7 +8,7 @@ from statistics import mean
 
 from fvcore.common.registry import Registry
 
-from .dag import as_integer, as_positive
+from .dag import as_positive
 from .network import HEAD_CHANNELS, NetworkGenerator, NetworkSpec, StageSpec, check_spec
 
 NODE_OP_COMPLEXITY_REGISTRY = Registry("NODE_OP_COMPLEXITY")
@@ -73,9 +73,7 @@ def complexity(
             node operation is not registered.
     """
     check_spec("complexity is counted of", spec)
-    height, width = as_integer("height", height), as_integer("width", width)
-    if height < 1 or width < 1:
-        raise ValueError(f"height and width must be at least 1; got {height}×{width}")
+    height, width = as_positive("height", height), as_positive("width", width)
     num_classes = as_positive("num_classes", num_classes)
     in_channels = as_positive("in_channels", in_channels)
     stages: dict[str, Complexity] = {}

@@ -32,11 +32,7 @@ class Dag:
     edges: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "num_nodes", as_integer("num_nodes", self.num_nodes))
-        if self.num_nodes < 1:
-            raise ValueError(
-                f"a DAG needs at least one node; got num_nodes={brief(self.num_nodes)}"
-            )
+        object.__setattr__(self, "num_nodes", as_positive("num_nodes", self.num_nodes))
         check_limit("the nodes of a stage", self.num_nodes, MOST_NODES, "split it into stages")
         check_limit("the edges of a stage", len(self.edges), MOST_EDGES, "leave out edges")
         edges = sorted(_as_edge(edge) for edge in self.edges)
@@ -96,7 +92,7 @@ def as_positive(name: str, value: Any) -> int:
     """``as_integer`` of a value that must be at least 1."""
     value = as_integer(name, value)
     if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")
+        raise ValueError(f"{name} must be at least 1; got {brief(value)}")
     return value
 
 

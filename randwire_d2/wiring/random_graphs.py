@@ -16,7 +16,7 @@ import networkx as nx
 from fvcore.common.registry import Registry
 
 from ..text import brief
-from .dag import as_integer
+from .dag import as_integer, as_positive
 from .limits import MOST_NODES, check_limit
 
 GRAPH_REGISTRY = Registry("GRAPH")
@@ -39,8 +39,7 @@ def random_graph(model: str, num_nodes: int, seed: int, **params: float) -> nx.G
             of range.
     """
     draw = registered_graph(model)
-    if num_nodes < 1:
-        raise ValueError(f"a graph needs at least one node; got num_nodes={num_nodes}")
+    num_nodes = as_positive("num_nodes (N)", num_nodes)
     check_limit("num_nodes (N)", num_nodes, MOST_NODES, "choose a smaller N")
     check_seed(seed)
     try:

@@ -34,14 +34,23 @@ logger = logging.getLogger(__name__)
 def run(name: str, *args: Any) -> Any:
     """The result of the operator of that name."""
     kernels = _kernels() if name in OPERATORS and _fit(args) else None
-    source = kernels if kernels is not None and kernels.have_blocks(args) else native
-    return getattr(source, name)(*args)
+    few = kernels is not None and _fewest_channels(name, args) < kernels.lanes
+    return getattr(native if kernels is None or few else kernels, name)(*args)
 
 
 def join(dtype: torch.dtype, channels: int) -> bool:
     """Whether the kernels compute ``separable`` for nodes with so many channels."""
     kernels = _kernels() if dtype == torch.float32 else None
     return kernels is not None and channels >= kernels.lanes
+
+
+def _fewest_channels(name: str, args: Sequence[Any]) -> int:
+    """Of the images that an operator reads or returns, which are all alike but for a 1×1
+    convolution's."""
+    if not name.startswith("separable"):
+        return int(args[0][0].shape[1])
+    pointwise = args[-1] if name == "separable" else args[-2]
+    return min(pointwise[0].shape[:2])
 
 
 def _fit(args: Sequence[Any]) -> bool:
@@ -62,16 +71,12 @@ def _fit(args: Sequence[Any]) -> bool:
 
 
 class Kernels:
-    """The operators that are faster in C++. ``native`` says what they compute, and ``_fit`` what
-    they take."""
+    """The operators that are faster in C++. ``native`` says what they compute. They take what
+    ``_fit`` allows, with at least ``lanes`` channels."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self.lanes: int = library.randwire_lanes()
-
-    def have_blocks(self, args: Sequence[Any]) -> bool:
-        """Whether images have enough channels for a vector."""
-        return args[0][0].shape[1] >= self.lanes
 
     def weighted_sum(
         self, inputs: Sequence[Tensor], coefficients: Tensor, affines: Sequence[Tensor]
@@ -107,10 +112,6 @@ class Kernels:
         pointwise: Sequence[Tensor],
     ) -> list[Tensor]:
         channels = len(pointwise[0])
-        if channels < self.lanes:
-            return native.separable(
-                inputs, degrees, coefficients, affines, weights, stride, pointwise
-            )
         results = []
         for i, own in enumerate(pieces(degrees)):
             out = empty_image(inputs[0], stride, channels)
@@ -134,10 +135,6 @@ class Kernels:
         pointwise: Sequence[Tensor],
         want: bool,
     ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-        if inputs[0].shape[1] < self.lanes:
-            return native.separable_backward(
-                grads, inputs, degrees, coefficients, affines, weights, stride, pointwise, want
-            )
         grad_weights = weights[0].new_empty(len(weights), *weights[0].shape)
         grad_pointwise = [torch.empty_like(weight) for weight in pointwise]
         grad_sums = [empty_image(inputs[0]) for _ in weights] if want else []
