@@ -31,7 +31,7 @@ from test_lazy_runs import saved, small
 from torch import nn
 
 from randwire_d2 import RandWire, complexity, load_detector
-from randwire_d2.checkpoint import WIRING_KEY, RandWireCheckpointer, check_wiring
+from randwire_d2.checkpoint import WIRING_KEY, Classes, RandWireCheckpointer, check_wiring
 from randwire_d2.cli.predict import main as predict
 from randwire_d2.config import detector_config
 from randwire_d2.engine import Trainer, argument_parser, load_config
@@ -153,7 +153,7 @@ def test_a_detector_learns_and_keeps_its_channels(
     torch.optim.SGD(model.parameters(), 0.01).step()
     assert all((stem_of(model)[:, i] != before[:, i]).any() for i in range(channels))
 
-    RandWireCheckpointer(model, str(tmp_path), cfg=cfg, class_names=["a", "b"]).save("model")
+    RandWireCheckpointer(model, str(tmp_path), cfg=cfg, classes=Classes(["a", "b"])).save("model")
     RandWireCheckpointer(other := build_model(cfg)).load(str(tmp_path / "model.pth"))
     assert_equal(other.state_dict(), model.state_dict())
     again = load_detector(tmp_path / "model.pth", "cpu")

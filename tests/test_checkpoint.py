@@ -163,7 +163,9 @@ def test_a_checkpoint_carries_its_config_and_class_names(tmp_path: Path) -> None
     cfg = detector_cfg(*options)
     cfg.freeze()
     names = ("circle", "cat, wild")
-    checkpointer = RandWireCheckpointer(build_model(cfg), str(tmp_path), cfg=cfg, class_names=names)
+    checkpointer = RandWireCheckpointer(
+        build_model(cfg), str(tmp_path), cfg=cfg, classes=Classes(names)
+    )
     checkpointer.save("model", iteration=3)
     file = torch.load(tmp_path / "model.pth", weights_only=True)
     assert str(tmp_path) not in file[CONFIG_KEY] and "/home" not in file[CONFIG_KEY]

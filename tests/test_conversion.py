@@ -26,7 +26,7 @@ from public_layouts import Graph, JiaminRen, Seungwonpark, randomise
 from torch import Tensor, nn
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, RandWireClassifier, conversion
-from randwire_d2.checkpoint import RandWireCheckpointer
+from randwire_d2.checkpoint import Classes, RandWireCheckpointer
 from randwire_d2.cli import convert as tool
 from randwire_d2.config import classifier_config
 from randwire_d2.conversion import head, public, read_checkpoint
@@ -311,7 +311,7 @@ def test_own_classifier_stays_one(
     folder, output = tmp_path / "run", tmp_path / f"out.{suffix}"
     folder.mkdir()
     network, names = nn.ModuleDict({"network": classifier}), list("badcfehgji")
-    RandWireCheckpointer(network, str(folder), class_names=names, save_to_disk=True).save(
+    RandWireCheckpointer(network, str(folder), classes=Classes(names), save_to_disk=True).save(
         "model_final", preprocessing=IMAGENET
     )
     out, error = convert(folder / "model_final.pth", output, "--to", "classifier")

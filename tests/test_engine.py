@@ -22,7 +22,7 @@ from test_lazy import parse as parse_lazy
 from torch import Tensor, nn
 
 from randwire_d2 import add_randwire_config, engine, load_detector
-from randwire_d2.checkpoint import Preprocessing, RandWireCheckpointer
+from randwire_d2.checkpoint import Classes, Preprocessing, RandWireCheckpointer
 from randwire_d2.config import (
     classifier_config,
     detector_config,
@@ -156,7 +156,7 @@ def test_a_part_that_computes_while_it_is_built(
     model: Any = Trainer.build_model(cfg)
     assert model.rates == [0, 0.25, 0.5]
     names = [f"name {i}" for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
-    RandWireCheckpointer(model, str(tmp_path), cfg=cfg, class_names=names).save("model")
+    RandWireCheckpointer(model, str(tmp_path), cfg=cfg, classes=Classes(names)).save("model")
     assert isinstance(load_detector(tmp_path / "model.pth", "cpu").model, Computing)
     # A stranger's config can describe any number of weights.
     monkeypatch.setattr(Computing, "greedy", True)

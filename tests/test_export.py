@@ -23,7 +23,7 @@ from pycocotools import mask as mask_util
 from torch import Tensor, nn
 
 from randwire_d2 import NetworkGenerator, RandWire, RandWireClassifier, load_detector
-from randwire_d2.checkpoint import RandWireCheckpointer
+from randwire_d2.checkpoint import Classes, RandWireCheckpointer
 from randwire_d2.cli.export import main as export
 from randwire_d2.cli.predict import main as predict
 from randwire_d2.config import classifier_config, detector_config
@@ -82,8 +82,8 @@ def trained(model: nn.Module) -> nn.Module:
 def save(cfg: CfgNode, folder: Path, names: list[str], ids: list[int], stuff: Any = None) -> Path:
     torch.manual_seed(0)
     model = trained(build_model(cfg))
-    classes: Any = {"class_names": names, "category_ids": ids, "stuff": stuff}
-    RandWireCheckpointer(model, str(folder), cfg=cfg, **classes).save("model_final")
+    classes = Classes(names, ids, stuff)
+    RandWireCheckpointer(model, str(folder), cfg=cfg, classes=classes).save("model_final")
     return folder / "model_final.pth"
 
 

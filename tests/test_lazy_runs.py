@@ -28,7 +28,7 @@ from test_survival import batches
 from torch import nn
 
 from randwire_d2 import NetworkGenerator, RandWire, load_detector
-from randwire_d2.checkpoint import RandWireCheckpointer, check_wiring, load_checkpoint
+from randwire_d2.checkpoint import Classes, RandWireCheckpointer, check_wiring, load_checkpoint
 from randwire_d2.config import detector_config, set_spec
 from randwire_d2.data.detection.classes import class_entries
 from randwire_d2.data.shapes import CLASSES
@@ -65,8 +65,8 @@ def saved(lazy: DictConfig, folder: Path) -> nn.Module:
     """The detector of a LazyConfig, whose checkpoint is model.pth, as its training writes it."""
     model: nn.Module = instantiate(lazy.model).eval()
     own = add_detector(yaml_config(lazy), lazy, model)
-    classes = class_entries("randwire_shapes_train")
-    RandWireCheckpointer(model, str(folder), cfg=own, **classes).save("model")
+    classes = Classes(**class_entries("randwire_shapes_train"))
+    RandWireCheckpointer(model, str(folder), cfg=own, classes=classes).save("model")
     return model
 
 

@@ -87,7 +87,7 @@ def test_what_one_process_has_listed_others_need_not_list(
     listing.take_listings(pickle.loads(packed))
     assert [[*listing.listed_images([name])] for name in names] == before
     assert listing.count_listed() == dict(zip(names, (TRAIN, VAL)))
-    assert ClassificationTrainer.classes(cfg) == {"class_names": ["a", "b", "c"]}
+    assert ClassificationTrainer.classes(cfg).names == ["a", "b", "c"]
     assert len(ClassificationTrainer.build_test_loader(cfg, names[1]).dataset) == VAL
     assert listings == []
 

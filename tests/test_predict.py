@@ -52,13 +52,13 @@ SMALL = [
 ]  # fmt: skip
 
 
-def save(trainer: type[Trainer], cfg: CfgNode, folder: Path, **entries: Any) -> Path:
+def save(trainer: type[Trainer], cfg: CfgNode, folder: Path, **classes: Any) -> Path:
     """A checkpoint as a trainer saves it, of weights that nobody trained."""
     torch.manual_seed(0)
     model = build_model(cfg)
     folder.mkdir(exist_ok=True)
-    whole = {"cfg": cfg, **trainer.classes(cfg), **entries}
-    RandWireCheckpointer(model, str(folder), **whole).save("model_final")
+    own = trainer.classes(cfg)._replace(**classes)
+    RandWireCheckpointer(model, str(folder), cfg=cfg, classes=own).save("model_final")
     return folder / "model_final.pth"
 
 
@@ -164,7 +164,7 @@ def test_a_copied_checkpoint_is_a_whole_model_elsewhere(tmp_path: Path, images: 
     cfg.merge_from_file(str(CONFIG))
     cfg.merge_from_list([*SMALL, "DATASETS.TRAIN", ("nobody_has_it",), "MODEL.MASK_ON", False,
                          "MODEL.ROI_HEADS.NUM_CLASSES", 2])  # fmt: skip
-    classes = {"class_names": ["dog", "cat"], "category_ids": [18, 17]}
+    classes = {"names": ["dog", "cat"], "ids": [18, 17]}
     run = tmp_path / "run"
     file = save(Trainer, cfg, run, **classes)
     alone = tmp_path / "alone"
@@ -980,8 +980,8 @@ def test_a_panoptic_model_tells_of_stuff_too(
     names, ids = ["dog", "cat", "cow", "pig", "emu", "ant"], [18, 17, 21, 1, 16, 90]
     of_coco = cfg.clone()
     of_coco.DATASETS.TRAIN = (PANOPTIC,)
-    entry = Trainer.classes(of_coco)["stuff"] if stored else None
-    file = save(Trainer, cfg, tmp_path / "run", class_names=names, category_ids=ids, stuff=entry)
+    entry = Trainer.classes(of_coco).stuff if stored else None
+    file = save(Trainer, cfg, tmp_path / "run", names=names, ids=ids, stuff=entry)
     out = tmp_path / "out"
     options = ["--output", out, "--device", "cpu", "--score-threshold", 0]
     assert predict(file, images, *options) == 0

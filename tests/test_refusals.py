@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from helpers import ROOT, Ended, end_each
 from PIL import Image
 
-from randwire_d2.checkpoint import RandWireCheckpointer
+from randwire_d2.checkpoint import Classes, RandWireCheckpointer
 from randwire_d2.command import TOOLS
 from randwire_d2.config import classifier_config, merge_config
 
@@ -400,9 +400,9 @@ def make_inputs(folder: Path) -> None:
     cfg = classifier_config()
     small = ["MODEL.RANDWIRE.CHANNELS", "4", "MODEL.RANDWIRE.NUM_NODES", "6"]
     merge_config(cfg, "shapes/randwire_pretrain.yaml", ["MODEL.DEVICE", "cpu", *small])
-    RandWireCheckpointer(build_model(cfg), str(folder), cfg=cfg, class_names=list("abcdef")).save(
-        "classifier"
-    )
+    RandWireCheckpointer(
+        build_model(cfg), str(folder), cfg=cfg, classes=Classes(list("abcdef"))
+    ).save("classifier")
     (folder / "good").mkdir()
     (folder / "good" / "config.yaml").write_text(cfg.dump())
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,14 +47,11 @@ class RandWireCheckpointer(DetectionCheckpointer):
       features differ in theirs, and a checkpoint without weights for the backbone.
     - A checkpoint contains the preprocessing of the images. If the model that loads it has another
       one, a warning says so.
-    - A checkpoint contains the config and the class names, if they are given: a whole model.
+    - A checkpoint contains the config and the classes, if they are given: a whole model.
 
     Args:
         cfg: the config of the model.
-        class_names: the names of the model's classes, in the order of its outputs.
-        category_ids: the ids of the classes in the data set, if it has ids, as COCO has.
-        stuff: for a panoptic data set, the entry ``STUFF_KEY``.
-        keypoints: for a data set with keypoints, the entry ``KEYPOINTS_KEY``.
+        classes: the classes of the model.
         checkpointables: as in Detectron2.
 
     Attributes:
@@ -67,16 +64,11 @@ class RandWireCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         cfg: CfgNode | None = None,
-        class_names: Sequence[str] | None = None,
-        category_ids: Sequence[int] | None = None,
-        stuff: Mapping[str, Any] | None = None,
-        keypoints: Mapping[str, Any] | None = None,
+        classes: Classes | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = _AtomicPathManager()
-        ids = None if category_ids is None else list(category_ids)
-        classes = Classes(list(class_names or ()), ids, stuff, keypoints)
         self._entries = entries_of(self.model, cfg, classes)
         self.newest = ""
 

@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..checkpoint import Classes
 from ..data.classification.listing import listed
 from ..engine import Trainer, mean_losses, setup
 from ..engine.processes.random_state import run_seed
@@ -71,8 +72,8 @@ class ClassificationTrainer(Trainer):
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
-    def classes(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"class_names": listed(cfg.DATASETS.TRAIN[0]).classes}
+    def classes(cls, cfg: CfgNode) -> Classes:
+        return Classes(listed(cfg.DATASETS.TRAIN[0]).classes)
 
     @classmethod
     def build_evaluator(

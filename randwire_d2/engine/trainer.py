@@ -36,7 +36,7 @@ from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import EMA_KEY, RandWireCheckpointer
+from ..checkpoint import EMA_KEY, Classes, RandWireCheckpointer
 from ..data.detection.classes import class_entries
 from ..data.images.patience import PatientMapper
 from ..modeling import RandWireStage
@@ -198,7 +198,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             cfg=self.saved_config(cfg),
-            **self.classes(cfg),
+            classes=self.classes(cfg),
             trainer=weakref.proxy(self),
         )
         self._trainer.checkpointer = self.checkpointer
@@ -330,10 +330,9 @@ class Trainer(DefaultTrainer):
         return guard_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
     @classmethod
-    def classes(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The names and ids of the first training set's classes, for checkpoints: keyword arguments
-        of ``RandWireCheckpointer``."""
-        return class_entries(cfg.DATASETS.TRAIN[0])
+    def classes(cls, cfg: CfgNode) -> Classes:
+        """The classes of the first training set, for checkpoints."""
+        return Classes(**class_entries(cfg.DATASETS.TRAIN[0]))
 
     @classmethod
     def test(

@@ -15,14 +15,14 @@ def category_ids(metadata: Metadata) -> list[int] | None:
 
 
 def class_entries(dataset_name: str) -> dict[str, Any]:
-    """The entries of a detector's checkpoint about its data set's classes, stuff and keypoints.
+    """A data set's classes, as the fields of ``checkpoint.Classes``.
 
     The classes of a COCO file are known only after the file was loaded.
     """
     metadata = MetadataCatalog.get(dataset_name)
     return {
-        "class_names": metadata.get("thing_classes"),
-        "category_ids": category_ids(metadata),
+        "names": metadata.get("thing_classes", []),
+        "ids": category_ids(metadata),
         "stuff": stuff_entry(metadata),
         "keypoints": keypoint_entry(metadata),
     }

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from ...data.detection.classes import class_entries
+from ...checkpoint import Classes
 from ...files import atomic_open
 from ...runs import RunFolder, evaluation_config
 from ..config.keys import LAZY_KEYS
@@ -163,8 +163,8 @@ class LazyTrainer(Trainer):
     def saved_config(self, cfg: CfgNode) -> CfgNode | None:
         return cfg if cfg.MODEL.LAZY else None  # without MODEL.LAZY it describes no detector
 
-    def classes(self, cfg: CfgNode) -> dict[str, Any]:  # type: ignore[override]
-        return class_entries(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else {}
+    def classes(self, cfg: CfgNode) -> Classes:  # type: ignore[override]
+        return super().classes(cfg) if cfg.DATASETS.TRAIN else Classes([])
 
     def test(self, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # type: ignore[override]
         return _test(self._lazy, model)
