@@ -8,19 +8,10 @@ from typing import Any
 import pytest
 import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
-from helpers import raises_one_line
+from helpers import GRAPHS, NODE_OPS, draw_spec, raises_one_line
 
 from randwire_d2 import NetworkGenerator, NetworkSpec, RandWire, RandWireClassifier, complexity
 from randwire_d2.wiring import Complexity, find_channels
-
-GRAPHS = {"ER": {"p": 0.35}, "BA": {"m": 2}, "WS": {"k": 2, "p": 0.75}}
-NODE_OPS = ("sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3")
-
-
-def draw_spec(
-    regime: str, graph: str = "WS", node_op: str = "sep_conv3x3", channels: int = 7
-) -> NetworkSpec:
-    return NetworkGenerator(regime, channels, 9, graph, GRAPHS[graph], node_op)(4)
 
 
 def weighted_sums(spec: NetworkSpec, height: int, width: int) -> int:
@@ -83,7 +74,7 @@ def test_built_modules_have_the_counted_parameters(regime: str, graph: str, node
 
 def test_the_default_classifier_has_1000_classes() -> None:
     """Else complexity(spec) and RandWireClassifier(spec) speak of different networks."""
-    spec = draw_spec("small")
+    spec = draw_spec("small", "WS")
     built = sum(p.numel() for p in RandWireClassifier(spec).parameters())
     assert built == complexity(spec).params
 
@@ -111,7 +102,7 @@ def test_fvcore_counts_the_same(regime: str, node_op: str, size: tuple[int, int]
 @pytest.mark.parametrize("regime", ["small", "regular"])
 def test_stages_add_up_to_the_total(regime: str) -> None:
     """Else a stage is missing from the parts or from the total."""
-    counted = complexity(draw_spec(regime), 65, 100)
+    counted = complexity(draw_spec(regime, "WS"), 65, 100)
     assert list(counted.stages) == ["stem", "res2", "res3", "res4", "res5", "head"]
     total = sum(counted.stages.values(), Complexity())
     assert total == Complexity(counted.params, counted.flops, counted.activations)
@@ -140,7 +131,7 @@ def test_impossible_numbers_are_refused(numbers: dict[str, Any], says: str) -> N
     """Wrong: the complexity of no image is a number, or a network of -1 channels has fewer
     parameters than its convolutions."""
     with pytest.raises(ValueError, match=says):
-        complexity(draw_spec("small"), **numbers)
+        complexity(draw_spec("small", "WS"), **numbers)
 
 
 @pytest.mark.parametrize("build", [complexity, RandWire, RandWireClassifier])

@@ -14,7 +14,6 @@ import oracle
 import pytest
 import torch
 import torch._dynamo.testing
-from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from helpers import assert_same, draw_spec, images, in_two_processes, leaves, randomise
 from torch import Tensor, nn
@@ -25,7 +24,6 @@ from randwire_d2 import (
     NetworkSpec,
     RandWire,
     RandWireClassifier,
-    add_randwire_config,
     ops,
 )
 from randwire_d2.benchmark.counting import count
@@ -839,23 +837,6 @@ def test_the_probe_computes_where_it_is_told_to() -> None:
     (case,) = itertools.islice(probe.cases(torch.float64, variants), 1)
     with torch.device("meta"):
         probe.compare(case, "aggregate", native.aggregate, "cpu")
-
-
-def test_the_switches_reach_every_stage(runs: mock.Mock) -> None:
-    """Else MODEL.RANDWIRE.FUSED or RECOMPUTE is ignored."""
-    for on, recompute in itertools.product(("auto", "on", "off"), (True, False)):
-        cfg = get_cfg()
-        add_randwire_config(cfg)
-        assert (cfg.MODEL.RANDWIRE.FUSED, cfg.MODEL.RANDWIRE.RECOMPUTE) == ("auto", False)
-        cfg.MODEL.RANDWIRE.FUSED, cfg.MODEL.RANDWIRE.RECOMPUTE = on, recompute
-        cfg.MODEL.RANDWIRE.CHANNELS, cfg.MODEL.RANDWIRE.NUM_NODES = 4, 10
-        cfg.MODEL.WEIGHTS = "somewhere"
-        runs.reset_mock()
-        backbone = RandWire(cfg, mock.Mock(channels=3))
-        with torch.no_grad():
-            backbone(torch.randn(1, 3, 32, 32))
-        assert runs.call_count == (0 if on == "off" else 4)
-        assert all(call.args[-1] == recompute for call in runs.call_args_list)
 
 
 def test_one_checkpoint_for_every_path() -> None:

@@ -23,6 +23,7 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
 from helpers import (
     GOLDEN,
+    NODE_OPS,
     PATHS,
     assert_same,
     assert_same_gradients,
@@ -43,7 +44,7 @@ from randwire_d2 import (
     add_randwire_config,
     complexity,
 )
-from randwire_d2.modeling import NODE_OP_REGISTRY
+from randwire_d2.modeling import NODE_OP_REGISTRY, RandWireStage
 from randwire_d2.wiring import Dag
 
 NAMES = ("stem", "res2", "res3", "res4", "res5")
@@ -120,7 +121,7 @@ def test_output_shape_is_the_shape_of_the_outputs(regime: str, size: tuple[int, 
         assert tuple(features[name].shape) == expected, name
 
 
-@pytest.mark.parametrize("node_op", ["sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3"])
+@pytest.mark.parametrize("node_op", NODE_OPS)
 def test_output_shape_is_that_of_a_dilated_stage(node_op: str) -> None:
     """Wrong: a head on a dilated res5, as DeepLab has, is built for a stride that it lacks."""
     backbone = RandWire(draw_spec("regular", "WS", node_op)).eval()
@@ -710,12 +711,19 @@ def test_every_key_reaches_the_network() -> None:
         "EDGE_DROP_PROB": 0.25,
         "EDGE_DROP_SCOPE": "batch",
         "RELU_FEATURES": False,
+        "FUSED": "off",
+        "RECOMPUTE": True,
+        "CUDA_GRAPHS": False,
     }
     backbone = build_backbone(config(**keys, OUT_FEATURES=["res3", "res2"]))
     expected = NetworkGenerator("small", 4, 6, "WS", {"k": 2, "p": 0.5}, "conv3x3")(3)
     assert backbone.spec == expected
     assert (backbone.edge_drop_prob, backbone.edge_drop_scope) == (0.25, "batch")
     assert not backbone.relu_features
+    how = {"fused": "off", "recompute": True, "cuda_graphs": False}
+    for model in (backbone, RandWireClassifier(expected, 2, **how)):
+        stages = [vars(m) for m in model.modules() if isinstance(m, RandWireStage)]
+        assert stages and all(how.items() <= stage.items() for stage in stages)
     std = backbone.res3.nodes[0].conv.weight.std().item()
     assert std == pytest.approx((2 / (9 * backbone.output_shape()["res3"].channels)) ** 0.5, 0.3)
     assert list(backbone.output_shape()) == ["res2", "res3"]
@@ -815,7 +823,7 @@ def test_trace_agrees() -> None:
                 torch.testing.assert_close(features[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("node_op", ["sep_conv3x3", "conv3x3", "max_pool3x3", "avg_pool3x3"])
+@pytest.mark.parametrize("node_op", NODE_OPS)
 def test_autocast(node_op: str) -> None:
     """Else mixed precision fails, or weighted sums run in another precision than convolutions."""
     backbone = randomise(RandWire(draw_spec("small", "WS", node_op), out_features=["res5"]))

@@ -102,11 +102,6 @@ class StageGraphs:
         # Outside of the block, because in it the error's traceback keeps tensors alive.
         return launch(x, kept)
 
-    @property
-    def held(self) -> int:
-        """How many graphs there are."""
-        return len(self._graphs)
-
     def give_up(self, why: str) -> None:
         """Drop all graphs, and record no new ones."""
         self.failure, self._most = why, dict.fromkeys(self._most, 0)
@@ -217,7 +212,7 @@ def _give_up_all(error: Exception) -> bool:
         return False
     try:
         # Without graphs, the batch alone is too large: graphs stay possible for smaller batches.
-        if not any(graphs.held for graphs in _all):
+        if not any(graphs._graphs for graphs in _all):
             return False
         for graphs in _all:
             graphs.give_up(one_line(error, 300))
