@@ -17,7 +17,7 @@ from torch.distributed.nn.functional import all_reduce
 from randwire_d2 import NetworkGenerator, RandWire
 from randwire_d2.engine.hooks import shadow_steps
 from randwire_d2.engine.hooks.shadow_steps import ShadowSteps
-from randwire_d2.modeling import RandWireStage, fused, fused_stage
+from randwire_d2.modeling import RandWireStage, fused_stage, fusible
 from randwire_d2.modeling import shadow as shadow_module
 from randwire_d2.modeling.shadow import LIMITS, Shadow, shadow
 from randwire_d2.modeling.shares import Shares
@@ -358,7 +358,7 @@ def one_of_two(rank: int, folder: Path) -> tuple[list[str], list[Shadow], dict[s
         training = Training(folder / name, norm="SyncBN", images=own)
         with (
             mock.patch.object(nn.SyncBatchNorm, "forward", synchronised),
-            mock.patch.object(fused, "_METHODS", ()),  # else stages would see that, and use it
+            mock.patch.object(fusible, "_METHODS", ()),  # else stages would see that, and use it
             mock.patch.object(shadow_steps, "shadow", shadow if name else looking),
             wrong(name),
         ):

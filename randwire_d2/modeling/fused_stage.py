@@ -14,18 +14,16 @@ from ..ops.probe import Variants, failure, needs_probe
 from ..wiring import StageSpec
 from ..wiring.plan import Plan
 from .fused import (
-    EXPORTING,
     Fused,
     Order,
     compute_dtype,
-    conv_settings,
     run_fused,
     sharing,
     tensors_of,
     uses_batch,
     wants_gradients,
-    why_not,
 )
+from .fusible import EXPORTING, conv_settings, why_not
 from .stage import PlainStage
 from .stage_graphs import StageGraphs
 from .weights import dense_image, padding_of
