@@ -1,6 +1,7 @@
 """The conversion: read a checkpoint of any layout, rename its weights, verify and write them."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,19 +21,19 @@ from .verification import Verification, default_image, verify
 
 
 class Layout(NamedTuple):
-    """Two functions of a layout: one recognises its state dicts, one reads its checkpoints."""
+    """How a layout is recognised, by the name of a weight, and the function that reads it."""
 
-    recognise: Callable[[dict[str, Tensor]], bool]
+    weight: str  # a regular expression
     read: Callable[..., Source]
 
 
 # The layouts, in the order in which ``recognise`` tries them.
 LAYOUTS = {
-    public.SEUNGWONPARK: Layout(public.recognise_seungwonpark, public.read_seungwonpark),
-    public.JIAMINREN: Layout(public.recognise_jiaminren, public.read_jiaminren),
-    resnet.TORCHVISION: Layout(resnet.recognise_torchvision, resnet.read_torchvision),
-    resnet.DETECTRON2: Layout(resnet.recognise_detectron2, resnet.read_detectron2),
-    randwire.LAYOUT: Layout(randwire.recognise, randwire.read),
+    public.SEUNGWONPARK: Layout(r"^dagly3\.nodes\.", public.read_seungwonpark),
+    public.JIAMINREN: Layout(r"^conv3\.nodeop\.", public.read_jiaminren),
+    resnet.TORCHVISION: Layout(r"^layer1\.0\.conv1\.weight$", resnet.read_torchvision),
+    resnet.DETECTRON2: Layout(r"^conv1_w$|(^|\.)stem\.conv1\.weight$", resnet.read_detectron2),
+    randwire.LAYOUT: Layout(r"(^|\.)stem\.conv\.weight$", randwire.read),
 }
 AVERAGED = "the weights are the average of SOLVER.EMA, as evaluated, and not the last ones"
 
@@ -208,7 +209,7 @@ def recognise(checkpoint: Checkpoint) -> str:
         ValueError: if they are those of no known layout.
     """
     for name, layout in LAYOUTS.items():
-        if layout.recognise(checkpoint.state):
+        if any(re.search(layout.weight, key) for key in checkpoint.state):
             return name
     raise ValueError(
         f"{checkpoint.path!r} is of no known layout ({', '.join(sorted(LAYOUTS))}): its keys are "

@@ -44,14 +44,6 @@ SEUNGWONPARK, JIAMINREN = "seungwonpark", "jiaminren"
 Graph = tuple[int, Edges]
 
 
-def recognise_seungwonpark(state: Mapping[str, Tensor]) -> bool:
-    return any(key.startswith("dagly3.nodes.") for key in state)
-
-
-def recognise_jiaminren(state: Mapping[str, Tensor]) -> bool:
-    return any(key.startswith("conv3.nodeop.") for key in state)
-
-
 def read_seungwonpark(
     checkpoint: Checkpoint,
     target: Target,

@@ -35,10 +35,6 @@ def find_prefix(keys: Keys, first: str, prefixes: tuple[str, ...]) -> str:
     return found[0]
 
 
-def recognise(state: dict[str, Tensor]) -> bool:
-    return any(re.search(r"(^|\.)stem\.conv\.weight$", key) for key in state)
-
-
 def read(checkpoint: Checkpoint, target: Target, preprocessing: Preprocessing | None) -> Source:
     """Read a RandWire of this project.
 

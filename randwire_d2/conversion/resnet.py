@@ -48,14 +48,6 @@ MSRA = Preprocessing("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
 FACEBOOK = Preprocessing("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
 
 
-def recognise_torchvision(state: dict[str, Tensor]) -> bool:
-    return "conv1.weight" in state and "layer1.0.conv1.weight" in state
-
-
-def recognise_detectron2(state: dict[str, Tensor]) -> bool:
-    return "conv1_w" in state or any(re.search(r"(^|\.)stem\.conv1\.weight$", k) for k in state)
-
-
 def read_torchvision(
     checkpoint: Checkpoint, target: Target, preprocessing: Preprocessing | None
 ) -> Source:

@@ -118,18 +118,17 @@ class Judge:
 
     def _silent(self, now: float) -> str:
         lost = any(state.phase == "lost" for state in self._last)
-        found = []
+        found = []  # of each process its name, the seconds of its silence, and the most it may have
         for state, name, alive in zip(self._last, self._names, self._alive):
             usual = SILENCE if state.phase == "iteration" else PATIENCE
             if state.phase not in ("done", "lost"):
-                silence = now - alive
-                found.append((silence - (LOST if lost else usual), silence, name))
-        if max(found, default=(0,))[0] <= 0:
+                found.append((name, now - alive, LOST if lost else usual))
+        if all(silence <= most for _, silence, most in found):
             return ""
         # After a process dies, a launcher ends the others, which are then silent almost as long.
-        named = [(silence, name) for beyond, silence, name in found if beyond > -2 * BEAT]
-        who = f"{', '.join(name for _, name in named)} {'have' if len(named) > 1 else 'has'}"
-        return f"{who} given no sign of life for {max(named)[0]:.0f} s: dead, or stopped"
+        silent = {name: silence for name, silence, most in found if silence > most - 2 * BEAT}
+        who = f"{', '.join(silent)} {'have' if len(silent) > 1 else 'has'}"
+        return f"{who} given no sign of life for {max(silent.values()):.0f} s: dead, or stopped"
 
     def _hanging(self, now: float) -> str:
         seconds = now - self._moved
