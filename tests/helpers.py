@@ -29,6 +29,7 @@ from randwire_d2.classification import ClassificationTrainer
 from randwire_d2.data import builtin
 from randwire_d2.data.shapes import ClassificationShapesConfig, ShapesConfig
 from randwire_d2.engine import Trainer, conclusion
+from randwire_d2.wiring import Dag
 
 ROOT = Path(__file__).parents[1]
 # The time limit (seconds) for a process that hangs; far above the expected times.
@@ -400,6 +401,23 @@ TOLERANCE = 1e-10  # relative, in float64
 def draw_spec(regime: str, graph: str, node_op: str = "sep_conv3x3", seed: int = 1) -> NetworkSpec:
     num_nodes = 7 if regime == "small" else 8
     return NetworkGenerator(regime, 5, num_nodes, graph, GRAPHS[graph], node_op)(seed)
+
+
+def played(dag: Dag, order: Sequence[int]) -> int:
+    """The peak of memory of an order of nodes, by keeping every result under its name."""
+    held: set[int | str] = set()
+    readers = {u: set(dag.successors[u]) for u in order}
+    moments = []
+    for v in order:
+        moments.append(len(held) + 1)  # the aggregation
+        for u in dag.predecessors[v]:
+            readers[u].remove(v)
+            if not readers[u]:
+                held.remove(u)
+        moments.append(len(held) + 2)  # the result and the workspace
+        held.add(v if dag.successors[v] else "the sum")
+    assert held == {"the sum"}
+    return max(moments)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -14,7 +14,7 @@ import oracle
 import pytest
 import torch
 import torch._dynamo.testing
-from helpers import assert_same, draw_spec, images, in_two_processes, leaves, randomise
+from helpers import assert_same, draw_spec, images, in_two_processes, leaves, played, randomise
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -366,10 +366,10 @@ def test_the_peak_of_inference_is_the_schedules(graph: tuple[str, dict[str, Any]
     nothing = count(stage, x, lambda stage, x: None, training=False)
     counted = count(stage, x, lambda stage, x: stage(x), training=False)
     one = 64 * 16 * 16 * 4
-    best = schedule(dag)
-    assert best.optimal and best.order != tuple(range(32))
+    least = played(dag, schedule(dag))
     held = (counted.peak - nothing.peak) / one
-    assert best.peak <= held < best.peak + 1  # and small vectors
+    assert least <= held < least + 1  # and small vectors
+    assert least < played(dag, range(32))
 
 
 def test_frozen_stages_save_nothing() -> None:

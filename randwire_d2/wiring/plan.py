@@ -44,7 +44,7 @@ class Plan:
         self.predecessors = dag.predecessors
         self.successors = dag.successors
         self.output_nodes = dag.output_nodes
-        self.groups = _levels(dag) if by_level else _runs(schedule(dag).order, dag.predecessors)
+        self.groups = _levels(dag) if by_level else _runs(schedule(dag), dag.predecessors)
         self.order = tuple(v for group in self.groups for v in group)
         self.places = _slices(map(len, self.groups))
         self.done = _last_uses(self.order, dag.predecessors)

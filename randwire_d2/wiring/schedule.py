@@ -7,7 +7,6 @@ The exact search over downsets (the sets of nodes that can have run so far) foll
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 
 from .dag import Dag
@@ -17,30 +16,16 @@ from .dag import Dag
 LIMIT = 200_000
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """An order of a stage's nodes, and the memory that it takes.
-
-    Attributes:
-        order: every node once, each after its predecessors.
-        peak: the most memory at any moment; the unit is the size of one node's result.
-        optimal: True if no order has a lower peak; False if the search was given up.
-    """
-
-    order: tuple[int, ...]
-    peak: int
-    optimal: bool = True
-
-
 @lru_cache(maxsize=1024)
-def schedule(dag: Dag) -> Schedule:
-    """The order with the least peak of all orders; the ascending one if that is among the best.
+def schedule(dag: Dag) -> tuple[int, ...]:
+    """All nodes, each after its predecessors, in an order with the lowest peak of memory; the
+    ascending order if that is among the best.
 
-    The model of memory: between two nodes, memory holds the results that later nodes read, and the
-    running sum of the output nodes' results. (The stage's input belongs to the caller.) A node
-    first writes its aggregation, which is as large as one result. Then the inputs that no later
-    node reads are freed. Then it needs two more results at a time: the output of the depthwise
-    convolution, and that of the 1×1 convolution.
+    The model of memory, in units of one node's result: between two nodes, memory holds the results
+    that later nodes read, and the running sum of the output nodes' results. (The stage's input
+    belongs to the caller.) A node first writes its aggregation, which is as large as one result.
+    Then the inputs that no later node reads are freed. Then it needs two more results at a time:
+    the output of the depthwise convolution, and that of the 1×1 convolution.
 
     The search is exact, and so at worst exponential in the number of nodes that can run side by
     side: it takes a fraction of a second for the paper's generators with 32 nodes. For far larger
@@ -63,7 +48,7 @@ def schedule(dag: Dag) -> Schedule:
         if peak > peaks[done]:
             continue  # reached again, at less
         if done == everything:
-            return Schedule(_path(last, done), peak)
+            return _path(last, done)
         steps = []
         for node in ascending:
             if not (done >> node & 1 or after[node] & ~done):
@@ -81,7 +66,7 @@ def schedule(dag: Dag) -> Schedule:
                 peaks[new_done] = new_peak
                 last[new_done] = node
                 heapq.heappush(heap, (new_peak, ahead - 1, new_done, live + change))
-    return Schedule(ascending, bound, optimal=not heap)
+    return ascending
 
 
 class _Memory:
