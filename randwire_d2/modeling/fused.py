@@ -92,16 +92,9 @@ def _modules_of(nodes: Sequence[Any]) -> Iterator[Any]:
         yield from (node, *own["conv"]._modules.values(), own["norm"])
 
 
-class Order(NamedTuple):
-    """A plan, and its ``edges`` (see ``RandWireStage``)."""
-
-    plan: Plan
-    edges: Tensor
-
-
 def run_fused(
-    smallest: Order,
-    by_level: Order,
+    plans: Sequence[Plan],
+    edges: Sequence[Tensor],
     nodes: Sequence[Any],
     x: Tensor,
     kept: Tensor | None,
@@ -110,8 +103,9 @@ def run_fused(
     """Run a whole random graph, and update its running statistics as its nodes would.
 
     Args:
-        smallest: the order that holds the fewest results at once.
-        by_level: one that takes more memory, but fewer launches and messages between processes.
+        plans: the one that holds the fewest results at once, and the one by level, which takes more
+            memory, but fewer launches and messages between processes.
+        edges: of each plan; see ``RandWireStage``.
         nodes: its nodes, for which ``why_not`` is empty.
         x: the stage's input (N, in_channels, H, W).
         kept: see ``RandWireStage``.
@@ -132,8 +126,8 @@ def run_fused(
     save = wants_gradients(x, (p for node in nodes for p in node.parameters()))
     # By level takes more memory, which recomputation is to save; in inference, a CPU gains nothing.
     together = not recompute and (save or x.device.type != "cpu")
-    by_levels = norm.group is not None or together or (norm.batch and not recompute)
-    plan, edges = by_level if by_levels else smallest
+    by_level = norm.group is not None or together or (norm.batch and not recompute)
+    plan, chosen_edges = (plans[1], edges[1]) if by_level else (plans[0], edges[0])
     coefficients, affine, convolutions = _tensors(plan, nodes, kept, norm.batch, x, padding)
     shares = None if norm.group is None else Shares.of(norm.group, count, coefficients)
     run = Run(
@@ -152,7 +146,9 @@ def run_fused(
     )
     # All casts are done: autocast must change no other type.
     with torch.autocast(x.device.type, enabled=False):
-        output, *moments = GraphFunction.apply(run, edges, x, coefficients, affine, *convolutions)
+        output, *moments = GraphFunction.apply(
+            *(run, chosen_edges, x, coefficients, affine), *convolutions
+        )
     if norm.batch:
         norms = [nodes[v].norm for v in plan.order]
         moments = [own[..., :channels] for own in moments]

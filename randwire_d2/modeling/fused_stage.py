@@ -15,7 +15,6 @@ from ..wiring import StageSpec
 from ..wiring.plan import Plan
 from .fused import (
     Fused,
-    Order,
     compute_dtype,
     run_fused,
     sharing,
@@ -72,8 +71,7 @@ class RandWireStage(PlainStage):
         self.plain_because: str | None = None
         self.padding = 0
         self._failures: dict[tuple[torch.device, torch.dtype, bool, bool, bool], str] = {}
-        self._plan_by_level = Plan(spec.dag, by_level=True)
-        plans = (self.plan, self._plan_by_level)
+        self._plans = plans = self.plan, Plan(spec.dag, by_level=True)
         self._sizes = (
             _sharing(plans[1:], spec.dag.predecessors, MOST_INPUTS),
             _sharing(plans, [s or (0,) for s in spec.dag.successors], MOST_GRADS),
@@ -165,8 +163,7 @@ class RandWireStage(PlainStage):
         # don't need to save this one.
         if not torch.compiler.is_compiling() and torch.is_grad_enabled() and x.is_inference():
             x = x.clone()
-        smallest, by_level = map(Order, (self.plan, self._plan_by_level), self.edges)
-        return run_fused(smallest, by_level, [*self.nodes], x, kept, self.recompute)
+        return run_fused(self._plans, self.edges, [*self.nodes], x, kept, self.recompute)
 
     def run_replayed(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``run_fused``, as the replay of a CUDA graph if possible."""
@@ -183,13 +180,12 @@ class RandWireStage(PlainStage):
     def _device(self) -> torch.device | None:
         return next((t.device for t in chain(self.parameters(), self.buffers())), None)
 
-    def _edges_on(self, device: torch.device | None) -> tuple[Tensor, ...]:
-        plans = self.plan, self._plan_by_level
+    def _edges_on(self, device: torch.device | None) -> list[Tensor]:
         with torch.inference_mode(False):  # they may be trained with later
-            return tuple(
+            return [
                 torch.tensor([*p.by_target, *p.by_source, *p.by_coefficient], device=device)
-                for p in plans
-            )
+                for p in self._plans
+            ]
 
     def run_nodes(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """``forward`` node by node."""
