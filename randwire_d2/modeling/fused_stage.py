@@ -121,13 +121,12 @@ class RandWireStage(PlainStage):
 
         On a GPU, all processes must make the first call in training together.
         """
-        return why_not([*self.nodes], self._built) or self._why_not(x) or self._failure(x)
-
-    def _why_not(self, x: Tensor) -> str:
-        """What is wrong with an input, if anything; then torch's operators raise the error."""
-        if x.dim() == 4 and x.shape[1] == self.in_channels and (x.numel() or self.synchronised):
-            return ""
-        return f"the input is {tuple(x.shape)}, and not (N > 0, {self.in_channels}, H, W)"
+        if reason := why_not([*self.nodes], self._built):
+            return reason
+        # Of a wrong input, torch's operators raise the error.
+        if x.dim() != 4 or x.shape[1] != self.in_channels or not (x.numel() or self.synchronised):
+            return f"the input is {tuple(x.shape)}, and not (N > 0, {self.in_channels}, H, W)"
+        return self._failure(x)
 
     def _failure(self, x: Tensor) -> str:
         """Why the operators don't work for this stage on x's device; see ``ops.probe``."""
