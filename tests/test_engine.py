@@ -330,7 +330,7 @@ def test_a_lazy_proposal_network_has_no_classes(
     )
     monkeypatch.setattr(lazy_checks, "_check_solver_parts", lambda *_: None)  # the file has none
     given = [f"train.output_dir={tmp_path}", f"train.init_checkpoint={file}"]
-    load_lazy_config(parse_lazy(config, *flags, *DATA[1:], *SMALL, *given))
+    load_lazy_config(parse_lazy(config, *flags, *DATA[1:3], *SMALL, *given))
 
 
 def test_a_training_goes_on_with_its_own_optimizer_or_not_at_all(tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ DATA = [
     f"{NUMBER[FASTER]}={len(CLASSES)}",
     "dataloader.train.dataset.names=randwire_shapes_train",
     "dataloader.test.dataset.names=randwire_shapes_val",
+    # Else 14 million weights, which take most of the time of a checkpoint.
+    "model.roi_heads.box_head.fc_dims=[32,32]",
+    "model.roi_heads.box_predictor.input_shape.channels=32",
 ]
 SMALL = [
     f"{SPEC}._target_.channels=8", f"{SPEC}._target_.num_nodes=10",
@@ -121,7 +124,7 @@ def both(name: str) -> tuple[CfgNode, DictConfig]:
     number = f"{NUMBER[name]}={len(CLASSES)}"
     top = ["model.backbone.top_block.in_channels=64"] if name.startswith("retinanet") else []
     lazy = LazyConfig.load(str(LAZY / f"{name}.py"))
-    LazyConfig.apply_overrides(lazy, [*DATA[1:], number, *SMALL, *top])
+    LazyConfig.apply_overrides(lazy, [*DATA[1:3], number, *SMALL, *top])
     assert lazy.dataloader.train.mapper.augmentations[0].short_edge_length == list(
         cfg.INPUT.MIN_SIZE_TRAIN
     )
@@ -135,6 +138,10 @@ def both(name: str) -> tuple[CfgNode, DictConfig]:
         assert heads.batch_size_per_image == cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
         rpn.post_nms_topk[0] = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 50
         heads.batch_size_per_image = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+        if not name.startswith("cascade"):  # which has a head for each of its stages
+            assert heads.box_head.fc_dims == [cfg.MODEL.ROI_BOX_HEAD.FC_DIM] * 2
+            heads.box_head.fc_dims, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = [32, 32], 32
+            heads.box_predictor.input_shape.channels = 32
     return cfg, lazy
 
 

@@ -973,7 +973,8 @@ def test_a_panoptic_model_tells_of_stuff_too(
     cfg.merge_from_file(str(ROOT / "configs/coco/panoptic_fpn_randwire_c109_1x.yaml"))
     cfg.merge_from_list([
         *SMALL, "MODEL.RANDWIRE.REGIME", "small", "MODEL.RANDWIRE.NORM", "BN",
-        "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32, "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu",
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
+        "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu",
         "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.1, "INPUT.MIN_SIZE_TEST", 100,
         "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 20, "DATASETS.TRAIN", (train,),
     ])  # fmt: skip
