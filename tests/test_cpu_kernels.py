@@ -268,7 +268,7 @@ def test_no_access_is_outside_of_a_tensor(
     if not all(path.is_file() and path.read_bytes()[:4] == b"\x7fELF" for path in libraries):
         pytest.skip("the C++ compiler has no sanitizers that can be preloaded")
     # Optimized less, it compiles in a quarter of the time.
-    flags = f"{narrower} -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+    flags = f"{narrower} -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined"
     (tmp_path / "c++").write_text(f'#!/bin/sh\nexec {shlex.quote(compiler)} "$@" {flags}\n')
     (tmp_path / "c++").chmod(0o700)
     monkeypatch.setenv("CXX", str(tmp_path / "c++"))
