@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402 (what the environment must hold before an import)
 
+import gc
 import logging
 import os
 import random
@@ -9,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# Until all is imported and collected, below: to search what stays for garbage takes seconds.
+gc.disable()
 # Ahead of torch, and for all processes that tests start. Tensors are small: a second thread costs
 # more than it brings, and sums keep their order.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -41,6 +44,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 settings.load_profile("randwire")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.unfreeze()  # into the oldest generation
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,5 +1,6 @@
 """Helpers of the tests: processes of the tools, small data sets, random specs, comparisons."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -81,6 +82,7 @@ def _run_tool(
     before: str,
     pictures: bool,
 ) -> None:
+    gc.freeze()  # else a search for garbage copies what the fork server has imported
     os.setsid()  # so that its group can be killed
     # The first is the default, as in a process that no fork server has started.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
@@ -214,6 +216,7 @@ def end_each(lines: Sequence[tuple[str, Sequence[str], Path]]) -> list[Ended]:
 def _end_each(lines: Sequence[tuple[str, Sequence[str], Path]], sender: Connection) -> None:
     for name in {name for name, _, _ in lines}:
         runpy.run_path(str(ROOT / "tools" / name), run_name="imported")
+    gc.freeze()
     ended = []
     for line in lines:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -257,6 +260,7 @@ def in_two_processes(work: Callable[..., Any], *arguments: Any) -> list[Any]:
 
 
 def _in_group(work: Callable[..., Any], store: str, rank: int, arguments: Sequence[Any]) -> Any:
+    gc.freeze()
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     comm.create_local_process_group(2)
