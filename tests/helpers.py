@@ -57,7 +57,7 @@ class RunsCode:
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """Make trainings in this process end without pictures and without converting a backbone. These
     take half the time of a tiny training, and can't make it fail (test_conclusion)."""
-    patch.setattr(conclusion, "write_report", lambda *_: ())
+    patch.setattr(conclusion, "_draw", lambda _: None)
     patch.setattr(ClassificationTrainer, "next_command", Trainer.next_command)
 
 
@@ -68,7 +68,8 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
 # Importing torch and Detectron2 takes longer than most of these tests. A fork server imports them
 # once, and does nothing else before it forks the processes.
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(["randwire_d2.classification"])
+# What draws is imported late by tools; here it is once for all of them.
+FORK_SERVER.set_forkserver_preload(["randwire_d2.classification", "randwire_d2.engine.report"])
 
 
 KILLER = ROOT / "tests" / "killer" / "sitecustomize.py"

@@ -117,7 +117,7 @@ def test_what_fails_after_the_training_does_not_fail_it(tmp_path: Path) -> None:
         "from randwire_d2.classification import backbone\n"
         "from randwire_d2.engine import conclusion\n"
         "def fail(*_, **__): raise ValueError('no\\nroom')\n"
-        "conclusion.write_report = backbone.convert = fail\n"
+        "conclusion._draw = backbone.convert = fail\n"
     )
     config = ROOT / "configs/imagenet/randwire_c109_100ep.yaml"
     said = run_tool(

@@ -159,20 +159,23 @@ def test_a_tool_takes_no_option_that_it_would_not_heed(
 @pytest.mark.slow
 def test_importing_says_nothing_of_others_deprecations() -> None:
     """Wrong: each tool begins with four lines about Detectron2's use of PyTorch, or a second later
-    than it must, because what PyTorch defines is searched for garbage again and again."""
+    than it must, because what PyTorch defines is searched for garbage again and again, or half a
+    second later, because a training waits for what only draws its pictures."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     code = (
-        "import gc\n"
+        "import gc, sys\n"
         "searches = []\n"
         "gc.callbacks.append(lambda phase, info: searches.append((phase, info['generation'])))\n"
         "import randwire_d2\n"
-        "print(searches.count(('start', 2)), gc.isenabled())"
+        "print(searches.count(('start', 2)), gc.isenabled())\n"
+        "import randwire_d2.cli.pretrain, randwire_d2.cli.train\n"
+        "print('matplotlib' in sys.modules)"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "torch.jit.script" not in done.stderr
-    searches, enabled = done.stdout.split()
-    assert int(searches) <= 1 and enabled == "True"
+    searches, enabled, draws = done.stdout.split()
+    assert int(searches) <= 1 and (enabled, draws) == ("True", "False")
 
 
 def test_the_command_without_detectron2(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from ..modeling import NODE_OP_REGISTRY, RandWire
 from ..runs import RunFolder
 from ..weight_files.reading import iteration_of
 from .config.metric import best_evaluation, best_metric
-from .report import write_report
 
 # Packages whose modules every tool has.
 _STOCK = {"detectron2", "fvcore", "randwire_d2", "torch", "torchvision"}
@@ -33,13 +32,19 @@ def conclude(
     """
     output = cfg.OUTPUT_DIR
     try:
-        write_report(output, output)
+        _draw(output)
     # Any error is only logged, since the training has succeeded and its files are written.
     except Exception as e:
         logger.warning(f"No report of {output} could be drawn: {' '.join(f'{e!r}'.split())}")
     script, *arguments = next_command()
     command = command_of(script, arguments, _own_parts(model))
     logger.info(f"{_outcome(cfg, iterations)} Next: {command}")
+
+
+def _draw(output: str) -> None:
+    from .report import write_report  # here: Matplotlib would take half a second of every start
+
+    write_report(output, output)
 
 
 def _outcome(cfg: CfgNode, iterations: int) -> str:
