@@ -47,7 +47,13 @@ from randwire_d2.engine import (
     load_config,
     register_data,
 )
-from randwire_d2.engine.config.datasets import log_data, settle_classes
+from randwire_d2.engine.config import datasets
+from randwire_d2.engine.config.datasets import (
+    check_evaluator,
+    forget_classes,
+    log_data,
+    settle_classes,
+)
 from randwire_d2.garbage import uncollected
 from randwire_d2.runs import EVALUATIONS, RunFolder
 
@@ -510,6 +516,43 @@ def test_a_panoptic_detector_needs_more_than_boxes(unsplit: Path) -> None:
     given = ["--data", unsplit, "DATASETS.HOLD_BACK", 0.2]
     with pytest.raises(ValueError, match=r"no labels of stuff, which a PanopticFPN needs; .* name"):
         load_config(parse(*given, "MODEL.META_ARCHITECTURE", "PanopticFPN"))
+
+
+@pytest.fixture
+def panoptic() -> Iterator[str]:
+    """The name of a registered set with three classes of stuff, one of them that of all things."""
+    name, stuff = "stuff_of_three", ["things", "sky", "sea"]
+    MetadataCatalog.get(name).set(stuff_classes=stuff, evaluator_type="coco_panoptic_seg")
+    yield name
+    MetadataCatalog.pop(name)
+
+
+def test_the_number_of_stuff_follows_from_the_data(panoptic: str) -> None:
+    """Wrong: a panoptic detector of the user's own data has COCO's 54 outputs, and its evaluation
+    fails at a pixel of the fiftieth; or a detector without stuff is refused for it."""
+    cfg = detector_config()
+    cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
+    settle_classes(cfg, forget_classes(cfg), [panoptic])
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 4
+    with raises_one_line(ValueError, match="SEM_SEG_HEAD.NUM_CLASSES is 4, .* 3 .*; set it to 3"):
+        settle_classes(cfg, {}, [panoptic])
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    settle_classes(cfg, {}, [panoptic])
+    settle_classes(cfg, forget_classes(cfg) | {"SEM_SEG_HEAD": 54}, [panoptic])
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 54
+
+
+def test_a_panoptic_evaluation_needs_its_package(
+    panoptic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: the training ends at its first evaluation, for want of panopticapi."""
+    check_evaluator("coco_2017_val")
+    monkeypatch.setattr(datasets, "find_spec", lambda _: None)
+    with raises_one_line(ValueError, match=r"needs panopticapi: pip install .*DATASETS.TEST"):
+        check_evaluator(panoptic)
+    monkeypatch.setattr(datasets, "find_spec", lambda _: "found")
+    check_evaluator(panoptic)
 
 
 def test_a_registered_set_without_names_is_read(unsplit: Path) -> None:

@@ -15,6 +15,8 @@ from helpers import ROOT
 WHEEL = {
     "detectron2/__init__.py": "",
     "detectron2/_C.cpython-310-x86_64-linux-gnu.so": "",
+    "detectron2/evaluation/sem_seg_evaluation.py": "        array = np.array(Image.open(f), "
+    "copy=copy, dtype=dtype)\n",
     "tools/train_net.py": "",
     "sal_detectron2-0.7.2.dist-info/METADATA": "Metadata-Version: 2.1\n"
     "Name: sal-detectron2\nVersion: 0.7.2\nRequires-Dist: yacs>=0.1.8\nRequires-Dist: numpy<2\n"
@@ -174,7 +176,8 @@ def test_broken_detectron2_is_removed_first(installer, pretend_installed, tmp_pa
 
 
 def test_wheel_brings_its_requirements_and_nothing_else(installer, tmp_path):
-    """Wrong: a `tools` that shadows others', a `_C` of another Python, or a numpy below 2."""
+    """Wrong: a `tools` that shadows others', a `_C` of another Python, or a numpy below 2, which
+    the evaluation of stuff would need."""
     (tmp_path / "tools").mkdir()  # another package's
     (tmp_path / "detectron2").mkdir()
     (tmp_path / "detectron2/left_over.py").touch()
@@ -183,7 +186,9 @@ def test_wheel_brings_its_requirements_and_nothing_else(installer, tmp_path):
     assert run[1].endswith(" yacs>=0.1.8 omegaconf<2.4,>=2.1")
     files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     info = "sal_detectron2-0.7.2.dist-info"
-    assert files == ["detectron2/__init__.py", f"{info}/METADATA", f"{info}/RECORD"]
+    stuff = "detectron2/evaluation/sem_seg_evaluation.py"
+    assert files == ["detectron2/__init__.py", stuff, f"{info}/METADATA", f"{info}/RECORD"]
+    assert "np.asarray(Image.open(f), dtype=dtype)" in (tmp_path / stuff).read_text()
     assert "numpy" not in (tmp_path / info / "METADATA").read_text()
     record = (tmp_path / info / "RECORD").read_text()
     assert "tools/" not in record and "_C" not in record and "detectron2/__init__.py" in record

@@ -193,13 +193,17 @@ def trim_wheel(folder: Path, dist_info: Path) -> None:
     """Removes what the wheel unpacked into `folder` should not bring into an environment.
 
     That is a top-level package `tools`, which would shadow other people's; the extension module
-    `_C`, compiled for one version of Python and an old torch; and the claim to need numpy below 2,
-    which isn't so. Without `_C` only rotated boxes and deformable convolutions are lost, and COCO
-    evaluation uses pycocotools.
+    `_C`, compiled for one version of Python and an old torch; and the need of numpy below 2, which
+    only one line has: it is made upstream's. Without `_C` only rotated boxes and deformable
+    convolutions are lost, and COCO evaluation uses pycocotools.
     """
     shutil.rmtree(folder / "tools")
     for extension in (folder / "detectron2").glob("_C.*"):
         extension.unlink()
+
+    stuff = folder / "detectron2" / "evaluation" / "sem_seg_evaluation.py"
+    needs_old = "np.array(Image.open(f), copy=copy, dtype=dtype)"
+    stuff.write_text(stuff.read_text().replace(needs_old, "np.asarray(Image.open(f), dtype=dtype)"))
 
     def filter_lines(name: str, unwanted: tuple[str, ...]) -> None:
         lines = (dist_info / name).read_text().splitlines(keepends=True)

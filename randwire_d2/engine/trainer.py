@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
@@ -33,7 +34,9 @@ from detectron2.evaluation import (
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from fvcore.nn.precise_bn import get_bn_modules
+from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import EMA_KEY, Classes, RandWireCheckpointer
@@ -67,7 +70,15 @@ def _coco(cfg: CfgNode, name: str, folder: str) -> COCOEvaluator:
 
 
 def _sem_seg(cfg: CfgNode, name: str, folder: str) -> SemSegEvaluator:
-    return SemSegEvaluator(name, distributed=True, output_dir=folder)
+    return SemSegEvaluator(
+        name, distributed=True, output_dir=folder, sem_seg_loading_fn=_read_labels
+    )
+
+
+def _read_labels(file_name: str, dtype: Any) -> np.ndarray:
+    """As Detectron2's default, which in its wheel fails with numpy 2."""
+    with PathManager.open(file_name, "rb") as file:
+        return np.asarray(Image.open(file), dtype=dtype)
 
 
 # The evaluators for each ``evaluator_type`` of a data set. They are those of Detectron2's

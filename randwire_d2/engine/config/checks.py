@@ -36,7 +36,13 @@ from ...text import prefixed, similar
 from ..processes.slurm import is_submitted
 from ..processes.torchrun import Launched, count_processes
 from .continuation import check_continuation, check_split
-from .datasets import count_training_images, forget_classes, settle_classes, take_data
+from .datasets import (
+    check_evaluator,
+    count_training_images,
+    forget_classes,
+    settle_classes,
+    take_data,
+)
 from .keypoints import settle_keypoints
 from .keys import UNSET
 from .limits import LIMITS, check_images, check_limits
@@ -296,6 +302,8 @@ def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> None:
             raise ValueError(f"DATASETS.{key} is empty; name registered data sets, or --data PATH")
         for name in names:
             check_dataset(f"DATASETS.{key}", name)
+            if key == "TEST":
+                check_evaluator(name)
 
 
 def check_dataset(key: str, name: str) -> None:

@@ -2,8 +2,9 @@
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -20,8 +21,8 @@ from ..processes.torchrun import made_once
 from .keypoints import check_keypoints
 from .keys import UNSET
 
-# The heads with a NUM_CLASSES of things; the classes of SEM_SEG_HEAD are not things.
-HEADS = ("ROI_HEADS", "RETINANET")
+HEADS = ("ROI_HEADS", "RETINANET")  # with a NUM_CLASSES of things
+STUFF_HEAD = "SEM_SEG_HEAD"  # with one of stuff
 # The heads that each meta-architecture of Detectron2 builds. Others may build any of them.
 _HEADS_OF: dict[str, tuple[str, ...]] = {
     "GeneralizedRCNN": ("ROI_HEADS",),
@@ -211,54 +212,95 @@ def _warn_of_evaluations(cfg: CfgNode) -> None:
         )
 
 
+def check_evaluator(name: str) -> None:
+    """
+    Raises:
+        ValueError: the evaluation of the registered data set needs a package that is not installed;
+            one line.
+    """
+    kind = MetadataCatalog.get(name).get("evaluator_type")
+    if kind == "coco_panoptic_seg" and find_spec("panopticapi") is None:
+        raise ValueError(
+            f"the evaluation of {name!r} needs panopticapi: pip install "
+            "git+https://github.com/cocodataset/panopticapi.git, or train without an evaluation, "
+            'DATASETS.TEST "()"'
+        )
+
+
 def forget_classes(cfg: CfgNode) -> dict[str, int]:
     """Mark each head's NUM_CLASSES as not set; return the earlier numbers."""
-    defaults = {head: cfg.MODEL[head].NUM_CLASSES for head in HEADS}
-    for head in HEADS:
+    defaults = {head: cfg.MODEL[head].NUM_CLASSES for head in (*HEADS, STUFF_HEAD)}
+    for head in defaults:
         cfg.MODEL[head].NUM_CLASSES = UNSET
     return defaults
 
 
 def settle_classes(cfg: CfgNode, defaults: dict[str, int], names: Sequence[str]) -> list[str]:
-    """Set each head's NUM_CLASSES to the number of the data's classes, unless the user has set it.
+    """Set each head's NUM_CLASSES to the number of the data's classes (of stuff for SEM_SEG_HEAD),
+    unless the user has set it.
 
     Args:
         defaults: the return value of ``forget_classes``, for data sets without class names.
         names: the names of the registered data sets, at least one.
 
     Returns:
-        The classes that the network distinguishes; none if the data sets name none.
+        The classes of things that the network distinguishes; none if the data sets name none.
 
     Raises:
         ValueError: a head's number was set to another, or the data sets differ; one line.
     """
-    first, *others = [(name, classes) for name in names if (classes := thing_classes(name))] or [
-        (names[0], [])
-    ]
+    built = heads_of(cfg.MODEL.META_ARCHITECTURE)
+    things = _common_classes(names, thing_classes)
+    for head in HEADS:
+        _settle_head(cfg, head, defaults, *things, is_built=head in built)
+    stuff = names[0], list[str]()
+    if cfg.MODEL.META_ARCHITECTURE in _SEGMENT_STUFF:
+        stuff = _common_classes(names, stuff_classes)
+    _settle_head(cfg, STUFF_HEAD, defaults, *stuff)
+    return things[1] if built else []
+
+
+def _common_classes(
+    names: Sequence[str], classes_of: Callable[[str], list[str]]
+) -> tuple[str, list[str]]:
+    """The first data set that names its classes, and these, which are those of all others, too."""
+    found = [(name, classes) for name in names if (classes := classes_of(name))]
+    first, *others = found or [(names[0], [])]
     for name, classes in others:
         if classes != first[1]:
             raise ValueError(
                 f"{first[0]!r} and {name!r} have different classes: {_short(first[1])}, and "
                 f"{_short(classes)}"
             )
-    number = len(first[1])
-    built = heads_of(cfg.MODEL.META_ARCHITECTURE)
-    for head in HEADS:
-        node = cfg.MODEL[head]
-        if node.NUM_CLASSES == UNSET:
-            node.NUM_CLASSES = number or defaults[head]
-        elif number and head in built and number != node.NUM_CLASSES:
-            raise ValueError(
-                f"MODEL.{head}.NUM_CLASSES is {node.NUM_CLASSES}, but {first[0]!r} has "
-                f"{_short(first[1])}; set it to {number}, or leave the key out, and it "
-                "follows from the data"
-            )
-    return first[1] if built else []
+    return first
+
+
+def _settle_head(
+    cfg: CfgNode,
+    head: str,
+    defaults: dict[str, int],
+    name: str,
+    classes: list[str],
+    is_built: bool = True,
+) -> None:
+    node, number = cfg.MODEL[head], len(classes)
+    if node.NUM_CLASSES == UNSET:
+        node.NUM_CLASSES = number or defaults[head]
+    elif number and is_built and number != node.NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.{head}.NUM_CLASSES is {node.NUM_CLASSES}, but {name!r} has {_short(classes)}; "
+            f"set it to {number}, or leave the key out, and it follows from the data"
+        )
 
 
 def heads_of(architecture: str) -> tuple[str, ...]:
     """The heads of a meta-architecture that distinguish classes."""
     return _HEADS_OF.get(architecture, HEADS)
+
+
+def stuff_classes(name: str) -> list[str]:
+    """The stuff classes of a registered data set; none if it names none."""
+    return list(MetadataCatalog.get(name).get("stuff_classes") or [])
 
 
 def _short(classes: Sequence[str]) -> str:
