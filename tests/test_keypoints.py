@@ -18,9 +18,11 @@ from label_formats import average_precision
 
 from randwire_d2 import load_detector
 from randwire_d2.cli import browse_data, export, predict, train
+from randwire_d2.config import detector_config
 from randwire_d2.data import labelled_images, training_mapper
 from randwire_d2.data.formats.keypoints import of_classes
 from randwire_d2.engine import Trainer, argument_parser, data_config, load_config
+from randwire_d2.engine.config.keypoints import settle_keypoints
 from randwire_d2.engine.lazy.config import load_lazy_config
 
 CONFIG = str(ROOT / "configs" / "coco" / "keypoint_rcnn_randwire_c109_fpn_1x.yaml")
@@ -208,6 +210,30 @@ def test_unknown_sides_are_not_flipped(coco: Path, tmp_path: Path) -> None:
         damaged = poses.write_yolo(tmp_path / str(i), coco, flip_idx=wrong)
         with pytest.raises(ValueError, match="has flip_idx .*; it must say which of kpt_shape's 5"):
             load(damaged)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"keypoint_flip_map": None}, "has no keypoint_flip_map, .*: add it to its metadata"),
+        ({"keypoint_flip_map": [("left", "right_hand")]}, "flip_map with 'left', which is none of"),
+        ({"keypoint_names": poses.NAMES[::-1]}, "have different keypoint_names: .*; give both the"),
+    ],
+)
+def test_metadata_of_a_registered_set_is_whole(metadata: dict[str, Any], says: str) -> None:
+    """Wrong: a missing or wrong entry is a traceback of Detectron2's mapper; or keypoints are
+    evaluated as others than were trained."""
+    cfg = detector_config()
+    cfg.MODEL.KEYPOINT_ON, cfg.DATASETS.TRAIN = True, ("own_poses",)
+    given = {"keypoint_names": poses.NAMES, "keypoint_flip_map": [("left_hand", "right_hand")]}
+    MetadataCatalog.get("own_poses").set(**{k: v for k, v in (given | metadata).items() if v})
+    MetadataCatalog.get("other_poses").set(**given)
+    try:
+        with raises_one_line(ValueError, match=says):
+            settle_keypoints(cfg, 17, ["own_poses", "other_poses"])
+    finally:
+        MetadataCatalog.pop("own_poses")
+        MetadataCatalog.pop("other_poses")
 
 
 def test_vertical_flips_leave_no_left_for_right(coco: Path, tmp_path: Path) -> None:

@@ -63,17 +63,12 @@ def settle_keypoints(cfg: CfgNode, default: int, names: Sequence[str]) -> None:
         names: the names of the registered data sets, at least one.
 
     Raises:
-        ValueError: NUM_KEYPOINTS or KEYPOINT_OKS_SIGMAS contradicts the data, or RANDOM_FLIP is
-            vertical, where Detectron2 does not swap left and right; one line.
+        ValueError: NUM_KEYPOINTS or KEYPOINT_OKS_SIGMAS contradicts the data, the data sets differ,
+            pairs of left and right keypoints are unknown, or RANDOM_FLIP is vertical, where
+            Detectron2 does not swap them; one line.
     """
-    if cfg.MODEL.KEYPOINT_ON and cfg.INPUT.RANDOM_FLIP == "vertical":
-        for name in names:
-            if pairs := list(MetadataCatalog.get(name).get("keypoint_flip_map") or ()):
-                raise ValueError(
-                    "INPUT.RANDOM_FLIP is vertical, and Detectron2 makes left keypoints right ones "
-                    f"({brief(pairs[0])} of {name!r}) in horizontal flips alone: set horizontal or "
-                    "none"
-                )
+    if cfg.MODEL.KEYPOINT_ON:
+        _check_metadata(cfg, names)
     node = cfg.MODEL.ROI_KEYPOINT_HEAD
     of_data = keypoint_names(names[0]) if cfg.MODEL.KEYPOINT_ON else []
     number = len(of_data)
@@ -92,6 +87,35 @@ def settle_keypoints(cfg: CfgNode, default: int, names: Sequence[str]) -> None:
             f"TEST.KEYPOINT_OKS_SIGMAS must be {number}, one for each keypoint of {names[0]!r}; "
             f"got {len(sigmas)}"
         )
+
+
+def _check_metadata(cfg: CfgNode, names: Sequence[str]) -> None:
+    first, *others = [(name, points) for name in names if (points := keypoint_names(name))] or [
+        (names[0], [])
+    ]
+    for name, points in others:
+        if points != first[1]:
+            raise ValueError(
+                f"{first[0]!r} and {name!r} have different keypoint_names: {brief(first[1])}, and "
+                f"{brief(points)}; give both the same"
+            )
+    for name in cfg.DATASETS.TRAIN if first[1] else ():  # Detectron2's mapper reads these alone
+        pairs = MetadataCatalog.get(name).get("keypoint_flip_map")
+        if pairs is None:
+            raise ValueError(
+                f"{name!r} has no keypoint_flip_map, the pairs of keypoints that change places in "
+                "a mirror image: add it to its metadata, () if there are none"
+            )
+        if unknown := [point for pair in pairs for point in pair if point not in first[1]]:
+            raise ValueError(
+                f"{name!r} has a keypoint_flip_map with {unknown[0]!r}, which is none of its "
+                f"keypoint_names {brief(first[1])}: correct its metadata"
+            )
+        if pairs and cfg.INPUT.RANDOM_FLIP == "vertical":
+            raise ValueError(
+                "INPUT.RANDOM_FLIP is vertical, and Detectron2 makes left keypoints right ones "
+                f"({brief(pairs[0])} of {name!r}) in horizontal flips alone: set horizontal or none"
+            )
 
 
 def keypoint_names(name: str) -> list[str]:
