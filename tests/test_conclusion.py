@@ -3,16 +3,22 @@
 The trainings are real, and small; the commands that they name are run.
 """
 
+import logging
 import re
 import shlex
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import helpers
 import pytest
 import torch
 from helpers import ROOT, draw_image_folders, last_metrics
+from torch import nn
 
+from randwire_d2.config import detector_config
+from randwire_d2.engine import Trainer
+from randwire_d2.engine.conclusion import conclude
 from randwire_d2.runs import RunFolder
 
 run_tool = partial(helpers.run_tool, pictures=True)
@@ -48,6 +54,19 @@ def closing_line(said: str) -> str:
     line = said.rstrip().splitlines()[-1]
     assert "The training has ended" in line, said[-3000:]
     return line
+
+
+def test_no_prediction_follows_where_none_is_possible(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong: after the training of a semantic segmentation, the command that is named fails."""
+    cfg = detector_config()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    for architecture, follows in (("SemanticSegmentor", False), ("PanopticFPN", True)):
+        cfg.MODEL.META_ARCHITECTURE = architecture
+        with caplog.at_level(logging.INFO, "randwire_d2"):
+            conclude(cfg, 1, nn.Identity(), lambda: Trainer.next_command(SimpleNamespace(cfg=cfg)))
+        assert ("Next:" in caplog.messages[-1]) == follows
 
 
 @pytest.mark.slow

@@ -28,7 +28,8 @@ def conclude(
         cfg: the training's config.
         iterations: the number of iterations of the training.
         model: the trained model.
-        next_command: returns the tool to use next and its arguments; the call may take a while.
+        next_command: returns the tool to use next and its arguments, or [] if there is none; the
+            call may take a while.
     """
     output = cfg.OUTPUT_DIR
     try:
@@ -36,9 +37,10 @@ def conclude(
     # Any error is only logged, since the training has succeeded and its files are written.
     except Exception as e:
         logger.warning(f"No report of {output} could be drawn: {' '.join(f'{e!r}'.split())}")
-    script, *arguments = next_command()
-    command = command_of(script, arguments, _own_parts(model))
-    logger.info(f"{_outcome(cfg, iterations)} Next: {command}")
+    following = ""
+    if command := next_command():
+        following = f" Next: {command_of(command[0], command[1:], _own_parts(model))}"
+    logger.info(f"{_outcome(cfg, iterations)}{following}")
 
 
 def _draw(output: str) -> None:

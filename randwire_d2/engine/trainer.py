@@ -45,6 +45,7 @@ from ..data.images.patience import PatientMapper
 from ..modeling import RandWireStage
 from .conclusion import conclude, predict_command
 from .config.continuation import check_done
+from .config.datasets import heads_of
 from .config.keys import YAML_KEYS
 from .config.schedule import scale_to_processes
 from .hooks.best import TrainingStopped, is_exhausted
@@ -302,7 +303,10 @@ class Trainer(DefaultTrainer):
         conclude(self.cfg, self.iter, self.checkpointer.model, self.next_command)
 
     def next_command(self) -> list[str]:
-        """The tool that uses the result of the training, and its arguments."""
+        """The tool that uses the result of the training, and its arguments; [] if there is none:
+        only models with classes of things can predict."""
+        if not heads_of(self.cfg.MODEL.META_ARCHITECTURE):
+            return []
         return predict_command(self.cfg.OUTPUT_DIR)
 
     def resume_or_load(self, resume: bool = True) -> None:
