@@ -4,8 +4,11 @@ The trainings are real, and small; the commands that they name are run.
 """
 
 import logging
+import multiprocessing
 import re
 import shlex
+import signal
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +22,7 @@ from torch import nn
 from randwire_d2.config import detector_config
 from randwire_d2.engine import Trainer
 from randwire_d2.engine.conclusion import conclude
+from randwire_d2.engine.processes.signals import StopOnSignal
 from randwire_d2.runs import RunFolder
 
 run_tool = partial(helpers.run_tool, pictures=True)
@@ -147,3 +151,20 @@ def test_what_fails_after_the_training_does_not_fail_it(tmp_path: Path) -> None:
     assert said.count("run/backbone.pth was not written: no room") == 1
     expected = "Next: python tools/convert_checkpoint.py run/model_final.pth run/backbone.pth"
     assert expected in closing_line(said)
+
+
+def test_an_evaluators_pool_ends_during_a_training() -> None:
+    """Wrong: its forked workers take over the training's handler of SIGTERM, by which the pool ends
+    them, and the panoptic evaluation never returns."""
+    hook = StopOnSignal()
+    hook.trainer = SimpleNamespace(iter=0, max_iter=1)
+    hook.before_train()
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+    try:
+        worker.start()
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == -signal.SIGTERM
+    finally:
+        worker.kill()
+        hook.after_train()

@@ -65,14 +65,18 @@ class StopOnSignal(HookBase):
     def __init__(self, check: Callable[[], None] = lambda: None) -> None:
         self._check = check
         self._got = 0
+        self._pid = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def before_train(self) -> None:
+        self._pid = os.getpid()
         self._before = _handle(self._note)
         _training.value = 1
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._got and number == signal.SIGINT:
+        # An evaluator's forked pool (panopticapi's) ends workers by SIGTERM, and waits for them.
+        in_worker = os.getpid() != self._pid and number == signal.SIGTERM
+        if in_worker or (self._got and number == signal.SIGINT):
             end_by(number)
         self._got = self._got or number
 
