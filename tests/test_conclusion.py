@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import helpers
 import pytest
 import torch
-from helpers import ROOT, draw_image_folders, last_metrics
+from helpers import PATIENCE, ROOT, draw_image_folders, last_metrics
 from torch import nn
 
 from randwire_d2.config import detector_config
@@ -159,11 +159,14 @@ def test_an_evaluators_pool_ends_during_a_training() -> None:
     hook = StopOnSignal()
     hook.trainer = SimpleNamespace(iter=0, max_iter=1)
     hook.before_train()
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+    forks = multiprocessing.get_context("fork")
+    has_begun = forks.Event()  # a signal that comes during a fork is lost
+    worker = forks.Process(target=lambda: has_begun.set() or time.sleep(2 * PATIENCE))
     try:
         worker.start()
+        assert has_begun.wait(PATIENCE)
         worker.terminate()
-        worker.join(10)
+        worker.join(PATIENCE)
         assert worker.exitcode == -signal.SIGTERM
     finally:
         worker.kill()

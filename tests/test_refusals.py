@@ -124,6 +124,10 @@ REFUSALS = {
             "DETECTOR MODEL.META_ARCHITECTURE RetinaNet",
             "no 'p7' (MODEL.BACKBONE.NAME build_randwire_fpn_backbone; MODEL.RETINANET.IN_FEATURES",
         ),
+        (
+            "DETECTOR MODEL.RANDWIRE.NORM GN MODEL.RANDWIRE.FUSED on",
+            "FUSED is on, but the norm is GroupNorm, … with auto, nodes run one by one",
+        ),
         ("DETECTOR MODEL.RANDWIRE.WS.K 3", "MODEL.RANDWIRE … WS needs an even K … got K=3"),
         ("DETECTOR MODEL.RANDWIRE.SPEC_FILE IN/broken.json", "SPEC_FILE '…/broken.json': not the"),
         ("DETECTOR MODEL.KEYPOINT_ON True", "has no keypoint_names; … MODEL.KEYPOINT_ON False"),

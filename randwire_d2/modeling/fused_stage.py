@@ -80,6 +80,8 @@ class RandWireStage(PlainStage):
             len(spec.dag.output_nodes),
         )
         self.edges = self._edges_on(self._device())
+        if fused == "on":  # a training should not learn it in its first iteration
+            _check_possible(why_not([*self.nodes], self._built))
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """As ``PlainStage.forward``. If the nodes were padded, the padding lies in memory between
@@ -104,10 +106,7 @@ class RandWireStage(PlainStage):
         reason = self.obstacle(x)
         if self.fused == "auto":
             return reason or self.slower.get(self.training, "")
-        if reason and reason != EXPORTING:
-            raise ValueError(
-                f"MODEL.RANDWIRE.FUSED is on, but {reason}; with auto, nodes run one by one"
-            )
+        _check_possible(reason)
         return reason
 
     @property
@@ -192,6 +191,13 @@ class RandWireStage(PlainStage):
         if self.training in self.slower:
             x = x.contiguous(memory_format=torch.channels_last)
         return super().forward(x, kept)
+
+
+def _check_possible(obstacle: str) -> None:
+    if obstacle and obstacle != EXPORTING:
+        raise ValueError(
+            f"MODEL.RANDWIRE.FUSED is on, but {obstacle}; with auto, nodes run one by one"
+        )
 
 
 def _sharing(
