@@ -339,7 +339,7 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
     run_tool(TOOL, *given, "--eval-only", *options, log=log)
     yaml = [*SMALL_YAML, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path / "yaml",
             "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RPN.POST_NMS_TOPK_TEST", 20,
-            "INPUT.MIN_SIZE_TEST", 96]  # fmt: skip
+            "MODEL.ROI_BOX_HEAD.FC_DIM", 32, "INPUT.MIN_SIZE_TEST", 96]  # fmt: skip
     run_tool("train_net.py", "--config-file", yaml_of(FASTER), "--eval-only", *yaml, log=log)
     lazily, plainly = (
         json.loads(next((tmp_path / kind).rglob(RunFolder(run).detections_file.name)).read_text())
