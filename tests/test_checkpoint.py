@@ -279,6 +279,8 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, suf
         b"<!DOCTYPE html><html>": "no checkpoint",
         pickle.dumps([1, 2]): "holds a list" if suffix == "pkl" else "damaged, cut off, or no",
     }
+    if suffix == "pkl":
+        contents[pickle.dumps({"model": {}, "__author__": "test"})] = "holds no weights"
     for content, says in contents.items():
         path.write_bytes(content)
         with raises_one_line(ValueError, match=says) as e:

@@ -195,6 +195,8 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     elif "model" not in data:
         data = {"model": data}
     check_state(path, data["model"])
+    if not data["model"]:  # Detectron2's search for names in it would fail
+        raise ValueError(f"{path!r} holds no weights: save the state dict of a model in it")
     return data
 
 
