@@ -1082,6 +1082,19 @@ def test_what_is_hidden_in_a_folder_is_no_image(tmp_path: Path) -> None:
     assert [i.path for i in find_inputs([alone])] == [alone]
 
 
+def test_what_a_prediction_has_drawn_is_no_photo(tmp_path: Path) -> None:
+    """Wrong: a second prediction beside the photos takes the pictures of the first for photos; or
+    a folder of pictures can't be given, or one that is only called so is left out."""
+    for name in ("a.jpg", "pictures/b.jpg", "out/pictures/a.jpg", "out/pictures/sub/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "out" / "job.partial.json").write_text("{}")
+    for given in (tmp_path, tmp_path / "**" / "*.jpg"):
+        assert [Path(i.path).name for i in find_inputs([str(given)])] == ["a.jpg", "b.jpg"]
+    for given in (tmp_path / "out" / "pictures", tmp_path / "out" / "pictures" / "**" / "*.jpg"):
+        assert [Path(i.path).name for i in find_inputs([str(given)])] == ["a.jpg", "c.jpg"]
+
+
 def test_photos_that_cannot_be_read_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

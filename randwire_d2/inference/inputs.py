@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from glob import glob
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import numpy as np
 from ..data.images.names import is_image_file, unreadable
 from ..data.paths import files_below
 
+# Of a prediction: the record of its work, and the folders of what it draws.
+FINISHED, NOTE = "job.json", "job.partial.json"
+PICTURES, SEGMENTS = "pictures", "panoptic"
 VIDEO_EXTENSIONS = (
     ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
 )  # fmt: skip
@@ -43,7 +47,8 @@ def find_inputs(given: Sequence[str], option: str = "INPUT") -> list[Input]:
 
     A file that is given by name counts as an image if its suffix is unknown. Hidden files in
     folders are left out, as globs do: macOS's ``._photo.jpg``, for example, is no image.
-    A warning lists images in formats that can't be read.
+    A warning lists images in formats that can't be read. What an earlier prediction has drawn into
+    a folder among these is left out, unless that folder is given itself.
 
     Args:
         given: the files, globs and folders.
@@ -55,8 +60,10 @@ def find_inputs(given: Sequence[str], option: str = "INPUT") -> list[Input]:
     found: dict[str, tuple[str, str]] = {}
     for text in given:
         files: dict[str, str] = {}  # a folder below another is matched by ** itself, too
+        drawn = cache(partial(_is_drawn, text))
         for path, name in _files(text):
-            files.setdefault(path, name)
+            if not drawn(os.path.dirname(path)):
+                files.setdefault(path, name)
         known = {path: name for path, name in files.items() if path == text or _known(path)}
         passed_over = unreadable(path for path in files if path != text)
         if not known:
@@ -108,6 +115,17 @@ def _files(text: str) -> list[tuple[str, str]]:
 def _below(folder: str) -> list[tuple[str, str]]:
     paths = sorted(p for p in map(Path, files_below(folder)) if p.is_file())
     return [(str(p), str(p.relative_to(folder).with_suffix(""))) for p in paths]
+
+
+def _is_drawn(text: str, folder: str) -> bool:
+    """Whether a folder, found as ``text``, holds pictures that a prediction has drawn there."""
+    above = (Path(folder), *Path(folder).parents)
+    outputs = [path.parent for path in above if path.name in (PICTURES, SEGMENTS)]
+    return any(
+        (output / job).is_file() and not Path(text).is_relative_to(output)
+        for output in outputs
+        for job in (FINISHED, NOTE)
+    )
 
 
 def _known(name: str) -> bool:

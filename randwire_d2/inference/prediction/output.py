@@ -32,6 +32,7 @@ from PIL import Image
 
 from ...files import atomic_open
 from ...text import one_line, parse_json
+from ..inputs import PICTURES, SEGMENTS
 from .unfinished import (
     COLUMNS,
     FINISHED,
@@ -44,8 +45,8 @@ from .unfinished import (
     table_rows,
 )
 
-RESULTS, TABLE, IMAGES, PICTURES = "results.json", "results.csv", "images.json", "pictures"
-PANOPTIC, SEGMENTS = "panoptic.json", "panoptic"
+RESULTS, TABLE, IMAGES = "results.json", "results.csv", "images.json"
+PANOPTIC = "panoptic.json"
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...text import parse_json
+from ..inputs import FINISHED, NOTE
 
-FINISHED, NOTE = "job.json", "job.partial.json"
 STAMPS = "stamps"  # in a note: the inputs' sizes and times
 COLUMNS = (
     "image_id", "file_name", "frame", "category_id", "category", "score", "x", "y", "width",
