@@ -136,7 +136,10 @@ class RandWireCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):  # Detectron2 would run what is in them
-            return load_checkpoint(filename)
+            converted = load_checkpoint(filename)
+            if not converted["model"]:  # Detectron2's search for names in it would fail
+                raise ValueError(f"{filename!r} holds no weights: save a model's state dict in it")
+            return converted
         loaded: dict[str, Any] = super()._load_file(filename)
         check_state(filename, loaded["model"])
         return loaded
@@ -195,8 +198,6 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     elif "model" not in data:
         data = {"model": data}
     check_state(path, data["model"])
-    if not data["model"]:  # Detectron2's search for names in it would fail
-        raise ValueError(f"{path!r} holds no weights: save the state dict of a model in it")
     return data
 
 

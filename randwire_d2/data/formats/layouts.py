@@ -114,7 +114,7 @@ def _detect(place: str) -> tuple[str, dict[str, Any]]:
         if len(found) > 1:
             raise ValueError(
                 f"{place!r} holds {' and '.join(found)}; give one of them: "
-                "annotations.json:images, data.yaml, or the folder Annotations"
+                "annotations.json:images, data.yaml or classes.txt, or the folder Annotations"
             )
         if found:
             return next(iter(found.items()))
