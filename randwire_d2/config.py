@@ -96,8 +96,8 @@ def add_engine_config(cfg: CfgNode) -> None:
     # A loss that is NaN or infinite ends a training, unless this is n > 0: then up to n such steps
     # in a row are skipped first.
     cfg.SOLVER.SKIP_NONFINITE = 0
-    # A detector's data set by its path, instead of DATASETS.TRAIN and TEST: COCO's format, YOLO's
-    # or Pascal VOC's (data/formats/layouts.py has the layouts). Set by --data of
+    # A detector's data set by its path, instead of DATASETS.TRAIN and TEST: COCO's format, YOLO's,
+    # Pascal VOC's or LabelMe's (data/formats/layouts.py has the layouts). Set by --data of
     # tools/train_net.py.
     cfg.DATASETS.PATH = ""
     # The path of the validation split, if PATH does not contain it. Set by --data-val.

@@ -3,6 +3,7 @@
 ``pytest -s -m slow tests/test_fuzz.py`` prints how many cases each parser had.
 """
 
+import base64
 import copy
 import hashlib
 import io
@@ -462,6 +463,7 @@ EXPORTED = {
 def put_labels(folder: Path) -> None:
     if not (folder / "data").exists():
         write_sound(folder / "data")
+        (folder / "data" / "labelme").mkdir()
 
 
 def read_splits(path: str, folder: Path) -> None:
@@ -485,6 +487,16 @@ VOC = (
     b"<annotation><size><width>48</width><height>32</height></size><object><name>cat</name><bndbox>"
     b"<xmin>5</xmin><ymin>7</ymin><xmax>16</xmax><ymax>16</ymax></bndbox></object></annotation>"
 )
+PNG = base64.b64encode(cv2.imencode(".png", np.full((2, 3), 255, np.uint8))[1]).decode()
+LABELME = {
+    "shapes": [
+        {"label": "cat", "points": [[1, 2], [9.5, 8]], "shape_type": "rectangle", "group_id": None},
+        {"label": "dog", "points": [[1, 2], [3, 3]], "shape_type": "mask", "mask": PNG},
+        {"label": "dog", "points": [[9, 9], [12, 9], [9, 14]], "group_id": 1, "flags": {}},
+        {"label": "dog", "points": [[19, 9], [22, 9]], "shape_type": "circle", "group_id": 1},
+    ],
+    "imagePath": "../JPEGImages/train1.jpg", "imageHeight": 32, "imageWidth": 48,
+}  # fmt: skip
 ENTITIES = [
     b'<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>',
     b'<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/passwd">]>',
@@ -535,6 +547,7 @@ LABELLED = {
     ),
     "YOLO labels": labels("JPEGImages/train1.txt", damaged([LABELS], NUMBERS), "data/data.yaml"),
     "tar shard": Parser("0.tar", shard_cases(), (read_shard,)),
+    "LabelMe JSON": labels("labelme/a.json", json_cases(LABELME), "data/labelme"),
     "VOC XML": labels("Annotations/train1.xml", damaged([VOC], ENTITIES), "data/Annotations"),
 }
 

@@ -9,6 +9,7 @@ import pytest
 from helpers import raises_one_line
 from label_formats import write_sound
 
+from randwire_d2.data.formats.labelme import OTHER
 from randwire_d2.data.formats.layouts import find_splits
 
 SPLITS = ("train", "val")
@@ -40,6 +41,21 @@ class Export:
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
         text = content if isinstance(content, str) else json.dumps(content)
         (self.root / path).write_text(text)
+
+    def labelme(self, split: str, folder: str, images: str = "") -> None:
+        """Write a split's labels; ``images`` leads from their folder to that of the images."""
+        content = self.coco(split)
+        for image in content["images"]:
+            shapes = []
+            for a in (a for a in content["annotations"] if a["image_id"] == image["id"]):
+                x, y, w, h = a["bbox"]
+                label = CLASSES.split()[a["category_id"] - 1]
+                points = [[x + w, y], [x, y + h]]  # any two opposite corners
+                shapes.append({"label": label, "points": points, "shape_type": "rectangle"})
+            path = f"{folder}/{Path(image['file_name']).stem}.json"
+            size = {"imageHeight": image["height"], "imageWidth": image["width"]}
+            name = {"imagePath": images + image["file_name"], "imageData": None}
+            self.write(path, {"version": "5.5.0", "shapes": shapes, **name, **size})
 
     def yolo(self, images: str, labels: str) -> None:
         for split in SPLITS:
@@ -153,17 +169,41 @@ def voc_of_cvat(to: Export) -> None:
         to.write(f"ImageSets/Main/{name}.txt", "\n".join(stems))
 
 
+def labelme_beside_the_images(to: Export) -> None:
+    to.put("train", ".", ".jpg")
+    to.labelme("train", ".")
+    to.write("notes.json", {"categories": [], "info": {}})
+
+
+def labelme_of_windows(to: Export) -> None:
+    to.put("train", "images", ".jpg")
+    to.labelme("train", "labels", "..\\images\\")
+
+
+def labelme_of_another_machine(to: Export) -> None:
+    to.put("train", "images", ".jpg")
+    to.labelme("train", "json", "C:\\Users\\me\\photos\\")
+
+
+def labelme_in_splits(to: Export) -> None:
+    for split, name in zip(SPLITS, ("train", "val")):
+        to.put(split, name, ".jpg")
+        to.labelme(split, name)
+
+
 ONE = (coco_of_cvat, coco_of_label_studio, yolo_of_label_studio, yolo_of_labelimg,
-       yolo_of_supervision, voc_of_labelimg, voc_in_lower_case)  # fmt: skip
+       yolo_of_supervision, voc_of_labelimg, voc_in_lower_case, labelme_beside_the_images,
+       labelme_of_windows, labelme_of_another_machine)  # fmt: skip
 TWO = (coco_of_subsets, coco_of_fiftyone, coco_by_names, yolo_of_cvat, yolo_of_ultralytics,
        yolo_with_the_classes_among_the_labels, yolo_of_another_machine,
-       yolo_of_lists_of_another_machine, voc_of_roboflow, voc_of_cvat)  # fmt: skip
+       yolo_of_lists_of_another_machine, voc_of_roboflow, voc_of_cvat,
+       labelme_in_splits)  # fmt: skip
 
 
 def boxes(split: str, path: str, path_val: str = "") -> dict[str, list]:
     """The classes and boxes of a split by the name of the image, which exists."""
     images = find_splits(path, path_val)[split]()
-    assert images.classes == ("cat", "dog") and not images.faults
+    assert images.classes == ("cat", "dog") and images.faults.kinds <= {OTHER}
     assert all(Path(record["file_name"]).is_file() for record in images.records)
     return {
         Path(record["file_name"]).name: [
@@ -187,13 +227,16 @@ def test_an_export_is_found_by_its_folder(write: Callable[[Export], None], tmp_p
         assert boxes("train", f"{path}/result.json:{path}/images") == boxes("train", given)
 
 
-def test_the_classes_are_those_of_the_training_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write, valid", [(voc_of_roboflow, "valid"), (labelme_in_splits, "val")])
+def test_the_classes_are_those_of_the_training_folder(
+    write: Callable[[Export], None], valid: str, tmp_path: Path
+) -> None:
     """Wrong: a validation folder without a dog makes other classes of the same names."""
     write_sound(tmp_path / "sound")
-    voc_of_roboflow(Export(tmp_path / "sound", tmp_path / "mine"))
-    for path in (tmp_path / "mine" / "valid").glob("*.xml"):
+    write(Export(tmp_path / "sound", tmp_path / "mine"))
+    for path in (tmp_path / "mine" / valid).glob("*[ln]"):  # .xml, .json
         path.write_text(path.read_text().replace("cat", "dog"))
-    train, val = str(tmp_path / "mine" / "train"), str(tmp_path / "mine" / "valid")
+    train, val = str(tmp_path / "mine" / "train"), str(tmp_path / "mine" / valid)
     for found in (boxes("val", str(tmp_path / "mine")), boxes("val", train, val)):
         assert [category for own in found.values() for category, _ in own] == [1, 1] * len(found)
 

@@ -63,8 +63,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, key: str, key_val: str) 
         "--data",
         default="",
         metavar="PATH",
-        help="a detector's data set: a folder as labelling tools export COCO, YOLO or Pascal VOC, "
-        f"or annotations.json:images; sets {key}",
+        help="a detector's data set: a folder as labelling tools export it (COCO, YOLO, Pascal VOC "
+        f"or LabelMe), or annotations.json:images; sets {key}",
     )
     parser.add_argument(
         "--data-val",

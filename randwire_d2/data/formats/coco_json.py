@@ -17,7 +17,7 @@ import pycocotools.mask
 from ...text import brief, named, one_line, parse_json
 from ..paths import read_text
 from .keypoints import Keypoints, of_classes
-from .labels import Faults, LabelledImages, annotation, check_classes
+from .labels import Faults, LabelledImages, annotation, check_classes, is_number
 
 NO_IMAGE = "annotations of an image that is not in the file (left out)"
 NOT_FOUR = "boxes that are not four numbers (left out)"
@@ -184,7 +184,7 @@ def _is_evaluable(
     return (
         0 not in ids
         and len(ids) == len(annotations)
-        and all(_is_number(a.get("area")) and a.get("iscrowd") in (0, 1) for a in annotations)
+        and all(is_number(a.get("area")) and a.get("iscrowd") in (0, 1) for a in annotations)
         and all(isinstance(image.get(k), int) for image in images for k in ("height", "width"))
         and (not keypoints.names or all(map(_counts_keypoints, annotations)))
     )
@@ -217,7 +217,7 @@ def _annotation(
         )
     polygons = segmentation if isinstance(segmentation, list) else []
     valid = [p for p in polygons if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6]
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         return NOT_FOUR
     if entry.get("ignore") or (polygons and not valid):
         return IGNORED if entry.get("ignore") else NO_POLYGON
@@ -232,13 +232,8 @@ def _annotation(
     return found
 
 
-def _is_number(value: object) -> bool:
-    # JSON's integers can be larger than a float.
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)
-
-
 def _is_whole(value: Any) -> bool:
-    return _is_number(value) and value % 1 == 0  # some programs write 640.0
+    return is_number(value) and value % 1 == 0  # some programs write 640.0
 
 
 def _key(entry: dict[str, Any], name: str) -> Any:

@@ -12,6 +12,7 @@ from detectron2.structures import BoxMode
 from ...text import MOST_NAMED, check_one_line, named
 from .keypoints import Keypoints
 
+DIGITS = 3  # decimals of a coordinate in pixels, if a reader computes it
 VALIDATION = ("valid", "val", "validation")  # the names of folders and lists for validation
 
 
@@ -110,6 +111,18 @@ def annotation(bbox: list[float], category: int, iscrowd: int = 0) -> dict[str, 
         "category_id": category,
         "iscrowd": iscrowd,
     }
+
+
+def bounding_box(points: list[float]) -> list[float]:
+    """The box [x, y, width, height] around points [x0, y0, x1, y1, …]."""
+    left, top = min(points[::2]), min(points[1::2])
+    right, bottom = max(points[::2]), max(points[1::2])
+    return [left, top, round(right - left, DIGITS), round(bottom - top, DIGITS)]
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of JSON is a number that a float can hold, or NaN or infinite."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)
 
 
 def image_ids(stems: list[str]) -> list[int]:

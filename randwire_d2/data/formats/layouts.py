@@ -10,7 +10,8 @@ A path is one of:
   and in the layouts above, images lie in a folder named like the split, in images/ or data/, in
   the folder of the data set or beside the file;
 - YOLO's ``data.yaml``, or the folder that has it, or one with another list of classes (``yolo``);
-- a folder of Pascal VOC's files, or its train/ and valid/ (``voc``).
+- a folder of Pascal VOC's files, or its train/ and valid/ (``voc``);
+- a folder of LabelMe's files, or its train/ and valid/ (``labelme``).
 """
 
 import os
@@ -22,19 +23,22 @@ from typing import Any
 
 from ...text import named
 from .coco_json import is_coco, read_coco
+from .labelme import find_labelme, parse_labelme, read_labelme
 from .labels import VALIDATION, LabelledImages
-from .voc import VocFile, VocFolder, find_voc, image_sets, parse_voc, read_voc
+from .voc import find_voc, image_sets, parse_voc, read_voc
 from .yolo import CLASS_LISTS, find_yolo, read_yolo, read_yolo_set
 
 ROBOFLOW = "_annotations.coco.json"
 EXPECTED = (
     "expected is a folder in COCO's format (annotations/instances_train*.json, "
-    f"train/{ROBOFLOW}), YOLO's (data.yaml) or Pascal VOC's (Annotations, JPEGImages), "
-    "as labelling tools export them, or annotations.json:images"
+    f"train/{ROBOFLOW}), YOLO's (data.yaml), Pascal VOC's (Annotations, JPEGImages) or LabelMe's "
+    "(a .json file per image), as labelling tools export them, or annotations.json:images"
 )
-MOST_JSON = 20  # files that are looked into; LabelMe writes one per image
+MOST_JSON = 20  # files that may be COCO's; LabelMe writes one per image
 
 Reader = Callable[[], LabelledImages]
+Parsers = dict[str, Callable[[Path], Any]]  # of an image's labels, by format
+Splits = dict[str, Any]  # what a format's reader needs for "train" and, if there is one, "val"
 
 
 def absolute(path: str) -> str:
@@ -55,13 +59,35 @@ def find_splits(path: str, path_val: str = "") -> dict[str, Reader]:
         ValueError: a path does not exist, or has no data set in a known format, or more than one;
             one line.
     """
-    parse = cache(parse_voc)  # each file is parsed once, for class names and boxes
-    splits = _find(path, parse)
+    parse: Parsers = {"VOC": cache(parse_voc), "LabelMe": cache(parse_labelme)}  # each file once
+    kind, found = _find(path)
+    training = found["train"]
+    splits = _readers(kind, found, training, parse)
     if not path_val:
         return splits
-    kind, found = _detect(path) if os.path.isdir(path) else ("", {})
-    other = _find(path_val, parse, found["train"][0] if kind == "VOC" else None)
+    kind_val, found = _find(path_val)
+    of_classes = training if kind_val == kind else found["train"]
+    other = _readers(kind_val, found, of_classes, parse)
     return {"train": splits["train"], "val": other.get("val", other["train"])}
+
+
+def _readers(kind: str, found: Splits, training: Any, parse: Parsers) -> dict[str, Reader]:
+    """The readers of the splits that were found.
+
+    Args:
+        training: the split whose labels define the classes of VOC and LabelMe.
+        parse: parsers of these formats' files.
+    """
+    if kind == "COCO":
+        return {split: partial(read_coco, *paths) for split, paths in found.items()}
+    if kind == "YOLO":
+        return _yolo(found["train"])
+    if kind == "LabelMe":
+        return {s: partial(read_labelme, f, training, parse[kind]) for s, f in found.items()}
+    return {
+        split: partial(read_voc, folder, names, training[0], parse[kind])
+        for split, (folder, names) in found.items()
+    }
 
 
 def _parts(path: str) -> list[str]:
@@ -69,52 +95,36 @@ def _parts(path: str) -> list[str]:
     return [before, after] if colon and before and not os.path.exists(path) else [path]
 
 
-def _find(
-    path: str, parse: Callable[[Path], VocFile], of_classes: VocFolder | None = None
-) -> dict[str, Reader]:
-    """The readers of the splits at one path.
-
-    Args:
-        parse: parses an XML file of a VOC folder.
-        of_classes: the VOC folder that defines the classes (None: the one for training).
-    """
+def _find(path: str) -> tuple[str, Splits]:
+    """The format of the data set at a path, and its splits."""
     place, *images = _parts(path)
     for part in (place, *images):
         if not os.path.exists(part):
             raise ValueError(f"{part!r} does not exist; {EXPECTED}")
     if images:  # Label Studio's names contain the folder: images/photo.jpg
-        return {"train": partial(read_coco, place, *images, os.path.dirname(place))}
-    if os.path.isfile(place):
-        if place.endswith(".json"):
-            return {"train": _coco(Path(place))}
-        if place.endswith((".yaml", ".yml")) or os.path.basename(place) in CLASS_LISTS:
-            return _yolo(place)
-        raise ValueError(f"{place!r} is no data set; {EXPECTED}")
-    kind, found = _detect(place)
-    if kind == "YOLO":
-        return _yolo(found["train"])
-    if kind == "COCO":
-        return {split: _coco(file) for split, file in found.items()}
-    of_classes = of_classes or found["train"][0]
-    return {
-        split: partial(read_voc, folder, names, of_classes, parse)
-        for split, (folder, names) in found.items()
-    }
+        return "COCO", {"train": (place, *images, os.path.dirname(place))}
+    if os.path.isdir(place):
+        return _detect(place)
+    if place.endswith(".json"):
+        return "COCO", {"train": _with_roots(Path(place))}
+    if place.endswith((".yaml", ".yml")) or os.path.basename(place) in CLASS_LISTS:
+        return "YOLO", {"train": place}
+    raise ValueError(f"{place!r} is no data set; {EXPECTED}")
 
 
-def _detect(place: str) -> tuple[str, dict[str, Any]]:
-    """The format in a folder, and the files or folders of its splits.
+def _detect(place: str) -> tuple[str, Splits]:
+    """The format of the data set in a folder, and its splits.
 
     What the formats' authors prescribe takes precedence over what others make of it.
     """
-    finders: dict[str, Callable[[str, bool], dict[str, Any]]]
-    finders = {"COCO": _find_coco, "YOLO": _find_yolo, "VOC": _find_voc}
+    finders: dict[str, Callable[[str, bool], Splits]]
+    finders = {"COCO": _find_coco, "YOLO": _find_yolo, "VOC": _find_voc, "LabelMe": _find_labelme}
     for is_own in (True, False):
         found = {kind: splits for kind, find in finders.items() if (splits := find(place, is_own))}
         if len(found) > 1:
             raise ValueError(
-                f"{place!r} holds {' and '.join(found)}; give one of them: "
-                "annotations.json:images, data.yaml or classes.txt, or the folder Annotations"
+                f"{place!r} holds {' and '.join(found)}; give one of them, "
+                "annotations.json:images, data.yaml or classes.txt, or move the others elsewhere"
             )
         if found:
             return next(iter(found.items()))
@@ -128,8 +138,9 @@ def _why(place: str) -> str:
     return EXPECTED
 
 
-def _find_coco(place: str, is_own: bool) -> dict[str, Path]:
-    """The COCO files of a folder's splits; empty if there is none for training.
+def _find_coco(place: str, is_own: bool) -> Splits:
+    """The COCO files of a folder's splits, each with the places where its images may be; empty if
+    there is none for training.
 
     Args:
         is_own: whether to look for COCO's own names and Roboflow's, or for others.
@@ -159,7 +170,9 @@ def _find_coco(place: str, is_own: bool) -> dict[str, Path]:
                 f"{place!r} has several files for {split}: {named(found)}; "
                 "give --data annotations.json:images --data-val annotations.json:images"
             )
-    return {split: found[0] for split, found in files.items() if found} if files["train"] else {}
+    if not files["train"]:
+        return {}
+    return {split: _with_roots(found[0]) for split, found in files.items() if found}
 
 
 def _coco_in(folder: Path) -> list[Path]:
@@ -175,13 +188,13 @@ def _is_of(split: str, file: Path) -> bool:
     return re.search(rf"(?<![a-z]){split}", file.stem.lower()) is not None
 
 
-def _coco(file: Path) -> Reader:
-    """The reader of a COCO file whose images lie where COCO's do, or beside the file."""
+def _with_roots(file: Path) -> list[str]:
+    """A COCO file, and the folders where its images may be: where COCO's are, or beside it."""
     split, is_inside = file.stem.removeprefix("instances_"), file.parent.name == "annotations"
     root = file.parent.parent if is_inside else file.parent
     places = [root / split, root / "images" / split, root / "images", root / "data"]
     places = [*places, root] if is_inside else [root, *places]
-    return partial(read_coco, str(file), *(str(place) for place in places if place.is_dir()))
+    return [str(file), *(str(place) for place in places if place.is_dir())]
 
 
 def _yolo(path: str) -> dict[str, Reader]:
@@ -192,19 +205,33 @@ def _yolo(path: str) -> dict[str, Reader]:
     }
 
 
-def _find_yolo(place: str, is_own: bool) -> dict[str, str]:
+def _find_yolo(place: str, is_own: bool) -> Splits:
     path = find_yolo(place, is_own)
     return {"train": path} if path else {}
 
 
-def _find_voc(place: str, is_own: bool) -> dict[str, tuple[VocFolder, list[str]]]:
+def _find_voc(place: str, is_own: bool) -> Splits:
     """The VOC folders of a place's splits and the names of their images; empty if there are none
     for training."""
     if whole := find_voc(place, is_own):
         return {split: (whole, names) for split, names in image_sets(whole).items()}
-    splits = {}
+    found = {} if is_own else _in_subfolders(place, partial(find_voc, is_own=False))
+    return {split: (folder, folder.names()) for split, folder in found.items()}
+
+
+def _find_labelme(place: str, is_own: bool) -> Splits:
+    """The folders with LabelMe's files; a data set may have more beside its own labels."""
+    if is_own:
+        return {}
+    whole = find_labelme(place)
+    return {"train": whole} if whole else _in_subfolders(place, find_labelme)
+
+
+def _in_subfolders(place: str, find: Callable[[str], Any]) -> Splits:
+    """What is found in the folders of the splits; empty if there is nothing for training."""
+    splits: Splits = {}
     for split, names in (("train", ["train"]), ("val", VALIDATION)):
-        for name in [] if is_own else names:
-            if split not in splits and (found := find_voc(os.path.join(place, name), is_own)):
-                splits[split] = found, found.names()
+        for name in names:
+            if split not in splits and (found := find(os.path.join(place, name))):
+                splits[split] = found
     return splits if "train" in splits else {}

@@ -16,14 +16,21 @@ from xml.etree import ElementTree
 from ...text import brief, named, one_line
 from ..images.names import images_of
 from ..paths import in_threads, read_text
-from .labels import VALIDATION, Faults, LabelledImages, annotation, check_classes, image_ids
+from .labels import (
+    DIGITS,
+    VALIDATION,
+    Faults,
+    LabelledImages,
+    annotation,
+    check_classes,
+    image_ids,
+)
 
 FOLDERS = ("Annotations", "JPEGImages")
 LABEL_MAP = "labelmap.txt"  # CVAT's and Datumaro's: a class on each line, up to the colon
 NOT_FOUR = "objects whose bndbox is not four numbers (left out)"
 NO_FILE = "images without an XML file (left out)"
 NO_SIZE = "annotations without the image's size (it is taken from the image)"
-DIGITS = 3
 
 
 class VocObject(NamedTuple):

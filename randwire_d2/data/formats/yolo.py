@@ -21,11 +21,18 @@ from ..images.names import images_of
 from ..images.probing import probe_all
 from ..paths import files_below, in_threads, read_text
 from .keypoints import Keypoints, of_classes
-from .labels import Faults, LabelledImages, annotation, check_classes, image_ids
+from .labels import (
+    DIGITS,
+    Faults,
+    LabelledImages,
+    annotation,
+    bounding_box,
+    check_classes,
+    image_ids,
+)
 
 NO_LABEL = "label lines that are neither class x y width height nor a polygon (left out)"
 NO_POSE = "label lines that are not class x y width height and kpt_shape's keypoints (left out)"
-DIGITS = 3  # decimals of coordinates in pixels
 
 _DESCRIBES = re.compile(rb"^names:.*^train:|^train:.*^names:", re.MULTILINE | re.DOTALL)
 
@@ -264,10 +271,7 @@ def _points(values: list[float], size: tuple[int, int], numbers: int) -> list[fl
 
 def _polygon(values: list[float], size: tuple[int, int], category: int) -> dict[str, Any]:
     points = [round(v * size[i % 2], DIGITS) for i, v in enumerate(values)]
-    left, top = min(points[::2]), min(points[1::2])
-    right, bottom = max(points[::2]), max(points[1::2])
-    box = [left, top, round(right - left, DIGITS), round(bottom - top, DIGITS)]
-    return {**annotation(box, category), "segmentation": [points]}
+    return {**annotation(bounding_box(points), category), "segmentation": [points]}
 
 
 def _images(path: str, root: object, given: object) -> list[str]:
