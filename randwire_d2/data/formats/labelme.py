@@ -7,15 +7,16 @@ embedded in its files are not read.
 """
 
 import base64
+import io
 import math
 import os
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pycocotools.mask
+from PIL import Image
 
 from ...text import brief, named, one_line, parse_json
 from ..paths import in_threads, read_text
@@ -199,16 +200,18 @@ def _mask(
     """A mask, from the PNG of its pixels between two points, which are its outermost pixels."""
     try:
         (left, top), (right, bottom) = ((int(x), int(y)) for x, y in points)
-        coded = np.frombuffer(base64.b64decode(str(png), validate=True), np.uint8)
-        pixels = cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE)
-    except (ValueError, OverflowError, cv2.error):  # NaN, infinity, no base64, nothing in it
+        if size is None or min(left, top) < 0 or bottom >= size[0] or right >= size[1]:
+            return BAD_SHAPE
+        with Image.open(io.BytesIO(base64.b64decode(str(png), validate=True))) as image:
+            if image.size != (right - left + 1, bottom - top + 1):
+                return BAD_SHAPE
+            pixels = np.asarray(image.convert("L")) > 0
+    except Exception:  # a NaN, no base64; a damaged PNG raises many kinds of errors
         return BAD_SHAPE
-    if pixels is None or pixels.shape != (bottom - top + 1, right - left + 1) or not pixels.any():
-        return BAD_SHAPE
-    if size is None or min(left, top) < 0 or bottom >= size[0] or right >= size[1]:
+    if not pixels.any():
         return BAD_SHAPE
     whole = np.zeros(size, np.uint8, order="F")
-    whole[top : bottom + 1, left : right + 1] = pixels > 0
+    whole[top : bottom + 1, left : right + 1] = pixels
     rle = pycocotools.mask.encode(whole)
     return {**annotation(pycocotools.mask.toBbox(rle).tolist(), 0), "segmentation": rle}
 
