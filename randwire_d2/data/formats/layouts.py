@@ -145,25 +145,7 @@ def _find_coco(place: str, is_own: bool) -> Splits:
     Args:
         is_own: whether to look for COCO's own names and Roboflow's, or for others.
     """
-    folder, files = Path(place), dict[str, list[Path]]()
-    if is_own:
-        roboflow = [folder / split / ROBOFLOW for split in ("train", *VALIDATION)]
-        for split in ("train", "val"):
-            files[split] = sorted((folder / "annotations").glob(f"instances_{split}*.json"))
-        if (folder / ROBOFLOW).is_file():
-            files = {"train": [folder / ROBOFLOW]}
-        elif roboflow[0].is_file():
-            files = {"train": roboflow[:1], "val": [p for p in roboflow[1:] if p.is_file()]}
-    elif of_train := _coco_in(folder / "train"):
-        files = {
-            "train": of_train,
-            "val": [p for name in VALIDATION for p in _coco_in(folder / name)],
-        }
-    else:
-        both = _coco_in(folder)
-        files = {name: [p for p in both if _is_of(name, p)] for name in ("train", "val", "test")}
-        others = [p for p in both if not any(p in found for found in files.values())]
-        files = {"train": files["train"] or others, "val": files["val"]}
+    files = _coco_files(Path(place)) if is_own else _other_coco_files(Path(place))
     for split, found in files.items():
         if len(found) > 1:
             raise ValueError(
@@ -173,6 +155,27 @@ def _find_coco(place: str, is_own: bool) -> Splits:
     if not files["train"]:
         return {}
     return {split: _with_roots(found[0]) for split, found in files.items() if found}
+
+
+def _coco_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split that have COCO's own names, or Roboflow's."""
+    train, *validation = (folder / split / ROBOFLOW for split in ("train", *VALIDATION))
+    if (folder / ROBOFLOW).is_file():
+        return {"train": [folder / ROBOFLOW]}
+    if train.is_file():
+        return {"train": [train], "val": [path for path in validation if path.is_file()]}
+    annotations = folder / "annotations"
+    return {s: sorted(annotations.glob(f"instances_{s}*.json")) for s in ("train", "val")}
+
+
+def _other_coco_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split that have COCO's content under other names."""
+    if train := _coco_in(folder / "train"):
+        return {"train": train, "val": [p for v in VALIDATION for p in _coco_in(folder / v)]}
+    both = _coco_in(folder)
+    train, val, test = ([p for p in both if _is_of(s, p)] for s in ("train", "val", "test"))
+    others = [path for path in both if path not in (*train, *val, *test)]
+    return {"train": train or others, "val": val}
 
 
 def _coco_in(folder: Path) -> list[Path]:
