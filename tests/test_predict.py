@@ -18,6 +18,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.catalog import Metadata
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
@@ -249,6 +250,17 @@ def test_a_run_gives_its_best_checkpoint_and_old_ones_its_config(
     assert old.file.endswith("model_0000001.pth")
     assert old.class_names == MetadataCatalog.get(VAL).thing_classes
     assert old.category_ids == [1, 2, 3, 4, 5, 6]
+    names = [f"{name}s" for name in reversed(old.class_names)]  # only in a file, not yet read
+    coco = tmp_path / "coco.json"
+    register_coco_instances("unread_train", {}, str(coco), str(tmp_path))
+    cfg.defrost()
+    cfg.DATASETS.TRAIN = ("unread_train",)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert load_detector(tmp_path).class_names[0] == "class 0"  # the file is on another machine
+    categories = [{"id": 10 + i, "name": name} for i, name in enumerate(names)]
+    coco.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    known = load_detector(tmp_path)
+    assert known.class_names == names and known.category_ids == [10, 11, 12, 13, 14, 15]
     shutil.copy(detector, tmp_path / "model_final.pth")
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
     assert load_detector(tmp_path).file.endswith("model_final.pth")

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from ...text import one_line
 
 
 def category_ids(metadata: Metadata) -> list[int] | None:
@@ -12,6 +14,24 @@ def category_ids(metadata: Metadata) -> list[int] | None:
     """
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
     return None if contiguous is None else sorted(contiguous, key=contiguous.__getitem__)
+
+
+def thing_classes(name: str) -> list[str]:
+    """The classes of a registered data set; none if it names none.
+
+    A set whose metadata has a COCO file but no classes is read, because Detectron2's reader then
+    adds the classes to the metadata.
+
+    Raises:
+        ValueError: the data set can't be read; one line.
+    """
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("thing_classes") and metadata.get("json_file"):
+        try:
+            DatasetCatalog.get(name)
+        except (KeyError, TypeError, AssertionError, OSError) as e:
+            raise ValueError(f"{name!r} can't be read: {one_line(e, 500)}") from e
+    return list(metadata.get("thing_classes") or [])
 
 
 def class_entries(dataset_name: str) -> dict[str, Any]:

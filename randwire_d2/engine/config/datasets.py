@@ -8,15 +8,16 @@ from importlib.util import find_spec
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ...data import Look, absolute, count_images, labelled_images, look, register_detection_data
 from ...data.classification.listing import count_listed, known_listings, take_listings
 from ...data.detection.by_path import read_labels, take_labels
+from ...data.detection.classes import thing_classes
 from ...data.formats.layouts import find_splits
 from ...data.images.probing import known_files, take_files
-from ...text import named, one_line
+from ...text import named
 from ..processes.torchrun import made_once
 from .keypoints import check_keypoints
 from .keys import UNSET
@@ -305,21 +306,3 @@ def stuff_classes(name: str) -> list[str]:
 
 def _short(classes: Sequence[str]) -> str:
     return f"{len(classes)} classes ({named(classes)})"
-
-
-def thing_classes(name: str) -> list[str]:
-    """The classes of a registered data set; none if it names none.
-
-    A set whose metadata has a COCO file but no classes is read, because Detectron2's reader then
-    adds the classes to the metadata.
-
-    Raises:
-        ValueError: the data set can't be read; one line.
-    """
-    metadata = MetadataCatalog.get(name)
-    if not metadata.get("thing_classes") and metadata.get("json_file"):
-        try:
-            DatasetCatalog.get(name)
-        except (KeyError, TypeError, AssertionError, OSError) as e:
-            raise ValueError(f"{name!r} can't be read: {one_line(e, 500)}") from e
-    return list(metadata.get("thing_classes") or [])

@@ -28,6 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ...config_files import config_path
+from ...data.detection.classes import thing_classes
 from ...modeling import RandWire
 from ...modeling.on_meta import build_on_meta
 from ...runs import RunFolder
@@ -40,7 +41,7 @@ from ..config.checks import (
     check_processes,
 )
 from ..config.continuation import check_continuation, check_groups, check_split
-from ..config.datasets import heads_of, take_data, thing_classes
+from ..config.datasets import heads_of, take_data
 from ..config.keys import LAZY_KEYS
 from ..config.limits import LIMITS, at_least, check_limits
 from ..config.metric import check_best_metric

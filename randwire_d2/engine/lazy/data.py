@@ -8,7 +8,8 @@ from detectron2.modeling.meta_arch import FCOS, RetinaNet
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
 from omegaconf import DictConfig, OmegaConf
 
-from ..config.datasets import register_data, thing_classes
+from ...data.detection.classes import thing_classes
+from ..config.datasets import register_data
 from ..config.keypoints import default_sigmas, keypoint_names
 from .in_yaml import KEYPOINTS, finds_coco_metrics, mask_key, target_of, yaml_config
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from ...checkpoint import (
     stored_config,
 )
 from ...config import is_classifier, set_spec
-from ...data.detection.classes import category_ids
+from ...data.detection.classes import category_ids, thing_classes
 from ...devices import device_here
 from ...modeling.on_meta import build_on_meta
 from ...runs import RunFolder
@@ -127,7 +128,8 @@ def _classes(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Classes:
     names, ids, stuff, keypoints = Classes.of(checkpoint)
     if not names and cfg.DATASETS.TRAIN and cfg.DATASETS.TRAIN[0] in MetadataCatalog.list():
         metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
-        names = metadata.get("classes" if is_classifier(cfg) else "thing_classes")
+        with suppress(ValueError):  # its files may not be on this machine
+            names = metadata.get("classes") if is_classifier(cfg) else thing_classes(metadata.name)
         ids = category_ids(metadata)
     number = _num_classes(cfg)
     names = list(names or ())[:number]
