@@ -185,6 +185,14 @@ def labelme_of_another_machine(to: Export) -> None:
     to.labelme("train", "json", "C:\\Users\\me\\photos\\")
 
 
+def labelme_in_subfolders(to: Export) -> None:
+    to.put("train", "photos", ".jpg")
+    to.labelme("train", "photos/first")
+    for path in sorted((to.root / "photos" / "first").iterdir())[3:]:
+        (to.root / "photos" / "more").mkdir(exist_ok=True)
+        path.rename(to.root / "photos" / "more" / path.name)
+
+
 def labelme_in_splits(to: Export) -> None:
     for split, name in zip(SPLITS, ("train", "val")):
         to.put(split, name, ".jpg")
@@ -193,7 +201,7 @@ def labelme_in_splits(to: Export) -> None:
 
 ONE = (coco_of_cvat, coco_of_label_studio, yolo_of_label_studio, yolo_of_labelimg,
        yolo_of_supervision, voc_of_labelimg, voc_in_lower_case, labelme_beside_the_images,
-       labelme_of_windows, labelme_of_another_machine)  # fmt: skip
+       labelme_of_windows, labelme_of_another_machine, labelme_in_subfolders)  # fmt: skip
 TWO = (coco_of_subsets, coco_of_fiftyone, coco_by_names, yolo_of_cvat, yolo_of_ultralytics,
        yolo_with_the_classes_among_the_labels, yolo_of_another_machine,
        yolo_of_lists_of_another_machine, voc_of_roboflow, voc_of_cvat,
@@ -218,6 +226,8 @@ def test_an_export_is_found_by_its_folder(write: Callable[[Export], None], tmp_p
     """Wrong: it is refused, or gives other images, boxes or splits than the tool wrote."""
     write_sound(tmp_path / "sound")
     write(Export(tmp_path / "sound", tmp_path / "mine"))
+    for own in [p for p in (tmp_path / "mine").rglob("*.*") if p.suffix in (".xml", ".json")]:
+        own.with_name(f"._{own.name}").write_bytes(b"\0\5\x16\7")  # macOS's metadata of a file
     given, path = str(tmp_path / "sound" / "data.yaml"), str(tmp_path / "mine")
     splits = SPLITS if write in TWO else SPLITS[:1]
     assert set(find_splits(path)) == set(splits)

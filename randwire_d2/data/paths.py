@@ -48,6 +48,15 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"{os.fspath(path)!r} can't be read: {reason}") from e
 
 
+def files_in(folder: str | os.PathLike[str], suffix: str) -> list[Path]:
+    """The files of a kind in a folder, sorted; none if there is no such folder.
+
+    Hidden files are left out: macOS writes its metadata of photo.xml to ._photo.xml.
+    """
+    found = Path(folder).glob(f"*{suffix}")
+    return sorted(path for path in found if path.name[0] != "." and path.is_file())
+
+
 def files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """The files in a folder and its subfolders, without hidden files and folders.
 

@@ -19,7 +19,7 @@ import pycocotools.mask
 from PIL import Image
 
 from ...text import brief, named, one_line, parse_json
-from ..paths import in_threads, read_text
+from ..paths import files_below, files_in, in_threads, read_text
 from .labels import (
     DIGITS,
     Faults,
@@ -31,7 +31,6 @@ from .labels import (
     is_number,
 )
 
-FOLDERS = ("", "annotations", "labels", "json", "jsons")  # of the files, in a data set's folder
 MOST_FILES = 20  # that are looked into, to tell the format
 NO_AREA = "points and lines (left out)"
 BAD_SHAPE = "shapes that are not as LabelMe writes them (left out)"
@@ -56,20 +55,24 @@ class LabelmeFile(NamedTuple):
     faults: list[str]
 
 
-def find_labelme(place: str) -> str:
-    """The folder with LabelMe's files: a given one, or one in it; "" if there is none."""
-    for folder in (os.path.join(place, name) if name else place for name in FOLDERS):
-        for path in _files(folder)[:MOST_FILES]:
-            content = path.read_bytes()
-            if b'"shapes"' in content and b'"imagePath"' in content:
-                return folder
-    return ""
+def labelme_files(folder: str) -> list[Path]:
+    """The JSON files in a folder, if LabelMe's are among the first of them; else those in its
+    subfolders, if they are there; else none."""
+    if _are_labelme(own := files_in(folder, ".json")):
+        return own
+    below = [Path(path) for path in sorted(files_below(folder)) if path.endswith(".json")]
+    return below if _are_labelme(below) else []
+
+
+def _are_labelme(files: list[Path]) -> bool:
+    contents = (path.read_bytes() for path in files[:MOST_FILES])
+    return any(b'"shapes"' in text and b'"imagePath"' in text for text in contents)
 
 
 def read_labelme(
     folder: str, of_classes: str, parse: Callable[[Path], LabelmeFile | None]
 ) -> LabelledImages:
-    """Read the labels in a folder. An image without a file is not part of the data set.
+    """Read the ``labelme_files`` of a folder. An image without a file is left out.
 
     Args:
         of_classes: the folder whose labels are the classes, sorted.
@@ -78,12 +81,12 @@ def read_labelme(
     Raises:
         ValueError: a file can't be read, or has an object of an unknown class; one line.
     """
-    of_training = in_threads(parse, _files(of_classes))
+    of_training = in_threads(parse, labelme_files(of_classes))
     names = {name for file in of_training if file for name, _ in file.objects}
     classes = check_classes(of_classes, sorted(names))
     index = {name: i for i, name in enumerate(classes)}
-    faults, found = Faults(), []
-    for path, file in zip(_files(folder), in_threads(parse, _files(folder)), strict=True):
+    faults, found, paths = Faults(), [], labelme_files(folder)
+    for path, file in zip(paths, in_threads(parse, paths), strict=True):
         if file is None:
             faults.add(OTHER, str(path))
             continue
@@ -138,10 +141,6 @@ def _size(height: object, width: object) -> tuple[int, int] | None:
     if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
         return None
     return (height, width) if height * width <= MOST_PIXELS else None
-
-
-def _files(folder: str) -> list[Path]:
-    return sorted(Path(folder).glob("*.json"))
 
 
 def _image(path: Path, given: str) -> str:

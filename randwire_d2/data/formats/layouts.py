@@ -11,7 +11,7 @@ A path is one of:
   the folder of the data set or beside the file;
 - YOLO's ``data.yaml``, or the folder that has it, or one with another list of classes (``yolo``);
 - a folder of Pascal VOC's files, or its train/ and valid/ (``voc``);
-- a folder of LabelMe's files, or its train/ and valid/ (``labelme``).
+- a folder of LabelMe's files, or with subfolders of them, or its train/ and valid/ (``labelme``).
 """
 
 import os
@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from ...text import named
+from ..paths import files_in
 from .coco_json import is_coco, read_coco
-from .labelme import find_labelme, parse_labelme, read_labelme
+from .labelme import labelme_files, parse_labelme, read_labelme
 from .labels import VALIDATION, LabelledImages
 from .voc import find_voc, image_sets, parse_voc, read_voc
 from .yolo import CLASS_LISTS, find_yolo, read_yolo, read_yolo_set
@@ -181,7 +182,7 @@ def _other_coco_files(folder: Path) -> dict[str, list[Path]]:
 def _coco_in(folder: Path) -> list[Path]:
     """The COCO files in a folder and in its annotations/; instances_*.json alone, if there are any,
     as COCO's other tasks have files of the same form."""
-    files = sorted([*folder.glob("*.json"), *(folder / "annotations").glob("*.json")])
+    files = [*files_in(folder, ".json"), *files_in(folder / "annotations", ".json")]
     files = [file for file in files if is_coco(file)] if len(files) <= MOST_JSON else []
     return [file for file in files if file.stem.startswith("instances_")] or files
 
@@ -226,8 +227,8 @@ def _find_labelme(place: str, is_own: bool) -> Splits:
     """The folders with LabelMe's files; a data set may have more beside its own labels."""
     if is_own:
         return {}
-    whole = find_labelme(place)
-    return {"train": whole} if whole else _in_subfolders(place, find_labelme)
+    splits = _in_subfolders(place, lambda folder: folder if labelme_files(folder) else "")
+    return splits or ({"train": place} if labelme_files(place) else {})
 
 
 def _in_subfolders(place: str, find: Callable[[str], Any]) -> Splits:

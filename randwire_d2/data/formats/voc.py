@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from ...text import brief, named, one_line
 from ..images.names import images_of
-from ..paths import in_threads, read_text
+from ..paths import files_in, in_threads, read_text
 from .labels import (
     DIGITS,
     VALIDATION,
@@ -54,7 +54,7 @@ class VocFolder(NamedTuple):
     images: str
 
     def label_files(self) -> list[Path]:
-        return sorted(Path(self.labels).glob("*.xml"))
+        return files_in(self.labels, ".xml")
 
     def names(self) -> list[str]:
         """The names of the images with an XML file, without extension."""

@@ -19,7 +19,7 @@ from ...text import brief, one_line
 from ...yaml_tags import load_yaml
 from ..images.names import images_of
 from ..images.probing import probe_all
-from ..paths import files_below, in_threads, read_text
+from ..paths import files_below, files_in, in_threads, read_text
 from .keypoints import Keypoints, of_classes
 from .labels import (
     DIGITS,
@@ -72,7 +72,7 @@ def find_yolo(folder: str, is_own: bool) -> str:
     if is_own:
         paths = [os.path.join(folder, "data.yaml")]
     else:
-        others = sorted([*Path(folder).glob("*.yaml"), *Path(folder).glob("*.yml")])
+        others = sorted([*files_in(folder, ".yaml"), *files_in(folder, ".yml")])
         paths = [str(path) for path in others if _DESCRIBES.search(path.read_bytes())]
         paths += [os.path.join(folder, sub, n) for n in CLASS_LISTS for sub in ("", "labels")]
     return next(filter(os.path.isfile, paths), "")
