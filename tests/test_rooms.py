@@ -1,6 +1,7 @@
 """The layout of the package: what a room may import, so that it can be read without the others."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,3 +32,14 @@ def test_rooms_import_only_what_is_below_them() -> None:
     assert set(graph.predecessors("cli")) <= {"__main__", "command"}
     folders = [room for room in graph if (PACKAGE / room / "__init__.py").exists()]
     assert not set(folders) & {*nx.descendants(graph, "wiring"), *nx.descendants(graph, "ops")}
+
+
+def test_the_guide_lists_the_rooms_from_the_bottom_up() -> None:
+    """Wrong: the table that newcomers read lacks a room, or a room imports from a lower row."""
+    table = (ROOT / "GUIDE.md").read_text().split("| folder of `randwire_d2/` | content |")[1]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    row_of = {room: i for i, row in enumerate(rows) for room in re.findall(r"`(\w+)`", row)}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert row_of.keys() == folders - {"command"}  # its name for messages is read everywhere
+    found = [(room, other) for room, other in imports(PACKAGE) if {room, other} <= row_of.keys()]
+    assert not {f"{a} imports {b}" for a, b in found if row_of[a] < row_of[b]}
