@@ -11,7 +11,7 @@ import numpy as np
 import pycocotools.mask
 from helpers import raises_one_line
 
-from randwire_d2.data.formats.labelme import BAD_SHAPE, NO_AREA, OTHER, parse_labelme
+from randwire_d2.data.formats.labelme import BAD_SHAPE, IGNORED, NO_AREA, OTHER, parse_labelme
 from randwire_d2.data.formats.layouts import find_splits
 
 HEIGHT, WIDTH = 32, 48
@@ -130,13 +130,20 @@ def test_what_has_no_area_is_left_out(tmp_path: Path) -> None:
         shape("mask", (-1, 1), (0, 2), mask=png(np.ones((2, 2)))),
     ]  # fmt: skip
     lines = [shape("point", (1, 1)), shape("line", (1, 1), (9, 9)), shape("linestrip", (1, 1))]
-    file = parse_labelme(put(tmp_path, *bad, *lines))
+    ignored = {**shape("rectangle", (1, 1), (9, 9)), "label": "__ignore__"}
+    path = put(tmp_path, *bad, *lines, ignored)
+    file = parse_labelme(path)
     assert file is not None and not file.objects
-    assert file.faults == [BAD_SHAPE] * len(bad) + [NO_AREA] * len(lines)
+    kinds = [BAD_SHAPE] * len(bad) + [NO_AREA] * len(lines) + [IGNORED]
+    assert file.faults == [(kind, f"{path}: shapes[{i}]") for i, kind in enumerate(kinds)]
     for size in ({"imageHeight": None}, {"imageWidth": -3}, {"imageHeight": 10**9}):
         file = parse_labelme(put(tmp_path, shape("mask", (1, 1), (1, 1), mask=png(np.ones((1, 1)))),
                                  **size))  # fmt: skip
-        assert file is not None and file.size is None and file.faults == [BAD_SHAPE]
+        assert (
+            file is not None
+            and file.size is None
+            and [kind for kind, _ in file.faults] == [BAD_SHAPE]
+        )
 
 
 def test_a_folder_of_files(tmp_path: Path) -> None:

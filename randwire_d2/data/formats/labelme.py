@@ -34,16 +34,18 @@ from .labels import (
 MOST_FILES = 20  # that are looked into, to tell the format
 NO_AREA = "points and lines (left out)"
 BAD_SHAPE = "shapes that are not as LabelMe writes them (left out)"
+IGNORED = "shapes labelled __ignore__ (left out)"
 OTHER = "JSON files without LabelMe's imagePath and shapes (left out)"
 CORNERS = 64  # of a circle's polygon, whose area is 0.2% less
 MOST_PIXELS = 2**28  # of an image; Pillow refuses larger ones
 
+_IGNORED = "__ignore__"  # as in LabelMe's own converter to COCO's format
 _POLYGONS = ("polygon", "oriented_rectangle", "rotation")  # the last is X-AnyLabeling's
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
 class LabelmeFile(NamedTuple):
-    """The content of a JSON file: the image's path and size, objects and faults of shapes.
+    """The content of a JSON file: the image's path and size, objects, and faults with their places.
 
     An object is a class name and an annotation whose category_id is still missing. The size is
     (height, width), None if it isn't stated.
@@ -52,7 +54,7 @@ class LabelmeFile(NamedTuple):
     image: str
     size: tuple[int, int] | None
     objects: list[tuple[str, dict[str, Any]]]
-    faults: list[str]
+    faults: list[tuple[str, str]]
 
 
 def labelme_files(folder: str) -> list[Path]:
@@ -90,8 +92,8 @@ def read_labelme(
         if file is None:
             faults.add(OTHER, str(path))
             continue
-        for fault in file.faults:
-            faults.add(fault, str(path))
+        for fault, place in file.faults:
+            faults.add(fault, place)
         found.append((path, file))
     records = []
     for image_id, (path, file) in zip(image_ids([path.stem for path, _ in found]), found):
@@ -128,7 +130,7 @@ def parse_labelme(path: Path) -> LabelmeFile | None:
     for i, shape in enumerate(shapes):
         part = _annotation(shape, size)
         if isinstance(part, str):
-            faults.append(part)
+            faults.append((part, f"{path}: shapes[{i}]"))
         else:
             group = shape.get("group_id")
             key = (shape["label"], group) if isinstance(group, int) else i
@@ -163,8 +165,8 @@ def _annotation(shape: Any, size: tuple[int, int] | None) -> dict[str, Any] | st
     label, kind = shape.get("label"), shape.get("shape_type") or "polygon"
     if not isinstance(label, str) or not label:
         return BAD_SHAPE
-    if kind in _WITHOUT_AREA:
-        return NO_AREA
+    if label == _IGNORED or kind in _WITHOUT_AREA:
+        return IGNORED if label == _IGNORED else NO_AREA
     flat = [round(v, DIGITS) for point in points for v in point]
     if kind == "rectangle" and len(points) >= 2:
         return annotation(bounding_box(flat), 0)
