@@ -2,8 +2,10 @@
 what other projects do with a backbone."""
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -162,6 +164,22 @@ def test_deeplab_trains_on_a_dilated_res5() -> None:
     step(cfg, model, build_optimizer(cfg, model))
     assert all(p.grad.isfinite().all() for p in model.backbone.parameters())
     assert scores(model).shape == (2, 4, 64, 96)
+
+
+def test_a_dilation_that_is_not_read_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrong: DeepLab V3+ and DC5 train at a stride of 32, while their config asks for 16, and
+    nothing says so."""
+    cfg = segmentor("build_randwire_backbone")
+    with mock.patch.object(logging.getLogger("randwire_d2"), "propagate", True):
+        build_model(cfg)
+        assert not caplog.records
+        cfg.MODEL.RESNETS.RES5_DILATION = 2
+        build_model(cfg)
+        (said,) = caplog.messages
+        assert "RES5_DILATION is 2" in said
+        cfg.MODEL.BACKBONE.NAME = "build_dilated_randwire_backbone"
+        build_model(cfg)
+        assert caplog.messages == [said]
 
 
 def test_what_other_projects_do_with_a_backbone(tmp_path: Path) -> None:

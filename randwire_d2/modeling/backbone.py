@@ -312,7 +312,14 @@ def configured_options(cfg: CfgNode) -> dict[str, Any]:
 @BACKBONE_REGISTRY.register()
 def build_randwire_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RandWire:
     """A plain RandWire from ``cfg.MODEL.RANDWIRE``."""
-    return RandWire(cfg, input_shape)
+    backbone = RandWire(cfg, input_shape)
+    # Heads adapt to any stride, so DeepLab V3+ and DC5 would train at twice theirs without a word.
+    if (dilation := cfg.MODEL.RESNETS.RES5_DILATION) != 1:
+        logger.warning(
+            f"MODEL.RESNETS.RES5_DILATION is {dilation}, which a RandWire does not read: its res5 "
+            "has stride 32. GUIDE.md, In other projects, has a builder that dilates it."
+        )
+    return backbone
 
 
 @BACKBONE_REGISTRY.register()
