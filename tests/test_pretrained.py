@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from helpers import (
     ROOT,
@@ -343,13 +344,24 @@ def add_an_activation(model: RandWire) -> None:
     model.get_submodule("res5.nodes.0.conv").add_module("act", nn.GELU())
 
 
+def freeze_norms(model: RandWire) -> None:
+    """As Detectron2's users do; ``model.freeze`` would be saved as ``freeze_at``."""
+    model.res5 = FrozenBatchNorm2d.convert_frozen_batchnorm(model.res5)
+
+
 @pytest.mark.parametrize(
-    "change, where", [(dilate, "nodes.0.conv.depthwise"), (add_an_activation, "nodes.0.conv.act")]
+    "change, where",
+    [
+        (dilate, "nodes.0.conv.depthwise"),
+        (add_an_activation, "nodes.0.conv.act"),
+        (freeze_norms, "nodes.0.norm"),
+    ],
 )
 def test_a_network_that_computes_something_else_is_not_saved(
     change: Callable[[RandWire], None], where: str, tmp_path: Path
 ) -> None:
-    """Wrong: a dilated backbone comes back without its dilation, and without a word."""
+    """Wrong: a dilated backbone comes back without its dilation, or one with frozen norms trains
+    with batch statistics, and without a word."""
     model = build_backbone()
     change(model)
     assert f"'res5.{where}'" in refusal_of(lambda: model.save_pretrained(tmp_path / "model"))

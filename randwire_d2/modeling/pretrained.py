@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from ..pretrained import PretrainedFolder, model_card, read_folder, write_folder
@@ -142,9 +143,13 @@ class PretrainedNetwork:
 
 
 def _leaves(network: nn.Module) -> list[tuple[Any, ...]]:
-    """The name and the settings of each module without submodules."""
+    """The name and the settings of each module without submodules, and whether it is FrozenBN."""
     return [
-        (name, *(getattr(module, setting, None) for setting in _SETTINGS))
+        (
+            name,
+            isinstance(module, FrozenBatchNorm2d),
+            *(getattr(module, setting, None) for setting in _SETTINGS),
+        )
         for name, module in network.named_modules()
         if not any(True for _ in module.children())
     ]
