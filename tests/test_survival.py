@@ -635,6 +635,19 @@ def test_all_processes_skip_and_stop_together(tmp_path: Path) -> None:
         assert "1_0_a.jpg" not in said and "model_0000000.pth" in said
 
 
+def with_figures(rank: int) -> float:
+    model = Norm()
+    trainer = FiniteTrainer(model, batches([1.0]), torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer.figures = lambda: {"train_top1": torch.tensor(25.0 + 50 * rank)}
+    trainer.train(0, 1)
+    return trainer.storage.latest()["train_top1"][0]
+
+
+def test_figures_are_those_of_the_whole_batch() -> None:
+    """Wrong: the training accuracy in metrics.json is that of the first process's images."""
+    assert in_two_processes(with_figures) == [50.0, 50.0]
+
+
 def test_weights_that_are_no_numbers_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

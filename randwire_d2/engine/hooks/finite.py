@@ -19,7 +19,7 @@ from torch.amp import GradScaler
 from ...checkpoint import RandWireCheckpointer
 from ..config.continuation import check_groups, rates_kept
 from ..config.keys import YAML_KEYS
-from ..processes.agreement import largest
+from ..processes.agreement import largest, means
 
 SPIKE = 5.0  # a loss of more than so many times the median is logged
 WINDOW = 100  # iterations of the median, and at least from one such line in the log to the next
@@ -82,7 +82,8 @@ class FiniteTrainer(SimpleTrainer):
         skip_nonfinite: the largest number of steps in a row that are skipped.
         keys: the names of the config's keys, for messages.
         image_names: returns the names of a batch's images in an iteration.
-        figures: returns other scalar tensors of a step to write to the metrics.
+        figures: returns other scalar tensors of a step; their means over all processes are written
+            to the metrics.
         checkpointer: the training's checkpointer, for messages; None if there is none.
     """
 
@@ -205,7 +206,7 @@ class FiniteTrainer(SimpleTrainer):
         self._skipped = 0
         self._look_for_spike(total)
         self._write_metrics(losses, data_time)
-        get_event_storage().put_scalars(**figures)
+        get_event_storage().put_scalars(**dict(zip(figures, means(figures.values()))))
 
     def _images(self) -> str:
         names = list(self.image_names(self._batch, self.iter))

@@ -1,5 +1,7 @@
 """Communication between the processes of a training in every iteration."""
 
+from collections.abc import Iterable
+
 import torch
 from detectron2.utils import comm
 from torch import distributed
@@ -16,3 +18,12 @@ def largest(number: int) -> int:
     found = torch.tensor(number, dtype=torch.int64)
     distributed.all_reduce(found, distributed.ReduceOp.MAX, comm._get_global_gloo_group())
     return int(found)
+
+
+def means(numbers: Iterable[float]) -> list[float]:
+    """The mean of all processes for each number; all processes call this with as many numbers."""
+    found = torch.tensor([*numbers], dtype=torch.float64)
+    size = comm.get_world_size()
+    if size > 1 and len(found):
+        distributed.all_reduce(found, group=comm._get_global_gloo_group())
+    return (found / size).tolist()
