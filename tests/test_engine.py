@@ -530,6 +530,21 @@ def test_a_config_for_fewer_processes_is_scaled_before_it_is_written() -> None:
     assert scale_to_processes(cfg, 4) is cfg, "the trainer would scale it again"
 
 
+def test_a_last_rate_is_compared_with_the_scaled_one() -> None:
+    """Wrong: it is refused although the training's rate is higher; or, with a rate that the batch
+    made lower, the processes that were started end with a traceback of Detectron2's schedule."""
+    end = ["SOLVER.BASE_LR", "0.02", "SOLVER.BASE_LR_END", "0.03"]
+    for scaled in (
+        ["SOLVER.EPOCHS", "1", "SOLVER.REFERENCE_BATCH_SIZE", "8", "SOLVER.IMS_PER_BATCH", "16"],
+        ["--num-gpus", "2", "SOLVER.REFERENCE_WORLD_SIZE", "1"],
+    ):
+        assert load_config(parse(SHAPES, *scaled, *end)).SOLVER.BASE_LR == 0.04
+    lower = ["SOLVER.EPOCHS", "1", "SOLVER.REFERENCE_BATCH_SIZE", "16", "SOLVER.IMS_PER_BATCH", "8"]
+    says = "at most SOLVER.BASE_LR 0.02, the rate for SOLVER.IMS_PER_BATCH 8; got 0.03"
+    with pytest.raises(ValueError, match=says):
+        load_config(parse(SHAPES, *lower, *end, "SOLVER.BASE_LR", "0.04"))
+
+
 @pytest.mark.parametrize(("iterations", "warns"), [(1000, True), (1001, False)])
 def test_a_warm_up_that_never_ends_is_named(
     iterations: int, warns: bool, caplog: pytest.LogCaptureFixture

@@ -27,11 +27,6 @@ def check_solver(cfg: CfgNode) -> None:
             f"SOLVER.NESTEROV True needs a SOLVER.MOMENTUM above 0; got {cfg.SOLVER.MOMENTUM}: set "
             "it to False"
         )
-    if cfg.SOLVER.BASE_LR_END > cfg.SOLVER.BASE_LR:
-        raise ValueError(
-            f"SOLVER.BASE_LR_END must be at most SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}; got "
-            f"{cfg.SOLVER.BASE_LR_END}"
-        )
     if cfg.SOLVER.PATIENCE and not cfg.TEST.EVAL_PERIOD:
         raise ValueError(
             f"SOLVER.PATIENCE {cfg.SOLVER.PATIENCE} is a number of evaluations, but "
@@ -58,7 +53,11 @@ def check_length(cfg: CfgNode, opts: Sequence[str]) -> None:
 
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     """Scale batch, learning rate and schedule from SOLVER.REFERENCE_WORLD_SIZE, if it is not 0, to
-    the number of processes, as Detectron2 does, but without making a period or a step 0."""
+    the number of processes, as Detectron2 does, but without making a period or a step 0.
+
+    Raises:
+        ValueError: the scaled rate, or that of ``scale_schedule``, is less than BASE_LR_END.
+    """
     scaled = DefaultTrainer.auto_scale_workers(cfg, max(processes, 1))
     if scaled is not cfg:
         frozen = scaled.is_frozen()
@@ -70,6 +69,12 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
         solver.REFERENCE_BATCH_SIZE = max(round(reference), 1)
         if frozen:
             scaled.freeze()
+    solver = scaled.SOLVER
+    if solver.BASE_LR_END > solver.BASE_LR:
+        raise ValueError(
+            f"SOLVER.BASE_LR_END must be at most SOLVER.BASE_LR {solver.BASE_LR}, the rate for "
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}; got {solver.BASE_LR_END}"
+        )
     return scaled
 
 
