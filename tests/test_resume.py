@@ -264,6 +264,10 @@ def test_a_schedule_is_that_of_its_batch(data: str, tmp_path: Path) -> None:
     says = "is 11 iterations of 4 images, this one 21 of 2. Set SOLVER.IMS_PER_BATCH 4 .on fewer"
     with pytest.raises(ValueError, match=says):
         resume(*epochs, "SOLVER.IMS_PER_BATCH", 2)
+    # The batch of two processes' iterations is halved for one, and so would another one be.
+    says = "this one 22 of 2. SOLVER.REFERENCE_WORLD_SIZE scales both: start as many processes"
+    with pytest.raises(ValueError, match=says):
+        resume("SOLVER.MAX_ITER", begun.max_iter, "SOLVER.REFERENCE_WORLD_SIZE", 2)
     file = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
     del file["trainer"]["hooks"]["KeepSchedule"]
     torch.save(file, tmp_path / "model_0000001.pth")

@@ -193,9 +193,15 @@ class KeepSchedule(HookBase):
         if own["batch_size"] == batch or own["max_iter"] == state["max_iter"]:
             self.trainer.earlier_max_iter = state["max_iter"]
             return
+        way = f"Set {keys.batch} {batch} (on fewer GPUs, more images on each)"
+        if self.trainer.cfg.SOLVER.REFERENCE_WORLD_SIZE:  # it would scale that batch, too
+            way = (
+                "SOLVER.REFERENCE_WORLD_SIZE scales both: start as many processes as before, or "
+                "give the run's config.yaml as --config-file, with SOLVER.REFERENCE_WORLD_SIZE 0"
+            )
         raise ValueError(
             f"--resume: the checkpoint's schedule is {state['max_iter']} iterations of {batch} "
-            f"images, this one {own['max_iter']} of {own['batch_size']}. Set {keys.batch} "
-            f"{batch} (on fewer GPUs, more images on each); or, for a schedule of its own, "
-            f"{keys.weights} to the checkpoint and another output folder, without --resume"
+            f"images, this one {own['max_iter']} of {own['batch_size']}. {way}; or, for a schedule "
+            f"of its own, {keys.weights} to the checkpoint and another output folder, without "
+            "--resume"
         )
