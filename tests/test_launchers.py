@@ -26,7 +26,7 @@ from torch.distributed import HashStore
 
 from randwire_d2.classification import load_config
 from randwire_d2.engine import argument_parser, launch
-from randwire_d2.engine.processes.torchrun import Launched, agree
+from randwire_d2.engine.processes.torchrun import Launched, agree, count_processes
 
 # -------------------------------------------------------------------------------------------------
 # torchrun
@@ -162,6 +162,19 @@ def test_the_command_line_must_agree_with_torchrun(
         return
     with raises_one_line(ValueError, match=expected):
         load_config(args)
+
+
+def test_a_launchers_process_does_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: srun with a script that sets what ``env://`` reads, and no more: the first process
+    trains alone, with the whole batch, and the others find OUTPUT_DIR in use. Or a scheduler's
+    variables of machines, which start processes of their own, are refused."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "2")
+    with raises_one_line(ValueError, match="but LOCAL_WORLD_SIZE is not set: set it in each"):
+        count_processes(argument_parser().parse_args([]))
+    assert count_processes(argument_parser().parse_args(["--num-gpus", "4"])) == (4, 4)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert count_processes(argument_parser().parse_args([])) == (1, 1)
 
 
 # -------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ _LEAD = 5.0  # seconds
 _PART = 3 << 18  # bytes; they become 1 MiB of text, and a value in the store may have 8 MiB
 _T = TypeVar("_T")
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Launched:
     @classmethod
     def here(cls) -> "Launched | None":
         """Read the environment variables; None if no such launcher has started this process."""
-        if not all(name in os.environ for name in (*_VARIABLES, "MASTER_ADDR", "MASTER_PORT")):
+        if _missing():
             return None
         return cls(*(int(os.environ[name]) for name in _VARIABLES))
 
@@ -129,6 +130,10 @@ class Launched:
             raise
         here.set("made", json.dumps({"bytes": len(packed)}))
         return made
+
+
+def _missing() -> list[str]:
+    return [name for name in (*_VARIABLES, *_ADDRESS) if name not in os.environ]
 
 
 def made_once(name: str, make: Callable[[], _T], take: Callable[[_T], object] | None = None) -> _T:
@@ -236,12 +241,24 @@ def count_processes(args: argparse.Namespace) -> tuple[int, int]:
     """The number of processes of a command line's run, in total and on this machine.
 
     Raises:
-        ValueError: see ``is_submitted`` and ``Launched.check``.
+        ValueError: see ``is_submitted`` and ``Launched.check``; or a launcher has set only some of
+            the variables, so that each of its processes would train alone.
     """
     if is_submitted(args):
         return args.slurm.nodes * args.slurm.gpus, args.slurm.gpus
     launched = Launched.here()
     if launched is None:
+        if args.num_gpus * args.num_machines == 1:
+            _check_alone()
         return args.num_gpus * args.num_machines, args.num_gpus
     launched.check(args)
     return launched.world_size, launched.local_world_size
+
+
+def _check_alone() -> None:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and size != "1":
+        raise ValueError(
+            f"WORLD_SIZE {size} and RANK say that this is one of several processes, but "
+            f"{', '.join(_missing())} is not set: set it in each, as torchrun does, or unset RANK"
+        )
