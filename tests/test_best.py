@@ -98,6 +98,18 @@ def test_a_new_training_is_not_taken_for_an_earlier_one(folders: Path, tmp_path:
     assert not (output / "earlier_2").exists()
 
 
+def test_metrics_that_were_left_without_a_checkpoint_do_not_count(
+    folders: Path, tmp_path: Path
+) -> None:
+    """Wrong: an evaluation of a training that was killed ahead of its first checkpoint is the best
+    of the next one, whose model_best.pth then seems damaged."""
+    output = tmp_path / "run"
+    output.mkdir()
+    RunFolder(output).metrics_file.write_text(f'{{"iteration": 0, "{TOP1}": 99.0}}\n')
+    train(folders, output, [1, 2, 3, 4, 5, 6])
+    assert_best_is(output, 12, 6)
+
+
 def test_an_earlier_training_becomes_a_run_of_its_own(tmp_path: Path) -> None:
     """Wrong: its evaluations are read as the new one's, or with the new one's recipe; or nobody
     learns how much of the disk it takes."""

@@ -187,8 +187,10 @@ class PeriodicWriter(hooks.PeriodicWriter):
 
     def before_train(self) -> None:
         super().before_train()
-        start, end = self.trainer.start_iter, end_of_what_counts(self.trainer)
-        written = RunFolder(self.trainer.cfg.OUTPUT_DIR).iterations() if start else []
+        start = self.trainer.start_iter
+        end = end_of_what_counts(self.trainer) if start else 0
+        # Without a start, they are of a training that was killed ahead of its first checkpoint.
+        written = RunFolder(self.trainer.cfg.OUTPUT_DIR).iterations()
         for writer in self._json if written else ():
             writer._last_write = max((i for i in written if i < start), default=-1)
             if start < self.trainer.max_iter and any(i >= end for i in written):
