@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import json
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partialmethod
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -237,6 +238,25 @@ def test_a_failure_is_passed_on() -> None:
     judge = Judge(NAMES, timeout=600)
     said = judge([State("iteration", 3), State("failed", 3, where="ValueError: a bug")], 0.0)
     assert said == f"{NAMES[1]} has failed: ValueError: a bug"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_has_failed_ends_before_the_others(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong: a launcher, which reports the first process that ends, names one that has ended
+    because of another one's error, and not that error."""
+    found = [("a", "x"), ("b", "y")]
+    group = {"get_rank": lambda: rank, "get_world_size": lambda: 2, "all_gather": lambda _: found}
+    monkeypatch.setattr(watch, "comm", SimpleNamespace(**group, synchronize=lambda: None))
+    waited: list[float] = []
+    monkeypatch.setattr(watch.time, "sleep", waited.append)
+    monkeypatch.setattr(watch.threading.Thread, "start", lambda _: None)
+    store = distributed.HashStore()
+    own, other = watch.Watch(store, 0.0), distributed.PrefixStore("x", store)
+    if rank:
+        other.set("judgement", "")
+    other.set(str(1 - rank), json.dumps(vars(State("failed", 3, where="ValueError: a bug"))))
+    assert own._look() == f"{NAMES[1 - rank]} has failed: ValueError: a bug"
+    assert waited == [3 * watch.BEAT]
 
 
 # -------------------------------------------------------------------------------------------------

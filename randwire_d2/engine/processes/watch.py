@@ -250,16 +250,17 @@ class Watch:
         self._slept += max(0.0, now - self._looked - 3 * BEAT)
         self._looked = now
         self._write()
-        if judgement := self._store.get("judgement").decode():
-            return judgement
-        read = range(len(self._names) if self._rank == 0 else 1)
-        states = [State(**json.loads(self._store.get(str(i)))) for i in read]
-        if all(state.phase == "done" for state in states):
-            self._all_done.set()
-        judgement = self._judge(states, now - self._slept)
-        if judgement and self._rank == 0:
-            self._store.set("judgement", judgement)
-            time.sleep(3 * BEAT)  # let the others read it; the store may end with this process
+        judgement = self._store.get("judgement").decode()
+        if not judgement:
+            read = range(len(self._names) if self._rank == 0 else 1)
+            states = [State(**json.loads(self._store.get(str(i)))) for i in read]
+            if all(state.phase == "done" for state in states):
+                self._all_done.set()
+            judgement = self._judge(states, now - self._slept)
+            if judgement and self._rank == 0:
+                self._store.set("judgement", judgement)
+        if judgement:  # the others read it; one that has failed ends first, for its launcher
+            time.sleep(3 * BEAT)
         return judgement
 
     def _write(self) -> None:
