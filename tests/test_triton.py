@@ -52,6 +52,7 @@ class Case(probe.Case):
     """A case with constants of ``tiling`` that are replaced."""
 
     contiguous: bool = True
+    images: int = 2
     constants: dict[str, int] = field(default_factory=dict)
 
 
@@ -411,6 +412,52 @@ def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
             launched.clear()
             getattr(triton_kernels, operator)(*arguments)
             assert len(launched) == ops.launches(operator, arguments), (n, launched)
+
+
+def kernel_of(kernel: Any, *args: Any, **constants: Any) -> tuple[Any, ...]:
+    """What Triton compiles a kernel of its own for."""
+    found: list[Any] = [kernel.fn.__name__]
+    for name, value in zip(kernel.arg_names, args, strict=False):
+        if isinstance(value, (tuple, torch.Tensor)):
+            value = [t.dtype for t in value] if isinstance(value, tuple) else value.dtype
+        elif isinstance(value, int) and name != "channels":
+            value = value % 16 == 0 if name == "size" else value >= 2**31
+        found.append(value)
+    return (*map(str, found), *constants.items())
+
+
+@pytest.mark.parametrize(
+    ("graph", "size"),
+    [(("WS", {"k": 4, "p": 0.75}), (1, 10, 26))],
+    ids=["an odd number of pixels"],
+)
+def test_the_probe_launches_the_kernels_of_a_stage(
+    graph: tuple[str, dict[str, Any]], size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: some images wait for a compiler in the middle of a training, whose kernel nothing was
+    held against; if one does not compile, the training fails in place of running node by node."""
+    launched: set[tuple[Any, ...]] = set()
+    monkeypatch.setattr(
+        triton_kernels.common,
+        "launch",
+        lambda kernel, _, *args, **constants: launched.add(kernel_of(kernel, *args, **constants)),
+    )
+    monkeypatch.setattr(ops, "joins", lambda *_: False)
+    spec = NetworkGenerator("small", 8, 19, *graph)(1).stages[0]
+    stage = RandWireStage(spec, "sep_conv3x3", "BN").train()
+    number, height, width = size
+    with torch.library._scoped_library("randwire", "IMPL") as library:
+        for name in OPERATORS:
+            library.impl(name, getattr(triton_kernels, name), "CPU", allow_override=True)
+        stage.run_fused(torch.randn(number, 8, height, width, requires_grad=True)).sum().backward()
+        needed = launched.copy()
+        launched.clear()
+        variants = probe.Variants(8, 8, *stage._sizes, batch=True, backward=True)
+        for case in probe.cases(torch.float32, variants):
+            for name in case.only:
+                for arguments in operands(case, name):
+                    getattr(torch.ops.randwire, name)(*arguments)
+    assert needed and needed <= launched, needed - launched
 
 
 @pytest.mark.slow

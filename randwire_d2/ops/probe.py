@@ -33,8 +33,9 @@ OPERATORS = (
 # The largest error of an element, in units of the largest element.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 EVERY_WANT = ((False, False), (False, True), (True, False), (True, True))
-# Images with odd sides, and images with a multiple of 16 pixels, which most networks have: Triton
-# compiles different code for them. Both fit into the width of a strip.
+# Three images with an odd number of pixels in all, as a single image may have, and with a multiple
+# of 16, as most batches have: Triton compiles different code for them. Both fit into the width of a
+# strip.
 SIZES = ((7, 5), (8, 8))
 
 
@@ -50,7 +51,7 @@ class Case:
         inputs: the number of a node's inputs, or of its gradients.
         affine: whether the inputs have affines.
         stride: 1 or 2.
-        size: height and width of the inputs, of which there are two images.
+        size: height and width of the inputs.
         channels: C.
         dtype: that of the activations.
         want: the values of the argument of ``aggregate_backward``.
@@ -58,6 +59,7 @@ class Case:
         only: the operators that are called.
         contiguous: whether the last input is contiguous instead of channels_last.
         nodes: the number of nodes; each has one input less than the one before, but at least one.
+        images: the number of images.
     """
 
     inputs: int
@@ -71,6 +73,7 @@ class Case:
     only: tuple[str, ...] = OPERATORS
     contiguous: bool = False
     nodes: int = 1
+    images: int = 3
 
     def __str__(self) -> str:
         height, width = self.size
@@ -241,7 +244,7 @@ def compare(
             least = torch.finfo(torch.float64).tiny  # all may be 0: a ReLU's result
             if not image and operator in ("weighted_sum_backward", "batch_norm_backward"):
                 # Sums over pixels, which may cancel by chance; their rounding errors do not.
-                least = math.sqrt(2 * math.prod(case.size))
+                least = math.sqrt(case.images * math.prod(case.size))
             size = size.clamp_min(least)
             error = float(((result.cpu().double() - reference).abs() / size).max())
             if not error <= TOLERANCE[case.dtype]:
@@ -271,7 +274,7 @@ def operands(
 
     def image(stride: int = 1) -> Tensor:
         h, w = (-(-length // stride) for length in case.size)
-        x = draw(2, case.channels, h, w, dtype=case.dtype) + case.mean
+        x = draw(case.images, case.channels, h, w, dtype=case.dtype) + case.mean
         return x.contiguous(memory_format=torch.channels_last)
 
     n, c, stride, nodes = case.inputs, case.channels, case.stride, case.nodes
