@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,6 +268,10 @@ def interpret(names: list[str]) -> dict[str, str]:
         for stage in stages:
             checks[f"{kind}/{stage}"] = partial(check_stage, *stage)
     for name, case in (CASES | SLOW_CASES).items():
+        if (
+            name in CASES
+        ):  # the interpreter takes its time for each column, also where there is none
+            case = replace(case, constants={"STRIP_WIDTH": 4} | case.constants)
         for operator in case.only:
             checks[f"{name}/{operator}"] = lambda case=case, operator=operator: check(
                 case, operator, getattr(triton_kernels, operator)
@@ -428,8 +432,8 @@ def kernel_of(kernel: Any, *args: Any, **constants: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(
     ("graph", "size"),
-    [(("WS", {"k": 4, "p": 0.75}), (1, 10, 26))],
-    ids=["an odd number of pixels"],
+    [(("WS", {"k": 4, "p": 0.75}), (1, 10, 26)), (("WS", {"k": 4, "p": 0.75}), (2, 4, 4))],
+    ids=["an odd number of pixels", "two columns"],
 )
 def test_the_probe_launches_the_kernels_of_a_stage(
     graph: tuple[str, dict[str, Any]], size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch

@@ -34,8 +34,7 @@ OPERATORS = (
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 EVERY_WANT = ((False, False), (False, True), (True, False), (True, True))
 # Three images with an odd number of pixels in all, as a single image may have, and with a multiple
-# of 16, as most batches have: Triton compiles different code for them. Both fit into the width of a
-# strip.
+# of 16, as most batches have: Triton compiles different code for them.
 SIZES = ((7, 5), (8, 8))
 
 

@@ -68,7 +68,7 @@ def strips(
     n, c, h, w = size
     channels = min(next_power_of_2(c), 64 if 0 < c % 128 <= 64 else 128)
     vector = 1 if c % 2 else 2
-    width = max(next_power_of_2(min(w, STRIP_WIDTH // vector)), multiple)
+    width = max(STRIP_WIDTH // vector, multiple)  # also of a narrower image: no kernel of its own
     across, blocks = n * cdiv(w, width), cdiv(c, channels)
     height = min(max(cdiv(across * blocks * h, most), STRIP_HEIGHT), h)
     height = cdiv(height, multiple) * multiple
