@@ -432,8 +432,12 @@ def kernel_of(kernel: Any, *args: Any, **constants: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(
     ("graph", "size"),
-    [(("WS", {"k": 4, "p": 0.75}), (1, 10, 26)), (("WS", {"k": 4, "p": 0.75}), (2, 4, 4))],
-    ids=["an odd number of pixels", "two columns"],
+    [
+        (("WS", {"k": 4, "p": 0.75}), (1, 10, 26)),
+        (("WS", {"k": 4, "p": 0.75}), (2, 4, 4)),
+        (("ER", {"p": 1.0}), (2, 16, 16)),
+    ],
+    ids=["an odd number of pixels", "two columns", "many inputs and readers"],
 )
 def test_the_probe_launches_the_kernels_of_a_stage(
     graph: tuple[str, dict[str, Any]], size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch

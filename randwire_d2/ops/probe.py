@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..text import one_line
 from . import native, unavailable
+from .launches import MOST_GRADS, MOST_INPUTS
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +192,11 @@ def cases(dtype: torch.dtype, stage: Variants) -> Iterator[Case]:
         yield Case(stage.output_nodes, True, 1, size, stage.channels, dtype, only=sums)
         if stage.backward:
             yield Case(stage.input_nodes, False, 1, size, stage.in_channels, dtype, only=sums)
+        # What other operators sum up first: see ``launches``.
+        for n in {n for n, _ in stage.inputs if n > MOST_INPUTS}:
+            yield Case(n, True, 1, size, stage.channels, dtype, only=sums)
+        for n in {n for n, _ in stage.readers if n > MOST_GRADS and stage.backward and stage.batch}:
+            yield Case(n, False, 1, size, stage.channels, dtype, only=sums)
     size, *_ = SIZES  # for both, the other operators have the same kernels
     for k in {1, stage.input_nodes}:
         yield Case(1, False, 2, size, stage.in_channels, dtype, EVERY_WANT, only=read, nodes=k)
