@@ -268,9 +268,7 @@ def interpret(names: list[str]) -> dict[str, str]:
         for stage in stages:
             checks[f"{kind}/{stage}"] = partial(check_stage, *stage)
     for name, case in (CASES | SLOW_CASES).items():
-        if (
-            name in CASES
-        ):  # the interpreter takes its time for each column, also where there is none
+        if name in CASES:  # interpreted columns take their time, also those beside an image
             case = replace(case, constants={"STRIP_WIDTH": 4} | case.constants)
         for operator in case.only:
             checks[f"{name}/{operator}"] = lambda case=case, operator=operator: check(
