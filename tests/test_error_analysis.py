@@ -1,5 +1,6 @@
 """What a detector gets wrong: numbers against COCOEvaluator's and planted errors, and the page."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from pycocotools import mask as rles
 from randwire_d2.config import classifier_config, detector_config
 from randwire_d2.data.formats.rle import rle_fault
 from randwire_d2.drawing.errors import MOST, plot_class_ap, plot_confusion, plot_precision_recall
-from randwire_d2.drawing.style import BLUE, RED
+from randwire_d2.drawing.style import BLUE, RED, save_figure
 from randwire_d2.engine import register_data
 from randwire_d2.error_analysis import (
     Analysis,
@@ -619,6 +620,24 @@ def test_an_interrupted_analysis_is_made_again(
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             write_analysis(source)
+
+
+@pytest.mark.usefixtures("blank")
+def test_a_full_disk_ends_an_analysis(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: if it is full at the contact sheet, the page says so, and the tool ends with 0."""
+
+    def save(figure: Figure, path: Path, palette: bool) -> Path:
+        if path.name == "images.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save_figure(figure, path, palette)
+
+    monkeypatch.setattr("randwire_d2.error_analysis.report.save_figure", save)
+    source = written(dataset, tmp_path, perfect(dataset)[1:])
+    with pytest.raises(OSError, match="No space"):
+        write_analysis(source)
+    assert not (source.folder / "index.html").exists()
 
 
 def test_what_can_not_be_analysed(dataset: str, tmp_path: Path) -> None:

@@ -256,10 +256,11 @@ def _images(
         try:
             shown = [image.image_id for image in worst]
             figure = draw_results(dataset, results, shown, analysis.threshold)
-            png = _png(figure, folder / "images.png", palette=False)
-            about += "Those with the most, in the order of the table:"
         except (OSError, ValueError) as e:
             about += f"They can't be drawn: {e}"
+        else:  # a full disk, in contrast to a missing image, ends the analysis
+            png = _png(figure, folder / "images.png", palette=False)
+            about += "Those with the most, in the order of the table:"
     if png is None:
         (folder / "images.png").unlink(missing_ok=True)  # from an earlier analysis
     return Section(
