@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from randwire_d2.engine import Trainer
 from randwire_d2.inference import Detector
 from randwire_d2.inference.inputs import _inputs, files_as_inputs, find_inputs
 from randwire_d2.inference.prediction import job
-from randwire_d2.inference.prediction.output import results_writer
+from randwire_d2.inference.prediction.output import results_writer, video_writer
 
 VAL = "randwire_shapes_val"
 CONFIG = ROOT / "configs/faster_rcnn_randwire_shapes.yaml"
@@ -1048,6 +1049,21 @@ def test_a_full_disk_takes_nothing_of_what_was_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.partial.json").read_text()) == [record]
     (listed,) = json.loads((tmp_path / "images.partial.json").read_text())["images"]
     assert listed["id"] == 1
+
+
+def test_a_video_that_a_full_disk_has_cut_is_no_result(tmp_path: Path) -> None:
+    """Wrong: the prediction ends well, and its video can't be played."""
+    frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size, ends in ((limits[0], nullcontext()), (3000, pytest.raises(OSError, match="full"))):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with ends, video_writer(tmp_path / f"{size}.mp4", 29.97) as video:
+                for _ in range(9):
+                    video.write(frame)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{limits[0]}.mp4", "3000.partial.mp4"}
 
 
 def test_a_name_that_is_no_utf8_is_as_good_as_any(

@@ -251,15 +251,20 @@ def save_picture(image: np.ndarray, path: Path) -> None:
 @contextmanager
 def video_writer(path: Path, fps: float) -> Iterator["_VideoWriter"]:
     """A video that takes its name once the block ends, if it has a frame; a partial one if it
-    raises."""
+    raises.
+
+    Raises:
+        OSError: the video can't be written, or not to its end.
+    """
     temporary = path.with_name(f"{path.stem}.part{path.suffix}")  # the suffix names the format
     writer = _VideoWriter(temporary, fps)
     named = partial_path(path)
     try:
         yield writer
+        writer.finish()
         named = path
     finally:
-        writer.release()  # which ends the file
+        writer.release()
         if temporary.exists():
             os.replace(temporary, named)
 
@@ -286,6 +291,21 @@ class _VideoWriter:
                 self._path.unlink(missing_ok=True)
                 raise OSError(f"OpenCV can't write {self._path} with the codec mp4v")
         self._writer.write(np.ascontiguousarray(image[:, :, ::-1]))
+
+    def finish(self) -> None:
+        """End the file.
+
+        Raises:
+            OSError: it can't be read, because it lacks its end, where the list of frames is.
+        """
+        self.release()
+        if self._writer is None:
+            return
+        written = cv2.VideoCapture(str(self._path))
+        whole = written.isOpened()
+        written.release()
+        if not whole:
+            raise OSError(f"OpenCV can't write the end of {self._path}: is the disk full?")
 
     def release(self) -> None:
         if self._writer is not None:
