@@ -1,7 +1,8 @@
-"""Hide PyTorch's warnings that users can't act on, and undo Detectron2's log setup."""
+"""Hide what users can't act on of other packages' messages, and undo Detectron2's log setup."""
 
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,23 @@ _MESSAGES = (
 )
 
 
+_usual_excepthook = threading.excepthook
+
+
 def hush_upstream() -> None:
     """Hide these warnings in this process; with eight GPUs, eight processes would print them."""
     for message, category in _MESSAGES:
         warnings.filterwarnings("ignore", message, category)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    threading.excepthook = _say_failure_of_thread
+
+
+def _say_failure_of_thread(args: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, unless it is TensorBoard's, on a full disk, say: the next call of
+    its writer raises the error again."""
+    tensorboards = type(args.thread).__module__.startswith("tensorboard.")
+    if not (tensorboards and issubclass(args.exc_type, OSError)):
+        _usual_excepthook(args)
 
 
 @contextmanager

@@ -10,11 +10,12 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,11 +39,13 @@ from helpers import (
     wait_until,
 )
 from label_formats import write_sound
+from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 from torch import Tensor, nn
 from torch._utils import ExceptionWrapper
 from torch.amp import GradScaler
 from torch.utils.data import DataLoader, Dataset
 
+from randwire_d2 import upstream
 from randwire_d2.benchmark.memory import MemoryWatch
 from randwire_d2.checkpoint import RandWireCheckpointer, load_checkpoint
 from randwire_d2.classification.data import read_image
@@ -70,6 +73,7 @@ from randwire_d2.engine.processes.signals import StopOnSignal
 from randwire_d2.engine.trainer import in_parallel
 from randwire_d2.garbage import uncollected
 from randwire_d2.runs import RunFolder
+from randwire_d2.upstream import hush_upstream
 from randwire_d2.weight_files import checksum
 from randwire_d2.weight_files.checksum import DamagedFile, check_whole, is_whole
 
@@ -901,6 +905,24 @@ def test_the_log_has_no_traceback_of_a_full_disk(caplog: pytest.LogCaptureFixtur
         (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
         assert bool(record.exc_info) == has_traceback
         assert has_traceback or record.getMessage() == "The training ends: the disk is full"
+
+
+@pytest.mark.parametrize(("error", "said"), [(OSError("full disk"), 0), (KeyError("bug"), 1)])
+def test_a_full_disk_has_no_traceback_of_tensorboards_thread(
+    error: Exception, said: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: it follows the tool's line that says what to do; or a bug's traceback is lost."""
+    usual = mock.Mock()
+    monkeypatch.setattr(threading, "excepthook", usual)
+    monkeypatch.setattr(upstream, "_usual_excepthook", usual)
+    hush_upstream()
+    writer = _AsyncWriter(mock.Mock(write=mock.Mock(side_effect=error)))
+    with suppress(type(error)):  # if the thread is faster
+        writer.write(b"")
+    writer._worker.join()
+    with pytest.raises(type(error)):
+        writer.write(b"")
+    assert usual.call_count == said
 
 
 @pytest.fixture
