@@ -72,7 +72,7 @@ from randwire_d2.engine.processes.lock import locked
 from randwire_d2.engine.processes.signals import StopOnSignal
 from randwire_d2.engine.trainer import in_parallel
 from randwire_d2.garbage import uncollected
-from randwire_d2.runs import RunFolder
+from randwire_d2.runs import RunFolder, evaluation_config
 from randwire_d2.upstream import hush_upstream
 from randwire_d2.weight_files import checksum
 from randwire_d2.weight_files.checksum import DamagedFile, check_whole, is_whole
@@ -756,6 +756,25 @@ def test_a_second_training_is_refused_until_the_first_one_ends(tmp_path: Path) -
     first.join()
     with locked(str(tmp_path)):
         os.kill(int(worker.read_text()), signal.SIGKILL)
+
+
+def test_a_second_evaluation_of_the_same_is_refused(tmp_path: Path) -> None:
+    """Wrong: two at once write the same files; the second finds its results.json.tmp gone."""
+    config = str(ROOT / "configs/faster_rcnn_randwire_shapes.yaml")
+    args = argument_parser().parse_args(["--config-file", config, "OUTPUT_DIR", str(tmp_path)])
+    cfg, args.eval_only = load_config(args), True
+    folder = Path(evaluation_config(cfg, resume=False).OUTPUT_DIR)
+    folder.mkdir(parents=True)
+    context = multiprocessing.get_context("fork")
+    first = context.Process(target=hold, args=(folder,), daemon=True)
+    first.start()
+    worker = folder / "worker"
+    wait_until(lambda: worker.is_file() and worker.read_text() != "")
+    with raises_one_line(ValueError, match="in use by another evaluation, process"):
+        train_or_evaluate(cfg, args)
+    assert sorted(os.listdir(folder)) == ["training.lock", "worker"], "something was written"
+    first.kill()
+    os.kill(int(worker.read_text()), signal.SIGKILL)
 
 
 def test_a_training_that_is_about_to_be_overwritten_is_named(

@@ -172,6 +172,10 @@ def train_to_the_end(make: Callable[[], Trainer], resume: bool, config: Contents
 def _evaluate(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
     # The first process chooses for all: a running training may write a newer checkpoint meanwhile.
     cfg = comm.all_gather(evaluation_config(cfg, args.resume))[0]
+    return locked(cfg.OUTPUT_DIR)(_evaluate_there)(cfg, args, trainer_class)
+
+
+def _evaluate_there(cfg: CfgNode, args: argparse.Namespace, trainer_class: type[Trainer]) -> Any:
     setup(cfg, args)
     model = trainer_class.build_model(cfg)
     load_tested_weights(model, cfg)

@@ -66,12 +66,13 @@ def _evaluate(cfg: DictConfig, args: argparse.Namespace) -> Any:
     # The first process chooses for all: a running training may write a newer checkpoint meanwhile.
     own = comm.all_gather(evaluation_config(own, args.resume))[0]
     cfg.train.output_dir, cfg.train.init_checkpoint = own.OUTPUT_DIR, own.MODEL.WEIGHTS
-    setup(own, args, cfg)
-    _write_detector(own)
-    load_tested_weights(model, own)
-    results = _test(cfg, model)
-    if comm.is_main_process():
-        write_results(own, results)
+    with locked(own.OUTPUT_DIR):
+        setup(own, args, cfg)
+        _write_detector(own)
+        load_tested_weights(model, own)
+        results = _test(cfg, model)
+        if comm.is_main_process():
+            write_results(own, results)
     return results
 
 

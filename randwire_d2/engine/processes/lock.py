@@ -1,4 +1,4 @@
-"""One training in a folder: a second process that is given the same OUTPUT_DIR is refused.
+"""One training or evaluation in a folder: a second process with the same OUTPUT_DIR is refused.
 
 The lock is an fcntl lock on a file in the folder. The system releases it when its process ends in
 any way. Unlike a flock lock it isn't inherited by the workers of loaders, which outlive a killed
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 def locked(folder: str | None) -> Iterator[None]:
     """Create an OUTPUT_DIR and hold its lock during the block.
 
-    All processes of a training call this; the main one holds the lock.
+    All processes of a training, or of an evaluation, call this; the main one holds the lock.
 
     Args:
         folder: the OUTPUT_DIR; None for none.
 
     Raises:
-        ValueError: in all processes: another training has the lock, or the folder can't be written;
+        ValueError: in all processes: another process has the lock, or the folder can't be written;
             one line that names the process, or the reason.
     """
     file, refusal = None, ""
@@ -58,6 +58,7 @@ def locked(folder: str | None) -> Iterator[None]:
 
 
 def _lock(run: RunFolder) -> IO[str]:
+    what = "evaluation" if run.is_evaluation else "training"
     file = open(run.lock_file, "a+")  # noqa: SIM115  it is open as long as it is locked
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,11 +67,11 @@ def _lock(run: RunFolder) -> IO[str]:
         holder = _holder(file.read())
         file.close()
         raise ValueError(
-            f"OUTPUT_DIR {str(run.path)!r} is in use by another training, {holder}: set another "
+            f"OUTPUT_DIR {str(run.path)!r} is in use by another {what}, {holder}: set another "
             "OUTPUT_DIR, or end that one"
         ) from e
     except OSError as e:
-        logger.warning(f"{run.lock_file} can't be locked ({e.strerror}): start no second training")
+        logger.warning(f"{run.lock_file} can't be locked ({e.strerror}): start no second {what}")
     file.truncate(0)
     json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
     file.flush()
