@@ -534,7 +534,11 @@ def test_an_evaluator_writes_labels_that_are_not_cocos(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ([], "12 of 12 boxes of .* have no polygon; train without masks, " + NO_MASKS),
+        (
+            [],
+            "12 of 12 boxes of .* have no polygon, the first in .*g; train without masks, "
+            + NO_MASKS,
+        ),
         ([NO_MASKS, "model.roi_heads.num_classes=5"], "num_classes is 5, but .* has 2 classes"),
         ([NO_MASKS, *DATA[1:2]], "names=randwire_shapes_train is given beside --data"),
         (
@@ -564,7 +568,9 @@ def test_the_masks_of_c4_need_polygons(tmp_path: Path) -> None:
         "lr_multiplier, optimizer = c4.lr_multiplier, c4.optimizer\n"
     )
     given = [*write_sound(tmp_path / "data")["coco"], *SMALL[4:], f"train.output_dir={tmp_path}"]
-    with raises_one_line(ValueError, match="no polygon; .* model.roi_heads.mask_head=null") as e:
+    with raises_one_line(
+        ValueError, match="no polygon, .*; .* model.roi_heads.mask_head=null"
+    ) as e:
         load_lazy_config(parse(config, *given))
     load_lazy_config(parse(config, *given, str(e.value).rpartition(" ")[2]))
 

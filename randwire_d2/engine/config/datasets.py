@@ -149,11 +149,13 @@ def _check_masks(name: str, mask_format: str) -> None:
         for a in record["annotations"]
     ):
         raise ValueError(f"{split.source!r} has masks as RLE; set INPUT.MASK_FORMAT bitmask")
-    bare = sum("segmentation" not in a for r in split.records for a in r["annotations"])
+    bare = [
+        r["file_name"] for r in split.records for a in r["annotations"] if "segmentation" not in a
+    ]
     if bare:
         raise ValueError(
-            f"{bare} of {split.num_boxes} boxes of {split.source!r} have no polygon; train "
-            "without masks, MODEL.MASK_ON False"
+            f"{len(bare)} of {split.num_boxes} boxes of {split.source!r} have no polygon, the "
+            f"first in {bare[0]}; train without masks, MODEL.MASK_ON False"
         )
 
 
