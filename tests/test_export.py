@@ -15,8 +15,9 @@ import onnx
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import batched_nms
+from detectron2.layers import ShapeSpec, batched_nms
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from helpers import ROOT, RunsCode, draw_image_folders, raises_one_line, run_tool
 from PIL import Image
 from pycocotools import mask as mask_util
@@ -315,6 +316,38 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
     for image, scores in ((bright, [250, 200]), (dark, []), (bright, [250, 200])):
         boxes, found = run(image)
         assert (len(boxes), found.tolist()) == (len(scores), scores)
+
+
+class Masks(nn.Module):
+    """Takes each row of an image that isn't dark for a region, and returns its masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.roi_heads = nn.Module()
+        self.roi_heads.mask_head = self.head = MaskRCNNConvUpsampleHead(
+            ShapeSpec(channels=32), num_classes=2, conv_dims=[32, 32], conv_norm="GN"
+        )
+
+    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        image = batch[0]["image"]
+        rows = image[0, (image[0, :, 0] > 0).nonzero()[:, 0], :4]
+        masks = self.head.layers(rows[:, None, :, None].expand(-1, 32, -1, 4))
+        return [{"instances": SimpleNamespace(get_fields=lambda: {"pred_masks": masks})}]
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_a_norm_of_masks_may_have_no_region(name: str, tmp_path: Path) -> None:
+    """Wrong: ONNX Runtime fails at an image without objects, if the mask head has group norms."""
+    pytest.importorskip("onnxruntime" if name == "onnx" else name)
+    torch.manual_seed(0)
+    graph, image = DetectorGraph(Masks(), 100), torch.rand(3, 5, 4)
+    with open(tmp_path / "model.onnx", "wb") as file:
+        FORMATS["onnx"].write(graph, image, {"version": ""}, file)
+    run = RUNTIMES[name](file.name)
+    for seen, regions in ((image, 5), (0 * image, 0), (image[:, :2], 2)):
+        (masks,), (wanted,) = run(seen), graph.model([{"image": seen}])[0].values()
+        assert masks.shape == (regions, 2, 8, 8)
+        torch.testing.assert_close(masks, wanted.get_fields()["pred_masks"].detach())
 
 
 def test_signals_keep_their_stack(files: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from torch import Tensor, nn
 from torchvision.ops import boxes as box_ops
 
@@ -90,7 +91,7 @@ class DetectorGraph(Graph):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         # patch_builtin_len is Detectron2's way to count boxes in a trace.
-        with patch_builtin_len(), _no_box_of_none():
+        with patch_builtin_len(), _no_box_of_none(), _some_masks(self.model):
             found = self._outputs(image)
         values: tuple[Any, ...] = tuple(found[name] for name in self.signature.outputs)
         return tuple(value if isinstance(value, Tensor) else value.tensor for value in values)
@@ -122,6 +123,26 @@ def _no_box_of_none() -> Iterator[None]:
         yield
     finally:
         box_ops.batched_nms = suppress
+
+
+@contextmanager
+def _some_masks(model: nn.Module) -> Iterator[None]:
+    """Give a mask head with group norms one more region, whose masks are dropped. Without regions,
+    ONNX Runtime can't reshape them as torch.onnx writes the norm (seen in 1.32)."""
+    head: Any = getattr(getattr(model, "roi_heads", None), "mask_head", None)
+    if not isinstance(head, BaseMaskRCNNHead) or not _has_group_norm(head):
+        yield
+        return
+    layers = head.layers
+    head.layers = lambda x: layers(torch.cat([x, x.new_zeros((1, *x.shape[1:]))]))[:-1]
+    try:
+        yield
+    finally:
+        del head.layers
+
+
+def _has_group_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.GroupNorm) for module in model.modules())
 
 
 class ClassifierGraph(Graph):
