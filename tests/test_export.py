@@ -4,6 +4,7 @@ import ctypes
 import io
 import json
 import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -772,10 +773,14 @@ def test_the_command_says_what_it_proved(
     """Wrong: the tool doesn't run, passes over --images, or says nothing of what was compared; or
     a program that is called as checkpoints are runs without a word, or its export tells of it."""
     images = pictures(tmp_path) / "val"  # a folder, with one image below it
+    (image,) = images.rglob("*.*g")
+    shutil.copy(image, images / f"another{image.suffix}")
     file = tmp_path / "x.pt"
     said = run_tool("export_model.py", detector, file, "--format", "torchscript",
                     "--images", images, log=tmp_path / "log")  # fmt: skip
     line = said.splitlines()[-1]
+    sizes = re.findall(r"\d+×\d+×\d+", line)
+    assert len(sizes) == len(set(sizes)), "with a hundred images, the line would fill the screen"
     assert re.search(r"x\.pt: [\d.]+ MB, \d+ batch norms folded\. The largest difference", line)
     assert "3×128×96, 3×96×96, 3×96×115, " in line and line.endswith(" detections")
     assert "TorchScript" not in said

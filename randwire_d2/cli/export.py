@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     proof = export_model(args.source, args.output, args.format, part=args.part, images=args.images)
     size = os.path.getsize(args.output) / 1e6
-    shapes = ", ".join("×".join(map(str, shape)) for shape in proof.shapes)
+    shapes = ", ".join("×".join(map(str, shape)) for shape in dict.fromkeys(proof.shapes))
     found = f", {proof.detections} detections" if proof.detections else ""
     print(
         f"{args.output}: {size:.1f} MB, {proof.folded} batch norms folded. The largest difference "
