@@ -110,6 +110,8 @@ def test_a_group_is_one_object(tmp_path: Path) -> None:
     assert len(found[0]["segmentation"]) == 2 and pixels(found[0]).sum() == 2 * 36
     assert pixels(found[1]).sum() == 36 + 4 and pixels(found[1])[5, 30]
     assert "segmentation" not in found[4]  # a part is only a box
+    far = shape("polygon", (2, 2), (1e9, 2), (1e9, 9), group_id=2)  # pycocotools would crash
+    assert "segmentation" not in parsed(tmp_path, painted, far)[0]
     other = {**shape("polygon", *right, group_id=1), "label": "dog"}
     file = parse_labelme(put(tmp_path, shape("polygon", *left, group_id=1), other))
     assert file is not None and [name for name, _ in file.objects] == ["cat", "dog"]

@@ -6,13 +6,12 @@ Most image files are checked by their first and last bytes only (``images.probin
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from operator import sub
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...text import brief
 from ..formats.labels import Faults, LabelledImages
-from ..formats.rle import rle_fault
+from ..formats.rle import LONGEST, is_short, rle_fault
 from ..images.probing import TO_8_BITS, ImageFile, digest, probe_all
 
 MISSING = "images whose file is missing (left out)"
@@ -31,9 +30,6 @@ BEYOND = "boxes that reach beyond their image (training clips them)"
 TWICE = (
     "boxes that come again in their image, of the same class (evaluation wants each to be found)"
 )
-# The longest path from an image's corner along a polygon's points, in longer sides of the image:
-# pycocotools needs 40 bytes for each pixel of the path, and crashes at a step of 10⁸ pixels.
-LONGEST = 1000
 BAD_MASK = (
     "masks that can't be read, of another size than their image, or with an outline of more than "
     f"{LONGEST} times its longer side (left out, and boxes)"
@@ -147,13 +143,8 @@ def _fault(annotation: Mapping[str, Any], width: int, height: int) -> str | None
 def _is_mask(segmentation: Any, width: int, height: int) -> bool:
     if isinstance(segmentation, dict):
         return not rle_fault(segmentation) and list(segmentation["size"]) == [height, width]
-    most = LONGEST * max(width, height)
-    try:  # NaN and infinite numbers fail the comparison, too
-        return all(
-            sum(map(abs, map(sub, polygon, (0, 0, *polygon)))) <= most for polygon in segmentation
-        )
-    except (TypeError, OverflowError):
-        return False
+    is_list = isinstance(segmentation, Iterable)
+    return is_list and all(is_short(polygon, width, height) for polygon in segmentation)
 
 
 def _settle_keypoints(

@@ -30,6 +30,7 @@ from .labels import (
     image_ids,
     is_number,
 )
+from .rle import is_short
 
 MOST_FILES = 20  # that are looked into, to tell the format
 NO_AREA = "points and lines (left out)"
@@ -135,7 +136,7 @@ def parse_labelme(path: Path) -> LabelmeFile | None:
             group = shape.get("group_id")
             key = (shape["label"], group) if isinstance(group, int) else i
             parts.setdefault(key, (shape["label"], []))[1].append(part)
-    objects = [(name, _joined(own, size)) for name, own in parts.values()]
+    objects = [(name, _joined(own)) for name, own in parts.values()]
     return LabelmeFile(_image(path, content["imagePath"]), size, objects, faults)
 
 
@@ -217,17 +218,21 @@ def _mask(
     return {**annotation(pycocotools.mask.toBbox(rle).tolist(), 0), "segmentation": rle}
 
 
-def _joined(parts: list[dict[str, Any]], size: tuple[int, int] | None) -> dict[str, Any]:
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """One object's annotation from those of its parts; it has a mask if all of them have one."""
     if len(parts) == 1:
         return parts[0]
     boxes = [part["bbox"] for part in parts]
     found = annotation(bounding_box([v for x, y, w, h in boxes for v in (x, y, x + w, y + h)]), 0)
     masks = [part["segmentation"] for part in parts if "segmentation" in part]
-    if len(masks) == len(parts):
-        rings = [ring for mask in masks if isinstance(mask, list) for ring in mask]
-        rles = [mask for mask in masks if not isinstance(mask, list)]
-        if rles and rings and size is not None:
-            rles += pycocotools.mask.frPyObjects(rings, *size)
-        found["segmentation"] = pycocotools.mask.merge(rles) if rles else rings
-    return found
+    rings = [ring for mask in masks if isinstance(mask, list) for ring in mask]
+    rles = [mask for mask in masks if not isinstance(mask, list)]
+    if len(masks) < len(parts):
+        return found
+    if not rles:
+        return {**found, "segmentation": rings}
+    height, width = rles[0]["size"]
+    if not all(is_short(ring, width, height) for ring in rings):
+        return found
+    rles += pycocotools.mask.frPyObjects(rings, height, width) if rings else []
+    return {**found, "segmentation": pycocotools.mask.merge(rles)}

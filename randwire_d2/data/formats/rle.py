@@ -1,11 +1,24 @@
-"""Check masks in COCO's compressed RLE: pycocotools decodes them in C, and an invalid mask may end
-the process."""
+"""Check masks, polygons or COCO's compressed RLE: pycocotools reads them in C, and an invalid mask
+may end the process."""
 
+from operator import sub
 from typing import Any
 
 import numpy as np
 
+# The longest path from an image's corner along a polygon's points, in longer sides of the image:
+# pycocotools needs 40 bytes for each pixel of the path, and crashes at a step of 10⁸ pixels.
+LONGEST = 1000
 _MOST_CHARACTERS = 7  # per number, five bits each; no number of pixels needs more
+
+
+def is_short(polygon: Any, width: int, height: int) -> bool:
+    """Whether pycocotools can rasterise a polygon [x0, y0, x1, y1, …] in an image of this size."""
+    try:  # NaN and infinite numbers fail the comparison, too
+        path = sum(map(abs, map(sub, polygon, (0, 0, *polygon))))
+        return bool(path <= LONGEST * max(width, height))
+    except (TypeError, OverflowError):
+        return False
 
 
 def rle_fault(rle: Any) -> str:
