@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,18 @@ def test_sync_bn_is_refused_on_a_cpu_wherever_it_is() -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=rf"MODEL.{key}.NORM SyncBN needs GPUs; .* BN or GN"):
             check_model(config(name, *people, *options), parse(name))
+
+
+def test_augmented_tests_are_of_what_detectron2_can_augment() -> None:
+    """Wrong: the training ends with a traceback in its last evaluation, of keypoints, say."""
+    scratch = ("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RANDWIRE.NORM", "BN",
+               "MODEL.BACKBONE.FREEZE_AT", 0, "TEST.AUG.ENABLED", True)  # fmt: skip
+    for kind in ("keypoint_rcnn_randwire_c109_fpn", "retinanet_randwire_c109_fpn",
+                 "panoptic_fpn_randwire_c109", "mask_rcnn_randwire_c109_fpn"):  # fmt: skip
+        name = f"{kind}_1x"
+        expected = raises_one_line(ValueError, match=r"TEST.AUG.ENABLED must be False: .*R-CNN of")
+        with nullcontext() if kind.startswith("mask") else expected:
+            check_model(config(name, *scratch), parse(name))
 
 
 # -------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from .datasets import (
 )
 from .keypoints import settle_keypoints
 from .keys import UNSET
-from .limits import LIMITS, check_images, check_limits
+from .limits import LIMITS, check_augmented_test, check_images, check_limits
 from .metric import check_best_metric
 from .schedule import check_length, check_solver, scale_schedule, scale_to_processes
 from .weights import check_resumed, check_weights, read_weights
@@ -361,6 +361,7 @@ def check_model(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str] =
     if not cfg.MODEL.WEIGHTS and not resumes and (node is not None or is_classifier(cfg)):
         _check_untrained(cfg, node, args.eval_only)
     model = _build(cfg)
+    check_augmented_test(cfg, model)
     if resumes:
         check_resumed(run, model, classes, args.renamed_class)
     else:
@@ -395,9 +396,7 @@ def _build(cfg: CfgNode) -> nn.Module:
         reason = str(e.args[0]) if e.args else traceback.extract_tb(e.__traceback__)[-1].line
         if isinstance(e, KeyError) and " " not in str(reason):
             keys = [k for k, v in flat(cfg) if isinstance(v, list | tuple) and reason in v]
-            where = [
-                f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}",
-                *(f"{k} names it" for k in keys),
-            ]
+            where = [f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}"]
+            where += [f"{k} names it" for k in keys]
             reason = f"there is no {reason!r} ({'; '.join(where)})"
         raise ValueError(f"the config's network can't be built: {reason}") from e

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN
+from torch import nn
 
 from ...config import flat
 from ...data.images.patience import INPUT_FORMATS
@@ -151,6 +153,22 @@ def check_limits(cfg: CfgNode, limits: Mapping[str, Limit]) -> None:
     for key, limit in limits.items():
         if not limit.holds(values[key]):
             raise ValueError(f"{key} must be {limit.wanted}; got {values[key]!r}")
+
+
+def check_augmented_test(cfg: CfgNode, model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: Detectron2's evaluation with test-time augmentation, which comes last, would
+            fail with this model; one line.
+    """
+    boxes = isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN)
+    node = cfg.MODEL
+    if cfg.TEST.AUG.ENABLED and (not boxes or node.KEYPOINT_ON or node.LOAD_PROPOSALS):
+        raise ValueError(
+            "TEST.AUG.ENABLED must be False: Detectron2's test-time augmentation is for an R-CNN "
+            f"of boxes and masks, not for {node.META_ARCHITECTURE} with KEYPOINT_ON "
+            f"{node.KEYPOINT_ON} and LOAD_PROPOSALS {node.LOAD_PROPOSALS}"
+        )
 
 
 def check_images(cfg: CfgNode) -> None:
