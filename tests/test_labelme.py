@@ -11,7 +11,14 @@ import numpy as np
 import pycocotools.mask
 from helpers import raises_one_line
 
-from randwire_d2.data.formats.labelme import BAD_SHAPE, IGNORED, NO_AREA, OTHER, parse_labelme
+from randwire_d2.data.formats.labelme import (
+    BAD_SHAPE,
+    BELOW,
+    IGNORED,
+    NO_AREA,
+    OTHER,
+    parse_labelme,
+)
 from randwire_d2.data.formats.layouts import find_splits
 
 HEIGHT, WIDTH = 32, 48
@@ -164,3 +171,20 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-1])
     with raises_one_line(ValueError, match="is no JSON"):
         find_splits(str(val))["train"]()
+
+
+def test_subfolders_and_what_else_is_in_them(tmp_path: Path) -> None:
+    """Wrong: with files in the folder itself, those in its subfolders are left out, and nobody is
+    told; or a training whose OUTPUT_DIR is a subfolder can't be resumed."""
+    box = shape("rectangle", (1, 1), (9, 9))
+    path = put(tmp_path, box)
+    put(tmp_path / "more", box, stem="b")
+    put(tmp_path / "more", box, stem="c", imagePath=f"{'c' * 5000}.jpg")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.json").write_text("{}\n{}\n")
+    (tmp_path / "run" / "gone.json").symlink_to("nowhere.json")
+    found = find_splits(str(tmp_path))["train"]()
+    assert len(found.records) == 1 and found.faults.kinds == {BELOW}
+    path.unlink()
+    found = find_splits(str(tmp_path))["train"]()
+    assert len(found.records) == 2 and found.faults.kinds == {OTHER}

@@ -37,6 +37,7 @@ NO_AREA = "points and lines (left out)"
 BAD_SHAPE = "shapes that are not as LabelMe writes them (left out)"
 IGNORED = "shapes labelled __ignore__ (left out)"
 OTHER = "JSON files without LabelMe's imagePath and shapes (left out)"
+BELOW = "JSON files in subfolders of a folder that has its own (left out)"
 CORNERS = 64  # of a circle's polygon, whose area is 0.2% less
 MOST_PIXELS = 2**28  # of an image; Pillow refuses larger ones
 
@@ -63,8 +64,13 @@ def labelme_files(folder: str) -> list[Path]:
     subfolders, if they are there; else none."""
     if _are_labelme(own := files_in(folder, ".json")):
         return own
-    below = [Path(path) for path in sorted(files_below(folder)) if path.endswith(".json")]
+    below = _files_below(folder)
     return below if _are_labelme(below) else []
+
+
+def _files_below(folder: str) -> list[Path]:
+    names = sorted(name for name in files_below(folder) if name.endswith(".json"))
+    return [Path(name) for name in names if os.path.isfile(name)]
 
 
 def _are_labelme(files: list[Path]) -> bool:
@@ -96,6 +102,9 @@ def read_labelme(
         for fault, place in file.faults:
             faults.add(fault, place)
         found.append((path, file))
+    others = sorted(set(_files_below(folder)) - set(paths))
+    for path in others if _are_labelme(others) else ():
+        faults.add(BELOW, str(path))
     records = []
     for image_id, (path, file) in zip(image_ids([path.stem for path, _ in found]), found):
         if unknown := [name for name, _ in file.objects if name not in index]:
@@ -113,13 +122,16 @@ def read_labelme(
 
 
 def parse_labelme(path: Path) -> LabelmeFile | None:
-    """Parse a JSON file; None if it is another program's.
+    """Parse a JSON file; None if it is another program's, such as the metrics of a training.
 
     Raises:
         ValueError: the file can't be read as JSON; one line.
     """
+    text = read_text(path)
+    if '"shapes"' not in text:
+        return None
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(text)
     except ValueError as e:
         raise ValueError(f"{str(path)!r} is no JSON: {one_line(e)}") from e
     shapes = content.get("shapes") if isinstance(content, dict) else None
@@ -154,7 +166,7 @@ def _image(path: Path, given: str) -> str:
     places = [
         folder / name, folder / base, folder.parent / "images" / base, folder.parent / base,
     ]  # fmt: skip
-    found = next((place for place in places if place.is_file()), places[0])
+    found = next((place for place in places if os.path.isfile(place)), places[0])
     return os.path.normpath(found)
 
 
