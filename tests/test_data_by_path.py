@@ -35,6 +35,7 @@ from randwire_d2.data import (
 )
 from randwire_d2.data.detection import by_path, inspection
 from randwire_d2.data.detection.by_path import held_back
+from randwire_d2.data.detection.classes import class_entries
 from randwire_d2.data.detection.inspection import clean
 from randwire_d2.data.formats import coco_json, voc, yolo
 from randwire_d2.data.formats.coco_json import read_coco
@@ -553,6 +554,24 @@ def test_a_panoptic_evaluation_needs_its_package(
         check_evaluator(panoptic)
     monkeypatch.setattr(datasets, "find_spec", lambda _: "found")
     check_evaluator(panoptic)
+
+
+def test_ids_of_own_stuff_are_kept(panoptic: str) -> None:
+    """Wrong: where several ids are one class, predictions have other ids than the data set; or an
+    evaluation ends with an assertion at the first pixel whose class has no id."""
+    metadata = MetadataCatalog.get(panoptic)
+    metadata.set(stuff_dataset_id_to_contiguous_id={11: 1, 12: 2})
+    with raises_one_line(ValueError, match="no id in .* for 'things', index 0 of .* 0: 0"):
+        check_evaluator(panoptic)
+    MetadataCatalog.pop(panoptic)
+    metadata = MetadataCatalog.get(panoptic)
+    metadata.set(stuff_classes=["things", "sky", "sea"], thing_classes=["cat", "dog"])
+    metadata.set(stuff_dataset_id_to_contiguous_id={11: 1, 12: 2, 1: 0, 2: 0})
+    metadata.set(thing_dataset_id_to_contiguous_id={1: 0, 7: 0, 2: 1})
+    check_evaluator(panoptic)
+    found = class_entries(panoptic)
+    assert found["stuff"] == {"names": ["things", "sky", "sea"], "ids": [1, 11, 12]}
+    assert found["ids"] == [1, 2]
 
 
 def test_a_registered_set_without_names_is_read(unsplit: Path) -> None:

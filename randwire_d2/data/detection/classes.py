@@ -1,5 +1,6 @@
 """The classes of a data set that is registered in Detectron2."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
@@ -13,7 +14,15 @@ def category_ids(metadata: Metadata) -> list[int] | None:
     None if the data set has no ids; then a class's id is its index in the outputs.
     """
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
-    return None if contiguous is None else sorted(contiguous, key=contiguous.__getitem__)
+    return None if contiguous is None else _in_order(contiguous)
+
+
+def _in_order(contiguous: Mapping[int, int]) -> list[int]:
+    """The data set's id of each index; of several ids with the same index, the first."""
+    ids: dict[int, int] = {}
+    for given, index in contiguous.items():
+        ids.setdefault(index, given)
+    return [ids[index] for index in sorted(ids)]
 
 
 def thing_classes(name: str) -> list[str]:
@@ -51,13 +60,13 @@ def class_entries(dataset_name: str) -> dict[str, Any]:
 def stuff_entry(metadata: Metadata) -> dict[str, Any] | None:
     """Names and ids of a data set's stuff, in the order of a semantic segmentation's outputs.
 
-    None if it has no stuff classes, or not one id for each.
+    None if it has no stuff classes, or not an id for each; several may have the same index.
     """
     names = metadata.get("stuff_classes", [])
     contiguous = metadata.get("stuff_dataset_id_to_contiguous_id", {})
-    if not names or len(names) != len(contiguous):
+    if not names or set(contiguous.values()) != set(range(len(names))):
         return None
-    return {"names": list(names), "ids": sorted(contiguous, key=contiguous.__getitem__)}
+    return {"names": list(names), "ids": _in_order(contiguous)}
 
 
 def keypoint_entry(metadata: Metadata) -> dict[str, Any] | None:

@@ -218,10 +218,18 @@ def _warn_of_evaluations(cfg: CfgNode) -> None:
 def check_evaluator(name: str) -> None:
     """
     Raises:
-        ValueError: the evaluation of the registered data set needs a package that is not installed;
-            one line.
+        ValueError: the evaluation of the registered data set needs a package that is not installed,
+            or an id that a class of stuff doesn't have; one line.
     """
-    kind = MetadataCatalog.get(name).get("evaluator_type")
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type")
+    ids = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+    for index, stuff in enumerate(stuff_classes(name) if ids else ()):
+        if index not in ids.values():
+            raise ValueError(
+                f"{name!r} has no id in stuff_dataset_id_to_contiguous_id for {stuff!r}, index "
+                f"{index} of its stuff_classes: add it to its metadata (for all things, 0: 0)"
+            )
     if kind == "coco_panoptic_seg" and find_spec("panopticapi") is None:
         raise ValueError(
             f"the evaluation of {name!r} needs panopticapi: pip install "
