@@ -12,6 +12,7 @@ import pycocotools.mask
 from helpers import raises_one_line
 
 from randwire_d2.data.formats.labelme import (
+    AGAIN,
     BAD_SHAPE,
     BELOW,
     IGNORED,
@@ -188,3 +189,12 @@ def test_subfolders_and_what_else_is_in_them(tmp_path: Path) -> None:
     path.unlink()
     found = find_splits(str(tmp_path))["train"]()
     assert len(found.records) == 2 and found.faults.kinds == {OTHER}
+
+
+def test_two_files_of_an_image_are_told(tmp_path: Path) -> None:
+    """Wrong: beside a copy of a file, the image's objects are silently doubled, or background."""
+    put(tmp_path, shape("rectangle", (1, 1), (9, 9)))
+    put(tmp_path, shape("rectangle", (1, 1), (9, 9)), stem="b")
+    assert not find_splits(str(tmp_path))["train"]().faults
+    put(tmp_path, shape("rectangle", (11, 11), (19, 19)), stem="a_copy", imagePath="a.jpg")
+    assert find_splits(str(tmp_path))["train"]().faults.kinds == {AGAIN}

@@ -38,6 +38,7 @@ BAD_SHAPE = "shapes that are not as LabelMe writes them (left out)"
 IGNORED = "shapes labelled __ignore__ (left out)"
 OTHER = "JSON files without LabelMe's imagePath and shapes (left out)"
 BELOW = "JSON files in subfolders of a folder that has its own (left out)"
+AGAIN = "JSON files of an image that another one labels, too (it is trained on with each)"
 CORNERS = 64  # of a circle's polygon, whose area is 0.2% less
 MOST_PIXELS = 2**28  # of an image; Pillow refuses larger ones
 
@@ -95,12 +96,16 @@ def read_labelme(
     classes = check_classes(of_classes, sorted(names))
     index = {name: i for i, name in enumerate(classes)}
     faults, found, paths = Faults(), [], labelme_files(folder)
+    images = set[str]()
     for path, file in zip(paths, in_threads(parse, paths), strict=True):
         if file is None:
             faults.add(OTHER, str(path))
             continue
         for fault, place in file.faults:
             faults.add(fault, place)
+        if file.image in images:
+            faults.add(AGAIN, str(path))
+        images.add(file.image)
         found.append((path, file))
     others = sorted(set(_files_below(folder)) - set(paths))
     for path in others if _are_labelme(others) else ():
