@@ -18,6 +18,7 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from detectron2.utils.logger import setup_logger
 from helpers import (
@@ -804,15 +805,28 @@ def test_waiting_for_data_is_said(
         assert "50% of the last 10" in caplog.text and "NUM_WORKERS" in caplog.text
 
 
-@pytest.mark.parametrize(("at", "said"), [(1000, True), (999, False), (10, False)])
-def test_a_failed_training_is_not_waited_for(
-    at: int, said: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The count is of all processes: one that failed, even in the last iteration, would hang."""
-    hook = WatchInput(SimpleNamespace(broken=3))
-    hook.trainer = SimpleNamespace(iter=at, max_iter=1000)
-    hook.after_train()
-    assert ("3 training images could not be read" in caplog.text) == said
+def counted_and_resumed(rank: int) -> list[Any]:
+    """What a checkpoint and the metrics have after three broken images in one process and one in
+    the other, and what a training that was resumed from it has after five more in each."""
+    found = []
+    state = {"broken": 0}
+    for broken in (3 - 2 * rank, 5):
+        loader = SimpleNamespace(broken=0)
+        hook = WatchInput(loader, period=1)
+        hook.load_state_dict(state)
+        loader.broken += broken
+        with EventStorage() as storage:
+            hook.trainer = SimpleNamespace(storage=storage, iter=0)
+            hook.after_step()
+        state = comm.all_gather(hook.state_dict())[0]  # the main process saves it
+        found += [state["broken"], storage.latest().get("broken_images", (None,))[0]]
+    return found
+
+
+def test_broken_images_of_all_processes_are_counted() -> None:
+    """Wrong: metrics.json counts those of the first process, and a resumed training forgets what
+    the others had counted."""
+    assert in_two_processes(counted_and_resumed) == [[4, 4, 14, 14], [4, None, 14, None]]
 
 
 def log_to_stdout() -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from ..checkpoint import Classes
 from ..data.classification.listing import listed
 from ..engine import Trainer, mean_losses, setup
+from ..engine.processes.agreement import summed
 from ..engine.processes.random_state import run_seed
 from ..modeling.image_classifier import ImageClassifier
 from .backbone import write_backbone
@@ -106,7 +107,7 @@ def _test_losses(model: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor
 
 
 class WatchInput(HookBase):
-    """Logs when training waits for its data, and how many images were broken.
+    """Logs when training waits for its data, and how many images of all processes were broken.
 
     Args:
         loader: the training loader.
@@ -115,12 +116,15 @@ class WatchInput(HookBase):
 
     def __init__(self, loader: TrainLoader, period: int = 100) -> None:
         self._loader, self._period = loader, period
+        self._broken = 0
 
     def after_step(self) -> None:
+        # In each iteration, since the main process may save a checkpoint in any of them.
+        self._broken = summed(self._loader.broken)
         if (self.trainer.iter + 1) % self._period or not comm.is_main_process():
             return
         storage = self.trainer.storage
-        storage.put_scalar("broken_images", self._loader.broken, smoothing_hint=False)
+        storage.put_scalar("broken_images", self._broken, smoothing_hint=False)
         found = storage.histories()
         # A training that was resumed just before has not measured an iteration yet.
         waited, total = (found[k].avg(self._period) if k in found else 0.0 for k in TIMES)
@@ -131,18 +135,15 @@ class WatchInput(HookBase):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"broken": self._loader.broken}
+        return {"broken": self._broken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if comm.is_main_process():  # the checkpoint has the main process's number
-            self._loader.broken = state["broken"]
+        if comm.is_main_process():  # the others count on from zero
+            self._loader.broken = self._broken = state["broken"]
 
     def after_train(self) -> None:
-        if self.trainer.iter < self.trainer.max_iter:  # it failed, and other processes may have
-            return
-        broken = sum(comm.all_gather(self._loader.broken))
-        if broken and comm.is_main_process():
-            logger.warning(f"{broken} training images could not be read, and were replaced")
+        if self._broken and comm.is_main_process():
+            logger.warning(f"{self._broken} training images could not be read, and were replaced")
 
 
 class _WithoutHooks(ClassificationTrainer):

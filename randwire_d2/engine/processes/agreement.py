@@ -13,10 +13,19 @@ def largest(number: int) -> int:
     It takes one message of 8 bytes. Detectron2's ``all_gather``, which takes any object that can be
     pickled, first sends its length in another message.
     """
+    return _reduced(number, distributed.ReduceOp.MAX)
+
+
+def summed(number: int) -> int:
+    """The sum of all processes' numbers; all processes call this. It takes one message, too."""
+    return _reduced(number, distributed.ReduceOp.SUM)
+
+
+def _reduced(number: int, operation: distributed.ReduceOp.RedOpType) -> int:
     if comm.get_world_size() == 1:
         return number
     found = torch.tensor(number, dtype=torch.int64)
-    distributed.all_reduce(found, distributed.ReduceOp.MAX, comm._get_global_gloo_group())
+    distributed.all_reduce(found, operation, comm._get_global_gloo_group())
     return int(found)
 
 
