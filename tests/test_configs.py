@@ -225,7 +225,9 @@ def test_sync_bn_is_refused_on_a_cpu_wherever_it_is() -> None:
         (("MODEL.RANDWIRE.NORM", "BN", "MODEL.FPN.NORM", "BN", "MODEL.ROI_MASK_HEAD.NORM",
           "SyncBN"), "ROI_MASK_HEAD"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=rf"MODEL.{key}.NORM SyncBN needs GPUs; .* BN or GN"):
+        with pytest.raises(
+            ValueError, match=rf"MODEL.{key}.NORM SyncBN needs GPUs; .* naiveSyncBN, BN or GN"
+        ):
             check_model(config(name, *people, *options), parse(name))
 
 

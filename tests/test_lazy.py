@@ -412,7 +412,10 @@ def test_train_resume_and_evaluate_with_either_tool(tmp_path: Path) -> None:
         (["--data-val=x"], r"train.data_val \(--data-val\) needs train.data \(--data\)"),
         (["model.backbone.bottom_up.norm=FrozenBN"], "without train.init_checkpoint, .* freeze_at"),
         (["model.backbone.bottom_up.freeze_at=1"], "without train.init_checkpoint, .* freeze_at"),
-        (["model.backbone.bottom_up.norm=SyncBN"], "SyncBN needs GPUs; on a CPU use BN or GN"),
+        (
+            ["model.backbone.bottom_up.norm=SyncBN"],
+            "SyncBN needs GPUs; on a CPU use naiveSyncBN, BN or GN",
+        ),
         ([f"{SPEC}._target_.graph_params.k=3"], "model: .*K=3"),
         (["model.roi_heads.box_head.fc_dim=3"], "model: .*fc_dim"),
         ([f"{SPEC}._target_.channels=8.5"], r"model: channels \(C\) must be an integer; got 8.5"),

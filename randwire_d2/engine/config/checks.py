@@ -349,7 +349,9 @@ def check_model(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str] =
     if cfg.MODEL.DEVICE == "cpu" and not args.eval_only:
         for part in (node, "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "RETINANET"):
             if part and cfg.MODEL[part].NORM == "SyncBN":
-                raise ValueError(f"MODEL.{part}.NORM SyncBN needs GPUs; on a CPU use BN or GN")
+                raise ValueError(
+                    f"MODEL.{part}.NORM SyncBN needs GPUs; on a CPU use naiveSyncBN, BN or GN"
+                )
     own, others = cfg.MODEL.RANDWIRE.NORM, cfg.MODEL.RESNETS.NORM
     if node == "RANDWIRE" and not is_classifier(cfg) and others not in (own, "FrozenBN"):
         logger.warning(

@@ -277,7 +277,7 @@ def _check_model(
     modules = list(model.modules())
     synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in modules)
     if synchronised and cfg.train.device == "cpu" and not args.eval_only:
-        raise ValueError("model: SyncBN needs GPUs; on a CPU use BN or GN")
+        raise ValueError("model: SyncBN needs GPUs; on a CPU use naiveSyncBN, BN or GN")
     weights = cfg.train.init_checkpoint or ""
     if args.resume and (run := RunFolder(cfg.train.output_dir)).can_resume:
         return model, check_resumed(run, model, classes, renamed)
