@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_start_method, set_start_method
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import torch
@@ -286,15 +286,17 @@ def _file_of_known() -> Iterator[str]:
     Arguments reach them through a pipe of 64 KiB. With more data, a process would be started only
     once the one before has imported the tool and reads its arguments. This process then forgets its
     labels: those of a data set of COCO's size would take gigabytes until the training ends.
+
+    The file is in no folder, where it would stay if this process was killed.
     """
-    with TemporaryDirectory() as folder:
-        path = os.path.join(folder, "known")
+    with TemporaryFile() as held:
+        path = f"/proc/{os.getpid()}/fd/{held.fileno()}"
         try:
             with open(path, "wb") as file:
                 pickle.dump(known(), file, pickle.HIGHEST_PROTOCOL)
         except OSError as e:
             raise OSError(
-                f"the data's labels can't be written to {folder}, for the processes to be started "
+                f"the data's labels can't be written to {gettempdir()}, for the processes to start "
                 f"({e.strerror}): make room, or name another disk in the environment's TMPDIR"
             ) from e
         forget_labels()
@@ -318,5 +320,5 @@ def _informed(
         take_known(pickle.load(file))
     comm.synchronize()
     if comm.get_local_rank() == 0:
-        os.remove(path)
+        os.truncate(path, 0)  # all have read it
     return watched(main, timeout, *args)
