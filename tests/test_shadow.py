@@ -149,6 +149,20 @@ def test_a_relu_of_nearly_zero_is_no_fault_of_the_operators() -> None:
         shadow(stage(), x()).check()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_norm_of_a_few_values_in_16_bits_is_no_fault_of_the_operators(dtype: torch.dtype) -> None:
+    """Wrong: a training whose processes get two images of 32 pixels is stopped: both values of a
+    channel are almost the same, and their norm is 1 and -1, or the other way round."""
+    torch.manual_seed(3)
+    spec = NetworkGenerator("small", channels=8)(seed=1).stages[-1]
+    last = RandWireStage(spec, "sep_conv3x3", "BN")
+    two = torch.randn(2, last.in_channels, 2, 2).relu().requires_grad_()
+    with torch.autocast("cpu", dtype):
+        shadow(last.train(), two).check()
+        assert shadow(last.eval(), two).errors.keys() == EVERYTHING
+    assert shadow(last.train(), two).errors.keys() == EVERYTHING
+
+
 @pytest.mark.parametrize("spoiled", ["input", "output"])
 def test_what_lies_beside_the_channels_is_looked_at(spoiled: str) -> None:
     """Else nothing notices that a GPU has left other values there than zeros: a shadow step has a

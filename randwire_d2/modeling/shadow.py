@@ -8,15 +8,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import cuda_graphs
 from .difference import LIMITS, error, exact_convolutions, random_gradient, unchanged
+from .fused import uses_batch
 from .fused_stage import RandWireStage
 from .stage_graphs import FIRST_CALLS
 from .weights import whole_image, wider_image, with_zeros, zeros_of
+
+# Fewer values per channel are few. With 2 or 3, most errors of random weights were above the limits
+# of 16 bits; with 4 or 5, some; with 6 or more, none of 696.
+FEW = 16
 
 # By ``training``.
 MODES = {True: "training", False: "inference"}
@@ -36,7 +42,8 @@ class Shadow:
             to the node-by-node result, divided by that of the latter. The padding of images is
             compared, too; it must be zeros. If an error is above the limit, the nodes were also run
             in PyTorch's default memory format, then both ways with the input upside down, and the
-            smallest error counts.
+            smallest error counts. Empty if norms use the statistics of a batch that has ``FEW``
+            values per channel, in 16 bits.
         limit: the largest error that rounding explains.
         seconds: for training (True) and inference (False), the times of the fused stage and of its
             nodes one by one, in channels_last.
@@ -94,8 +101,13 @@ def shadow(stage: RandWireStage, x: Tensor, rounds: int = 0) -> Shadow:
 def _compare(stage: RandWireStage, x: Tensor) -> tuple[dict[str, float], float]:
     """``errors`` and ``limit`` of a ``Shadow``, of one input."""
     fused = _run(stage, RUNS[0], x)
-    limit = LIMITS[fused["output"][0].dtype]
-    errors = _errors(fused, _run(stage, RUNS[1], x))
+    output = fused["output"][0]
+    limit = LIMITS[output.dtype]
+    errors = _errors(fused, _run(stage, RUNS[1], x))  # all processes run it, whatever follows
+    # Such a norm divides by the small differences of a few values, which are mostly rounding.
+    norm: Any = stage.nodes[0].norm
+    if output.dtype.itemsize == 2 and output[:, 0].numel() < FEW and uses_batch(norm):
+        return {}, limit
     # On a CPU, PyTorch's batch norm adds up all pixels in float32 in channels_last, and more
     # exactly in the other layout. A kernel that is wrong differs from both.
     if not stage.synchronised and not _within(errors, limit):
