@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import signal
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -260,16 +259,6 @@ def test_a_full_temporary_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         args = argument_parser().parse_args(["--num-gpus", "2"])
         with pytest.raises(OSError, match=r"to /.* \(No space left on device\): .*TMPDIR$"):
             launch.run_processes(print, (), args, True, timeout=0.0)
-
-
-def test_a_killed_launcher_leaves_no_labels_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Wrong: after a kill in start-up, gigabytes of them stay in the temporary folder."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with launch._file_of_known() as path, open(path, "rb") as file:
-        assert pickle.load(file) == launch.known()
-        assert not [*tmp_path.iterdir()]
 
 
 # -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_start_method, set_start_method
-from tempfile import TemporaryFile, gettempdir
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -286,17 +286,15 @@ def _file_of_known() -> Iterator[str]:
     Arguments reach them through a pipe of 64 KiB. With more data, a process would be started only
     once the one before has imported the tool and reads its arguments. This process then forgets its
     labels: those of a data set of COCO's size would take gigabytes until the training ends.
-
-    The file is in no folder, where it would stay if this process was killed.
     """
-    with TemporaryFile() as held:
-        path = f"/proc/{os.getpid()}/fd/{held.fileno()}"
+    with TemporaryDirectory() as folder:
+        path = os.path.join(folder, "known")
         try:
             with open(path, "wb") as file:
                 pickle.dump(known(), file, pickle.HIGHEST_PROTOCOL)
         except OSError as e:
             raise OSError(
-                f"the data's labels can't be written to {gettempdir()}, for the processes to start "
+                f"the data's labels can't be written to {folder}, for the processes to be started "
                 f"({e.strerror}): make room, or name another disk in the environment's TMPDIR"
             ) from e
         forget_labels()
@@ -320,5 +318,5 @@ def _informed(
         take_known(pickle.load(file))
     comm.synchronize()
     if comm.get_local_rank() == 0:
-        os.truncate(path, 0)  # all have read it
+        os.remove(path)
     return watched(main, timeout, *args)
