@@ -18,7 +18,7 @@ import numpy as np
 import pycocotools.mask
 from PIL import Image
 
-from ...text import brief, named, one_line, parse_json
+from ...text import one_line, parse_json
 from ..paths import files_below, files_in, in_threads, read_text
 from .labels import (
     DIGITS,
@@ -27,6 +27,7 @@ from .labels import (
     annotation,
     bounding_box,
     check_classes,
+    check_known,
     image_ids,
     is_number,
 )
@@ -60,18 +61,24 @@ class LabelmeFile(NamedTuple):
     faults: list[tuple[str, str]]
 
 
-def labelme_files(folder: str) -> list[Path]:
+class LabelmeFolder(NamedTuple):
+    """A folder's JSON files, those in its subfolders that are left out, and the folder."""
+
+    root: str
+    files: list[Path]
+    left_out: list[Path]
+
+
+def find_labelme(folder: str) -> LabelmeFolder | None:
     """The JSON files in a folder, if LabelMe's are among the first of them; else those in its
-    subfolders, if they are there; else none."""
-    if _are_labelme(own := files_in(folder, ".json")):
-        return own
-    below = _files_below(folder)
-    return below if _are_labelme(below) else []
-
-
-def _files_below(folder: str) -> list[Path]:
-    names = sorted(name for name in files_below(folder) if name.endswith(".json"))
-    return [Path(name) for name in names if os.path.isfile(name)]
+    subfolders, if they are there; else None."""
+    own = files_in(folder, ".json")
+    paths = sorted(path for path in files_below(folder) if path.endswith(".json"))
+    below = [Path(path) for path in paths if os.path.isfile(path)]
+    if _are_labelme(own):
+        others = sorted(set(below).difference(own))
+        return LabelmeFolder(folder, own, others if _are_labelme(others) else [])
+    return LabelmeFolder(folder, below, []) if _are_labelme(below) else None
 
 
 def _are_labelme(files: list[Path]) -> bool:
@@ -80,9 +87,9 @@ def _are_labelme(files: list[Path]) -> bool:
 
 
 def read_labelme(
-    folder: str, of_classes: str, parse: Callable[[Path], LabelmeFile | None]
+    folder: LabelmeFolder, of_classes: LabelmeFolder, parse: Callable[[Path], LabelmeFile | None]
 ) -> LabelledImages:
-    """Read the ``labelme_files`` of a folder. An image without a file is left out.
+    """Read the files of a folder. An image without a file is left out.
 
     Args:
         of_classes: the folder whose labels are the classes, sorted.
@@ -91,13 +98,12 @@ def read_labelme(
     Raises:
         ValueError: a file can't be read, or has an object of an unknown class; one line.
     """
-    of_training = in_threads(parse, labelme_files(of_classes))
+    of_training = in_threads(parse, of_classes.files)
     names = {name for file in of_training if file for name, _ in file.objects}
-    classes = check_classes(of_classes, sorted(names))
+    classes = check_classes(of_classes.root, sorted(names))
     index = {name: i for i, name in enumerate(classes)}
-    faults, found, paths = Faults(), [], labelme_files(folder)
-    images = set[str]()
-    for path, file in zip(paths, in_threads(parse, paths), strict=True):
+    faults, found, images = Faults(), [], set[str]()
+    for path, file in zip(folder.files, in_threads(parse, folder.files), strict=True):
         if file is None:
             faults.add(OTHER, str(path))
             continue
@@ -107,23 +113,20 @@ def read_labelme(
             faults.add(AGAIN, str(path))
         images.add(file.image)
         found.append((path, file))
-    others = sorted(set(_files_below(folder)) - set(paths))
-    for path in others if _are_labelme(others) else ():
+    for path in folder.left_out:
         faults.add(BELOW, str(path))
     records = []
     for image_id, (path, file) in zip(image_ids([path.stem for path, _ in found]), found):
-        if unknown := [name for name, _ in file.objects if name not in index]:
-            raise ValueError(
-                f"{str(path)!r} has an object of the class {brief(unknown[0])}, which is none "
-                f"of the {len(index)}: {named(index, most=80)}"
-            )
+        for name, _ in file.objects:
+            check_known(str(path), name, index)
         own = [{**about, "category_id": index[name]} for name, about in file.objects]
         record = {"file_name": file.image, "image_id": image_id, "annotations": own}
         if file.size is not None:
             record["height"], record["width"] = file.size
         records.append(record)
     category_ids = tuple(range(1, len(classes) + 1))
-    return LabelledImages(folder, records, classes, category_ids, faults, image_root=folder)
+    root = folder.root
+    return LabelledImages(root, records, classes, category_ids, faults, image_root=root)
 
 
 def parse_labelme(path: Path) -> LabelmeFile | None:

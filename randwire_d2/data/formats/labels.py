@@ -3,13 +3,13 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from detectron2.structures import BoxMode
 
-from ...text import MOST_NAMED, check_one_line, named
+from ...text import MOST_NAMED, brief, check_one_line, named
 from .keypoints import Keypoints
 
 DIGITS = 3  # decimals of a coordinate in pixels, if a reader computes it
@@ -154,3 +154,15 @@ def check_classes(source: str, classes: Iterable[object]) -> tuple[str, ...]:
     if twice:
         raise ValueError(f"{source!r} names a class twice: {named(twice, most=80)}")
     return names
+
+
+def check_known(path: str, name: str, classes: Collection[str]) -> None:
+    """
+    Raises:
+        ValueError: an object in a file of labels has a class that is none of these; one line.
+    """
+    if name not in classes:
+        raise ValueError(
+            f"{path!r} has an object of the class {brief(name)}, which is none "
+            f"of the {len(classes)}: {named(classes, most=80)}"
+        )

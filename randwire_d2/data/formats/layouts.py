@@ -24,7 +24,7 @@ from typing import Any
 from ...text import named
 from ..paths import files_in
 from .coco_json import is_coco, read_coco
-from .labelme import labelme_files, parse_labelme, read_labelme
+from .labelme import find_labelme, parse_labelme, read_labelme
 from .labels import VALIDATION, LabelledImages
 from .voc import find_voc, image_sets, parse_voc, read_voc
 from .yolo import CLASS_LISTS, find_yolo, read_yolo, read_yolo_set
@@ -227,8 +227,10 @@ def _find_labelme(place: str, is_own: bool) -> Splits:
     """The folders with LabelMe's files; a data set may have more beside its own labels."""
     if is_own:
         return {}
-    splits = _in_subfolders(place, lambda folder: folder if labelme_files(folder) else "")
-    return splits or ({"train": place} if labelme_files(place) else {})
+    if splits := _in_subfolders(place, find_labelme):
+        return splits
+    whole = find_labelme(place)
+    return {"train": whole} if whole else {}
 
 
 def _in_subfolders(place: str, find: Callable[[str], Any]) -> Splits:

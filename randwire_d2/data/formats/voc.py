@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from ...text import brief, named, one_line
+from ...text import one_line
 from ..images.names import images_of
 from ..paths import files_in, in_threads, read_text
 from .labels import (
@@ -23,6 +23,7 @@ from .labels import (
     LabelledImages,
     annotation,
     check_classes,
+    check_known,
     image_ids,
 )
 
@@ -157,11 +158,7 @@ def _take(
     else:
         faults.add(NO_SIZE, path)
     for name, box, is_difficult in file.objects:
-        if name not in index:
-            raise ValueError(
-                f"{path!r} has an object of the class {brief(name)}, which is none "
-                f"of the {len(index)}: {named(index, most=80)}"
-            )
+        check_known(path, name, index)
         if box is None:
             faults.add(NOT_FOUR, path)
             continue
